@@ -1,0 +1,35 @@
+"""What was said: neighbouring frames are stacked and moved into the LLM's space, in time order."""
+
+from torch import Tensor, nn
+
+from undertone.adapters import ADAPTERS, Adapter
+from undertone.types import Frames
+
+
+@ADAPTERS.register("frame_stacking_mlp")
+class FrameStackingMLP(Adapter):
+    """The linguistic adapter: E = Linear(ReLU(Linear(H))), H the concatenation of every `stack` adjacent frames.
+
+    Wang et al. (ICME 2025), section III-A, equation 5; the sizes are those of SLAM-ASR (Ma et al., 2024). At 50
+    frames per second, `stack=5` gives the LLM 10 embeddings per second. Frames that do not fill a stack are dropped.
+
+    Args:
+        d_audio: dim of the encoder's frames.
+        d_llm: dim of the LLM's token embeddings.
+        stack: how many frames become one embedding.
+        hidden: width of the hidden layer.
+    """
+
+    def __init__(self, d_audio: int, d_llm: int, *, stack: int = 5, hidden: int = 2048) -> None:
+        super().__init__()
+        if stack < 1:
+            raise ValueError(f"frame_stacking_mlp: stack must be at least 1, got {stack}")
+        self.stack = stack
+        self.mlp = nn.Sequential(nn.Linear(d_audio * stack, hidden), nn.ReLU(), nn.Linear(hidden, d_llm))
+
+    def forward(self, frames: Frames) -> Frames:
+        """Map (batch, frames, d_audio) to (batch, frames // stack, d_llm)."""
+        batch, count, dim = frames.x.shape
+        whole = count // self.stack
+        stacked: Tensor = frames.x[:, : whole * self.stack].reshape(batch, whole, dim * self.stack)
+        return Frames(self.mlp(stacked), frames.lengths // self.stack)

@@ -1,0 +1,70 @@
+"""How it was said: one Transformer layer listens to the whole utterance, which is then pooled to a few embeddings."""
+
+import torch
+from torch import Tensor, nn
+
+from undertone.adapters import ADAPTERS, Adapter
+from undertone.types import Frames
+
+
+@ADAPTERS.register("pooled_soft_prompt")
+class PooledSoftPrompt(Adapter):
+    """The paralinguistic adapter: E = Linear(Pool(Transformer(frames))), always `tokens` embeddings.
+
+    Wang et al. (ICME 2025), section III-A, equation 4, and IV-C. The paper leaves the width of the feed-forward part
+    and the order of the layer norms open: PyTorch's defaults (2048, norm after) are taken.
+
+    Args:
+        d_audio: dim of the encoder's frames.
+        d_llm: dim of the LLM's token embeddings.
+        tokens: how many embeddings describe one utterance, however long.
+        heads: attention heads; must divide `d_audio`.
+        layers: Transformer layers.
+        feedforward: width of the feed-forward part.
+        dropout: in the Transformer layer, in training only.
+    """
+
+    def __init__(
+        self,
+        d_audio: int,
+        d_llm: int,
+        *,
+        tokens: int = 10,
+        heads: int = 8,
+        layers: int = 1,
+        feedforward: int = 2048,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if d_audio % heads:
+            raise ValueError(f"pooled_soft_prompt: heads={heads} does not divide the encoder's dim of {d_audio}")
+        if tokens < 1:
+            raise ValueError(f"pooled_soft_prompt: tokens must be at least 1, got {tokens}")
+        self.tokens = tokens
+        self.transformer = nn.ModuleList(
+            nn.TransformerEncoderLayer(d_audio, heads, feedforward, dropout, batch_first=True) for _ in range(layers)
+        )
+        self.project = nn.Linear(d_audio, d_llm)
+
+    def forward(self, frames: Frames) -> Frames:
+        """Map (batch, frames, d_audio) to (batch, tokens, d_llm)."""
+        x, padding = frames.x, ~frames.real()
+        for layer in self.transformer:
+            x = layer(x, src_key_padding_mask=padding)
+        pooled = masked_adaptive_mean(Frames(x, frames.lengths), self.tokens)
+        return Frames(self.project(pooled), frames.lengths.new_full((len(frames.lengths),), self.tokens))
+
+
+def masked_adaptive_mean(frames: Frames, bins: int) -> Tensor:
+    """Adaptive average pooling over the real frames of each row: (batch, frames, dim) to (batch, bins, dim).
+
+    Bin i of a row with n frames is the mean of frames floor(i n / bins) to ceil((i + 1) n / bins), as in
+    `torch.nn.AdaptiveAvgPool1d`, but with each row's own n; a row shorter than `bins` repeats frames.
+    """
+    n = frames.lengths[:, None]  # (batch, 1)
+    edge = torch.arange(bins + 1, device=n.device)
+    start, stop = edge[:-1] * n // bins, -(-edge[1:] * n // bins)  # (batch, bins)
+    at = torch.arange(frames.x.shape[1], device=n.device)
+    inside = (at >= start[..., None]) & (at < stop[..., None])  # (batch, bins, frames)
+    weight = inside.to(frames.x.dtype) / (stop - start).clamp(min=1)[..., None].to(frames.x.dtype)
+    return weight @ frames.x

@@ -1,0 +1,175 @@
+"""Pre-train the demo's Whisper encoder on the demo world: CTC on letters, and small heads for the style.
+
+    undertone demo pretrain --part encoder --out demo/backbones
+
+Only the encoder is kept. Training voices and sentences are those of the `train` split; the numbers it prints come
+from the validation split, whose voices and sentences it has never heard.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import torch
+import whisper
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from whisper.model import AudioEncoder, ModelDimensions
+
+from undertone.demo.corpus import SAMPLE_RATE, Spoken, speak_corpus
+from undertone.demo.world import CHOICES
+
+LETTERS = " abcdefghijklmnopqrstuvwxyz"
+DIMS = ModelDimensions(
+    n_mels=80, n_audio_ctx=200, n_audio_state=192, n_audio_head=4, n_audio_layer=4,
+    n_vocab=51864, n_text_ctx=448, n_text_state=192, n_text_head=4, n_text_layer=4,
+)  # fmt: skip
+WINDOW = DIMS.n_audio_ctx * 320  # samples: 4 s
+
+
+@dataclass(frozen=True)
+class Settings:
+    utterances: int = 10_000
+    steps: int = 4_000
+    batch: int = 24
+    lr: float = 1.5e-3
+    style_weight: float = 0.4
+    seed: int = 7
+
+
+class PretrainingHeads(nn.Module):
+    """Letters per frame, and one classifier of the mean frame for each attribute of the style."""
+
+    def __init__(self, d_audio: int) -> None:
+        super().__init__()
+        self.letters = nn.Linear(d_audio, len(LETTERS) + 1)
+        self.style = nn.ModuleDict({name: nn.Linear(d_audio, len(values)) for name, values in CHOICES.items()})
+
+
+class Corpus:
+    """Log-mel windows held in memory as float16, with their letters and labels."""
+
+    def __init__(self, split: str, count: int, seed: int) -> None:
+        self.mels: list[Tensor] = []
+        self.frames: list[int] = []
+        self.letters: list[Tensor] = []
+        self.labels: list[list[int]] = []
+        self.sentences: list[str] = []
+        for spoken in speak_corpus(count, split, seed):
+            if spoken.seconds <= WINDOW / SAMPLE_RATE:
+                self._add(spoken)
+
+    def _add(self, spoken: Spoken) -> None:
+        padded = torch.from_numpy(np.pad(spoken.audio, (0, WINDOW - len(spoken.audio))))
+        self.mels.append(whisper.log_mel_spectrogram(padded, DIMS.n_mels).half())
+        self.frames.append(min(DIMS.n_audio_ctx, -(-len(spoken.audio) // 320)))
+        self.letters.append(torch.tensor([LETTERS.index(letter) + 1 for letter in spoken.sentence]))
+        self.labels.append([CHOICES[name].index(value) for name, value in asdict(spoken.style).items()])
+        self.sentences.append(spoken.sentence)
+
+    def __len__(self) -> int:
+        return len(self.mels)
+
+    def mel(self, rows: list[int]) -> Tensor:
+        return torch.stack([self.mels[row] for row in rows]).float()
+
+
+def pretrain(out: Path, settings: Settings | None = None) -> dict[str, float]:
+    """Train, write `encoder.safetensors` and `encoder.json` into `out`, and return the validation scores."""
+    settings = settings or Settings()
+    torch.manual_seed(settings.seed)
+    train, validation = Corpus("train", settings.utterances, settings.seed), Corpus("validation", 600, settings.seed)
+    encoder = AudioEncoder(DIMS.n_mels, DIMS.n_audio_ctx, DIMS.n_audio_state, DIMS.n_audio_head, DIMS.n_audio_layer)
+    heads = PretrainingHeads(DIMS.n_audio_state)
+    weights = [*encoder.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(weights, settings.lr, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, settings.steps, pct_start=0.1)
+    generator = torch.Generator().manual_seed(settings.seed)
+    start, scores = time.time(), {}
+    for step in range(settings.steps):
+        rows = torch.randint(len(train), (settings.batch,), generator=generator).tolist()
+        loss = _loss(encoder, heads, train, rows, _augment(train.mel(rows), generator), settings.style_weight)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 300 == 0 or step + 1 == settings.steps:
+            scores = _score(encoder, heads, validation)
+            shown = {name: round(value, 3) for name, value in scores.items()}
+            print(f"step {step + 1}  loss {loss.item():.3f}  {shown}  {time.time() - start:.0f} s", flush=True)
+            _save(out, encoder, scores, settings)
+    return scores
+
+
+def _loss(
+    encoder: nn.Module, heads: PretrainingHeads, corpus: Corpus, rows: list[int], mel: Tensor, style_weight: float
+) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):  # 1.5 times faster where the CPU has the instructions
+        hidden = encoder(mel)
+    hidden = hidden.float()
+    frames = torch.tensor([corpus.frames[row] for row in rows])
+    letters = [corpus.letters[row] for row in rows]
+    ctc = nn.functional.ctc_loss(
+        heads.letters(hidden).log_softmax(-1).transpose(0, 1), torch.cat(letters), frames,
+        torch.tensor([len(word) for word in letters]), zero_infinity=True,
+    )  # fmt: skip
+    labels = torch.tensor([corpus.labels[row] for row in rows])
+    pooled = _mean(hidden, frames)
+    style = [nn.functional.cross_entropy(head(pooled), labels[:, i]) for i, head in enumerate(heads.style.values())]
+    return ctc + style_weight * torch.stack(style).sum()
+
+
+def _mean(hidden: Tensor, frames: Tensor) -> Tensor:
+    real = (torch.arange(hidden.shape[1]) < frames[:, None])[..., None]
+    return (hidden * real).sum(1) / frames[:, None]
+
+
+def _augment(mel: Tensor, generator: torch.Generator) -> Tensor:
+    """SpecAugment (Park et al., 2019): two time and one frequency mask a clip, filled with the clip's mean."""
+
+    def upto(limit: int) -> int:
+        return int(torch.randint(limit, (1,), generator=generator))
+
+    for clip in mel:
+        mean = clip.mean()
+        for _ in range(2):
+            at = upto(clip.shape[1] - 24)
+            clip[:, at : at + upto(16)] = mean
+        at = upto(clip.shape[0] - 12)
+        clip[at : at + upto(12)] = mean
+    return mel
+
+
+@torch.no_grad()
+def _score(encoder: nn.Module, heads: PretrainingHeads, corpus: Corpus) -> dict[str, float]:
+    encoder.eval()
+    said, right = [], torch.zeros(len(CHOICES))
+    for start in range(0, len(corpus), 100):
+        rows = list(range(start, min(start + 100, len(corpus))))
+        hidden = encoder(corpus.mel(rows))
+        frames = torch.tensor([corpus.frames[row] for row in rows])
+        said += [_read(path[:n].tolist()) for path, n in zip(heads.letters(hidden).argmax(-1), frames, strict=True)]
+        pooled, labels = _mean(hidden, frames), torch.tensor([corpus.labels[row] for row in rows])
+        for i, head in enumerate(heads.style.values()):
+            right[i] += (head(pooled).argmax(-1) == labels[:, i]).sum()
+    encoder.train()
+    accuracy = dict(zip(CHOICES, (right / len(corpus)).tolist(), strict=True))
+    return {"wer": float(jiwer.wer(corpus.sentences, said)), **accuracy}
+
+
+def _read(path: list[int]) -> str:
+    """Greedy CTC: merge repeats, drop blanks."""
+    merged = [letter for i, letter in enumerate(path) if letter and (i == 0 or path[i - 1] != letter)]
+    return "".join(LETTERS[letter - 1] for letter in merged)
+
+
+def _save(out: Path, encoder: nn.Module, scores: dict[str, float], settings: Settings) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    weights = {f"encoder.{name}": value.half().contiguous() for name, value in encoder.state_dict().items()}
+    save_file(weights, out / "encoder.safetensors", metadata={"dims": json.dumps(asdict(DIMS))})
+    card = {"dims": asdict(DIMS), "settings": asdict(settings), "validation": scores}
+    (out / "encoder.json").write_text(json.dumps(card, indent=2) + "\n")

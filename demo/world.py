@@ -1,0 +1,110 @@
+"""The demo world: what its people say, how they say it, and what a kind listener answers.
+
+Words and style are drawn independently, so that the words never give the style away. Sentences are assigned
+to a split by a hash of their words and voices by name: no sentence and no voice of one split is ever in another.
+"""
+
+import hashlib
+import random
+from dataclasses import dataclass
+
+VERBS = "found lost bought sold broke fixed painted cleaned carried opened closed dropped wanted kept left".split()
+ADJECTIVES = "red blue old new small big green heavy broken quiet".split()
+NOUNS = (
+    "umbrella bicycle guitar lamp window ticket camera letter basket jacket mirror table kettle pillow ladder "
+    "hammer blanket candle wallet phone book chair bottle piano cake"
+).split()
+PLACES = "station market office garden kitchen library beach school museum harbor hotel village bridge park farm".split()
+TIMES = ("today", "yesterday", "this morning", "last night", "last week", "on monday", "on sunday")
+PEOPLE = ("i", "we", "they")
+NAMES = "anna tom maria john sara peter lucy david".split()
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "gender": ("male", "female"),
+    "pitch": ("low", "high"),
+    "tempo": ("slow", "fast"),
+    "energy": ("low", "high"),
+    "emotion": ("neutral", "happy", "sad", "angry"),
+}
+
+REPLIES = {
+    "neutral": "I see. What will you do with the {noun} next{name}?",
+    "happy": "That is wonderful news about the {noun}{name}! I am so glad for you.",
+    "sad": "I am sorry to hear that{name}. Do you want to talk about the {noun}?",
+    "angry": "I understand why you are upset about the {noun}{name}. Take a slow breath.",
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an utterance is said; every field holds one of `CHOICES[field]`."""
+
+    gender: str
+    pitch: str
+    tempo: str
+    energy: str
+    emotion: str
+
+
+def draw_style(rng: random.Random) -> Style:
+    return Style(**{name: rng.choice(values) for name, values in CHOICES.items()})
+
+
+def caption(style: Style) -> str:
+    """The style in words: what the paralinguistic slot holds when its source is text."""
+    return (
+        f"A {style.emotion} {style.gender} voice with {style.pitch} pitch, {style.tempo} tempo "
+        f"and {style.energy} energy."
+    )
+
+
+def split_of(sentence: str) -> str:
+    """The split that a sentence belongs to, for ever: 80 % train, 10 % validation, 10 % test."""
+    bucket = int.from_bytes(hashlib.sha256(sentence.encode()).digest()[:4], "big") % 10
+    return {0: "test", 1: "validation"}.get(bucket, "train")
+
+
+def draw_sentence(rng: random.Random, split: str) -> str:
+    """A sentence of 5 to 9 words that belongs to `split`."""
+    while True:
+        words = [rng.choice(PEOPLE), rng.choice(VERBS), "the"]
+        detail = rng.choice(("adjective", "adjective", "place", "place", "none"))
+        if detail == "adjective":
+            words.append(rng.choice(ADJECTIVES))
+        words.append(rng.choice(NOUNS))
+        if detail == "place":
+            words += ["at", "the", rng.choice(PLACES)]
+        words.append(rng.choice(TIMES))
+        sentence = " ".join(words)
+        if split_of(sentence) == split:
+            return sentence
+
+
+def noun_of(sentence: str) -> str:
+    return next(word for word in sentence.split() if word in NOUNS)
+
+
+def reply(sentence: str, emotion: str, name: str | None = None) -> str:
+    """What a kind listener answers: about the thing that was named, in the light of the emotion that was heard."""
+    return REPLIES[emotion].format(noun=noun_of(sentence), name=f", {name}" if name else "")
+
+
+def draw_context(rng: random.Random) -> tuple[list[dict[str, str]], str | None]:
+    """Zero to two exchanges before the spoken turn, and the name of the speaker if one was told.
+
+    Half of the dialogues tell a name, and a good reply uses it: context that matters.
+    """
+    turns: list[dict[str, str]] = []
+    name = None
+    if rng.random() < 0.5:
+        name = rng.choice(NAMES)
+        turns += [
+            {"role": "user", "text": f"hello, my name is {name}"},
+            {"role": "assistant", "text": f"Hello {name}, it is nice to meet you."},
+        ]
+    if rng.random() < 0.4:
+        turns += [
+            {"role": "user", "text": "how are you " + rng.choice(TIMES[:3])},
+            {"role": "assistant", "text": "I am fine, thank you. How can I help you?"},
+        ]
+    return turns, name

@@ -1,0 +1,27 @@
+"""Where files are: paths of the user, and files that come with the package."""
+
+import hashlib
+from pathlib import Path
+
+_PACKAGED = "undertone:"  # undertone:demo/backbones/llm is a folder of the installed package
+
+
+def resolve(path: str | Path) -> Path:
+    """A local path; `undertone:` at its start stands for the installed package's own files."""
+    text = str(path)
+    if not text.startswith(_PACKAGED):
+        return Path(text).expanduser()
+    room, _, rest = text.removeprefix(_PACKAGED).partition("/")
+    module = __import__(f"undertone.{room}", fromlist=["__file__"])
+    return Path(str(module.__file__)).parent / rest
+
+
+def sha256_of(*files: Path) -> str:
+    """One digest over the names and bytes of some files, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda f: f.name):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
