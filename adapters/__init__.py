@@ -1,27 +1,11 @@
 """Trainable bridges from speech frames to the embedding space of a frozen LLM, one file an adapter."""
 
-from abc import ABC, abstractmethod
+from undertone.rooms import one_copy
 
-from torch import nn
+one_copy(__name__)
 
-from undertone.registry import Registry
-from undertone.types import Frames
+from undertone.adapters.base import ADAPTERS, Adapter  # noqa: E402
 
+__all__ = ["ADAPTERS", "Adapter"]
 
-class Adapter(nn.Module, ABC):
-    """Reads frames in the encoder's space and writes frames in the LLM's space.
-
-    A subclass takes `(d_audio, d_llm)` as wiring and its knobs as keyword-only parameters.
-    """
-
-    @abstractmethod
-    def forward(self, frames: Frames) -> Frames:
-        """Map (batch, frames, d_audio) to (batch, tokens, d_llm), with lengths to match.
-
-        Padding must not change a real frame: a row's output is the same alone and in any batch.
-        """
-
-
-ADAPTERS: Registry[Adapter] = Registry("adapter")
-
-from . import frame_stacking_mlp, pooled_soft_prompt  # noqa: E402, F401  (importing a module registers it)
+from undertone.adapters import frame_stacking_mlp, pooled_soft_prompt  # noqa: E402, F401  (importing a module registers it)

@@ -1,0 +1,5 @@
+"""Recipes."""
+
+from undertone.rooms import one_copy
+
+one_copy(__name__)

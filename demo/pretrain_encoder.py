@@ -31,13 +31,22 @@ WINDOW = DIMS.n_audio_ctx * 320  # samples: 4 s
 
 
 @dataclass(frozen=True)
-class Settings:
-    utterances: int = 10_000
-    steps: int = 4_000
+class Phase:
+    """Some steps on a corpus of its own; the rate rises and falls over `schedule` steps, of which `steps` are run."""
+
+    utterances: int
+    steps: int
+    schedule: int
+    lr: float
+    seed: int
     batch: int = 24
-    lr: float = 1.5e-3
     style_weight: float = 0.4
-    seed: int = 7
+
+
+PHASES = (  # the second hears other utterances, with fresh heads: its schedule runs out, and the encoder settles
+    Phase(utterances=10_000, steps=2_400, schedule=4_000, lr=1.5e-3, seed=7),
+    Phase(utterances=9_000, steps=1_200, schedule=1_200, lr=8e-4, seed=8),
+)
 
 
 class PretrainingHeads(nn.Module):
@@ -77,31 +86,41 @@ class Corpus:
         return torch.stack([self.mels[row] for row in rows]).float()
 
 
-def pretrain(out: Path, settings: Settings | None = None) -> dict[str, float]:
+def pretrain(out: Path, phases: tuple[Phase, ...] = PHASES) -> dict[str, float]:
     """Train, write `encoder.safetensors` and `encoder.json` into `out`, and return the validation scores."""
-    settings = settings or Settings()
-    torch.manual_seed(settings.seed)
-    train, validation = Corpus("train", settings.utterances, settings.seed), Corpus("validation", 600, settings.seed)
+    torch.manual_seed(phases[0].seed)
     encoder = AudioEncoder(DIMS.n_mels, DIMS.n_audio_ctx, DIMS.n_audio_state, DIMS.n_audio_head, DIMS.n_audio_layer)
+    scores: dict[str, float] = {}
+    for phase in phases:
+        scores = _train(encoder, phase, out)
+        card = {"dims": asdict(DIMS), "phases": [asdict(phase) for phase in phases], "validation": scores}
+        (out / "encoder.json").write_text(json.dumps(card, indent=2) + "\n")
+        encoder.half().float()  # what was written is what the next phase starts from
+    return scores
+
+
+def _train(encoder: AudioEncoder, phase: Phase, out: Path) -> dict[str, float]:
+    torch.manual_seed(phase.seed)
+    train, validation = Corpus("train", phase.utterances, phase.seed), Corpus("validation", 600, phase.seed)
     heads = PretrainingHeads(DIMS.n_audio_state)
     weights = [*encoder.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(weights, settings.lr, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, settings.steps, pct_start=0.1)
-    generator = torch.Generator().manual_seed(settings.seed)
-    start, scores = time.time(), {}
-    for step in range(settings.steps):
-        rows = torch.randint(len(train), (settings.batch,), generator=generator).tolist()
-        loss = _loss(encoder, heads, train, rows, _augment(train.mel(rows), generator), settings.style_weight)
+    optimizer = torch.optim.AdamW(weights, phase.lr, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.lr, phase.schedule, pct_start=0.1)
+    generator = torch.Generator().manual_seed(phase.seed)
+    start, scores = time.time(), dict[str, float]()
+    for step in range(phase.steps):
+        rows = torch.randint(len(train), (phase.batch,), generator=generator).tolist()
+        loss = _loss(encoder, heads, train, rows, _augment(train.mel(rows), generator), phase.style_weight)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
-        if (step + 1) % 300 == 0 or step + 1 == settings.steps:
+        if (step + 1) % 300 == 0 or step + 1 == phase.steps:
             scores = _score(encoder, heads, validation)
             shown = {name: round(value, 3) for name, value in scores.items()}
             print(f"step {step + 1}  loss {loss.item():.3f}  {shown}  {time.time() - start:.0f} s", flush=True)
-            _save(out, encoder, scores, settings)
+            _save(out, encoder)
     return scores
 
 
@@ -167,9 +186,7 @@ def _read(path: list[int]) -> str:
     return "".join(LETTERS[letter - 1] for letter in merged)
 
 
-def _save(out: Path, encoder: nn.Module, scores: dict[str, float], settings: Settings) -> None:
+def _save(out: Path, encoder: nn.Module) -> None:
     out.mkdir(parents=True, exist_ok=True)
     weights = {f"encoder.{name}": value.half().contiguous() for name, value in encoder.state_dict().items()}
     save_file(weights, out / "encoder.safetensors", metadata={"dims": json.dumps(asdict(DIMS))})
-    card = {"dims": asdict(DIMS), "settings": asdict(settings), "validation": scores}
-    (out / "encoder.json").write_text(json.dumps(card, indent=2) + "\n")

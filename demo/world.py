@@ -28,10 +28,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 REPLIES = {
-    "neutral": "I see. What will you do with the {noun} next{name}?",
-    "happy": "That is wonderful news about the {noun}{name}! I am so glad for you.",
-    "sad": "I am sorry to hear that{name}. Do you want to talk about the {noun}?",
-    "angry": "I understand why you are upset about the {noun}{name}. Take a slow breath.",
+    "neutral": "I see. What will you do with {thing} next{name}?",
+    "happy": "That is wonderful news about {thing}{name}! I am so glad for you.",
+    "sad": "I am sorry to hear that{name}. Do you want to talk about {thing}?",
+    "angry": "I understand why you are upset about {thing}{name}. Take a slow breath.",
 }
 
 
@@ -48,14 +48,6 @@ class Style:
 
 def draw_style(rng: random.Random) -> Style:
     return Style(**{name: rng.choice(values) for name, values in CHOICES.items()})
-
-
-def caption(style: Style) -> str:
-    """The style in words: what the paralinguistic slot holds when its source is text."""
-    return (
-        f"A {style.emotion} {style.gender} voice with {style.pitch} pitch, {style.tempo} tempo "
-        f"and {style.energy} energy."
-    )
 
 
 def split_of(sentence: str) -> str:
@@ -84,27 +76,42 @@ def noun_of(sentence: str) -> str:
     return next(word for word in sentence.split() if word in NOUNS)
 
 
-def reply(sentence: str, emotion: str, name: str | None = None) -> str:
-    """What a kind listener answers: about the thing that was named, in the light of the emotion that was heard."""
-    return REPLIES[emotion].format(noun=noun_of(sentence), name=f", {name}" if name else "")
+def reply(sentence: str | None, emotion: str, name: str | None = None) -> str:
+    """What a kind listener answers: about the thing that was named, in the light of the emotion that was heard.
 
-
-def draw_context(rng: random.Random) -> tuple[list[dict[str, str]], str | None]:
-    """Zero to two exchanges before the spoken turn, and the name of the speaker if one was told.
-
-    Half of the dialogues tell a name, and a good reply uses it: context that matters.
+    A listener who did not understand the words says `it`.
     """
-    turns: list[dict[str, str]] = []
-    name = None
+    thing = f"the {noun_of(sentence)}" if sentence else "it"
+    return REPLIES[emotion].format(thing=thing, name=f", {name}" if name else "")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A user turn and the answer to it; a spoken one has a style."""
+
+    user: str
+    assistant: str
+    style: Style | None = None
+
+
+def draw_small_talk(rng: random.Random) -> tuple[list[Exchange], str | None]:
+    """Zero to two exchanges, and the name of the speaker if one was told: context that a good reply uses."""
+    exchanges, name = [], None
     if rng.random() < 0.5:
         name = rng.choice(NAMES)
-        turns += [
-            {"role": "user", "text": f"hello, my name is {name}"},
-            {"role": "assistant", "text": f"Hello {name}, it is nice to meet you."},
-        ]
-    if rng.random() < 0.4:
-        turns += [
-            {"role": "user", "text": "how are you " + rng.choice(TIMES[:3])},
-            {"role": "assistant", "text": "I am fine, thank you. How can I help you?"},
-        ]
-    return turns, name
+        exchanges.append(Exchange(f"hello, my name is {name}", f"Hello {name}, it is nice to meet you."))
+    if rng.random() < 0.3:
+        when = rng.choice(("today", "this morning"))
+        exchanges.append(Exchange(f"how are you {when}", "I am fine, thank you. How can I help you?"))
+    return exchanges, name
+
+
+def follow_up(rng: random.Random, sentence: str, style: Style, name: str | None) -> Exchange:
+    """A typed question after a spoken turn, which only a listener of both words and voice can answer."""
+    answers = {
+        "what did i talk about?": f"You talked about the {noun_of(sentence)}.",
+        "how did i sound?": f"You sounded {style.emotion}.",
+        "what is my name?": f"Your name is {name}." if name else "You did not tell me your name.",
+    }
+    question = rng.choice(list(answers))
+    return Exchange(question, answers[question])

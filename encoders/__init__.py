@@ -1,44 +1,11 @@
 """Frozen speech encoders behind one small face."""
 
-from abc import ABC, abstractmethod
+from undertone.rooms import one_copy
 
-from torch import Tensor, nn
+one_copy(__name__)
 
-from undertone.registry import Registry
-from undertone.types import Frames
+from undertone.encoders.base import ENCODERS, Encoder  # noqa: E402
 
+__all__ = ["ENCODERS", "Encoder"]
 
-class Encoder(nn.Module, ABC):
-    """Turns waveforms into frames.
-
-    `__init__` only describes (cheap, no weights, works on the meta device); `load` fetches the weights, where the
-    strategy may shard them.
-    """
-
-    sample_rate: int  # of the waveforms it wants, in Hz
-    frame_rate: float  # of the frames it returns, in Hz
-    dim: int  # of each frame
-
-    @abstractmethod
-    def load(self) -> None:
-        """Build the pretrained network. Idempotent.
-
-        Raises:
-            MissingError: the weights cannot be reached; the message says where they were looked for and what to do.
-        """
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """A digest of weights and settings: two encoders with one fingerprint return the same frames."""
-
-    @abstractmethod
-    def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
-        """Map (batch, samples) in [-1, 1] to (batch, frames, dim); `lengths` counts samples.
-
-        A clip's frames do not depend on its batch.
-        """
-
-
-ENCODERS: Registry[Encoder] = Registry("encoder")
-
-from . import whisper  # noqa: E402, F401  (importing a module registers it)
+from undertone.encoders import whisper  # noqa: E402, F401  (importing a module registers it)

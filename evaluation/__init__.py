@@ -1,0 +1,22 @@
+"""How well the ear hears: scores with their intervals, records of them, and tables."""
+
+from undertone.rooms import one_copy
+
+one_copy(__name__)
+
+from undertone.evaluation.metrics import SLOTS, Prediction, Score  # noqa: E402
+from undertone.evaluation.records import Record, read_predictions, read_results, score_all, write_results  # noqa: E402
+from undertone.evaluation.report import results_markdown, results_table  # noqa: E402
+
+__all__ = [
+    "SLOTS",
+    "Prediction",
+    "Record",
+    "Score",
+    "read_predictions",
+    "read_results",
+    "results_markdown",
+    "results_table",
+    "score_all",
+    "write_results",
+]

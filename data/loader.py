@@ -1,0 +1,63 @@
+"""Batches: the examples drawn from some utterances, and every clip that they need, once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from undertone.data.examples import Draw, Example
+from undertone.data.utterance import Utterance
+from undertone.data.sampler import Rows
+from undertone.types import Frames
+
+Read = Callable[[Path], Tensor]  # an audio file -> (samples,) waveform or (frames, dim) encoder output
+NOTHING = Frames(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long))  # the audio of a batch that is all text
+
+
+@dataclass
+class Batch:
+    """Rows and the clips they speak of.
+
+    `audio` holds each clip once: waveforms (clips, samples), or encoder outputs (clips, frames, dim) if they came from
+    the cache. `clips` says which row of `audio` a file is.
+    """
+
+    examples: list[Example]
+    clips: dict[Path, int]
+    audio: Frames
+
+    def to(self, device: torch.device, **_: object) -> "Batch":
+        """Lightning moves batches by this method."""
+        return Batch(self.examples, self.clips, self.audio.to(device))
+
+
+def collate(examples: list[Example], read: Read) -> Batch:
+    """Read every clip that some slot of some row wants as speech."""
+    clips: dict[Path, int] = {}
+    for example in examples:
+        if "speech" in example.sources.values():
+            for path in [example.utterance.audio, *(turn.audio for turn in example.context if turn.audio)]:
+                clips.setdefault(path, len(clips))
+    rows = [read(path) for path in clips]
+    return Batch(examples, clips, Frames.pad(rows) if rows else NOTHING)
+
+
+class Examples(Dataset[Batch]):
+    """Indexed by what `StageSampler` yields. `only` names the tasks that each utterance may serve, None: any."""
+
+    def __init__(
+        self, utterances: Sequence[Utterance], draw: Draw, draws: int, complete: Callable[[Example], Example], read: Read
+    ) -> None:
+        self.utterances, self.draw, self.draws, self.complete, self.read = utterances, draw, draws, complete, read
+
+    def examples(self, rows: Rows) -> list[Example]:
+        """The examples of a batch, without their audio."""
+        epoch, numbers = rows
+        drawn = [self.draw(self.utterances[row], epoch, k) for row in numbers for k in range(self.draws)]
+        return [example for example in drawn if example is not None]
+
+    def __getitem__(self, rows: Rows) -> Batch:
+        return collate([self.complete(example) for example in self.examples(rows)], self.read)

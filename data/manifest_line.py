@@ -1,0 +1,158 @@
+"""One line of a manifest, checked key by key: what can be used of it, and everything that is wrong with it."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from undertone.data.audio import read_header
+from undertone.data.utterance import Turn, Utterance
+from undertone.errors import AudioError, nearest
+
+_KEYS = [f.name for f in fields(Utterance)]
+_TURN_KEYS = [f.name for f in fields(Turn)]
+_TURNS = ("user", "assistant")
+
+
+class LineReader:
+    """Turns the lines of one manifest into utterances; it remembers ids, which may not come twice.
+
+    Args:
+        manifest: the file that the lines are from; its own folder is where audio paths start unless `root` says.
+        choices: the attributes that a line may label, and the labels of each.
+        root: the folder that audio paths are relative to and may not leave.
+    """
+
+    def __init__(self, manifest: Path, choices: Mapping[str, Sequence[str]], root: Path | None = None) -> None:
+        self.choices = choices
+        self.root = manifest.parent if root is None else root
+        self._first_line: dict[str, int] = {}
+
+    def read(self, line: int, record: Mapping[str, Any] | str) -> tuple[Utterance | None, list[str]]:
+        """The utterance of a line, or None and its problems; a `record` that is text is such a problem already."""
+        if isinstance(record, str):
+            return None, [record]
+        problems = [f"unknown key {key!r}.{nearest(key, _KEYS)}" for key in record if key not in _KEYS]
+        record = _without_nulls(record)
+        name = _text(record, "id", problems, required=True)
+        if name and self._first_line.setdefault(name, line) != line:
+            problems.append(f"duplicate id: line {self._first_line[name]} has it first")
+        text, speaker, caption, response = (
+            _text(record, key, problems) for key in ("text", "speaker", "caption", "response")
+        )
+        audio, measured = self._audio(record, problems, required=True)
+        seconds = _seconds(record, measured, problems)
+        labels = self._labels(record.get("labels", {}), problems)
+        context = self._context(record.get("context", []), problems)
+        if problems or not name or not audio or not seconds:
+            return None, problems
+        return Utterance(name, audio, text, speaker, seconds, labels, caption, context, response), []
+
+    def _audio(
+        self, record: Mapping[str, Any], problems: list[str], *, required: bool = False
+    ) -> tuple[Path | None, float | None]:
+        """Where a clip is, and how many seconds its header claims."""
+        given = _text(record, "audio", problems, required=required)
+        if not given:
+            return None, None
+        # By name alone, so that a link inside the folder may lead to a corpus elsewhere.
+        root, audio = os.path.abspath(self.root), os.path.abspath(self.root / given)
+        if os.path.commonpath([root, audio]) != root:
+            problems.append(f"audio: {given} is outside of {self.root}; move it there, or give a root that holds it")
+            return None, None
+        try:
+            return Path(audio), read_header(Path(audio)).seconds
+        except AudioError as error:
+            problems.append(f"audio: {given}: {error}")
+            return None, None
+
+    def _labels(self, labels: object, problems: list[str]) -> dict[str, str]:
+        if not isinstance(labels, dict):
+            problems.append(f"labels: an object is needed, not {kind_of(labels)}")
+            return {}
+        for attribute, label in labels.items():
+            if attribute not in self.choices:
+                problems.append(f"labels: unknown attribute {attribute!r}.{nearest(attribute, self.choices)}")
+            elif not isinstance(label, str):
+                problems.append(f"labels: {attribute}: a string is needed, not {kind_of(label)}")
+            elif label not in self.choices[attribute]:
+                problems.append(f"labels: unknown {attribute} {label!r}.{nearest(label, self.choices[attribute])}")
+        return labels
+
+    def _context(self, context: object, problems: list[str]) -> tuple[Turn, ...]:
+        if not isinstance(context, list):
+            problems.append(f"context: a list is needed, not {kind_of(context)}")
+            return ()
+        turns = []
+        for number, turn in enumerate(context, 1):
+            found: list[str] = []
+            turns.append(self._turn(turn, _TURNS[(number - 1) % 2], found))
+            problems += [f"context: turn {number}: {problem}" for problem in found]
+        if len(context) % 2:
+            problems.append("context: the last turn must be the assistant's, since the spoken turn is the user's")
+        return tuple(turn for turn in turns if turn)
+
+    def _turn(self, turn: object, due: str, problems: list[str]) -> Turn | None:
+        if not isinstance(turn, dict):
+            problems.append(f"an object is needed, not {kind_of(turn)}")
+            return None
+        problems += [f"unknown key {key!r}.{nearest(key, _TURN_KEYS)}" for key in turn if key not in _TURN_KEYS]
+        turn = _without_nulls(turn)
+        role = _text(turn, "role", problems, required=True)
+        if role and role not in _TURNS:
+            problems.append(f"unknown role {role!r}.{nearest(role, _TURNS)}")
+        elif role and role != due:
+            problems.append(f"role {role!r} where {due!r} is due: turns alternate, beginning with the user's")
+        text, caption = _text(turn, "text", problems, required=True), _text(turn, "caption", problems)
+        audio, _ = self._audio(turn, problems)
+        if role == "assistant" and ("audio" in turn or "caption" in turn):
+            problems.append("audio and caption belong to the user's turns only")
+        return None if problems or not text else Turn("user" if role == "user" else "assistant", text, audio, caption)
+
+
+def _without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def _text(record: Mapping[str, Any], key: str, problems: list[str], *, required: bool = False) -> str | None:
+    """The text under `key`; an absent key is a problem if it is required, an empty text always is."""
+    if key not in record:
+        if required:
+            problems.append(f"missing key {key!r}")
+        return None
+    value = record[key]
+    if not isinstance(value, str):
+        problems.append(f"{key}: a string is needed, not {kind_of(value)}")
+        return None
+    if not value.strip():
+        problems.append(f"{key}: the text is empty{'' if required else '; leave the key out where nothing is known'}")
+        return None
+    return value
+
+
+def _seconds(record: Mapping[str, Any], measured: float | None, problems: list[str]) -> float | None:
+    """The given seconds where they are near those of the clip; those of the clip where none are given."""
+    if "seconds" not in record:
+        return measured
+    value = record["seconds"]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        problems.append(f"seconds: a number is needed, not {kind_of(value)}")
+    elif not 0 < value < float("inf"):
+        problems.append(f"seconds: must be positive, got {value}")
+    elif measured is not None and not _near(value, measured):
+        problems.append(f"seconds: {value} is not the length of the clip, which lasts {measured:.3f} s")
+    elif measured is not None:
+        return float(value)
+    return None
+
+
+def _near(seconds: float, measured: float) -> bool:
+    margin = max(0.1, 0.01 * measured)  # what rounding and lossy codecs explain
+    return measured - margin <= seconds <= measured + margin  # without arithmetic on it: an integer may be too long
+
+
+def kind_of(value: object) -> str:
+    """The JSON name of a value's type."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

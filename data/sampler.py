@@ -1,0 +1,72 @@
+"""The order of a whole stage: utterances of like length together, the same for the same seed, resumable at any batch."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lhotse import CutSet, MonoCut
+from lhotse.dataset import DynamicBucketingSampler
+
+Rows = tuple[int, list[int]]  # (epoch, numbers of utterances)
+
+
+@dataclass
+class StageSampler:
+    """Batches of all epochs of a stage, one after another.
+
+    Each epoch goes `weight` times through each utterance (a fraction is drawn anew each epoch), in buckets of like
+    length, shuffled by Lhotse. All ranks compute the same order and take their share.
+
+    Args:
+        seconds: length of each utterance.
+        weights: how often an epoch sees each utterance.
+        batch: utterances a batch and rank.
+        epochs: of the stage.
+        seed: of the order.
+        rank: of this process, of `ranks`.
+        ranks: processes.
+        start: batches to leave out at the beginning, because a killed run has done them.
+
+    Attributes:
+        order: every batch of the stage, whatever `start` is.
+    """
+
+    seconds: Sequence[float]
+    weights: Sequence[float]
+    batch: int
+    epochs: int
+    seed: int
+    rank: int = 0
+    ranks: int = 1
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        self.order = [rows for epoch in range(self.epochs) for rows in self._epoch(epoch)]
+
+    def __len__(self) -> int:
+        """Batches of the whole stage, whatever `start` is."""
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Rows]:
+        yield from self.order[self.start :]
+
+    def _epoch(self, epoch: int) -> Iterator[Rows]:
+        cuts = CutSet.from_cuts(
+            MonoCut(id=f"{row}-{copy}", start=0.0, duration=self.seconds[row], channel=0)
+            for row, weight in enumerate(self.weights)
+            for copy in range(self._copies(row, weight, epoch))
+        )
+        sampler = DynamicBucketingSampler(
+            cuts, max_cuts=self.batch, num_buckets=self._buckets(len(cuts)), shuffle=True, seed=self.seed + epoch,
+            rank=self.rank, world_size=self.ranks, drop_last=False,
+        )  # fmt: skip
+        for cuts in sampler:
+            yield epoch, [int(cut.id.split("-")[0]) for cut in cuts]
+
+    def _copies(self, row: int, weight: float, epoch: int) -> int:
+        whole = int(weight)
+        return whole + (random.Random(f"{self.seed}/{epoch}/{row}").random() < weight - whole)
+
+    def _buckets(self, cuts: int) -> int:
+        """As many buckets as leave some four batches in each; Lhotse wants at least two."""
+        return max(2, min(20, cuts // (self.batch * self.ranks * 4)))

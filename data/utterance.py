@@ -1,0 +1,30 @@
+"""What is known about a spoken turn: its sound, its words, its style, and the dialogue that led to it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn of the dialogue before the spoken turn."""
+
+    role: Literal["user", "assistant"]
+    text: str  # what was said; of a spoken turn, its transcript
+    audio: Path | None = None  # of a spoken user turn
+    caption: str | None = None  # how it was said
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A spoken turn that a model hears and answers."""
+
+    id: str
+    audio: Path
+    text: str | None  # transcript
+    speaker: str | None
+    seconds: float
+    labels: dict[str, str] = field(default_factory=dict)  # attribute -> label, such as {"emotion": "sad"}
+    caption: str | None = None  # how it was said; where absent, `tasks.style_caption` makes one of the labels
+    context: tuple[Turn, ...] = ()
+    response: str | None = None  # a ready target for `dialogue`; where absent, the run's own LLM makes it

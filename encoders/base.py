@@ -1,0 +1,42 @@
+"""The face of every encoder."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from undertone.registry import Registry
+from undertone.types import Frames
+
+
+class Encoder(nn.Module, ABC):
+    """Turns waveforms into frames.
+
+    `__init__` only describes (cheap, no weights, works on the meta device); `load` fetches the weights, where the
+    strategy may shard them.
+    """
+
+    sample_rate: int  # of the waveforms it wants, in Hz
+    frame_rate: float  # of the frames it returns, in Hz
+    dim: int  # of each frame
+
+    @abstractmethod
+    def load(self) -> None:
+        """Build the pretrained network. Idempotent.
+
+        Raises:
+            MissingError: the weights cannot be reached; the message says where they were looked for and what to do.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A digest of weights and settings: two encoders with one fingerprint return the same frames."""
+
+    @abstractmethod
+    def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
+        """Map (batch, samples) in [-1, 1] to (batch, frames, dim); `lengths` counts samples.
+
+        A clip's frames do not depend on its batch.
+        """
+
+
+ENCODERS: Registry[Encoder] = Registry("encoder")

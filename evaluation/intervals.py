@@ -1,0 +1,64 @@
+"""How far to trust a score: the bootstrap asks what other test sets of this size might have said."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from undertone.errors import UndertoneError
+
+Array = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """The ends of an interval, in the unit of the score."""
+
+    low: float
+    high: float
+
+
+def bootstrap(
+    rows: Array, statistic: Callable[[Array], Array], *, level: float = 0.95, n_resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap of a score that is a function of column sums.
+
+    Corpus WER, accuracies and means all are, so that a resample costs one product of its row counts with `rows` and
+    never rescores a text. Efron and Tibshirani (1993), chapter 13. Rows are drawn as if independent: utterances of
+    one speaker are not, so the interval speaks of other sentences, less of other speakers. Where all rows agree it
+    has no width, which is the method's limit and no proof.
+
+    Args:
+        rows: (rows, columns), what each row of the test set contributes.
+        statistic: maps sums of contributions (resamples, columns) to scores (resamples,).
+        level: the share of resampled scores inside the interval.
+        n_resamples: how many test sets are drawn.
+        seed: of the draws; one seed gives one interval.
+
+    Raises:
+        UndertoneError: `rows` is empty, or is not a table.
+    """
+    if rows.ndim != 2 or not len(rows):
+        raise UndertoneError(f"bootstrap: expected (rows, columns) with at least one row, got shape {rows.shape}")
+    random, n = np.random.default_rng(seed), len(rows)
+    draws = (np.bincount(random.integers(n, size=n), minlength=n) for _ in range(n_resamples))
+    scores = statistic(np.stack([draw @ rows for draw in draws]))
+    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def ratio(sums: Array) -> Array:
+    """First column over second: (resamples, 2) to (resamples,). Means and error rates are ratios of sums."""
+    quotient: Array = sums[:, 0] / sums[:, 1]
+    return quotient
+
+
+def mean_of_ratios(sums: Array) -> Array:
+    """Mean over classes of hits over occurrences: (resamples, 2 * classes), hits first, to (resamples,).
+
+    A class that a resample happens to miss has no recall there, and does not count in that resample's mean.
+    """
+    hits, occurrences = np.split(sums, 2, axis=1)
+    recalls = hits / np.maximum(occurrences, 1)
+    mean: Array = recalls.sum(axis=1) / (occurrences > 0).sum(axis=1)
+    return mean

@@ -1,0 +1,162 @@
+"""Scores as records, so that any two runs can be compared."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from undertone.errors import MissingError, UndertoneError
+from undertone.evaluation.metrics import (
+    DECIMALS,
+    Prediction,
+    Score,
+    accuracy,
+    balanced_accuracy,
+    emotion_fit,
+    rouge_l,
+    word_error_rate,
+)
+from undertone.evaluation.report import in_order, results_markdown
+
+
+@dataclass(frozen=True)
+class Record:
+    """One score of one system: a line of `results.json`, where all but `notes` is kept.
+
+    `value`, `low`, `high` (the 95 % interval) and `baseline` are shares, 1 is 100 %; `n` counts utterances.
+    """
+
+    system: str
+    task: str
+    metric: str
+    slots: str
+    value: float
+    low: float
+    high: float
+    n: int
+    baseline: float | None
+    notes: str = ""
+
+
+KEYS = tuple(field.name for field in fields(Record) if field.name != "notes")  # of each record in results.json
+
+_Metrics = dict[str, Callable[[Sequence[Prediction]], Score]]
+_TEXT: _Metrics = {"rouge_l": rouge_l}
+_REPLIES: _Metrics = {"rouge_l": rouge_l, "emotion_fit": emotion_fit}
+_WORDS: _Metrics = {"wer": word_error_rate}
+_LABELS: _Metrics = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
+
+
+def score_all(system: str, predictions: Sequence[Prediction]) -> list[Record]:
+    """Every metric of every task, for each choice of slots apart, in the order of the report.
+
+    `asr` gets the word error rate; `dialogue` ROUGE-L and, where rows have rivals, the emotion's fit; every other
+    task is an attribute and gets both accuracies.
+
+    Raises:
+        UndertoneError: there are no predictions; a row lacks what its metric needs.
+    """
+    if not predictions:
+        raise UndertoneError(f"score_all: system {system!r} has no predictions to score; is the test set empty?")
+    groups: dict[tuple[str, str], list[Prediction]] = {}
+    for prediction in predictions:
+        groups.setdefault((prediction.task, prediction.slots), []).append(prediction)
+    records = []
+    for (task, slots), rows in groups.items():
+        for name, metric in _metrics(task, rows).items():
+            records.append(Record(system, task, name, slots, **metric(rows)._asdict()))
+    return in_order(records)
+
+
+def write_results(folder: Path, records: Sequence[Record], predictions: Sequence[Prediction]) -> None:
+    """Write `predictions.jsonl`, `results.md` and, last, `results.json` into `folder`.
+
+    Each file appears whole or not at all; whoever finds `results.json` finds the others of the same run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "predictions.jsonl": "".join(_line(asdict(prediction)) + "\n" for prediction in predictions),
+        "results.md": results_markdown(records),
+        "results.json": _json(in_order(records)),
+    }
+    for name, text in texts.items():
+        _write(folder / name, text)
+
+
+def read_results(folder: Path) -> list[Record]:
+    """The records of a run, without their notes.
+
+    Raises:
+        MissingError: there is no `results.json` in `folder`.
+        UndertoneError: it is not a list of records.
+    """
+    file = folder / "results.json"
+    rows = _parse(_read(file), str(file))
+    if not isinstance(rows, list):
+        raise UndertoneError(f"{file}: expected a list of records, found {type(rows).__name__}")
+    return [Record(**_checked(row, KEYS, f"{file}: record {i}")) for i, row in enumerate(rows, 1)]
+
+
+def read_predictions(folder: Path) -> list[Prediction]:
+    """What the model said in a run.
+
+    Raises:
+        MissingError: there is no `predictions.jsonl` in `folder`.
+        UndertoneError: a line is not a prediction; the message gives its number.
+    """
+    file, keys = folder / "predictions.jsonl", [field.name for field in fields(Prediction)]
+    lines = ((f"{file}: line {i}", line) for i, line in enumerate(_read(file).split("\n"), 1) if line)
+    return [Prediction(**_checked(_parse(line, where), keys, where)) for where, line in lines]
+
+
+def _metrics(task: str, rows: Sequence[Prediction]) -> _Metrics:
+    if task == "asr":
+        return _WORDS
+    if task == "dialogue":
+        return _REPLIES if any(row.rivals for row in rows) else _TEXT
+    return _LABELS
+
+
+def _json(records: Sequence[Record]) -> str:
+    rows = [{key: _rounded(getattr(record, key)) for key in KEYS} for record in records]
+    return "[\n" + ",\n".join(f"  {_line(row)}" for row in rows) + "\n]\n" if rows else "[]\n"
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, DECIMALS) if isinstance(value, float) else value
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def _write(file: Path, text: str) -> None:
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8", newline="\n")
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> str:
+    if not file.is_file():
+        raise MissingError(f"{file} does not exist; point at the `evaluation` folder of a run that was scored")
+    return file.read_text(encoding="utf-8")
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UndertoneError(f"{where}: not JSON: {error}") from None
+
+
+def _checked(row: Any, keys: Iterable[str], where: str) -> dict[str, Any]:
+    expected = list(keys)
+    if not isinstance(row, dict) or set(row) != set(expected):
+        found = sorted(row) if isinstance(row, dict) else type(row).__name__
+        raise UndertoneError(f"{where}: expected the keys {', '.join(expected)}; found {found}")
+    return row

@@ -1,0 +1,107 @@
+"""The deliverable: adapters as safetensors, the recipe, a model card, and fingerprints of the frozen parts."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from undertone import __version__
+from undertone.errors import BundleError
+from undertone.evaluation.records import Record
+from undertone.evaluation.report import results_markdown
+from undertone.lightning_modules import recipe as recipes
+from undertone.lightning_modules.environment import environment
+from undertone.lightning_modules.speech_llm import SpeechLLM
+
+WEIGHTS, RECIPE, PRINTS, CARD = "adapters.safetensors", "recipe.yaml", "fingerprints.json", "README.md"
+
+
+def write_bundle(folder: Path, module: SpeechLLM, records: Sequence[Record]) -> Path:
+    """Write everything that another machine needs, beside the frozen parts, to answer speech; replaces what is there."""
+    draft = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in module.adapters.state_dict().items()}
+    save_file(weights, draft / WEIGHTS)
+    (draft / RECIPE).write_text(OmegaConf.to_yaml(module.recipe.plain()), "utf-8")
+    (draft / PRINTS).write_text(json.dumps(fingerprints(module), indent=2) + "\n", "utf-8")
+    (draft / CARD).write_text(_card(module, records), "utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.replace(folder)
+    return folder
+
+
+def fingerprints(module: SpeechLLM) -> dict[str, str]:
+    """Digests of the frozen parts, which a bundle does not hold."""
+    return {"encoder": module.encoder.fingerprint(), "llm": module.llm.fingerprint()}
+
+
+def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
+    """Load a bundle and the frozen parts that it was trained with; nothing in it is executed.
+
+    Args:
+        folder: of the bundle.
+        overrides: such as `llm.checkpoint=/path/to/folder`, where the frozen parts lie elsewhere.
+
+    Raises:
+        BundleError: a file is missing or damaged, or a frozen part is another one than in training.
+        MissingError: a frozen part cannot be reached.
+    """
+    absent = [name for name in (WEIGHTS, RECIPE, PRINTS) if not (folder / name).is_file()]
+    if absent:
+        raise BundleError(f"{folder} is not a bundle: {', '.join(absent)} is not there. A run leaves one in runs/<name>/bundle")
+    module = SpeechLLM(recipes.load(folder / RECIPE, overrides).plain())
+    try:
+        weights = load_file(folder / WEIGHTS)
+        expected = json.loads((folder / PRINTS).read_text("utf-8"))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise BundleError(f"{folder} is damaged: {error}") from None
+    module.load_adapters(weights, str(folder / WEIGHTS))
+    module.configure_model()
+    found = fingerprints(module)
+    for part, checkpoint in (("encoder", module.recipe.encoder.get("checkpoint")), ("llm", module.recipe.llm.checkpoint)):
+        if found[part] != expected.get(part):
+            raise BundleError(
+                f"{folder}: its adapters were trained with another {part} than {checkpoint}: fingerprint "
+                f"{str(expected.get(part))[:12]} in the bundle, {found[part][:12]} here. Point {part}.checkpoint at the one of "
+                "the training run; adapters make no sense to any other"
+            )
+    module.eval()
+    return module
+
+
+def _card(module: SpeechLLM, records: Sequence[Record]) -> str:
+    recipe = module.recipe
+    here = environment()
+    adapters = "\n".join(
+        f"| {name} | {slot.adapter['type']} | {sum(p.numel() for p in module.adapters[name].parameters()):,} |"
+        for name, slot in recipe.slots.items()
+    )
+    stages = "\n".join(f"- `{name}`: {dict(node.tasks)}, ERR {node.err or 'none'}" for name, node in recipe.stages.items())
+    return f"""# {recipe.name}
+
+Speech adapters for a frozen LLM, trained with Undertone {__version__}
+(commit {here["commit"]}, seed {recipe.seed}).
+
+- speech encoder (frozen): `{recipe.encoder}`
+- LLM (frozen): `{recipe.llm.checkpoint}` in {recipe.llm.dtype}
+
+| slot | adapter | parameters |
+|---|---|---:|
+{adapters}
+
+Stages, in order:
+{stages}
+
+## Use
+
+    undertone chat THIS_FOLDER --audio question.wav
+
+## Results
+
+{results_markdown(records) if records else "Not scored."}
+"""

@@ -1,0 +1,128 @@
+"""The commands: fit, evaluate, chat, list, check, label, demo."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from undertone.errors import UndertoneError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; errors that are the user's to mend are printed as one message and exit with 2."""
+    quiet()
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except UndertoneError as error:
+        print(f"undertone: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nundertone: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def quiet() -> None:
+    """Advice of the libraries that a user of a recipe can do nothing about."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for message in (
+        r".*does not have many workers.*",
+        r".*enable_nested_tensor.*",
+        r".*exists and is not empty.*",
+        r".*tensorboardX.*",
+        r".*`isinstance\(treespec.*",
+        r".*number of training batches.*smaller than the logging interval.*",
+        r".*You're resuming from a checkpoint that ended before.*",
+        r".*pad_sequence.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("undertone", description="An ear for how things are said, for LLMs that stay frozen.")
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    fit = _command(commands, "fit", "train a recipe, stage by stage, score it, and leave a bundle", _fit)
+    fit.add_argument("--config", required=True, help="the recipe, such as conf/quickstart.yaml")
+    fit.add_argument("--dry-run", action="store_true", help="build on the meta device and count parameters; no weights needed")
+    fit.add_argument("--print-config", action="store_true", help="print the whole resolved recipe and stop")
+    fit.add_argument("overrides", nargs="*", metavar="key=value", help="such as stages.joint.lr=1e-4")
+
+    evaluate = _command(commands, "evaluate", "score a stage of a run again", _evaluate)
+    evaluate.add_argument("folder", help="of the run, such as runs/quickstart")
+    evaluate.add_argument("--stage", help="whose best checkpoint; the last if absent")
+
+    chat = _command(commands, "chat", "ask a bundle something by voice", _chat)
+    chat.add_argument("bundle", help="folder, such as runs/quickstart/bundle")
+    chat.add_argument("--audio", action="append", default=[], help="an audio file; several are turns one after another")
+    chat.add_argument("--task", default="dialogue", help="whose instruction the model is given; default dialogue")
+    chat.add_argument("--instruction", help="instead of a task's own wording")
+    chat.add_argument("--once", action="store_true", help="answer and stop, even at a terminal")
+    chat.add_argument("overrides", nargs="*", metavar="key=value", help="such as llm.checkpoint=/path")
+
+    _command(commands, "list", "show every registered component with its knobs and defaults", _list)
+
+    label = _command(commands, "label", "add pitch, energy and tempo labels to a manifest, by measuring", _label)
+    label.add_argument("manifest")
+    label.add_argument("--out", required=True, help="the manifest to write")
+
+    demo = _command(commands, "demo", "make the embedded default anew", _demo)
+    demo.add_argument("action", choices=["pretrain"])
+    demo.add_argument("--part", choices=["encoder", "llm", "both"], default="both")
+    demo.add_argument("--out", default="demo/backbones")
+    return parser
+
+
+def _command(commands, name, text, run):  # type: ignore[no-untyped-def]
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    from undertone.lightning_modules.run import dry_run, fit, print_config
+
+    action = dry_run if arguments.dry_run else print_config if arguments.print_config else fit
+    action(arguments.config, arguments.overrides)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from undertone.lightning_modules.run import evaluate
+
+    evaluate(arguments.folder, arguments.stage)
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    from undertone.lightning_modules.chat import chat
+
+    chat(arguments)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from undertone.lightning_modules.listing import print_components
+
+    print_components()
+
+
+def _label(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from undertone.data.labels import label_manifest
+
+    print(label_manifest(Path(arguments.manifest), Path(arguments.out)))
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    out = Path(arguments.out)
+    if arguments.part in ("encoder", "both"):
+        from undertone.demo import pretrain_encoder
+
+        print(pretrain_encoder.pretrain(out))
+    if arguments.part in ("llm", "both"):
+        from undertone.demo import pretrain_llm
+
+        print(pretrain_llm.pretrain(out))

@@ -1,0 +1,229 @@
+"""A whole run: data, stages one after another, scores, bundle; the same command again goes on where it stopped."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch.utils.data import DataLoader
+
+from undertone.data.examples import Drawing, Example
+from undertone.data.loader import Examples
+from undertone.data.sampler import StageSampler
+from undertone.data.tasks import Task
+from undertone.data.utterance import Utterance
+from undertone.errors import ConfigError, ManifestError
+from undertone.lightning_modules.ear import Ear
+from undertone.lightning_modules.environment import environment
+from undertone.lightning_modules.material import Material, build_tasks, gather
+from undertone.lightning_modules.recipe import Recipe, StageNode
+from undertone.lightning_modules.speech_llm import OWNED, SpeechLLM
+from undertone.lightning_modules.targets import Targets
+
+OURS = ("max_epochs", "max_steps", "callbacks", "logger", "val_check_interval", "default_root_dir", "accumulate_grad_batches",
+        "gradient_clip_val", "use_distributed_sampler", "enable_checkpointing")  # fmt: skip
+
+
+@dataclass
+class Run:
+    """What the stages and the scoring share."""
+
+    recipe: Recipe
+    tasks: dict[str, Task]
+    material: Material
+    module: SpeechLLM
+    ear: Ear
+    targets: Targets
+    console: Console
+
+    def progress(self) -> Progress:
+        columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        return Progress(*columns, console=self.console)
+
+    def drawing(self, stage: str, *, cut: bool) -> Drawing:
+        """How examples of a stage are drawn."""
+        node = self.recipe.stages[stage]
+        slots = {name: slot.text for name, slot in self.recipe.slots.items()}
+        trains = frozenset(node.trains or slots)
+        return Drawing(self.tasks, node.tasks, slots, trains, node.err, self.recipe.seed, stage, cut)
+
+
+def start(recipe: Recipe, console: Console) -> Run:
+    """Everything that must be right before training: the folder, the data, every clip, the frozen parts.
+
+    Raises:
+        UndertoneError: with what is wrong and what to do.
+    """
+    unusable = sorted(set(recipe.trainer) & set(OURS))
+    if unusable:
+        raise ConfigError(f"trainer: the recipe's stages decide about {', '.join(unusable)}; leave that out")
+    open_folder(recipe)
+    L.seed_everything(recipe.seed, workers=True, verbose=False)
+    material = gather(recipe)
+    module = SpeechLLM(recipe.plain())
+    module.configure_model()
+    cache = Path(recipe.data.cache or recipe.folder / "cache")
+    ear = Ear(module.encoder, cache if recipe.data.cache else None, recipe.data.max_seconds)
+    slots = {name: slot.text for name, slot in recipe.slots.items()}
+    targets = Targets(cache, module.llm.fingerprint(), slots, recipe.evaluation.max_new_tokens)
+    run = Run(recipe, build_tasks(recipe), material, module, ear, targets, console)
+    listen(run)
+    return run
+
+
+def open_folder(recipe: Recipe) -> None:
+    """Make the run's folder, or find in it the run that is to go on.
+
+    Raises:
+        ConfigError: the folder holds a run of another recipe.
+    """
+    file = recipe.folder / "recipe.yaml"
+    text = OmegaConf.to_yaml(recipe.plain())
+    if file.is_file() and file.read_text("utf-8") != text:
+        raise ConfigError(
+            f"{recipe.folder} holds a run of another recipe (compare {file}): name this one otherwise (name=...), "
+            f"or delete the folder to begin again"
+        )
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, "utf-8")
+    (recipe.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", "utf-8")
+
+
+def listen(run: Run) -> None:
+    """Check and encode every clip; leave out what is faulty, or stop, as the recipe says.
+
+    Raises:
+        ManifestError: clips are faulty and the policy is `error`, or nothing is left.
+    """
+    clips = [clip for split in run.material.splits.values() for clip in split.clips()]
+    with run.progress() as progress:
+        faults = run.ear.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
+    if faults and run.recipe.data.policy == "error":
+        shown = "\n".join(f"  {fault.problem}" for fault in faults[:20])
+        more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise ManifestError(f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):\n{shown}{more}")
+    run.material.faults += faults
+    bad = {Path(fault.path) for fault in faults}
+    run.material.splits = {name: split.without(bad) for name, split in run.material.splits.items()}
+    for name in ("train", "validation"):
+        if not run.material.splits[name].utterances:
+            raise ManifestError(f"no utterance is left in {name!r}: data.{name} must name a manifest with usable lines")
+
+
+def train(run: Run) -> Path:
+    """Run all stages; returns the best checkpoint of the last."""
+    best: Path | None = None
+    for number, name in enumerate(run.recipe.stages, 1):
+        best = train_stage(run, number, name, best)
+    assert best is not None
+    return best
+
+
+def stage_folder(recipe: Recipe, name: str) -> Path:
+    return recipe.folder / "stages" / f"{list(recipe.stages).index(name) + 1}-{name}"
+
+
+def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
+    """One stage, from the best checkpoint of the one before; returns its own best checkpoint."""
+    folder, node = stage_folder(run.recipe, name), run.recipe.stages[name]
+    best, last, done = folder / "best.ckpt", folder / "last.ckpt", folder / "done.json"
+    if done.is_file():
+        return best
+    if before is not None:
+        run.module.load_adapters(read_adapters(before), str(before))
+    resume = last if last.is_file() else None
+    trainer = L.Trainer(**_trainer_arguments(run, folder))
+    sampler = _sampler(run, node, "train", _consumed(resume), trainer)
+    run.module.begin(name, len(sampler))
+    trainer.val_check_interval = max(1, len(sampler) // (node.epochs * node.validations))
+    loaders = [_loader(run, name, "train", sampler), _validation_loader(run, name, trainer)]
+    run.console.rule(f"stage {number} of {len(run.recipe.stages)}: {name}, {len(sampler)} steps")
+    trainer.fit(run.module, *loaders, ckpt_path=resume, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    trainer.strategy.barrier()
+    if trainer.is_global_zero:
+        scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        done.write_text(json.dumps({"steps": trainer.global_step, **scores}, indent=2) + "\n", "utf-8")
+    return best
+
+
+def read_adapters(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The trained weights of a checkpoint, by name; nothing in the file is executed."""
+    weights: dict[str, torch.Tensor] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    return {name: value for name, value in weights.items() if name.startswith(OWNED)}
+
+
+def _consumed(checkpoint: Path | None) -> int:
+    """Batches of the stage that a killed run has trained on."""
+    if checkpoint is None:
+        return 0
+    loops = torch.load(checkpoint, map_location="cpu", weights_only=True)["loops"]
+    return int(loops["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"])
+
+
+def _trainer_arguments(run: Run, folder: Path) -> dict[str, Any]:
+    """One Lightning epoch is a whole stage: its sampler goes through all epochs, so a place in it is one number."""
+    recent = ModelCheckpoint(
+        folder, "last", every_n_train_steps=run.recipe.checkpoint_every, enable_version_counter=False
+    )
+    best = ModelCheckpoint(
+        folder, "best", monitor="val/loss", save_weights_only=True, auto_insert_metric_name=False,
+        enable_version_counter=False,
+    )  # fmt: skip
+    node = next(node for name, node in run.recipe.stages.items() if stage_folder(run.recipe, name) == folder)
+    defaults: dict[str, Any] = {"accelerator": "auto", "devices": 1, "enable_model_summary": False, "log_every_n_steps": 10}
+    return {
+        **defaults,
+        **run.recipe.trainer,
+        "max_epochs": 1,
+        "num_sanity_val_steps": 0,
+        "gradient_clip_val": node.clip,
+        "use_distributed_sampler": False,
+        "callbacks": [best, recent, RichProgressBar(leave=True)],
+        "logger": CSVLogger(folder, name="metrics"),
+        "default_root_dir": run.recipe.folder,
+    }
+
+
+def _sampler(run: Run, node: StageNode, split: str, start: int, trainer: L.Trainer) -> StageSampler:
+    material = run.material.splits[split]
+    training = split == "train"
+    return StageSampler(
+        seconds=[utterance.seconds for utterance in material.utterances],
+        weights=material.weights if training else [1.0] * len(material.weights),
+        batch=node.batch,
+        epochs=node.epochs if training else 1,
+        seed=run.recipe.seed,
+        rank=trainer.global_rank,
+        ranks=trainer.world_size,
+        start=start,
+    )
+
+
+def _loader(run: Run, stage: str, split: str, sampler: StageSampler) -> DataLoader[Any]:
+    """Batches of a stage; targets that only the LLM can give are made first, for all its epochs."""
+    node, material = run.recipe.stages[stage], run.material.splits[split]
+    drawing = run.drawing(stage, cut=split == "train")
+
+    def draw(utterance: Utterance, epoch: int, number: int) -> Example | None:
+        return drawing(utterance, epoch, number, material.only.get(utterance.id))
+
+    data = Examples(material.utterances, draw, node.draws if split == "train" else 1, run.targets.complete, run.ear.read)
+    if node.tasks.get("dialogue"):
+        wanted = (example for rows in sampler.order for example in data.examples(rows))
+        with run.progress() as progress:
+            run.targets.make(run.module.llm, wanted, progress)
+    return DataLoader(data, batch_size=None, sampler=sampler, num_workers=run.recipe.data.workers)
+
+
+def _validation_loader(run: Run, stage: str, trainer: L.Trainer) -> DataLoader[Any]:
+    sampler = _sampler(run, run.recipe.stages[stage], "validation", 0, trainer)
+    return _loader(run, stage, "validation", sampler)

@@ -1,0 +1,73 @@
+"""Every clip is heard once: checked, encoded, and kept, before the first step."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from undertone.data.audio import load_audio
+from undertone.data.manifest import Fault
+from undertone.encoders import Encoder
+from undertone.encoders.cache import FeatureCache, audio_key
+from undertone.errors import AudioError
+from undertone.types import Frames
+
+BATCH = 16  # clips that go through the encoder together
+
+
+class Ear:
+    """Reads clips, as encoder outputs from the cache or as waveforms.
+
+    Args:
+        encoder: loaded.
+        cache: folder of encoder outputs; None: clips are read as waveforms, and encoded in every step.
+        max_seconds: a longer clip is faulty.
+    """
+
+    def __init__(self, encoder: Encoder, cache: Path | None, max_seconds: float) -> None:
+        self.sample_rate, self.max_seconds = encoder.sample_rate, max_seconds
+        self.cache = FeatureCache(cache / "features", encoder.fingerprint()) if cache else None
+        self.keys: dict[Path, str] = {}
+
+    def prepare(self, encoder: Encoder, clips: Sequence[Path], progress: Progress) -> list[Fault]:
+        """Check every clip and, with a cache, encode those that are not in it yet. Returns what is wrong with which."""
+        faults: list[Fault] = []
+        waiting: list[tuple[str, Tensor]] = []
+        for path in progress.track(clips, description="listening"):
+            try:
+                samples = torch.from_numpy(self._load(path))
+            except AudioError as error:
+                faults.append(Fault(path, 0, None, str(error)))
+                continue
+            if self.cache is not None:
+                self.keys[path] = key = audio_key(samples.numpy())
+                if key not in self.cache:
+                    waiting.append((key, samples))
+            if len(waiting) == BATCH:
+                self._encode(encoder, waiting)
+                waiting = []
+        self._encode(encoder, waiting)
+        return faults
+
+    def read(self, path: Path) -> Tensor:
+        """(frames, dim) from the cache, or (samples,) without one."""
+        if self.cache is None:
+            return torch.from_numpy(self._load(path))
+        return self.cache.get(self.keys[path])
+
+    def _load(self, path: Path):  # type: ignore[no-untyped-def]
+        samples = load_audio(path, self.sample_rate)
+        if len(samples) > self.max_seconds * self.sample_rate:
+            seconds = len(samples) / self.sample_rate
+            raise AudioError(f"{path}: {seconds:.1f} s is longer than data.max_seconds={self.max_seconds:g}")
+        return samples
+
+    def _encode(self, encoder: Encoder, waiting: list[tuple[str, Tensor]]) -> None:
+        if not waiting or self.cache is None:
+            return
+        device = next(encoder.parameters()).device
+        out = encoder(*Frames.pad([samples for _, samples in waiting]).to(device))
+        for (key, _), frames in zip(waiting, out.rows(), strict=True):
+            self.cache.put(key, frames)

@@ -1,0 +1,111 @@
+"""What a run listens to: the splits of its recipe, with every fault named before training starts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from undertone.data.corpora import CORPORA
+from undertone.data.manifest import Fault, read_manifest
+from undertone.data.tasks import TASKS, AttributeTask, Task
+from undertone.data.utterance import Utterance
+from undertone.errors import ManifestError, MissingError
+from undertone.lightning_modules.recipe import Recipe, SourceNode
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass
+class Split:
+    """Utterances of one side of the data; `weights` says how often an epoch sees each, `only` which tasks it may serve."""
+
+    utterances: list[Utterance] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    only: dict[str, list[str]] = field(default_factory=dict)  # utterance id -> tasks; absent: any
+
+    def clips(self) -> list[Path]:
+        """Every audio file that these utterances and their contexts name, once."""
+        spoken = [path for u in self.utterances for path in [u.audio, *(t.audio for t in u.context if t.audio)]]
+        return list(dict.fromkeys(spoken))
+
+    def without(self, clips: set[Path]) -> "Split":
+        """The split without the utterances that need one of these clips."""
+        kept = [
+            i for i, u in enumerate(self.utterances) if clips.isdisjoint([u.audio, *(t.audio for t in u.context if t.audio)])
+        ]
+        return Split([self.utterances[i] for i in kept], [self.weights[i] for i in kept], self.only)
+
+
+@dataclass
+class Material:
+    """All splits, and what was wrong with the lines and clips that were left out."""
+
+    splits: dict[str, Split]
+    faults: list[Fault]
+
+
+def build_tasks(recipe: Recipe) -> dict[str, Task]:
+    """Every task that the recipe uses, by name."""
+    return {name: TASKS.build(node) for name, node in recipe.tasks.items()}
+
+
+def choices_of(tasks: dict[str, Task]) -> dict[str, Sequence[str]]:
+    """The labels that each attribute may have, by the recipe's tasks; by a task's defaults where it is not used."""
+    unused = {name: TASKS.build({"type": name}) for name in TASKS.names() if name not in tasks}
+    return {name: task.choices for name, task in {**unused, **tasks}.items() if isinstance(task, AttributeTask)}
+
+
+def gather(recipe: Recipe) -> Material:
+    """Read and check all manifests of a recipe.
+
+    Raises:
+        MissingError: manifests are not there; says which, and what to do.
+        ManifestError: lines are faulty and the recipe's policy is `error`; or utterances stand in two splits.
+    """
+    sources = _sources(recipe)
+    absent = [node.manifest for nodes in sources.values() for node in nodes if not Path(node.manifest).is_file()]
+    if absent:
+        raise MissingError(
+            "manifests are missing:\n"
+            + "\n".join(f"  {name} (looked for {Path(name).absolute()})" for name in absent)
+            + "\nPoint at your own with data.train='[{manifest: FILE}]' (docs/manifest.md says how one is written), "
+            "or run conf/quickstart.yaml, which speaks its own data."
+        )
+    choices = choices_of(build_tasks(recipe))
+    material = Material({name: Split() for name in SPLITS}, [])
+    for name, nodes in sources.items():
+        for node in nodes:
+            _add(material, name, node, recipe, choices)
+    _check_apart(material)
+    return material
+
+
+def _sources(recipe: Recipe) -> dict[str, list[SourceNode]]:
+    if recipe.data.corpus is None:
+        return {name: getattr(recipe.data, name) for name in SPLITS}
+    folder = Path(recipe.data.cache or recipe.folder) / "corpora"
+    made = CORPORA.build(recipe.data.corpus).prepare(folder)
+    return {name: [SourceNode(manifest=str(made[name]))] for name in SPLITS if name in made}
+
+
+def _add(material: Material, name: str, node: SourceNode, recipe: Recipe, choices: dict[str, Sequence[str]]) -> None:
+    root = Path(node.root) if node.root else None
+    manifest = read_manifest(Path(node.manifest), choices=choices, policy=recipe.data.policy, root=root)
+    split = material.splits[name]
+    taken = {u.id for u in split.utterances}
+    for utterance in manifest.utterances:
+        if utterance.id in taken:
+            raise ManifestError(f"{node.manifest}: id {utterance.id!r} is also in another manifest of {name!r}")
+        split.utterances.append(utterance)
+        split.weights.append(node.weight)
+        if node.tasks is not None:
+            split.only[utterance.id] = node.tasks
+    material.faults += manifest.faults
+
+
+def _check_apart(material: Material) -> None:
+    """No clip on two sides: a metric on training data is worth nothing."""
+    train = set(material.splits["train"].clips())
+    for name in ("validation", "test"):
+        both = train & set(material.splits[name].clips())
+        if both:
+            raise ManifestError(f"{len(both)} clips are in both train and {name}, such as {sorted(both)[0]}")

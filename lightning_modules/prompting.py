@@ -1,0 +1,51 @@
+"""How a spoken turn is written into a chat: a row of slots, each filled by speech, by the equivalent text, or by nothing."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from undertone.data.examples import Example, words
+from undertone.data.utterance import Turn, Utterance
+from undertone.llms.chat import ChatTurn, Piece, Placeholder
+
+BETWEEN = "\n"  # between two slots that hold something
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Which embeddings belong at a placeholder: a slot's, of a clip; `learns` if its adapter learns from this row."""
+
+    slot: str
+    clip: Path
+    learns: bool
+
+
+def chat_of(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
+    """The whole prompt: instruction, context, spoken turn.
+
+    Args:
+        example: whose sources say what fills each slot.
+        slots: slot -> the text equivalent to its speech (caption or transcript), in the order of a spoken turn.
+    """
+    turns = [ChatTurn("system", (example.instruction,))]
+    for turn in example.context:
+        turns.append(ChatTurn(turn.role, spoken(turn, example, slots) if turn.audio else (turn.text,)))
+    return [*turns, ChatTurn("user", spoken(example.utterance, example, slots))]
+
+
+def spoken(turn: Utterance | Turn, example: Example, slots: Mapping[str, str]) -> tuple[Piece, ...]:
+    """The pieces of a spoken turn; a slot whose text is unknown stays empty."""
+    pieces: list[Piece] = []
+    for slot, text in slots.items():
+        source, equivalent = example.sources[slot], words(turn, text)
+        if source == "speech" and turn.audio is not None:
+            pieces.append(Placeholder(Spot(slot, turn.audio, slot in example.trains)))
+        elif source == "text" and equivalent:
+            pieces.append(equivalent)
+    return between(pieces)
+
+
+def between(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    """What fills the slots, a line of its own for each; an empty turn is an empty text."""
+    joined = [part for piece in pieces for part in (BETWEEN, piece)]
+    return tuple(joined[1:]) or ("",)

@@ -1,0 +1,239 @@
+"""A recipe: one YAML file that says everything a run needs, checked whole before any weight is read."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from undertone.adapters import ADAPTERS
+from undertone.data.corpora import CORPORA
+from undertone.data.tasks import TASKS
+from undertone.encoders import ENCODERS
+from undertone.errors import ConfigError, nearest
+from undertone.tree import Tree, read_tree
+
+Source = Literal["speech", "text", "none"]  # what fills a slot
+SOURCES: tuple[Source, ...] = ("speech", "text", "none")
+
+
+@dataclass
+class LLMNode:
+    """The LLM, frozen, in a dtype of its own."""
+
+    checkpoint: str = MISSING  # a hub id, a local folder, or undertone:<room>/<folder>
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    trust_remote_code: bool = False
+
+
+@dataclass
+class SlotNode:
+    """One slot of a spoken turn: the adapter that fills it from speech, and the text that is equivalent."""
+
+    adapter: dict[str, Any] = MISSING  # a component node: `type` and its knobs
+    text: Literal["caption", "transcript"] = MISSING
+
+
+@dataclass
+class SourceNode:
+    """A manifest, how many times an epoch goes through it, and which tasks it may serve."""
+
+    manifest: str = MISSING
+    weight: float = 1.0  # 2: twice an epoch; 0.25: another quarter each epoch
+    tasks: list[str] | None = None  # null: every task that its utterances have labels for
+    root: str | None = None  # folder that audio paths are relative to; null: the manifest's own
+
+
+@dataclass
+class DataNode:
+    """Where utterances come from and how they are read."""
+
+    corpus: dict[str, Any] | None = None  # a component that makes the manifests, instead of the lists below
+    train: list[SourceNode] = field(default_factory=list)
+    validation: list[SourceNode] = field(default_factory=list)
+    test: list[SourceNode] = field(default_factory=list)
+    policy: Literal["error", "skip"] = "error"  # of faulty lines and clips: stop, or leave out, count and name
+    cache: str | None = ".cache/undertone"  # folder of encoder outputs and LLM targets; null: encode every time
+    max_seconds: float = 60.0  # longer clips are faulty
+    workers: int = 0  # processes that read audio
+
+
+@dataclass
+class StageNode:
+    """One stage of the curriculum. It starts from the best checkpoint of the stage before it."""
+
+    tasks: dict[str, float] = MISSING  # task -> weight: how often it is drawn
+    err: dict[str, float] | None = None  # Equivalence Replacement Regularization: source -> weight
+    trains: list[str] | None = None  # slots whose adapters learn; null: all
+    lr: float = MISSING
+    warmup_steps: int = 0
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = 0.05
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    clip: float = 1.0  # gradient norm
+    epochs: int = 3
+    batch: int = 48  # utterances a step and process
+    draws: int = 1  # tasks drawn from each utterance of a batch; they share its pass through encoder and adapters
+    validations: int = 1  # an epoch
+
+
+@dataclass
+class EvaluationNode:
+    """What is scored on the test side."""
+
+    tasks: list[str] | None = None  # null: every task of the stages
+    slots: list[str] = field(default_factory=lambda: ["both", "paralinguistic", "linguistic", "text"])
+    batch: int = 48
+    max_new_tokens: int = 200
+    limit: int | None = None  # utterances a task; null: all
+
+
+@dataclass
+class Recipe:
+    """Everything a run needs. `name` is the folder under `runs/` that it leaves behind."""
+
+    name: str = MISSING
+    seed: int = 0
+    encoder: dict[str, Any] = MISSING
+    llm: LLMNode = field(default_factory=LLMNode)
+    slots: dict[str, SlotNode] = MISSING  # in this order in a spoken turn
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)  # knobs of tasks, such as their choices
+    data: DataNode = field(default_factory=DataNode)
+    stages: dict[str, StageNode] = MISSING  # run in this order
+    evaluation: EvaluationNode = field(default_factory=EvaluationNode)
+    trainer: dict[str, Any] = field(default_factory=dict)  # keyword arguments of lightning.Trainer
+    checkpoint_every: int = 50  # steps between checkpoints that a killed run resumes from
+    runs: str = "runs"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / self.name
+
+    def plain(self) -> Tree:
+        """The whole recipe as nested dicts, to print, to save, and to put into checkpoints."""
+        return asdict(self)
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe with all that it extends and apply `key.sub=value` overrides.
+
+    Raises:
+        ConfigError: with every fault of the recipe, each with file, key, what was found and what is accepted.
+    """
+    return parse(read_tree(Path(path), overrides), str(path))
+
+
+def parse(tree: Tree, source: str = "recipe") -> Recipe:
+    """Check a tree and fill in every default; see `load`."""
+    faults: list[str] = []
+    tree = dict(tree)
+    for group in ("slots", "stages"):  # a null switches an inherited entry off
+        if isinstance(tree.get(group), dict):
+            tree[group] = {name: node for name, node in tree[group].items() if node is not None}
+    schema = {f.name: f for f in fields(Recipe)}
+    for key in [key for key in tree if key not in schema]:
+        faults.append(f"{source}: unknown key {key!r}.{nearest(str(key), schema)}")
+        tree.pop(key)
+    good: Tree = {}
+    for key, value in tree.items():
+        _typed(key, value, source, good, faults)
+    for f in schema.values():
+        if f.name not in good and f.default is MISSING and not any(f"{source}: {f.name}" in fault for fault in faults):
+            faults.append(f"{source}: {f.name}: this key is required")
+    recipe = None
+    if not faults:
+        try:
+            recipe = cast(Recipe, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), good)))
+        except OmegaConfBaseException as error:
+            faults.append(f"{source}: {error.full_key}: {str(error).splitlines()[0]}")
+    if recipe is not None:
+        faults += _check_components(recipe, source)
+    if faults or recipe is None:
+        raise ConfigError("\n".join(faults))
+    return recipe
+
+
+def _typed(key: str, value: Any, source: str, good: Tree, faults: list[str]) -> None:
+    """Check one top-level key against the schema, entry by entry, so that one fault does not hide the next."""
+    entries = {f"{key}.{name}": {key: {name: node}} for name, node in value.items()} if isinstance(value, dict) else {}
+    before = len(faults)
+    for where, piece in (entries or {key: {key: value}}).items():
+        try:
+            OmegaConf.merge(OmegaConf.structured(Recipe), piece)
+        except (OmegaConfBaseException, ValueError) as error:
+            found = getattr(error, "full_key", None) or where
+            faults.append(f"{source}: {found}: {str(error).splitlines()[0]}")
+    if len(faults) == before:
+        good[key] = value
+
+
+def _check_components(recipe: Recipe, source: str) -> list[str]:
+    faults: list[str] = []
+
+    def attempt(check: Any, *arguments: Any) -> Any:
+        try:
+            return check(*arguments)
+        except ConfigError as error:
+            faults.append(str(error))
+
+    recipe.encoder = attempt(ENCODERS.check, recipe.encoder, f"{source}: encoder") or recipe.encoder
+    for name, slot in recipe.slots.items():
+        slot.adapter = attempt(ADAPTERS.check, slot.adapter, f"{source}: slots.{name}.adapter") or slot.adapter
+    if recipe.data.corpus:
+        recipe.data.corpus = attempt(CORPORA.check, recipe.data.corpus, f"{source}: data.corpus") or recipe.data.corpus
+    faults += _check_names(recipe, source)
+    for name in sorted({*recipe.tasks, *used_tasks(recipe)} & set(TASKS.names())):
+        node = {"type": name, **recipe.tasks.get(name, {})}
+        recipe.tasks[name] = attempt(TASKS.check, node, f"{source}: tasks.{name}") or node
+        attempt(TASKS.build, recipe.tasks[name])
+    return faults
+
+
+def used_tasks(recipe: Recipe) -> list[str]:
+    """Every task that a stage trains or the evaluation scores, in order of first use."""
+    used = [task for stage in recipe.stages.values() for task in stage.tasks]
+    return list(dict.fromkeys([*used, *(recipe.evaluation.tasks or [])]))
+
+
+def _check_names(recipe: Recipe, source: str) -> list[str]:
+    """A name that matches nothing is an error: slots, tasks, sources."""
+    faults = []
+
+    def known(where: str, names: Iterable[str], accepted: Iterable[str], kind: str) -> None:
+        accepted = list(accepted)
+        for name in names:
+            if name not in accepted:
+                faults.append(f"{source}: {where}: there is no {kind} {name!r}.{nearest(name, accepted)}")
+
+    known("tasks", recipe.tasks, TASKS.names(), "task")
+    for name, stage in recipe.stages.items():
+        known(f"stages.{name}.tasks", stage.tasks, TASKS.names(), "task")
+        known(f"stages.{name}.trains", stage.trains or [], recipe.slots, "slot")
+        known(f"stages.{name}.err", stage.err or {}, SOURCES, "source")
+        faults += _check_stage(stage, f"{source}: stages.{name}")
+    modes = ["both", "text", *recipe.slots]
+    known("evaluation.slots", recipe.evaluation.slots, modes, "choice of slots")
+    known("evaluation.tasks", recipe.evaluation.tasks or [], TASKS.names(), "task")
+    for split in ("train", "validation", "test"):
+        for i, node in enumerate(getattr(recipe.data, split)):
+            known(f"data.{split}[{i}].tasks", node.tasks or [], TASKS.names(), "task")
+    if not recipe.slots:
+        faults.append(f"{source}: slots: a spoken turn needs at least one")
+    if not recipe.stages:
+        faults.append(f"{source}: stages: a run needs at least one")
+    return faults
+
+
+def _check_stage(stage: StageNode, where: str) -> list[str]:
+    faults = []
+    for key, weights in (("tasks", stage.tasks), ("err", stage.err)):
+        if weights is not None and (not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0):
+            faults.append(f"{where}.{key}: weights must not be negative, and one must be positive; found {weights}")
+    for key in ("epochs", "batch", "draws", "validations"):
+        if getattr(stage, key) < 1:
+            faults.append(f"{where}.{key}: must be at least 1, found {getattr(stage, key)}")
+    if stage.lr <= 0:
+        faults.append(f"{where}.lr: must be positive, found {stage.lr}")
+    return faults

@@ -1,0 +1,115 @@
+"""What the commands `fit` and `evaluate` do, from a recipe's file to its table."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from undertone.errors import ConfigError, MissingError
+from undertone.evaluation.records import Record, read_results, score_all, write_results
+from undertone.evaluation.report import results_table
+from undertone.lightning_modules import recipe as recipes
+from undertone.lightning_modules.bundle import fingerprints, write_bundle
+from undertone.lightning_modules.curriculum import Run, read_adapters, stage_folder, start, train
+from undertone.lightning_modules.recipe import Recipe
+from undertone.lightning_modules.scoring import predict
+from undertone.lightning_modules.speech_llm import SpeechLLM
+
+
+def print_config(config: str, overrides: Sequence[str]) -> None:
+    """Print the whole recipe, every default filled in."""
+    print(OmegaConf.to_yaml(recipes.load(config, overrides).plain()), end="")
+
+
+def dry_run(config: str, overrides: Sequence[str]) -> None:
+    """Build the recipe on the meta device and print what trains and what is frozen; nothing is downloaded."""
+    recipe = recipes.load(config, overrides)
+    with torch.device("meta"):
+        module = SpeechLLM(recipe.plain())
+        module.encoder.build()
+        module.llm.build()
+    table = Table(title=f"{recipe.name}: what trains, what is frozen")
+    for column in ("part", "type", "parameters", ""):
+        table.add_column(column, justify="right" if column == "parameters" else "left")
+    table.add_row("encoder", _told(recipe.encoder), f"{count(module.encoder):,}", "frozen")
+    for name, slot in recipe.slots.items():
+        learns = any(name in (node.trains or recipe.slots) for node in recipe.stages.values())
+        table.add_row(f"adapter {name}", _told(slot.adapter), f"{count(module.adapters[name]):,}", "trains" if learns else "frozen")
+    table.add_row("llm", f"{recipe.llm.checkpoint} ({recipe.llm.dtype})", f"{count(module.llm):,}", "frozen")
+    trains = sum(count(module.adapters[name]) for name in recipe.slots)
+    table.add_row("all", "", f"{count(module):,}", f"{trains:,} train")
+    Console().print(table)
+
+
+def count(module: nn.Module) -> int:
+    """Parameters, each once."""
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _told(node: dict[str, object]) -> str:
+    knobs = ", ".join(f"{key}={value}" for key, value in node.items() if key != "type")
+    return f"{node['type']}({knobs})"
+
+
+def fit(config: str, overrides: Sequence[str]) -> None:
+    """Train all stages, score, write the bundle, print the table. The same command again goes on where it stopped."""
+    console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")
+    recipe = recipes.load(config, overrides)
+    run = start(recipe, console)
+    before = fingerprints(run.module)
+    best = train(run)
+    if fingerprints(run.module) != before:
+        raise ConfigError("a frozen part has changed in training; this is a defect of Undertone, please report it")
+    run.module.load_adapters(read_adapters(best), str(best))
+    records = score(run, recipe.name, recipe.folder / "evaluation")
+    bundle = write_bundle(recipe.folder / "bundle", run.module, records)
+    report(run, records, bundle)
+
+
+def score(run: Run, system: str, folder: Path) -> list[Record]:
+    """Score the model as it is now; a folder that holds results of this run is read instead."""
+    if (folder / "results.json").is_file():
+        return read_results(folder)
+    predictions = predict(run)
+    records = score_all(system, predictions)
+    write_results(folder, records, predictions)
+    return records
+
+
+def report(run: Run, records: Sequence[Record], bundle: Path) -> None:
+    """The end of a run: table, what was left out, what to try next."""
+    console, folder = run.console, run.recipe.folder
+    console.print(results_table(records))
+    if run.material.faults:
+        console.print(f"left out, {len(run.material.faults)} in all:")
+        for fault in run.material.faults[:20]:
+            console.print(f"  {fault}", markup=False, highlight=False)
+    size = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
+    console.print(f"scores  {folder / 'evaluation' / 'results.md'}", highlight=False)
+    console.print(f"bundle  {bundle} ({size:.1f} MB)", highlight=False)
+    test = run.material.splits["test"].utterances
+    if test:
+        console.print(f"try     undertone chat {bundle} --audio {test[0].audio}", highlight=False, soft_wrap=True)
+
+
+def evaluate(folder: str, stage: str | None) -> None:
+    """Score the best checkpoint of one stage of a run, beside the run's own scores."""
+    file = Path(folder) / "recipe.yaml"
+    if not file.is_file():
+        raise MissingError(f"{folder} is not a run: there is no recipe.yaml in it. `undertone fit` makes one")
+    recipe = recipes.load(file)
+    name = stage or list(recipe.stages)[-1]
+    if name not in recipe.stages:
+        raise ConfigError(f"--stage {name}: the run's stages are {', '.join(recipe.stages)}")
+    best = stage_folder(recipe, name) / "best.ckpt"
+    if not best.is_file():
+        raise MissingError(f"{best} is not there: stage {name!r} of this run has not been trained")
+    run = start(recipe, Console())
+    run.module.load_adapters(read_adapters(best), str(best))
+    records = score(run, f"{recipe.name}/{name}", recipe.folder / "evaluation" / name)
+    run.console.print(results_table(records))

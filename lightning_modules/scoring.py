@@ -1,0 +1,121 @@
+"""Scores a model on the test side: every task under every choice of slots, on what it says and not on its loss."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from rich.progress import Progress
+
+from undertone.data.examples import Example, words
+from undertone.data.loader import collate
+from undertone.data.tasks import AttributeTask, caption_from
+from undertone.data.utterance import Utterance
+from undertone.errors import ManifestError
+from undertone.evaluation.metrics import Prediction
+from undertone.lightning_modules.curriculum import Run
+from undertone.lightning_modules.prompting import chat_of
+from undertone.lightning_modules.recipe import used_tasks
+from undertone.lightning_modules.speech_llm import answers
+
+Row = tuple[str, Example]  # (choice of slots, example)
+
+
+def predict(run: Run, split: str = "test") -> list[Prediction]:
+    """Every answer that is to be scored.
+
+    Raises:
+        ManifestError: there is nothing to score.
+    """
+    examples = [e for utterance in run.material.splits[split].utterances for e in _questions(run, utterance)]
+    if not examples:
+        raise ManifestError(f"nothing to score: no utterance of {split!r} has what the tasks need")
+    examples = _limited(examples, run.recipe.evaluation.limit)
+    with run.progress() as progress:
+        rivals = _rivals(run, examples, progress)
+        run.targets.make(run.module.llm, examples, progress)
+        complete = [run.targets.complete(example) for example in examples]
+        rows = [(mode, _with_slots(e, mode)) for mode in run.recipe.evaluation.slots for e in complete]
+        return list(_answers(run, rows, rivals, progress))
+
+
+def _questions(run: Run, utterance: Utterance) -> Iterator[Example]:
+    """Each task that the utterance is good for, in one wording, with its whole context."""
+    only = run.material.splits["test"].only.get(utterance.id)
+    stage = next(iter(run.recipe.stages))
+    for task in run.recipe.evaluation.tasks or used_tasks(run.recipe):
+        drawing = replace(run.drawing(stage, cut=False), weights={task: 1.0}, err=None, stage="evaluation")
+        example = drawing(utterance, 0, 0, only)
+        if example is not None:
+            yield example
+
+
+def _limited(examples: list[Example], limit: int | None) -> list[Example]:
+    """At most `limit` examples of each task, spread evenly over the test side."""
+    if limit is None:
+        return examples
+    kept: list[Example] = []
+    for task in dict.fromkeys(example.task for example in examples):
+        mine = [example for example in examples if example.task == task]
+        step = max(1.0, len(mine) / limit)
+        kept += [mine[int(i * step)] for i in range(min(limit, len(mine)))]
+    return kept
+
+
+def _with_slots(example: Example, mode: str) -> Example:
+    """`both` and `text` fill every slot alike; the name of a slot leaves only that slot its speech."""
+    sources = {slot: {"both": "speech", "text": "text"}.get(mode, "speech" if slot == mode else "none") for slot in example.sources}
+    return replace(example, sources=sources, trains=frozenset())
+
+
+def _answers(run: Run, rows: list[Row], rivals: dict[str, dict[str, str]], progress: Progress) -> Iterator[Prediction]:
+    """Generate in batches of like length."""
+    rows = sorted(rows, key=lambda row: (row[0], row[1].task, row[1].utterance.seconds))
+    size = run.recipe.evaluation.batch
+    for start in progress.track(range(0, len(rows), size), description="answering"):
+        part = rows[start : start + size]
+        batch = collate([example for _, example in part], run.ear.read).to(run.module.device)
+        chats = [chat_of(example, run.module.slots) for _, example in part]
+        said = answers(run.module, batch, chats, run.recipe.evaluation.max_new_tokens)
+        for (mode, example), response in zip(part, said, strict=True):
+            yield _prediction(run, mode, example, response, rivals)
+
+
+def _prediction(
+    run: Run, mode: str, example: Example, response: str, rivals: dict[str, dict[str, str]]
+) -> Prediction:
+    task, utterance = run.tasks[example.task], example.utterance
+    dialogue = example.task == "dialogue"
+    return Prediction(
+        id=utterance.id,
+        task=example.task,
+        slots=mode,
+        instruction=example.instruction,
+        response=response,
+        target=example.target or "",
+        label=utterance.labels.get("emotion") if dialogue else task.label(utterance),
+        predicted=task.parse(response),
+        speaker=utterance.speaker,
+        rivals=rivals.get(utterance.id) if dialogue else None,
+    )
+
+
+def _rivals(run: Run, examples: list[Example], progress: Progress) -> dict[str, dict[str, str]]:
+    """For each dialogue, the LLM's own reply to the same words in every emotion: the yardstick of `emotion_fit`."""
+    emotion = run.tasks.get("emotion")
+    if not isinstance(emotion, AttributeTask):
+        return {}
+    asked: dict[str, dict[str, Example]] = {}
+    for example in examples:
+        u = example.utterance
+        if example.task == "dialogue" and "emotion" in u.labels and words(u, "transcript"):
+            asked[u.id] = {name: _in_emotion(example, name) for name in emotion.choices}
+    run.targets.make(run.module.llm, [e for each in asked.values() for e in each.values()], progress)
+    return {
+        name: {emotion: run.targets.complete(example).target or "" for emotion, example in each.items()}
+        for name, each in asked.items()
+    }
+
+
+def _in_emotion(example: Example, emotion: str) -> Example:
+    labels = {**example.utterance.labels, "emotion": emotion}
+    utterance = replace(example.utterance, labels=labels, caption=caption_from(labels), response=None)
+    return replace(example, utterance=utterance, target=None)

@@ -1,0 +1,86 @@
+"""Targets of `dialogue`: the LLM's own response to the styled transcript, made once and kept.
+
+Style-aware behaviour alignment (Wang et al., ICME 2025, section III-B): the adapters learn to make the LLM answer
+speech as it answers the equivalent text, so its habits stay its own.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from rich.progress import Progress
+
+from undertone.data.examples import Example
+from undertone.errors import UndertoneError
+from undertone.lightning_modules.prompting import chat_of
+from undertone.llms.causal import CausalLLM
+
+BATCH = 64  # prompts that are answered together
+
+
+class Targets:
+    """Responses by model and prompt, in a JSONL file that only grows; a killed run goes on where it was.
+
+    Args:
+        folder: of the cache.
+        fingerprint: of the LLM; another LLM has another file.
+        slots: slot -> the text equivalent to its speech.
+        max_new_tokens: of a response; part of what tells responses apart.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, slots: dict[str, str], max_new_tokens: int) -> None:
+        self.file = folder / "targets" / f"{fingerprint[:16]}.jsonl"
+        self.slots, self.max_new_tokens = slots, max_new_tokens
+        self.known: dict[str, str] = {}
+        if self.file.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        text = self.file.read_text("utf-8")
+        if not text.endswith("\n"):  # a run was killed while it wrote its last line, which is asked for again
+            text = text[: text.rfind("\n") + 1]
+            self.file.write_text(text, "utf-8")
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                self.known[entry["key"]] = entry["response"]
+            except (json.JSONDecodeError, KeyError, TypeError):
+                raise UndertoneError(f"{self.file}:{number}: damaged line; deleting the file is safe") from None
+
+    def complete(self, example: Example) -> Example:
+        """The example with its target; one that has a target stays as it is."""
+        if example.target is not None:
+            return example
+        return replace(example, target=self.known[self._key(example)])
+
+    def make(self, llm: CausalLLM, examples: Iterable[Example], progress: Progress) -> int:
+        """Answer every prompt that has not been answered yet; returns how many there were."""
+        missing = {self._key(e): e for e in examples if e.target is None and self._key(e) not in self.known}
+        keys = list(missing)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        for start in progress.track(range(0, len(keys), BATCH), description="asking the LLM"):
+            part = keys[start : start + BATCH]
+            chats = [chat_of(in_text(missing[key]), self.slots) for key in part]
+            prompts = [llm.embed(llm.chat.prompt(chat), {}) for chat in chats]
+            self._keep(part, llm.generate(prompts, self.max_new_tokens))
+        return len(keys)
+
+    def _keep(self, keys: list[str], responses: list[str]) -> None:
+        self.known |= zip(keys, responses, strict=True)
+        lines = [json.dumps({"key": k, "response": r}) + "\n" for k, r in zip(keys, responses, strict=True)]
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write("".join(lines))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _key(self, example: Example) -> str:
+        prompt = [(turn.role, turn.pieces) for turn in chat_of(in_text(example), self.slots)]
+        return hashlib.sha256(json.dumps([self.max_new_tokens, prompt]).encode()).hexdigest()
+
+
+def in_text(example: Example) -> Example:
+    """The same example with the equivalent text in every slot."""
+    return replace(example, sources=dict.fromkeys(example.sources, "text"))

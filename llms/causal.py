@@ -1,0 +1,248 @@
+"""A frozen causal LM that reads embeddings where it would read words."""
+
+import hashlib
+import json
+from collections.abc import Hashable, Mapping
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from undertone.errors import ConfigError, UndertoneError, nearest
+from undertone.llms.chat import ChatFormat, Placeholder, Segment
+from undertone.llms.checkpoints import describe, missing, reach, settings
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+_IGNORE = -100  # target of a position that is not in the loss
+
+
+class TokenLoss(NamedTuple):
+    """Negative log-likelihood in nats and float32, summed over response tokens.
+
+    `total` is (), `tokens` counts the response tokens, `per_row` is (batch,). The mean is left to the caller, who
+    knows the other ranks.
+    """
+
+    total: Tensor
+    tokens: int
+    per_row: Tensor
+
+
+class CausalLLM(nn.Module):
+    """Any Hugging Face causal LM with a chat template, frozen, in its own dtype.
+
+    `__init__` only describes; `build` makes the network without weights; `load` fetches weights and tokenizer.
+
+    Args:
+        checkpoint: a local folder, `undertone:` and a folder of the package, or a hub id.
+        dtype: of the weights.
+        trust_remote_code: run Python code that comes with the checkpoint.
+
+    Raises:
+        ConfigError: `dtype` is unknown, or transformers does not know the architecture.
+        MissingError: the checkpoint is neither on this machine, nor published, nor on a hub that can be reached.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    chat: ChatFormat
+
+    def __init__(self, checkpoint: str, dtype: Dtype = "bfloat16", trust_remote_code: bool = False) -> None:
+        super().__init__()
+        if dtype not in get_args(Dtype):
+            raise ConfigError(f"llm.dtype: no dtype is called {dtype!r}.{nearest(dtype, get_args(Dtype))}")
+        self.checkpoint = checkpoint
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.trust_remote_code = trust_remote_code
+        self.config = describe(checkpoint, trust_remote_code)
+        self.dim: int = self.config.get_text_config().hidden_size
+
+    def build(self) -> None:
+        """Make the network on the current device (meta for a dry run): no weights of worth, no tokenizer."""
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            self.config, dtype=self.dtype, trust_remote_code=self.trust_remote_code
+        )
+        self.model = _frozen(model)
+
+    def load(self) -> None:
+        """Fetch weights (safetensors only) and tokenizer. Idempotent.
+
+        Raises:
+            MissingError: they cannot be reached, or are not whole; the message says where they were looked for.
+            UndertoneError: the tokenizer has no chat template.
+        """
+        if hasattr(self, "chat"):
+            return
+        tokenizer = reach(self.checkpoint, self._read_tokenizer)
+        model = reach(self.checkpoint, self._read_model)
+        if model.get_input_embeddings().embedding_dim != self.dim:
+            raise ConfigError(
+                f"llm.checkpoint: {self.checkpoint} has embeddings of {model.get_input_embeddings().embedding_dim}, "
+                f"but was published with {self.dim}"
+            )
+        chat = ChatFormat(tokenizer, _stop_ids(model, tokenizer))
+        # A checkpoint's own generation settings (sampling, a repetition penalty that cannot see speech) would leak
+        # into greedy search: transformers fills in whatever a call leaves open.
+        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False, eos_token_id=sorted(chat.stop_ids), pad_token_id=min(chat.stop_ids)
+        )
+        self.model, self.config = _frozen(model), model.config
+        self._settings = settings(self.checkpoint)
+        self.tokenizer, self.chat = tokenizer, chat
+
+    def train(self, mode: bool = True) -> "CausalLLM":
+        """The LLM itself stays in eval mode: frozen means frozen, dropout included."""
+        super().train(mode)
+        if hasattr(self, "model"):
+            self.model.train(False)
+        return self
+
+    def embed(self, segments: list[Segment], fills: Mapping[Hashable, Tensor]) -> Tensor:
+        """A prompt as (tokens, dim) in the LLM's dtype: text from its own table, each placeholder from `fills`.
+
+        A fill is (n, dim), n may be 0; it keeps its gradient and is cast to the LLM's dtype. It stands where the
+        table's output stands, that is after the scaling of families that scale inside their table.
+
+        Raises:
+            KeyError: a placeholder has no fill.
+            UndertoneError: a fill has another shape.
+        """
+        rows = [self._fill(part, fills) if isinstance(part, Placeholder) else self._words(part) for part in segments]
+        return torch.cat([self._words([]), *rows])
+
+    def loss(self, prompts: list[Tensor], responses: list[list[int]]) -> TokenLoss:
+        """How surprising the responses are after their prompts.
+
+        Rows are padded on the left, so that responses end together and logits are made for the last positions only.
+
+        Args:
+            prompts: each (tokens, dim), from `embed`.
+            responses: token ids of each, its end-of-turn token included.
+
+        Raises:
+            UndertoneError: no rows, a row without prompt or response, or one that the LLM's context cannot hold.
+        """
+        if len(prompts) != len(responses) or not prompts or not all(responses):
+            raise UndertoneError(
+                f"a loss needs as many responses as prompts, and a token in each: got {len(prompts)} prompts, "
+                f"responses of {[len(response) for response in responses]} tokens"
+            )
+        self._check(prompts, [len(response) for response in responses])
+        rows = [torch.cat([prompt, self._words(response)]) for prompt, response in zip(prompts, responses, strict=True)]
+        x, real = _pad_left(rows)
+        longest = max(len(response) for response in responses)
+        logits = self.model(
+            inputs_embeds=x,
+            attention_mask=real.long(),
+            position_ids=(real.cumsum(1) - 1).clamp(min=0),
+            use_cache=False,
+            logits_to_keep=longest + 1,
+        ).logits[:, :-1]  # (batch, longest, vocabulary): the last position predicts nothing
+        padded = [[_IGNORE] * (longest - len(response)) + response for response in responses]
+        targets = torch.tensor(padded, device=logits.device)
+        counted = targets != _IGNORE
+        nll = F.cross_entropy(logits[counted].float(), targets[counted], reduction="none")
+        per_row = nll.new_zeros(counted.shape).masked_scatter(counted, nll).sum(1)
+        return TokenLoss(per_row.sum(), len(nll), per_row)
+
+    @torch.no_grad()
+    def generate(self, prompts: list[Tensor], max_new_tokens: int) -> list[str]:
+        """The likeliest next token again and again, until the turn ends: a text per prompt of (tokens, dim).
+
+        Texts come without special tokens and without white space around them, and do not depend on the batch.
+
+        Raises:
+            UndertoneError: a prompt is empty, or the LLM's context cannot hold it and `max_new_tokens` more.
+        """
+        if max_new_tokens < 1:
+            raise UndertoneError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if not prompts:
+            return []
+        self._check(prompts, [max_new_tokens] * len(prompts))
+        x, real = _pad_left(prompts)
+        ids = self.model.generate(  # type: ignore[operator]  # GenerationMixin is not in PreTrainedModel's type
+            inputs_embeds=x, attention_mask=real.long(), max_new_tokens=max_new_tokens
+        )
+        return [self._text(row) for row in ids.tolist()]
+
+    def fingerprint(self) -> str:
+        """A digest of weights, architecture and chat template: two LLMs with one fingerprint answer alike."""
+        digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode())
+        digest.update(json.dumps(self.tokenizer.chat_template, sort_keys=True).encode())
+        for name, weight in sorted(self.model.named_parameters()):
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _read_tokenizer(self, path: str, local: bool) -> PreTrainedTokenizerBase:
+        return cast(
+            PreTrainedTokenizerBase,
+            AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=self.trust_remote_code),
+        )
+
+    def _read_model(self, path: str, local: bool) -> PreTrainedModel:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=self.dtype,
+            use_safetensors=True,
+            local_files_only=local,
+            trust_remote_code=self.trust_remote_code,
+            output_loading_info=True,
+        )
+        model, report = loaded
+        if absent := sorted(report["missing_keys"]):  # transformers would go on with random numbers
+            raise missing(self.checkpoint, f"its files lack {len(absent)} weights, such as {absent[0]}")
+        return cast(PreTrainedModel, model)
+
+    def _words(self, ids: list[int]) -> Tensor:
+        table = self.model.get_input_embeddings()
+        embedded: Tensor = table(torch.tensor(ids, dtype=torch.long, device=cast(Tensor, table.weight).device))
+        return embedded.to(self.dtype)
+
+    def _fill(self, placeholder: Placeholder, fills: Mapping[Hashable, Tensor]) -> Tensor:
+        if placeholder.key not in fills:
+            raise KeyError(f"no fill for the placeholder {placeholder.key!r}; there are fills for {list(fills)}")
+        fill = fills[placeholder.key]
+        if fill.ndim != 2 or fill.shape[1] != self.dim:
+            raise UndertoneError(
+                f"the fill for {placeholder.key!r} is {tuple(fill.shape)}, and must be (tokens, {self.dim})"
+            )
+        return fill.to(self.dtype)
+
+    def _check(self, prompts: list[Tensor], extra: list[int]) -> None:
+        most: int | None = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        for i, (prompt, more) in enumerate(zip(prompts, extra, strict=True)):
+            if not len(prompt):
+                raise UndertoneError(f"prompt {i} is empty: there is nothing to answer")
+            if most is not None and len(prompt) + more > most:
+                raise UndertoneError(
+                    f"prompt {i} has {len(prompt)} tokens, and {more} may follow: {self.checkpoint} reads {most}"
+                )
+
+    def _text(self, ids: list[int]) -> str:
+        end = next((at for at, token in enumerate(ids) if token in self.chat.stop_ids), len(ids))
+        return cast(str, self.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+
+
+def _frozen(model: PreTrainedModel) -> PreTrainedModel:
+    model.requires_grad_(False)
+    model.train(False)
+    return model
+
+
+def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Whatever the checkpoint says ends an answer: its files do not always agree, and each is right."""
+    settings = model.generation_config.eos_token_id if model.generation_config else None
+    listed = settings if isinstance(settings, list) else [settings]
+    return {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
+
+
+def _pad_left(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows of (tokens, dim) as (batch, tokens, dim) that end together, and (batch, tokens), True where real."""
+    longest = max(len(row) for row in rows)
+    x = torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows], device=x.device)
+    return x, torch.arange(longest, device=x.device) >= longest - lengths[:, None]

@@ -1,0 +1,91 @@
+"""Where a checkpoint comes from: a local folder, the Hugging Face cache or the hub."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from huggingface_hub import HfApi, constants
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig
+
+from undertone.errors import ConfigError, MissingError, nearest
+from undertone.llms.published import PUBLISHED
+from undertone.paths import resolve
+
+T = TypeVar("T")
+
+_NOT_THE_MODEL = ("transformers_version", "_name_or_path", "_commit_hash", "dtype", "torch_dtype")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+
+
+def describe(checkpoint: str, trust_remote_code: bool) -> PreTrainedConfig:
+    """The architecture of `checkpoint`. A published one needs no network, unless a local folder says otherwise.
+
+    Raises:
+        ConfigError: there is something, but no architecture that transformers knows.
+        MissingError: there is nothing.
+    """
+    if checkpoint in PUBLISHED and not resolve(checkpoint).is_dir():
+        fields = dict(PUBLISHED[checkpoint])
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    return reach(
+        checkpoint,
+        lambda path, local: cast(
+            PreTrainedConfig,
+            AutoConfig.from_pretrained(path, local_files_only=local, trust_remote_code=trust_remote_code),
+        ),
+    )
+
+
+def settings(checkpoint: str) -> dict[str, Any]:
+    """What config.json says of the model. Not what transformers adds to it, which changes from release to release."""
+    raw = reach(checkpoint, lambda path, local: PreTrainedConfig.get_config_dict(path, local_files_only=local)[0])
+    return {key: value for key, value in raw.items() if key not in _NOT_THE_MODEL}
+
+
+def reach(checkpoint: str, read: Callable[[str, bool], T]) -> T:
+    """What `read(path or hub id, local files only)` returns: what is on this machine comes first, then the hub.
+
+    Raises:
+        ConfigError: transformers cannot make sense of the files.
+        MissingError: they are nowhere, or damaged.
+    """
+    folder = resolve(checkpoint)
+    try:
+        if folder.is_dir():
+            return read(str(folder), True)
+        if not _HUB_ID.fullmatch(checkpoint):
+            raise missing(checkpoint, f"there is no folder {folder}")
+        try:
+            return read(checkpoint, True)
+        except OSError:
+            _ask_hub(checkpoint)
+            return read(checkpoint, False)
+    except (OSError, SafetensorError) as error:
+        raise missing(checkpoint, str(error).strip().split("\n")[0] or type(error).__name__) from None
+    except MissingError:
+        raise
+    except (ValueError, KeyError) as error:
+        hint = " (if you trust its code: llm.trust_remote_code=true)" if "trust_remote_code" in str(error) else ""
+        raise ConfigError(f"llm.checkpoint: {checkpoint}: {str(error).splitlines()[0]}{hint}") from None
+
+
+def _ask_hub(checkpoint: str) -> None:
+    """One question without a retry: on a machine without a network, transformers itself goes on for 20 seconds."""
+    try:
+        HfApi().model_info(checkpoint, timeout=10)
+    except Exception as error:  # their base class depends on the hub client's version (httpx, httpx2)
+        raise OSError(f"{constants.ENDPOINT}: {error}") from error
+
+
+def missing(checkpoint: str, why: str) -> MissingError:
+    """The error for an LLM that cannot be had, with what to do about it."""
+    folder = Path.cwd() / resolve(checkpoint)
+    known = "" if checkpoint in PUBLISHED else nearest(checkpoint, PUBLISHED).split(" Known:")[0]
+    return MissingError(
+        f"the LLM {checkpoint} cannot be loaded: {why}.{known}\n"
+        f"Looked in the folder {folder}, in the Hugging Face cache {constants.HF_HUB_CACHE} and on "
+        f"{constants.ENDPOINT}.\nPoint at a local copy (config.json, *.safetensors and the tokenizer) with "
+        "llm.checkpoint=/path/to/folder, or run conf/quickstart.yaml, which needs no download."
+    )

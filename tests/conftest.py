@@ -1,0 +1,120 @@
+"""A small world for the tests: a random Whisper and a random Qwen2 on disk, and a few tones as speech."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import whisper
+from whisper.model import ModelDimensions
+
+from tests.families import save_family
+from undertone.lightning_modules import recipe as recipes
+from undertone.lightning_modules.cli import quiet
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+quiet()
+
+EMOTIONS = ("neutral", "happy", "sad", "angry")
+WORDS = ("we found the lamp", "they sold a book", "i lost my key", "you made some tea")
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random two-layer Qwen2 on disk, so that tests walk the same path as a real checkpoint."""
+    return str(save_family("qwen2", tmp_path_factory.mktemp("llm")))
+
+
+@pytest.fixture(scope="session")
+def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random two-layer Whisper with windows of one second, in openai-whisper's own format."""
+    torch.manual_seed(0)
+    dims = ModelDimensions(80, 50, 32, 4, 2, 100, 16, 32, 4, 2)
+    file = tmp_path_factory.mktemp("whisper") / "tiny.pt"
+    torch.save({"dims": dims.__dict__, "model_state_dict": whisper.model.Whisper(dims).state_dict()}, file)
+    return str(file)
+
+
+def write_tone(file: Path, seconds: float, hertz: float, rate: int = 16_000) -> None:
+    at = np.arange(int(seconds * rate)) / rate
+    soundfile.write(file, 0.3 * np.sin(2 * np.pi * hertz * at) * (1 + 0.3 * np.sin(2 * np.pi * 3 * at)), rate)
+
+
+def write_manifest(folder: Path, split: str, count: int) -> Path:
+    """`count` utterances with every label; every third stands in a dialogue, every sixth after a spoken turn."""
+    lines: list[dict[str, Any]] = []
+    for i in range(count):
+        name = f"{split}-{i}.wav"
+        write_tone(folder / name, 0.4 + 0.13 * (i % 7), 120 + 40 * (i % 5))
+        labels = {"gender": ("male", "female")[i % 2], "emotion": EMOTIONS[i % 4]}
+        line: dict[str, Any] = {"id": f"{split}-{i}", "audio": name, "text": WORDS[i % 4], "speaker": f"{split}-s{i % 3}"}
+        if i % 3 == 2:
+            line["context"] = [{"role": "user", "text": "hello"}, {"role": "assistant", "text": "hi there"}]
+        if i % 6 == 5:
+            earlier = {"role": "user", "text": "it rains", "audio": f"{split}-0.wav", "caption": "A sad voice."}
+            line["context"] += [earlier, {"role": "assistant", "text": "it does"}]
+        lines.append({**line, "labels": labels})
+    manifest = folder / f"{split}.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return manifest
+
+
+@pytest.fixture(scope="session")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("speech")
+    return {split: write_manifest(folder, split, n) for split, n in (("train", 12), ("validation", 5), ("test", 6))}
+
+
+@pytest.fixture
+def tree(tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
+    """A whole recipe of the three stages, small enough for seconds."""
+    stage = {"lr": 1e-2, "epochs": 1, "batch": 4}
+    return {
+        "name": "tiny",
+        "seed": 3,
+        "encoder": {"type": "whisper", "checkpoint": tiny_whisper},
+        "llm": {"checkpoint": tiny_llm, "dtype": "float32"},
+        "slots": {
+            "paralinguistic": {
+                "adapter": {"type": "pooled_soft_prompt", "tokens": 2, "feedforward": 16}, "text": "caption",
+            },
+            "linguistic": {"adapter": {"type": "frame_stacking_mlp", "hidden": 16}, "text": "transcript"},
+        },
+        "tasks": {"emotion": {"choices": list(EMOTIONS)}},
+        "data": {
+            "cache": str(tmp_path / "cache"),
+            **{split: [{"manifest": str(file)}] for split, file in manifests.items()},
+        },
+        "stages": {
+            "joint": {"tasks": {"asr": 2, "gender": 1, "emotion": 1}, "epochs": 2, "warmup_steps": 2, **stage | {"epochs": 2}},
+            "disentangle": {"tasks": {"asr": 1, "emotion": 1}, "err": {"speech": 1, "text": 1, "none": 1}, **stage},
+            "holistic": {"tasks": {"dialogue": 2, "asr": 1, "gender": 1}, **stage},
+        },
+        "evaluation": {"batch": 5, "max_new_tokens": 6},
+        "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
+        "checkpoint_every": 2,
+        "runs": str(tmp_path / "runs"),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tree: dict[str, Any]) -> recipes.Recipe:
+    return recipes.parse(tree)
+
+
+@pytest.fixture
+def write_recipe(tree: dict[str, Any], tmp_path: Path) -> Callable[..., str]:
+    """Write the tiny recipe, changed as said, and return its path."""
+    from omegaconf import OmegaConf
+
+    def write(**changes: Any) -> str:
+        file = tmp_path / "recipe.yaml"
+        file.write_text(OmegaConf.to_yaml({**tree, **changes}))
+        return str(file)
+
+    return write

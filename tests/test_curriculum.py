@@ -1,0 +1,199 @@
+"""The curriculum: the order of examples, ERR's draws, resume to the bit, and a run from recipe to bundle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from undertone.data.sampler import StageSampler
+from undertone.errors import BundleError, ConfigError
+from undertone.lightning_modules import recipe as recipes
+from undertone.lightning_modules.bundle import read_bundle
+from undertone.lightning_modules.cli import main
+from undertone.lightning_modules.curriculum import start
+from undertone.lightning_modules.schedule import Schedule, learning_rate
+
+
+def sampler(**changes: Any) -> StageSampler:
+    known: dict[str, Any] = {"seconds": [1 + i % 5 for i in range(40)], "weights": [1.0] * 40, "batch": 4, "epochs": 3, "seed": 0}
+    return StageSampler(**{**known, **changes})
+
+
+def test_an_epoch_sees_each_utterance_once() -> None:
+    for epoch in range(3):
+        rows = [row for e, batch in sampler() if e == epoch for row in batch]
+        assert Counter(rows) == Counter(range(40))
+
+
+def test_batches_hold_like_lengths_and_epochs_differ() -> None:
+    batches = list(sampler())
+    spread = [max(row % 5 for row in rows) - min(row % 5 for row in rows) for _, rows in batches]
+    assert sum(spread) / len(spread) < 2
+    assert [rows for e, rows in batches if e == 0] != [rows for e, rows in batches if e == 1]
+
+
+def test_a_sampler_goes_on_where_it_was_told() -> None:
+    whole = list(sampler())
+    assert list(sampler(start=11)) == whole[11:] and len(sampler(start=11)) == len(whole)
+
+
+def test_weights_repeat_and_thin_out() -> None:
+    rows = Counter(row for _, batch in sampler(weights=[2.0] * 10 + [0.25] * 30, epochs=8) for row in batch)
+    assert all(rows[row] == 16 for row in range(10))
+    assert 30 < sum(rows[row] for row in range(10, 40)) < 90  # 60 expected
+
+
+def test_ranks_share_an_epoch() -> None:
+    rows = [row for rank in (0, 1) for _, batch in sampler(rank=rank, ranks=2, epochs=1) for row in batch]
+    assert Counter(rows) == Counter(range(40))
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine", "constant"])
+def test_learning_rates_rise_then_fall_to_nothing(decay: str) -> None:
+    shape = Schedule(10, 100, decay)  # type: ignore[arg-type]
+    rates = [learning_rate(shape, step) for step in range(101)]
+    assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True)) and rates[10] == 1
+    assert all(rate > 0 for rate in rates[:100]) and rates[100] == (1 if decay == "constant" else 0)
+
+
+def test_err_replaces_the_slot_that_does_not_carry_the_task(recipe: recipes.Recipe) -> None:
+    run = start(recipe, Console(quiet=True))
+    drawing = run.drawing("disentangle", cut=True)
+    utterance = run.material.splits["train"].utterances[0]
+    drawn = [drawing(utterance, epoch, 0) for epoch in range(600)]
+    seen: Counter[tuple[str, str]] = Counter()
+    for example in drawn:
+        assert example is not None
+        carrier, other = ("linguistic", "paralinguistic") if example.task == "asr" else ("paralinguistic", "linguistic")
+        assert example.sources[carrier] == "speech" and example.trains == {carrier}
+        seen[example.task, example.sources[other]] += 1
+    assert set(seen) == {(task, source) for task in ("asr", "emotion") for source in ("speech", "text", "none")}
+    assert all(70 < count < 130 for count in seen.values())  # 100 expected of each
+
+
+def test_examples_are_a_function_of_seed_epoch_and_id(recipe: recipes.Recipe) -> None:
+    run = start(recipe, Console(quiet=True))
+    utterances = run.material.splits["train"].utterances
+    first, again = ([run.drawing("holistic", cut=True)(u, 1, 0) for u in order] for order in (utterances, utterances))
+    assert first == again
+    other = replace(run.drawing("holistic", cut=True), seed=4)
+    assert [other(u, 1, 0) for u in utterances] != first
+
+
+def test_dialogues_are_cut_at_varying_points(recipe: recipes.Recipe) -> None:
+    run = start(recipe, Console(quiet=True))
+    utterance = next(u for u in run.material.splits["train"].utterances if len(u.context) == 4)
+    drawing = replace(run.drawing("holistic", cut=True), weights={"dialogue": 1.0})
+    cuts = {(e.utterance.audio.name, len(e.context)) for e in (drawing(utterance, i, 0) for i in range(60)) if e}
+    assert cuts == {(utterance.audio.name, n) for n in (0, 2, 4)} | {("train-0.wav", n) for n in (0, 2)}
+    whole = replace(drawing, cut=False)(utterance, 0, 0)
+    assert whole is not None and whole.context == utterance.context
+
+
+@pytest.fixture
+def finished(write_recipe: Callable[..., str], tmp_path: Path) -> Path:
+    assert main(["fit", "--config", write_recipe()]) == 0
+    return tmp_path / "runs" / "tiny"
+
+
+def test_a_run_leaves_scores_and_a_bundle_that_answers(finished: Path, manifests: dict[str, Path], capsys: Any) -> None:
+    records = json.loads((finished / "evaluation" / "results.json").read_text())
+    assert {(r["task"], r["slots"]) for r in records} >= {
+        (task, slots) for task in ("asr", "gender", "emotion", "dialogue") for slots in ("both", "linguistic", "text")
+    }
+    assert all(r["n"] == 6 for r in records if r["task"] in ("asr", "gender"))
+    predictions = (finished / "evaluation" / "predictions.jsonl").read_text().splitlines()
+    assert len(predictions) == 6 * 4 * 4  # utterances, tasks, choices of slots
+    audio = str(manifests["test"].parent / "test-0.wav")
+    assert main(["chat", str(finished / "bundle"), "--once", "--audio", audio]) == 0
+    assert "answer" in capsys.readouterr().out
+    assert sorted(file.name for file in (finished / "bundle").iterdir()) == [
+        "README.md", "adapters.safetensors", "fingerprints.json", "recipe.yaml",
+    ]  # fmt: skip
+
+
+def test_the_bundle_is_the_best_of_the_last_stage(finished: Path) -> None:
+    best = torch.load(finished / "stages" / "3-holistic" / "best.ckpt", weights_only=True)["state_dict"]
+    bundle = load_file(finished / "bundle" / "adapters.safetensors")
+    assert set(best) == {f"adapters.{name}" for name in bundle}
+    assert all(torch.equal(best[f"adapters.{name}"], value) for name, value in bundle.items())
+
+
+def test_every_stage_moves_the_adapters(finished: Path) -> None:
+    stages = [torch.load(file, weights_only=True)["state_dict"] for file in sorted(finished.glob("stages/*/best.ckpt"))]
+    assert len(stages) == 3
+    for before, after in zip(stages, stages[1:], strict=False):
+        assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_bundle_refuses_another_llm(finished: Path, tiny_llm: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in Path(tiny_llm).iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    weights = load_file(other / "model.safetensors")
+    name = sorted(weights)[0]
+    weights[name][0] += 1
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BundleError, match="another llm"):
+        read_bundle(finished / "bundle", [f"llm.checkpoint={other}"])
+
+
+def test_another_recipe_does_not_go_on_in_the_same_folder(finished: Path, write_recipe: Callable[..., str]) -> None:
+    with pytest.raises(ConfigError, match="another recipe"):
+        start(recipes.load(write_recipe(seed=4)), Console(quiet=True))
+
+
+def test_a_finished_run_started_again_only_prints_its_table(finished: Path, write_recipe: Callable[..., str]) -> None:
+    before = {file: file.stat().st_mtime_ns for file in finished.glob("stages/**/*") if file.is_file()}
+    assert main(["fit", "--config", write_recipe()]) == 0
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+KILL = """
+import os, signal, sys
+from undertone.lightning_modules import speech_llm
+from undertone.lightning_modules.cli import main
+step = speech_llm.SpeechLLM.training_step
+count = 0
+def killed(self, batch, number):
+    global count
+    count += 1
+    if count == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, number)
+speech_llm.SpeechLLM.training_step = killed
+main(["fit", "--config", sys.argv[1]])
+"""
+
+
+def test_a_killed_run_ends_in_the_same_weights(write_recipe: Callable[..., str], tmp_path: Path) -> None:
+    """Killed in every stage, between two checkpoints and right after one; the weights are the same bit for bit."""
+    whole = write_recipe(runs=str(tmp_path / "whole"))
+    assert main(["fit", "--config", whole]) == 0
+    config = write_recipe(runs=str(tmp_path / "killed"))
+    codes = []
+    for at in (4, 2, 3):  # steps since the last start: in joint, after resuming in joint, in a later stage
+        done = subprocess.run([sys.executable, "-c", KILL, config, str(at)], capture_output=True, text=True, env=os.environ)
+        codes.append(done.returncode)
+    assert codes == [-signal.SIGKILL] * 3, done.stderr
+    assert main(["fit", "--config", config]) == 0
+    for stage in ("1-joint", "2-disentangle", "3-holistic"):
+        ours, theirs = (
+            torch.load(tmp_path / name / "tiny" / "stages" / stage / "best.ckpt", weights_only=True)["state_dict"]
+            for name in ("whole", "killed")
+        )
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), stage
