@@ -4,8 +4,8 @@ from undertone.rooms import one_copy
 
 one_copy(__name__)
 
-from undertone.adapters.base import ADAPTERS, Adapter  # noqa: E402
+from undertone.adapters.base import ADAPTERS, Adapter
 
 __all__ = ["ADAPTERS", "Adapter"]
 
-from undertone.adapters import frame_stacking_mlp, pooled_soft_prompt  # noqa: E402, F401  (importing a module registers it)
+from undertone.adapters import frame_stacking_mlp, pooled_soft_prompt  # noqa: F401  (importing a module registers it)

@@ -56,7 +56,9 @@ class ESpeak:
         """
         self._chunks.clear()
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise ValueError(f"eSpeak NG has no voice {voice!r}; a voice is written language+variant, such as 'en-us+f2'")
+            raise ValueError(
+                f"eSpeak NG has no voice {voice!r}; a voice is written language+variant, such as 'en-us+f2'"
+            )
         for parameter, value in ((_RATE, rate), (_VOLUME, volume), (_PITCH, pitch), (_RANGE, range)):
             self._library.espeak_SetParameter(parameter, int(value), 0)
         encoded = text.encode() + b"\0"
@@ -64,4 +66,4 @@ class ESpeak:
         self._library.espeak_Synchronize()
         if not self._chunks:
             raise ValueError(f"eSpeak NG said nothing for {text!r} with voice {voice!r}")
-        return np.concatenate(self._chunks).astype(np.float32) / 32768, self._rate_hz
+        return np.concatenate(self._chunks).astype(np.float32) / np.float32(32768), self._rate_hz

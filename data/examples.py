@@ -8,8 +8,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from undertone.data.utterance import Turn, Utterance
 from undertone.data.tasks import Task, style_caption
+from undertone.data.utterance import Turn, Utterance
 
 Draw = Callable[[Utterance, int, int], "Example | None"]  # (utterance, epoch, number of the draw) -> example
 
@@ -60,7 +60,9 @@ class Drawing:
     stage: str
     cut: bool = True
 
-    def __call__(self, utterance: Utterance, epoch: int, number: int, only: Sequence[str] | None = None) -> Example | None:
+    def __call__(
+        self, utterance: Utterance, epoch: int, number: int, only: Sequence[str] | None = None
+    ) -> Example | None:
         """Draw an example, or None for an utterance that no task of this stage can use.
 
         Args:
@@ -98,7 +100,9 @@ class Drawing:
         carrying = carriers(task, list(self.slots))
         sources = {}
         for slot, text in self.slots.items():
-            weights = {source: weight for source, weight in self.err.items() if source != "text" or words(utterance, text)}
+            weights = {
+                source: weight for source, weight in self.err.items() if source != "text" or words(utterance, text)
+            }
             replaced = rng.choices(list(weights), list(weights.values()))[0]
             sources[slot] = "speech" if slot in carrying else replaced
         return sources, carrying & self.trains

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from undertone.data.examples import Draw, Example
-from undertone.data.utterance import Utterance
 from undertone.data.sampler import Rows
+from undertone.data.utterance import Utterance
 from undertone.types import Frames
 
 Read = Callable[[Path], Tensor]  # an audio file -> (samples,) waveform or (frames, dim) encoder output
@@ -46,10 +46,15 @@ def collate(examples: list[Example], read: Read) -> Batch:
 
 
 class Examples(Dataset[Batch]):
-    """Indexed by what `StageSampler` yields. `only` names the tasks that each utterance may serve, None: any."""
+    """Indexed by what `StageSampler` yields; `complete` gives an example its target, `read` gives a clip its sound."""
 
     def __init__(
-        self, utterances: Sequence[Utterance], draw: Draw, draws: int, complete: Callable[[Example], Example], read: Read
+        self,
+        utterances: Sequence[Utterance],
+        draw: Draw,
+        draws: int,
+        complete: Callable[[Example], Example],
+        read: Read,
     ) -> None:
         self.utterances, self.draw, self.draws, self.complete, self.read = utterances, draw, draws, complete, read
 

@@ -1,4 +1,4 @@
-"""The order of a whole stage: utterances of like length together, the same for the same seed, resumable at any batch."""
+"""The order of a whole stage: utterances of like length together, the same for a seed, resumable at any batch."""
 
 import random
 from collections.abc import Iterator, Sequence

@@ -95,7 +95,9 @@ class DemoWorld(Corpus):
         records: list[dict[str, Any]] = []
         spoken = speak_corpus(count, split, self.seed, self.workers)
         for number, one in enumerate(track(spoken, total=count, description=f"speaking {split:<7}")):
-            records.append(self._record(home, number, one, records, random.Random(f"{self.seed} {split} {number} talk")))
+            records.append(
+                self._record(home, number, one, records, random.Random(f"{self.seed} {split} {number} talk"))
+            )
         draft = manifest.with_suffix(".tmp")
         draft.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
         draft.replace(manifest)

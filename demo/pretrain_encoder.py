@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, ModelDimensions
 
-from undertone.demo.corpus import SAMPLE_RATE, Spoken, speak_corpus
+from undertone.demo.corpus import Spoken, speak_corpus
+from undertone.demo.voices import SAMPLE_RATE
 from undertone.demo.world import CHOICES
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
@@ -112,7 +113,7 @@ def _train(encoder: AudioEncoder, phase: Phase, out: Path) -> dict[str, float]:
         rows = torch.randint(len(train), (phase.batch,), generator=generator).tolist()
         loss = _loss(encoder, heads, train, rows, _augment(train.mel(rows), generator), phase.style_weight)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()

@@ -12,14 +12,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from undertone.data.tasks import TASKS, caption_from
+from undertone.data.tasks import TASKS, AttributeTask, caption_from
 from undertone.demo.world import (
     CHOICES,
     Exchange,
@@ -38,56 +38,72 @@ TEMPLATE = (  # ChatML, as Qwen2 has it, without a default system prompt
 )
 VOCABULARY = 1024
 ATTRIBUTES = tuple(CHOICES)
+OTHERS = ("asr", "asr", "dialogue", "dialogue", "follow-up")
 
 
 @dataclass(frozen=True)
-class Settings:
-    steps: int = 1_800
-    batch: int = 32
-    lr: float = 2e-3
-    hidden: int = 256
-    layers: int = 3
-    seed: int = 11
+class Phase:
+    """Some steps of lessons.
+
+    `context` is the share of chats that have something before the question, `attributes` the share of questions about a
+    style caption, and `about` the attributes that are asked for.
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    context: float
+    attributes: float
+    about: tuple[str, ...] = tuple(CHOICES)
+
+
+PHASES = (  # answers to a single turn first: they are short, and to copy and to look up is learned from them
+    Phase(steps=1_300, batch=64, lr=1.5e-3, context=0.0, attributes=0.3),
+    Phase(steps=700, batch=32, lr=1e-3, context=0.9, attributes=0.3),
+    Phase(steps=900, batch=64, lr=1.2e-3, context=0.4, attributes=0.65),  # which word of five is asked for comes last
+)
+HIDDEN, LAYERS, SEED = 256, 3, 11
 
 
 class Lessons:
     """Draws chats; every wording that the tasks' prompt files hold is seen in training."""
 
-    def __init__(self, seed: int, split: str) -> None:
-        self.rng, self.split = random.Random(f"{seed} {split}"), split
-        nodes = {"asr": {}, "dialogue": {}} | {name: {"choices": list(CHOICES[name])} for name in ATTRIBUTES}
+    def __init__(self, seed: int, split: str, phase: Phase) -> None:
+        self.rng, self.split, self.phase = random.Random(f"{seed} {split}"), split, phase
+        nodes: dict[str, dict[str, list[str]]] = {"asr": {}, "dialogue": {}}
+        nodes |= {name: {"choices": list(CHOICES[name])} for name in ATTRIBUTES}
         self.tasks = {name: TASKS.build({"type": name, **knobs}) for name, knobs in nodes.items()}
         self.wordings = {name: task.instructions() for name, task in self.tasks.items()}
 
     def __iter__(self) -> Iterator[tuple[list[dict[str, str]], str]]:
         """Yield (messages, answer) for ever."""
         while True:
-            name = self.rng.choice(("asr", "asr", "attribute", "attribute", "dialogue", "dialogue", "follow-up"))
-            yield self._lesson(self.rng.choice(ATTRIBUTES) if name == "attribute" else name)
+            about_style = self.rng.random() < self.phase.attributes
+            yield self._lesson(self.rng.choice(self.phase.about if about_style else OTHERS))
 
     def _lesson(self, name: str) -> tuple[list[dict[str, str]], str]:
         rng = self.rng
-        talk, who = draw_small_talk(rng)
+        talk, who = draw_small_talk(rng) if rng.random() < self.phase.context else ([], None)
         talk = [*talk, *self._spoken(who)]
         sentence, style = draw_sentence(rng, self.split), draw_style(rng)
         if name == "asr":
             user, answer = styled(sentence, style if rng.random() < 0.6 else None), sentence
         elif name in ATTRIBUTES:
             user, answer = styled(sentence if rng.random() < 0.6 else None, style), self._answer(name, style)
-        else:
+        elif name == "dialogue":
             user, answer = self._turn(sentence, style, who)
-        if name == "follow-up":
-            exchange = follow_up(rng, sentence, style, who)
-            talk = [*talk, Exchange(user, answer)]
-            name, user, answer = "dialogue", exchange.user, exchange.assistant
+        else:
+            talk = [*talk, Exchange(styled(sentence, style), reply(sentence, style.emotion, who))]
+            question = follow_up(rng, sentence, style, who)
+            name, user, answer = "dialogue", question.user, question.assistant
         return messages(rng.choice(self.wordings[name]), [*talk], user), answer
 
     def _answer(self, attribute: str, style: Style) -> str:
-        return self.tasks[attribute].sentence.format(label=getattr(style, attribute))
+        return cast(AttributeTask, self.tasks[attribute]).sentence.format(label=getattr(style, attribute))
 
     def _spoken(self, who: str | None) -> list[Exchange]:
-        """An earlier spoken turn, in a quarter of the chats."""
-        if self.rng.random() > 0.25:
+        """An earlier spoken turn, in a quarter of the chats with context."""
+        if self.rng.random() > 0.25 * self.phase.context:
             return []
         sentence, style = draw_sentence(self.rng, self.split), draw_style(self.rng)
         return [Exchange(*self._turn(sentence, style, who))]
@@ -130,7 +146,7 @@ def train_tokenizer(lessons: Lessons) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         eos_token=STOP,
         pad_token=END,
@@ -139,18 +155,25 @@ def train_tokenizer(lessons: Lessons) -> PreTrainedTokenizerFast:
     )
 
 
-def pretrain(out: Path, settings: Settings | None = None) -> dict[str, float]:
+def pretrain(out: Path, phases: tuple[Phase, ...] = PHASES) -> dict[str, float]:
     """Train, write the folder `out/llm`, and return the share of answers that come out right on unseen sentences."""
-    settings = settings or Settings()
-    torch.manual_seed(settings.seed)
-    lessons = Lessons(settings.seed, "train")
-    tokenizer = train_tokenizer(Lessons(settings.seed, "train"))
-    llm = Qwen2ForCausalLM(_config(settings, tokenizer))
+    torch.manual_seed(SEED)
+    tokenizer = train_tokenizer(Lessons(SEED, "train", PHASES[1]))
+    llm = Qwen2ForCausalLM(_config(tokenizer))
     print(f"{sum(p.numel() for p in llm.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
-    optimizer = torch.optim.AdamW(llm.parameters(), settings.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, settings.steps, pct_start=0.1)
-    stream, start, scores = _batches(tokenizer, lessons, settings.batch), time.time(), {}
-    for step in range(settings.steps):
+    scores: dict[str, float] = {}
+    for number, phase in enumerate(phases):
+        scores = _train(llm, tokenizer, phase, Lessons(SEED + number, "train", phase))
+    llm.half().save_pretrained(out / "llm")  # type: ignore[no-untyped-call]
+    tokenizer.save_pretrained(out / "llm")
+    return scores
+
+
+def _train(llm: Any, tokenizer: PreTrainedTokenizerFast, phase: Phase, lessons: Lessons) -> dict[str, float]:
+    optimizer = torch.optim.AdamW(llm.parameters(), phase.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.lr, phase.steps, pct_start=0.1)
+    stream, start, scores = _batches(tokenizer, lessons, phase.batch), time.time(), dict[str, float]()
+    for step in range(phase.steps):
         ids, labels = next(stream)
         with torch.autocast("cpu", torch.bfloat16):
             loss = llm(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
@@ -159,20 +182,18 @@ def pretrain(out: Path, settings: Settings | None = None) -> dict[str, float]:
         torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if (step + 1) % 250 == 0 or step + 1 == settings.steps:
-            scores = {"answers right": _score(llm, tokenizer, settings.seed)}
+        if (step + 1) % 100 == 0 or step + 1 == phase.steps:
+            scores = {"answers right": _score(llm, tokenizer, phase)}
             print(f"step {step + 1}  loss {loss.item():.4f}  {scores}  {time.time() - start:.0f} s", flush=True)
-    llm.half().save_pretrained(out / "llm")
-    tokenizer.save_pretrained(out / "llm")
     return scores
 
 
-def _config(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
+def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
     return Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=settings.hidden,
-        intermediate_size=settings.hidden * 5 // 2,
-        num_hidden_layers=settings.layers,
+        hidden_size=HIDDEN,
+        intermediate_size=HIDDEN * 5 // 2,
+        num_hidden_layers=LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
@@ -187,13 +208,17 @@ def _batches(tokenizer: PreTrainedTokenizerFast, lessons: Lessons, batch: int) -
     """Batches of lessons of like length, for ever."""
     stream = iter(lessons)
     while True:
-        rows = sorted((_encode(tokenizer, *next(stream)) for _ in range(batch * 16)), key=lambda row: len(row[0] + row[1]))
+        rows = sorted(
+            (_encode(tokenizer, *next(stream)) for _ in range(batch * 16)), key=lambda row: len(row[0] + row[1])
+        )
         starts = list(range(0, len(rows), batch))
         lessons.rng.shuffle(starts)
         yield from (_batch(tokenizer, rows[start : start + batch]) for start in starts)
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], answer: str) -> tuple[list[int], list[int]]:
+def _encode(
+    tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], answer: str
+) -> tuple[list[int], list[int]]:
     prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     encode = tokenizer.backend_tokenizer.encode
     return encode(prompt).ids, encode(answer + STOP).ids
@@ -211,9 +236,9 @@ def _batch(tokenizer: PreTrainedTokenizerFast, rows: list[tuple[list[int], list[
 
 
 @torch.no_grad()
-def _score(llm: Any, tokenizer: PreTrainedTokenizerFast, seed: int) -> float:
-    """Share of answers whose every token is the likeliest, given the right ones before it: greedy decoding's own test."""
-    stream = iter(Lessons(seed, "validation"))
+def _score(llm: Any, tokenizer: PreTrainedTokenizerFast, phase: Phase) -> float:
+    """Share of answers whose every token is the likeliest, given the right ones before it: greedy decoding's test."""
+    stream = iter(Lessons(SEED, "validation", phase))
     right = []
     llm.eval()
     for _ in range(4):

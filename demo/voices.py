@@ -44,7 +44,12 @@ MEN: dict[str, dict[str, tuple[int, int, int]]] = {
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-us-nyc", "en-gb-x-gbclan")
 TRACTS = (0.94, 1.0, 1.06)  # vocal tract scale: > 1 is a smaller head
 
-F0 = {("male", "low"): (80, 98), ("male", "high"): (128, 150), ("female", "low"): (160, 185), ("female", "high"): (240, 275)}
+F0 = {
+    ("male", "low"): (80, 98),
+    ("male", "high"): (128, 150),
+    ("female", "low"): (160, 185),
+    ("female", "high"): (240, 275),
+}
 SECONDS_PER_WORD = {"slow": (0.41, 0.45), "fast": (0.185, 0.23)}  # thresholds: fast below 0.252, slow above 0.386
 RMS = {"low": (0.012, 0.027), "high": (0.065, 0.12)}  # thresholds: low below 0.0333, high above 0.0505
 PITCH_RANGE = {"neutral": 45, "happy": 99, "sad": 5, "angry": 55}  # eSpeak units

@@ -14,7 +14,9 @@ NOUNS = (
     "umbrella bicycle guitar lamp window ticket camera letter basket jacket mirror table kettle pillow ladder "
     "hammer blanket candle wallet phone book chair bottle piano cake"
 ).split()
-PLACES = "station market office garden kitchen library beach school museum harbor hotel village bridge park farm".split()
+PLACES = (
+    "station market office garden kitchen library beach school museum harbor hotel village bridge park farm".split()
+)
 TIMES = ("today", "yesterday", "this morning", "last night", "last week", "on monday", "on sunday")
 PEOPLE = ("i", "we", "they")
 NAMES = "anna tom maria john sara peter lucy david".split()

@@ -4,8 +4,8 @@ from undertone.rooms import one_copy
 
 one_copy(__name__)
 
-from undertone.encoders.base import ENCODERS, Encoder  # noqa: E402
+from undertone.encoders.base import ENCODERS, Encoder
 
 __all__ = ["ENCODERS", "Encoder"]
 
-from undertone.encoders import whisper  # noqa: E402, F401  (importing a module registers it)
+from undertone.encoders import whisper  # noqa: F401  (importing a module registers it)

@@ -143,7 +143,6 @@ class WhisperEncoder(Encoder):
             self.encoder.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             raise MissingError(f"{path}: the encoder's tensors do not fit its dims {self.dims}: {error}") from None
-        self.encoder.eval().requires_grad_(False)
         self._loaded = True
 
     def fingerprint(self) -> str:

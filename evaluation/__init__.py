@@ -4,9 +4,9 @@ from undertone.rooms import one_copy
 
 one_copy(__name__)
 
-from undertone.evaluation.metrics import SLOTS, Prediction, Score  # noqa: E402
-from undertone.evaluation.records import Record, read_predictions, read_results, score_all, write_results  # noqa: E402
-from undertone.evaluation.report import results_markdown, results_table  # noqa: E402
+from undertone.evaluation.metrics import SLOTS, Prediction, Score
+from undertone.evaluation.records import Record, read_predictions, read_results, score_all, write_results
+from undertone.evaluation.report import results_markdown, results_table
 
 __all__ = [
     "SLOTS",

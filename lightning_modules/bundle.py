@@ -21,7 +21,7 @@ WEIGHTS, RECIPE, PRINTS, CARD = "adapters.safetensors", "recipe.yaml", "fingerpr
 
 
 def write_bundle(folder: Path, module: SpeechLLM, records: Sequence[Record]) -> Path:
-    """Write everything that another machine needs, beside the frozen parts, to answer speech; replaces what is there."""
+    """Write all that another machine needs, beside the frozen parts, to answer speech; replaces what is there."""
     draft = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -53,7 +53,9 @@ def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
     """
     absent = [name for name in (WEIGHTS, RECIPE, PRINTS) if not (folder / name).is_file()]
     if absent:
-        raise BundleError(f"{folder} is not a bundle: {', '.join(absent)} is not there. A run leaves one in runs/<name>/bundle")
+        raise BundleError(
+            f"{folder} is not a bundle: {', '.join(absent)} is not there. A run leaves one in runs/<name>/bundle"
+        )
     module = SpeechLLM(recipes.load(folder / RECIPE, overrides).plain())
     try:
         weights = load_file(folder / WEIGHTS)
@@ -63,12 +65,15 @@ def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
     module.load_adapters(weights, str(folder / WEIGHTS))
     module.configure_model()
     found = fingerprints(module)
-    for part, checkpoint in (("encoder", module.recipe.encoder.get("checkpoint")), ("llm", module.recipe.llm.checkpoint)):
+    for part, checkpoint in (
+        ("encoder", module.recipe.encoder.get("checkpoint")),
+        ("llm", module.recipe.llm.checkpoint),
+    ):
         if found[part] != expected.get(part):
             raise BundleError(
                 f"{folder}: its adapters were trained with another {part} than {checkpoint}: fingerprint "
-                f"{str(expected.get(part))[:12]} in the bundle, {found[part][:12]} here. Point {part}.checkpoint at the one of "
-                "the training run; adapters make no sense to any other"
+                f"{str(expected.get(part))[:12]} in the bundle, {found[part][:12]} here. Point {part}.checkpoint at "
+                "the one of the training run; adapters make no sense to any other"
             )
     module.eval()
     return module
@@ -81,7 +86,9 @@ def _card(module: SpeechLLM, records: Sequence[Record]) -> str:
         f"| {name} | {slot.adapter['type']} | {sum(p.numel() for p in module.adapters[name].parameters()):,} |"
         for name, slot in recipe.slots.items()
     )
-    stages = "\n".join(f"- `{name}`: {dict(node.tasks)}, ERR {node.err or 'none'}" for name, node in recipe.stages.items())
+    stages = "\n".join(
+        f"- `{name}`: {dict(node.tasks)}, ERR {node.err or 'none'}" for name, node in recipe.stages.items()
+    )
     return f"""# {recipe.name}
 
 Speech adapters for a frozen LLM, trained with Undertone {__version__}

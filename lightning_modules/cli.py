@@ -1,12 +1,17 @@
 """The commands: fit, evaluate, chat, list, check, label, demo."""
 
 import argparse
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from undertone.errors import UndertoneError
+
+Parser: TypeAlias = argparse.ArgumentParser
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # argparse has no public name for it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def quiet() -> None:
     """Advice of the libraries that a user of a recipe can do nothing about."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for message in (
         r".*does not have many workers.*",
         r".*enable_nested_tensor.*",
@@ -35,18 +41,24 @@ def quiet() -> None:
         r".*`isinstance\(treespec.*",
         r".*number of training batches.*smaller than the logging interval.*",
         r".*You're resuming from a checkpoint that ended before.*",
-        r".*pad_sequence.*",
+        r".*in eval mode at the start of training.*",
+        r".*DynamicBucketingSampler with an eagerly read CutSet.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("undertone", description="An ear for how things are said, for LLMs that stay frozen.")
+    parser = argparse.ArgumentParser(
+        "undertone", description="An ear for how things are said, for LLMs that stay frozen."
+    )
     commands = parser.add_subparsers(metavar="command", required=True)
 
     fit = _command(commands, "fit", "train a recipe, stage by stage, score it, and leave a bundle", _fit)
     fit.add_argument("--config", required=True, help="the recipe, such as conf/quickstart.yaml")
-    fit.add_argument("--dry-run", action="store_true", help="build on the meta device and count parameters; no weights needed")
+    fit.add_argument(
+        "--dry-run", action="store_true", help="build on the meta device and count parameters; no weights needed"
+    )
     fit.add_argument("--print-config", action="store_true", help="print the whole resolved recipe and stop")
     fit.add_argument("overrides", nargs="*", metavar="key=value", help="such as stages.joint.lr=1e-4")
 
@@ -75,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands, name, text, run):  # type: ignore[no-untyped-def]
+def _command(commands: Commands, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> Parser:
     parser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(run=run)
     return parser

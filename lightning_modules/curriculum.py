@@ -7,7 +7,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -27,8 +28,30 @@ from undertone.lightning_modules.recipe import Recipe, StageNode
 from undertone.lightning_modules.speech_llm import OWNED, SpeechLLM
 from undertone.lightning_modules.targets import Targets
 
-OURS = ("max_epochs", "max_steps", "callbacks", "logger", "val_check_interval", "default_root_dir", "accumulate_grad_batches",
-        "gradient_clip_val", "use_distributed_sampler", "enable_checkpointing")  # fmt: skip
+OURS = ("max_epochs", "max_steps", "callbacks", "logger", "val_check_interval", "default_root_dir",
+        "accumulate_grad_batches", "gradient_clip_val", "use_distributed_sampler", "enable_checkpointing",
+        "enable_model_summary", "num_sanity_val_steps")  # fmt: skip
+
+
+class Recent(Checkpoint):
+    """Keeps the checkpoint that a killed run goes on from.
+
+    Where a validation is due the checkpoint waits for its end: Lightning would skip that validation after a resume, and
+    the best checkpoint could be another one. The last step needs none, since the stage is over.
+    """
+
+    def __init__(self, file: Path, every: int) -> None:
+        self.file, self.every = file, every
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        due = trainer.val_check_batch
+        assert due is not None  # the recipe's stages say when to validate, in steps
+        if trainer.global_step % self.every == 0 and trainer.global_step % int(due):
+            trainer.save_checkpoint(self.file)
+
+    def on_validation_end(self, trainer: L.Trainer, *_: object) -> None:
+        if 0 < trainer.global_step < trainer.num_training_batches:
+            trainer.save_checkpoint(self.file)
 
 
 @dataclass
@@ -139,13 +162,13 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
     if before is not None:
         run.module.load_adapters(read_adapters(before), str(before))
     resume = last if last.is_file() else None
-    trainer = L.Trainer(**_trainer_arguments(run, folder))
+    trainer = _trainer(run, folder, node)
     sampler = _sampler(run, node, "train", _consumed(resume), trainer)
     run.module.begin(name, len(sampler))
     trainer.val_check_interval = max(1, len(sampler) // (node.epochs * node.validations))
-    loaders = [_loader(run, name, "train", sampler), _validation_loader(run, name, trainer)]
+    training, validation = _loader(run, name, "train", sampler), _validation_loader(run, name, trainer)
     run.console.rule(f"stage {number} of {len(run.recipe.stages)}: {name}, {len(sampler)} steps")
-    trainer.fit(run.module, *loaders, ckpt_path=resume, weights_only=True)
+    trainer.fit(run.module, training, validation, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     trainer.strategy.barrier()
@@ -166,31 +189,36 @@ def _consumed(checkpoint: Path | None) -> int:
     if checkpoint is None:
         return 0
     loops = torch.load(checkpoint, map_location="cpu", weights_only=True)["loops"]
-    return int(loops["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"])
+    return int(loops["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"])
 
 
-def _trainer_arguments(run: Run, folder: Path) -> dict[str, Any]:
-    """One Lightning epoch is a whole stage: its sampler goes through all epochs, so a place in it is one number."""
-    recent = ModelCheckpoint(
-        folder, "last", every_n_train_steps=run.recipe.checkpoint_every, enable_version_counter=False
-    )
+def _trainer(run: Run, folder: Path, node: StageNode) -> L.Trainer:
+    """One Lightning epoch is a whole stage: its sampler goes through all epochs, so a place in it is one number.
+
+    Raises:
+        ConfigError: the recipe's `trainer` has an argument that Lightning does not take.
+    """
     best = ModelCheckpoint(
         folder, "best", monitor="val/loss", save_weights_only=True, auto_insert_metric_name=False,
         enable_version_counter=False,
     )  # fmt: skip
-    node = next(node for name, node in run.recipe.stages.items() if stage_folder(run.recipe, name) == folder)
-    defaults: dict[str, Any] = {"accelerator": "auto", "devices": 1, "enable_model_summary": False, "log_every_n_steps": 10}
-    return {
-        **defaults,
-        **run.recipe.trainer,
-        "max_epochs": 1,
-        "num_sanity_val_steps": 0,
-        "gradient_clip_val": node.clip,
-        "use_distributed_sampler": False,
-        "callbacks": [best, recent, RichProgressBar(leave=True)],
-        "logger": CSVLogger(folder, name="metrics"),
-        "default_root_dir": run.recipe.folder,
-    }
+    defaults: dict[str, Any] = {"accelerator": "auto", "devices": 1, "log_every_n_steps": 10}
+    chosen = {**defaults, **run.recipe.trainer}
+    shown = [RichProgressBar(leave=True)] if chosen.get("enable_progress_bar", True) else []
+    try:
+        return L.Trainer(
+            **chosen,
+            max_epochs=1,
+            num_sanity_val_steps=0,
+            gradient_clip_val=node.clip,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            callbacks=[best, Recent(folder / "last.ckpt", run.recipe.checkpoint_every), *shown],
+            logger=CSVLogger(folder, name="metrics"),
+            default_root_dir=run.recipe.folder,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"trainer: Lightning refuses these arguments: {error}") from None
 
 
 def _sampler(run: Run, node: StageNode, split: str, start: int, trainer: L.Trainer) -> StageSampler:
@@ -216,7 +244,9 @@ def _loader(run: Run, stage: str, split: str, sampler: StageSampler) -> DataLoad
     def draw(utterance: Utterance, epoch: int, number: int) -> Example | None:
         return drawing(utterance, epoch, number, material.only.get(utterance.id))
 
-    data = Examples(material.utterances, draw, node.draws if split == "train" else 1, run.targets.complete, run.ear.read)
+    data = Examples(
+        material.utterances, draw, node.draws if split == "train" else 1, run.targets.complete, run.ear.read
+    )
     if node.tasks.get("dialogue"):
         wanted = (example for rows in sampler.order for example in data.examples(rows))
         with run.progress() as progress:

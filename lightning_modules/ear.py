@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor
 
@@ -57,7 +59,7 @@ class Ear:
             return torch.from_numpy(self._load(path))
         return self.cache.get(self.keys[path])
 
-    def _load(self, path: Path):  # type: ignore[no-untyped-def]
+    def _load(self, path: Path) -> NDArray[np.float32]:
         samples = load_audio(path, self.sample_rate)
         if len(samples) > self.max_seconds * self.sample_rate:
             seconds = len(samples) / self.sample_rate

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("undertone", "torch", "lightning", "transformers", "openai-whisper", "lhotse", "torchmetrics", "jiwer", "deepspeed")
+PACKAGES = (
+    "undertone",
+    "torch",
+    "lightning",
+    "transformers",
+    "openai-whisper",
+    "lhotse",
+    "torchmetrics",
+    "jiwer",
+    "deepspeed",
+)
 
 
 def environment() -> dict[str, object]:
@@ -17,7 +27,9 @@ def environment() -> dict[str, object]:
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": _git("rev-parse", "HEAD"),
         "changed files": len((_git("status", "--porcelain") or "").splitlines()),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }
 

@@ -1,6 +1,7 @@
 """Every registered component, its knobs and their defaults."""
 
 import inspect
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +12,7 @@ from undertone.data.tasks import TASKS
 from undertone.encoders import ENCODERS
 from undertone.registry import Registry
 
-REGISTRIES: tuple[Registry, ...] = (ENCODERS, ADAPTERS, TASKS, CORPORA)  # type: ignore[type-arg]
+REGISTRIES: tuple[Registry[Any], ...] = (ENCODERS, ADAPTERS, TASKS, CORPORA)
 
 
 def print_components() -> None:
@@ -21,7 +22,9 @@ def print_components() -> None:
     """
     console = Console()
     for registry in REGISTRIES:
-        table = Table(title=f"{registry.kind} (plug in by the entry point group {registry.group!r})", title_justify="left")
+        table = Table(
+            title=f"{registry.kind} (plug in by the entry point group {registry.group!r})", title_justify="left"
+        )
         for column in ("type", "knobs", "what it is"):
             table.add_column(column)
         for name in registry.names():

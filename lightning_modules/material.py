@@ -16,7 +16,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass
 class Split:
-    """Utterances of one side of the data; `weights` says how often an epoch sees each, `only` which tasks it may serve."""
+    """Utterances of one side of the data; `weights` says how often an epoch sees each, `only` which tasks it serves."""
 
     utterances: list[Utterance] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
@@ -30,7 +30,9 @@ class Split:
     def without(self, clips: set[Path]) -> "Split":
         """The split without the utterances that need one of these clips."""
         kept = [
-            i for i, u in enumerate(self.utterances) if clips.isdisjoint([u.audio, *(t.audio for t in u.context if t.audio)])
+            i
+            for i, u in enumerate(self.utterances)
+            if clips.isdisjoint([u.audio, *(t.audio for t in u.context if t.audio)])
         ]
         return Split([self.utterances[i] for i in kept], [self.weights[i] for i in kept], self.only)
 

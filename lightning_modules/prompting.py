@@ -1,4 +1,4 @@
-"""How a spoken turn is written into a chat: a row of slots, each filled by speech, by the equivalent text, or by nothing."""
+"""How a spoken turn is written into a chat: a row of slots, each filled by speech, equivalent text, or nothing."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -84,7 +84,7 @@ class EvaluationNode:
     """What is scored on the test side."""
 
     tasks: list[str] | None = None  # null: every task of the stages
-    slots: list[str] = field(default_factory=lambda: ["both", "paralinguistic", "linguistic", "text"])
+    slots: list[str] | None = None  # both, text, or a slot that is heard alone; null: all of them
     batch: int = 48
     max_new_tokens: int = 200
     limit: int | None = None  # utterances a task; null: all
@@ -110,6 +110,12 @@ class Recipe:
     @property
     def folder(self) -> Path:
         return Path(self.runs) / self.name
+
+    @property
+    def modes(self) -> list[str]:
+        """The choices of slots that are scored: both (all of them heard), each alone, and text in place of speech."""
+        alone = list(self.slots) if len(self.slots) > 1 else []
+        return self.evaluation.slots or ["both", *alone, "text"]
 
     def plain(self) -> Tree:
         """The whole recipe as nested dicts, to print, to save, and to put into checkpoints."""
@@ -214,7 +220,7 @@ def _check_names(recipe: Recipe, source: str) -> list[str]:
         known(f"stages.{name}.err", stage.err or {}, SOURCES, "source")
         faults += _check_stage(stage, f"{source}: stages.{name}")
     modes = ["both", "text", *recipe.slots]
-    known("evaluation.slots", recipe.evaluation.slots, modes, "choice of slots")
+    known("evaluation.slots", recipe.evaluation.slots or [], modes, "choice of slots")
     known("evaluation.tasks", recipe.evaluation.tasks or [], TASKS.names(), "task")
     for split in ("train", "validation", "test"):
         for i, node in enumerate(getattr(recipe.data, split)):

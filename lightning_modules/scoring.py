@@ -33,7 +33,7 @@ def predict(run: Run, split: str = "test") -> list[Prediction]:
         rivals = _rivals(run, examples, progress)
         run.targets.make(run.module.llm, examples, progress)
         complete = [run.targets.complete(example) for example in examples]
-        rows = [(mode, _with_slots(e, mode)) for mode in run.recipe.evaluation.slots for e in complete]
+        rows = [(mode, _with_slots(e, mode)) for mode in run.recipe.modes for e in complete]
         return list(_answers(run, rows, rivals, progress))
 
 
@@ -62,7 +62,10 @@ def _limited(examples: list[Example], limit: int | None) -> list[Example]:
 
 def _with_slots(example: Example, mode: str) -> Example:
     """`both` and `text` fill every slot alike; the name of a slot leaves only that slot its speech."""
-    sources = {slot: {"both": "speech", "text": "text"}.get(mode, "speech" if slot == mode else "none") for slot in example.sources}
+    sources = {
+        slot: {"both": "speech", "text": "text"}.get(mode, "speech" if slot == mode else "none")
+        for slot in example.sources
+    }
     return replace(example, sources=sources, trains=frozenset())
 
 
@@ -79,9 +82,7 @@ def _answers(run: Run, rows: list[Row], rivals: dict[str, dict[str, str]], progr
             yield _prediction(run, mode, example, response, rivals)
 
 
-def _prediction(
-    run: Run, mode: str, example: Example, response: str, rivals: dict[str, dict[str, str]]
-) -> Prediction:
+def _prediction(run: Run, mode: str, example: Example, response: str, rivals: dict[str, dict[str, str]]) -> Prediction:
     task, utterance = run.tasks[example.task], example.utterance
     dialogue = example.task == "dialogue"
     return Prediction(

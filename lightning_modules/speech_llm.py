@@ -1,10 +1,11 @@
 """One LightningModule for every recipe: it wires parts together and leaves the work to them."""
 
 from collections.abc import Hashable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from undertone.adapters import ADAPTERS
@@ -15,7 +16,7 @@ from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.prompting import Spot, chat_of
 from undertone.lightning_modules.schedule import Schedule, learning_rate
 from undertone.llms.causal import CausalLLM, TokenLoss
-from undertone.llms.chat import ChatTurn, Placeholder
+from undertone.llms.chat import ChatTurn, Placeholder, Segment
 from undertone.types import Frames
 
 OWNED = "adapters."  # the only weights that are trained, saved, and insisted on when loading
@@ -40,9 +41,12 @@ class SpeechLLM(L.LightningModule):
         self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code)
         self.slots = {name: slot.text for name, slot in self.recipe.slots.items()}
         self.adapters = nn.ModuleDict(
-            {name: ADAPTERS.build(slot.adapter, self.encoder.dim, self.llm.dim) for name, slot in self.recipe.slots.items()}
+            {
+                name: ADAPTERS.build(slot.adapter, self.encoder.dim, self.llm.dim)
+                for name, slot in self.recipe.slots.items()
+            }
         )
-        self.register_load_state_dict_post_hook(_frozen_weights_may_be_absent)
+        self.register_load_state_dict_post_hook(_frozen_weights_may_be_absent)  # type: ignore[no-untyped-call]
 
     def begin(self, stage: str, steps: int) -> None:
         """Get ready to train a stage of so many optimizer steps: its adapters learn, the others are frozen."""
@@ -64,12 +68,11 @@ class SpeechLLM(L.LightningModule):
         self.llm.eval()
         return self
 
-    def prompts(self, batch: Batch, chats: list[list[ChatTurn]]) -> list[Tensor]:
-        """Every chat as the LLM reads it: a list of (tokens, dim), text and the batch's speech spliced."""
-        segments = [self.llm.chat.prompt(chat) for chat in chats]
-        spots = {part.key for row in segments for part in row if isinstance(part, Placeholder)}
+    def prompts(self, batch: Batch, chats: list[list[Segment]]) -> list[Tensor]:
+        """Every tokenised chat as the LLM reads it: a list of (tokens, dim), text and the batch's speech spliced."""
+        spots = {part.key for chat in chats for part in chat if isinstance(part, Placeholder)}
         fills = self._fill(batch, spots)
-        return [self.llm.embed(row, fills) for row in segments]
+        return [self.llm.embed(chat, fills) for chat in chats]
 
     def _fill(self, batch: Batch, spots: Iterable[Hashable]) -> dict[Hashable, Tensor]:
         """What the adapters make of the clips: one pass a slot for rows that learn, one for rows it is frozen for."""
@@ -94,7 +97,7 @@ class SpeechLLM(L.LightningModule):
     def _adapt(self, slot: str, frames: Frames, learns: bool) -> Frames:
         adapter = self.adapters[slot]
         if learns and self.training:
-            return adapter(frames)  # type: ignore[no-any-return]
+            return cast(Frames, adapter(frames))
         training = adapter.training
         adapter.eval()  # frozen for these rows: no gradient, no dropout
         with torch.no_grad():
@@ -104,21 +107,23 @@ class SpeechLLM(L.LightningModule):
 
     def loss(self, batch: Batch) -> TokenLoss:
         """How surprising the targets are."""
-        examples = batch.examples
-        chats = [chat_of(example, self.slots) for example in examples]
-        answers = [self.llm.chat.response(chat, e.target or "") for chat, e in zip(chats, examples, strict=True)]
-        return self.llm.loss(self.prompts(batch, chats), answers)
+        examples, write = batch.examples, self.llm.chat
+        turns = [chat_of(example, self.slots) for example in examples]
+        chats = [write.prompt(chat) for chat in turns]
+        responses = [write.response(chat, e.target or "") for chat, e in zip(turns, examples, strict=True)]
+        return self.llm.loss(self.prompts(batch, chats), responses, [_constant(chat) for chat in chats])
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
         """The mean over response tokens of all ranks (not a mean of the ranks' means)."""
-        torch.manual_seed(hash((self.recipe.seed, self.global_step, self.global_rank)))  # dropout: the same when resumed
+        # Dropout: the same when resumed.
+        torch.manual_seed(hash((self.recipe.seed, self.global_step, self.global_rank)))
         out = self.loss(batch)
         tokens = torch.tensor(float(out.tokens), device=self.device)
         everywhere = self.trainer.strategy.reduce(tokens, reduce_op="sum")
         loss: Tensor = out.total * self.trainer.world_size / everywhere  # strategies average gradients over ranks
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.examples))
-        unused = sum(weight.sum() for weight in self._learning())  # every rank has a gradient for every weight, if only 0
-        return loss + 0.0 * unused
+        # Every rank has a gradient for every weight, if only 0.
+        return loss + 0.0 * sum(weight.sum() for weight in self._learning())
 
     def _learning(self) -> list[nn.Parameter]:
         return [weight for weight in self.adapters.parameters() if weight.requires_grad]
@@ -134,7 +139,7 @@ class SpeechLLM(L.LightningModule):
         total, tokens = self.trainer.strategy.reduce(self._surprise.to(self.device), reduce_op="sum").tolist()
         self.log("val/loss", total / max(tokens, 1), prog_bar=True, rank_zero_only=False)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the adapters that this stage trains, with its schedule (section IV-C)."""
         node = self.node
         optimizer = torch.optim.AdamW(
@@ -158,14 +163,22 @@ class SpeechLLM(L.LightningModule):
         try:
             self.adapters.load_state_dict({key.removeprefix(OWNED): value for key, value in weights.items()})
         except RuntimeError as error:
-            raise BundleError(f"{source}: its adapters do not fit this recipe: {error}") from None
+            raise BundleError(
+                f"{source}: its adapters do not fit this recipe: {' '.join(str(error).split())}"
+            ) from None
 
 
 def answers(module: SpeechLLM, batch: Batch, chats: list[list[ChatTurn]], max_new_tokens: int) -> list[str]:
     """What the model answers to each chat; the batch has the clips that they speak of."""
     module.eval()
     with torch.no_grad():
-        return module.llm.generate(module.prompts(batch, chats), max_new_tokens)
+        prompts = module.prompts(batch, [module.llm.chat.prompt(chat) for chat in chats])
+        return module.llm.generate(prompts, max_new_tokens)
+
+
+def _constant(chat: list[Segment]) -> list[int]:
+    """The text before the first speech: what no adapter can change. Its last token stays, to be answered from."""
+    return chat[0][:-1] if isinstance(chat[0], list) else []
 
 
 def _frozen_weights_may_be_absent(module: nn.Module, keys: Any) -> None:

@@ -7,7 +7,7 @@ speech as it answers the equivalent text, so its habits stay its own.
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Targets:
         max_new_tokens: of a response; part of what tells responses apart.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, slots: dict[str, str], max_new_tokens: int) -> None:
+    def __init__(self, folder: Path, fingerprint: str, slots: Mapping[str, str], max_new_tokens: int) -> None:
         self.file = folder / "targets" / f"{fingerprint[:16]}.jsonl"
         self.slots, self.max_new_tokens = slots, max_new_tokens
         self.known: dict[str, str] = {}

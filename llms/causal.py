@@ -8,7 +8,14 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Cache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from undertone.errors import ConfigError, UndertoneError, nearest
 from undertone.llms.chat import ChatFormat, Placeholder, Segment
@@ -113,14 +120,20 @@ class CausalLLM(nn.Module):
         rows = [self._fill(part, fills) if isinstance(part, Placeholder) else self._words(part) for part in segments]
         return torch.cat([self._words([]), *rows])
 
-    def loss(self, prompts: list[Tensor], responses: list[list[int]]) -> TokenLoss:
+    def loss(
+        self, prompts: list[Tensor], responses: list[list[int]], prefixes: list[list[int]] | None = None
+    ) -> TokenLoss:
         """How surprising the responses are after their prompts.
 
-        Rows are padded on the left, so that responses end together and logits are made for the last positions only.
+        Rows are padded on the left, so that responses end together and logits are made for the last positions only;
+        rows of very different length go through the model apart.
 
         Args:
             prompts: each (tokens, dim), from `embed`.
             responses: token ids of each, its end-of-turn token included.
+            prefixes: token ids of the text with which each prompt begins. Under a frozen LLM its keys and values are
+                constants: they are computed without gradient, and once for rows that begin alike. The result is the
+                same; it is left out for models that attend through sliding windows.
 
         Raises:
             UndertoneError: no rows, a row without prompt or response, or one that the LLM's context cannot hold.
@@ -131,22 +144,67 @@ class CausalLLM(nn.Module):
                 f"responses of {[len(response) for response in responses]} tokens"
             )
         self._check(prompts, [len(response) for response in responses])
-        rows = [torch.cat([prompt, self._words(response)]) for prompt, response in zip(prompts, responses, strict=True)]
-        x, real = _pad_left(rows)
+        known = prefixes if prefixes is not None and all(prefixes) and self._attends_to_all() else [[]] * len(prompts)
+        tails = [
+            torch.cat([prompt[len(prefix) :], self._words(response)])
+            for prompt, prefix, response in zip(prompts, known, responses, strict=True)
+        ]
+        groups = _alike([len(tail) for tail in tails])
+        parts = [
+            self._surprise([tails[i] for i in rows], [responses[i] for i in rows], [known[i] for i in rows])
+            for rows in groups
+        ]
+        order = torch.tensor([i for rows in groups for i in rows]).argsort()
+        per_row = torch.cat(parts)[order.to(parts[0].device)]
+        return TokenLoss(per_row.sum(), sum(len(response) for response in responses), per_row)
+
+    def _surprise(self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]]) -> Tensor:
+        """The responses' negative log-likelihood, (rows,). A tail is (tokens, dim): all after the prefix."""
+        x, real = _pad_left(tails)
+        past, before = self._past(prefixes)
         longest = max(len(response) for response in responses)
         logits = self.model(
             inputs_embeds=x,
-            attention_mask=real.long(),
-            position_ids=(real.cumsum(1) - 1).clamp(min=0),
-            use_cache=False,
+            attention_mask=torch.cat([before, real], 1).long(),
+            position_ids=(before.sum(1, keepdim=True) + real.cumsum(1) - 1).clamp(min=0),
+            past_key_values=past,
+            use_cache=past is not None,
             logits_to_keep=longest + 1,
-        ).logits[:, :-1]  # (batch, longest, vocabulary): the last position predicts nothing
+        ).logits[:, :-1]  # (rows, longest, vocabulary): the last position predicts nothing
         padded = [[_IGNORE] * (longest - len(response)) + response for response in responses]
         targets = torch.tensor(padded, device=logits.device)
         counted = targets != _IGNORE
         nll = F.cross_entropy(logits[counted].float(), targets[counted], reduction="none")
-        per_row = nll.new_zeros(counted.shape).masked_scatter(counted, nll).sum(1)
-        return TokenLoss(per_row.sum(), len(nll), per_row)
+        return nll.new_zeros(counted.shape).masked_scatter(counted, nll).sum(1)
+
+    @torch.no_grad()
+    def _past(self, prefixes: list[list[int]]) -> tuple[Cache | None, Tensor]:
+        """Keys and values of the rows' prefixes, padded on the left, and (rows, tokens), True where real."""
+        each = list(dict.fromkeys(tuple(prefix) for prefix in prefixes))
+        longest, device = max(len(prefix) for prefix in each), self._words([]).device
+        lengths = torch.tensor([len(prefix) for prefix in each], device=device)
+        real = torch.arange(longest, device=device) >= longest - lengths[:, None]
+        rows = torch.tensor([each.index(tuple(prefix)) for prefix in prefixes], device=device)
+        if not longest:
+            return None, real[rows]
+        ids = torch.tensor([[0] * (longest - len(prefix)) + list(prefix) for prefix in each], device=device)
+        past: Cache = self.model(
+            input_ids=ids,
+            attention_mask=real.long(),
+            position_ids=(real.cumsum(1) - 1).clamp(min=0),
+            use_cache=True,
+            logits_to_keep=1,
+        ).past_key_values
+        past.batch_select_indices(rows)
+        return past, real[rows]
+
+    def _attends_to_all(self) -> bool:
+        """Whether every layer sees the whole past, so that only positions matter and not the place in the cache."""
+        config = self.config.get_text_config()
+        kinds = getattr(config, "layer_types", None)
+        if kinds is not None:
+            return all(kind == "full_attention" for kind in kinds)
+        return getattr(config, "sliding_window", None) is None
 
     @torch.no_grad()
     def generate(self, prompts: list[Tensor], max_new_tokens: int) -> list[str]:
@@ -238,6 +296,18 @@ def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set
     settings = model.generation_config.eos_token_id if model.generation_config else None
     listed = settings if isinstance(settings, list) else [settings]
     return {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
+
+
+def _alike(lengths: list[int]) -> list[list[int]]:
+    """Row numbers in groups within which the shortest row is at least 3/4 as long as the longest."""
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    groups: list[list[int]] = []
+    for row in reversed(order):
+        if groups and lengths[row] >= 0.75 * lengths[groups[-1][0]]:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
 
 
 def _pad_left(rows: list[Tensor]) -> tuple[Tensor, Tensor]:

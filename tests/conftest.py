@@ -52,7 +52,12 @@ def write_manifest(folder: Path, split: str, count: int) -> Path:
         name = f"{split}-{i}.wav"
         write_tone(folder / name, 0.4 + 0.13 * (i % 7), 120 + 40 * (i % 5))
         labels = {"gender": ("male", "female")[i % 2], "emotion": EMOTIONS[i % 4]}
-        line: dict[str, Any] = {"id": f"{split}-{i}", "audio": name, "text": WORDS[i % 4], "speaker": f"{split}-s{i % 3}"}
+        line: dict[str, Any] = {
+            "id": f"{split}-{i}",
+            "audio": name,
+            "text": WORDS[i % 4],
+            "speaker": f"{split}-s{i % 3}",
+        }
         if i % 3 == 2:
             line["context"] = [{"role": "user", "text": "hello"}, {"role": "assistant", "text": "hi there"}]
         if i % 6 == 5:
@@ -91,7 +96,7 @@ def tree(tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_path:
             **{split: [{"manifest": str(file)}] for split, file in manifests.items()},
         },
         "stages": {
-            "joint": {"tasks": {"asr": 2, "gender": 1, "emotion": 1}, "epochs": 2, "warmup_steps": 2, **stage | {"epochs": 2}},
+            "joint": {"tasks": {"asr": 2, "gender": 1, "emotion": 1}, "warmup_steps": 2, **stage | {"epochs": 2}},
             "disentangle": {"tasks": {"asr": 1, "emotion": 1}, "err": {"speech": 1, "text": 1, "none": 1}, **stage},
             "holistic": {"tasks": {"dialogue": 2, "asr": 1, "gender": 1}, **stage},
         },

@@ -340,3 +340,29 @@ def test_what_cannot_be_computed_is_refused(qwen: CausalLLM) -> None:
         with pytest.raises(UndertoneError, match=message):
             attempt()
     assert qwen.loss([torch.zeros(510, 32)], [[3, 4]]).total.isfinite()
+
+
+def test_a_prefix_held_back_changes_neither_loss_nor_gradient(llm: CausalLLM) -> None:
+    """Keys and values of constant text, computed once without gradient, are those of the whole forward."""
+    words = ("a b " * 2, "a b " * 2, "c " * 9)
+    text = [llm.chat.prompt([ChatTurn("user", (word, "x"))])[0] for word in words]
+    assert all(isinstance(ids, list) for ids in text)
+    speech = [torch.randn(n, llm.dim, requires_grad=True) for n in (3, 6, 4)]
+    answers = [[5, 6, 7], [8], [9, 10]]
+    prompts = [torch.cat([llm.embed([ids], {}), fill]) for ids, fill in zip(text, speech, strict=True)]
+    whole = llm.loss(prompts, answers)
+    wanted = torch.autograd.grad(whole.total, speech)
+    prompts = [torch.cat([llm.embed([ids], {}), fill]) for ids, fill in zip(text, speech, strict=True)]
+    held = llm.loss(prompts, answers, [list(ids) for ids in text])  # type: ignore[arg-type]
+    torch.testing.assert_close(held.per_row, whole.per_row, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(torch.autograd.grad(held.total, speech), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prefix_is_really_used(llm: CausalLLM) -> None:
+    """Another prefix than the prompt's own gives another loss, where the model attends to all."""
+    ids = llm.chat.prompt([ChatTurn("user", ("a b c",))])[0]
+    assert isinstance(ids, list)
+    prompt = torch.cat([llm.embed([ids], {}), torch.randn(3, llm.dim)])
+    right, wrong = (llm.loss([prompt], [[5, 6]], [prefix]).total for prefix in (ids, ids[::-1]))
+    assert torch.isclose(right, wrong) != llm._attends_to_all()

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,13 @@ from undertone.lightning_modules.schedule import Schedule, learning_rate
 
 
 def sampler(**changes: Any) -> StageSampler:
-    known: dict[str, Any] = {"seconds": [1 + i % 5 for i in range(40)], "weights": [1.0] * 40, "batch": 4, "epochs": 3, "seed": 0}
+    known: dict[str, Any] = {
+        "seconds": [1 + i % 5 for i in range(40)],
+        "weights": [1.0] * 40,
+        "batch": 4,
+        "epochs": 3,
+        "seed": 0,
+    }
     return StageSampler(**{**known, **changes})
 
 
@@ -63,7 +70,7 @@ def test_ranks_share_an_epoch() -> None:
 def test_learning_rates_rise_then_fall_to_nothing(decay: str) -> None:
     shape = Schedule(10, 100, decay)  # type: ignore[arg-type]
     rates = [learning_rate(shape, step) for step in range(101)]
-    assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True)) and rates[10] == 1
+    assert all(a < b for a, b in pairwise(rates[:11])) and rates[10] == 1
     assert all(rate > 0 for rate in rates[:100]) and rates[100] == (1 if decay == "constant" else 0)
 
 
@@ -133,7 +140,7 @@ def test_the_bundle_is_the_best_of_the_last_stage(finished: Path) -> None:
 def test_every_stage_moves_the_adapters(finished: Path) -> None:
     stages = [torch.load(file, weights_only=True)["state_dict"] for file in sorted(finished.glob("stages/*/best.ckpt"))]
     assert len(stages) == 3
-    for before, after in zip(stages, stages[1:], strict=False):
+    for before, after in pairwise(stages):
         assert all(not torch.equal(before[name], after[name]) for name in before)
 
 
@@ -164,7 +171,8 @@ def test_a_finished_run_started_again_only_prints_its_table(finished: Path, writ
 
 
 KILL = """
-import os, signal, sys
+import os, signal, sys, torch
+torch.set_num_threads(int(sys.argv[3]))  # sums depend on it in their last bits
 from undertone.lightning_modules import speech_llm
 from undertone.lightning_modules.cli import main
 step = speech_llm.SpeechLLM.training_step
@@ -180,14 +188,18 @@ main(["fit", "--config", sys.argv[1]])
 """
 
 
-def test_a_killed_run_ends_in_the_same_weights(write_recipe: Callable[..., str], tmp_path: Path) -> None:
-    """Killed in every stage, between two checkpoints and right after one; the weights are the same bit for bit."""
-    whole = write_recipe(runs=str(tmp_path / "whole"))
+@pytest.mark.parametrize(("every", "kills"), [(2, (4, 3, 5)), (3, (5, 4, 3))])
+def test_a_killed_run_ends_in_the_same_weights(
+    write_recipe: Callable[..., str], tmp_path: Path, every: int, kills: tuple[int, ...]
+) -> None:
+    """Killed in several stages, between checkpoints and after a validation; the weights are the same bit for bit."""
+    whole = write_recipe(runs=str(tmp_path / "whole"), checkpoint_every=every)
     assert main(["fit", "--config", whole]) == 0
-    config = write_recipe(runs=str(tmp_path / "killed"))
+    config = write_recipe(runs=str(tmp_path / "killed"), checkpoint_every=every)
     codes = []
-    for at in (4, 2, 3):  # steps since the last start: in joint, after resuming in joint, in a later stage
-        done = subprocess.run([sys.executable, "-c", KILL, config, str(at)], capture_output=True, text=True, env=os.environ)
+    for at in kills:  # training steps since the last start
+        command = [sys.executable, "-c", KILL, config, str(at), str(torch.get_num_threads())]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
         codes.append(done.returncode)
     assert codes == [-signal.SIGKILL] * 3, done.stderr
     assert main(["fit", "--config", config]) == 0

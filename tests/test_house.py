@@ -45,7 +45,8 @@ def test_the_ground_floor_uses_no_room() -> None:
 
 @pytest.mark.parametrize("name", ["adapters", "adapters.frame_stacking_mlp", "data.tasks", "llms.chat"])
 def test_a_room_by_its_folders_name_is_the_same_module(name: str) -> None:
-    code = f"import importlib, undertone.{name}; a = importlib.import_module({name!r}); b = importlib.import_module('undertone.{name}'); assert a is b"
+    short, full = (f"importlib.import_module({module!r})" for module in (name, f"undertone.{name}"))
+    code = f"import importlib, undertone.{name}; a = {short}; b = {full}; assert a is b"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     code = code.replace(f", undertone.{name}", "")  # and when the short name comes first
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -58,7 +59,8 @@ def test_files_can_be_read_in_one_sitting() -> None:
 
 
 def test_importing_the_rooms_does_not_import_the_demo() -> None:
-    code = "import sys, undertone.lightning_modules.cli; assert not [m for m in sys.modules if m.startswith('undertone.demo')]"
+    found = "[m for m in sys.modules if m.startswith('undertone.demo')]"
+    code = f"import sys, undertone.lightning_modules.cli; assert not {found}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

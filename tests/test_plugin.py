@@ -59,7 +59,9 @@ def my_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("my_lab", None)
 
 
-def test_a_third_party_adapter_trains_from_yaml(my_lab: Path, write_recipe: Callable[..., str], tree: dict[str, Any]) -> None:
+def test_a_third_party_adapter_trains_from_yaml(
+    my_lab: Path, write_recipe: Callable[..., str], tree: dict[str, Any]
+) -> None:
     slots = {**tree["slots"], "paralinguistic": {"adapter": {"type": "prosody", "width": 4}, "text": "caption"}}
     stages = {"joint": tree["stages"]["joint"]}
     assert main(["fit", "--config", write_recipe(slots=slots, stages=stages)]) == 0
@@ -69,7 +71,11 @@ def test_a_third_party_adapter_trains_from_yaml(my_lab: Path, write_recipe: Call
 
 def test_plugins_are_listed_checked_and_fail_alone(my_lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"prosody", "broken", "frame_stacking_mlp"} <= set(ADAPTERS.names())
-    assert ADAPTERS.check({"type": "prosody", "scales": [1, 2]}) == {"type": "prosody", "width": 8, "scales": [1.0, 2.0]}
+    assert ADAPTERS.check({"type": "prosody", "scales": [1, 2]}) == {
+        "type": "prosody",
+        "width": 8,
+        "scales": [1.0, 2.0],
+    }
     with pytest.raises(ConfigError, match=r"widht.*width"):
         ADAPTERS.check({"type": "prosody", "widht": 3})
     with pytest.raises(AttributeError):

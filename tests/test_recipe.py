@@ -55,13 +55,22 @@ MISTAKES = [
     ({"stagse": {}}, r"unknown key 'stagse'.*Did you mean 'stages'"),
     ({"stages": {"joint": {"task": {"asr": 1}}}}, r"stages\.joint.*task"),
     ({"stages": {"joint": {"tasks": {"asrr": 1}, "lr": 1.0}}}, r"stages\.joint\.tasks: there is no task 'asrr'.*'asr'"),
-    ({"stages": {"joint": {"tasks": {"asr": 1}, "lr": 1.0, "trains": ["linguistics"]}}}, r"no slot 'linguistics'.*'linguistic'"),
-    ({"stages": {"joint": {"tasks": {"asr": 1}, "lr": 1.0, "err": {"speech": 1, "txt": 1}}}}, r"no source 'txt'.*'text'"),
+    (
+        {"stages": {"joint": {"tasks": {"asr": 1}, "lr": 1.0, "trains": ["linguistics"]}}},
+        r"no slot 'linguistics'.*'linguistic'",
+    ),
+    (
+        {"stages": {"joint": {"tasks": {"asr": 1}, "lr": 1.0, "err": {"speech": 1, "txt": 1}}}},
+        r"no source 'txt'.*'text'",
+    ),
     ({"stages": {"joint": {"tasks": {"asr": 0}, "lr": 1.0}}}, r"joint\.tasks: weights"),
     ({"stages": {"joint": {"tasks": {"asr": 1}, "lr": -1.0}}}, r"joint\.lr: must be positive"),
     ({"stages": {"joint": {"tasks": {"asr": 1}}}}, r"lr"),
     ({"stages": {}}, r"stages: a run needs at least one"),
-    ({"slots": {"p": {"adapter": {"type": "pooled_soft_promt"}, "text": "caption"}}}, r"slots\.p\.adapter.*'pooled_soft_prompt'"),
+    (
+        {"slots": {"p": {"adapter": {"type": "pooled_soft_promt"}, "text": "caption"}}},
+        r"slots\.p\.adapter.*'pooled_soft_prompt'",
+    ),
     ({"slots": {"p": {"adapter": {"type": "pooled_soft_prompt", "token": 3}, "text": "caption"}}}, r"token.*'tokens'"),
     ({"slots": {"p": {"adapter": {"tokens": 3}, "text": "caption"}}}, r"slots\.p\.adapter: `type` is missing"),
     ({"slots": {"p": {"adapter": {"type": "pooled_soft_prompt"}, "text": "captoin"}}}, r"captoin"),
@@ -74,7 +83,9 @@ MISTAKES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "message"), MISTAKES, ids=lambda value: str(value)[:40] if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    ("change", "message"), MISTAKES, ids=lambda value: str(value)[:40] if isinstance(value, dict) else ""
+)
 def test_a_mistake_is_named(tree: dict[str, Any], change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         recipes.parse({**tree, **change})
@@ -89,7 +100,9 @@ def test_all_mistakes_are_told_at_once(tree: dict[str, Any]) -> None:
 
 
 def test_overrides_reach_any_key_and_null_switches_a_slot_off() -> None:
-    recipe = recipes.load(CONF / "quickstart.yaml", ["stages.joint.lr=1e-4", "slots.paralinguistic=null", "evaluation.limit=3"])
+    recipe = recipes.load(
+        CONF / "quickstart.yaml", ["stages.joint.lr=1e-4", "slots.paralinguistic=null", "evaluation.limit=3"]
+    )
     assert recipe.stages["joint"].lr == 1e-4 and list(recipe.slots) == ["linguistic"] and recipe.evaluation.limit == 3
 
 
@@ -129,7 +142,9 @@ def test_print_config_shows_every_default(capsys: pytest.CaptureFixture[str]) ->
     assert printed.stages.joint.weight_decay == 0.05 and printed.slots.linguistic.adapter.stack == 5
 
 
-def test_missing_manifests_say_where_and_what_to_do(write_recipe: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_manifests_say_where_and_what_to_do(
+    write_recipe: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
     data = {"train": [{"manifest": "no/train.jsonl"}], "validation": [{"manifest": "no/val.jsonl"}]}
     assert main(["fit", "--config", write_recipe(data=data)]) == 2
     told = capsys.readouterr().err

@@ -118,7 +118,9 @@ def test_a_frozen_slot_is_still_heard_and_has_no_dropout(run: Run) -> None:
 
 def test_a_clip_goes_through_an_adapter_once_whatever_asks_for_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     example = drawn(run, count=1)[0]
-    batch = collate([example, replace(example, instruction="Repeat."), replace(example, trains=frozenset())], run.ear.read)
+    batch = collate(
+        [example, replace(example, instruction="Repeat."), replace(example, trains=frozenset())], run.ear.read
+    )
     seen: list[int] = []
     adapter = run.module.adapters["linguistic"]
     forward = adapter.forward

@@ -1,0 +1,134 @@
+"""Train the quickstart over several seeds, with and without ERR, and write docs/results.md.
+
+    python benchmarks/results.py --seeds 1 2 3
+
+For each seed: the whole curriculum; its stage 1 alone; and the same curriculum without ERR, from the same stage 1.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RUNS = Path("runs/results")
+SYSTEMS = ("three stages", "stages without ERR", "stage 1 only")
+ROWS = [("asr", "wer"), *((task, "balanced_accuracy") for task in ("gender", "pitch", "tempo", "energy", "emotion"))]
+ROWS += [("dialogue", "emotion_fit"), ("dialogue", "rouge_l")]
+SLOTS = ("both", "paralinguistic", "linguistic", "text")
+Scores = dict[tuple[str, str, str], float]  # (task, metric, slots) -> value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
+    arguments = parser.parse_args()
+    scores: dict[str, list[Scores]] = {system: [] for system in SYSTEMS}
+    minutes: list[float] = []
+    for seed in arguments.seeds:
+        whole, plain = RUNS / f"err-{seed}", RUNS / f"plain-{seed}"
+        minutes.append(fit(whole, seed))
+        undertone("evaluate", str(whole), "--stage", "joint")
+        if not (plain / "stages").is_dir():  # the same stage 1, so that only ERR differs
+            shutil.copytree(whole / "stages" / "1-joint", plain / "stages" / "1-joint")
+        fit(plain, seed, "stages.disentangle.err=null")
+        scores["three stages"].append(read(whole / "evaluation"))
+        scores["stages without ERR"].append(read(plain / "evaluation"))
+        scores["stage 1 only"].append(read(whole / "evaluation" / "joint"))
+    arguments.out.write_text(page(scores, arguments.seeds, minutes, RUNS / f"err-{arguments.seeds[0]}"), "utf-8")
+
+
+def fit(folder: Path, seed: int, *overrides: str) -> float:
+    """Train a run, or find it finished; returns the minutes that it took this time."""
+    start = time.time()
+    undertone(
+        "fit",
+        "--config",
+        "conf/quickstart.yaml",
+        f"runs={folder.parent}",
+        f"name={folder.name}",
+        f"seed={seed}",
+        *overrides,
+    )
+    return (time.time() - start) / 60
+
+
+def undertone(*arguments: str) -> None:
+    code = "import sys; from undertone.lightning_modules.cli import main; sys.exit(main(sys.argv[1:]))"
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+
+
+def read(folder: Path) -> Scores:
+    records = json.loads((folder / "results.json").read_text("utf-8"))
+    return {(r["task"], r["metric"], r["slots"]): r["value"] for r in records}
+
+
+def page(scores: dict[str, list[Scores]], seeds: list[int], minutes: list[float], run: Path) -> str:
+    """The document: a table a choice of slots, systems side by side, mean and range over seeds."""
+    here = json.loads((run / "environment.json").read_text("utf-8"))
+    n = {r["n"] for r in json.loads((run / "evaluation" / "results.json").read_text("utf-8"))}
+    head = f"""# Results on the embedded default
+
+Written by `python benchmarks/results.py --seeds {" ".join(map(str, seeds))}` on {time.strftime("%Y-%m-%d")}:
+{here["threads"]} CPU threads, torch {here["packages"]["torch"]}, transformers {here["packages"]["transformers"]},
+commit {str(here["commit"])[:12]}. Test side: {", ".join(map(str, sorted(n)))} utterances of speakers and sentences
+that neither the adapters nor the frozen parts have met. Each cell is the mean over {len(seeds)} seeds
+(lowest to highest), in percent; for the word error rate less is better. A whole run took
+{", ".join(f"{m:.1f}" for m in minutes)} minutes (the first of them with speech synthesis, unless its cache was warm).
+
+These numbers are about a toy world with tiny frozen parts: they show the mechanism, and are no measure of the paper's
+systems at full scale, which have not been trained here. The seed draws data, initial weights and order; the frozen
+parts are the same.
+"""
+    tables = [table(scores, slots) for slots in SLOTS]
+    return "\n".join([head, *tables, spread(scores)])
+
+
+def table(scores: dict[str, list[Scores]], slots: str) -> str:
+    """All metrics of the systems under one choice of slots."""
+    told = {
+        "both": "Both slots",
+        "paralinguistic": "The paralinguistic slot alone",
+        "linguistic": "The linguistic slot alone",
+        "text": "Text in place of speech (the topline; the same for all systems)",
+    }
+    lines = [
+        f"## {told[slots]}",
+        "",
+        f"| task | metric | {' | '.join(SYSTEMS)} |",
+        f"|---|---|{'---:|' * len(SYSTEMS)}",
+    ]
+    for task, metric in ROWS:
+        cells = [cell([s[task, metric, slots] for s in scores[system]]) for system in SYSTEMS]
+        lines.append(f"| {task} | {metric.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{100 * statistics.mean(values):.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def spread(scores: dict[str, list[Scores]]) -> str:
+    """What taking the other slot away costs: the entanglement that ERR is there to undo."""
+    lines = [
+        "## What the slot that does not carry the task is worth", "",
+        "Points lost when it is taken away, the mean over seeds; near 0 is disentangled.", "",
+        f"| task | {' | '.join(SYSTEMS)} |", f"|---|{'---:|' * len(SYSTEMS)}",
+    ]  # fmt: skip
+    for task, metric in ROWS[:6]:
+        alone, sign = ("linguistic", 1) if task == "asr" else ("paralinguistic", -1)
+        lost = [
+            sign * statistics.mean(s[task, metric, alone] - s[task, metric, "both"] for s in scores[system])
+            for system in SYSTEMS
+        ]
+        lines.append(f"| {task} | {' | '.join(f'{100 * points:.1f}' for points in lost)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The demo world: splits that never touch, voices that sound as they are labelled, backbones that ship."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from undertone.data.labels import levels, measure
+from undertone.demo.corpus import DemoWorld, speak_one
+from undertone.demo.voices import MEN, WOMEN, speakers
+from undertone.demo.world import CHOICES, draw_sentence, reply, split_of
+from undertone.encoders.whisper import WhisperEncoder
+from undertone.llms import CausalLLM, ChatTurn
+from undertone.paths import resolve
+
+SPLITS = ("train", "validation", "test")
+
+
+def test_no_voice_and_no_sentence_is_in_two_splits() -> None:
+    for table in (WOMEN, MEN):
+        names = [name for split in SPLITS for name in table[split]]
+        assert len(names) == len(set(names))
+    drawn = {split: {draw_sentence(random.Random(i), split) for i in range(200)} for split in SPLITS}
+    assert all(split_of(sentence) == split for split in SPLITS for sentence in drawn[split])
+    voices = {split: {s.split(".")[0] for sex in CHOICES["gender"] for s in speakers(split, sex)} for split in SPLITS}
+    assert not voices["train"] & voices["test"] and not voices["train"] & voices["validation"]
+
+
+def test_an_utterance_is_a_function_of_its_number() -> None:
+    first, again = speak_one("test", 0, 5), speak_one("test", 0, 5)
+    assert first.sentence == again.sentence and np.array_equal(first.audio, again.audio)
+
+
+def test_labels_are_what_is_measured() -> None:
+    """Energy and tempo agree with TextrolSpeech's thresholds, pitch with the order of the voice's own sex."""
+    spoken = [speak_one("test", 0, i) for i in range(40)]
+    measured = [measure(one.audio, 16_000, one.sentence) for one in spoken]
+    for name in ("energy", "tempo"):
+        agree = [levels(m)[name] == getattr(one.style, name) for m, one in zip(measured, spoken, strict=True)]
+        assert np.mean(agree) >= 0.85, name  # tempo is set by the voice's average, and sentences differ
+    for sex in CHOICES["gender"]:
+        hertz = {
+            level: [
+                m.f0_hz
+                for m, one in zip(measured, spoken, strict=True)
+                if (one.style.gender, one.style.pitch) == (sex, level)
+            ]
+            for level in CHOICES["pitch"]
+        }
+        low, high = ([f for f in hertz[level] if f is not None] for level in ("low", "high"))
+        assert np.median(low) * 1.25 < np.median(high)
+
+
+def test_a_corpus_is_made_once_and_is_a_manifest(tmp_path: Path) -> None:
+    world = DemoWorld(train=12, validation=2, test=2, workers=1)
+    made = world.prepare(tmp_path)
+    lines = [json.loads(line) for line in made["train"].read_text().splitlines()]
+    assert len(lines) == 12 and set(lines[0]["labels"]) == set(CHOICES)
+    stamp = made["train"].stat().st_mtime_ns
+    assert world.prepare(tmp_path) == made and made["train"].stat().st_mtime_ns == stamp
+
+
+def test_the_backbones_ship_as_safetensors_and_are_small() -> None:
+    files = [file for file in resolve("undertone:demo/backbones").rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 20_000_000
+    assert {file.suffix for file in files} <= {".safetensors", ".json", ".py", ".jinja", ".pyc"}
+
+
+@pytest.fixture(scope="module")
+def llm() -> CausalLLM:
+    llm = CausalLLM("undertone:demo/backbones/llm", "float32")
+    llm.load()
+    return llm
+
+
+def say(llm: CausalLLM, instruction: str, *turns: str) -> str:
+    roles = ["user", "assistant"] * len(turns)
+    chat = [ChatTurn("system", (instruction,)), *(ChatTurn(r, (t,)) for r, t in zip(roles, turns, strict=False))]  # type: ignore
+    return llm.generate([llm.embed(llm.chat.prompt(chat), {})], 32)[0]
+
+
+@pytest.mark.parametrize("emotion", CHOICES["emotion"])
+def test_the_llm_answers_words_in_the_light_of_a_style(llm: CausalLLM, emotion: str) -> None:
+    sentence = draw_sentence(random.Random(3), "test")
+    article = "An" if emotion == "angry" else "A"
+    caption = f"{article} {emotion} female voice with low pitch, slow tempo and high energy."
+    instruction = "Talk with the speaker. Reply to the words and to the feeling in one or two short sentences."
+    assert say(llm, instruction, f"{caption}\n{sentence}") == reply(sentence, emotion)
+
+
+def test_the_encoder_loads_and_hears() -> None:
+    encoder = WhisperEncoder(checkpoint="undertone:demo/backbones/encoder.safetensors")
+    encoder.load()
+    assert (encoder.dim, encoder.samples) == (192, 64_000)
+    card = json.loads(resolve("undertone:demo/backbones/encoder.json").read_text())
+    assert all(card["validation"][name] >= 0.9 for name in CHOICES)
+    assert len(hashlib.sha256(encoder.fingerprint().encode()).hexdigest()) == 64
