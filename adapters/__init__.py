@@ -4,8 +4,8 @@ from undertone.rooms import one_copy
 
 one_copy(__name__)
 
-from undertone.adapters.base import ADAPTERS, Adapter
+from undertone.adapters.base import ADAPTERS, Adapter, small_at_first
 
-__all__ = ["ADAPTERS", "Adapter"]
+__all__ = ["ADAPTERS", "Adapter", "small_at_first"]
 
 from undertone.adapters import frame_stacking_mlp, pooled_soft_prompt  # noqa: F401  (importing a module registers it)

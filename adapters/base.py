@@ -22,4 +22,15 @@ class Adapter(nn.Module, ABC):
         """
 
 
+def small_at_first(last: nn.Linear, std: float = 0.03) -> nn.Linear:
+    """Let an adapter's last layer begin with outputs as small as an LLM's word embeddings (0.01-0.06 for most).
+
+    With PyTorch's own initialisation they are ten times larger, drown what the LLM's layers add to them, and take
+    many steps to shrink. For inputs of unit variance the outputs get this standard deviation.
+    """
+    nn.init.normal_(last.weight, std=std * last.in_features**-0.5)
+    nn.init.zeros_(last.bias)
+    return last
+
+
 ADAPTERS: Registry[Adapter] = Registry("adapter")

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from undertone.adapters import ADAPTERS, Adapter
+from undertone.adapters import ADAPTERS, Adapter, small_at_first
 from undertone.types import Frames
 
 
@@ -25,7 +25,9 @@ class FrameStackingMLP(Adapter):
         if stack < 1:
             raise ValueError(f"frame_stacking_mlp: stack must be at least 1, got {stack}")
         self.stack = stack
-        self.mlp = nn.Sequential(nn.Linear(d_audio * stack, hidden), nn.ReLU(), nn.Linear(hidden, d_llm))
+        self.mlp = nn.Sequential(
+            nn.Linear(d_audio * stack, hidden), nn.ReLU(), small_at_first(nn.Linear(hidden, d_llm))
+        )
 
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, frames // stack, d_llm)."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from undertone.adapters import ADAPTERS, Adapter
+from undertone.adapters import ADAPTERS, Adapter, small_at_first
 from undertone.types import Frames
 
 
@@ -12,7 +12,7 @@ class PooledSoftPrompt(Adapter):
     """The paralinguistic adapter: E = Linear(Pool(Transformer(frames))), always `tokens` embeddings.
 
     Wang et al. (ICME 2025), section III-A, equation 4, and IV-C. The paper leaves the width of the feed-forward part
-    and the order of the layer norms open: PyTorch's defaults (2048, norm after) are taken.
+    and the place of the layer norms open: PyTorch's default width (2048), and norms before each part, are taken.
 
     Args:
         d_audio: dim of the encoder's frames.
@@ -42,9 +42,10 @@ class PooledSoftPrompt(Adapter):
             raise ValueError(f"pooled_soft_prompt: tokens must be at least 1, got {tokens}")
         self.tokens = tokens
         self.transformer = nn.ModuleList(
-            nn.TransformerEncoderLayer(d_audio, heads, feedforward, dropout, batch_first=True) for _ in range(layers)
+            nn.TransformerEncoderLayer(d_audio, heads, feedforward, dropout, batch_first=True, norm_first=True)
+            for _ in range(layers)
         )
-        self.project = nn.Linear(d_audio, d_llm)
+        self.project = small_at_first(nn.Linear(d_audio, d_llm))
 
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, tokens, d_llm)."""

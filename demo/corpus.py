@@ -1,4 +1,4 @@
-"""Speak a corpus of the demo world, on all cores, the same for the same seed."""
+"""Speak a corpus of the demo world, on all cores: the same words and styles for the same seed."""
 
 import json
 import random
@@ -40,7 +40,11 @@ class Spoken:
 
 
 def speak_corpus(count: int, split: str, seed: int, workers: int = 2) -> Iterator[Spoken]:
-    """Yield `count` utterances of `split`; utterance i depends on (seed, split, i) alone."""
+    """Yield `count` utterances of `split`; what is said in utterance i, and how, depends on (seed, split, i) alone.
+
+    The samples differ in their last digits from one synthesis to the next: eSpeak NG lets voices flutter, from a state
+    that outlives an utterance and cannot be set.
+    """
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for spoken in pool.map(partial(_speak_chunk, split, seed), chunks):

@@ -1,7 +1,6 @@
 """The commands: fit, evaluate, chat, list, check, label, demo."""
 
 import argparse
-import logging
 import os
 import sys
 import warnings
@@ -45,7 +44,6 @@ def quiet() -> None:
         r".*DynamicBucketingSampler with an eagerly read CutSet.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def _parser() -> argparse.ArgumentParser:

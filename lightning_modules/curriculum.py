@@ -1,6 +1,7 @@
 """A whole run: data, stages one after another, scores, bundle; the same command again goes on where it stopped."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def start(recipe: Recipe, console: Console) -> Run:
     unusable = sorted(set(recipe.trainer) & set(OURS))
     if unusable:
         raise ConfigError(f"trainer: the recipe's stages decide about {', '.join(unusable)}; leave that out")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
     open_folder(recipe)
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     material = gather(recipe)
