@@ -202,3 +202,11 @@ def test_a_bad_knob_is_named(node: dict[str, object], message: str) -> None:
 def test_unknown_knobs_are_errors_of_the_recipe() -> None:
     with pytest.raises(ConfigError, match=r"slots\.linguistic\.adapter.*hiden"):
         ADAPTERS.check({"type": "frame_stacking_mlp", "hiden": 5}, "slots.linguistic.adapter")
+
+
+@pytest.mark.parametrize("name", ["frame_stacking_mlp", "pooled_soft_prompt"])
+def test_adapters_begin_as_quietly_as_word_embeddings(name: str) -> None:
+    torch.manual_seed(0)
+    adapter = ADAPTERS.build({"type": name}, 64, 128).eval()
+    out = adapter(Frames(torch.randn(4, 50, 64), torch.full((4,), 50)))
+    assert 0.001 < out.x.std() < 0.06
