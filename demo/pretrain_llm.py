@@ -178,7 +178,8 @@ def pretrain(out: Path, phases: tuple[Phase, ...] = PHASES) -> dict[str, float]:
 
 def _train(llm: Any, tokenizer: PreTrainedTokenizerFast, phase: Phase, lessons: Lessons) -> dict[str, float]:
     if phase.apart:
-        _drive_apart(llm.get_input_embeddings().weight, [tokenizer.convert_tokens_to_ids(f"Ġ{w}") for w in phase.apart])
+        words = [f"Ġ{word}" for word in phase.apart]  # as the tokenizer writes a word after a space
+        _drive_apart(llm.get_input_embeddings().weight, cast(list[int], tokenizer.convert_tokens_to_ids(words)))
     optimizer = torch.optim.AdamW(llm.parameters(), phase.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.lr, phase.steps, pct_start=0.1)
     stream, start, scores = _batches(tokenizer, lessons, phase.batch), time.time(), dict[str, float]()
