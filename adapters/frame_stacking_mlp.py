@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from undertone.adapters import ADAPTERS, Adapter, small_at_first
+from undertone.errors import ConfigError
 from undertone.types import Frames
 
 
@@ -22,8 +23,9 @@ class FrameStackingMLP(Adapter):
 
     def __init__(self, d_audio: int, d_llm: int, *, stack: int = 5, hidden: int = 2048) -> None:
         super().__init__()
-        if stack < 1:
-            raise ValueError(f"frame_stacking_mlp: stack must be at least 1, got {stack}")
+        for knob, value in (("stack", stack), ("hidden", hidden)):
+            if value < 1:
+                raise ConfigError(f"frame_stacking_mlp: {knob} must be at least 1, got {value}")
         self.stack = stack
         self.mlp = nn.Sequential(
             nn.Linear(d_audio * stack, hidden), nn.ReLU(), small_at_first(nn.Linear(hidden, d_llm))

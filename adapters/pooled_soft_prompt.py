@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from undertone.adapters import ADAPTERS, Adapter, small_at_first
+from undertone.errors import ConfigError
 from undertone.types import Frames
 
 
@@ -36,10 +37,11 @@ class PooledSoftPrompt(Adapter):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        for knob, value in (("tokens", tokens), ("heads", heads), ("layers", layers), ("feedforward", feedforward)):
+            if value < 1:
+                raise ConfigError(f"pooled_soft_prompt: {knob} must be at least 1, got {value}")
         if d_audio % heads:
-            raise ValueError(f"pooled_soft_prompt: heads={heads} does not divide the encoder's dim of {d_audio}")
-        if tokens < 1:
-            raise ValueError(f"pooled_soft_prompt: tokens must be at least 1, got {tokens}")
+            raise ConfigError(f"pooled_soft_prompt: heads={heads} does not divide the encoder's dim of {d_audio}")
         self.tokens = tokens
         self.transformer = nn.ModuleList(
             nn.TransformerEncoderLayer(d_audio, heads, feedforward, dropout, batch_first=True, norm_first=True)

@@ -20,6 +20,10 @@ class Encoder(nn.Module, ABC):
     dim: int  # of each frame
 
     @abstractmethod
+    def build(self) -> None:
+        """Make the network without its weights, on the current device; `meta` for a dry run. Idempotent."""
+
+    @abstractmethod
     def load(self) -> None:
         """Build the pretrained network. Idempotent.
 

@@ -30,7 +30,7 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     recipe = recipes.load(config, overrides)
     with torch.device("meta"):
         module = SpeechLLM(recipe.plain())
-        module.encoder.build()  # type: ignore[operator]  # not yet in the face that `Encoder` declares
+        module.encoder.build()
         module.llm.build()
     table = Table(title=f"{recipe.name}: what trains, what is frozen")
     for column in ("part", "type", "parameters", ""):

@@ -25,7 +25,7 @@ def predict(run: Run, split: str = "test") -> list[Prediction]:
     Raises:
         ManifestError: there is nothing to score.
     """
-    examples = [e for utterance in run.material.splits[split].utterances for e in _questions(run, utterance)]
+    examples = [e for utterance in run.material.splits[split].utterances for e in _questions(run, split, utterance)]
     if not examples:
         raise ManifestError(f"nothing to score: no utterance of {split!r} has what the tasks need")
     examples = _limited(examples, run.recipe.evaluation.limit)
@@ -37,9 +37,9 @@ def predict(run: Run, split: str = "test") -> list[Prediction]:
         return list(_answers(run, rows, rivals, progress))
 
 
-def _questions(run: Run, utterance: Utterance) -> Iterator[Example]:
+def _questions(run: Run, split: str, utterance: Utterance) -> Iterator[Example]:
     """Each task that the utterance is good for, in one wording, with its whole context."""
-    only = run.material.splits["test"].only.get(utterance.id)
+    only = run.material.splits[split].only.get(utterance.id)
     stage = next(iter(run.recipe.stages))
     for task in run.recipe.evaluation.tasks or used_tasks(run.recipe):
         drawing = replace(run.drawing(stage, cut=False), weights={task: 1.0}, err=None, stage="evaluation")

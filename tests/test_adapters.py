@@ -140,18 +140,19 @@ def test_a_row_shorter_than_the_tokens_repeats_frames() -> None:
 
 
 def test_pooled_soft_prompt_is_the_published_formula() -> None:
-    """E = Linear(Pool(Transformer(frames))), the Transformer layer written out (Wang et al., equation 4)."""
+    """E = Linear(Pool(Transformer(frames))), the Transformer layer written out, norms first (Wang et al., equation 4)."""
     torch.manual_seed(0)
     adapter, (clip,) = PooledSoftPrompt(D_AUDIO, D_LLM, tokens=4, heads=2).eval(), rows(13)
     for value in adapter.parameters():
         torch.nn.init.normal_(value, 0.1, 0.2)
     layer: Any = adapter.transformer[0]
-    query, key, value = (clip @ layer.self_attn.in_proj_weight.T + layer.self_attn.in_proj_bias).chunk(3, dim=-1)
+    normed = layer.norm1(clip)
+    query, key, value = (normed @ layer.self_attn.in_proj_weight.T + layer.self_attn.in_proj_bias).chunk(3, dim=-1)
     heads = []
     for at in (slice(0, 8), slice(8, 16)):
         heads.append((query[:, at] @ key[:, at].T / 8**0.5).softmax(-1) @ value[:, at])
-    x = layer.norm1(clip + layer.self_attn.out_proj(torch.cat(heads, dim=-1)))
-    x = layer.norm2(x + layer.linear2(layer.linear1(x).relu()))
+    x = clip + layer.self_attn.out_proj(torch.cat(heads, dim=-1))
+    x = x + layer.linear2(layer.linear1(layer.norm2(x)).relu())
     edges = [(0, 4), (3, 7), (6, 10), (9, 13)]  # floor(13 i / 4) to ceil(13 (i + 1) / 4)
     expected = adapter.project(torch.stack([x[start:stop].mean(0) for start, stop in edges]))
     torch.testing.assert_close(adapter(Frames.pad([clip])).x[0], expected, atol=1e-5, rtol=1e-5)
@@ -188,6 +189,9 @@ def test_dropout_is_there_in_training_only() -> None:
         ({"type": "frame_stacking_mlp", "stak": 5}, "stak"),
         ({"type": "frame_stacking_mlp", "stack": "five"}, "five"),
         ({"type": "frame_stacking_mlp", "stack": 0}, "stack must be at least 1, got 0"),
+        ({"type": "frame_stacking_mlp", "hidden": 0}, "hidden must be at least 1, got 0"),
+        ({"type": "pooled_soft_prompt", "heads": 0}, "heads must be at least 1, got 0"),
+        ({"type": "pooled_soft_prompt", "layers": 0}, "layers must be at least 1, got 0"),
         ({"type": "pooled_soft_prompt", "tokens": 0}, "tokens must be at least 1, got 0"),
         ({"type": "pooled_soft_prompt", "heads": 3}, "heads=3 does not divide the encoder's dim of 16"),
         ({"type": "pooled_soft_prompt", "dropout": 1.5}, "1.5"),

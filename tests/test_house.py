@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from undertone.errors import MissingError
+from undertone.paths import resolve
+
 ROOT = Path(__file__).parents[1]
 FLOORS = {  # room -> rooms it may use, beside the ground floor
     "adapters": set(),
@@ -66,3 +69,9 @@ def test_importing_the_rooms_does_not_import_the_demo() -> None:
 
 def test_the_version_is_said_once() -> None:
     assert importlib.metadata.version("undertone") == importlib.import_module("undertone").__version__
+
+
+def test_a_path_into_the_package_names_a_room_that_has_files() -> None:
+    assert (resolve("undertone:demo/backbones") / "encoder.safetensors").is_file()
+    with pytest.raises(MissingError, match=r"no room 'demos'.*'demo'"):
+        resolve("undertone:demos/backbones")

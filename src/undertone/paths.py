@@ -3,15 +3,24 @@
 import hashlib
 from pathlib import Path
 
+from undertone.errors import MissingError, nearest
+
+_ROOMS = ("conf", "data", "demo")  # that hold files
 _PACKAGED = "undertone:"  # undertone:demo/backbones/llm is a folder of the installed package
 
 
 def resolve(path: str | Path) -> Path:
-    """A local path; `undertone:` at its start stands for the installed package's own files."""
+    """A local path; `undertone:` at its start stands for the installed package's own files.
+
+    Raises:
+        MissingError: the package has no such room.
+    """
     text = str(path)
     if not text.startswith(_PACKAGED):
         return Path(text).expanduser()
     room, _, rest = text.removeprefix(_PACKAGED).partition("/")
+    if room not in _ROOMS:
+        raise MissingError(f"{text}: the package has no room {room!r}.{nearest(room, _ROOMS)}")
     module = __import__(f"undertone.{room}", fromlist=["__file__"])
     return Path(str(module.__file__)).parent / rest
 
