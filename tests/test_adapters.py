@@ -140,7 +140,7 @@ def test_a_row_shorter_than_the_tokens_repeats_frames() -> None:
 
 
 def test_pooled_soft_prompt_is_the_published_formula() -> None:
-    """E = Linear(Pool(Transformer(frames))), the Transformer layer written out, norms first (Wang et al., equation 4)."""
+    """E = Linear(Pool(Transformer(frames))), the layer written out, norms first (Wang et al., equation 4)."""
     torch.manual_seed(0)
     adapter, (clip,) = PooledSoftPrompt(D_AUDIO, D_LLM, tokens=4, heads=2).eval(), rows(13)
     for value in adapter.parameters():
