@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,9 +18,9 @@ from undertone.data.corpora import Corpus
 from undertone.data.espeak import ESpeak
 from undertone.data.tasks import caption_from
 from undertone.demo.voices import SAMPLE_RATE, Audio, say, speakers
-from undertone.demo.world import Style, draw_sentence, draw_small_talk, draw_style, reply
+from undertone.demo.world import CHOICES, Style, draw_sentence, draw_small_talk, draw_style, reply
 
-VERSION = 1  # of the world's sound and words: another one is another corpus
+VERSION = 2  # of the world's sound and words: another one is another corpus
 CHUNK = 50  # utterances a task: long enough to outweigh its overhead, short enough for a smooth progress bar
 _synthesizer: ESpeak | None = None  # one a process
 
@@ -39,29 +39,34 @@ class Spoken:
         return len(self.audio) / SAMPLE_RATE
 
 
-def speak_corpus(count: int, split: str, seed: int, workers: int = 2) -> Iterator[Spoken]:
+def speak_corpus(count: int, split: str, seed: int, workers: int = 2, every_emotion: bool = False) -> Iterator[Spoken]:
     """Yield `count` utterances of `split`; what is said in utterance i, and how, depends on (seed, split, i) alone.
+
+    With `every_emotion`, each sentence is said by one voice in every emotion, one after another.
 
     The samples differ in their last digits from one synthesis to the next: eSpeak NG lets voices flutter, from a state
     that outlives an utterance and cannot be set.
     """
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for spoken in pool.map(partial(_speak_chunk, split, seed), chunks):
+        for spoken in pool.map(partial(_speak_chunk, split, seed, every_emotion), chunks):
             yield from spoken
 
 
-def _speak_chunk(split: str, seed: int, numbers: range) -> list[Spoken]:
-    return [speak_one(split, seed, number) for number in numbers]
+def _speak_chunk(split: str, seed: int, every_emotion: bool, numbers: range) -> list[Spoken]:
+    return [speak_one(split, seed, number, every_emotion) for number in numbers]
 
 
-def speak_one(split: str, seed: int, number: int) -> Spoken:
-    """Utterance `number` of a split."""
+def speak_one(split: str, seed: int, number: int, every_emotion: bool = False) -> Spoken:
+    """Utterance `number` of a split; see `speak_corpus`."""
     global _synthesizer
     if _synthesizer is None:
         _synthesizer = ESpeak()
-    rng = random.Random(f"{seed} {split} {number}")
+    emotions = CHOICES["emotion"]
+    rng = random.Random(f"{seed} {split} {number // len(emotions) if every_emotion else number}")
     sentence, style = draw_sentence(rng, split), draw_style(rng)
+    if every_emotion:
+        style = replace(style, emotion=emotions[number % len(emotions)])
     speaker = rng.choice(speakers(split, style.gender))
     audio = say(_synthesizer, sentence, style, speaker, rng)
     return Spoken(sentence, style, speaker, np.ascontiguousarray(audio))
@@ -78,26 +83,34 @@ class DemoWorld(Corpus):
         test: of the test split.
         seed: of everything drawn.
         workers: processes that speak.
+        every_emotion: whether each sentence is said in every emotion, so that words tell nothing about it.
     """
 
     def __init__(
-        self, *, train: int = 3000, validation: int = 160, test: int = 240, seed: int = 0, workers: int = 2
+        self,
+        *,
+        train: int = 3000,
+        validation: int = 160,
+        test: int = 240,
+        seed: int = 0,
+        workers: int = 2,
+        every_emotion: bool = False,
     ) -> None:
         self.counts = {"train": train, "validation": validation, "test": test}
-        self.seed, self.workers = seed, workers
+        self.seed, self.workers, self.every_emotion = seed, workers, every_emotion
 
     def prepare(self, folder: Path) -> dict[str, Path]:
         """Speak what is missing. See `Corpus.prepare`."""
         return {split: self._split(folder, split, count) for split, count in self.counts.items()}
 
     def _split(self, folder: Path, split: str, count: int) -> Path:
-        home = folder / f"demo_world-{VERSION}-{self.seed}-{split}-{count}"
+        home = folder / f"demo_world-{VERSION}-{self.seed}-{split}-{count}{'-every' if self.every_emotion else ''}"
         manifest = home / "manifest.jsonl"
         if manifest.is_file():
             return manifest
         (home / "audio").mkdir(parents=True, exist_ok=True)
         records: list[dict[str, Any]] = []
-        spoken = speak_corpus(count, split, self.seed, self.workers)
+        spoken = speak_corpus(count, split, self.seed, self.workers, self.every_emotion)
         for number, one in enumerate(track(spoken, total=count, description=f"speaking {split:<7}")):
             records.append(
                 self._record(home, number, one, records, random.Random(f"{self.seed} {split} {number} talk"))

@@ -51,7 +51,7 @@ F0 = {
     ("female", "high"): (240, 275),
 }
 SECONDS_PER_WORD = {"slow": (0.41, 0.45), "fast": (0.185, 0.23)}  # thresholds: fast below 0.252, slow above 0.386
-RMS = {"low": (0.012, 0.027), "high": (0.065, 0.12)}  # thresholds: low below 0.0333, high above 0.0505
+RMS = {"weak": (0.012, 0.027), "strong": (0.065, 0.12)}  # TextrolSpeech: low below 0.0333, high above 0.0505
 PITCH_RANGE = {"neutral": 45, "happy": 99, "sad": 5, "angry": 55}  # eSpeak units
 RANGE_RAISES_F0 = {"neutral": 1.0, "happy": 1.1, "sad": 0.85, "angry": 1.0}  # what that does to the mean F0, measured
 CALIBRATION = "we cleaned the old bicycle yesterday and they left the camera at the station on monday"

@@ -21,11 +21,13 @@ TIMES = ("today", "yesterday", "this morning", "last night", "last week", "on mo
 PEOPLE = ("i", "we", "they")
 NAMES = "anna tom maria john sara peter lucy david".split()
 
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[
+    str, tuple[str, ...]
+] = {  # no word stands for two things: a soft prompt has no word order to tell them apart
     "gender": ("male", "female"),
     "pitch": ("low", "high"),
     "tempo": ("slow", "fast"),
-    "energy": ("low", "high"),
+    "energy": ("weak", "strong"),
     "emotion": ("neutral", "happy", "sad", "angry"),
 }
 
