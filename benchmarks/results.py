@@ -35,7 +35,7 @@ def main() -> None:
         undertone("evaluate", str(whole), "--stage", "joint")
         if not (plain / "stages").is_dir():  # the same stage 1, so that only ERR differs
             shutil.copytree(whole / "stages" / "1-joint", plain / "stages" / "1-joint")
-        fit(plain, seed, "stages.disentangle.err=null")
+        fit(plain, seed, "stages.disentangle.err=null", "stages.holistic.err=null")
         scores["three stages"].append(read(whole / "evaluation"))
         scores["stages without ERR"].append(read(plain / "evaluation"))
         scores["stage 1 only"].append(read(whole / "evaluation" / "joint"))
