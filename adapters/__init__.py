@@ -8,4 +8,4 @@ from undertone.adapters.base import ADAPTERS, Adapter, small_at_first
 
 __all__ = ["ADAPTERS", "Adapter", "small_at_first"]
 
-from undertone.adapters import frame_stacking_mlp, pooled_soft_prompt  # noqa: F401  (importing a module registers it)
+from undertone.adapters import emotion_aligned, frame_stacking_mlp, pooled_soft_prompt  # noqa: F401  (this registers)

@@ -7,10 +7,13 @@ or read by several workers, draws the same examples.
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from undertone.data.tasks import Task, style_caption
+from undertone.data.captions import style_caption
+from undertone.data.tasks import Task
 from undertone.data.utterance import Turn, Utterance
 
+Place = Literal["system", "user"]
 Draw = Callable[[Utterance, int, int], "Example | None"]  # (utterance, epoch, number of the draw) -> example
 
 
@@ -20,6 +23,8 @@ class Example:
 
     `sources` says for each slot of the spoken turns what fills it: speech, text or none. `trains` names the slots whose
     adapters learn from this row; the others are frozen for it. `target` is None until the run's LLM has made it.
+    `place` is the turn that the instruction stands in: a system turn, or the spoken turn, before its slots. `teacher`
+    is the system prompt for making the target.
     """
 
     utterance: Utterance
@@ -29,6 +34,8 @@ class Example:
     sources: Mapping[str, str]
     trains: frozenset[str]
     target: str | None
+    place: Place = "system"
+    teacher: str | None = None
 
 
 def carriers(task: Task, slots: Sequence[str]) -> frozenset[str]:
@@ -49,6 +56,7 @@ class Drawing:
         seed: of the run; `stage` is mixed in, so that stages draw apart.
         stage: name of the stage.
         cut: whether dialogues are cut at varying points (training) or taken whole (scoring).
+        place: see `Example`.
     """
 
     tasks: Mapping[str, Task]
@@ -59,6 +67,7 @@ class Drawing:
     seed: int
     stage: str
     cut: bool = True
+    place: Place = "system"
 
     def __call__(
         self, utterance: Utterance, epoch: int, number: int, only: Sequence[str] | None = None
@@ -86,8 +95,9 @@ class Drawing:
             context = utterance.context
         sources, trains = self._slots(task, utterance, rng)
         return Example(
-            utterance, name, rng.choice(task.instructions()), context, sources, trains, task.target(utterance)
-        )
+            utterance, name, rng.choice(task.instructions()), context, sources, trains, task.target(utterance),
+            self.place, task.teacher,
+        )  # fmt: skip
 
     def _slots(self, task: Task, utterance: Utterance, rng: random.Random) -> tuple[dict[str, str], frozenset[str]]:
         """Equivalence Replacement Regularization (Wang et al., ICME 2025, section III-C, stage 2).
@@ -109,9 +119,15 @@ class Drawing:
 
 
 def words(turn: Utterance | Turn, text: str) -> str | None:
-    """The text that stands for a spoken turn in a slot: its `caption` or its `transcript`."""
+    """The text that stands for a spoken turn in a slot: `caption`, `transcript`, or `tagged` transcript.
+
+    A tag is the emotion in angle brackets before the words (Kang et al., 2024, section III-A): "<sad> It broke."
+    """
     if text == "transcript":
         return turn.text
+    if text == "tagged":
+        emotion = turn.labels.get("emotion") if isinstance(turn, Utterance) else None
+        return f"<{emotion}> {turn.text}" if emotion and turn.text else turn.text
     return style_caption(turn) if isinstance(turn, Utterance) else turn.caption
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from undertone.data.audio import read_header
+from undertone.data.tasks import TASKS
 from undertone.data.utterance import Turn, Utterance
 from undertone.errors import AudioError, nearest
 
@@ -44,10 +45,11 @@ class LineReader:
         audio, measured = self._audio(record, problems, required=True)
         seconds = _seconds(record, measured, problems)
         labels = self._labels(record.get("labels", {}), problems)
+        ready = _answers(record.get("responses", {}), problems)
         context = self._context(record.get("context", []), problems)
         if problems or not name or not audio or not seconds:
             return None, problems
-        return Utterance(name, audio, text, speaker, seconds, labels, caption, context, response), []
+        return Utterance(name, audio, text, speaker, seconds, labels, caption, context, response, ready), []
 
     def _audio(
         self, record: Mapping[str, Any], problems: list[str], *, required: bool = False
@@ -109,6 +111,18 @@ class LineReader:
         if role == "assistant" and ("audio" in turn or "caption" in turn):
             problems.append("audio and caption belong to the user's turns only")
         return None if problems or not text else Turn("user" if role == "user" else "assistant", text, audio, caption)
+
+
+def _answers(ready: object, problems: list[str]) -> dict[str, str]:
+    if not isinstance(ready, dict):
+        problems.append(f"responses: an object is needed, not {kind_of(ready)}")
+        return {}
+    for task, answer in ready.items():
+        if task not in TASKS.names():
+            problems.append(f"responses: unknown task {task!r}.{nearest(task, TASKS.names())}")
+        elif not isinstance(answer, str) or not answer.strip():
+            problems.append(f"responses: {task}: a text is needed, not {answer!r}")
+    return ready
 
 
 def _without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from undertone.data.captions import style_caption
 from undertone.data.utterance import Utterance
 from undertone.data.wordings import read_wordings
 from undertone.errors import ConfigError, nearest
 from undertone.paths import resolve
 from undertone.registry import Registry
 
-_PROMPTS = Path(__file__).parent / "prompts"
+PROMPTS = Path(__file__).parent / "prompts"
 
 
 class Task(ABC):
@@ -30,9 +31,10 @@ class Task(ABC):
 
     name: ClassVar[str]
     relies_on: ClassVar[Literal["linguistic", "paralinguistic", "both"]]
+    teacher: str | None = None  # a system prompt that the run's own LLM is given when it makes targets, and only then
 
     def __init__(self, prompts: str | None = None, fields: Mapping[str, str] | None = None) -> None:
-        self._wordings = read_wordings(resolve(prompts) if prompts else _PROMPTS / f"{self.name}.txt", fields or {})
+        self._wordings = read_wordings(resolve(prompts) if prompts else PROMPTS / f"{self.name}.txt", fields or {})
 
     @abstractmethod
     def available(self, utterance: Utterance) -> bool:
@@ -41,6 +43,11 @@ class Task(ABC):
     @abstractmethod
     def target(self, utterance: Utterance) -> str | None:
         """The answer to learn; None where the run's own LLM must make it."""
+
+    @property
+    def generated(self) -> bool:
+        """Whether the run's own LLM makes targets of this task."""
+        return False
 
     def instructions(self) -> list[str]:
         """All wordings of the question, ready to be shown, in the order of their file."""
@@ -91,10 +98,48 @@ class Dialogue(Task):
 
     def available(self, utterance: Utterance) -> bool:
         styled = utterance.text is not None and style_caption(utterance) is not None
-        return utterance.response is not None or styled
+        return self.target(utterance) is not None or styled
 
     def target(self, utterance: Utterance) -> str | None:
-        return utterance.response
+        return utterance.responses.get(self.name, utterance.response)
+
+    @property
+    def generated(self) -> bool:
+        return True
+
+
+@TASKS.register("response")
+class Response(Dialogue):
+    """Reply to speech that no instruction stands before: alignment against emotion-conditioned responses.
+
+    Kang et al. (2024), section III-A: the target is the response of the run's own LLM to the equivalent text under a
+    system prompt, the teacher's, which is never shown in training.
+
+    Args:
+        teacher: a file with the system prompt, in one line; `none` for no system prompt.
+    """
+
+    name = "response"
+
+    def __init__(self, *, teacher: str = "undertone:data/prompts/speech_emotion_llama/companion.txt") -> None:
+        self._wordings = [""]
+        self.teacher = None if teacher == "none" else read_wordings(resolve(teacher), {})[0]
+
+
+@TASKS.register("caption")
+class Caption(Dialogue):
+    """Describe the scene: the target is the description that the run's own LLM gives of the equivalent text.
+
+    Kang et al. (2024), section III-B.
+    """
+
+    name = "caption"
+
+    def __init__(self, *, prompts: str | None = None) -> None:
+        super().__init__(prompts=prompts)
+
+    def target(self, utterance: Utterance) -> str | None:
+        return utterance.responses.get(self.name)
 
 
 class AttributeTask(Task):
@@ -105,15 +150,16 @@ class AttributeTask(Task):
     Args:
         choices: the labels to choose from, in the order in which the wordings list them.
         prompts: see `Task`; the wordings may say {choices}.
+        sentence: the answer to learn, with {label} in it; the class's own if absent.
 
     Raises:
-        ConfigError: fewer than two choices, or two that differ in case alone.
+        ConfigError: fewer than two choices, or two that differ in case alone; or a sentence without {label}.
     """
 
     relies_on = "paralinguistic"
-    sentence: ClassVar[str]  # with {label} where the choice goes
+    sentence: str  # with {label} where the choice goes, and {a} where its article goes
 
-    def __init__(self, choices: Sequence[str], prompts: str | None = None) -> None:
+    def __init__(self, choices: Sequence[str], prompts: str | None = None, sentence: str | None = None) -> None:
         self.choices = tuple(choices)
         self._by_name = {choice.lower(): choice for choice in self.choices}
         if len(self._by_name) < max(2, len(self.choices)) or not all(name.strip() for name in self._by_name):
@@ -121,6 +167,10 @@ class AttributeTask(Task):
         longest_first = sorted(self._by_name, key=len, reverse=True)
         self._named = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
         super().__init__(prompts, {"choices": ", ".join(self.choices)})
+        if sentence is not None:
+            if "{label}" not in sentence:
+                raise ConfigError(f"task {self.name}: sentence is {sentence!r}; put {{label}} where the answer goes")
+            self.sentence = sentence
 
     def available(self, utterance: Utterance) -> bool:
         return self.label(utterance) is not None
@@ -139,7 +189,11 @@ class AttributeTask(Task):
 
     def target(self, utterance: Utterance) -> str | None:
         label = self.label(utterance)
-        return None if label is None else self.sentence.format(label=label)
+        return None if label is None else self.answer(label)
+
+    def answer(self, label: str) -> str:
+        """The sentence that names a label."""
+        return self.sentence.format(label=label, a="an" if label[:1].lower() in "aeiou" else "a")
 
     def parse(self, response: str) -> str | None:
         """The one choice that a response names, as a whole word in any case; None for no choice and for several.
@@ -157,8 +211,14 @@ class Gender(AttributeTask):
     name = "gender"
     sentence = "The speaker is {label}."
 
-    def __init__(self, *, choices: tuple[str, ...] = ("male", "female"), prompts: str | None = None) -> None:
-        super().__init__(choices, prompts)
+    def __init__(
+        self,
+        *,
+        choices: tuple[str, ...] = ("male", "female"),
+        prompts: str | None = None,
+        sentence: str | None = None,
+    ) -> None:
+        super().__init__(choices, prompts, sentence)
 
 
 @TASKS.register("pitch")
@@ -168,8 +228,14 @@ class Pitch(AttributeTask):
     name = "pitch"
     sentence = "The pitch is {label}."
 
-    def __init__(self, *, choices: tuple[str, ...] = ("low", "normal", "high"), prompts: str | None = None) -> None:
-        super().__init__(choices, prompts)
+    def __init__(
+        self,
+        *,
+        choices: tuple[str, ...] = ("low", "normal", "high"),
+        prompts: str | None = None,
+        sentence: str | None = None,
+    ) -> None:
+        super().__init__(choices, prompts, sentence)
 
 
 @TASKS.register("tempo")
@@ -179,8 +245,14 @@ class Tempo(AttributeTask):
     name = "tempo"
     sentence = "The tempo is {label}."
 
-    def __init__(self, *, choices: tuple[str, ...] = ("slow", "normal", "fast"), prompts: str | None = None) -> None:
-        super().__init__(choices, prompts)
+    def __init__(
+        self,
+        *,
+        choices: tuple[str, ...] = ("slow", "normal", "fast"),
+        prompts: str | None = None,
+        sentence: str | None = None,
+    ) -> None:
+        super().__init__(choices, prompts, sentence)
 
 
 @TASKS.register("energy")
@@ -190,8 +262,31 @@ class Energy(AttributeTask):
     name = "energy"
     sentence = "The energy is {label}."
 
-    def __init__(self, *, choices: tuple[str, ...] = ("low", "normal", "high"), prompts: str | None = None) -> None:
-        super().__init__(choices, prompts)
+    def __init__(
+        self,
+        *,
+        choices: tuple[str, ...] = ("low", "normal", "high"),
+        prompts: str | None = None,
+        sentence: str | None = None,
+    ) -> None:
+        super().__init__(choices, prompts, sentence)
+
+
+@TASKS.register("age")
+class Age(AttributeTask):
+    """How old the speaker is."""
+
+    name = "age"
+    sentence = "The speaker is {a} {label}."
+
+    def __init__(
+        self,
+        *,
+        choices: tuple[str, ...] = ("child", "adult"),
+        prompts: str | None = None,
+        sentence: str | None = None,
+    ) -> None:
+        super().__init__(choices, prompts, sentence)
 
 
 _EMOTIONS = ("neutral", "happy", "sad", "angry", "surprised", "disgusted", "fearful", "contemptuous")
@@ -204,30 +299,11 @@ class Emotion(AttributeTask):
     name = "emotion"
     sentence = "The speaker sounds {label}."
 
-    def __init__(self, *, choices: tuple[str, ...] = _EMOTIONS, prompts: str | None = None) -> None:
-        super().__init__(choices, prompts)
-
-
-def style_caption(utterance: Utterance) -> str | None:
-    """How the utterance is said, in words: its own caption, or one made of its labels; None where it has neither."""
-    return utterance.caption or (caption_from(utterance.labels) if utterance.labels else None)
-
-
-def caption_from(labels: Mapping[str, str]) -> str:
-    """Style labels as a sentence, such as "A sad female voice with high pitch, slow tempo and low energy.".
-
-    Emotion and gender come before the voice; pitch, tempo, energy and any further attribute after it. What has no
-    label is not mentioned.
-    """
-    before = [labels[name] for name in ("emotion", "gender") if name in labels]
-    measured = ("pitch", "tempo", "energy")
-    rest = [name for name in labels if name not in ("emotion", "gender", *measured)]
-    after = [f"{labels[name]} {name}" for name in (*measured, *rest) if name in labels]
-    voice = " ".join([*before, "voice"])
-    article = "An" if voice[0].lower() in "aeiou" else "A"
-    return f"{article} {voice}{' with ' if after else ''}{_listed(after)}."
-
-
-def _listed(parts: Sequence[str]) -> str:
-    *most, last = parts or [""]
-    return f"{', '.join(most)} and {last}" if most else last
+    def __init__(
+        self,
+        *,
+        choices: tuple[str, ...] = _EMOTIONS,
+        prompts: str | None = None,
+        sentence: str | None = None,
+    ) -> None:
+        super().__init__(choices, prompts, sentence)

@@ -27,4 +27,5 @@ class Utterance:
     labels: dict[str, str] = field(default_factory=dict)  # attribute -> label, such as {"emotion": "sad"}
     caption: str | None = None  # how it was said; where absent, `tasks.style_caption` makes one of the labels
     context: tuple[Turn, ...] = ()
-    response: str | None = None  # a ready target for `dialogue`; where absent, the run's own LLM makes it
+    response: str | None = None  # a ready reply; where absent, the run's own LLM makes it
+    responses: dict[str, str] = field(default_factory=dict)  # task -> its own ready answer, such as {"caption": ...}

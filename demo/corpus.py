@@ -14,9 +14,9 @@ import numpy as np
 import soundfile
 from rich.progress import track
 
+from undertone.data.captions import caption_from
 from undertone.data.corpora import Corpus
 from undertone.data.espeak import ESpeak
-from undertone.data.tasks import caption_from
 from undertone.demo.voices import SAMPLE_RATE, Audio, say, speakers
 from undertone.demo.world import CHOICES, Style, draw_sentence, draw_small_talk, draw_style, reply
 

@@ -18,6 +18,7 @@ class Encoder(nn.Module, ABC):
     sample_rate: int  # of the waveforms it wants, in Hz
     frame_rate: float  # of the frames it returns, in Hz
     dim: int  # of each frame
+    loaded: bool = False  # whether it has its weights
 
     @abstractmethod
     def build(self) -> None:
@@ -30,6 +31,16 @@ class Encoder(nn.Module, ABC):
         Raises:
             MissingError: the weights cannot be reached; the message says where they were looked for and what to do.
         """
+
+    def take(self, weights: dict[str, Tensor]) -> None:
+        """Build the network and give it these weights, named as in its state dict, instead of the checkpoint's.
+
+        Raises:
+            RuntimeError: a weight is missing, unknown, or of another shape.
+        """
+        self.build()
+        self.load_state_dict(weights, assign=True)
+        self.loaded = True
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -120,7 +120,6 @@ class WhisperEncoder(Encoder):
         self.dim = self.dims.n_audio_state
         self.samples = self.dims.n_audio_ctx * SAMPLES_PER_FRAME  # of a window
         self.encoder: Any = None  # an AudioEncoder, once built
-        self._loaded = False
 
     def build(self) -> None:
         """Build the network without its weights, on the current device (`meta` costs nothing). Idempotent."""
@@ -133,7 +132,7 @@ class WhisperEncoder(Encoder):
         Raises:
             MissingError: the weights cannot be reached or do not fit.
         """
-        if self._loaded:
+        if self.loaded:
             return
         path = _published(self.checkpoint) if self.checkpoint in PUBLISHED else _local(self.checkpoint)
         weights = read_weights(path)
@@ -143,7 +142,7 @@ class WhisperEncoder(Encoder):
             self.encoder.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             raise MissingError(f"{path}: the encoder's tensors do not fit its dims {self.dims}: {error}") from None
-        self._loaded = True
+        self.loaded = True
 
     def fingerprint(self) -> str:
         """SHA-256 of dims, window and every tensor; reads all weights each time, so that a change shows.
@@ -157,7 +156,6 @@ class WhisperEncoder(Encoder):
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    @torch.no_grad()
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
         """Map (batch, samples) at 16 kHz in [-1, 1] to (batch, frames, dim), ceil(samples / 320) frames a clip.
 
@@ -185,7 +183,7 @@ class WhisperEncoder(Encoder):
         return cast(Tensor, whisper.log_mel_spectrogram(padded, self.dims.n_mels))
 
     def _ready(self) -> Any:
-        if self._loaded:
+        if self.loaded:
             return self.encoder
         raise RuntimeError(f"Whisper {self.checkpoint} has no weights yet: call load() first")
 

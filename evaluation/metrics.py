@@ -129,7 +129,7 @@ def rouge_l(predictions: Sequence[Prediction]) -> Score:
         UndertoneError: there are no predictions.
     """
     _require(predictions, "rouge_l")
-    similarity = _similarity([p.response for p in predictions], [p.target for p in predictions])
+    similarity = rouge_l_of_each([p.response for p in predictions], [p.target for p in predictions])
     wordless = sum(not any(c.isascii() and c.isalnum() for c in p.target) for p in predictions)
     notes = f"{wordless} of {len(predictions)} targets have no word in a-z or 0-9 and score 0" if wordless else ""
     return _score(float(np.mean(similarity)), _columns(similarity, [1] * len(similarity)), ratio, None, notes)
@@ -151,7 +151,7 @@ def emotion_fit(predictions: Sequence[Prediction]) -> Score:
         raise UndertoneError(f"emotion_fit: none of {len(predictions)} predictions has `rivals` to hold it against")
     rivals = [_rivals(p) for p in judged]
     responses = [p.response for p, replies in zip(judged, rivals, strict=True) for _ in replies]
-    similarity = iter(_similarity(responses, [reply for replies in rivals for reply in replies.values()]))
+    similarity = iter(rouge_l_of_each(responses, [reply for replies in rivals for reply in replies.values()]))
     fits = []
     for prediction, replies in zip(judged, rivals, strict=True):
         near = {emotion: next(similarity) for emotion in replies}
@@ -211,7 +211,7 @@ def _unparsed(predictions: Sequence[Prediction]) -> str:
     return f"{unparsed} of {len(predictions)} responses name no label and count as wrong" if unparsed else ""
 
 
-def _similarity(responses: list[str], references: list[str]) -> list[float]:
+def rouge_l_of_each(responses: list[str], references: list[str]) -> list[float]:
     """ROUGE-L F of each pair."""
     rouge = ROUGEScore(rouge_keys="rougeL")  # of ROUGE's forms, only Lsum would need a sentence splitter
     rouge.update(responses, references)

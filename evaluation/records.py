@@ -42,6 +42,7 @@ class Record:
 
 KEYS = tuple(field.name for field in fields(Record) if field.name != "notes")  # of each record in results.json
 
+GENERATED = ("dialogue", "response", "caption")  # tasks whose targets are texts of the LLM's own
 _Metrics = dict[str, Callable[[Sequence[Prediction]], Score]]
 _TEXT: _Metrics = {"rouge_l": rouge_l}
 _REPLIES: _Metrics = {"rouge_l": rouge_l, "emotion_fit": emotion_fit}
@@ -52,8 +53,8 @@ _LABELS: _Metrics = {"accuracy": accuracy, "balanced_accuracy": balanced_accurac
 def score_all(system: str, predictions: Sequence[Prediction]) -> list[Record]:
     """Every metric of every task, for each choice of slots apart, in the order of the report.
 
-    `asr` gets the word error rate; `dialogue` ROUGE-L and, where rows have rivals, the emotion's fit; every other
-    task is an attribute and gets both accuracies.
+    `asr` gets the word error rate; `dialogue`, `response` and `caption` ROUGE-L and, where rows have rivals, the
+    emotion's fit; every other task is an attribute and gets both accuracies.
 
     Raises:
         UndertoneError: there are no predictions; a row lacks what its metric needs.
@@ -114,7 +115,7 @@ def read_predictions(folder: Path) -> list[Prediction]:
 def _metrics(task: str, rows: Sequence[Prediction]) -> _Metrics:
     if task == "asr":
         return _WORDS
-    if task == "dialogue":
+    if task in GENERATED:
         return _REPLIES if any(row.rivals for row in rows) else _TEXT
     return _LABELS
 

@@ -15,7 +15,7 @@ from undertone.evaluation.metrics import SLOTS
 if TYPE_CHECKING:  # records are written with the help of this module
     from undertone.evaluation.records import Record
 
-TASKS = ("asr", "gender", "pitch", "tempo", "energy", "emotion", "dialogue")
+TASKS = ("asr", "gender", "pitch", "tempo", "energy", "emotion", "age", "dialogue", "response", "caption")
 METRICS = {  # as the report names them, with the direction that is better
     "wer": "WER ↓",
     "accuracy": "accuracy ↑",

@@ -1,4 +1,4 @@
-"""The deliverable: adapters as safetensors, the recipe, a model card, and fingerprints of the frozen parts."""
+"""The deliverable: what was trained as safetensors, the recipe, a model card, and fingerprints of encoder and LLM."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from undertone import __version__
 from undertone.errors import BundleError
@@ -17,7 +18,7 @@ from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.environment import environment
 from undertone.lightning_modules.speech_llm import SpeechLLM
 
-WEIGHTS, RECIPE, PRINTS, CARD = "adapters.safetensors", "recipe.yaml", "fingerprints.json", "README.md"
+WEIGHTS, RECIPE, PRINTS, CARD = "trained.safetensors", "recipe.yaml", "fingerprints.json", "README.md"
 
 
 def write_bundle(folder: Path, module: SpeechLLM, records: Sequence[Record]) -> Path:
@@ -25,7 +26,7 @@ def write_bundle(folder: Path, module: SpeechLLM, records: Sequence[Record]) -> 
     draft = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in module.adapters.state_dict().items()}
+    weights = {name: value.detach().cpu().contiguous() for name, value in module.trained().items()}
     save_file(weights, draft / WEIGHTS)
     (draft / RECIPE).write_text(OmegaConf.to_yaml(module.recipe.plain()), "utf-8")
     (draft / PRINTS).write_text(json.dumps(fingerprints(module), indent=2) + "\n", "utf-8")
@@ -36,8 +37,25 @@ def write_bundle(folder: Path, module: SpeechLLM, records: Sequence[Record]) -> 
 
 
 def fingerprints(module: SpeechLLM) -> dict[str, str]:
-    """Digests of the frozen parts, which a bundle does not hold."""
+    """Digests of encoder and LLM, which a bundle's adapters need as they are."""
     return {"encoder": module.encoder.fingerprint(), "llm": module.llm.fingerprint()}
+
+
+def frozen(module: SpeechLLM) -> dict[str, str]:
+    """Digests of the parts that no stage trains."""
+    return {part: print_ for part, print_ in fingerprints(module).items() if f"{part}." not in module.owned}
+
+
+def bundle_weights(folder: Path) -> dict[str, Tensor]:
+    """What a bundle's run has trained, named as in a checkpoint.
+
+    Raises:
+        BundleError: the file is missing or damaged.
+    """
+    try:
+        return load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{folder / WEIGHTS} cannot be read: {error}") from None
 
 
 def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
@@ -58,11 +76,10 @@ def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
         )
     module = SpeechLLM(recipes.load(folder / RECIPE, overrides).plain())
     try:
-        weights = load_file(folder / WEIGHTS)
         expected = json.loads((folder / PRINTS).read_text("utf-8"))
-    except (SafetensorError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise BundleError(f"{folder} is damaged: {error}") from None
-    module.load_adapters(weights, str(folder / WEIGHTS))
+    module.load_trained(bundle_weights(folder), str(folder / WEIGHTS))
     module.configure_model()
     found = fingerprints(module)
     for part, checkpoint in (

@@ -13,7 +13,7 @@ from undertone.data.tasks import TASKS
 from undertone.data.utterance import Turn
 from undertone.errors import AudioError, ConfigError
 from undertone.lightning_modules.bundle import read_bundle
-from undertone.lightning_modules.prompting import Spot, between
+from undertone.lightning_modules.prompting import Spot, between, instructed
 from undertone.lightning_modules.speech_llm import SpeechLLM, answers
 from undertone.llms.chat import ChatTurn, Piece, Placeholder
 from undertone.types import Frames
@@ -24,7 +24,7 @@ class Conversation:
 
     Args:
         model: from a bundle.
-        instruction: the system prompt.
+        instruction: the system prompt, or what stands before the turn to answer, as the model's recipe has it.
         max_new_tokens: of an answer.
     """
 
@@ -47,9 +47,11 @@ class Conversation:
         return self._answer(Turn("user", text))
 
     def _answer(self, turn: Turn) -> str:
-        chat = [ChatTurn("system", (self.instruction,))]
+        system, before = instructed(self.instruction, self.model.recipe.instructions)
+        chat = [ChatTurn("system", (text,)) for text in system]
         for said in (*self.turns, turn):
-            chat.append(ChatTurn(said.role, self._spoken(said.audio) if said.audio else (said.text,)))
+            pieces = self._spoken(said.audio) if said.audio else (said.text,)
+            chat.append(ChatTurn(said.role, (*before, *pieces) if said is turn else pieces))
         answer = answers(self.model, self._batch(), [chat], self.max_new_tokens)[0]
         self.turns += [turn, Turn("assistant", answer)]
         return answer
@@ -76,7 +78,8 @@ def chat(arguments: argparse.Namespace) -> None:
         if report.warning:
             print(f"undertone: {clip}: {report.warning}", file=sys.stderr)
     model = read_bundle(Path(arguments.bundle), arguments.overrides)
-    conversation = Conversation(model, arguments.instruction or wording(model, arguments.task))
+    instruction = wording(model, arguments.task) if arguments.instruction is None else arguments.instruction
+    conversation = Conversation(model, instruction)
     console = Console(highlight=False)
     for clip in clips:
         console.print(f"you      ({clip})", markup=False)
@@ -89,8 +92,9 @@ def chat(arguments: argparse.Namespace) -> None:
         console.print(f"answer   {answer}", markup=False)
 
 
-def wording(model: SpeechLLM, task: str) -> str:
-    """A task's first wording, with the choices of the model's own recipe."""
+def wording(model: SpeechLLM, task: str | None) -> str:
+    """A task's first wording, with the choices of the model's own recipe; of the task that replies if None."""
+    task = task or ("response" if "response" in model.recipe.tasks else "dialogue")
     if task not in TASKS.names():
         raise ConfigError(f"--task {task}: known tasks are {', '.join(TASKS.names())}")
     return TASKS.build(model.recipe.tasks.get(task, {"type": task})).instructions()[0]

@@ -1,4 +1,4 @@
-"""The commands: fit, evaluate, chat, list, check, label, demo."""
+"""The commands, and how each is called."""
 
 import argparse
 import os
@@ -53,12 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="command", required=True)
 
     fit = _command(commands, "fit", "train a recipe, stage by stage, score it, and leave a bundle", _fit)
-    fit.add_argument("--config", required=True, help="the recipe, such as conf/quickstart.yaml")
-    fit.add_argument(
-        "--dry-run", action="store_true", help="build on the meta device and count parameters; no weights needed"
-    )
-    fit.add_argument("--print-config", action="store_true", help="print the whole resolved recipe and stop")
-    fit.add_argument("overrides", nargs="*", metavar="key=value", help="such as stages.joint.lr=1e-4")
+    _takes_recipe(fit, "conf/quickstart.yaml", "stages.joint.lr=1e-4")
+
+    pretrain = _command(commands, "pretrain", "pre-train a speech encoder on audio alone, by BEST-RQ", _pretrain)
+    _takes_recipe(pretrain, "conf/best_rq.yaml", "steps=1000")
 
     evaluate = _command(commands, "evaluate", "score a stage of a run again", _evaluate)
     evaluate.add_argument("folder", help="of the run, such as runs/quickstart")
@@ -67,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     chat = _command(commands, "chat", "ask a bundle something by voice", _chat)
     chat.add_argument("bundle", help="folder, such as runs/quickstart/bundle")
     chat.add_argument("--audio", action="append", default=[], help="an audio file; several are turns one after another")
-    chat.add_argument("--task", default="dialogue", help="whose instruction the model is given; default dialogue")
+    chat.add_argument("--task", help="whose instruction the model is given; a reply if absent")
     chat.add_argument("--instruction", help="instead of a task's own wording")
     chat.add_argument("--once", action="store_true", help="answer and stop, even at a terminal")
     chat.add_argument("overrides", nargs="*", metavar="key=value", help="such as llm.checkpoint=/path")
@@ -77,6 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     label = _command(commands, "label", "add pitch, energy and tempo labels to a manifest, by measuring", _label)
     label.add_argument("manifest")
     label.add_argument("--out", required=True, help="the manifest to write")
+
+    targets = _command(commands, "targets", "let an LLM write the targets of a manifest", _targets)
+    targets.add_argument("manifest")
+    targets.add_argument("--out", required=True, help="the manifest to write")
+    targets.add_argument("--kind", choices=["response", "plain", "caption"], default="response")
+    targets.add_argument(
+        "--engine", default="local", help="who answers; `undertone list` shows engines and their knobs"
+    )
+    targets.add_argument("--max-new-tokens", type=int, default=256)
+    targets.add_argument("overrides", nargs="*", metavar="key=value", help="knobs of the engine: checkpoint=/path")
 
     demo = _command(commands, "demo", "make the embedded default anew", _demo)
     demo.add_argument("action", choices=["pretrain"])
@@ -91,10 +99,26 @@ def _command(commands: Commands, name: str, text: str, run: Callable[[argparse.N
     return parser
 
 
+def _takes_recipe(command: Parser, config: str, override: str) -> None:
+    command.add_argument("--config", required=True, help=f"the recipe, such as {config}")
+    command.add_argument(
+        "--dry-run", action="store_true", help="build on the meta device and count parameters; no weights needed"
+    )
+    command.add_argument("--print-config", action="store_true", help="print the whole resolved recipe and stop")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help=f"such as {override}")
+
+
 def _fit(arguments: argparse.Namespace) -> None:
     from undertone.lightning_modules.run import dry_run, fit, print_config
 
     action = dry_run if arguments.dry_run else print_config if arguments.print_config else fit
+    action(arguments.config, arguments.overrides)
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from undertone.lightning_modules.pretrain import dry_run, pretrain, print_config
+
+    action = dry_run if arguments.dry_run else print_config if arguments.print_config else pretrain
     action(arguments.config, arguments.overrides)
 
 
@@ -122,6 +146,12 @@ def _label(arguments: argparse.Namespace) -> None:
     from undertone.data.labels import label_manifest
 
     print(label_manifest(Path(arguments.manifest), Path(arguments.out)))
+
+
+def _targets(arguments: argparse.Namespace) -> None:
+    from undertone.lightning_modules.responses import targets
+
+    targets(arguments)
 
 
 def _demo(arguments: argparse.Namespace) -> None:

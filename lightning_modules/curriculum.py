@@ -22,11 +22,12 @@ from undertone.data.sampler import StageSampler
 from undertone.data.tasks import Task
 from undertone.data.utterance import Utterance
 from undertone.errors import ConfigError, ManifestError
+from undertone.lightning_modules.bundle import bundle_weights
 from undertone.lightning_modules.ear import Ear
 from undertone.lightning_modules.environment import environment
 from undertone.lightning_modules.material import Material, build_tasks, gather
 from undertone.lightning_modules.recipe import Recipe, StageNode
-from undertone.lightning_modules.speech_llm import OWNED, SpeechLLM
+from undertone.lightning_modules.speech_llm import SpeechLLM
 from undertone.lightning_modules.targets import Targets
 
 OURS = ("max_epochs", "max_steps", "callbacks", "logger", "val_check_interval", "default_root_dir",
@@ -76,7 +77,8 @@ class Run:
         node = self.recipe.stages[stage]
         slots = {name: slot.text for name, slot in self.recipe.slots.items()}
         trains = frozenset(node.trains or slots)
-        return Drawing(self.tasks, node.tasks, slots, trains, node.err, self.recipe.seed, stage, cut)
+        recipe = self.recipe
+        return Drawing(self.tasks, node.tasks, slots, trains, node.err, recipe.seed, stage, cut, recipe.instructions)
 
 
 def start(recipe: Recipe, console: Console) -> Run:
@@ -94,8 +96,11 @@ def start(recipe: Recipe, console: Console) -> Run:
     material = gather(recipe)
     module = SpeechLLM(recipe.plain())
     module.configure_model()
+    if recipe.init:
+        module.load_trained(bundle_weights(Path(recipe.init)), recipe.init)
     cache = Path(recipe.data.cache or recipe.folder / "cache")
-    ear = Ear(module.encoder, cache if recipe.data.cache else None, recipe.data.max_seconds)
+    kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
+    ear = Ear(module.encoder, cache if kept else None, recipe.data.max_seconds)
     slots = {name: slot.text for name, slot in recipe.slots.items()}
     targets = Targets(cache, module.llm.fingerprint(), slots, recipe.evaluation.max_new_tokens)
     run = Run(recipe, build_tasks(recipe), material, module, ear, targets, console)
@@ -162,7 +167,7 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
     if done.is_file():
         return best
     if before is not None:
-        run.module.load_adapters(read_adapters(before), str(before))
+        run.module.load_trained(read_trained(before), str(before))
     resume = last if last.is_file() else None
     trainer = _trainer(run, folder, node)
     sampler = _sampler(run, node, "train", _consumed(resume), trainer)
@@ -170,7 +175,10 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
     trainer.val_check_interval = max(1, len(sampler) // (node.epochs * node.validations))
     training, validation = _loader(run, name, "train", sampler), _validation_loader(run, name, trainer)
     run.console.rule(f"stage {number} of {len(run.recipe.stages)}: {name}, {len(sampler)} steps")
-    trainer.fit(run.module, training, validation, ckpt_path=resume, weights_only=True)
+    try:
+        trainer.fit(run.module, training, validation, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # how Lightning ends when it is interrupted
+        raise KeyboardInterrupt from None
     if trainer.interrupted:
         raise KeyboardInterrupt
     trainer.strategy.barrier()
@@ -180,10 +188,10 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
     return best
 
 
-def read_adapters(checkpoint: Path) -> dict[str, torch.Tensor]:
+def read_trained(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The trained weights of a checkpoint, by name; nothing in the file is executed."""
     weights: dict[str, torch.Tensor] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    return {name: value for name, value in weights.items() if name.startswith(OWNED)}
+    return weights
 
 
 def _consumed(checkpoint: Path | None) -> int:
@@ -249,7 +257,7 @@ def _loader(run: Run, stage: str, split: str, sampler: StageSampler) -> DataLoad
     data = Examples(
         material.utterances, draw, node.draws if split == "train" else 1, run.targets.complete, run.ear.read
     )
-    if node.tasks.get("dialogue"):
+    if any(weight and run.tasks[task].generated for task, weight in node.tasks.items()):
         wanted = (example for rows in sampler.order for example in data.examples(rows))
         with run.progress() as progress:
             run.targets.make(run.module.llm, wanted, progress)

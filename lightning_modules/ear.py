@@ -70,6 +70,7 @@ class Ear:
         if not waiting or self.cache is None:
             return
         device = next(encoder.parameters()).device
-        out = encoder(*Frames.pad([samples for _, samples in waiting]).to(device))
+        with torch.no_grad():
+            out = encoder(*Frames.pad([samples for _, samples in waiting]).to(device))
         for (key, _), frames in zip(waiting, out.rows(), strict=True):
             self.cache.put(key, frames)

@@ -10,9 +10,11 @@ from undertone.adapters import ADAPTERS
 from undertone.data.corpora import CORPORA
 from undertone.data.tasks import TASKS
 from undertone.encoders import ENCODERS
+from undertone.evaluation import JUDGES
+from undertone.llms import ENGINES
 from undertone.registry import Registry
 
-REGISTRIES: tuple[Registry[Any], ...] = (ENCODERS, ADAPTERS, TASKS, CORPORA)
+REGISTRIES: tuple[Registry[Any], ...] = (ENCODERS, ADAPTERS, TASKS, CORPORA, ENGINES, JUDGES)
 
 
 def print_components() -> None:

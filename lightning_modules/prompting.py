@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from undertone.data.examples import Example, words
+from undertone.data.examples import Example, Place, words
 from undertone.data.utterance import Turn, Utterance
+from undertone.lightning_modules.recipe import ENCODER
 from undertone.llms.chat import ChatTurn, Piece, Placeholder
 
 BETWEEN = "\n"  # between two slots that hold something
@@ -13,7 +14,7 @@ BETWEEN = "\n"  # between two slots that hold something
 
 @dataclass(frozen=True)
 class Spot:
-    """Which embeddings belong at a placeholder: a slot's, of a clip; `learns` if its adapter learns from this row."""
+    """Which embeddings belong at a placeholder: a slot's, of a clip; `learns` if a gradient is to reach it."""
 
     slot: str
     clip: Path
@@ -25,12 +26,20 @@ def chat_of(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
 
     Args:
         example: whose sources say what fills each slot.
-        slots: slot -> the text equivalent to its speech (caption or transcript), in the order of a spoken turn.
+        slots: slot -> the text equivalent to its speech (see `words`), in the order of a spoken turn.
     """
-    turns = [ChatTurn("system", (example.instruction,))]
+    system, before = instructed(example.instruction, example.place)
+    turns = [ChatTurn("system", (said,)) for said in system]
     for turn in example.context:
         turns.append(ChatTurn(turn.role, spoken(turn, example, slots) if turn.audio else (turn.text,)))
-    return [*turns, ChatTurn("user", spoken(example.utterance, example, slots))]
+    return [*turns, ChatTurn("user", (*before, *spoken(example.utterance, example, slots)))]
+
+
+def instructed(instruction: str, place: Place) -> tuple[list[str], list[str]]:
+    """What an instruction is as a system turn, and what as pieces before the speech; nothing for an empty one."""
+    if not instruction:
+        return [], []
+    return ([instruction], []) if place == "system" else ([], [f"{instruction} "])
 
 
 def spoken(turn: Utterance | Turn, example: Example, slots: Mapping[str, str]) -> tuple[Piece, ...]:
@@ -39,7 +48,7 @@ def spoken(turn: Utterance | Turn, example: Example, slots: Mapping[str, str]) -
     for slot, text in slots.items():
         source, equivalent = example.sources[slot], words(turn, text)
         if source == "speech" and turn.audio is not None:
-            pieces.append(Placeholder(Spot(slot, turn.audio, slot in example.trains)))
+            pieces.append(Placeholder(Spot(slot, turn.audio, bool(example.trains & {slot, ENCODER}))))
         elif source == "text" and equivalent:
             pieces.append(equivalent)
     return between(pieces)

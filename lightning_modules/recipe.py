@@ -17,6 +17,7 @@ from undertone.tree import Tree, read_tree
 
 Source = Literal["speech", "text", "none"]  # what fills a slot
 SOURCES: tuple[Source, ...] = ("speech", "text", "none")
+ENCODER = "encoder"  # among the names of what a stage trains
 
 
 @dataclass
@@ -33,7 +34,7 @@ class SlotNode:
     """One slot of a spoken turn: the adapter that fills it from speech, and the text that is equivalent."""
 
     adapter: dict[str, Any] = MISSING  # a component node: `type` and its knobs
-    text: Literal["caption", "transcript"] = MISSING
+    text: Literal["caption", "transcript", "tagged"] = MISSING  # tagged: "<emotion> transcript"
 
 
 @dataclass
@@ -66,7 +67,7 @@ class StageNode:
 
     tasks: dict[str, float] = MISSING  # task -> weight: how often it is drawn
     err: dict[str, float] | None = None  # Equivalence Replacement Regularization: source -> weight
-    trains: list[str] | None = None  # slots whose adapters learn; null: all
+    trains: list[str] | None = None  # slots whose adapters learn, and `encoder` if it does; null: all slots
     lr: float = MISSING
     warmup_steps: int = 0
     decay: Literal["linear", "cosine", "constant"] = "linear"
@@ -99,6 +100,8 @@ class Recipe:
     encoder: dict[str, Any] = MISSING
     llm: LLMNode = field(default_factory=LLMNode)
     slots: dict[str, SlotNode] = MISSING  # in this order in a spoken turn
+    instructions: Literal["system", "user"] = "system"  # a turn of their own, or before the speech in its turn
+    init: str | None = None  # a bundle whose trained weights the first stage starts from
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)  # knobs of tasks, such as their choices
     data: DataNode = field(default_factory=DataNode)
     stages: dict[str, StageNode] = MISSING  # run in this order
@@ -110,6 +113,11 @@ class Recipe:
     @property
     def folder(self) -> Path:
         return Path(self.runs) / self.name
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether the encoder learns in some stage; otherwise its outputs can be kept and it is no part of a bundle."""
+        return any(ENCODER in (node.trains or []) for node in self.stages.values())
 
     @property
     def modes(self) -> list[str]:
@@ -216,7 +224,7 @@ def _check_names(recipe: Recipe, source: str) -> list[str]:
     known("tasks", recipe.tasks, TASKS.names(), "task")
     for name, stage in recipe.stages.items():
         known(f"stages.{name}.tasks", stage.tasks, TASKS.names(), "task")
-        known(f"stages.{name}.trains", stage.trains or [], recipe.slots, "slot")
+        known(f"stages.{name}.trains", stage.trains or [], [*recipe.slots, ENCODER], "slot")
         known(f"stages.{name}.err", stage.err or {}, SOURCES, "source")
         faults += _check_stage(stage, f"{source}: stages.{name}")
     modes = ["both", "text", *recipe.slots]
@@ -225,6 +233,10 @@ def _check_names(recipe: Recipe, source: str) -> list[str]:
     for split in ("train", "validation", "test"):
         for i, node in enumerate(getattr(recipe.data, split)):
             known(f"data.{split}[{i}].tasks", node.tasks or [], TASKS.names(), "task")
+    if ENCODER in recipe.slots:
+        faults.append(
+            f"{source}: slots.{ENCODER}: a slot cannot have this name, since `trains` means the encoder by it"
+        )
     if not recipe.slots:
         faults.append(f"{source}: slots: a spoken turn needs at least one")
     if not recipe.stages:
@@ -237,6 +249,11 @@ def _check_stage(stage: StageNode, where: str) -> list[str]:
     for key, weights in (("tasks", stage.tasks), ("err", stage.err)):
         if weights is not None and (not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0):
             faults.append(f"{where}.{key}: weights must not be negative, and one must be positive; found {weights}")
+    if stage.err is not None and ENCODER in (stage.trains or []):
+        faults.append(
+            f"{where}: err freezes adapters example by example, but the encoder serves them all: take `{ENCODER}` out "
+            "of trains, or err out of the stage"
+        )
     for key in ("epochs", "batch", "draws", "validations"):
         if getattr(stage, key) < 1:
             faults.append(f"{where}.{key}: must be at least 1, found {getattr(stage, key)}")

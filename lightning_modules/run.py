@@ -14,8 +14,8 @@ from undertone.errors import ConfigError, MissingError
 from undertone.evaluation.records import Record, read_results, score_all, write_results
 from undertone.evaluation.report import results_table
 from undertone.lightning_modules import recipe as recipes
-from undertone.lightning_modules.bundle import fingerprints, write_bundle
-from undertone.lightning_modules.curriculum import Run, read_adapters, stage_folder, start, train
+from undertone.lightning_modules.bundle import frozen, write_bundle
+from undertone.lightning_modules.curriculum import Run, read_trained, stage_folder, start, train
 from undertone.lightning_modules.scoring import predict
 from undertone.lightning_modules.speech_llm import SpeechLLM
 
@@ -35,7 +35,8 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     table = Table(title=f"{recipe.name}: what trains, what is frozen")
     for column in ("part", "type", "parameters", ""):
         table.add_column(column, justify="right" if column == "parameters" else "left")
-    table.add_row("encoder", _told(recipe.encoder), f"{count(module.encoder):,}", "frozen")
+    learns = recipe.trains_encoder
+    table.add_row("encoder", _told(recipe.encoder), f"{count(module.encoder):,}", "trains" if learns else "frozen")
     for name, slot in recipe.slots.items():
         learns = any(name in (node.trains or recipe.slots) for node in recipe.stages.values())
         table.add_row(
@@ -45,7 +46,7 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
             "trains" if learns else "frozen",
         )
     table.add_row("llm", f"{recipe.llm.checkpoint} ({recipe.llm.dtype})", f"{count(module.llm):,}", "frozen")
-    trains = sum(count(module.adapters[name]) for name in recipe.slots)
+    trains = count(module.adapters) + (count(module.encoder) if recipe.trains_encoder else 0)
     table.add_row("all", "", f"{count(module):,}", f"{trains:,} train")
     Console().print(table)
 
@@ -65,11 +66,11 @@ def fit(config: str, overrides: Sequence[str]) -> None:
     console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")
     recipe = recipes.load(config, overrides)
     run = start(recipe, console)
-    before = fingerprints(run.module)
+    before = frozen(run.module)
     best = train(run)
-    if fingerprints(run.module) != before:
+    if frozen(run.module) != before:
         raise ConfigError("a frozen part has changed in training; this is a defect of Undertone, please report it")
-    run.module.load_adapters(read_adapters(best), str(best))
+    run.module.load_trained(read_trained(best), str(best))
     records = score(run, recipe.name, recipe.folder / "evaluation")
     bundle = write_bundle(recipe.folder / "bundle", run.module, records)
     report(run, records, bundle)
@@ -114,6 +115,6 @@ def evaluate(folder: str, stage: str | None) -> None:
     if not best.is_file():
         raise MissingError(f"{best} is not there: stage {name!r} of this run has not been trained")
     run = start(recipe, Console())
-    run.module.load_adapters(read_adapters(best), str(best))
+    run.module.load_trained(read_trained(best), str(best))
     records = score(run, f"{recipe.name}/{name}", recipe.folder / "evaluation" / name)
     run.console.print(results_table(records))

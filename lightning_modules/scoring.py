@@ -5,9 +5,10 @@ from dataclasses import replace
 
 from rich.progress import Progress
 
+from undertone.data.captions import caption_from
 from undertone.data.examples import Example, words
 from undertone.data.loader import collate
-from undertone.data.tasks import AttributeTask, caption_from
+from undertone.data.tasks import AttributeTask
 from undertone.data.utterance import Utterance
 from undertone.errors import ManifestError
 from undertone.evaluation.metrics import Prediction
@@ -17,6 +18,7 @@ from undertone.lightning_modules.recipe import used_tasks
 from undertone.lightning_modules.speech_llm import answers
 
 Row = tuple[str, Example]  # (choice of slots, example)
+Rivals = dict[tuple[str, str], dict[str, str]]  # (task, utterance) -> emotion -> reply
 
 
 def predict(run: Run, split: str = "test") -> list[Prediction]:
@@ -69,7 +71,7 @@ def _with_slots(example: Example, mode: str) -> Example:
     return replace(example, sources=sources, trains=frozenset())
 
 
-def _answers(run: Run, rows: list[Row], rivals: dict[str, dict[str, str]], progress: Progress) -> Iterator[Prediction]:
+def _answers(run: Run, rows: list[Row], rivals: Rivals, progress: Progress) -> Iterator[Prediction]:
     """Generate in batches of like length."""
     rows = sorted(rows, key=lambda row: (row[0], row[1].task, row[1].utterance.seconds))
     size = run.recipe.evaluation.batch
@@ -82,9 +84,8 @@ def _answers(run: Run, rows: list[Row], rivals: dict[str, dict[str, str]], progr
             yield _prediction(run, mode, example, response, rivals)
 
 
-def _prediction(run: Run, mode: str, example: Example, response: str, rivals: dict[str, dict[str, str]]) -> Prediction:
+def _prediction(run: Run, mode: str, example: Example, response: str, rivals: Rivals) -> Prediction:
     task, utterance = run.tasks[example.task], example.utterance
-    dialogue = example.task == "dialogue"
     return Prediction(
         id=utterance.id,
         task=example.task,
@@ -92,23 +93,26 @@ def _prediction(run: Run, mode: str, example: Example, response: str, rivals: di
         instruction=example.instruction,
         response=response,
         target=example.target or "",
-        label=utterance.labels.get("emotion") if dialogue else task.label(utterance),
+        label=utterance.labels.get("emotion") if task.generated else task.label(utterance),
         predicted=task.parse(response),
         speaker=utterance.speaker,
-        rivals=rivals.get(utterance.id) if dialogue else None,
+        rivals=rivals.get((example.task, utterance.id)),
     )
 
 
-def _rivals(run: Run, examples: list[Example], progress: Progress) -> dict[str, dict[str, str]]:
-    """For each dialogue, the LLM's own reply to the same words in every emotion: the yardstick of `emotion_fit`."""
+def _rivals(run: Run, examples: list[Example], progress: Progress) -> Rivals:
+    """For each reply, the LLM's own to the same words in every emotion: the yardstick of `emotion_fit`.
+
+    By (task, id of the utterance).
+    """
     emotion = run.tasks.get("emotion")
     if not isinstance(emotion, AttributeTask):
         return {}
-    asked: dict[str, dict[str, Example]] = {}
+    asked: dict[tuple[str, str], dict[str, Example]] = {}
     for example in examples:
         u = example.utterance
-        if example.task == "dialogue" and "emotion" in u.labels and words(u, "transcript"):
-            asked[u.id] = {name: _in_emotion(example, name) for name in emotion.choices}
+        if run.tasks[example.task].generated and "emotion" in u.labels and words(u, "transcript"):
+            asked[example.task, u.id] = {name: _in_emotion(example, name) for name in emotion.choices}
     run.targets.make(run.module.llm, [e for each in asked.values() for e in each.values()], progress)
     return {
         name: {emotion: run.targets.complete(example).target or "" for emotion, example in each.items()}

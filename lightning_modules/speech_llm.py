@@ -14,19 +14,20 @@ from undertone.encoders import ENCODERS
 from undertone.errors import BundleError
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.prompting import Spot, chat_of
+from undertone.lightning_modules.recipe import ENCODER
 from undertone.lightning_modules.schedule import Schedule, learning_rate
 from undertone.llms.causal import CausalLLM, TokenLoss
 from undertone.llms.chat import ChatTurn, Placeholder, Segment
 from undertone.types import Frames
 
-OWNED = "adapters."  # the only weights that are trained, saved, and insisted on when loading
+PARTS = ("adapters", "encoder")  # what may be trained; only trained weights are saved, and insisted on when loading
 
 
 class SpeechLLM(L.LightningModule):
-    """Frozen encoder -> slots filled by adapters -> frozen LLM.
+    """Encoder -> slots filled by adapters -> frozen LLM.
 
-    Adapters are small and are born in `__init__`; the encoder's weights and the LLM are large and frozen and arrive in
-    `configure_model`, where a strategy may shard them.
+    Adapters are small and are born in `__init__`; the encoder's weights and the LLM are large and arrive in
+    `configure_model`, where a strategy may shard them. The encoder is frozen in stages that do not name it.
 
     Args:
         recipe: the whole recipe as nested dicts, so that a checkpoint holds data and nothing else.
@@ -46,6 +47,8 @@ class SpeechLLM(L.LightningModule):
                 for name, slot in self.recipe.slots.items()
             }
         )
+        self.owned = tuple(f"{part}." for part in PARTS if part != ENCODER or self.recipe.trains_encoder)
+        self.encoder_learns = False
         self.register_load_state_dict_post_hook(_frozen_weights_may_be_absent)  # type: ignore[no-untyped-call]
 
     def begin(self, stage: str, steps: int) -> None:
@@ -53,18 +56,20 @@ class SpeechLLM(L.LightningModule):
         self.node, self.steps = self.recipe.stages[stage], steps
         for name, adapter in self.adapters.items():
             adapter.requires_grad_(name in (self.node.trains or self.slots))
+        self.encoder_learns = ENCODER in (self.node.trains or ())
+        self.encoder.requires_grad_(self.encoder_learns)
 
     def configure_model(self) -> None:
-        """Fetch the frozen parts. Lightning calls this more than once; both loads are idempotent."""
+        """Fetch the large parts. Lightning calls this more than once; both loads are idempotent."""
         self.encoder.load()
-        self.encoder.requires_grad_(False)
+        self.encoder.requires_grad_(self.encoder_learns)
         self.llm.load()
         self.llm.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "SpeechLLM":
-        """Adapters follow `mode`; frozen parts stay in eval."""
+        """What learns follows `mode`; frozen parts stay in eval."""
         super().train(mode)
-        self.encoder.eval()
+        self.encoder.train(mode and self.encoder_learns)
         self.llm.eval()
         return self
 
@@ -92,7 +97,10 @@ class SpeechLLM(L.LightningModule):
 
     def _encoded(self, audio: Frames) -> Frames:
         """Waveforms (clips, samples) go through the encoder; what comes from the cache has been there."""
-        return audio if audio.x.dim() == 3 else self.encoder(audio.x, audio.lengths)
+        if audio.x.dim() == 3:
+            return audio
+        with torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()):
+            return cast(Frames, self.encoder(audio.x, audio.lengths))
 
     def _adapt(self, slot: str, frames: Frames, learns: bool) -> Frames:
         adapter = self.adapters[slot]
@@ -126,7 +134,8 @@ class SpeechLLM(L.LightningModule):
         return loss + 0.0 * sum(weight.sum() for weight in self._learning())
 
     def _learning(self) -> list[nn.Parameter]:
-        return [weight for weight in self.adapters.parameters() if weight.requires_grad]
+        parts = (self.adapters, self.encoder)
+        return [weight for part in parts for weight in part.parameters() if weight.requires_grad]
 
     def on_validation_epoch_start(self) -> None:
         self._surprise = torch.zeros(2, dtype=torch.float64)
@@ -140,7 +149,7 @@ class SpeechLLM(L.LightningModule):
         self.log("val/loss", total / max(tokens, 1), prog_bar=True, rank_zero_only=False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW over the adapters that this stage trains, with its schedule (section IV-C)."""
+        """AdamW over what this stage trains, with its schedule (section IV-C)."""
         node = self.node
         optimizer = torch.optim.AdamW(
             self._learning(), node.lr, betas=(node.betas[0], node.betas[1]), weight_decay=node.weight_decay
@@ -152,19 +161,29 @@ class SpeechLLM(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds what was trained, and nothing that was frozen."""
         weights = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {key: value for key, value in weights.items() if key.startswith(OWNED)}
+        checkpoint["state_dict"] = {key: value for key, value in weights.items() if key.startswith(self.owned)}
 
-    def load_adapters(self, weights: dict[str, Tensor], source: str) -> None:
-        """Take the adapters' weights, named as in a checkpoint; every one must be there, and no other.
+    def trained(self) -> dict[str, Tensor]:
+        """The weights that some stage trains, named as in a checkpoint."""
+        return {key: value for key, value in self.state_dict().items() if key.startswith(self.owned)}
+
+    def load_trained(self, weights: dict[str, Tensor], source: str) -> None:
+        """Take trained weights, named as in a checkpoint; every one must be there, and no other.
 
         Raises:
             BundleError: a weight is missing, unknown, or of another shape; `source` is named.
         """
+        parts = {name: _part(weights, name) for name in PARTS if f"{name}." in self.owned or _part(weights, name)}
+        strays = [name for name in weights if not name.startswith(tuple(f"{part}." for part in PARTS))]
+        if strays:
+            raise BundleError(f"{source}: {', '.join(strays[:3])} is no weight of anything that trains")
         try:
-            self.adapters.load_state_dict({key.removeprefix(OWNED): value for key, value in weights.items()})
+            self.adapters.load_state_dict(parts["adapters"])
+            if ENCODER in parts:
+                self.encoder.take(parts[ENCODER])
         except RuntimeError as error:
             raise BundleError(
-                f"{source}: its adapters do not fit this recipe: {' '.join(str(error).split())}"
+                f"{source}: its trained weights do not fit this recipe: {' '.join(str(error).split())}"
             ) from None
 
 
@@ -181,6 +200,10 @@ def _constant(chat: list[Segment]) -> list[int]:
     return chat[0][:-1] if isinstance(chat[0], list) else []
 
 
+def _part(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+
+
 def _frozen_weights_may_be_absent(module: nn.Module, keys: Any) -> None:
-    """Keep loading strict where it matters: every adapter weight must be there, frozen ones need not."""
-    keys.missing_keys[:] = [key for key in keys.missing_keys if key.startswith(OWNED)]
+    """Keep loading strict where it matters: every weight that trains must be there, frozen ones need not."""
+    keys.missing_keys[:] = [key for key in keys.missing_keys if key.startswith(cast(SpeechLLM, module).owned)]

@@ -1,4 +1,4 @@
-"""Targets of `dialogue`: the LLM's own response to the styled transcript, made once and kept.
+"""Targets that the LLM makes itself: its response to the text equivalent of speech, made once and kept.
 
 Style-aware behaviour alignment (Wang et al., ICME 2025, section III-B): the adapters learn to make the LLM answer
 speech as it answers the equivalent text, so its habits stay its own.
@@ -17,6 +17,7 @@ from undertone.data.examples import Example
 from undertone.errors import UndertoneError
 from undertone.lightning_modules.prompting import chat_of
 from undertone.llms.causal import CausalLLM
+from undertone.llms.chat import ChatTurn
 
 BATCH = 64  # prompts that are answered together
 
@@ -63,7 +64,7 @@ class Targets:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         for start in progress.track(range(0, len(keys), BATCH), description="asking the LLM"):
             part = keys[start : start + BATCH]
-            chats = [chat_of(in_text(missing[key]), self.slots) for key in part]
+            chats = [self._asked(missing[key]) for key in part]
             prompts = [llm.embed(llm.chat.prompt(chat), {}) for chat in chats]
             self._keep(part, llm.generate(prompts, self.max_new_tokens))
         return len(keys)
@@ -77,8 +78,13 @@ class Targets:
             os.fsync(stream.fileno())
 
     def _key(self, example: Example) -> str:
-        prompt = [(turn.role, turn.pieces) for turn in chat_of(in_text(example), self.slots)]
+        prompt = [(turn.role, turn.pieces) for turn in self._asked(example)]
         return hashlib.sha256(json.dumps([self.max_new_tokens, prompt]).encode()).hexdigest()
+
+    def _asked(self, example: Example) -> list[ChatTurn]:
+        """The example's chat with text in every slot, under the teacher's system prompt where the task has one."""
+        teacher = [ChatTurn("system", (example.teacher,))] if example.teacher else []
+        return [*teacher, *chat_of(in_text(example), self.slots)]
 
 
 def in_text(example: Example) -> Example:

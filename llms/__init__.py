@@ -5,7 +5,21 @@ from undertone.rooms import one_copy
 one_copy(__name__)
 
 
+from undertone.llms import openai_engine  # noqa: F401  (registers it)
 from undertone.llms.causal import CausalLLM, TokenLoss
 from undertone.llms.chat import ChatFormat, ChatTurn, Piece, Placeholder, Segment
+from undertone.llms.engines import ENGINES, Cut, Engine, Failure
 
-__all__ = ["CausalLLM", "ChatFormat", "ChatTurn", "Piece", "Placeholder", "Segment", "TokenLoss"]
+__all__ = [
+    "ENGINES",
+    "CausalLLM",
+    "ChatFormat",
+    "ChatTurn",
+    "Cut",
+    "Engine",
+    "Failure",
+    "Piece",
+    "Placeholder",
+    "Segment",
+    "TokenLoss",
+]

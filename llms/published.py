@@ -44,6 +44,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "vocab_size": 152064,
         "tie_word_embeddings": False,
     },
+    "meta-llama/Meta-Llama-3-8B-Instruct": {
+        **_LLAMA,
+        **_sizes(4096, 32, 32, 8, 14336),
+        "max_position_embeddings": 8192,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+        "tie_word_embeddings": False,
+    },
     "meta-llama/Llama-3.1-8B-Instruct": {
         **_LLAMA,
         **_sizes(4096, 32, 32, 8, 14336),

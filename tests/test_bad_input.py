@@ -167,11 +167,11 @@ def test_a_damaged_bundle_is_refused(
     assert main(["fit", "--config", write_recipe(data=data, **one_stage)]) == 0
     bundle = tmp_path / "runs" / "tiny" / "bundle"
     if damage == "weights":
-        (bundle / "adapters.safetensors").write_bytes(b"\x00" * 100)
+        (bundle / "trained.safetensors").write_bytes(b"\x00" * 100)
     elif damage == "prints":
         (bundle / "fingerprints.json").write_text(json.dumps({"encoder": "0", "llm": "0"}))
     elif damage == "absent":
-        (bundle / "adapters.safetensors").unlink()
+        (bundle / "trained.safetensors").unlink()
     else:
         (bundle / "recipe.yaml").write_text("slots: 3\n")
     capsys.readouterr()

@@ -126,15 +126,15 @@ def test_a_run_leaves_scores_and_a_bundle_that_answers(finished: Path, manifests
     assert main(["chat", str(finished / "bundle"), "--once", "--audio", audio]) == 0
     assert "answer" in capsys.readouterr().out
     assert sorted(file.name for file in (finished / "bundle").iterdir()) == [
-        "README.md", "adapters.safetensors", "fingerprints.json", "recipe.yaml",
+        "README.md", "fingerprints.json", "recipe.yaml", "trained.safetensors",
     ]  # fmt: skip
 
 
 def test_the_bundle_is_the_best_of_the_last_stage(finished: Path) -> None:
     best = torch.load(finished / "stages" / "3-holistic" / "best.ckpt", weights_only=True)["state_dict"]
-    bundle = load_file(finished / "bundle" / "adapters.safetensors")
-    assert set(best) == {f"adapters.{name}" for name in bundle}
-    assert all(torch.equal(best[f"adapters.{name}"], value) for name, value in bundle.items())
+    bundle = load_file(finished / "bundle" / "trained.safetensors")
+    assert set(best) == set(bundle)
+    assert all(torch.equal(best[name], value) for name, value in bundle.items())
 
 
 def test_every_stage_moves_the_adapters(finished: Path) -> None:

@@ -13,7 +13,9 @@ from undertone.lightning_modules.cli import main
 from undertone.tree import merge, read_tree
 
 CONF = Path(__file__).parents[1] / "conf"
-SHIPPED = sorted(CONF.glob("**/*.yaml"))
+SHIPPED = sorted(
+    file for file in CONF.glob("**/*.yaml") if not file.name.startswith(("_", "best_rq"))
+)  # _: what others extend
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
@@ -42,7 +44,7 @@ def test_the_papers_training_details() -> None:
         (5e-6, 1000, 3, 0.05, "linear"),
         (5e-6, 0, 3, 0.05, "linear"),
     ]
-    assert [s.err for s in stages.values()] == [None, {"speech": 1, "text": 1, "none": 1}, None]
+    assert [s.err for s in stages.values()] == [None, *[{"speech": 1, "text": 1, "none": 1}] * 2]
     assert all(s.batch * 4 == 48 for s in stages.values())
 
 

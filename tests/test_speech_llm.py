@@ -139,7 +139,7 @@ def test_adapters_load_strictly(run: Run, damage: str) -> None:
     elif damage == "shape":
         weights |= {"adapters.linguistic.mlp.0.weight": value[:, :-1]}
     with pytest.raises(BundleError, match=r"here\.ckpt.*mlp\.0"):
-        run.module.load_adapters(weights, "here.ckpt")
+        run.module.load_trained(weights, "here.ckpt")
 
 
 def test_configure_model_is_idempotent(run: Run) -> None:

@@ -1,0 +1,180 @@
+"""BEST-RQ: a Conformer learns to hear by naming what was hidden from it, in a random vocabulary that never changes."""
+
+import hashlib
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from undertone.encoders.conformer import ConformerEncoder
+from undertone.encoders.log_mel import MELS, STACK, zeroed
+from undertone.types import Frames
+
+_SMALLEST_DEVIATION = 1e-5  # a bin that never moves is normalised to zeros
+
+
+class Masking(NamedTuple):
+    """What is hidden: spans as in Llama team (2024), section 8.3, and the noise of Chiu et al. (2022), section 3."""
+
+    span: int = 32  # mel frames, 320 ms
+    probability: float = 0.025  # that a span begins at a mel frame; spans overlap, so that some 55 % are hidden
+    noise: float = 0.1  # standard deviation of what stands in their place; its mean is 0
+
+
+class CodeLoss(NamedTuple):
+    """What a batch taught, summed over hidden frames and codebooks."""
+
+    total: Tensor  # nats
+    hits: Tensor  # how many codes were named rightly
+    targets: Tensor  # (hidden frames, codebooks), what there was to name
+
+    @property
+    def asked(self) -> int:
+        """How many codes there were to name."""
+        return self.targets.numel()
+
+
+def draws(*key: object) -> torch.Generator:
+    """A generator that is a function of its key alone: the same in every process, and after a resume."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def span_mask(frames: int, masking: Masking, generator: torch.Generator) -> Tensor:
+    """Which mel frames of a clip are hidden: (frames,), True where one is.
+
+    Every frame begins a span with the same probability; what reaches over the end is cut off. Where that hides no
+    whole stacked frame, and the clip is as long as a span, one span is put at a random place, so that the clip teaches
+    something.
+    """
+    begins = (torch.rand(frames, generator=generator) < masking.probability).float()
+    mask = F.max_pool1d(F.pad(begins, (masking.span - 1, 0))[None], masking.span, 1)[0].bool()
+    if frames >= masking.span and not whole_stacks(mask[None]).any():
+        begin = int(torch.randint(frames - masking.span + 1, (), generator=generator))
+        mask[begin : begin + masking.span] = True
+    return mask
+
+
+def whole_stacks(mask: Tensor) -> Tensor:
+    """(batch, mel frames) to (batch, stacked frames): True where all four mel frames are hidden.
+
+    With one of four still to be heard, a code would be half known; such a frame is not asked for. The tail of up to
+    three mel frames belongs to no stacked frame.
+    """
+    return mask[:, : mask.shape[1] // STACK * STACK].reshape(len(mask), -1, STACK).all(-1)
+
+
+def hide(mel: Frames, mask: Tensor, noise: float) -> Frames:
+    """Log-mels (batch, mel frames, 80) with noise, from torch's global generator, in place of what `mask` hides."""
+    return Frames(torch.where(mask[..., None], noise * torch.randn_like(mel.x), mel.x), mel.lengths)
+
+
+def normalised(mel: Frames) -> Frames:
+    """Log-mels with mean 0 and variance 1 over the real frames of each clip, bin by bin.
+
+    Chiu et al. (2022), section 3.1: without it the projections of all speech point the same way, and a few codes take
+    everything. Only the targets are made of this; the Conformer hears how loud a clip is.
+    """
+    rows = [row - row.mean(0) for row in mel.rows()]  # each clip alone: its targets do not depend on its batch
+    rows = [row / row.square().mean(0).sqrt().clamp(min=_SMALLEST_DEVIATION) for row in rows]
+    x = torch.zeros_like(mel.x)
+    for into, row in zip(x, rows, strict=True):
+        into[: len(row)] = row
+    return zeroed(Frames(x, mel.lengths))
+
+
+def blind_guess(counts: Tensor) -> tuple[float, float]:
+    """Loss and accuracy of who hears nothing but knows how frequent each code is; the mean over codebooks.
+
+    The loss is the entropy of the codes: near 0, the codebooks have collapsed and there is nothing to learn.
+
+    Args:
+        counts: (codebooks, codes), how often each was to be named.
+    """
+    share = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
+    return -torch.xlogy(share, share).sum(1).mean().item(), share.max(1).values.mean().item()
+
+
+class RandomQuantizer(nn.Module):
+    """Frames to codes: one random projection, and in each random codebook the nearest vector by cosine.
+
+    Chiu et al. (2022), section 3.1: Xavier projection, standard normal codebooks, both sides of length 1. Sixteen
+    codebooks share the projection (Llama team, 2024, section 8.3). All is drawn from `seed`; nothing is ever trained.
+    """
+
+    projection: Tensor  # (dim, code_dim)
+    codebooks: Tensor  # (codebooks, codes, code_dim), vectors of length 1
+
+    def __init__(
+        self, dim: int = MELS * STACK, *, codebooks: int = 16, codes: int = 8192, code_dim: int = 16, seed: int = 0
+    ) -> None:
+        super().__init__()
+        generator = draws("random quantizer", seed)
+        bound = math.sqrt(6 / (dim + code_dim))  # Glorot and Bengio (2010), equation 16
+        # on the CPU even where the rest is built on meta: the numbers are few, and are the same everywhere
+        projection = (2 * torch.rand(dim, code_dim, generator=generator, device="cpu") - 1) * bound
+        vectors = torch.randn(codebooks, codes, code_dim, generator=generator, device="cpu")
+        self.register_buffer("projection", projection)
+        self.register_buffer("codebooks", F.normalize(vectors, dim=-1))
+
+    @torch.no_grad()
+    def forward(self, frames: Tensor) -> Tensor:
+        """(frames, dim), normalised and stacked, to (frames, codebooks): the number of a code in each codebook."""
+        with torch.autocast(frames.device.type, enabled=False):  # in bfloat16, another code is often the nearest
+            projected = F.normalize(frames.float() @ self.projection, dim=-1)
+            # book by book: all similarities at once are 131,072 numbers for each frame
+            return torch.stack([(projected @ book.T).argmax(-1) for book in self.codebooks], dim=-1)
+
+
+class BestRQ(nn.Module):
+    """A Conformer, its frozen quantizer, and a softmax for each codebook over every hidden frame.
+
+    Chiu et al. (2022), with the several softmaxes of the Llama team (2024), section 8.3.
+
+    Args:
+        encoder: what learns; built by its own `load`, before or after.
+        quantizer: what names frames.
+        masking: what is hidden.
+    """
+
+    def __init__(self, encoder: ConformerEncoder, quantizer: RandomQuantizer, masking: Masking) -> None:
+        super().__init__()
+        self.encoder, self.quantizer, self.masking = encoder, quantizer, masking
+        books, codes, _ = quantizer.codebooks.shape
+        self.heads = nn.Linear(encoder.dim, books * codes)
+
+    def forward(self, waveform: Tensor, lengths: Tensor, mask: Tensor) -> CodeLoss:
+        """Hide what `mask` (batch, mel frames) says of clips (batch, samples) and ask for the codes of it.
+
+        The noise and the dropout come from torch's global generator. A stacked frame is asked for if all of its mel
+        frames are real and hidden.
+        """
+        mel = self.encoder.log_mel(waveform, lengths)
+        mask = mask & mel.real()
+        asked = whole_stacks(mask)
+        targets = self.quantizer(self.encoder.stack(normalised(mel)).x[:, : asked.shape[1]][asked])
+        heard = self.encoder.contextualize(self.encoder.stack(hide(mel, mask, self.masking.noise)))
+        return self.named(heard.x[:, : asked.shape[1]][asked], targets)
+
+    def named(self, frames: Tensor, targets: Tensor) -> CodeLoss:
+        """How surprising the codes (frames, codebooks) are to the heads, which read (frames, dim).
+
+        Logits are computed codebook by codebook and again in the backward pass, never kept: those of one minute of
+        hidden speech would fill 800 MB.
+        """
+        books = targets.shape[1]
+        weights, biases = self.heads.weight.chunk(books), self.heads.bias.chunk(books)
+        total, hits = frames.new_zeros(()), targets.new_zeros(())
+        for weight, bias, codes in zip(weights, biases, targets.unbind(-1), strict=True):
+            loss, right = checkpoint(_name, frames, weight, bias, codes, use_reentrant=False, preserve_rng_state=False)
+            total, hits = total + loss, hits + right
+        return CodeLoss(total, hits, targets)
+
+
+def _name(frames: Tensor, weight: Tensor, bias: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and right answers, both summed, of one codebook."""
+    logits = F.linear(frames, weight, bias).float()
+    return F.cross_entropy(logits, codes, reduction="sum"), (logits.argmax(-1) == codes).sum()

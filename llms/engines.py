@@ -1,0 +1,191 @@
+"""Engines answer written chats: the LLM that writes the targets, or the one that judges, here or on a server."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from undertone.errors import UndertoneError
+from undertone.llms.causal import CausalLLM, Dtype
+from undertone.llms.chat import ChatTurn
+from undertone.registry import Registry
+
+Chat = list[dict[str, str]]  # messages with `role` and `content`, as OpenAI and Hugging Face write them
+
+
+@dataclass(frozen=True)
+class Failure:
+    """There is no answer to one chat; `reason` says why, without secrets. The others have theirs."""
+
+    reason: str
+
+
+class Cut(str):
+    """An answer that reached `max_new_tokens` before its turn ended."""
+
+    __slots__ = ()
+
+
+class Engine(ABC):
+    """An LLM that answers written chats.
+
+    A subclass takes its knobs as keyword-only parameters. `name` tells apart what would answer differently: it goes
+    into the keys of caches.
+    """
+
+    name: str
+
+    @abstractmethod
+    def answer(
+        self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[str | Failure]:
+        """One answer for each chat, in their order; an answer never depends on what else is asked.
+
+        Args:
+            chats: each ends with a user's turn.
+            max_new_tokens: of an answer; one that was cut there is a `Cut`.
+            temperature: 0 takes the likeliest token again and again.
+            seed: of the draws, where the temperature is above 0.
+
+        Returns:
+            Texts that are not empty, without white space around them; a `Failure` for each chat without one.
+
+        Raises:
+            UndertoneError: nothing can be answered, whatever is asked: limits that make no sense, a server that
+                refuses the key or does not know the model.
+        """
+
+
+ENGINES: Registry[Engine] = Registry("engine")
+
+
+@ENGINES.register("local")
+class LocalEngine(Engine):
+    """Any Hugging Face causal LM with a chat template, on one device of this machine.
+
+    A model that one device cannot hold is better served (`openai`, for example by vLLM).
+
+    Args:
+        checkpoint: a local folder, `undertone:` and a folder of the package, or a hub id.
+        dtype: of the weights.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        batch: chats that are answered together.
+        device: of PyTorch; the first GPU, if there is one, where absent.
+
+    Raises:
+        ConfigError: as `CausalLLM`.
+        MissingError: as `CausalLLM`.
+    """
+
+    def __init__(
+        self,
+        *,
+        checkpoint: str,
+        dtype: Dtype = "bfloat16",
+        trust_remote_code: bool = False,
+        batch: int = 16,
+        device: str | None = None,
+    ) -> None:
+        llm = CausalLLM(checkpoint, dtype, trust_remote_code)
+        llm.load()
+        self._take(llm.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), batch)
+
+    @classmethod
+    def of(cls, llm: CausalLLM, batch: int = 16) -> "LocalEngine":
+        """The engine of an LLM that is loaded already, such as a run's own."""
+        engine = cls.__new__(cls)
+        engine._take(llm, batch)
+        return engine
+
+    def _take(self, llm: CausalLLM, batch: int) -> None:
+        if batch < 1:
+            raise UndertoneError(f"engine local: batch must be at least 1, got {batch}")
+        self.llm, self.batch = llm, batch
+        self.name = f"local:{llm.fingerprint()[:16]}"
+
+    @torch.no_grad()
+    def answer(
+        self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[str | Failure]:
+        """See `Engine`; chats of like length are answered together."""
+        check_limits(max_new_tokens, temperature)
+        prompts = [self._prompt(chat, max_new_tokens) for chat in chats]
+        answers: list[str | Failure] = [p if isinstance(p, Failure) else Failure("not asked") for p in prompts]
+        asked = {at: prompt for at, prompt in enumerate(prompts) if not isinstance(prompt, Failure)}
+        for rows in _parts(sorted(asked, key=lambda at: len(asked[at])), self.batch):
+            noise = [Sampling(temperature, [_seed(seed, chats[at]) for at in rows])] if temperature else []
+            said = self._continue([asked[at] for at in rows], max_new_tokens, LogitsProcessorList(noise))
+            for at, text in zip(rows, said, strict=True):
+                answers[at] = text or Failure("the answer is empty")
+        return answers
+
+    def _prompt(self, chat: Chat, max_new_tokens: int) -> list[int] | Failure:
+        try:
+            turns = [ChatTurn(turn["role"], (turn["content"],)) for turn in chat]  # type: ignore[arg-type]
+            ids = [token for part in self.llm.chat.prompt(turns) if isinstance(part, list) for token in part]
+        except UndertoneError as error:
+            return Failure(str(error))
+        most: int | None = getattr(self.llm.config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and len(ids) + max_new_tokens > most:
+            return Failure(f"{len(ids)} tokens, and {max_new_tokens} may follow: the LLM reads {most}")
+        return ids
+
+    def _continue(self, prompts: list[list[int]], max_new_tokens: int, noise: LogitsProcessorList) -> list[str]:
+        longest, device = max(map(len, prompts)), self.llm.model.device
+        ids = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
+        real = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        out: Tensor = self.llm.model.generate(  # type: ignore[operator]  # GenerationMixin is not in its type
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=torch.tensor(real, device=device),
+            max_new_tokens=max_new_tokens,
+            logits_processor=noise,
+        )
+        return [self._text(row) for row in out[:, longest:].tolist()]
+
+    def _text(self, ids: list[int]) -> str:
+        end = next((at for at, token in enumerate(ids) if token in self.llm.chat.stop_ids), None)
+        text = str(self.llm.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+        return Cut(text) if end is None else text
+
+
+class Sampling(LogitsProcessor):
+    """Turns greedy search into sampling: the largest of logits / temperature + Gumbel noise is an exact draw.
+
+    Maddison et al. (2014), section 2. Each row has noise of its own, so that an answer does not depend on its batch.
+
+    Args:
+        temperature: above 0.
+        seeds: one for each row of the batch.
+    """
+
+    def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
+        self.temperature = temperature
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        """Logits (rows, vocabulary) to noisy ones; a token that was ruled out (-inf) stays so."""
+        waits = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
+        return scores / self.temperature - torch.stack(waits).log().to(scores.device)
+
+
+def check_limits(max_new_tokens: int, temperature: float) -> None:
+    """Raises UndertoneError where no answer could come of them."""
+    if max_new_tokens < 1:
+        raise UndertoneError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if not 0 <= temperature < float("inf"):
+        raise UndertoneError(f"temperature must be 0 or above, got {temperature}")
+
+
+def _seed(seed: int, chat: Chat) -> int:
+    digest = hashlib.sha256(json.dumps([seed, chat]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1  # PyTorch takes 63 bits and a sign
+
+
+def _parts(rows: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

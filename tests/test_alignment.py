@@ -1,0 +1,147 @@
+"""Alignment as SpeechEmotionLlama has it: the encoder learns too, and targets have a teacher that speech never sees."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from undertone.data.examples import words
+from undertone.data.tasks import TASKS, AttributeTask
+from undertone.data.utterance import Turn, Utterance
+from undertone.errors import ConfigError
+from undertone.lightning_modules import recipe as recipes
+from undertone.lightning_modules.bundle import bundle_weights, read_bundle
+from undertone.lightning_modules.cli import main
+from undertone.lightning_modules.curriculum import start
+from undertone.lightning_modules.prompting import chat_of
+
+SPOKEN = Utterance("a", Path("a.wav"), "it broke", None, 1.0, {"emotion": "sad"})
+
+
+@pytest.fixture
+def alignment(tree: dict[str, Any]) -> dict[str, Any]:
+    """One slot and one stage, in which encoder and adapter learn together."""
+    prompts = "undertone:data/prompts/speech_emotion_llama"
+    stage = {
+        "tasks": {"response": 1, "asr": 1, "caption": 1, "emotion": 1},
+        "trains": ["encoder", "speech"], "lr": 1e-2, "epochs": 2, "batch": 4,
+    }  # fmt: skip
+    return {
+        **tree,
+        "slots": {"speech": {"adapter": {"type": "frame_stacking_mlp", "hidden": 16}, "text": "tagged"}},
+        "instructions": "user",
+        "tasks": {
+            "response": {},
+            "asr": {"prompts": f"{prompts}/asr.txt"},
+            "caption": {"prompts": f"{prompts}/caption.txt"},
+            "emotion": {**tree["tasks"]["emotion"], "prompts": f"{prompts}/emotion.txt", "sentence": "{label}"},
+        },
+        "stages": {"align": stage},
+    }
+
+
+def trained(folder: Path) -> dict[str, torch.Tensor]:
+    return bundle_weights(folder / "bundle")
+
+
+def test_a_tag_stands_before_the_words_where_the_emotion_is_known() -> None:
+    assert words(SPOKEN, "tagged") == "<sad> it broke"
+    assert words(Utterance("a", Path("a.wav"), "it broke", None, 1.0), "tagged") == "it broke"
+    assert words(Turn("user", "it broke"), "tagged") == "it broke"
+    assert words(Utterance("a", Path("a.wav"), None, None, 1.0, {"emotion": "sad"}), "tagged") is None
+
+
+def test_an_answer_may_be_the_label_alone() -> None:
+    task = TASKS.build({"type": "emotion", "sentence": "{label}"})
+    assert task.target(SPOKEN) == "sad"
+    with pytest.raises(ConfigError, match=r"emotion: sentence is 'sad'; put \{label\}"):
+        TASKS.build({"type": "emotion", "sentence": "sad"})
+
+
+def test_an_age_has_its_article() -> None:
+    task = TASKS.build({"type": "age"})
+    assert isinstance(task, AttributeTask)
+    assert [task.answer(age) for age in task.choices] == ["The speaker is a child.", "The speaker is an adult."]
+
+
+def test_questions_stand_before_the_speech_and_the_teacher_is_seen_in_targets_only(alignment: dict[str, Any]) -> None:
+    run = start(recipes.parse(alignment), Console(quiet=True))
+    asked = {}
+    for number in range(40):
+        example = run.drawing("align", cut=True)(run.material.splits["train"].utterances[0], 0, number)
+        assert example is not None
+        asked[example.task] = example
+    assert set(asked) == {"response", "asr", "caption", "emotion"}
+    for task, example in asked.items():
+        chat = chat_of(example, run.module.slots)
+        assert [turn.role for turn in chat] == ["user"]
+        if task == "response":
+            assert len(chat[0].pieces) == 1  # the speech, and nothing else
+        else:
+            assert chat[0].pieces[0] == f"{run.tasks[task].instructions()[0]} "
+        teacher = run.targets._asked(example)
+        assert [turn.role for turn in teacher] == (["system", "user"] if task == "response" else ["user"])
+        assert teacher[-1].pieces[-1] == "<neutral> we found the lamp"
+    assert asked["response"].teacher and asked["response"].teacher.startswith("Respond as if you are")
+
+
+def test_the_encoder_learns_and_is_part_of_the_bundle(
+    alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path, manifests: dict[str, Path], capsys: Any
+) -> None:
+    assert main(["fit", "--config", write_recipe(**alignment)]) == 0
+    folder = tmp_path / "runs" / "tiny"
+    before = start(recipes.parse({**alignment, "name": "before"}), Console(quiet=True)).module.encoder.state_dict()
+    after = {key.removeprefix("encoder."): w for key, w in trained(folder).items() if key.startswith("encoder.")}
+    assert after.keys() == before.keys()
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(moved) > 0.8 * len(before)
+    model = read_bundle(folder / "bundle")
+    assert all(torch.equal(value, after[name]) for name, value in model.encoder.state_dict().items())
+    assert not any(weight.requires_grad for weight in model.llm.parameters())
+    audio = str(manifests["test"].parent / "test-0.wav")
+    assert main(["chat", str(folder / "bundle"), "--once", "--audio", audio]) == 0
+    assert "answer" in capsys.readouterr().out
+
+
+def test_a_run_starts_from_a_bundle(
+    alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path
+) -> None:
+    assert main(["fit", "--config", write_recipe(**alignment)]) == 0
+    bundle = tmp_path / "runs" / "tiny" / "bundle"
+    run = start(recipes.parse({**alignment, "name": "next", "init": str(bundle)}), Console(quiet=True))
+    weights = trained(tmp_path / "runs" / "tiny")
+    assert weights.keys() == run.module.trained().keys()
+    assert all(torch.equal(weights[name], value) for name, value in run.module.trained().items())
+
+
+def test_a_resumed_run_ends_in_the_same_weights(
+    alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from undertone.lightning_modules.speech_llm import SpeechLLM
+
+    assert main(["fit", "--config", write_recipe(**alignment)]) == 0
+    step, seen = SpeechLLM.training_step, 0
+
+    def killed(self: SpeechLLM, *arguments: Any) -> torch.Tensor:
+        nonlocal seen
+        seen += 1
+        if seen == 4:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    again = write_recipe(**{**alignment, "name": "again"})
+    with monkeypatch.context() as patched:
+        patched.setattr(SpeechLLM, "training_step", killed)
+        assert main(["fit", "--config", again]) == 130
+    assert main(["fit", "--config", again]) == 0
+    whole, parts = trained(tmp_path / "runs" / "tiny"), trained(tmp_path / "runs" / "again")
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_err_and_an_encoder_that_learns_exclude_each_other(alignment: dict[str, Any]) -> None:
+    alignment["stages"]["align"]["err"] = {"speech": 1, "none": 1}
+    with pytest.raises(ConfigError, match=r"stages\.align: err freezes adapters example by example"):
+        recipes.parse(alignment)
