@@ -19,7 +19,7 @@ SYSTEMS = ("three stages", "stages without ERR", "stage 1 only")
 ROWS = [("asr", "wer"), *((task, "balanced_accuracy") for task in ("gender", "pitch", "tempo", "energy", "emotion"))]
 ROWS += [("dialogue", "emotion_fit"), ("dialogue", "rouge_l")]
 METRICS = {"wer": "WER", "balanced_accuracy": "balanced accuracy", "emotion_fit": "fits", "rouge_l": "ROUGE-L"}
-WANTED = {  # of the three stages; each slot alone is to be as good at its own tasks (WER within 1 point, others within 5)
+WANTED = {  # of the three stages; a slot alone is to be as good at its own tasks (WER within 1 point, others within 5)
     ("asr", "wer"): "at most 10", ("gender", "balanced_accuracy"): "95", ("dialogue", "emotion_fit"): "85",
     **{(task, "balanced_accuracy"): "85" for task in ("pitch", "tempo", "energy", "emotion")},
 }  # fmt: skip

@@ -76,7 +76,7 @@ def tsne(features: Features, seed: int = 0) -> Embedding:
     if not np.ptp(x, axis=0).any():
         return np.zeros((len(x), 2))  # scikit-learn would divide by a deviation of 0, and crash the process
     perplexity = min(PERPLEXITY, max(1.0, (len(x) - 1) / 3))
-    with threadpool_limits(1):  # several threads would add numbers up in an order that differs from run to run
+    with threadpool_limits(1):  # one order of adding up, however many cores a machine has
         embedded = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(x)
     return np.asarray(embedded, dtype=np.float64)
 

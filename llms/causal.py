@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    Cache,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,6 +19,7 @@ from transformers import (
 from undertone.errors import ConfigError, UndertoneError, nearest
 from undertone.llms.chat import ChatFormat, Placeholder, Segment
 from undertone.llms.checkpoints import describe, missing, reach, settings
+from undertone.llms.prefixes import Prefixes
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -66,6 +66,7 @@ class CausalLLM(nn.Module):
         self.trust_remote_code = trust_remote_code
         self.config = describe(checkpoint, trust_remote_code)
         self.dim: int = self.config.get_text_config().hidden_size
+        self._prefixes = Prefixes()
 
     def build(self) -> None:
         """Make the network on the current device (meta for a dry run): no weights of worth, no tokenizer."""
@@ -161,7 +162,7 @@ class CausalLLM(nn.Module):
     def _surprise(self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]]) -> Tensor:
         """The responses' negative log-likelihood, (rows,). A tail is (tokens, dim): all after the prefix."""
         x, real = _pad_left(tails)
-        past, before = self._past(prefixes)
+        past, before = self._prefixes.read(self.model, prefixes) if any(prefixes) else (None, real[:, :0])
         longest = max(len(response) for response in responses)
         logits = self.model(
             inputs_embeds=x,
@@ -176,27 +177,6 @@ class CausalLLM(nn.Module):
         counted = targets != _IGNORE
         nll = F.cross_entropy(logits[counted].float(), targets[counted], reduction="none")
         return nll.new_zeros(counted.shape).masked_scatter(counted, nll).sum(1)
-
-    @torch.no_grad()
-    def _past(self, prefixes: list[list[int]]) -> tuple[Cache | None, Tensor]:
-        """Keys and values of the rows' prefixes, padded on the left, and (rows, tokens), True where real."""
-        each = list(dict.fromkeys(tuple(prefix) for prefix in prefixes))
-        longest, device = max(len(prefix) for prefix in each), self._words([]).device
-        lengths = torch.tensor([len(prefix) for prefix in each], device=device)
-        real = torch.arange(longest, device=device) >= longest - lengths[:, None]
-        rows = torch.tensor([each.index(tuple(prefix)) for prefix in prefixes], device=device)
-        if not longest:
-            return None, real[rows]
-        ids = torch.tensor([[0] * (longest - len(prefix)) + list(prefix) for prefix in each], device=device)
-        past: Cache = self.model(
-            input_ids=ids,
-            attention_mask=real.long(),
-            position_ids=(real.cumsum(1) - 1).clamp(min=0),
-            use_cache=True,
-            logits_to_keep=1,
-        ).past_key_values
-        past.batch_select_indices(rows)
-        return past, real[rows]
 
     def _attends_to_all(self) -> bool:
         """Whether every layer sees the whole past, so that only positions matter and not the place in the cache."""

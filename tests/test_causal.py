@@ -2,6 +2,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import GenerationConfig
 
 from undertone.errors import ConfigError, MissingError, UndertoneError
 from undertone.llms import CausalLLM, ChatTurn, Placeholder
+from undertone.llms.prefixes import Prefixes
 from undertone.llms.published import PUBLISHED
 
 from .families import FAMILIES, save_family
@@ -358,6 +360,29 @@ def test_a_prefix_held_back_changes_neither_loss_nor_gradient(llm: CausalLLM) ->
     torch.testing.assert_close(held.per_row, whole.per_row, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(torch.autograd.grad(held.total, speech), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prefix_is_read_once(qwen: CausalLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time, alone or with others, it comes from memory, to the bit; and memory has a limit."""
+    model, read = qwen.model, []
+    forward = model.forward
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        read.extend(named.get("input_ids", torch.empty(0)).tolist())
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(model, "forward", counted)
+    memory = Prefixes(most_tokens=9)
+    (first, _), (both, real) = memory.read(model, [[5, 6]]), memory.read(model, [[7, 8, 9], [5, 6], [7, 8, 9]])
+    assert read == [[5, 6], [7, 8, 9]]
+    assert real.tolist() == [[True] * 3, [False, True, True], [True] * 3]
+    for one, three in zip(first.layers, both.layers, strict=True):
+        assert torch.equal(one.keys[0], three.keys[1, :, 1:]) and torch.equal(one.values[0], three.values[1, :, 1:])
+        assert torch.equal(three.keys[0], three.keys[2]) and not three.keys[1, :, 0].any()
+    memory.read(model, [[1] * 5])
+    memory.read(model, [[7, 8, 9]])
+    memory.read(model, [[5, 6]])
+    assert read[2:] == [[1] * 5, [5, 6]]  # 5, 6 was the oldest and had to go
 
 
 def test_a_prefix_is_really_used(llm: CausalLLM) -> None:

@@ -114,11 +114,18 @@ def test_the_kept_encoder_returns_the_frames_of_the_one_that_was_trained(write: 
 
 
 def test_a_tiny_run_learns(write: Write) -> None:
-    """Sweeps are easy: after 40 steps, hidden frames are named better than by frequency."""
-    folder = pretrain(write(steps=40, validate_every=40, checkpoint_every=40), [])
-    done = json.loads((folder.parent / "done.json").read_text())
-    assert done["val/loss"] < done["val/blind_loss"] - 0.1 < np.log(12)
-    assert done["val/accuracy"] > done["val/blind_accuracy"] + 0.05
+    """After 40 steps, hidden frames of held-out clips are less of a surprise."""
+    long = {"validate_every": 40, "checkpoint_every": 40}
+    first, last = (
+        json.loads((pretrain(write(**long, **run), []).parent / "done.json").read_text())
+        for run in ({"name": "first", "steps": 1, "lr": 1e-9}, {"name": "last", "steps": 40})
+    )
+    assert last["val/loss"] < first["val/loss"] - 0.3 and last["val/accuracy"] > first["val/accuracy"]
+    assert (first["val/blind_loss"], first["val/blind_accuracy"]) == (
+        last["val/blind_loss"],
+        last["val/blind_accuracy"],
+    )
+    assert 1 < first["val/blind_loss"] < np.log(12)
 
 
 def test_training_drops_out_and_validation_does_not(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,10 +191,12 @@ def test_a_run_that_was_killed_before_it_saved_its_encoder_still_saves_it(write:
     folder = pretrain(write(steps=4, validate_every=3), [])
     ours = load_file(folder / "conformer.safetensors")
     assert torch.load(folder.parent / "last.ckpt", weights_only=True)["global_step"] == 4
+    scores = (folder.parent / "done.json").read_text()
     (folder.parent / "done.json").unlink()
     (folder / "conformer.safetensors").unlink()
     theirs = load_file(pretrain(write(steps=4, validate_every=3), []) / "conformer.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (folder.parent / "done.json").read_text() == scores  # validation hides and drowns the same each time
 
 
 def test_what_is_heard_and_hidden_is_a_function_of_seed_side_epoch_and_id(write: Write) -> None:
