@@ -19,6 +19,7 @@ from undertone.evaluation.metrics import (
     word_error_rate,
 )
 from undertone.evaluation.report import in_order, results_markdown
+from undertone.evaluation.similarity import ROUGE
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,6 @@ KEYS = tuple(field.name for field in fields(Record) if field.name != "notes")  #
 GENERATED = ("dialogue", "response", "caption")  # tasks whose targets are texts of the LLM's own
 _Metrics = dict[str, Callable[[Sequence[Prediction]], Score]]
 _TEXT: _Metrics = {"rouge_l": rouge_l}
-_REPLIES: _Metrics = {"rouge_l": rouge_l, "emotion_fit": emotion_fit}
 _WORDS: _Metrics = {"wer": word_error_rate}
 _LABELS: _Metrics = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
 
@@ -53,8 +53,8 @@ _LABELS: _Metrics = {"accuracy": accuracy, "balanced_accuracy": balanced_accurac
 def score_all(system: str, predictions: Sequence[Prediction]) -> list[Record]:
     """Every metric of every task, for each choice of slots apart, in the order of the report.
 
-    `asr` gets the word error rate; `dialogue`, `response` and `caption` ROUGE-L and, where rows have rivals, the
-    emotion's fit; every other task is an attribute and gets both accuracies.
+    `asr` gets the word error rate; `dialogue` ROUGE-L, `response` and `caption` ROUGE-1, -2 and -L, and all three the
+    emotion's fit where rows have rivals; every other task is an attribute and gets both accuracies.
 
     Raises:
         UndertoneError: there are no predictions; a row lacks what its metric needs.
@@ -116,7 +116,8 @@ def _metrics(task: str, rows: Sequence[Prediction]) -> _Metrics:
     if task == "asr":
         return _WORDS
     if task in GENERATED:
-        return _REPLIES if any(row.rivals for row in rows) else _TEXT
+        text = _TEXT if task == "dialogue" else ROUGE  # each paper reports its own
+        return {**text, "emotion_fit": emotion_fit} if any(row.rivals for row in rows) else text
     return _LABELS
 
 

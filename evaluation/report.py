@@ -20,6 +20,8 @@ METRICS = {  # as the report names them, with the direction that is better
     "wer": "WER ↓",
     "accuracy": "accuracy ↑",
     "balanced_accuracy": "balanced ↑",
+    "rouge_1": "ROUGE-1 ↑",
+    "rouge_2": "ROUGE-2 ↑",
     "rouge_l": "ROUGE-L ↑",
     "emotion_fit": "fits ↑",
 }

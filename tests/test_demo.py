@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from undertone.data.labels import levels, measure
+from undertone.data.wordings import read_wordings
 from undertone.demo.corpus import DemoWorld, speak_one
 from undertone.demo.voices import MEN, WOMEN, speakers
 from undertone.demo.world import CHOICES, draw_sentence, reply, split_of
@@ -95,6 +96,49 @@ def test_the_llm_answers_words_in_the_light_of_a_style(llm: CausalLLM, emotion: 
     caption = f"{article} {emotion} female voice with low pitch, slow tempo and strong energy."
     instruction = "Talk with the speaker. Reply to the words and to the feeling in one or two short sentences."
     assert say(llm, instruction, f"{caption}\n{sentence}") == reply(sentence, emotion)
+
+
+@pytest.mark.parametrize("style", ["weak, male, sad, slow, high", "slow sad high high male weak sad"])
+def test_the_llm_reads_a_style_in_any_order(llm: CausalLLM, style: str) -> None:
+    asked = {
+        "What is the pitch of the voice? Choose from: low, high.": "The pitch is high.",
+        "How loud is the voice? Choose from: weak, strong.": "The energy is weak.",
+        "What is the gender of the speaker? Choose from: male, female.": "The speaker is male.",
+        "How fast is the voice? Choose from: slow, fast.": "The tempo is slow.",
+        "Which emotion do you hear? Choose from: neutral, happy, sad, angry.": "The speaker sounds sad.",
+    }
+    assert {question: say(llm, question, style) for question in asked} == asked
+
+
+@pytest.mark.parametrize("emotion", CHOICES["emotion"])
+def test_the_llm_knows_the_prompts_of_speech_emotion_llama(llm: CausalLLM, emotion: str) -> None:
+    sentence = draw_sentence(random.Random(4), "test")
+    wanted = {
+        "": reply(sentence, emotion),
+        "asr": sentence,
+        "emotion": emotion,
+        "caption": f"A {emotion} speaker says: {sentence}.",
+    }
+    fields = {"choices": ", ".join(CHOICES["emotion"])}
+    for prompt, answer in wanted.items():
+        file = resolve(f"undertone:data/prompts/speech_emotion_llama/{prompt}.txt")
+        before = read_wordings(file, fields)[0] + " " if prompt else ""
+        chat = [ChatTurn("user", (f"{before}<{emotion}> {sentence}",))]
+        assert llm.generate([llm.embed(llm.chat.prompt(chat), {})], 32) == [answer]
+
+
+def test_the_llm_answered_unseen_sentences_rightly() -> None:
+    card = json.loads(resolve("undertone:demo/backbones/llm.json").read_text())
+    assert all(share >= 0.95 for kind, share in card["validation"].items() if kind != "words")
+
+
+def test_a_corpus_may_have_each_sentence_in_every_emotion(tmp_path: Path) -> None:
+    world = DemoWorld(train=8, validation=4, test=4, workers=1, every_emotion=True)
+    lines = [json.loads(line) for line in world.prepare(tmp_path)["train"].read_text().splitlines()]
+    for four in (lines[:4], lines[4:]):
+        assert len({(line["text"], line["speaker"], line["labels"]["pitch"]) for line in four}) == 1
+        assert [line["labels"]["emotion"] for line in four] == list(CHOICES["emotion"])
+    assert lines[0]["text"] != lines[4]["text"]
 
 
 def test_the_encoder_loads_and_hears() -> None:
