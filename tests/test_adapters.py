@@ -17,11 +17,12 @@ from undertone.types import Frames
 D_AUDIO, D_LLM = 16, 24
 LENGTHS = (23, 61, 10, 5)
 EVERY = pytest.mark.parametrize("name", ADAPTERS.names())
+SMALL = {"emotion_aligned": {"width": 32, "feedforward": 48, "heads": 2}}  # a hundred million parameters otherwise
 
 
 def build(name: str) -> Adapter:
     torch.manual_seed(0)
-    return ADAPTERS.build({"type": name}, D_AUDIO, D_LLM).eval()
+    return ADAPTERS.build({"type": name, **SMALL.get(name, {})}, D_AUDIO, D_LLM).eval()
 
 
 def rows(*lengths: int) -> list[Tensor]:
@@ -87,7 +88,7 @@ def test_eval_is_deterministic_and_agrees_with_and_without_gradients(name: str) 
 def test_an_adapter_survives_its_state_dict(name: str) -> None:
     adapter, frames = build(name), Frames.pad(rows(*LENGTHS))
     torch.manual_seed(9)
-    other = ADAPTERS.build({"type": name}, D_AUDIO, D_LLM).eval()
+    other = ADAPTERS.build({"type": name, **SMALL.get(name, {})}, D_AUDIO, D_LLM).eval()
     other.load_state_dict(adapter.state_dict())
     assert torch.equal(other(frames).x, adapter(frames).x)
 
