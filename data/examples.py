@@ -24,7 +24,7 @@ class Example:
     `sources` says for each slot of the spoken turns what fills it: speech, text or none. `trains` names the slots whose
     adapters learn from this row; the others are frozen for it. `target` is None until the run's LLM has made it.
     `place` is the turn that the instruction stands in: a system turn, or the spoken turn, before its slots. `teacher`
-    is the system prompt for making the target.
+    is the system prompt for making the target. `tag` is a label that a cascade writes before the speech.
     """
 
     utterance: Utterance
@@ -36,6 +36,7 @@ class Example:
     target: str | None
     place: Place = "system"
     teacher: str | None = None
+    tag: str | None = None
 
 
 def carriers(task: Task, slots: Sequence[str]) -> frozenset[str]:

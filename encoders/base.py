@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from undertone.errors import ConfigError
 from undertone.registry import Registry
 from undertone.types import Frames
 
@@ -52,6 +53,14 @@ class Encoder(nn.Module, ABC):
 
         A clip's frames do not depend on its batch.
         """
+
+    def states(self, waveform: Tensor, lengths: Tensor) -> list[Frames]:
+        """The input of the first layer and the output of each, `layers + 1` times (batch, frames, dim).
+
+        Raises:
+            ConfigError: this encoder does not show its layers.
+        """
+        raise ConfigError(f"{type(self).__name__} does not show its layers: take another encoder, such as `conformer`")
 
 
 ENCODERS: Registry[Encoder] = Registry("encoder")

@@ -218,6 +218,10 @@ class ConformerEncoder(Encoder):
         self._ready()
         return self.contextualize(self.stack(self.log_mel(waveform, lengths)))
 
+    def states(self, waveform: Tensor, lengths: Tensor) -> list[Frames]:
+        """See `Encoder.states`."""
+        return self.hidden_states(self.stack(self.log_mel(waveform, lengths)))
+
     def _read(self, file: Path) -> None:
         _, weights = _open(file)
         with torch.device("meta"):  # random numbers for a billion parameters would be drawn only to be thrown away

@@ -72,13 +72,16 @@ class Run:
         columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         return Progress(*columns, console=self.console)
 
-    def drawing(self, stage: str, *, cut: bool) -> Drawing:
-        """How examples of a stage are drawn."""
-        node = self.recipe.stages[stage]
+    def drawing(self, stage: str | None, *, cut: bool) -> Drawing:
+        """How examples of a stage are drawn; None: for scoring, where the task and the slots are given."""
+        node = self.recipe.stages[stage] if stage else StageNode(tasks={}, lr=0.0)
         slots = {name: slot.text for name, slot in self.recipe.slots.items()}
         trains = frozenset(node.trains or slots)
         recipe = self.recipe
-        return Drawing(self.tasks, node.tasks, slots, trains, node.err, recipe.seed, stage, cut, recipe.instructions)
+        return Drawing(
+            self.tasks, node.tasks, slots, trains, node.err, recipe.seed, stage or "evaluation", cut,
+            recipe.instructions,
+        )  # fmt: skip
 
 
 def start(recipe: Recipe, console: Console) -> Run:
@@ -147,12 +150,11 @@ def listen(run: Run) -> None:
             raise ManifestError(f"no utterance is left in {name!r}: data.{name} must name a manifest with usable lines")
 
 
-def train(run: Run) -> Path:
-    """Run all stages; returns the best checkpoint of the last."""
+def train(run: Run) -> Path | None:
+    """Run all stages; returns the best checkpoint of the last, None where there is no stage."""
     best: Path | None = None
     for number, name in enumerate(run.recipe.stages, 1):
         best = train_stage(run, number, name, best)
-    assert best is not None
     return best
 
 

@@ -32,7 +32,8 @@ def chat_of(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
     turns = [ChatTurn("system", (said,)) for said in system]
     for turn in example.context:
         turns.append(ChatTurn(turn.role, spoken(turn, example, slots) if turn.audio else (turn.text,)))
-    return [*turns, ChatTurn("user", (*before, *spoken(example.utterance, example, slots)))]
+    tag = [f"<{example.tag}> "] if example.tag else []
+    return [*turns, ChatTurn("user", (*before, *tag, *spoken(example.utterance, example, slots)))]
 
 
 def instructed(instruction: str, place: Place) -> tuple[list[str], list[str]]:

@@ -81,6 +81,19 @@ class StageNode:
 
 
 @dataclass
+class CascadeNode:
+    """A recogniser of emotion (TLTR) that is trained on the frozen encoder; its label stands before the speech."""
+
+    pool: int = 20  # frames whose mean is a step in time
+    width: int | None = None  # of its blocks; null: the encoder's
+    epochs: int = 30
+    batch: int = 48
+    lr: float = 5e-5
+    weight_decay: float = 0.01
+    patience: int = 5  # epochs without a better balanced accuracy
+
+
+@dataclass
 class EvaluationNode:
     """What is scored on the test side."""
 
@@ -89,6 +102,7 @@ class EvaluationNode:
     batch: int = 48
     max_new_tokens: int = 200
     limit: int | None = None  # utterances a task; null: all
+    text: dict[str, str] = field(default_factory=dict)  # slot -> the text that targets are made of, if not its own
 
 
 @dataclass
@@ -104,7 +118,8 @@ class Recipe:
     init: str | None = None  # a bundle whose trained weights the first stage starts from
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)  # knobs of tasks, such as their choices
     data: DataNode = field(default_factory=DataNode)
-    stages: dict[str, StageNode] = MISSING  # run in this order
+    stages: dict[str, StageNode] = MISSING  # run in this order; {}: `init` is scored as it is
+    cascade: CascadeNode | None = None
     evaluation: EvaluationNode = field(default_factory=EvaluationNode)
     trainer: dict[str, Any] = field(default_factory=dict)  # keyword arguments of lightning.Trainer
     checkpoint_every: int = 50  # steps between checkpoints that a killed run resumes from
@@ -239,8 +254,14 @@ def _check_names(recipe: Recipe, source: str) -> list[str]:
         )
     if not recipe.slots:
         faults.append(f"{source}: slots: a spoken turn needs at least one")
-    if not recipe.stages:
-        faults.append(f"{source}: stages: a run needs at least one")
+    if not recipe.stages and not (recipe.init and recipe.evaluation.tasks):
+        faults.append(
+            f"{source}: stages: a run needs at least one, or `init` and `evaluation.tasks`, to score a bundle"
+        )
+    if recipe.cascade and (recipe.stages or "emotion" not in recipe.tasks):
+        faults.append(f"{source}: cascade: it needs the task `emotion`, whose labels it learns, and no stages")
+    known("evaluation.text", recipe.evaluation.text, recipe.slots, "slot")
+    known("evaluation.text", recipe.evaluation.text.values(), ("caption", "transcript", "tagged"), "equivalent text")
     return faults
 
 

@@ -70,9 +70,10 @@ def fit(config: str, overrides: Sequence[str]) -> None:
     best = train(run)
     if frozen(run.module) != before:
         raise ConfigError("a frozen part has changed in training; this is a defect of Undertone, please report it")
-    run.module.load_trained(read_trained(best), str(best))
+    if best is not None:
+        run.module.load_trained(read_trained(best), str(best))
     records = score(run, recipe.name, recipe.folder / "evaluation")
-    bundle = write_bundle(recipe.folder / "bundle", run.module, records)
+    bundle = write_bundle(recipe.folder / "bundle", run.module, records) if best else None
     report(run, records, bundle)
 
 
@@ -86,7 +87,7 @@ def score(run: Run, system: str, folder: Path) -> list[Record]:
     return records
 
 
-def report(run: Run, records: Sequence[Record], bundle: Path) -> None:
+def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
     """The end of a run: table, what was left out, what to try next."""
     console, folder = run.console, run.recipe.folder
     console.print(results_table(records))
@@ -94,8 +95,10 @@ def report(run: Run, records: Sequence[Record], bundle: Path) -> None:
         console.print(f"left out, {len(run.material.faults)} in all:")
         for fault in run.material.faults[:20]:
             console.print(f"  {fault}", markup=False, highlight=False)
-    size = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
     console.print(f"scores  {folder / 'evaluation' / 'results.md'}", highlight=False)
+    if bundle is None:  # nothing was trained that a bundle would hold
+        return
+    size = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
     console.print(f"bundle  {bundle} ({size:.1f} MB)", highlight=False)
     test = run.material.splits["test"].utterances
     if test:

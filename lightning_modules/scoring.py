@@ -12,6 +12,7 @@ from undertone.data.tasks import AttributeTask
 from undertone.data.utterance import Utterance
 from undertone.errors import ManifestError
 from undertone.evaluation.metrics import Prediction
+from undertone.lightning_modules.cascade import TASK, tags
 from undertone.lightning_modules.curriculum import Run
 from undertone.lightning_modules.prompting import chat_of
 from undertone.lightning_modules.recipe import used_tasks
@@ -31,20 +32,23 @@ def predict(run: Run, split: str = "test") -> list[Prediction]:
     if not examples:
         raise ManifestError(f"nothing to score: no utterance of {split!r} has what the tasks need")
     examples = _limited(examples, run.recipe.evaluation.limit)
+    run.targets.slots = run.module.slots = {**run.module.slots, **run.recipe.evaluation.text}
+    heard = tags(run, split) if run.recipe.cascade else {}
     with run.progress() as progress:
         rivals = _rivals(run, examples, progress)
         run.targets.make(run.module.llm, examples, progress)
         complete = [run.targets.complete(example) for example in examples]
-        rows = [(mode, _with_slots(e, mode)) for mode in run.recipe.modes for e in complete]
-        return list(_answers(run, rows, rivals, progress))
+        rows = [(mode, _with_slots(e, mode, heard)) for mode in run.recipe.modes for e in complete]
+        recognised = [row for row in rows if row[1].tag and row[1].task == TASK]
+        answered = _answers(run, [row for row in rows if not (row[1].tag and row[1].task == TASK)], rivals, progress)
+        return [*(_prediction(run, *row, row[1].tag or "", rivals) for row in recognised), *answered]
 
 
 def _questions(run: Run, split: str, utterance: Utterance) -> Iterator[Example]:
     """Each task that the utterance is good for, in one wording, with its whole context."""
     only = run.material.splits[split].only.get(utterance.id)
-    stage = next(iter(run.recipe.stages))
     for task in run.recipe.evaluation.tasks or used_tasks(run.recipe):
-        drawing = replace(run.drawing(stage, cut=False), weights={task: 1.0}, err=None, stage="evaluation")
+        drawing = replace(run.drawing(None, cut=False), weights={task: 1.0})
         example = drawing(utterance, 0, 0, only)
         if example is not None:
             yield example
@@ -62,13 +66,17 @@ def _limited(examples: list[Example], limit: int | None) -> list[Example]:
     return kept
 
 
-def _with_slots(example: Example, mode: str) -> Example:
-    """`both` and `text` fill every slot alike; the name of a slot leaves only that slot its speech."""
+def _with_slots(example: Example, mode: str, heard: dict[str, str]) -> Example:
+    """`both` and `text` fill every slot alike; the name of a slot leaves only that slot its speech.
+
+    A cascade's tag goes with the speech, and answers for the recognised attribute itself.
+    """
     sources = {
         slot: {"both": "speech", "text": "text"}.get(mode, "speech" if slot == mode else "none")
         for slot in example.sources
     }
-    return replace(example, sources=sources, trains=frozenset())
+    tag = heard.get(example.utterance.id) if mode != "text" else None
+    return replace(example, sources=sources, trains=frozenset(), tag=tag)
 
 
 def _answers(run: Run, rows: list[Row], rivals: Rivals, progress: Progress) -> Iterator[Prediction]:

@@ -145,3 +145,77 @@ def test_err_and_an_encoder_that_learns_exclude_each_other(alignment: dict[str, 
     alignment["stages"]["align"]["err"] = {"speech": 1, "none": 1}
     with pytest.raises(ConfigError, match=r"stages\.align: err freezes adapters example by example"):
         recipes.parse(alignment)
+
+
+CONFORMER = {"type": "conformer", "layers": 2, "width": 16, "feedforward": 32, "heads": 2, "kernel": 3}
+
+
+@pytest.fixture
+def cascade(alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path) -> dict[str, Any]:
+    """A cascade on the bundle of a baseline whose Conformer has learned."""
+    baseline = {**alignment, "encoder": CONFORMER, "name": "baseline"}
+    baseline["slots"] = {"speech": {**alignment["slots"]["speech"], "text": "transcript"}}
+    assert main(["fit", "--config", write_recipe(**baseline)]) == 0
+    evaluation = {**alignment["evaluation"], "tasks": ["response", "emotion", "asr"], "text": {"speech": "tagged"}}
+    return {
+        **baseline, "name": "cascade", "init": str(tmp_path / "runs" / "baseline" / "bundle"), "stages": {},
+        "cascade": {"epochs": 2, "pool": 4}, "evaluation": {**evaluation, "slots": ["both", "text"]},
+    }  # fmt: skip
+
+
+def test_a_cascade_writes_what_it_recognises_before_the_speech(
+    cascade: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from undertone.evaluation.records import read_predictions
+    from undertone.lightning_modules import scoring
+
+    asked = []
+    chat_of = scoring.chat_of
+
+    def seen(example: Any, slots: Any) -> Any:
+        asked.append((example, chat_of(example, slots)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(scoring, "chat_of", seen)
+    assert main(["fit", "--config", write_recipe(**cascade)]) == 0
+    folder = tmp_path / "runs" / "cascade"
+    assert not (folder / "bundle").exists() and (folder / "ser.safetensors").is_file()
+    predictions = read_predictions(folder / "evaluation")
+    heard = {p.id: p.predicted for p in predictions if (p.task, p.slots) == ("emotion", "both")}
+    assert len(heard) == 6 and set(heard.values()) <= set(cascade["tasks"]["emotion"]["choices"])
+    for example, chat in asked:
+        tag = f"<{heard[example.utterance.id]}> "
+        spoken = "speech" in example.sources.values()
+        assert (tag in chat[-1].pieces) == spoken and (example.task != "emotion" or not spoken)
+    words = [str(chat[-1].pieces[-1]) for example, chat in asked if example.sources["speech"] == "text"]
+    assert words and all(text.startswith("<") for text in words)  # the yardstick knows the emotion
+    ser = (folder / "ser.safetensors").read_bytes()
+    (folder / "evaluation" / "results.json").unlink()
+    assert main(["fit", "--config", write_recipe(**cascade)]) == 0
+    assert (folder / "ser.safetensors").read_bytes() == ser
+    assert read_predictions(folder / "evaluation") == predictions
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"init": None}, "stages: a run needs at least one"),
+        ({"tasks": {"response": {}}}, "cascade: it needs the task `emotion`"),
+        (
+            {"evaluation": {"tasks": ["asr"], "text": {"speach": "tagged"}}},
+            "evaluation.text: there is no slot 'speach'",
+        ),
+        ({"evaluation": {"tasks": ["asr"], "text": {"speech": "taged"}}}, "no equivalent text 'taged'.*'tagged'"),
+    ],
+)
+def test_a_cascade_that_cannot_be_is_refused(alignment: dict[str, Any], change: dict[str, Any], told: str) -> None:
+    evaluation = {"tasks": ["asr"]}
+    recipe = {**alignment, "init": "bundle", "stages": {}, "cascade": {}, "evaluation": evaluation, **change}
+    with pytest.raises(ConfigError, match=told):
+        recipes.parse(recipe)
+
+
+def test_an_encoder_that_hides_its_layers_cannot_carry_a_cascade(alignment: dict[str, Any]) -> None:
+    run = start(recipes.parse(alignment), Console(quiet=True))
+    with pytest.raises(ConfigError, match="WhisperEncoder does not show its layers"):
+        run.module.encoder.states(torch.zeros(1, 16_000), torch.tensor([16_000]))
