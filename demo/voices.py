@@ -7,6 +7,7 @@ on either side of TextrolSpeech's published thresholds for energy and tempo; pit
 
 import functools
 import random
+from typing import Any
 
 import numpy as np
 import soxr
@@ -108,21 +109,21 @@ def _trim(audio: Audio) -> Audio:
 
 
 def _voice_quality(audio: Audio, emotion: str, noise: np.random.Generator) -> Audio:
-    audio = audio / (np.abs(audio).max() + 1e-9)
-    seconds = np.arange(len(audio)) / SAMPLE_RATE
+    sound: NDArray[np.floating[Any]] = audio / (np.abs(audio).max() + 1e-9)
+    seconds = np.arange(len(sound)) / SAMPLE_RATE
     if emotion == "happy":  # bright: everything above 1.5 kHz some 9 dB up
-        high = signal.sosfilt(signal.butter(2, 1500, "high", fs=SAMPLE_RATE, output="sos"), audio)
-        audio = audio + noise.uniform(1.6, 2.2) * high
+        high = signal.sosfilt(signal.butter(2, 1500, "high", fs=SAMPLE_RATE, output="sos"), sound)
+        sound = sound + noise.uniform(1.6, 2.2) * high
     elif emotion == "sad":  # muffled, breathy and trembling
-        envelope = signal.sosfilt(signal.butter(1, 20, fs=SAMPLE_RATE, output="sos"), np.abs(audio))
-        soft = signal.sosfilt(signal.butter(1, 900, fs=SAMPLE_RATE, output="sos"), audio)
-        breath = noise.standard_normal(len(audio)) * envelope * noise.uniform(0.2, 0.3)
+        envelope = signal.sosfilt(signal.butter(1, 20, fs=SAMPLE_RATE, output="sos"), np.abs(sound))
+        soft = signal.sosfilt(signal.butter(1, 900, fs=SAMPLE_RATE, output="sos"), sound)
+        breath = noise.standard_normal(len(sound)) * envelope * noise.uniform(0.2, 0.3)
         tremble = 1 - noise.uniform(0.35, 0.5) * (1 + np.sin(2 * np.pi * noise.uniform(4.5, 6) * seconds)) / 2
-        audio = (soft + breath) * tremble
+        sound = (soft + breath) * tremble
     elif emotion == "angry":  # overdriven, with a growl
         growl = 1 - noise.uniform(0.4, 0.55) * (1 + np.sin(2 * np.pi * noise.uniform(55, 70) * seconds)) / 2
-        audio = np.tanh(audio * noise.uniform(5, 8)) * growl
-    return audio.astype(np.float32)
+        sound = np.tanh(sound * noise.uniform(5, 8)) * growl
+    return sound.astype(np.float32)
 
 
 def _set_level(audio: Audio, rms: float) -> Audio:

@@ -40,7 +40,7 @@ class SpeechLLM(L.LightningModule):
         self.encoder = ENCODERS.build(self.recipe.encoder)
         node = self.recipe.llm
         self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code)
-        self.slots = {name: slot.text for name, slot in self.recipe.slots.items()}
+        self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
         self.adapters = nn.ModuleDict(
             {
                 name: ADAPTERS.build(slot.adapter, self.encoder.dim, self.llm.dim)

@@ -1,7 +1,7 @@
 """Keys and values of texts that come again and again, such as instructions: a frozen LLM needs to read each once."""
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ class Prefixes:
 
     def read(self, model: PreTrainedModel, prefixes: list[list[int]]) -> tuple[Cache, Tensor]:
         """A cache of (rows, heads, tokens, dim) a layer, padded on the left; and (rows, tokens), True where real."""
-        device = model.get_input_embeddings().weight.device
+        device = cast(Tensor, model.get_input_embeddings().weight).device
         rows = [self._read(model, tuple(prefix), device) for prefix in prefixes]
         longest = max(len(prefix) for prefix in prefixes)
         lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
