@@ -9,7 +9,7 @@ quickstart: install
 	$(BIN)/undertone chat runs/quickstart/bundle --once --audio "$$(ls -d .cache/undertone/corpora/*-test-*/ | head -1)audio/00000.wav"
 
 test: install lint types
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 lint: install
 	$(BIN)/ruff check .

@@ -229,6 +229,7 @@ PARAMETERS = {
     "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
     "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
     "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "meta-llama/Meta-Llama-3-8B-Instruct": 8_030_261_248,
     "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
     "mistralai/Mistral-7B-Instruct-v0.3": 7_248_023_552,
     "google/gemma-2-2b-it": 2_614_341_888,
