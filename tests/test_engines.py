@@ -230,8 +230,8 @@ def test_what_does_not_pass_is_a_failure_of_that_chat_alone(
 @pytest.mark.parametrize("slow", [hangs, drips])
 def test_a_slow_answer_is_a_failure(serve: Callable[..., Server], slow: Any) -> None:
     server = serve(lambda text, number: slow if text == "bad" else echo(text, number))
-    answers = engine_of(server, timeout=0.25, retries=1).answer([chat("bad"), chat("a")], max_new_tokens=7)
-    assert answers == [Failure("no answer within 0.25 s, 2 times"), "you said a"]
+    answers = engine_of(server, timeout=1.5, retries=1).answer([chat("bad"), chat("a")], max_new_tokens=7)
+    assert answers == [Failure("no answer within 1.5 s, 2 times"), "you said a"]
 
 
 def test_a_server_that_is_gone_costs_a_count(serve: Callable[..., Server]) -> None:
