@@ -58,6 +58,7 @@ class SpeechLLM(L.LightningModule):
             adapter.requires_grad_(name in (self.node.trains or self.slots))
         self.encoder_learns = ENCODER in (self.node.trains or ())
         self.encoder.requires_grad_(self.encoder_learns)
+        self.train()  # Lightning leaves modes alone, and an encoder may be born in eval mode
 
     def configure_model(self) -> None:
         """Fetch the large parts. Lightning calls this more than once; both loads are idempotent."""

@@ -18,6 +18,7 @@ from undertone.lightning_modules.cli import main
 from undertone.lightning_modules.curriculum import start
 from undertone.lightning_modules.prompting import chat_of
 
+CONFORMER = {"type": "conformer", "layers": 2, "width": 16, "feedforward": 32, "heads": 2, "kernel": 3}
 SPOKEN = Utterance("a", Path("a.wav"), "it broke", None, 1.0, {"emotion": "sad"})
 
 
@@ -142,13 +143,18 @@ def test_a_resumed_run_ends_in_the_same_weights(
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
+def test_a_stage_puts_what_learns_in_training_mode(alignment: dict[str, Any]) -> None:
+    run = start(recipes.parse({**alignment, "encoder": CONFORMER}), Console(quiet=True))
+    assert not run.module.encoder.training
+    run.module.begin("align", 3)
+    assert all(part.training for part in run.module.encoder.modules())
+    assert not run.module.llm.model.training
+
+
 def test_err_and_an_encoder_that_learns_exclude_each_other(alignment: dict[str, Any]) -> None:
     alignment["stages"]["align"]["err"] = {"speech": 1, "none": 1}
     with pytest.raises(ConfigError, match=r"stages\.align: err freezes adapters example by example"):
         recipes.parse(alignment)
-
-
-CONFORMER = {"type": "conformer", "layers": 2, "width": 16, "feedforward": 32, "heads": 2, "kernel": 3}
 
 
 @pytest.fixture
