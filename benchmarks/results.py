@@ -80,7 +80,8 @@ def page(scores: dict[str, list[Scores]], seeds: list[int], minutes: list[float]
 
 Written by `python benchmarks/results.py --seeds {" ".join(map(str, seeds))}` on {time.strftime("%Y-%m-%d")}:
 CPU threads a run: {here["threads"]}, torch {here["packages"]["torch"]},
-transformers {here["packages"]["transformers"]}, commit {str(here["commit"])[:12]}. Test side: {", ".join(map(str, sorted(n)))} utterances of speakers and sentences
+transformers {here["packages"]["transformers"]}, commit {str(here["commit"])[:12]}.
+Test side: {", ".join(map(str, sorted(n)))} utterances of speakers and sentences
 that neither the adapters nor the frozen parts have met. Each cell is the mean over {len(seeds)} seeds
 (lowest to highest), in percent; for the word error rate less is better. `fits` is the share of replies that fit the
 speaker's emotion.{timing(minutes)}
