@@ -16,7 +16,8 @@ from safetensors import safe_open
 from torch import Tensor
 from whisper.model import AudioEncoder
 
-from undertone.encoders import ENCODERS, Encoder
+from undertone.encoders.base import ENCODERS, Encoder
+from undertone.encoders.log_mel import check_clips
 from undertone.errors import ConfigError, MissingError, nearest
 from undertone.paths import resolve
 from undertone.types import Frames
@@ -167,7 +168,7 @@ class WhisperEncoder(Encoder):
             ValueError: a clip is empty, or shapes do not fit; the message names the row.
         """
         encoder = self._ready()
-        _check(waveform, lengths)
+        check_clips(waveform, lengths)
         clips = [row[:length].split(self.samples) for row, length in zip(waveform, lengths.tolist(), strict=True)]
         pieces = [piece for clip in clips for piece in clip]
         counts = [-(-len(piece) // SAMPLES_PER_FRAME) for piece in pieces]
@@ -186,17 +187,6 @@ class WhisperEncoder(Encoder):
         if self.loaded:
             return self.encoder
         raise RuntimeError(f"Whisper {self.checkpoint} has no weights yet: call load() first")
-
-
-def _check(waveform: Tensor, lengths: Tensor) -> None:
-    if waveform.dim() != 2 or not waveform.is_floating_point() or lengths.shape != waveform.shape[:1]:
-        raise ValueError(
-            f"expected floating-point waveform (batch, samples) and lengths (batch,), got {waveform.dtype} "
-            f"{tuple(waveform.shape)} and {tuple(lengths.shape)}"
-        )
-    for row, length in enumerate(lengths.tolist()):
-        if not 1 <= length <= waveform.shape[1]:
-            raise ValueError(f"row {row} has a length of {length} samples; expected 1 to {waveform.shape[1]}")
 
 
 def _encode_masked(encoder: Any, mels: list[Tensor], counts: list[int]) -> Tensor:
