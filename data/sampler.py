@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from lhotse import CutSet, MonoCut
 from lhotse.dataset import DynamicBucketingSampler
 
+from undertone.errors import ManifestError
+
 Rows = tuple[int, list[int]]  # (epoch, numbers of utterances)
 
 
@@ -29,6 +31,9 @@ class StageSampler:
 
     Attributes:
         order: every batch of the stage, whatever `start` is.
+
+    Raises:
+        ManifestError: the weights leave no utterance in any epoch.
     """
 
     seconds: Sequence[float]
@@ -42,6 +47,11 @@ class StageSampler:
 
     def __post_init__(self) -> None:
         self.order = [rows for epoch in range(self.epochs) for rows in self._epoch(epoch)]
+        if not self.order:
+            raise ManifestError(
+                f"{len(self.weights)} utterances and not one is drawn in {self.epochs} epochs: give a source of the "
+                "recipe more weight (data.train)"
+            )
 
     def __len__(self) -> int:
         """Batches of the whole stage, whatever `start` is."""
@@ -56,9 +66,10 @@ class StageSampler:
             for row, weight in enumerate(self.weights)
             for copy in range(self._copies(row, weight, epoch))
         )
+        bounds: list[float] | None = [] if len(cuts) < 2 else None  # Lhotse finds none among fewer than two lengths
         sampler = DynamicBucketingSampler(
-            cuts, max_cuts=self.batch, num_buckets=self._buckets(len(cuts)), shuffle=True, seed=self.seed + epoch,
-            rank=self.rank, world_size=self.ranks, drop_last=False,
+            cuts, max_cuts=self.batch, num_buckets=self._buckets(len(cuts)), duration_bins=bounds, shuffle=True,
+            seed=self.seed + epoch, rank=self.rank, world_size=self.ranks, drop_last=False,
         )  # fmt: skip
         for cuts in sampler:
             yield epoch, [int(cut.id.split("-")[0]) for cut in cuts]

@@ -2,7 +2,8 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -142,35 +143,40 @@ class Caption(Dialogue):
         return utterance.responses.get(self.name)
 
 
+@dataclass(kw_only=True, eq=False)  # two tasks are equal when they are one
 class AttributeTask(Task):
     """Name one attribute of the voice, out of a list of choices, in a sentence.
 
-    A subclass says `name` and `sentence`; the attribute is the key of that name in the utterance's labels.
+    A subclass is a keyword-only dataclass, whose fields are its knobs. It sets `name`, the sentence that it `says`, and
+    the default of `choices`; the attribute is the key of that name in the utterance's labels.
 
     Args:
         choices: the labels to choose from, in the order in which the wordings list them.
         prompts: see `Task`; the wordings may say {choices}.
-        sentence: the answer to learn, with {label} in it; the class's own if absent.
+        sentence: the answer to learn, with {label} in it; what the class says if absent.
 
     Raises:
         ConfigError: fewer than two choices, or two that differ in case alone; or a sentence without {label}.
     """
 
     relies_on = "paralinguistic"
-    sentence: str  # with {label} where the choice goes, and {a} where its article goes
+    says: ClassVar[str]  # with {label} where the choice goes, and {a} where its article goes
+    choices: tuple[str, ...]
+    prompts: str | None = None
+    sentence: str | None = None
 
-    def __init__(self, choices: Sequence[str], prompts: str | None = None, sentence: str | None = None) -> None:
-        self.choices = tuple(choices)
+    def __post_init__(self) -> None:
+        self.choices = tuple(self.choices)
         self._by_name = {choice.lower(): choice for choice in self.choices}
         if len(self._by_name) < max(2, len(self.choices)) or not all(name.strip() for name in self._by_name):
-            raise ConfigError(f"task {self.name}: choices must be two or more different labels, got {list(choices)}")
+            raise ConfigError(
+                f"task {self.name}: choices must be two or more different labels, got {list(self.choices)}"
+            )
         longest_first = sorted(self._by_name, key=len, reverse=True)
         self._named = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
-        super().__init__(prompts, {"choices": ", ".join(self.choices)})
-        if sentence is not None:
-            if "{label}" not in sentence:
-                raise ConfigError(f"task {self.name}: sentence is {sentence!r}; put {{label}} where the answer goes")
-            self.sentence = sentence
+        super().__init__(self.prompts, {"choices": ", ".join(self.choices)})
+        if self.sentence is not None and "{label}" not in self.sentence:
+            raise ConfigError(f"task {self.name}: sentence is {self.sentence!r}; put {{label}} where the answer goes")
 
     def available(self, utterance: Utterance) -> bool:
         return self.label(utterance) is not None
@@ -193,7 +199,7 @@ class AttributeTask(Task):
 
     def answer(self, label: str) -> str:
         """The sentence that names a label."""
-        return self.sentence.format(label=label, a="an" if label[:1].lower() in "aeiou" else "a")
+        return (self.sentence or self.says).format(label=label, a="an" if label[:1].lower() in "aeiou" else "a")
 
     def parse(self, response: str) -> str | None:
         """The one choice that a response names, as a whole word in any case; None for no choice and for several.
@@ -205,105 +211,60 @@ class AttributeTask(Task):
 
 
 @TASKS.register("gender")
+@dataclass(kw_only=True, eq=False)
 class Gender(AttributeTask):
     """Whether the voice is a man's or a woman's."""
 
     name = "gender"
-    sentence = "The speaker is {label}."
-
-    def __init__(
-        self,
-        *,
-        choices: tuple[str, ...] = ("male", "female"),
-        prompts: str | None = None,
-        sentence: str | None = None,
-    ) -> None:
-        super().__init__(choices, prompts, sentence)
+    says = "The speaker is {label}."
+    choices: tuple[str, ...] = ("male", "female")
 
 
 @TASKS.register("pitch")
+@dataclass(kw_only=True, eq=False)
 class Pitch(AttributeTask):
     """How high the voice is."""
 
     name = "pitch"
-    sentence = "The pitch is {label}."
-
-    def __init__(
-        self,
-        *,
-        choices: tuple[str, ...] = ("low", "normal", "high"),
-        prompts: str | None = None,
-        sentence: str | None = None,
-    ) -> None:
-        super().__init__(choices, prompts, sentence)
+    says = "The pitch is {label}."
+    choices: tuple[str, ...] = ("low", "normal", "high")
 
 
 @TASKS.register("tempo")
+@dataclass(kw_only=True, eq=False)
 class Tempo(AttributeTask):
     """How fast the speaker talks."""
 
     name = "tempo"
-    sentence = "The tempo is {label}."
-
-    def __init__(
-        self,
-        *,
-        choices: tuple[str, ...] = ("slow", "normal", "fast"),
-        prompts: str | None = None,
-        sentence: str | None = None,
-    ) -> None:
-        super().__init__(choices, prompts, sentence)
+    says = "The tempo is {label}."
+    choices: tuple[str, ...] = ("slow", "normal", "fast")
 
 
 @TASKS.register("energy")
+@dataclass(kw_only=True, eq=False)
 class Energy(AttributeTask):
     """How loud the voice is."""
 
     name = "energy"
-    sentence = "The energy is {label}."
-
-    def __init__(
-        self,
-        *,
-        choices: tuple[str, ...] = ("low", "normal", "high"),
-        prompts: str | None = None,
-        sentence: str | None = None,
-    ) -> None:
-        super().__init__(choices, prompts, sentence)
+    says = "The energy is {label}."
+    choices: tuple[str, ...] = ("low", "normal", "high")
 
 
 @TASKS.register("age")
+@dataclass(kw_only=True, eq=False)
 class Age(AttributeTask):
     """How old the speaker is."""
 
     name = "age"
-    sentence = "The speaker is {a} {label}."
-
-    def __init__(
-        self,
-        *,
-        choices: tuple[str, ...] = ("child", "adult"),
-        prompts: str | None = None,
-        sentence: str | None = None,
-    ) -> None:
-        super().__init__(choices, prompts, sentence)
-
-
-_EMOTIONS = ("neutral", "happy", "sad", "angry", "surprised", "disgusted", "fearful", "contemptuous")
+    says = "The speaker is {a} {label}."
+    choices: tuple[str, ...] = ("child", "adult")
 
 
 @TASKS.register("emotion")
+@dataclass(kw_only=True, eq=False)
 class Emotion(AttributeTask):
     """How the speaker feels."""
 
     name = "emotion"
-    sentence = "The speaker sounds {label}."
-
-    def __init__(
-        self,
-        *,
-        choices: tuple[str, ...] = _EMOTIONS,
-        prompts: str | None = None,
-        sentence: str | None = None,
-    ) -> None:
-        super().__init__(choices, prompts, sentence)
+    says = "The speaker sounds {label}."
+    choices: tuple[str, ...] = ("neutral", "happy", "sad", "angry", "surprised", "disgusted", "fearful", "contemptuous")

@@ -111,7 +111,7 @@ def _train(encoder: AudioEncoder, phase: Phase, out: Path) -> dict[str, float]:
     start, scores = time.time(), dict[str, float]()
     for step in range(phase.steps):
         rows = torch.randint(len(train), (phase.batch,), generator=generator).tolist()
-        loss = _loss(encoder, heads, train, rows, _augment(train.mel(rows), generator), phase.style_weight)
+        loss = _loss(encoder, heads, train, rows, augment(train.mel(rows), generator), phase.style_weight)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -148,8 +148,10 @@ def _mean(hidden: Tensor, frames: Tensor) -> Tensor:
     return (hidden * real).sum(1) / frames[:, None]
 
 
-def _augment(mel: Tensor, generator: torch.Generator) -> Tensor:
-    """SpecAugment (Park et al., 2019): two time and one frequency mask a clip, filled with the clip's mean."""
+def augment(mel: Tensor, generator: torch.Generator) -> Tensor:
+    """SpecAugment (Park et al., 2019) in place, on (batch, mels, frames): two time masks and one of frequencies a clip,
+    filled with the clip's mean.
+    """
 
     def upto(limit: int) -> int:
         return int(torch.randint(limit, (1,), generator=generator))

@@ -1,7 +1,12 @@
 """The face of every encoder."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from undertone.errors import ConfigError
@@ -64,3 +69,17 @@ class Encoder(nn.Module, ABC):
 
 
 ENCODERS: Registry[Encoder] = Registry("encoder")
+
+
+def precision(encoder: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+    """In training, what surrounds the encoder decides; in eval mode, float32."""
+    return nullcontext() if encoder.training else torch.autocast(device.type, enabled=False)
+
+
+def fingerprint(network: nn.Module, *settings: Any) -> str:
+    """SHA-256 of settings (JSON) and every tensor of a network, by name, dtype and shape."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,10 +1,8 @@
 """The Conformer of SpeechEmotionLlama: a billion parameters that listen, twenty-five frames a second."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
 )
 
 from undertone.encoders import log_mel
-from undertone.encoders.base import ENCODERS, Encoder
+from undertone.encoders.base import ENCODERS, Encoder, fingerprint, precision
 from undertone.errors import ConfigError, MissingError
 from undertone.paths import resolve
 from undertone.types import Frames
@@ -170,9 +168,9 @@ class ConformerEncoder(Encoder):
             self._read(self.file)
         self.loaded = True
 
-    def save(self, folder: Path) -> None:
-        """Write weights and numbers to `folder`, whole or not at all; its path is then a `checkpoint`."""
-        weights = {name: value.contiguous() for name, value in self._ready().state_dict().items()}
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write weights, as `dtype`, and numbers to `folder`, whole or not at all; its path is then a `checkpoint`."""
+        weights = {name: value.to(dtype).contiguous() for name, value in self._ready().state_dict().items()}
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / f".{FILE}.tmp"
         save_file(weights, draft, metadata={"conformer": json.dumps(self.numbers)})
@@ -241,20 +239,6 @@ class ConformerEncoder(Encoder):
         raise RuntimeError("the Conformer has no weights yet: call load() first")
 
 
-def precision(encoder: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-    """In training, what surrounds the encoder decides; in eval mode, float32."""
-    return nullcontext() if encoder.training else torch.autocast(device.type, enabled=False)
-
-
-def fingerprint(network: nn.Module, *settings: Any) -> str:
-    """SHA-256 of settings (JSON) and every tensor of a network, by name, dtype and shape."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, value in network.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def _check_numbers(numbers: dict[str, int], dropout: float) -> None:
     for name, value in numbers.items():
         if value < 1:
@@ -289,7 +273,7 @@ def _open(file: Path, weights: bool = True) -> tuple[dict[str, Any], dict[str, T
         with safe_open(file, "pt") as stream:
             told: dict[str, Any] = dict(json.loads(stream.metadata()["conformer"]))
             # a copy, since the tensors of a mapped file change when somebody writes over the file
-            tensors = {name: stream.get_tensor(name).clone() for name in stream.keys()} if weights else {}
+            tensors = {name: stream.get_tensor(name).float().clone() for name in stream.keys()} if weights else {}
     except Exception as error:  # JSON and safetensors each have errors of their own
         raise MissingError(
             f"{file}: damaged, or no Conformer of ours ({type(error).__name__}: {error}). Expected safetensors with "

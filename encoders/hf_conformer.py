@@ -1,11 +1,10 @@
 """Public Conformers in their Hugging Face format: w2v-BERT 2.0 and the encoders of Parakeet."""
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
@@ -16,10 +15,10 @@ from transformers import (
     SeamlessM4TFeatureExtractor,
 )
 
-from undertone.encoders.base import ENCODERS, Encoder
-from undertone.encoders.conformer import fingerprint, precision
+from undertone.encoders.base import ENCODERS, Encoder, fingerprint, precision
 from undertone.encoders.log_mel import check_clips, zeroed
-from undertone.errors import AudioError, ConfigError, MissingError, nearest
+from undertone.errors import AudioError, ConfigError, nearest
+from undertone.hub import Hub, first_line
 from undertone.paths import resolve
 from undertone.types import Frames
 
@@ -28,6 +27,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "facebook/w2v-bert-2.0": {"model_type": "wav2vec2-bert"},
     "nvidia/parakeet-ctc-1.1b": {"model_type": "parakeet_encoder", "num_hidden_layers": 42},
 }
+_HUB = Hub("encoder", "config.json, preprocessor_config.json and *.safetensors", PUBLISHED)
 EXTRACTORS: dict[str, Any] = {
     "wav2vec2-bert": SeamlessM4TFeatureExtractor,
     "parakeet_encoder": ParakeetFeatureExtractor,
@@ -40,7 +40,6 @@ _OFF = {  # what only training has, and what comes behind the Conformer
     "parakeet_encoder": {"layerdrop": 0.0},
 }  # fmt: skip
 _NOT_THE_MODEL = ("transformers_version", "_name_or_path", "_commit_hash", "dtype", "architectures")
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
 class Description(NamedTuple):
@@ -78,9 +77,9 @@ def describe(folder: Path) -> Description:
             raise ConfigError(f"it is a {config.model_type!r}.{nearest(config.model_type, EXTRACTORS)}")
         extractor = EXTRACTORS[config.model_type].from_pretrained(folder, local_files_only=True)
     except OSError as error:
-        raise _missing(str(folder), _first_line(error)) from None
+        raise _HUB.missing(str(folder), first_line(error)) from None
     except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise ConfigError(f"encoder.checkpoint: {folder}: {_first_line(error)}") from None
+        raise ConfigError(f"encoder.checkpoint: {folder}: {first_line(error)}") from None
     _check_features(folder, config, extractor)
     return _described(config, extractor)
 
@@ -242,42 +241,25 @@ def _weights(checkpoint: str, folder: Path, config: Any) -> Any:
             trust_remote_code=False, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # transformers and safetensors have many errors for a file that is not as expected
-        raise _missing(checkpoint, f"{folder}: {_first_line(error)}") from error
+        raise _HUB.missing(checkpoint, f"{folder}: {first_line(error)}") from error
     if told["missing_keys"]:
-        raise _missing(checkpoint, f"{folder} lacks {', '.join(sorted(told['missing_keys'])[:3])} …")
+        raise _HUB.missing(checkpoint, f"{folder} lacks {', '.join(sorted(told['missing_keys'])[:3])} …")
     return model
 
 
 def _reach(checkpoint: str, weights: bool) -> Path:
     """The folder of a checkpoint: a local one comes first, then the Hugging Face cache, then the hub."""
-    folder = resolve(checkpoint)
-    if folder.is_dir():
+    if folder := _HUB.folder(checkpoint):
         return folder
-    if not _HUB_ID.fullmatch(checkpoint):
-        raise _missing(checkpoint, f"there is no folder {folder}")
     files = ["*.json", *(["*.safetensors"] if weights else [])]
     why = ""
     for local in (True, False):
         try:
             found = Path(snapshot_download(checkpoint, allow_patterns=files, local_files_only=local))
         except Exception as error:  # their base class depends on the hub client's version (httpx, httpx2)
-            why = _first_line(error)
+            why = first_line(error)
             continue
         if all(any(found.glob(pattern)) for pattern in files):
             return found
         why = f"{found} holds no {files[-1]}"
-    raise _missing(checkpoint, why)
-
-
-def _missing(checkpoint: str, why: str) -> MissingError:
-    known = "" if checkpoint in PUBLISHED else nearest(checkpoint, PUBLISHED).split(" Known:")[0]
-    return MissingError(
-        f"the encoder {checkpoint} cannot be loaded: {why}.{known}\n"
-        f"Looked in the folder {Path.cwd() / resolve(checkpoint)}, in the Hugging Face cache {constants.HF_HUB_CACHE} "
-        f"and on {constants.ENDPOINT}.\nPoint at a local copy (config.json, preprocessor_config.json and "
-        "*.safetensors) with encoder.checkpoint=/path/to/folder, or run conf/quickstart.yaml, which needs no download."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    raise _HUB.missing(checkpoint, why)

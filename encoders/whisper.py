@@ -1,6 +1,5 @@
 """Whisper listens, fifty frames a second; the half of it that writes is left out."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 from whisper.model import AudioEncoder
 
-from undertone.encoders.base import ENCODERS, Encoder
+from undertone.encoders.base import ENCODERS, Encoder, fingerprint
 from undertone.encoders.log_mel import check_clips
 from undertone.errors import ConfigError, MissingError, nearest
 from undertone.paths import resolve
@@ -151,11 +150,7 @@ class WhisperEncoder(Encoder):
         Raises:
             RuntimeError: the weights are not loaded.
         """
-        digest = hashlib.sha256(json.dumps(["whisper", *self.dims, self.window]).encode())
-        for name, value in self._ready().state_dict().items():
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return fingerprint(self._ready(), "whisper", *self.dims, self.window)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
         """Map (batch, samples) at 16 kHz in [-1, 1] to (batch, frames, dim), ceil(samples / 320) frames a clip.

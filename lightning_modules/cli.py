@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # argparse has no pu
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that are the user's to mend are printed as one message and exit with 2."""
     quiet()
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     try:
         arguments.run(arguments)
     except UndertoneError as error:
@@ -26,6 +27,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nundertone: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; `key=value` may stand anywhere, where argparse wants all positional arguments together."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    overrides = [word for word in rest if hasattr(arguments, "overrides") and re.match(r"[\w.]+=", word)]
+    if strays := [word for word in rest if word not in overrides]:
+        parser.error(f"unrecognized arguments: {' '.join(strays)}")
+    if overrides:
+        arguments.overrides = [*arguments.overrides, *overrides]
+    return arguments
 
 
 def quiet() -> None:
@@ -62,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("folder", help="of the run, such as runs/quickstart")
     evaluate.add_argument("--stage", help="whose best checkpoint; the last if absent")
 
+    table = _command(commands, "table", "train or reuse every system of a paper's table, and compare them", _table)
+    table.add_argument("config", help="such as conf/speech_emotion_llama/table.yaml")
+    table.add_argument("overrides", nargs="*", metavar="key=value", help="such as seeds=[1]")
+
     chat = _command(commands, "chat", "ask a bundle something by voice", _chat)
     chat.add_argument("bundle", help="folder, such as runs/quickstart/bundle")
     chat.add_argument("--audio", action="append", default=[], help="an audio file; several are turns one after another")
@@ -88,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = _command(commands, "demo", "make the embedded default anew", _demo)
     demo.add_argument("action", choices=["pretrain"])
-    demo.add_argument("--part", choices=["encoder", "llm", "both"], default="both")
+    demo.add_argument("--part", choices=["encoder", "conformer", "llm", "all"], default="all")
     demo.add_argument("--out", default="demo/backbones")
     return parser
 
@@ -128,6 +145,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     evaluate(arguments.folder, arguments.stage)
 
 
+def _table(arguments: argparse.Namespace) -> None:
+    from undertone.lightning_modules.table import table
+
+    table(arguments.config, arguments.overrides)
+
+
 def _chat(arguments: argparse.Namespace) -> None:
     from undertone.lightning_modules.chat import chat
 
@@ -157,12 +180,9 @@ def _targets(arguments: argparse.Namespace) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    out = Path(arguments.out)
-    if arguments.part in ("encoder", "both"):
-        from undertone.demo import pretrain_encoder
+    from undertone.demo import pretrain_conformer, pretrain_encoder, pretrain_llm
 
-        print(pretrain_encoder.pretrain(out))
-    if arguments.part in ("llm", "both"):
-        from undertone.demo import pretrain_llm
-
-        print(pretrain_llm.pretrain(out))
+    parts = {"encoder": pretrain_encoder, "conformer": pretrain_conformer, "llm": pretrain_llm}
+    for name, part in parts.items():
+        if arguments.part in (name, "all"):
+            print(part.pretrain(Path(arguments.out)))

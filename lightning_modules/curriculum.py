@@ -11,7 +11,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch.utils.data import DataLoader
@@ -24,9 +23,9 @@ from undertone.data.utterance import Utterance
 from undertone.errors import ConfigError, ManifestError
 from undertone.lightning_modules.bundle import bundle_weights
 from undertone.lightning_modules.ear import Ear
-from undertone.lightning_modules.environment import environment
 from undertone.lightning_modules.material import Material, build_tasks, gather
 from undertone.lightning_modules.recipe import Recipe, StageNode
+from undertone.lightning_modules.run_folder import open_folder
 from undertone.lightning_modules.speech_llm import SpeechLLM
 from undertone.lightning_modules.targets import Targets
 
@@ -94,7 +93,7 @@ def start(recipe: Recipe, console: Console) -> Run:
     if unusable:
         raise ConfigError(f"trainer: the recipe's stages decide about {', '.join(unusable)}; leave that out")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
-    open_folder(recipe)
+    open_folder(recipe.folder, recipe.plain())
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     material = gather(recipe)
     module = SpeechLLM(recipe.plain())
@@ -109,24 +108,6 @@ def start(recipe: Recipe, console: Console) -> Run:
     run = Run(recipe, build_tasks(recipe), material, module, ear, targets, console)
     listen(run)
     return run
-
-
-def open_folder(recipe: Recipe) -> None:
-    """Make the run's folder, or find in it the run that is to go on.
-
-    Raises:
-        ConfigError: the folder holds a run of another recipe.
-    """
-    file = recipe.folder / "recipe.yaml"
-    text = OmegaConf.to_yaml(recipe.plain())
-    if file.is_file() and file.read_text("utf-8") != text:
-        raise ConfigError(
-            f"{recipe.folder} holds a run of another recipe (compare {file}): name this one otherwise (name=...), "
-            f"or delete the folder to begin again"
-        )
-    recipe.folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, "utf-8")
-    (recipe.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", "utf-8")
 
 
 def listen(run: Run) -> None:

@@ -28,9 +28,9 @@ from undertone.encoders.best_rq import BestRQ, CodeLoss, Masking, RandomQuantize
 from undertone.encoders.conformer import ConformerEncoder
 from undertone.errors import ConfigError
 from undertone.lightning_modules.curriculum import Recent
-from undertone.lightning_modules.environment import environment
 from undertone.lightning_modules.pretrain_data import Batch, Clip, Crops, Speech, gather, told
 from undertone.lightning_modules.pretrain_recipe import PretrainRecipe, load, parse
+from undertone.lightning_modules.run_folder import open_folder
 from undertone.lightning_modules.schedule import Schedule, learning_rate
 
 
@@ -114,7 +114,7 @@ def pretrain(config: str, overrides: Sequence[str]) -> Path:
     recipe = load(config, overrides)
     console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
-    open_folder(recipe)
+    open_folder(recipe.folder, recipe.plain())
     if not (recipe.folder / "done.json").is_file():
         train(recipe, console)
     report(recipe, console)
@@ -145,24 +145,6 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
         shown = ", ".join(f"{key}={value}" for key, value in numbers.items() if key != "type")
         table.add_row(part, shown, f"{sum(weight.numel() for weight in weights):,}", fate)
     Console().print(table)
-
-
-def open_folder(recipe: PretrainRecipe) -> None:
-    """Make the run's folder, or find in it the run that is to go on.
-
-    Raises:
-        ConfigError: the folder holds a run of another recipe.
-    """
-    file, text = recipe.folder / "recipe.yaml", OmegaConf.to_yaml(recipe.plain())
-    if file.is_file() and file.read_text("utf-8") != text:
-        raise ConfigError(
-            f"{recipe.folder} holds a run of another recipe (compare {file}): name this one otherwise (name=...), "
-            "or delete the folder to begin again"
-        )
-    recipe.folder.mkdir(parents=True, exist_ok=True)
-    if not file.is_file():  # another process may be reading it
-        file.write_text(text, "utf-8")
-    (recipe.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", "utf-8")
 
 
 def begin(recipe: PretrainRecipe) -> Pretraining:

@@ -107,9 +107,9 @@ def gather(data: DataNode, track: Track) -> Speech:
     if faults and data.policy == "error":
         raise ManifestError(f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):\n{told(faults)}")
     for name, clips in (("train", train), ("validation", validation)):
-        if len(clips) < 2:  # buckets of like length need two
+        if not clips:
             left = f"; {len(faults)} clips were faulty, such as {faults[0]}" if faults else ""
-            raise ManifestError(f"data.{name}: at least two clips are needed, found {len(clips)}{left}")
+            raise ManifestError(f"data.{name}: at least one clip is needed, found none{left}")
     both = {clip.audio for clip in train} & {clip.audio for clip in validation}
     if both:
         raise ManifestError(f"{len(both)} clips are in both train and validation, such as {min(both)}")

@@ -1,17 +1,17 @@
 """The recipe of a self-supervised pre-training: one YAML file, checked whole before any clip is read."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from undertone.encoders import ENCODERS
 from undertone.encoders.conformer import ConformerEncoder
-from undertone.errors import ConfigError, nearest
+from undertone.errors import ConfigError
 from undertone.lightning_modules.curriculum import OURS
+from undertone.lightning_modules.schema import checked
 from undertone.tree import Tree, read_tree
 
 
@@ -98,34 +98,10 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> PretrainRecipe:
 
 def parse(tree: Tree, source: str = "recipe") -> PretrainRecipe:
     """Check a tree and fill in every default; see `load`."""
-    faults = [fault for key, value in tree.items() for fault in _typed(key, value)]
-    if not faults:
-        faults = [f"{f.name}: this key is required" for f in fields(PretrainRecipe) if _absent(f, tree)]
-    if not faults:
-        merged = OmegaConf.merge(OmegaConf.structured(PretrainRecipe), tree)
-        recipe = cast(PretrainRecipe, OmegaConf.to_object(merged))
-        faults = [*_ranges(recipe), *_sources(recipe.data), *_encoder(recipe), *_trainer(recipe)]
-    if faults:
+    recipe = checked(PretrainRecipe, tree, source)
+    if faults := [*_ranges(recipe), *_sources(recipe.data), *_encoder(recipe), *_trainer(recipe)]:
         raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
     return recipe
-
-
-def _typed(key: str, value: Any) -> Iterator[str]:
-    """What is wrong with one top-level key, so that one fault does not hide the next."""
-    schema = [f.name for f in fields(PretrainRecipe)]
-    if key not in schema:
-        yield f"unknown key {key!r}.{nearest(str(key), schema)}"
-        return
-    entries = {name: {key: {name: node}} for name, node in value.items()} if isinstance(value, dict) else {}
-    for piece in entries.values() if entries else [{key: value}]:
-        try:
-            OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(PretrainRecipe), piece), resolve=True)
-        except (OmegaConfBaseException, ValueError) as error:
-            yield f"{getattr(error, 'full_key', None) or key}: {str(error).splitlines()[0]}"
-
-
-def _absent(f: Any, tree: Tree) -> bool:
-    return f.default == MISSING and tree.get(f.name, MISSING) in (MISSING, None)
 
 
 def _ranges(recipe: PretrainRecipe) -> Iterator[str]:

@@ -1,18 +1,18 @@
 """A recipe: one YAML file that says everything a run needs, checked whole before any weight is read."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from undertone.adapters import ADAPTERS
 from undertone.data.corpora import CORPORA
 from undertone.data.tasks import TASKS
 from undertone.encoders import ENCODERS
 from undertone.errors import ConfigError, nearest
+from undertone.lightning_modules.schema import checked
 from undertone.tree import Tree, read_tree
 
 Source = Literal["speech", "text", "none"]  # what fills a slot
@@ -103,6 +103,7 @@ class EvaluationNode:
     max_new_tokens: int = 200
     limit: int | None = None  # utterances a task; null: all
     text: dict[str, str] = field(default_factory=dict)  # slot -> the text that targets are made of, if not its own
+    knobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # task -> knobs it is scored with, if others
 
 
 @dataclass
@@ -156,46 +157,14 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def parse(tree: Tree, source: str = "recipe") -> Recipe:
     """Check a tree and fill in every default; see `load`."""
-    faults: list[str] = []
     tree = dict(tree)
     for group in ("slots", "stages"):  # a null switches an inherited entry off
         if isinstance(tree.get(group), dict):
             tree[group] = {name: node for name, node in tree[group].items() if node is not None}
-    schema = {f.name: f for f in fields(Recipe)}
-    for key in [key for key in tree if key not in schema]:
-        faults.append(f"{source}: unknown key {key!r}.{nearest(str(key), schema)}")
-        tree.pop(key)
-    good: Tree = {}
-    for key, value in tree.items():
-        _typed(key, value, source, good, faults)
-    for f in schema.values():
-        if f.name not in good and f.default is MISSING and not any(f"{source}: {f.name}" in fault for fault in faults):
-            faults.append(f"{source}: {f.name}: this key is required")
-    recipe = None
-    if not faults:
-        try:
-            recipe = cast(Recipe, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), good)))
-        except OmegaConfBaseException as error:
-            faults.append(f"{source}: {error.full_key}: {str(error).splitlines()[0]}")
-    if recipe is not None:
-        faults += _check_components(recipe, source)
-    if faults or recipe is None:
+    recipe = checked(Recipe, tree, source)
+    if faults := _check_components(recipe, source):
         raise ConfigError("\n".join(faults))
     return recipe
-
-
-def _typed(key: str, value: Any, source: str, good: Tree, faults: list[str]) -> None:
-    """Check one top-level key against the schema, entry by entry, so that one fault does not hide the next."""
-    entries = {f"{key}.{name}": {key: {name: node}} for name, node in value.items()} if isinstance(value, dict) else {}
-    before = len(faults)
-    for where, piece in (entries or {key: {key: value}}).items():
-        try:
-            OmegaConf.merge(OmegaConf.structured(Recipe), piece)
-        except (OmegaConfBaseException, ValueError) as error:
-            found = getattr(error, "full_key", None) or where
-            faults.append(f"{source}: {found}: {str(error).splitlines()[0]}")
-    if len(faults) == before:
-        good[key] = value
 
 
 def _check_components(recipe: Recipe, source: str) -> list[str]:
@@ -217,6 +186,8 @@ def _check_components(recipe: Recipe, source: str) -> list[str]:
         node = {"type": name, **recipe.tasks.get(name, {})}
         recipe.tasks[name] = attempt(TASKS.check, node, f"{source}: tasks.{name}") or node
         attempt(TASKS.build, recipe.tasks[name])
+        if name in recipe.evaluation.knobs:
+            attempt(TASKS.build, {**recipe.tasks[name], **recipe.evaluation.knobs[name]})
     return faults
 
 
@@ -260,6 +231,7 @@ def _check_names(recipe: Recipe, source: str) -> list[str]:
         )
     if recipe.cascade and (recipe.stages or "emotion" not in recipe.tasks):
         faults.append(f"{source}: cascade: it needs the task `emotion`, whose labels it learns, and no stages")
+    known("evaluation.knobs", recipe.evaluation.knobs, recipe.tasks, "task of this recipe")
     known("evaluation.text", recipe.evaluation.text, recipe.slots, "slot")
     known("evaluation.text", recipe.evaluation.text.values(), ("caption", "transcript", "tagged"), "equivalent text")
     return faults

@@ -100,9 +100,7 @@ def write_responses(
         ConfigError: the kind is unknown, or a file of prompts or refusals cannot be used.
         UndertoneError: the engine can answer nothing at all.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"no kind of targets is called {kind!r}.{nearest(kind, KINDS)}")
-    _check_place(source, out, root)
+    _check(source, out, kind, root)
     template = TargetPrompt(prompt or _PROMPTS / f"targets_{kind}.txt", with_context=kind != "caption")
     unwanted = read_patterns(refusals or _PROMPTS / "refusals.txt")
     report = Report(out)
@@ -111,15 +109,7 @@ def write_responses(
     chats = [template.chat(line.record) for line in lines]
     said = kept.answer(chats, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     report.asked = kept.asked
-    good = [
-        _with_target(line, kind, a, report)
-        for line, a in zip(lines, said, strict=True)
-        if _good(line, a, unwanted, report)
-    ]
-    if not good:
-        raise ManifestError(f"{source}: there is not one target to write\n{report}")
-    _write(out, good)
-    report.written = len(good)
+    _write(source, _answered(lines, said, kind, unwanted, report), report)
     return report
 
 
@@ -161,7 +151,9 @@ def read_patterns(file: Path) -> list[re.Pattern[str]]:
     return patterns
 
 
-def _check_place(source: Path, out: Path, root: Path | None) -> None:
+def _check(source: Path, out: Path, kind: Kind, root: Path | None) -> None:
+    if kind not in KINDS:
+        raise ConfigError(f"no kind of targets is called {kind!r}.{nearest(kind, KINDS)}")
     if out.resolve() == source.resolve():
         raise ManifestError(f"{out}: the copy would replace its source; give it another name")
     if root is None and out.resolve().parent != source.resolve().parent:
@@ -205,6 +197,17 @@ def _usable(line: _Line, template: TargetPrompt, report: Report) -> bool:
     return not lacking
 
 
+def _answered(
+    lines: list[_Line], said: list[str | Failure], kind: Kind, unwanted: list[re.Pattern[str]], report: Report
+) -> list[dict[str, Any]]:
+    """The lines that got a target, each with it; the others are named in the report."""
+    return [
+        _with_target(line, kind, answer, report)
+        for line, answer in zip(lines, said, strict=True)
+        if _good(line, answer, unwanted, report)
+    ]
+
+
 def _good(line: _Line, answer: str | Failure, unwanted: list[re.Pattern[str]], report: Report) -> bool:
     if isinstance(answer, Failure):
         why = f"not answered: {answer.reason}"
@@ -227,7 +230,10 @@ def _with_target(line: _Line, kind: Kind, answer: str | Failure, report: Report)
     return {**line.record, "response": answer}
 
 
-def _write(out: Path, records: list[dict[str, Any]]) -> None:
-    part = out.with_name(f"{out.name}.part")
+def _write(source: Path, records: list[dict[str, Any]], report: Report) -> None:
+    if not records:
+        raise ManifestError(f"{source}: there is not one target to write\n{report}")
+    part = report.out.with_name(f"{report.out.name}.part")
     part.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
-    os.replace(part, out)
+    os.replace(part, report.out)
+    report.written = len(records)

@@ -8,7 +8,7 @@ from rich.progress import Progress
 from undertone.data.captions import caption_from
 from undertone.data.examples import Example, words
 from undertone.data.loader import collate
-from undertone.data.tasks import AttributeTask
+from undertone.data.tasks import TASKS, AttributeTask
 from undertone.data.utterance import Utterance
 from undertone.errors import ManifestError
 from undertone.evaluation.metrics import Prediction
@@ -28,17 +28,20 @@ def predict(run: Run, split: str = "test") -> list[Prediction]:
     Raises:
         ManifestError: there is nothing to score.
     """
+    recipe = run.recipe
+    scored = {name: TASKS.build({**recipe.tasks[name], **knobs}) for name, knobs in recipe.evaluation.knobs.items()}
+    run.tasks = {**run.tasks, **scored}
     examples = [e for utterance in run.material.splits[split].utterances for e in _questions(run, split, utterance)]
     if not examples:
         raise ManifestError(f"nothing to score: no utterance of {split!r} has what the tasks need")
-    examples = _limited(examples, run.recipe.evaluation.limit)
-    run.targets.slots = run.module.slots = {**run.module.slots, **run.recipe.evaluation.text}
-    heard = tags(run, split) if run.recipe.cascade else {}
+    examples = _limited(examples, recipe.evaluation.limit)
+    run.targets.slots = run.module.slots = {**run.module.slots, **recipe.evaluation.text}
+    heard = tags(run, split) if recipe.cascade else {}
     with run.progress() as progress:
         rivals = _rivals(run, examples, progress)
         run.targets.make(run.module.llm, examples, progress)
         complete = [run.targets.complete(example) for example in examples]
-        rows = [(mode, _with_slots(e, mode, heard)) for mode in run.recipe.modes for e in complete]
+        rows = [(mode, _with_slots(e, mode, heard)) for mode in recipe.modes for e in complete]
         recognised = [row for row in rows if row[1].tag and row[1].task == TASK]
         answered = _answers(run, [row for row in rows if not (row[1].tag and row[1].task == TASK)], rivals, progress)
         return [*(_prediction(run, *row, row[1].tag or "", rivals) for row in recognised), *answered]

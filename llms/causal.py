@@ -18,7 +18,7 @@ from transformers import (
 
 from undertone.errors import ConfigError, UndertoneError, nearest
 from undertone.llms.chat import ChatFormat, Placeholder, Segment
-from undertone.llms.checkpoints import describe, missing, reach, settings
+from undertone.llms.checkpoints import HUB, describe, reach, settings
 from undertone.llms.prefixes import Prefixes
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -232,7 +232,7 @@ class CausalLLM(nn.Module):
         )
         model, report = loaded
         if absent := sorted(report["missing_keys"]):  # transformers would go on with random numbers
-            raise missing(self.checkpoint, f"its files lack {len(absent)} weights, such as {absent[0]}")
+            raise HUB.missing(self.checkpoint, f"its files lack {len(absent)} weights, such as {absent[0]}")
         return cast(PreTrainedModel, model)
 
     def _words(self, ids: list[int]) -> Tensor:

@@ -1,22 +1,21 @@
 """Where a checkpoint comes from: a local folder, the Hugging Face cache or the hub."""
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from huggingface_hub import HfApi, constants
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
-from undertone.errors import ConfigError, MissingError, nearest
+from undertone.errors import ConfigError, MissingError
+from undertone.hub import Hub, first_line
 from undertone.llms.published import PUBLISHED
 from undertone.paths import resolve
 
 T = TypeVar("T")
 
+HUB = Hub("LLM", "config.json, *.safetensors and the tokenizer", PUBLISHED)
 _NOT_THE_MODEL = ("transformers_version", "_name_or_path", "_commit_hash", "dtype", "torch_dtype")
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
 def describe(checkpoint: str, trust_remote_code: bool) -> PreTrainedConfig:
@@ -51,19 +50,16 @@ def reach(checkpoint: str, read: Callable[[str, bool], T]) -> T:
         ConfigError: transformers cannot make sense of the files.
         MissingError: they are nowhere, or damaged.
     """
-    folder = resolve(checkpoint)
     try:
-        if folder.is_dir():
+        if folder := HUB.folder(checkpoint):
             return read(str(folder), True)
-        if not _HUB_ID.fullmatch(checkpoint):
-            raise missing(checkpoint, f"there is no folder {folder}")
         try:
             return read(checkpoint, True)
         except OSError:
             _ask_hub(checkpoint)
             return read(checkpoint, False)
     except (OSError, SafetensorError) as error:
-        raise missing(checkpoint, str(error).strip().split("\n")[0] or type(error).__name__) from None
+        raise HUB.missing(checkpoint, first_line(error)) from None
     except MissingError:
         raise
     except (ValueError, KeyError) as error:
@@ -77,15 +73,3 @@ def _ask_hub(checkpoint: str) -> None:
         HfApi().model_info(checkpoint, timeout=10)
     except Exception as error:  # their base class depends on the hub client's version (httpx, httpx2)
         raise OSError(f"{constants.ENDPOINT}: {error}") from error
-
-
-def missing(checkpoint: str, why: str) -> MissingError:
-    """The error for an LLM that cannot be had, with what to do about it."""
-    folder = Path.cwd() / resolve(checkpoint)
-    known = "" if checkpoint in PUBLISHED else nearest(checkpoint, PUBLISHED).split(" Known:")[0]
-    return MissingError(
-        f"the LLM {checkpoint} cannot be loaded: {why}.{known}\n"
-        f"Looked in the folder {folder}, in the Hugging Face cache {constants.HF_HUB_CACHE} and on "
-        f"{constants.ENDPOINT}.\nPoint at a local copy (config.json, *.safetensors and the tokenizer) with "
-        "llm.checkpoint=/path/to/folder, or run conf/quickstart.yaml, which needs no download."
-    )

@@ -20,6 +20,7 @@ from undertone.lightning_modules.cli import quiet
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 quiet()
 
+CONFORMER = {"type": "conformer", "layers": 2, "width": 16, "feedforward": 32, "heads": 2, "kernel": 3}
 EMOTIONS = ("neutral", "happy", "sad", "angry")
 WORDS = ("we found the lamp", "they sold a book", "i lost my key", "you made some tea")
 
@@ -105,6 +106,29 @@ def tree(tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_path:
         "checkpoint_every": 2,
         "runs": str(tmp_path / "runs"),
     }  # fmt: skip
+
+
+@pytest.fixture
+def alignment(tree: dict[str, Any]) -> dict[str, Any]:
+    """One slot and one stage, in which encoder and adapter learn together."""
+    prompts = "undertone:data/prompts/speech_emotion_llama"
+    stage = {
+        "tasks": {"response": 1, "asr": 1, "caption": 1, "emotion": 1},
+        "trains": ["encoder", "speech"], "lr": 1e-2, "epochs": 2, "batch": 4,
+    }  # fmt: skip
+    return {
+        **tree,
+        "slots": {"speech": {"adapter": {"type": "frame_stacking_mlp", "hidden": 16}, "text": "tagged"}},
+        "instructions": "user",
+        "tasks": {
+            "response": {},
+            "asr": {"prompts": f"{prompts}/asr.txt"},
+            "caption": {"prompts": f"{prompts}/caption.txt"},
+            "emotion": {**tree["tasks"]["emotion"], "prompts": f"{prompts}/emotion.txt", "sentence": "{label}"},
+        },
+        "stages": {"align": stage},
+        "evaluation": {"batch": 5, "max_new_tokens": 4, "limit": 3},
+    }
 
 
 @pytest.fixture

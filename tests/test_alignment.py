@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from tests.conftest import CONFORMER
 from undertone.data.examples import words
 from undertone.data.tasks import TASKS, AttributeTask
 from undertone.data.utterance import Turn, Utterance
@@ -18,31 +19,7 @@ from undertone.lightning_modules.cli import main
 from undertone.lightning_modules.curriculum import start
 from undertone.lightning_modules.prompting import chat_of
 
-CONFORMER = {"type": "conformer", "layers": 2, "width": 16, "feedforward": 32, "heads": 2, "kernel": 3}
 SPOKEN = Utterance("a", Path("a.wav"), "it broke", None, 1.0, {"emotion": "sad"})
-
-
-@pytest.fixture
-def alignment(tree: dict[str, Any]) -> dict[str, Any]:
-    """One slot and one stage, in which encoder and adapter learn together."""
-    prompts = "undertone:data/prompts/speech_emotion_llama"
-    stage = {
-        "tasks": {"response": 1, "asr": 1, "caption": 1, "emotion": 1},
-        "trains": ["encoder", "speech"], "lr": 1e-2, "epochs": 2, "batch": 4,
-    }  # fmt: skip
-    return {
-        **tree,
-        "slots": {"speech": {"adapter": {"type": "frame_stacking_mlp", "hidden": 16}, "text": "tagged"}},
-        "instructions": "user",
-        "tasks": {
-            "response": {},
-            "asr": {"prompts": f"{prompts}/asr.txt"},
-            "caption": {"prompts": f"{prompts}/caption.txt"},
-            "emotion": {**tree["tasks"]["emotion"], "prompts": f"{prompts}/emotion.txt", "sentence": "{label}"},
-        },
-        "stages": {"align": stage},
-        "evaluation": {"batch": 5, "max_new_tokens": 4, "limit": 3},
-    }
 
 
 def trained(folder: Path) -> dict[str, torch.Tensor]:

@@ -59,20 +59,22 @@ def data_with(folder: Path, spoil: Callable[[Path], None]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def one_stage(tree: dict[str, Any]) -> dict[str, Any]:
-    return {"stages": {"joint": tree["stages"]["joint"]}, "evaluation": {"max_new_tokens": 2, "slots": ["both"]}}
+def fit(write_recipe: Callable[..., str], tree: dict[str, Any], tmp_path: Path) -> Callable[..., int]:
+    """`undertone fit` of one stage, with one training clip spoiled and `data` changed as said; its exit status."""
+    small = {"stages": {"joint": tree["stages"]["joint"]}, "evaluation": {"max_new_tokens": 2, "slots": ["both"]}}
+
+    def run(spoil: Callable[[Path], None], **changes: Any) -> int:
+        data = {**data_with(tmp_path, spoil), "cache": str(tmp_path / "cache"), **changes}
+        return main(["fit", "--config", write_recipe(data=data, **small)])
+
+    return run
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_an_unusable_clip_stops_the_run_before_training(
-    name: str,
-    write_recipe: Callable[..., str],
-    one_stage: dict[str, Any],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = {**data_with(tmp_path, BAD[name]), "cache": str(tmp_path / "cache")}
-    assert main(["fit", "--config", write_recipe(data=data, **one_stage)]) == 2
+    assert fit(BAD[name]) == 2
     told = capsys.readouterr().err
     assert "train-1.wav" in told and "Traceback" not in told
     assert not list(tmp_path.glob("runs/tiny/stages/*"))
@@ -80,28 +82,18 @@ def test_an_unusable_clip_stops_the_run_before_training(
 
 @pytest.mark.parametrize("name", BAD)
 def test_an_unusable_clip_is_left_out_counted_and_named(
-    name: str,
-    write_recipe: Callable[..., str],
-    one_stage: dict[str, Any],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, fit: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = {**data_with(tmp_path, BAD[name]), "cache": str(tmp_path / "cache"), "policy": "skip"}
-    assert main(["fit", "--config", write_recipe(data=data, **one_stage)]) == 0
+    assert fit(BAD[name], policy="skip") == 0
     told = capsys.readouterr().out
     assert "left out, 1 in all" in told and "train-1" in told
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_audio_trains_and_is_answered(
-    name: str,
-    write_recipe: Callable[..., str],
-    one_stage: dict[str, Any],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = {**data_with(tmp_path, ODD[name]), "cache": str(tmp_path / "cache")}
-    assert main(["fit", "--config", write_recipe(data=data, **one_stage)]) == 0
+    assert fit(ODD[name]) == 0
     bundle = str(tmp_path / "runs" / "tiny" / "bundle")
     assert main(["chat", bundle, "--once", "--audio", str(tmp_path / "train-1.wav")]) == 0
     captured = capsys.readouterr()
@@ -150,21 +142,16 @@ def test_a_clip_on_two_sides_is_refused(
     assert "both train and validation" in capsys.readouterr().err
 
 
-def test_a_clip_longer_than_the_recipe_allows(
-    write_recipe: Callable[..., str], one_stage: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = {**data_with(tmp_path, lambda file: write_tone(file, 3.0, 200)), "max_seconds": 2.0}
-    assert main(["fit", "--config", write_recipe(data=data, **one_stage)]) == 2
+def test_a_clip_longer_than_the_recipe_allows(fit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(lambda file: write_tone(file, 3.0, 200), max_seconds=2.0) == 2
     assert "data.max_seconds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["weights", "prints", "absent", "recipe"])
 def test_a_damaged_bundle_is_refused(
-    damage: str, write_recipe: Callable[..., str], one_stage: dict[str, Any], tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    data = {**data_with(tmp_path, lambda _: None), "cache": str(tmp_path / "cache")}
-    assert main(["fit", "--config", write_recipe(data=data, **one_stage)]) == 0
+    damage: str, fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(lambda _: None) == 0
     bundle = tmp_path / "runs" / "tiny" / "bundle"
     if damage == "weights":
         (bundle / "trained.safetensors").write_bytes(b"\x00" * 100)

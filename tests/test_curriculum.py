@@ -18,7 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from undertone.data.sampler import StageSampler
-from undertone.errors import BundleError, ConfigError
+from undertone.errors import BundleError, ConfigError, ManifestError
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.bundle import read_bundle
 from undertone.lightning_modules.cli import main
@@ -64,6 +64,17 @@ def test_weights_repeat_and_thin_out() -> None:
 def test_ranks_share_an_epoch() -> None:
     rows = [row for rank in (0, 1) for _, batch in sampler(rank=rank, ranks=2, epochs=1) for row in batch]
     assert Counter(rows) == Counter(range(40))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_epoch_may_have_one_utterance_or_none(ranks: int) -> None:
+    for rank in range(ranks):
+        shared = {"seconds": [1.0], "rank": rank, "ranks": ranks}
+        assert list(sampler(weights=[1.0], epochs=2, **shared)) == [(0, [0]), (1, [0])]
+        drawn = [epoch for epoch, _ in sampler(weights=[0.5], epochs=20, **shared)]
+        assert drawn == sorted(set(drawn)) and 0 < len(drawn) < 20
+        with pytest.raises(ManifestError, match=r"not one is drawn in 3 epochs.*data\.train"):
+            sampler(weights=[0.0], **shared)
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine", "constant"])

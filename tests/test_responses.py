@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from undertone.data.manifest import read_manifest
+from undertone.data.wordings import read_wordings
 from undertone.errors import ConfigError, ManifestError
 from undertone.lightning_modules.responses import KINDS, Kind, read_patterns, targets, write_responses
 from undertone.lightning_modules.target_prompt import TargetPrompt
@@ -77,6 +78,17 @@ def test_each_line_keeps_its_keys_and_gets_the_answer_to_its_own_prompt(tmp_path
     assert system["role"] == "system" and system["content"].startswith("Respond as if you are a natural conversation")
     assert user == {"role": "user", "content": "<sad> it rains"}
     assert report.written == 3 and report.replaced == 1
+
+
+def test_the_papers_prompts_read_alike_wherever_they_stand() -> None:
+    (companion,), (caption,) = (read_wordings(PROMPTS / f"{name}.txt", {}) for name in ("companion", "caption"))
+    kinds = ("response", "plain", "caption")
+    response, plain, scene = (TargetPrompt(PROMPTS / f"targets_{kind}.txt") for kind in kinds)
+    assert (response.system, response.user) == (companion, "<{emotion}> {transcript}")
+    about_emotion = " If the user input indicates an emotion, respond as if you are being spoken to in that emotion:"
+    assert companion.endswith(about_emotion)
+    assert (plain.system, plain.user) == (companion.removesuffix(about_emotion), "{transcript}")
+    assert (scene.system, scene.user) == (None, f"{caption} <{{emotion}}> {{transcript}}")
 
 
 def test_the_same_prompt_is_asked_once(tmp_path: Path) -> None:

@@ -80,6 +80,21 @@ def test_answers_are_the_sentences_of_their_attribute() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_a_recipe_may_set_choices_wordings_and_sentence(name: str) -> None:
+    filled = TASKS.check({"type": name})
+    assert list(filled) == ["type", "choices", "prompts", "sentence"]
+    assert (filled["choices"], filled["prompts"], filled["sentence"]) == (attribute(name).choices, None, None)
+    task = TASKS.build({"type": name, "choices": ["apt", "mild"], "sentence": "It is {a} {label} one."})
+    assert task.target(utterance(**{name: "apt"})) == "It is an apt one."
+    assert attribute(name) != attribute(name)  # no two are one
+
+
+def test_a_sentence_must_have_a_place_for_the_label() -> None:
+    with pytest.raises(ConfigError, match=r"task age: sentence is 'Old.'; put {label} where"):
+        TASKS.build({"type": "age", "sentence": "Old."})
+
+
 @pytest.mark.parametrize(
     ("name", "response", "label"),
     [

@@ -18,6 +18,7 @@ from torch import Tensor
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper, disable_sdpa
 
 from undertone.encoders import ENCODERS
+from undertone.encoders.base import fingerprint
 from undertone.encoders.whisper import PUBLISHED, WhisperEncoder
 from undertone.errors import ConfigError, MissingError, UndertoneError
 from undertone.types import Frames
@@ -196,6 +197,13 @@ def test_fingerprint_knows_weights_and_window(checkpoint: str) -> None:
     assert before == loaded(checkpoint).fingerprint() != loaded(checkpoint, "longest").fingerprint()
     encoder.encoder.conv1.bias[0] += 1e-3
     assert encoder.fingerprint() != before
+
+
+def test_fingerprints_stay_those_that_bundles_and_caches_hold() -> None:
+    network = torch.nn.Linear(2, 1)
+    network.load_state_dict({"weight": torch.full((1, 2), 0.5), "bias": torch.zeros(1)})
+    known = "9bcda5ab9a49d77e28d13b1cfccff117a48a0d032da7abb784be86f2ca3e0647"
+    assert fingerprint(network, "whisper", 80, "full") == known
 
 
 def test_only_the_encoder_is_in_memory_and_it_is_frozen(checkpoint: str) -> None:

@@ -1,0 +1,49 @@
+"""A tree from YAML becomes a dataclass: every default filled in, or every fault told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from undertone.errors import ConfigError, nearest
+from undertone.tree import Tree
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+
+
+def checked(schema: type[T], tree: Tree, source: str) -> T:
+    """Make a `schema` of a tree. A field whose default is MISSING is required.
+
+    Raises:
+        ConfigError: with every fault, each with source, key, what was found and what is accepted.
+    """
+    faults = [fault for key, value in tree.items() for fault in _faults(schema, key, value)]
+    required = [f.name for f in fields(schema) if f.default == MISSING]
+    faults += [f"{name}: this key is required" for name in required if tree.get(name, MISSING) == MISSING]
+    if not faults:
+        try:
+            return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), tree)))
+        except OmegaConfBaseException as error:
+            faults.append(f"{error.full_key}: {str(error).splitlines()[0]}")
+    raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
+
+
+def _faults(schema: type[DataclassInstance], key: str, value: Any) -> Iterator[str]:
+    """What is wrong with one top-level key, entry by entry, so that one fault does not hide the next."""
+    known = [f.name for f in fields(schema)]
+    if key not in known:
+        yield f"unknown key {key!r}.{nearest(str(key), known)}"
+        return
+    entries = {f"{key}.{name}": {key: {name: node}} for name, node in value.items()} if isinstance(value, dict) else {}
+    for where, piece in (entries or {key: {key: value}}).items():
+        try:
+            OmegaConf.merge(OmegaConf.structured(schema), piece)
+        except (OmegaConfBaseException, ValueError) as error:
+            yield f"{getattr(error, 'full_key', None) or where}: {str(error).splitlines()[0]}"
