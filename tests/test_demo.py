@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from undertone.data.labels import levels, measure
 from undertone.data.wordings import read_wordings
+from undertone.demo import pretrain_conformer
 from undertone.demo.corpus import DemoWorld, speak_one
 from undertone.demo.voices import MEN, WOMEN, speakers
 from undertone.demo.world import CHOICES, draw_sentence, reply, split_of
+from undertone.encoders.conformer import ConformerEncoder
 from undertone.encoders.whisper import WhisperEncoder
 from undertone.llms import CausalLLM, ChatTurn
 from undertone.paths import resolve
@@ -148,3 +151,17 @@ def test_the_encoder_loads_and_hears() -> None:
     card = json.loads(resolve("undertone:demo/backbones/encoder.json").read_text())
     assert all(card["validation"][name] >= 0.9 for name in CHOICES)
     assert len(hashlib.sha256(encoder.fingerprint().encode()).hexdigest()) == 64
+
+
+def test_the_conformer_loads_and_its_pretraining_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shipped = ConformerEncoder(checkpoint="undertone:demo/backbones/conformer", **pretrain_conformer.NUMBERS)
+    shipped.load()
+    assert all(weight.dtype == torch.float32 for weight in shipped.parameters())
+    card = json.loads(resolve("undertone:demo/backbones/conformer.json").read_text())
+    assert card["encoder"] == pretrain_conformer.NUMBERS and card["validation"]["wer"] <= 0.05
+    plan = pretrain_conformer.Plan(utterances=4, validation=2, steps=2, batch=2)
+    made = pretrain_conformer.pretrain(tmp_path, plan)
+    assert made["validation"]["wer"] > 0.5 and "step 2 " in capsys.readouterr().out
+    again = ConformerEncoder(checkpoint=str(tmp_path / "conformer"), **pretrain_conformer.NUMBERS)
+    again.load()
+    assert again.fingerprint() != shipped.fingerprint()

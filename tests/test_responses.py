@@ -11,6 +11,7 @@ import pytest
 from undertone.data.manifest import read_manifest
 from undertone.data.wordings import read_wordings
 from undertone.errors import ConfigError, ManifestError
+from undertone.lightning_modules.cli import main
 from undertone.lightning_modules.responses import KINDS, Kind, read_patterns, targets, write_responses
 from undertone.lightning_modules.target_prompt import TargetPrompt
 from undertone.llms import kept_answers
@@ -269,6 +270,21 @@ def test_the_command_writes_a_manifest_that_trains(
     assert all(u.response for u in read_manifest(out, choices=choices).utterances)
     with pytest.raises(ConfigError, match="write key=value"):
         targets(argparse.Namespace(**{**vars(arguments), "overrides": ["cpu"]}))
+
+
+def test_knobs_may_stand_behind_options(
+    manifests: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, llm = str(manifests["test"]), save_family("llama3", tmp_path)
+    knobs = [f"checkpoint={llm}", "dtype=float32", "batch=4", "device=cpu"]
+    options = ["--out", str(manifests["test"].with_name("out.jsonl")), "--max-new-tokens", "4"]
+    for words in ([source, *options, *knobs], [*options, source, *knobs], [source, *knobs, *options]):
+        assert main(["targets", *words]) == 2
+        assert "6 left out: cut at max_new_tokens" in capsys.readouterr().err  # it has been asked, by all the knobs
+    for stray in ("cpu", "--devise=cpu"):
+        with pytest.raises(SystemExit):
+            main(["targets", source, *options, *knobs, stray])
+        assert f"unrecognized arguments: {stray}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", KINDS)
