@@ -4,6 +4,8 @@ The wheel `espeakng-loader` carries the library and its voices (GPL-3, hence an 
 """
 
 import ctypes
+import functools
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,30 +15,41 @@ _RETRIEVAL, _CHARS_UTF8 = 1, 1  # AUDIO_OUTPUT_RETRIEVAL, espeakCHARS_UTF8
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
+@functools.cache
+def _started() -> tuple[ctypes.CDLL, int, list[NDArray[np.int16]], Any]:
+    """The library, the sample rate of its voices, what it has said, and the callback, which ctypes does not keep.
+
+    It holds its state in globals: initialised twice in a process, it hangs or crashes.
+    """
+    try:
+        import espeakng_loader
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "speech synthesis needs eSpeak NG: pip install 'undertone[demo]' (package espeakng-loader, GPL-3)"
+        ) from error
+    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    rate_hz = library.espeak_Initialize(_RETRIEVAL, 0, espeakng_loader.get_data_path().encode(), 0)
+    chunks: list[NDArray[np.int16]] = []
+
+    def collect(samples: "ctypes._Pointer[ctypes.c_short]", count: int, _events: int | None) -> int:
+        if count > 0:
+            chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        return 0
+
+    callback = _CALLBACK(collect)
+    library.espeak_SetSynthCallback(callback)
+    return library, rate_hz, chunks, callback
+
+
 class ESpeak:
-    """One synthesizer a process: the library keeps its state in globals.
+    """A synthesizer; all of a process are one.
 
     Raises:
         ModuleNotFoundError: the extra is not installed; the message says how to.
     """
 
     def __init__(self) -> None:
-        try:
-            import espeakng_loader
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "speech synthesis needs eSpeak NG: pip install 'undertone[demo]' (package espeakng-loader, GPL-3)"
-            ) from error
-        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
-        self._rate_hz = self._library.espeak_Initialize(_RETRIEVAL, 0, espeakng_loader.get_data_path().encode(), 0)
-        self._chunks: list[NDArray[np.int16]] = []
-        self._callback = _CALLBACK(self._collect)  # kept: ctypes does not hold a reference
-        self._library.espeak_SetSynthCallback(self._callback)
-
-    def _collect(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, _events: int | None) -> int:
-        if count > 0:
-            self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0
+        self._library, self._rate_hz, self._chunks, _ = _started()
 
     def say(
         self, text: str, *, voice: str, rate: int = 175, pitch: int = 50, range: int = 50, volume: int = 100

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from undertone.data.espeak import ESpeak
 from undertone.data.labels import levels, measure
 from undertone.data.wordings import read_wordings
 from undertone.demo import pretrain_conformer
@@ -165,3 +166,10 @@ def test_the_conformer_loads_and_its_pretraining_runs(tmp_path: Path, capsys: py
     again = ConformerEncoder(checkpoint=str(tmp_path / "conformer"), **pretrain_conformer.NUMBERS)
     again.load()
     assert again.fingerprint() != shipped.fingerprint()
+
+
+def test_several_synthesizers_of_a_process_speak() -> None:
+    """The library would hang, or crash, if it were initialised twice."""
+    first, second = ESpeak(), ESpeak()
+    said = [one.say("we found the lamp", voice="en-us+f2") for one in (first, second, first)]
+    assert all(len(audio) > 5_000 and rate == 22_050 for audio, rate in said)
