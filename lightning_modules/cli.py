@@ -45,6 +45,7 @@ def quiet() -> None:
     """Advice of the libraries that a user of a recipe can do nothing about."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a part that cannot be loaded is an error of our own
     for message in (
         r".*does not have many workers.*",
         r".*enable_nested_tensor.*",
