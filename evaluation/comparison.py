@@ -1,6 +1,7 @@
 """Systems one below the other, over several seeds, with what was published in a table of its own."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,20 +102,24 @@ def _number(column: Column, value: float, half: float | None = None) -> str:
 
 
 def comparison_table(page: Comparison) -> Table:
-    """For the terminal: ours, and below it the paper's."""
+    """For the terminal, scores below one another and a column a system: ours, and below them the paper's."""
     grid = Table.grid()
     for title, rows in _parts(page):
-        table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, title_justify="left")
-        table.add_column("system")
-        for column in COLUMNS.values():
-            table.add_column(column.title, justify="right")
-        for row in rows:
-            table.add_row(*row)
+        table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title_justify="left")
+        for name in ("", *page.titles):
+            table.add_column(name.replace("_", "\n"), justify="right" if name else "left", no_wrap=True)
+        for column, *cells in zip([c.title for c in COLUMNS.values()], *(row[1:] for row in rows), strict=True):
+            table.add_row(column, *(_narrow(cell) for cell in cells))
         grid.add_row(table)
         grid.add_row("")
-    for line in (LEGEND, *page.remarks):
+    for line in (*(f"{name}: {title}" for name, title in page.titles.items()), LEGEND, *page.remarks):
         grid.add_row(line)
     return grid
+
+
+def _narrow(cell: str) -> str:
+    """A terminal has 80 columns: intervals and the ends of ranges stand on lines of their own."""
+    return re.sub(r"(?<=\d)-(?=\d)", "-\n", cell.replace(" ±", "\n±"))
 
 
 def comparison_markdown(page: Comparison) -> str:
