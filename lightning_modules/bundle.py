@@ -42,8 +42,9 @@ def fingerprints(module: SpeechLLM) -> dict[str, str]:
 
 
 def frozen(module: SpeechLLM) -> dict[str, str]:
-    """Digests of the parts that no stage trains."""
-    return {part: print_ for part, print_ in fingerprints(module).items() if f"{part}." not in module.owned}
+    """Digests of what no stage trains: the encoder, if it does not learn, and all of the LLM that is not unfrozen."""
+    encoder = {} if module.recipe.trains_encoder else {"encoder": module.encoder.fingerprint()}
+    return {**encoder, "llm": module.llm.frozen_fingerprint()}
 
 
 def bundle_weights(folder: Path) -> dict[str, Tensor]:

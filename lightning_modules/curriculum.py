@@ -99,7 +99,7 @@ def start(recipe: Recipe, console: Console) -> Run:
     module = SpeechLLM(recipe.plain())
     module.configure_model()
     if recipe.init:
-        module.load_trained(bundle_weights(Path(recipe.init)), recipe.init)
+        module.load_trained(bundle_weights(Path(recipe.init)), recipe.init, begins=True)
     cache = Path(recipe.data.cache or recipe.folder / "cache")
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
     ear = Ear(module.encoder, cache if kept else None, recipe.data.max_seconds)

@@ -11,22 +11,36 @@ from undertone.adapters import ADAPTERS
 from undertone.data.corpora import CORPORA
 from undertone.data.tasks import TASKS
 from undertone.encoders import ENCODERS
-from undertone.errors import ConfigError, nearest
+from undertone.errors import ConfigError, UndertoneError, nearest
 from undertone.lightning_modules.schema import checked
 from undertone.tree import Tree, read_tree
 
 Source = Literal["speech", "text", "none"]  # what fills a slot
 SOURCES: tuple[Source, ...] = ("speech", "text", "none")
-ENCODER = "encoder"  # among the names of what a stage trains
+ENCODER, LLM = "encoder", "llm"  # among the names of what a stage trains, beside the slots
+
+
+@dataclass
+class TuningNode:
+    """What of the LLM is unfrozen, for stages that name `llm` in `trains`. Full tuning is `layers: all`."""
+
+    method: Literal["frozen", "lora", "weights"] = "frozen"
+    layers: str = "all"  # 0-14, or 0-6,9; auto: the paralinguistic and semantic layers that an analysis has found
+    targets: list[str] = field(default_factory=lambda: ["all"])  # linear maps of these layers, such as q_proj
+    rank: int = 16  # of LoRA, as are the next two
+    alpha: float = 32.0
+    dropout: float = 0.0
+    analysis: str | None = None  # the layers.json of `undertone analyze`, for layers: auto
 
 
 @dataclass
 class LLMNode:
-    """The LLM, frozen, in a dtype of its own."""
+    """The LLM, in a dtype of its own, frozen but for `tuning`."""
 
     checkpoint: str = MISSING  # a hub id, a local folder, or undertone:<room>/<folder>
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     trust_remote_code: bool = False
+    tuning: TuningNode = field(default_factory=TuningNode)
 
 
 @dataclass
@@ -67,7 +81,7 @@ class StageNode:
 
     tasks: dict[str, float] = MISSING  # task -> weight: how often it is drawn
     err: dict[str, float] | None = None  # Equivalence Replacement Regularization: source -> weight
-    trains: list[str] | None = None  # slots whose adapters learn, and `encoder` if it does; null: all slots
+    trains: list[str] | None = None  # slots whose adapters learn; `encoder`, `llm` if they do; null: all slots
     lr: float = MISSING
     warmup_steps: int = 0
     decay: Literal["linear", "cosine", "constant"] = "linear"
@@ -91,6 +105,15 @@ class CascadeNode:
     lr: float = 5e-5
     weight_decay: float = 0.01
     patience: int = 5  # epochs without a better balanced accuracy
+
+
+@dataclass
+class HeadNode:
+    """The auxiliary dual-level classification head of PE-FT (ADCH), for stages in which the LLM learns."""
+
+    layer: int = MISSING  # whose output it reads, counted from 0
+    categories: dict[str, list[str]] = MISSING  # category -> its attribute values, as the manifests name them
+    weight: float = 0.5  # of its loss
 
 
 @dataclass
@@ -120,6 +143,7 @@ class Recipe:
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)  # knobs of tasks, such as their choices
     data: DataNode = field(default_factory=DataNode)
     stages: dict[str, StageNode] = MISSING  # run in this order; {}: `init` is scored as it is
+    adch: HeadNode | None = None
     cascade: CascadeNode | None = None
     evaluation: EvaluationNode = field(default_factory=EvaluationNode)
     trainer: dict[str, Any] = field(default_factory=dict)  # keyword arguments of lightning.Trainer
@@ -134,6 +158,11 @@ class Recipe:
     def trains_encoder(self) -> bool:
         """Whether the encoder learns in some stage; otherwise its outputs can be kept and it is no part of a bundle."""
         return any(ENCODER in (node.trains or []) for node in self.stages.values())
+
+    @property
+    def trains_llm(self) -> bool:
+        """Whether the LLM learns in some stage."""
+        return any(LLM in (node.trains or []) for node in self.stages.values())
 
     @property
     def modes(self) -> list[str]:
@@ -181,7 +210,7 @@ def _check_components(recipe: Recipe, source: str) -> list[str]:
         slot.adapter = attempt(ADAPTERS.check, slot.adapter, f"{source}: slots.{name}.adapter") or slot.adapter
     if recipe.data.corpus:
         recipe.data.corpus = attempt(CORPORA.check, recipe.data.corpus, f"{source}: data.corpus") or recipe.data.corpus
-    faults += _check_names(recipe, source)
+    faults += [*_check_names(recipe, source), *_check_tuning(recipe, source)]
     for name in sorted({*recipe.tasks, *used_tasks(recipe)} & set(TASKS.names())):
         node = {"type": name, **recipe.tasks.get(name, {})}
         recipe.tasks[name] = attempt(TASKS.check, node, f"{source}: tasks.{name}") or node
@@ -210,7 +239,7 @@ def _check_names(recipe: Recipe, source: str) -> list[str]:
     known("tasks", recipe.tasks, TASKS.names(), "task")
     for name, stage in recipe.stages.items():
         known(f"stages.{name}.tasks", stage.tasks, TASKS.names(), "task")
-        known(f"stages.{name}.trains", stage.trains or [], [*recipe.slots, ENCODER], "slot")
+        known(f"stages.{name}.trains", stage.trains or [], [*recipe.slots, ENCODER, LLM], "slot")
         known(f"stages.{name}.err", stage.err or {}, SOURCES, "source")
         faults += _check_stage(stage, f"{source}: stages.{name}")
     modes = ["both", "text", *recipe.slots]
@@ -219,10 +248,8 @@ def _check_names(recipe: Recipe, source: str) -> list[str]:
     for split in ("train", "validation", "test"):
         for i, node in enumerate(getattr(recipe.data, split)):
             known(f"data.{split}[{i}].tasks", node.tasks or [], TASKS.names(), "task")
-    if ENCODER in recipe.slots:
-        faults.append(
-            f"{source}: slots.{ENCODER}: a slot cannot have this name, since `trains` means the encoder by it"
-        )
+    for name in {ENCODER, LLM} & set(recipe.slots):
+        faults.append(f"{source}: slots.{name}: a slot cannot have this name, since `trains` means the {name} by it")
     if not recipe.slots:
         faults.append(f"{source}: slots: a spoken turn needs at least one")
     if not recipe.stages and not (recipe.init and recipe.evaluation.tasks):
@@ -234,6 +261,31 @@ def _check_names(recipe: Recipe, source: str) -> list[str]:
     known("evaluation.knobs", recipe.evaluation.knobs, recipe.tasks, "task of this recipe")
     known("evaluation.text", recipe.evaluation.text, recipe.slots, "slot")
     known("evaluation.text", recipe.evaluation.text.values(), ("caption", "transcript", "tagged"), "equivalent text")
+    return faults
+
+
+def _check_tuning(recipe: Recipe, source: str) -> list[str]:
+    """Whether what is unfrozen also learns, and `layers: auto` has an analysis to go by, which is read here."""
+    faults, tuning, head = [], recipe.llm.tuning, recipe.adch
+    if recipe.trains_llm != (tuning.method != "frozen"):
+        faults.append(
+            f"{source}: llm.tuning.method is {tuning.method!r}, but "
+            + ("a stage trains `llm`: say what of it learns" if recipe.trains_llm else "no stage has `llm` in `trains`")
+        )
+    if tuning.layers == "auto" and tuning.analysis is None:
+        faults.append(f"{source}: llm.tuning.layers: auto needs llm.tuning.analysis, a file of `undertone analyze`")
+    elif tuning.layers == "auto" and tuning.method != "frozen":
+        from undertone.evaluation.layers import read_split  # scikit-learn takes seconds to import
+
+        try:
+            first, last = read_split(Path(str(tuning.analysis)))
+            tuning.layers = f"{first}-{last}"
+        except UndertoneError as error:
+            faults.append(f"{source}: llm.tuning.analysis: {error}")
+    if head and not recipe.trains_llm:
+        faults.append(f"{source}: adch: no stage has `llm` in `trains`, which its loss is for")
+    if head and (not head.categories or not all(head.categories.values())):
+        faults.append(f"{source}: adch.categories: name at least one category, each with its attribute values")
     return faults
 
 

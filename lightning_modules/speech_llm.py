@@ -1,6 +1,7 @@
 """One LightningModule for every recipe: it wires parts together and leaves the work to them."""
 
 from collections.abc import Hashable, Iterable
+from dataclasses import asdict
 from typing import Any, cast
 
 import lightning as L
@@ -8,26 +9,30 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from undertone.adapters import ADAPTERS
+from undertone.adapters import ADAPTERS, Adapter
+from undertone.data.examples import Example
 from undertone.data.loader import Batch
 from undertone.encoders import ENCODERS
-from undertone.errors import BundleError
+from undertone.errors import BundleError, ConfigError
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.prompting import Spot, chat_of
-from undertone.lightning_modules.recipe import ENCODER
+from undertone.lightning_modules.recipe import ENCODER, LLM, TuningNode
 from undertone.lightning_modules.schedule import Schedule, learning_rate
-from undertone.llms.causal import CausalLLM, TokenLoss
+from undertone.llms.adch import ADCH
+from undertone.llms.causal import CausalLLM, TokenLoss, Watch, places
 from undertone.llms.chat import ChatTurn, Placeholder, Segment
+from undertone.llms.tuning import Tuning
 from undertone.types import Frames
 
-PARTS = ("adapters", "encoder")  # what may be trained; only trained weights are saved, and insisted on when loading
+PARTS = ("adapters", "encoder", "llm", "adch")  # what may be trained; only that is saved, and insisted on when loading
+HEADS = "adch"  # guides training, and is no part of the result
 
 
 class SpeechLLM(L.LightningModule):
-    """Encoder -> slots filled by adapters -> frozen LLM.
+    """Encoder -> slots filled by adapters -> LLM.
 
     Adapters are small and are born in `__init__`; the encoder's weights and the LLM are large and arrive in
-    `configure_model`, where a strategy may shard them. The encoder is frozen in stages that do not name it.
+    `configure_model`, where a strategy may shard them. Encoder and LLM are frozen in stages that do not name them.
 
     Args:
         recipe: the whole recipe as nested dicts, so that a checkpoint holds data and nothing else.
@@ -39,7 +44,7 @@ class SpeechLLM(L.LightningModule):
         self.recipe = recipes.parse(recipe)
         self.encoder = ENCODERS.build(self.recipe.encoder)
         node = self.recipe.llm
-        self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code)
+        self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code, tuning_of(node.tuning))
         self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
         self.adapters = nn.ModuleDict(
             {
@@ -47,41 +52,70 @@ class SpeechLLM(L.LightningModule):
                 for name, slot in self.recipe.slots.items()
             }
         )
-        self.owned = tuple(f"{part}." for part in PARTS if part != ENCODER or self.recipe.trains_encoder)
-        self.encoder_learns = False
+        head = self.recipe.adch
+        if head and not 0 <= head.layer < self.llm.depth:
+            raise ConfigError(f"adch.layer: {head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}")
+        self.adch = ADCH(self.llm.dim, head.categories) if head else None
+        self.encoder_learns = self.llm_learns = False
         self.register_load_state_dict_post_hook(_frozen_weights_may_be_absent)  # type: ignore[no-untyped-call]
 
     def begin(self, stage: str, steps: int) -> None:
         """Get ready to train a stage of so many optimizer steps: its adapters learn, the others are frozen."""
         self.node, self.steps = self.recipe.stages[stage], steps
+        self.llm_learns = LLM in (self.node.trains or ())
         for name, adapter in self.adapters.items():
             adapter.requires_grad_(name in (self.node.trains or self.slots))
         self.encoder_learns = ENCODER in (self.node.trains or ())
-        self.encoder.requires_grad_(self.encoder_learns)
+        self._grant()
         self.train()  # Lightning leaves modes alone, and an encoder may be born in eval mode
 
     def configure_model(self) -> None:
         """Fetch the large parts. Lightning calls this more than once; both loads are idempotent."""
         self.encoder.load()
-        self.encoder.requires_grad_(self.encoder_learns)
+        self._load_llm()
+        self._grant()
+
+    def _load_llm(self) -> None:
+        """The LLM, and what adapters bring along from its checkpoint."""
+        for adapter in self.adapters.values():
+            cast(Adapter, adapter).load()
         self.llm.load()
-        self.llm.requires_grad_(False)
+
+    def _grant(self) -> None:
+        """Gradients for what this stage trains of the large parts, and for the heads if the LLM learns."""
+        self.encoder.requires_grad_(self.encoder_learns)
+        self.llm.learn(self.llm_learns)
+        if self.adch:
+            self.adch.requires_grad_(self.llm_learns)
+
+    @property
+    def owned(self) -> tuple[str, ...]:
+        """What some stage trains: the beginnings of names in the state dict. Of the LLM, once it is loaded."""
+        parts = [
+            "adapters.",
+            *(["encoder."] if self.recipe.trains_encoder else []),
+            *([f"{HEADS}."] if self.adch else []),
+        ]
+        return (*parts, *(f"llm.{name}" for name in self.llm.tuned))
 
     def train(self, mode: bool = True) -> "SpeechLLM":
         """What learns follows `mode`; frozen parts stay in eval."""
         super().train(mode)
         self.encoder.train(mode and self.encoder_learns)
-        self.llm.eval()
+        self.llm.train(mode and self.llm_learns)
         return self
 
     def prompts(self, batch: Batch, chats: list[list[Segment]]) -> list[Tensor]:
         """Every tokenised chat as the LLM reads it: a list of (tokens, dim), text and the batch's speech spliced."""
-        spots = {part.key for chat in chats for part in chat if isinstance(part, Placeholder)}
-        fills = self._fill(batch, spots)
+        fills = self.fills(batch, chats)
         return [self.llm.embed(chat, fills) for chat in chats]
 
-    def _fill(self, batch: Batch, spots: Iterable[Hashable]) -> dict[Hashable, Tensor]:
-        """What the adapters make of the clips: one pass a slot for rows that learn, one for rows it is frozen for."""
+    def fills(self, batch: Batch, chats: Iterable[list[Segment]]) -> dict[Hashable, Tensor]:
+        """What the adapters make of the clips, (tokens, dim) for each `Spot` of the chats.
+
+        One pass a slot for rows that learn, one for rows it is frozen for.
+        """
+        spots = {part.key for chat in chats for part in chat if isinstance(part, Placeholder)}
         if not batch.clips:
             return {}
         frames = self._encoded(batch.audio)
@@ -115,12 +149,35 @@ class SpeechLLM(L.LightningModule):
         return out
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """How surprising the targets are."""
+        """How surprising the targets are; with heads, also what they look at."""
         examples, write = batch.examples, self.llm.chat
         turns = [chat_of(example, self.slots) for example in examples]
         chats = [write.prompt(chat) for chat in turns]
         responses = [write.response(chat, e.target or "") for chat, e in zip(turns, examples, strict=True)]
-        return self.llm.loss(self.prompts(batch, chats), responses, [_constant(chat) for chat in chats])
+        fills = self.fills(batch, chats)
+        prompts = [self.llm.embed(chat, fills) for chat in chats]
+        head, watch = self.recipe.adch, None
+        if head and self.llm_learns:
+            watch = Watch(head.layer, [heard_at(chat, fills, e) for chat, e in zip(chats, examples, strict=True)])
+        return self.llm.loss(prompts, responses, [_constant(chat) for chat in chats], watch)
+
+    def _heads(self, batch: Batch, out: TokenLoss) -> Tensor | float:
+        """The auxiliary loss: mean over the rows of all ranks that have a category, of both cross-entropies.
+
+        PE-FT, section 5: SFT + 0.5 x (category + attribute).
+        """
+        if self.adch is None or self.recipe.adch is None or out.watched is None:
+            return 0.0
+        rows = [i for i, example in enumerate(batch.examples) if example.utterance.category]
+        truth = [(str(u.category), u.labels[str(u.category)]) for u in (batch.examples[i].utterance for i in rows)]
+        count = self.trainer.strategy.reduce(torch.tensor(float(len(rows)), device=self.device), reduce_op="sum")
+        if not rows:
+            return 0.0
+        told = self.adch.loss(out.watched[rows], truth)
+        self.log("train/adch_accuracy", told.right / told.rows, batch_size=told.rows)
+        both: Tensor = (told.category + told.attribute) * self.trainer.world_size / count
+        self.log("train/adch", both, batch_size=told.rows)
+        return self.recipe.adch.weight * both
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
         """The mean over response tokens of all ranks (not a mean of the ranks' means)."""
@@ -132,11 +189,11 @@ class SpeechLLM(L.LightningModule):
         loss: Tensor = out.total * self.trainer.world_size / everywhere  # strategies average gradients over ranks
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.examples))
         # Every rank has a gradient for every weight, if only 0.
-        return loss + 0.0 * sum(weight.sum() for weight in self._learning())
+        return loss + self._heads(batch, out) + 0.0 * sum(weight.sum() for weight in self._learning())
 
     def _learning(self) -> list[nn.Parameter]:
-        parts = (self.adapters, self.encoder)
-        return [weight for part in parts for weight in part.parameters() if weight.requires_grad]
+        parts = (getattr(self, part) for part in PARTS)
+        return [weight for part in parts if part is not None for weight in part.parameters() if weight.requires_grad]
 
     def on_validation_epoch_start(self) -> None:
         self._surprise = torch.zeros(2, dtype=torch.float64)
@@ -162,19 +219,28 @@ class SpeechLLM(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds what was trained, and nothing that was frozen."""
         weights = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {key: value for key, value in weights.items() if key.startswith(self.owned)}
+        owned = self.owned
+        checkpoint["state_dict"] = {key: value for key, value in weights.items() if key.startswith(owned)}
 
     def trained(self) -> dict[str, Tensor]:
-        """The weights that some stage trains, named as in a checkpoint."""
-        return {key: value for key, value in self.state_dict().items() if key.startswith(self.owned)}
+        """The weights that some stage trains, named as in a checkpoint; without the heads, which are only a help."""
+        owned = tuple(name for name in self.owned if name != f"{HEADS}.")
+        return {key: value for key, value in self.state_dict().items() if key.startswith(owned)}
 
-    def load_trained(self, weights: dict[str, Tensor], source: str) -> None:
+    def load_trained(self, weights: dict[str, Tensor], source: str, *, begins: bool = False) -> None:
         """Take trained weights, named as in a checkpoint; every one must be there, and no other.
+
+        Heads may be absent. With `begins`, encoder and LLM may be, too: a run starts from weights of another that did
+        not train them.
 
         Raises:
             BundleError: a weight is missing, unknown, or of another shape; `source` is named.
         """
-        parts = {name: _part(weights, name) for name in PARTS if f"{name}." in self.owned or _part(weights, name)}
+        self._load_llm()  # what of it trains is known then, and nothing that comes later overwrites these weights
+        owned = self.owned
+        due = {name for name in PARTS if any(key.startswith(f"{name}.") for key in owned)} - {HEADS}
+        due -= {ENCODER, LLM} if begins else set()
+        parts = {name: _part(weights, name) for name in PARTS if name in due or _part(weights, name)}
         strays = [name for name in weights if not name.startswith(tuple(f"{part}." for part in PARTS))]
         if strays:
             raise BundleError(f"{source}: {', '.join(strays[:3])} is no weight of anything that trains")
@@ -182,6 +248,10 @@ class SpeechLLM(L.LightningModule):
             self.adapters.load_state_dict(parts["adapters"])
             if ENCODER in parts:
                 self.encoder.take(parts[ENCODER])
+            if LLM in parts:
+                self.llm.take(parts[LLM])
+            if HEADS in parts and self.adch:
+                self.adch.load_state_dict(parts[HEADS])
         except RuntimeError as error:
             raise BundleError(
                 f"{source}: its trained weights do not fit this recipe: {' '.join(str(error).split())}"
@@ -194,6 +264,22 @@ def answers(module: SpeechLLM, batch: Batch, chats: list[list[ChatTurn]], max_ne
     with torch.no_grad():
         prompts = module.prompts(batch, [module.llm.chat.prompt(chat) for chat in chats])
         return module.llm.generate(prompts, max_new_tokens)
+
+
+def tuning_of(node: TuningNode) -> Tuning:
+    """What a recipe unfreezes, in the words of the LLM's room."""
+    fields = {key: value for key, value in asdict(node).items() if key != "analysis"}
+    return Tuning(**{**fields, "targets": tuple(node.targets)})
+
+
+def heard_at(chat: list[Segment], fills: dict[Hashable, Tensor], example: Example) -> list[int]:
+    """The positions in a prompt at which the example's own clip is heard, in whatever slots."""
+    return [
+        place
+        for spot, stretch in places(chat, fills).items()
+        if isinstance(spot, Spot) and spot.clip == example.utterance.audio
+        for place in stretch
+    ]
 
 
 def _constant(chat: list[Segment]) -> list[int]:

@@ -62,12 +62,18 @@ class Targets:
         missing = {self._key(e): e for e in examples if e.target is None and self._key(e) not in self.known}
         keys = list(missing)
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        if keys:
+            with llm.untuned():
+                self._make(llm, missing, progress)
+        return len(keys)
+
+    def _make(self, llm: CausalLLM, missing: Mapping[str, Example], progress: Progress) -> None:
+        keys = list(missing)
         for start in progress.track(range(0, len(keys), BATCH), description="asking the LLM"):
             part = keys[start : start + BATCH]
             chats = [self._asked(missing[key]) for key in part]
             prompts = [llm.embed(llm.chat.prompt(chat), {}) for chat in chats]
             self._keep(part, llm.generate(prompts, self.max_new_tokens))
-        return len(keys)
 
     def _keep(self, keys: list[str], responses: list[str]) -> None:
         self.known |= zip(keys, responses, strict=True)

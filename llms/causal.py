@@ -1,8 +1,9 @@
-"""A frozen causal LM that reads embeddings where it would read words."""
+"""A causal LM, frozen but for what a recipe unfreezes, that reads embeddings where it would read words."""
 
 import hashlib
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -20,6 +21,7 @@ from undertone.errors import ConfigError, UndertoneError, nearest
 from undertone.llms.chat import ChatFormat, Placeholder, Segment
 from undertone.llms.checkpoints import HUB, describe, reach, settings
 from undertone.llms.prefixes import Prefixes
+from undertone.llms.tuning import Tuning, base_name, decoder_layers, layer_numbers, lora_layers, tune
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -30,16 +32,28 @@ class TokenLoss(NamedTuple):
     """Negative log-likelihood in nats and float32, summed over response tokens.
 
     `total` is (), `tokens` counts the response tokens, `per_row` is (batch,). The mean is left to the caller, who
-    knows the other ranks.
+    knows the other ranks. `watched` is (batch, dim) where a `Watch` was given.
     """
 
     total: Tensor
     tokens: int
     per_row: Tensor
+    watched: Tensor | None = None
+
+
+class Watch(NamedTuple):
+    """What is looked at inside: the mean, over some positions of each prompt, of a layer's output.
+
+    `layer` counts from 0; `rows` holds the positions of each prompt, none of them past its end. A row without any has
+    a mean of zeros.
+    """
+
+    layer: int
+    rows: Sequence[Sequence[int]]
 
 
 class CausalLLM(nn.Module):
-    """Any Hugging Face causal LM with a chat template, frozen, in its own dtype.
+    """Any Hugging Face causal LM with a chat template, in its own dtype, frozen but for what `tuning` names.
 
     `__init__` only describes; `build` makes the network without weights; `load` fetches weights and tokenizer.
 
@@ -47,6 +61,10 @@ class CausalLLM(nn.Module):
         checkpoint: a local folder, `undertone:` and a folder of the package, or a hub id.
         dtype: of the weights.
         trust_remote_code: run Python code that comes with the checkpoint.
+        tuning: what is unfrozen; nothing if absent.
+
+    Attributes:
+        tuned: names of the weights that are unfrozen, relative to this module, once it is built or loaded.
 
     Raises:
         ConfigError: `dtype` is unknown, or transformers does not know the architecture.
@@ -57,7 +75,13 @@ class CausalLLM(nn.Module):
     tokenizer: PreTrainedTokenizerBase
     chat: ChatFormat
 
-    def __init__(self, checkpoint: str, dtype: Dtype = "bfloat16", trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        checkpoint: str,
+        dtype: Dtype = "bfloat16",
+        trust_remote_code: bool = False,
+        tuning: Tuning | None = None,
+    ) -> None:
         super().__init__()
         if dtype not in get_args(Dtype):
             raise ConfigError(f"llm.dtype: no dtype is called {dtype!r}.{nearest(dtype, get_args(Dtype))}")
@@ -66,14 +90,25 @@ class CausalLLM(nn.Module):
         self.trust_remote_code = trust_remote_code
         self.config = describe(checkpoint, trust_remote_code)
         self.dim: int = self.config.get_text_config().hidden_size
+        self.tuning = tuning or Tuning("frozen")
+        self.tuned: list[str] = []
+        self.depth: int = self.config.get_text_config().num_hidden_layers
+        if self.tuning.method != "frozen":
+            layer_numbers(self.tuning.layers, self.depth)  # a mistake there is told before any weight is read
+        if self.tuning.method == "weights" and dtype != "float32":
+            raise ConfigError(
+                f"llm.tuning: weights in {dtype} lose the small steps of training; set llm.dtype=float32 (with "
+                "trainer.precision=bf16-mixed for speed), or method: lora"
+            )
         self._prefixes = Prefixes()
+        self._before: dict[str, str] = {}  # digests of the weights that train, as the checkpoint has them
 
     def build(self) -> None:
         """Make the network on the current device (meta for a dry run): no weights of worth, no tokenizer."""
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             self.config, dtype=self.dtype, trust_remote_code=self.trust_remote_code
         )
-        self.model = _frozen(model)
+        self.model = self._unfrozen(model)
 
     def load(self) -> None:
         """Fetch weights (safetensors only) and tokenizer. Idempotent.
@@ -97,16 +132,67 @@ class CausalLLM(nn.Module):
         model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False, eos_token_id=sorted(chat.stop_ids), pad_token_id=min(chat.stop_ids)
         )
-        self.model, self.config = _frozen(model), model.config
+        self.model, self.config = self._unfrozen(model), model.config
         self._settings = settings(self.checkpoint)
         self.tokenizer, self.chat = tokenizer, chat
 
+    def _unfrozen(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model as `tuning` wants it, with nothing learning yet."""
+        tuned = tune(_frozen(model), self.tuning)
+        self.tuned = [f"model.{name}" for name in tuned]
+        bases = {name: weight for name, weight in model.named_parameters() if name in tuned and base_name(name)}
+        self._before = {} if model.device.type == "meta" else {name: _digest(bases[name]) for name in bases}
+        return _frozen(model)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers, in their order."""
+        return decoder_layers(self.model)
+
+    def learn(self, learns: bool) -> None:
+        """Let the unfrozen weights learn, or let them rest; nothing else ever does."""
+        tuned = set(self.tuned) if learns else set()
+        for name, weight in self.named_parameters():
+            weight.requires_grad_(name in tuned)
+
     def train(self, mode: bool = True) -> "CausalLLM":
-        """The LLM itself stays in eval mode: frozen means frozen, dropout included."""
+        """A frozen LLM stays in eval mode: frozen means frozen, dropout included."""
         super().train(mode)
         if hasattr(self, "model"):
-            self.model.train(False)
+            self.model.train(mode and any(weight.requires_grad for weight in self.model.parameters()))
         return self
+
+    def take(self, weights: dict[str, Tensor]) -> None:
+        """Give the unfrozen weights these values, by their names in `tuned`.
+
+        Raises:
+            RuntimeError: one is missing, unknown, or of another shape.
+        """
+        if missing := sorted(set(self.tuned) ^ set(weights)):
+            raise RuntimeError(f"{len(missing)} weights of the LLM are on one side only, such as {missing[0]}")
+        self.load_state_dict(weights, strict=False)
+
+    @contextmanager
+    def untuned(self) -> Iterator[None]:
+        """The LLM as its checkpoint has it, for a while.
+
+        Raises:
+            ConfigError: its weights themselves have been trained, and there is no way back.
+        """
+        if self.tuning.method == "weights":
+            raise ConfigError(
+                "this LLM's own weights are trained, so it can no longer make targets as it was: give the manifest "
+                "ready ones (`response` in its lines, by `undertone targets`), or tune by method: lora"
+            )
+        stacks, learns = lora_layers(self.model.modules()), any(w.requires_grad for w in self.model.parameters())
+        for layer in stacks:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in stacks:
+                layer.enable_adapters(True)
+            self.learn(learns)  # peft has switched gradients on with the maps
 
     def embed(self, segments: list[Segment], fills: Mapping[Hashable, Tensor]) -> Tensor:
         """A prompt as (tokens, dim) in the LLM's dtype: text from its own table, each placeholder from `fills`.
@@ -122,7 +208,11 @@ class CausalLLM(nn.Module):
         return torch.cat([self._words([]), *rows])
 
     def loss(
-        self, prompts: list[Tensor], responses: list[list[int]], prefixes: list[list[int]] | None = None
+        self,
+        prompts: list[Tensor],
+        responses: list[list[int]],
+        prefixes: list[list[int]] | None = None,
+        watch: Watch | None = None,
     ) -> TokenLoss:
         """How surprising the responses are after their prompts.
 
@@ -134,7 +224,8 @@ class CausalLLM(nn.Module):
             responses: token ids of each, its end-of-turn token included.
             prefixes: token ids of the text with which each prompt begins. Under a frozen LLM its keys and values are
                 constants: they are computed without gradient, and once for rows that begin alike. The result is the
-                same; it is left out for models that attend through sliding windows.
+                same; it is left out for models that attend through sliding windows, and for those that learn.
+            watch: what to look at inside; prefixes are then left out, since nothing can be seen in them.
 
         Raises:
             UndertoneError: no rows, a row without prompt or response, or one that the LLM's context cannot hold.
@@ -145,19 +236,46 @@ class CausalLLM(nn.Module):
                 f"responses of {[len(response) for response in responses]} tokens"
             )
         self._check(prompts, [len(response) for response in responses])
-        known = prefixes if prefixes is not None and all(prefixes) and self._attends_to_all() else [[]] * len(prompts)
+        constant = prefixes is not None and all(prefixes) and not self.tuned and watch is None
+        known = prefixes if constant and prefixes and self._attends_to_all() else [[]] * len(prompts)
         tails = [
             torch.cat([prompt[len(prefix) :], self._words(response)])
             for prompt, prefix, response in zip(prompts, known, responses, strict=True)
         ]
         groups = _alike([len(tail) for tail in tails])
-        parts = [
-            self._surprise([tails[i] for i in rows], [responses[i] for i in rows], [known[i] for i in rows])
-            for rows in groups
-        ]
-        order = torch.tensor([i for rows in groups for i in rows]).argsort()
-        per_row = torch.cat(parts)[order.to(parts[0].device)]
-        return TokenLoss(per_row.sum(), sum(len(response) for response in responses), per_row)
+        parts, seen = [], []
+        for rows in groups:
+            with self._watched(watch, rows, tails) as means:
+                parts.append(
+                    self._surprise([tails[i] for i in rows], [responses[i] for i in rows], [known[i] for i in rows])
+                )
+            seen += means
+        order = torch.tensor([i for rows in groups for i in rows]).argsort().to(parts[0].device)
+        per_row = torch.cat(parts)[order]
+        watched = torch.cat(seen)[order] if seen else None
+        return TokenLoss(per_row.sum(), sum(len(response) for response in responses), per_row, watched)
+
+    @contextmanager
+    def _watched(self, watch: Watch | None, rows: list[int], tails: list[Tensor]) -> Iterator[list[Tensor]]:
+        """While a group of rows goes through the model: its means, (rows, dim), of what `watch` says."""
+        means: list[Tensor] = []
+        if watch is None:
+            yield means
+            return
+        longest = max(len(tails[i]) for i in rows)
+        mask = torch.zeros(len(rows), longest, device=tails[rows[0]].device)
+        for row, i in enumerate(rows):
+            mask[row, [longest - len(tails[i]) + place for place in watch.rows[i]]] = 1.0
+
+        def look(_: nn.Module, __: Any, output: Any) -> None:
+            states = (output[0] if isinstance(output, tuple) else output).float()
+            means.append(torch.einsum("rtd,rt->rd", states, mask) / mask.sum(1, keepdim=True).clamp(min=1))
+
+        handle = self.layers[watch.layer].register_forward_hook(look)
+        try:
+            yield means
+        finally:
+            handle.remove()
 
     def _surprise(self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]]) -> Tensor:
         """The responses' negative log-likelihood, (rows,). A tail is (tokens, dim): all after the prefix."""
@@ -207,12 +325,24 @@ class CausalLLM(nn.Module):
         return [self._text(row) for row in ids.tolist()]
 
     def fingerprint(self) -> str:
-        """A digest of weights, architecture and chat template: two LLMs with one fingerprint answer alike."""
+        """A digest of weights, architecture and chat template: two LLMs with one fingerprint answer alike.
+
+        It is the checkpoint's: what has been trained since does not change it.
+        """
+        return self._fingerprint(all_of_it=True)
+
+    def frozen_fingerprint(self) -> str:
+        """A digest of what must not change: everything but what is unfrozen."""
+        return self._fingerprint(all_of_it=False)
+
+    def _fingerprint(self, all_of_it: bool) -> str:
         digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode())
         digest.update(json.dumps(self.tokenizer.chat_template, sort_keys=True).encode())
-        for name, weight in sorted(self.model.named_parameters()):
-            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        bases = {base_name(name): (name, weight) for name, weight in self.model.named_parameters()}
+        for base, (name, weight) in sorted((base, pair) for base, pair in bases.items() if base is not None):
+            if all_of_it or f"model.{name}" not in self.tuned:
+                told = self._before[name] if name in self._before else _digest(weight)
+                digest.update(f"{base} {told}".encode())
         return digest.hexdigest()
 
     def _read_tokenizer(self, path: str, local: bool) -> PreTrainedTokenizerBase:
@@ -263,6 +393,24 @@ class CausalLLM(nn.Module):
     def _text(self, ids: list[int]) -> str:
         end = next((at for at, token in enumerate(ids) if token in self.chat.stop_ids), len(ids))
         return cast(str, self.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+
+
+def places(segments: list[Segment], fills: Mapping[Hashable, Tensor]) -> dict[Hashable, range]:
+    """Where each placeholder's embeddings stand in the prompt that `CausalLLM.embed` makes of these segments."""
+    found: dict[Hashable, range] = {}
+    end = 0
+    for part in segments:
+        start, end = end, end + (len(fills[part.key]) if isinstance(part, Placeholder) else len(part))
+        if isinstance(part, Placeholder):
+            found[part.key] = range(start, end)
+    return found
+
+
+def _digest(weight: Tensor) -> str:
+    """SHA-256 of a weight's dtype, shape and bits."""
+    digest = hashlib.sha256(f"{weight.dtype} {tuple(weight.shape)}".encode())
+    digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _frozen(model: PreTrainedModel) -> PreTrainedModel:
