@@ -8,4 +8,9 @@ from undertone.adapters.base import ADAPTERS, Adapter, small_at_first
 
 __all__ = ["ADAPTERS", "Adapter", "small_at_first"]
 
-from undertone.adapters import emotion_aligned, frame_stacking_mlp, pooled_soft_prompt  # noqa: F401  (this registers)
+from undertone.adapters import (  # noqa: F401  (importing a module registers it)
+    checkpoint_projector,
+    emotion_aligned,
+    frame_stacking_mlp,
+    pooled_soft_prompt,
+)

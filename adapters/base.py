@@ -14,6 +14,9 @@ class Adapter(nn.Module, ABC):
     A subclass takes `(d_audio, d_llm)` as wiring and its knobs as keyword-only parameters.
     """
 
+    def load(self) -> None:
+        """Fetch weights that come with a checkpoint. Idempotent; most adapters have none, and learn from scratch."""
+
     @abstractmethod
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, tokens, d_llm), with lengths to match.

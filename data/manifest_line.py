@@ -39,17 +39,22 @@ class LineReader:
         name = _text(record, "id", problems, required=True)
         if name and self._first_line.setdefault(name, line) != line:
             problems.append(f"duplicate id: line {self._first_line[name]} has it first")
-        text, speaker, caption, response = (
-            _text(record, key, problems) for key in ("text", "speaker", "caption", "response")
+        text, speaker, caption, response, topic = (
+            _text(record, key, problems) for key in ("text", "speaker", "caption", "response", "topic")
         )
         audio, measured = self._audio(record, problems, required=True)
         seconds = _seconds(record, measured, problems)
         labels = self._labels(record.get("labels", {}), problems)
         ready = _answers(record.get("responses", {}), problems)
         context = self._context(record.get("context", []), problems)
+        category = self._category(record, labels, problems)
+        answers = self._paired(record.get("answers", {}), category, labels, response, problems)
         if problems or not name or not audio or not seconds:
             return None, problems
-        return Utterance(name, audio, text, speaker, seconds, labels, caption, context, response, ready), []
+        response = response or (answers.get(labels[category]) if category else None)
+        return Utterance(
+            name, audio, text, speaker, seconds, labels, caption, context, response, ready, category, answers, topic
+        ), []
 
     def _audio(
         self, record: Mapping[str, Any], problems: list[str], *, required: bool = False
@@ -81,6 +86,38 @@ class LineReader:
             elif label not in self.choices[attribute]:
                 problems.append(f"labels: unknown {attribute} {label!r}.{nearest(label, self.choices[attribute])}")
         return labels
+
+    def _category(self, record: Mapping[str, Any], labels: object, problems: list[str]) -> str | None:
+        """The attribute that the right answer hangs on; this line must label it."""
+        category = _text(record, "category", problems)
+        known = labels if isinstance(labels, dict) else {}
+        if category is None or isinstance(known.get(category), str):
+            return category
+        problems.append(f"category: {category!r} has no label in this line.{nearest(category, known)}")
+        return None
+
+    def _paired(
+        self, answers: object, category: str | None, labels: dict[str, str], response: str | None, problems: list[str]
+    ) -> dict[str, str]:
+        """The right answer to each kind of speaker; this line's speaker is one of them."""
+        if not isinstance(answers, dict):
+            problems.append(f"answers: an object is needed, not {kind_of(answers)}")
+            return {}
+        if not answers or category is None:
+            if answers and not any(problem.startswith("category:") for problem in problems):
+                problems.append("answers: they hang on a category; name the attribute in `category`")
+            return {}
+        known, own = self.choices.get(category, ()), labels[category]
+        for label, answer in answers.items():
+            if label not in known:
+                problems.append(f"answers: unknown {category} {label!r}.{nearest(label, known)}")
+            elif not isinstance(answer, str) or not answer.strip():
+                problems.append(f"answers: {label}: a text is needed, not {answer!r}")
+        if own not in answers:
+            problems.append(f"answers: the answer to this speaker is missing: {category} is {own!r}")
+        elif response is not None and response != answers[own]:
+            problems.append(f"response: it is not the answer to this speaker: answers has another for {own!r}")
+        return answers
 
     def _context(self, context: object, problems: list[str]) -> tuple[Turn, ...]:
         if not isinstance(context, list):

@@ -29,3 +29,6 @@ class Utterance:
     context: tuple[Turn, ...] = ()
     response: str | None = None  # a ready reply; where absent, the run's own LLM makes it
     responses: dict[str, str] = field(default_factory=dict)  # task -> its own ready answer, such as {"caption": ...}
+    category: str | None = None  # paired data: the attribute that the right answer hangs on, such as "age"
+    answers: dict[str, str] = field(default_factory=dict)  # its label -> the right answer to such a speaker
+    topic: str | None = None  # what is spoken of; `<group>/<topic>` where a group of topics is scored apart

@@ -9,7 +9,7 @@ the validation or test split.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ PHASES = (
     Phase(steps=1_100, batch=48, lr=1e-3, context=0.6, copying=0.25, attributes=0.3, loose=0.6, noise=1.0),
 )
 HIDDEN, LAYERS, SEED = 256, 3, 11
+_HALF = torch.cpu._is_avx512_bf16_supported()  # slower, not faster, where the CPU lacks the instructions
+KINDS = tuple(dict.fromkeys((*ATTRIBUTES, *COPYING, *REPLYING)))
+Score = Callable[[Any, PreTrainedTokenizerFast, Phase], dict[str, float]]
 
 
 def train_tokenizer(lessons: Lessons) -> PreTrainedTokenizerFast:
@@ -71,21 +74,28 @@ def pretrain(out: Path, phases: tuple[Phase, ...] = PHASES) -> dict[str, float]:
     print(f"{sum(p.numel() for p in llm.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
     scores: dict[str, float] = {}
     for number, phase in enumerate(phases):
-        scores = _train(llm, tokenizer, phase, Lessons(SEED + number, "train", phase))
-    llm.half().save_pretrained(out / "llm")  # type: ignore[no-untyped-call]
-    tokenizer.save_pretrained(out / "llm")
-    card = {"seed": SEED, "phases": [asdict(phase) for phase in phases], "validation": scores}
-    (out / "llm.json").write_text(json.dumps(card, indent=2) + "\n")
+        scores = train(llm, tokenizer, phase, Lessons(SEED + number, "train", phase), _score)
+    save(out, "llm", llm, tokenizer, {"seed": SEED, "phases": [asdict(p) for p in phases], "validation": scores})
     return scores
 
 
-def _train(llm: Any, tokenizer: PreTrainedTokenizerFast, phase: Phase, lessons: Lessons) -> dict[str, float]:
+def save(out: Path, name: str, llm: Any, tokenizer: PreTrainedTokenizerFast, card: dict[str, Any]) -> None:
+    """Write the folder `out/name`, in float16, and the card `out/name.json`."""
+    llm.half().save_pretrained(out / name)
+    tokenizer.save_pretrained(out / name)
+    (out / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+def train(
+    llm: Any, tokenizer: PreTrainedTokenizerFast, phase: Phase, lessons: Lessons, score: Score
+) -> dict[str, float]:
+    """Run a phase in place; returns what `score` finds at its end."""
     optimizer = torch.optim.AdamW(llm.parameters(), phase.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.lr, phase.steps, pct_start=0.1)
     stream, start, scores = _batches(tokenizer, lessons, phase.batch), time.time(), dict[str, float]()
     for step in range(phase.steps):
         ids, labels = next(stream)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=_HALF):
             words = _noisy(llm.get_input_embeddings()(ids), phase.noise)
             loss = llm(inputs_embeds=words, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
         optimizer.zero_grad()
@@ -94,7 +104,7 @@ def _train(llm: Any, tokenizer: PreTrainedTokenizerFast, phase: Phase, lessons: 
         optimizer.step()
         schedule.step()
         if (step + 1) % 200 == 0 or step + 1 == phase.steps:
-            scores = _score(llm, tokenizer, phase)
+            scores = score(llm, tokenizer, phase)
             print(f"step {step + 1}  loss {loss.item():.4f}  {scores}  {time.time() - start:.0f} s", flush=True)
     return scores
 
@@ -152,13 +162,18 @@ def _batch(tokenizer: PreTrainedTokenizerFast, rows: list[tuple[list[int], list[
     return ids, labels
 
 
+def _score(llm: Any, tokenizer: PreTrainedTokenizerFast, phase: Phase) -> dict[str, float]:
+    return shares_right(llm, tokenizer, Lessons(SEED, "validation", phase), KINDS)
+
+
 @torch.no_grad()
-def _score(llm: Any, tokenizer: PreTrainedTokenizerFast, phase: Phase, count: int = 60) -> dict[str, float]:
+def shares_right(
+    llm: Any, tokenizer: PreTrainedTokenizerFast, lessons: Lessons, kinds: tuple[str, ...], count: int = 60
+) -> dict[str, float]:
     """For each kind of lesson, the share of answers of which every token is the likeliest after those before it."""
-    lessons = Lessons(SEED, "validation", phase)
     llm.eval()
     scores = {}
-    for kind in dict.fromkeys((*ATTRIBUTES, *COPYING, *REPLYING)):
+    for kind in kinds:
         ids, labels = _batch(tokenizer, [_encode(tokenizer, *lessons.lesson(kind)) for _ in range(count)])
         best = llm(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).logits[:, :-1].argmax(-1)
         right = ((best == labels[:, 1:]) | (labels[:, 1:] == -100)).all(1)

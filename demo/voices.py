@@ -7,18 +7,15 @@ on either side of TextrolSpeech's published thresholds for energy and tempo; pit
 
 import functools
 import random
-from typing import Any
 
 import numpy as np
 import soxr
-from numpy.typing import NDArray
-from scipy import signal
 
 from undertone.data.espeak import ESpeak
+from undertone.data.voice_rendering import Audio, Quality, set_level, trim, voice_quality
 from undertone.demo.world import Style
 
 SAMPLE_RATE = 16_000  # Hz, of everything this module returns
-Audio = NDArray[np.float32]
 
 # Voice -> F0 in Hz at eSpeak pitch 10, 50, 90 (pyin, "i found the red umbrella ...", rate 175, en-us).
 WOMEN: dict[str, dict[str, tuple[int, int, int]]] = {
@@ -44,6 +41,8 @@ MEN: dict[str, dict[str, tuple[int, int, int]]] = {
 }  # fmt: skip
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-us-nyc", "en-gb-x-gbclan")
 TRACTS = (0.94, 1.0, 1.06)  # vocal tract scale: > 1 is a smaller head
+BOYS = ("f1", "f2", "f3", "grandma", "shelby", "steph", "f4", "f5")  # of WOMEN, the lower ones; girls have the others
+CHILD_TRACTS = (1.22, 1.28, 1.34)
 
 F0 = {
     ("male", "low"): (80, 98),
@@ -51,9 +50,16 @@ F0 = {
     ("female", "low"): (160, 185),
     ("female", "high"): (240, 275),
 }
+CHILD_F0 = {
+    ("male", "low"): (270, 300),
+    ("male", "high"): (320, 360),
+    ("female", "low"): (280, 310),
+    ("female", "high"): (345, 390),
+}
 SECONDS_PER_WORD = {"slow": (0.41, 0.45), "fast": (0.185, 0.23)}  # thresholds: fast below 0.252, slow above 0.386
 RMS = {"weak": (0.012, 0.027), "strong": (0.065, 0.12)}  # TextrolSpeech: low below 0.0333, high above 0.0505
 PITCH_RANGE = {"neutral": 45, "happy": 99, "sad": 5, "angry": 55}  # eSpeak units
+QUALITY: dict[str, Quality] = {"neutral": "plain", "happy": "bright", "sad": "breathy", "angry": "rough"}
 RANGE_RAISES_F0 = {"neutral": 1.0, "happy": 1.1, "sad": 0.85, "angry": 1.0}  # what that does to the mean F0, measured
 CALIBRATION = "we cleaned the old bicycle yesterday and they left the camera at the station on monday"
 
@@ -64,11 +70,20 @@ def speakers(split: str, gender: str) -> list[str]:
     return [f"{voice}.{accent}.{tract}" for voice in voices for accent in ACCENTS for tract in TRACTS]
 
 
-def say(synthesizer: ESpeak, sentence: str, style: Style, speaker: str, rng: random.Random) -> Audio:
-    """Speak `sentence` in `style`: (samples,) at 16 kHz in [-1, 1]."""
+def children(split: str, gender: str) -> list[str]:
+    """Names of all children of a split, as those of `speakers`: voices of women of the same split in small heads."""
+    voices = [voice for voice in WOMEN[split] if (voice in BOYS) == (gender == "male")]
+    return [f"{voice}.{accent}.{tract}" for voice in voices for accent in ACCENTS for tract in CHILD_TRACTS]
+
+
+def say(
+    synthesizer: ESpeak, sentence: str, style: Style, speaker: str, rng: random.Random, *, child: bool = False
+) -> Audio:
+    """Speak `sentence` in `style`: (samples,) at 16 kHz in [-1, 1]. A child's pitch is low or high for a child."""
     voice, accent, scale = speaker.split(".", 2)
     tract = float(scale)
-    hertz = rng.uniform(*F0[style.gender, style.pitch]) / RANGE_RAISES_F0[style.emotion] / tract
+    reach = (CHILD_F0 if child else F0)[style.gender, style.pitch]
+    hertz = rng.uniform(*reach) / RANGE_RAISES_F0[style.emotion] / tract
     seconds_per_word = rng.uniform(*SECONDS_PER_WORD[style.tempo]) * tract
     audio, rate_hz = synthesizer.say(
         sentence,
@@ -77,9 +92,9 @@ def say(synthesizer: ESpeak, sentence: str, style: Style, speaker: str, rng: ran
         pitch=_espeak_pitch(voice, hertz),
         range=PITCH_RANGE[style.emotion],
     )
-    audio = soxr.resample(_trim(audio), rate_hz * tract, SAMPLE_RATE).astype(np.float32)
-    audio = _voice_quality(audio, style.emotion, np.random.default_rng(rng.getrandbits(32)))
-    return _set_level(audio, rng.uniform(*RMS[style.energy]))
+    audio = soxr.resample(trim(audio), rate_hz * tract, SAMPLE_RATE).astype(np.float32)
+    noise = np.random.default_rng(rng.getrandbits(32))
+    return set_level(voice_quality(audio, QUALITY[style.emotion], noise, SAMPLE_RATE), rng.uniform(*RMS[style.energy]))
 
 
 def _espeak_pitch(voice: str, hertz: float) -> int:
@@ -91,41 +106,10 @@ def _espeak_pitch(voice: str, hertz: float) -> int:
 @functools.cache
 def _words_per_second(synthesizer: ESpeak, voice: str, rate: int) -> float:
     audio, rate_hz = synthesizer.say(CALIBRATION, voice=f"en-us+{voice}", rate=rate)
-    return len(CALIBRATION.split()) / (len(_trim(audio)) / rate_hz)
+    return len(CALIBRATION.split()) / (len(trim(audio)) / rate_hz)
 
 
 def _espeak_rate(synthesizer: ESpeak, voice: str, seconds_per_word: float) -> int:
     """Voices differ in speed at the same setting, so each is measured once at two settings."""
     slow, fast = (_words_per_second(synthesizer, voice, rate) for rate in (130, 260))
     return int(np.clip(130 + 130 * (1 / seconds_per_word - slow) / (fast - slow), 80, 450))
-
-
-def _trim(audio: Audio) -> Audio:
-    """Cut the silence that eSpeak leaves at both ends, keeping 30 ms."""
-    loud = np.flatnonzero(np.abs(audio) > 0.01 * np.abs(audio).max())
-    if not len(loud):
-        return audio
-    return audio[max(0, loud[0] - 600) : loud[-1] + 600]
-
-
-def _voice_quality(audio: Audio, emotion: str, noise: np.random.Generator) -> Audio:
-    sound: NDArray[np.floating[Any]] = audio / (np.abs(audio).max() + 1e-9)
-    seconds = np.arange(len(sound)) / SAMPLE_RATE
-    if emotion == "happy":  # bright: everything above 1.5 kHz some 9 dB up
-        high = signal.sosfilt(signal.butter(2, 1500, "high", fs=SAMPLE_RATE, output="sos"), sound)
-        sound = sound + noise.uniform(1.6, 2.2) * high
-    elif emotion == "sad":  # muffled, breathy and trembling
-        envelope = signal.sosfilt(signal.butter(1, 20, fs=SAMPLE_RATE, output="sos"), np.abs(sound))
-        soft = signal.sosfilt(signal.butter(1, 900, fs=SAMPLE_RATE, output="sos"), sound)
-        breath = noise.standard_normal(len(sound)) * envelope * noise.uniform(0.2, 0.3)
-        tremble = 1 - noise.uniform(0.35, 0.5) * (1 + np.sin(2 * np.pi * noise.uniform(4.5, 6) * seconds)) / 2
-        sound = (soft + breath) * tremble
-    elif emotion == "angry":  # overdriven, with a growl
-        growl = 1 - noise.uniform(0.4, 0.55) * (1 + np.sin(2 * np.pi * noise.uniform(55, 70) * seconds)) / 2
-        sound = np.tanh(sound * noise.uniform(5, 8)) * growl
-    return sound.astype(np.float32)
-
-
-def _set_level(audio: Audio, rms: float) -> Audio:
-    audio = audio * (rms / (np.sqrt(np.mean(audio**2)) + 1e-9))
-    return np.clip(audio, -1, 1).astype(np.float32)

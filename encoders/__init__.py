@@ -8,4 +8,4 @@ from undertone.encoders.base import ENCODERS, Encoder
 
 __all__ = ["ENCODERS", "Encoder"]
 
-from undertone.encoders import conformer, hf_conformer, whisper  # noqa: F401  (importing a module registers it)
+from undertone.encoders import audio_tower, conformer, hf_conformer, whisper  # noqa: F401  (importing a module registers it)

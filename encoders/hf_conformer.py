@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
@@ -249,17 +248,4 @@ def _weights(checkpoint: str, folder: Path, config: Any) -> Any:
 
 def _reach(checkpoint: str, weights: bool) -> Path:
     """The folder of a checkpoint: a local one comes first, then the Hugging Face cache, then the hub."""
-    if folder := _HUB.folder(checkpoint):
-        return folder
-    files = ["*.json", *(["*.safetensors"] if weights else [])]
-    why = ""
-    for local in (True, False):
-        try:
-            found = Path(snapshot_download(checkpoint, allow_patterns=files, local_files_only=local))
-        except Exception as error:  # their base class depends on the hub client's version (httpx, httpx2)
-            why = first_line(error)
-            continue
-        if all(any(found.glob(pattern)) for pattern in files):
-            return found
-        why = f"{found} holds no {files[-1]}"
-    raise _HUB.missing(checkpoint, why)
+    return _HUB.snapshot(checkpoint, ["*.json", *(["*.safetensors"] if weights else [])])

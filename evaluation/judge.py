@@ -7,11 +7,11 @@ their means with 95 % intervals.
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
-from typing import ClassVar, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -157,26 +157,42 @@ class LLMJudge(Judge):
         return {aspect: self._verdict(rubric, replies) for aspect, rubric in self.rubrics.items()}
 
     def _verdict(self, rubric: "Rubric", replies: Sequence[Reply]) -> Verdict:
-        scores: list[float | None] = [None] * len(replies)
-        failed: Counter[str] = Counter()
-        malformed, waiting = 0, list(range(len(replies)))
-        for attempt in range(1 + self.retries):
-            unclear = []
-            for at, answer in zip(waiting, self._ask(rubric, [replies[at] for at in waiting], attempt), strict=True):
-                if not isinstance(answer, str):
-                    failed[answer.reason] += 1
-                elif (score := parse_score(answer)) is not None:
-                    scores[at] = score
-                else:
-                    unclear.append(at)
-            malformed, waiting = malformed + len(unclear), unclear
-        return Verdict(scores, failed, len(waiting), malformed)
+        prompts = [rubric.fill(reply) for reply in replies]
+        limits = {"retries": self.retries, "seed": self.seed, "max_new_tokens": self.max_new_tokens}
+        return ask(self.engine, prompts, parse_score, **limits)
 
-    def _ask(self, rubric: "Rubric", replies: Sequence[Reply], attempt: int) -> Sequence[str | Failed]:
-        chats = [[{"role": "user", "content": rubric.fill(reply)}] for reply in replies]
+
+def ask(
+    engine: Answerer,
+    prompts: Sequence[str],
+    parse: Callable[[str], int | None],
+    *,
+    retries: int,
+    seed: int,
+    max_new_tokens: int,
+) -> Verdict:
+    """A verdict of an LLM on what each prompt shows; `parse` finds the score in a judgement, or None.
+
+    A judgement without a score is asked for again, at temperature 0.7 and with the next seed, `retries` times at most.
+    """
+    scores: list[float | None] = [None] * len(prompts)
+    failed: Counter[str] = Counter()
+    malformed, waiting = 0, list(range(len(prompts)))
+    for attempt in range(1 + retries):
+        unclear = []
+        chats = [[{"role": "user", "content": prompts[at]}] for at in waiting]
+        limits = {"max_new_tokens": max_new_tokens, "seed": seed + attempt}
         temperature = _RETRY_TEMPERATURE if attempt else 0.0
-        limits = {"max_new_tokens": self.max_new_tokens, "seed": self.seed + attempt}
-        return self.engine.answer(chats, temperature=temperature, **limits) if chats else []
+        answers = engine.answer(chats, temperature=temperature, **limits) if chats else []
+        for at, answer in zip(waiting, answers, strict=True):
+            if not isinstance(answer, str):
+                failed[answer.reason] += 1
+            elif (score := parse(answer)) is not None:
+                scores[at] = score
+            else:
+                unclear.append(at)
+        malformed, waiting = malformed + len(unclear), unclear
+    return Verdict(scores, failed, len(waiting), malformed)
 
 
 class Rubric:
@@ -184,29 +200,34 @@ class Rubric:
 
     Lines that begin with `#` are comments. Braces that are meant are written twice.
 
+    Args:
+        file: with the text.
+        fields: what it may name, where that is something else; {response} is always needed.
+
     Raises:
         ConfigError: the file cannot be read, does not show the response, or names an unknown field.
     """
 
     FIELDS: ClassVar[tuple[str, ...]] = ("transcript", "emotion", "response")
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, fields: Sequence[str] = FIELDS) -> None:
         try:
             lines = file.read_text("utf-8").split("\n")
             self.text = "\n".join(line for line in lines if not line.startswith("#")).strip()
-            named = {name for _, name, _, _ in Formatter().parse(self.text) if name is not None}
+            named = self.named = {name for _, name, _, _ in Formatter().parse(self.text) if name is not None}
         except (OSError, ValueError) as error:
             raise ConfigError(f"{file}: the rubric cannot be used: {error}; braces that are meant go twice") from None
-        for name in sorted(named - set(self.FIELDS)):
-            raise ConfigError(f"{file}: unknown field {{{name}}}.{nearest(name, self.FIELDS)}")
+        for name in sorted(named - set(fields)):
+            raise ConfigError(f"{file}: unknown field {{{name}}}.{nearest(name, fields)}")
         if "response" not in named:
             raise ConfigError(f"{file}: the rubric never shows the {{response}}, so there is nothing to judge")
 
-    def fill(self, reply: Reply) -> str:
-        return self.text.format(transcript=reply.transcript, emotion=reply.emotion, response=reply.response)
+    def fill(self, shown: Any) -> str:
+        """The text about a reply, whose attributes are the fields."""
+        return self.text.format(**{name: getattr(shown, name) for name in self.named})
 
 
-_THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
+THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
 _OUT_OF = re.compile(rf"(?<=\d)\s*(?:/|out of)\s*{HIGHEST}\b", re.IGNORECASE)
 _NUMBER = r"(-?\d+(?:[.,]\d+)?)"
 _PLACES = [  # where a judgement puts its score, the plainest first
@@ -226,7 +247,7 @@ def parse_score(judgement: str) -> int | None:
     The number that JSON calls score counts first, then one after the word, one that fills the first line, and one
     that is alone in the text. "of 10" is no number of its own; 7.5 and 7-8 are no scores.
     """
-    text = _OUT_OF.sub("", _THOUGHTS.sub("", judgement).strip())
+    text = _OUT_OF.sub("", THOUGHTS.sub("", judgement).strip())
     found = next((numbers for place in _PLACES if (numbers := set(place.findall(text)))), set())
     only = found.pop() if len(found) == 1 else ""
     return int(only) if only in map(str, range(LOWEST, HIGHEST + 1)) else None

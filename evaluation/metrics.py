@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, update_wrapper
 from typing import NamedTuple, cast
 
 import jiwer
@@ -34,7 +34,12 @@ class Prediction:
         label: attribute tasks: the true label; dialogue: the speaker's true emotion.
         predicted: attribute tasks: the label found in the response, None where none was found.
         speaker: who spoke.
-        rivals: dialogue: the LLM's own reply to the same words for every emotion.
+        rivals: dialogue: the LLM's own reply to the same words for every emotion; of paired data, the answer that is
+            due to each value of the attribute that the right answer hangs on, of which `label` is the speaker's.
+        category: paired data: that attribute.
+        topic: paired data: what is spoken of; `<group>/<topic>` where a group of topics is scored apart.
+        judge: who labelled the reply; None where the rule is to (`undertone.evaluation.awareness`).
+        awareness: that judge's label, -1, 0 or 1; None where it could not judge.
     """
 
     id: str
@@ -47,6 +52,10 @@ class Prediction:
     predicted: str | None = None
     speaker: str | None = None
     rivals: dict[str, str] | None = None
+    category: str | None = None
+    topic: str | None = None
+    judge: str | None = None
+    awareness: int | None = None
 
 
 class Score(NamedTuple):
@@ -63,7 +72,41 @@ class Score(NamedTuple):
     notes: str
 
 
-def word_error_rate(predictions: Sequence[Prediction]) -> Score:
+class Measure(NamedTuple):
+    """A score before its interval: what each row of the test set contributes, and what is made of the sums.
+
+    `rows` is (rows, columns), in the order of the predictions that count, and `statistic` as in `bootstrap`.
+    """
+
+    value: float
+    rows: Array
+    statistic: Callable[[Array], Array]
+    baseline: float | None
+    notes: str
+
+    def score(self) -> Score:
+        """With its interval."""
+        ends = bootstrap(self.rows, self.statistic)
+        value, low, high = (round(number, DECIMALS) for number in (self.value, *ends))
+        baseline = None if self.baseline is None else round(self.baseline, DECIMALS)
+        return Score(value, low, high, len(self.rows), baseline, self.notes)
+
+
+class Metric:
+    """Scores predictions; `measure` gives what each of them contributes, by which two systems are held together."""
+
+    __name__: str
+
+    def __init__(self, measure: Callable[[Sequence[Prediction]], Measure]) -> None:
+        self.measure = measure
+        update_wrapper(self, measure)
+
+    def __call__(self, predictions: Sequence[Prediction]) -> Score:
+        return self.measure(predictions).score()
+
+
+@Metric
+def word_error_rate(predictions: Sequence[Prediction]) -> Measure:
     """Errors over reference words, both summed over the corpus, after Whisper's English normaliser on both sides.
 
     Radford et al. (2022), appendix C, for the normaliser. Not clipped: insertions can bring it over 1. References
@@ -83,10 +126,11 @@ def word_error_rate(predictions: Sequence[Prediction]) -> Score:
     words = [len(row) for row in measured.references]
     dropped = len(pairs) - len(spoken)
     notes = f"{dropped} of {len(pairs)} references are empty after normalising and were dropped" if dropped else ""
-    return _score(measured.wer, _columns(errors, words), ratio, None, notes)
+    return Measure(measured.wer, _columns(errors, words), ratio, None, notes)
 
 
-def accuracy(predictions: Sequence[Prediction]) -> Score:
+@Metric
+def accuracy(predictions: Sequence[Prediction]) -> Measure:
     """Share of right labels: the paper's weighted accuracy (WA). A response that names no label is wrong.
 
     Wang et al. (ICME 2025), section IV. The baseline always answers the most frequent label.
@@ -98,10 +142,11 @@ def accuracy(predictions: Sequence[Prediction]) -> Score:
     value = MulticlassAccuracy(classes + 1, average="micro")(predicted, truth)
     hits = (predicted == truth).tolist()
     majority = Counter(truth.tolist()).most_common(1)[0][1] / len(truth)
-    return _score(float(value), _columns(hits, [1] * len(hits)), ratio, majority, _unparsed(predictions))
+    return Measure(float(value), _columns(hits, [1] * len(hits)), ratio, majority, _unparsed(predictions))
 
 
-def balanced_accuracy(predictions: Sequence[Prediction]) -> Score:
+@Metric
+def balanced_accuracy(predictions: Sequence[Prediction]) -> Measure:
     """Mean over the classes present in the truth of the share of each that was named rightly (macro recall).
 
     A response that names no label, or one that no utterance has, is wrong, and adds no class to the mean. The
@@ -116,10 +161,11 @@ def balanced_accuracy(predictions: Sequence[Prediction]) -> Score:
     occurrences = torch.nn.functional.one_hot(truth, classes)  # (rows, classes)
     hits = occurrences * (predicted == truth)[:, None]
     rows = torch.cat([hits, occurrences], dim=1).double().numpy()
-    return _score(float(recalls.mean()), rows, mean_of_ratios, 1 / classes, _unparsed(predictions))
+    return Measure(float(recalls.mean()), rows, mean_of_ratios, 1 / classes, _unparsed(predictions))
 
 
-def rouge_l(predictions: Sequence[Prediction]) -> Score:
+@Metric
+def rouge_l(predictions: Sequence[Prediction]) -> Measure:
     """Mean F of the longest common subsequence of words of response and target, between 0 and 1.
 
     Lin (2004). Words are runs of a-z and 0-9 in lower case, as in the reference implementation: texts in other
@@ -132,10 +178,11 @@ def rouge_l(predictions: Sequence[Prediction]) -> Score:
     similarity = rouge_l_of_each([p.response for p in predictions], [p.target for p in predictions])
     wordless = sum(not any(c.isascii() and c.isalnum() for c in p.target) for p in predictions)
     notes = f"{wordless} of {len(predictions)} targets have no word in a-z or 0-9 and score 0" if wordless else ""
-    return _score(float(np.mean(similarity)), _columns(similarity, [1] * len(similarity)), ratio, None, notes)
+    return Measure(float(np.mean(similarity)), _columns(similarity, [1] * len(similarity)), ratio, None, notes)
 
 
-def emotion_fit(predictions: Sequence[Prediction]) -> Score:
+@Metric
+def emotion_fit(predictions: Sequence[Prediction]) -> Measure:
     """Share of replies that fit the speaker's emotion, by a rule that really reads the reply.
 
     The same LLM answering the same words in each emotion is the yardstick: a reply fits when, of those `rivals`, the
@@ -159,13 +206,7 @@ def emotion_fit(predictions: Sequence[Prediction]) -> Score:
     blind = float(np.mean([1 / len(replies) for replies in rivals]))
     unjudged = len(predictions) - len(judged)
     notes = f"{unjudged} of {len(predictions)} replies have no rivals and were left out of the fit" if unjudged else ""
-    return _score(float(np.mean(fits)), _columns(fits, [1] * len(fits)), ratio, blind, notes)
-
-
-def _score(value: float, rows: Array, statistic: Callable[[Array], Array], baseline: float | None, notes: str) -> Score:
-    low, high = bootstrap(rows, statistic)
-    value, low, high = (round(number, DECIMALS) for number in (value, low, high))
-    return Score(value, low, high, len(rows), None if baseline is None else round(baseline, DECIMALS), notes)
+    return Measure(float(np.mean(fits)), _columns(fits, [1] * len(fits)), ratio, blind, notes)
 
 
 def _require(predictions: Sequence[Prediction], metric: str) -> None:

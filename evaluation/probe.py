@@ -48,6 +48,7 @@ def probe(
     *,
     held_out: Sequence[bool] | NDArray[np.bool_] | None = None,
     folds: int = 5,
+    strengths: Sequence[float] = STRENGTHS,
     seed: int = 0,
 ) -> ProbeResult:
     """Multinomial logistic regression on standardised features, always tested on speakers that it was not trained on.
@@ -65,6 +66,7 @@ def probe(
             the speakers are dealt to folds, alike in their labels as far as speakers allow, and each fold is tested
             by a probe of the others.
         folds: how many, where `held_out` is not given.
+        strengths: scikit-learn's C to choose from, strictest first.
         seed: of the folds; one seed gives one result.
 
     Raises:
@@ -74,14 +76,14 @@ def probe(
     truth, who = _names("labels", labels), _names("speakers", speakers)
     x = _checked(np.asarray(features), truth, who)
     tested: dict[int, str] = {}
-    strengths = []
+    chosen = []
     for name, train, test in _sides(truth, who, held_out, folds, seed):
         _require_fair(name, truth, who, train, test)
-        search = _search(name, truth[train], who[train], seed).fit(x[train], truth[train])
-        strengths.append(float(search.best_params_["logisticregression__C"]))
+        search = _search(name, truth[train], who[train], strengths, seed).fit(x[train], truth[train])
+        chosen.append(float(search.best_params_["logisticregression__C"]))
         tested |= zip(test.tolist(), search.predict(x[test]).tolist(), strict=True)
     predictions = tuple(_prediction(row, str(truth[row]), tested[row], str(who[row])) for row in sorted(tested))
-    return ProbeResult(accuracy(predictions), balanced_accuracy(predictions), predictions, tuple(strengths))
+    return ProbeResult(accuracy(predictions), balanced_accuracy(predictions), predictions, tuple(chosen))
 
 
 def _names(what: str, values: Sequence[str]) -> Names:
@@ -115,13 +117,13 @@ def _sides(
             raise UndertoneError(f"probe: held_out must be {len(truth)} booleans, got {mask.dtype} {mask.shape}")
         yield "the given split", np.flatnonzero(~mask), np.flatnonzero(mask)
         return
-    most = _most_folds(truth, who)
+    most = most_folds(truth, who)
     if not 2 <= folds <= most:
         raise UndertoneError(
             f"probe: {folds} folds of {len(np.unique(who))} speakers; `folds` is 2 to the number of speakers, and no "
             f"more than the rows of the largest class, here {most}"
         )
-    for i, (train, test) in enumerate(_by_speaker(truth, who, folds, seed), 1):
+    for i, (train, test) in enumerate(folds_by_speaker(truth, who, folds, seed), 1):
         yield f"fold {i} of {folds}", train, test
 
 
@@ -141,10 +143,10 @@ def _require_fair(name: str, truth: Names, who: Names, train: Rows, test: Rows) 
         )
 
 
-def _search(name: str, truth: Names, who: Names, seed: int) -> GridSearchCV:
+def _search(name: str, truth: Names, who: Names, strengths: Sequence[float], seed: int) -> GridSearchCV:
     """A probe of the training side that is yet to be fitted, and chooses its penalty by unheard speakers there."""
-    folds = min(INNER_FOLDS, _most_folds(truth, who))
-    inner = _by_speaker(truth, who, folds, seed) if folds > 1 else []
+    folds = min(INNER_FOLDS, most_folds(truth, who))
+    inner = folds_by_speaker(truth, who, folds, seed) if folds > 1 else []
     telling = [(train, test) for train, test in inner if len(np.unique(truth[train])) > 1]
     if not telling:
         raise UndertoneError(
@@ -152,11 +154,12 @@ def _search(name: str, truth: Names, who: Names, seed: int) -> GridSearchCV:
             "to choose the penalty by; train on at least two speakers of every class"
         )
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
-    grid = {"logisticregression__C": list(STRENGTHS)}
+    grid = {"logisticregression__C": list(strengths)}
     return GridSearchCV(model, grid, scoring="accuracy", cv=telling, error_score="raise")
 
 
-def _by_speaker(truth: Names, who: Names, folds: int, seed: int) -> list[tuple[Rows, Rows]]:
+def folds_by_speaker(truth: Names, who: Names, folds: int, seed: int) -> list[tuple[Rows, Rows]]:
+    """Rows to train on and to test: speakers are dealt to folds, alike in their labels as far as they allow."""
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # a class with fewer rows than folds is missing from some test sides, which does no harm
@@ -164,7 +167,7 @@ def _by_speaker(truth: Names, who: Names, folds: int, seed: int) -> list[tuple[R
         return list(split.split(truth[:, None], truth, who))
 
 
-def _most_folds(truth: Names, who: Names) -> int:
+def most_folds(truth: Names, who: Names) -> int:
     """Every fold has a speaker; and scikit-learn refuses to spread classes that all have fewer rows than folds."""
     return min(len(np.unique(who)), int(np.unique(truth, return_counts=True)[1].max()))
 

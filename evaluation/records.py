@@ -2,16 +2,17 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from undertone.errors import MissingError, UndertoneError
+from undertone.evaluation.awareness import AWARENESS, groups
 from undertone.evaluation.metrics import (
     DECIMALS,
+    Metric,
     Prediction,
-    Score,
     accuracy,
     balanced_accuracy,
     emotion_fit,
@@ -44,7 +45,8 @@ class Record:
 KEYS = tuple(field.name for field in fields(Record) if field.name != "notes")  # of each record in results.json
 
 GENERATED = ("dialogue", "response", "caption")  # tasks whose targets are texts of the LLM's own
-_Metrics = dict[str, Callable[[Sequence[Prediction]], Score]]
+LATER = ("category", "topic", "judge", "awareness")  # of a prediction: may be absent in a file of an older run
+_Metrics = dict[str, Metric]
 _TEXT: _Metrics = {"rouge_l": rouge_l}
 _WORDS: _Metrics = {"wer": word_error_rate}
 _LABELS: _Metrics = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
@@ -54,21 +56,42 @@ def score_all(system: str, predictions: Sequence[Prediction]) -> list[Record]:
     """Every metric of every task, for each choice of slots apart, in the order of the report.
 
     `asr` gets the word error rate; `dialogue` ROUGE-L, `response` and `caption` ROUGE-1, -2 and -L, and all three the
-    emotion's fit where rows have rivals; every other task is an attribute and gets both accuracies.
+    emotion's fit where rows have rivals; every other task is an attribute and gets both accuracies. Replies with a
+    category also get PA-score and PA-rate, as a task of the category's name (see `awareness.groups`).
 
     Raises:
         UndertoneError: there are no predictions; a row lacks what its metric needs.
     """
     if not predictions:
         raise UndertoneError(f"score_all: system {system!r} has no predictions to score; is the test set empty?")
-    groups: dict[tuple[str, str], list[Prediction]] = {}
+    due = scores_due(predictions)
+    return in_order(Record(system, d.task, d.name, d.slots, **d.metric(d.rows)._asdict()) for d in due)
+
+
+class Due(NamedTuple):
+    """A score that is to be made: the metric called `name`, of these rows."""
+
+    task: str
+    name: str
+    slots: str
+    metric: Metric
+    rows: list[Prediction]
+
+
+def scores_due(predictions: Sequence[Prediction]) -> list[Due]:
+    """All that predictions are good for, see `score_all`; `rows` keep their order."""
+    tasks: dict[tuple[str, str], list[Prediction]] = {}
     for prediction in predictions:
-        groups.setdefault((prediction.task, prediction.slots), []).append(prediction)
-    records = []
-    for (task, slots), rows in groups.items():
-        for name, metric in _metrics(task, rows).items():
-            records.append(Record(system, task, name, slots, **metric(rows)._asdict()))
-    return in_order(records)
+        tasks.setdefault((prediction.task, prediction.slots), []).append(prediction)
+    due = [
+        Due(task, name, slots, m, rows) for (task, slots), rows in tasks.items() for name, m in _metrics(task).items()
+    ]
+    for (task, slots), rows in tasks.items():
+        felt = [row for row in rows if row.category is None]  # the rivals of others are no replies to emotions
+        if task in GENERATED and any(row.rivals for row in felt):
+            due.append(Due(task, "emotion_fit", slots, emotion_fit, felt))
+    aware = groups(predictions)
+    return [*due, *(Due(g.name, name, g.slots, metric, g.rows) for g in aware for name, metric in AWARENESS.items())]
 
 
 def write_results(folder: Path, records: Sequence[Record], predictions: Sequence[Prediction]) -> None:
@@ -109,15 +132,14 @@ def read_predictions(folder: Path) -> list[Prediction]:
     """
     file, keys = folder / "predictions.jsonl", [field.name for field in fields(Prediction)]
     lines = ((f"{file}: line {i}", line) for i, line in enumerate(_read(file).split("\n"), 1) if line)
-    return [Prediction(**_checked(_parse(line, where), keys, where)) for where, line in lines]
+    return [Prediction(**_checked(_parse(line, where), keys, where, LATER)) for where, line in lines]
 
 
-def _metrics(task: str, rows: Sequence[Prediction]) -> _Metrics:
+def _metrics(task: str) -> _Metrics:
     if task == "asr":
         return _WORDS
     if task in GENERATED:
-        text = _TEXT if task == "dialogue" else ROUGE  # each paper reports its own
-        return {**text, "emotion_fit": emotion_fit} if any(row.rivals for row in rows) else text
+        return _TEXT if task == "dialogue" else ROUGE  # each paper reports its own
     return _LABELS
 
 
@@ -156,9 +178,10 @@ def _parse(text: str, where: str) -> Any:
         raise UndertoneError(f"{where}: not JSON: {error}") from None
 
 
-def _checked(row: Any, keys: Iterable[str], where: str) -> dict[str, Any]:
+def _checked(row: Any, keys: Iterable[str], where: str, absent: Collection[str] = ()) -> dict[str, Any]:
+    """The row, if it has these keys and no others; those in `absent` it may lack."""
     expected = list(keys)
-    if not isinstance(row, dict) or set(row) != set(expected):
+    if not isinstance(row, dict) or set(row) | set(absent) != set(expected):
         found = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise UndertoneError(f"{where}: expected the keys {', '.join(expected)}; found {found}")
     return row

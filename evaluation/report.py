@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from rich import box
 from rich.markup import escape
@@ -24,10 +24,19 @@ METRICS = {  # as the report names them, with the direction that is better
     "rouge_2": "ROUGE-2 ↑",
     "rouge_l": "ROUGE-L ↑",
     "emotion_fit": "fits ↑",
+    "pa_score": "PA-score ↑",
+    "pa_rate": "PA-rate ↑",
+    "right_before": "right before ↑",
+    "right": "right ↑",
+    "right_change": "change ↑",
+    "nats_before": "nats before ↓",
+    "nats": "nats ↓",
+    "nats_change": "nats change ↓",
 }
+NATS = ("nats_before", "nats", "nats_change")  # a response token; no shares
 LEGEND = (
-    "In percent, with the 95 % interval. baseline: a guess that hears nothing. accuracy: the paper's WA. "
-    "balanced: the mean over classes."
+    "In percent (nats: as they are), with the 95 % interval. baseline: a guess that hears nothing. accuracy: the "
+    "paper's WA. balanced: the mean over classes. PA: replies that suit the speaker."
 )
 
 
@@ -43,11 +52,19 @@ class Row(NamedTuple):
 
 def in_order(records: Iterable[Record]) -> list[Record]:
     """By system, then task, metric and slots as the report has them; names that it does not know come after."""
+    return sorted(records, key=lambda record: (record.system, _place(record.task, record.metric, record.slots)))
 
-    def place(record: Record) -> tuple[str, tuple[int, str], tuple[int, str], tuple[int, str]]:
-        return record.system, _rank(record.task, TASKS), _rank(record.metric, METRICS), _rank(record.slots, SLOTS)
 
-    return sorted(records, key=place)
+T = TypeVar("T", bound=tuple[str, str, str])
+
+
+def in_order_of(scores: Iterable[T]) -> list[T]:
+    """(task, metric, slots) in the same order."""
+    return sorted(scores, key=lambda score: _place(*score))
+
+
+def _place(task: str, metric: str, slots: str) -> tuple[tuple[int, str], tuple[int, str], tuple[int, str]]:
+    return _rank(task, TASKS), _rank(metric, METRICS), _rank(slots, SLOTS)
 
 
 def results_table(records: Sequence[Record]) -> Table:
@@ -129,7 +146,13 @@ def _row(task: str, metric: str, by_slots: dict[str, Record], columns: Sequence[
 
 
 def _cell(record: Record) -> str:
-    return f"{_percent(record.value)} [{_percent(record.low)}-{_percent(record.high)}]"
+    value, low, high = (shown(record.metric, number) for number in (record.value, record.low, record.high))
+    return f"{value} [{low}-{high}]" if record.low >= 0 else f"{value} [{low} to {high}]"
+
+
+def shown(metric: str, number: float) -> str:
+    """A number as tables have it: shares in percent."""
+    return f"{number:.3f}" if metric in NATS else _percent(number)
 
 
 def _percent(share: float) -> str:

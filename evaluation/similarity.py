@@ -1,7 +1,7 @@
 """How near a response comes to its target: in words (ROUGE), and in the eyes of a language model (BERTScore)."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -13,8 +13,8 @@ from torchmetrics.text.rouge import ROUGEScore
 from transformers import AutoModel, AutoTokenizer
 
 from undertone.errors import MissingError, UndertoneError, nearest
-from undertone.evaluation.intervals import bootstrap, ratio
-from undertone.evaluation.metrics import DECIMALS, Prediction, Score, rouge_l
+from undertone.evaluation.intervals import ratio
+from undertone.evaluation.metrics import Measure, Metric, Prediction, Score, rouge_l
 from undertone.paths import resolve
 
 # The layer whose cosines agree best with human judgements of translations (WMT16), as found by BERTScore's authors.
@@ -50,7 +50,8 @@ def rouge_f1(responses: Sequence[str], targets: Sequence[str]) -> dict[str, list
     return {ours: [float(f) for f in getattr(rouge, f"{theirs}_fmeasure")] for ours, theirs in keys.items()}
 
 
-def rouge_1(predictions: Sequence[Prediction]) -> Score:
+@Metric
+def rouge_1(predictions: Sequence[Prediction]) -> Measure:
     """Mean F of the words that response and target share, between 0 and 1.
 
     Lin (2004); SpeechEmotionLlama, table I. Targets without a word in a-z or 0-9 score 0, which the notes count.
@@ -61,7 +62,8 @@ def rouge_1(predictions: Sequence[Prediction]) -> Score:
     return _rouge_n("rouge_1", predictions, 1)
 
 
-def rouge_2(predictions: Sequence[Prediction]) -> Score:
+@Metric
+def rouge_2(predictions: Sequence[Prediction]) -> Measure:
     """Mean F of the pairs of neighbouring words that response and target share, between 0 and 1.
 
     Lin (2004); SpeechEmotionLlama, table I. Targets of one word have no pair and score 0, which the notes count.
@@ -72,7 +74,7 @@ def rouge_2(predictions: Sequence[Prediction]) -> Score:
     return _rouge_n("rouge_2", predictions, 2)
 
 
-ROUGE: dict[str, Callable[[Sequence[Prediction]], Score]] = {
+ROUGE: dict[str, Metric] = {
     "rouge_1": rouge_1,
     "rouge_2": rouge_2,
     "rouge_l": rouge_l,
@@ -129,7 +131,7 @@ class BertScore:
             notes.append(f"{empty} of {len(predictions)} pairs have an empty text and score 0")
         if cut := sum(self._is_cut(text) for text in [*responses, *targets]):
             notes.append(f"{cut} of {2 * len(predictions)} texts were cut after {self.limit} tokens")
-        return _mean("bert_score", self.f1(responses, targets), "; ".join(notes))
+        return _mean("bert_score", self.f1(responses, targets), "; ".join(notes)).score()
 
     def f1(self, responses: Sequence[str], targets: Sequence[str]) -> list[float]:
         """F1 of each pair, about -1 to 1; in practice most of that range is empty.
@@ -196,20 +198,17 @@ def _spaced(text: str) -> str:
     return f" {text.strip()}" if text.strip() else ""
 
 
-def _rouge_n(name: str, predictions: Sequence[Prediction], n: int) -> Score:
+def _rouge_n(name: str, predictions: Sequence[Prediction], n: int) -> Measure:
     scores = rouge_f1([p.response for p in predictions], [p.target for p in predictions])[name] if predictions else []
     short = sum(len(_WORD.findall(p.target.lower())) < n for p in predictions)
     what = "no word in a-z or 0-9" if n == 1 else f"fewer than {n} words in a-z or 0-9"
     return _mean(name, scores, f"{short} of {len(predictions)} targets have {what} and score 0" if short else "")
 
 
-def _mean(metric: str, scores: Sequence[float], notes: str) -> Score:
+def _mean(metric: str, scores: Sequence[float], notes: str) -> Measure:
     if not scores:
         raise UndertoneError(f"{metric}: there are no predictions to score; is the test set empty?")
-    rows = np.column_stack([scores, np.ones(len(scores))])
-    low, high = bootstrap(rows, ratio)
-    value, low, high = (round(number, DECIMALS) for number in (float(np.mean(scores)), low, high))
-    return Score(value, low, high, len(scores), None, notes)
+    return Measure(float(np.mean(scores)), np.column_stack([scores, np.ones(len(scores))]), ratio, None, notes)
 
 
 def _require_pairs(what: str, responses: Sequence[str], targets: Sequence[str]) -> None:

@@ -55,6 +55,7 @@ def quiet() -> None:
         r".*number of training batches.*smaller than the logging interval.*",
         r".*You're resuming from a checkpoint that ended before.*",
         r".*in eval mode at the start of training.*",
+        r".*gradient_checkpointing_enable. is deprecated.*",
         r".*DynamicBucketingSampler with an eagerly read CutSet.*",
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -80,6 +81,16 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("config", help="such as conf/speech_emotion_llama/table.yaml")
     table.add_argument("overrides", nargs="*", metavar="key=value", help="such as seeds=[1]")
 
+    compare = _command(commands, "compare", "finished runs side by side, on the same utterances", _compare)
+    compare.add_argument("runs", nargs="+", help="folders, such as runs/pe_ft/seed-*/selective runs/pe_ft/seed-*/full")
+    compare.add_argument("--out", help="folder of comparison.html and comparison.csv; beside the runs if absent")
+    compare.add_argument("--against", help="the system that the others are held against; the first if absent")
+
+    analyze = _command(commands, "analyze", "where in a bundle's LLM the voice is, and where the meaning", _analyze)
+    analyze.add_argument("bundle", help="folder, such as runs/quickstart/bundle")
+    analyze.add_argument("--config", required=True, help="what is asked, such as conf/analysis.yaml")
+    analyze.add_argument("overrides", nargs="*", metavar="key=value", help="such as limit=200")
+
     chat = _command(commands, "chat", "ask a bundle something by voice", _chat)
     chat.add_argument("bundle", help="folder, such as runs/quickstart/bundle")
     chat.add_argument("--audio", action="append", default=[], help="an audio file; several are turns one after another")
@@ -104,9 +115,20 @@ def _parser() -> argparse.ArgumentParser:
     targets.add_argument("--max-new-tokens", type=int, default=256)
     targets.add_argument("overrides", nargs="*", metavar="key=value", help="knobs of the engine: checkpoint=/path")
 
+    paired = _command(commands, "paired", "speak the same texts as each kind of speaker, with right answers", _paired)
+    paired.add_argument("--config", required=True, help="the recipe, such as conf/paired_data_demo.yaml")
+    paired.add_argument("--dry-run", action="store_true", help="check the recipe and say what it asks for")
+    paired.add_argument("--print-config", action="store_true", help="print the whole resolved recipe and stop")
+    paired.add_argument("overrides", nargs="*", metavar="key=value", help="such as out=paired")
+
+    export = _command(commands, "export", "write what a run has trained in its checkpoint's own format", _export)
+    export.add_argument("bundle", help="folder, such as runs/quickstart/bundle")
+    export.add_argument("--out", required=True, help="the folder to write, which plain transformers then opens")
+    export.add_argument("overrides", nargs="*", metavar="key=value", help="such as llm.checkpoint=/path")
+
     demo = _command(commands, "demo", "make the embedded default anew", _demo)
     demo.add_argument("action", choices=["pretrain"])
-    demo.add_argument("--part", choices=["encoder", "conformer", "llm", "all"], default="all")
+    demo.add_argument("--part", choices=["encoder", "conformer", "llm", "llm_deep", "all"], default="all")
     demo.add_argument("--out", default="demo/backbones")
     return parser
 
@@ -152,6 +174,18 @@ def _table(arguments: argparse.Namespace) -> None:
     table(arguments.config, arguments.overrides)
 
 
+def _compare(arguments: argparse.Namespace) -> None:
+    from undertone.lightning_modules.compare import compare
+
+    compare(arguments.runs, arguments.out, arguments.against)
+
+
+def _analyze(arguments: argparse.Namespace) -> None:
+    from undertone.lightning_modules.analyze import analyze
+
+    analyze(arguments.bundle, arguments.config, arguments.overrides)
+
+
 def _chat(arguments: argparse.Namespace) -> None:
     from undertone.lightning_modules.chat import chat
 
@@ -178,12 +212,27 @@ def _targets(arguments: argparse.Namespace) -> None:
     targets(arguments)
 
 
+def _paired(arguments: argparse.Namespace) -> None:
+    from undertone.lightning_modules.paired import dry_run, paired, print_config
+
+    action = dry_run if arguments.dry_run else print_config if arguments.print_config else paired
+    action(arguments.config, arguments.overrides)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from undertone.lightning_modules.export import command
+
+    command(arguments)
+
+
 def _demo(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from undertone.demo import pretrain_conformer, pretrain_encoder, pretrain_llm
+    from undertone.demo import pretrain_conformer, pretrain_encoder, pretrain_llm, pretrain_llm_deep
 
-    parts = {"encoder": pretrain_encoder, "conformer": pretrain_conformer, "llm": pretrain_llm}
+    parts = {
+        "encoder": pretrain_encoder, "conformer": pretrain_conformer, "llm": pretrain_llm, "llm_deep": pretrain_llm_deep
+    }  # fmt: skip
     for name, part in parts.items():
         if arguments.part in (name, "all"):
             print(part.pretrain(Path(arguments.out)))

@@ -24,6 +24,7 @@ from undertone.errors import ConfigError, ManifestError
 from undertone.lightning_modules.bundle import bundle_weights
 from undertone.lightning_modules.ear import Ear
 from undertone.lightning_modules.material import Material, build_tasks, gather
+from undertone.lightning_modules.meter import Meter
 from undertone.lightning_modules.recipe import Recipe, StageNode
 from undertone.lightning_modules.run_folder import open_folder
 from undertone.lightning_modules.speech_llm import SpeechLLM
@@ -152,7 +153,8 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
     if before is not None:
         run.module.load_trained(read_trained(before), str(before))
     resume = last if last.is_file() else None
-    trainer = _trainer(run, folder, node)
+    meter = Meter()
+    trainer = _trainer(run, folder, node, meter)
     sampler = _sampler(run, node, "train", _consumed(resume), trainer)
     run.module.begin(name, len(sampler))
     trainer.val_check_interval = max(1, len(sampler) // (node.epochs * node.validations))
@@ -167,7 +169,9 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        done.write_text(json.dumps({"steps": trainer.global_step, **scores}, indent=2) + "\n", "utf-8")
+        trainable = sum(weight.numel() for weight in run.module.learning())
+        told = {"steps": trainer.global_step, "trainable": trainable, **meter.report(), **scores}
+        done.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
     return best
 
 
@@ -185,7 +189,7 @@ def _consumed(checkpoint: Path | None) -> int:
     return int(loops["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"])
 
 
-def _trainer(run: Run, folder: Path, node: StageNode) -> L.Trainer:
+def _trainer(run: Run, folder: Path, node: StageNode, meter: Meter) -> L.Trainer:
     """One Lightning epoch is a whole stage: its sampler goes through all epochs, so a place in it is one number.
 
     Raises:
@@ -206,7 +210,7 @@ def _trainer(run: Run, folder: Path, node: StageNode) -> L.Trainer:
             gradient_clip_val=node.clip,
             use_distributed_sampler=False,
             enable_model_summary=False,
-            callbacks=[best, Recent(folder / "last.ckpt", run.recipe.checkpoint_every), *shown],
+            callbacks=[best, Recent(folder / "last.ckpt", run.recipe.checkpoint_every), meter, *shown],
             logger=CSVLogger(folder, name="metrics"),
             default_root_dir=run.recipe.folder,
         )

@@ -8,13 +8,17 @@ from rich.table import Table
 
 from undertone.adapters import ADAPTERS
 from undertone.data.corpora import CORPORA
+from undertone.data.synthesizers import SYNTHESIZERS
 from undertone.data.tasks import TASKS
 from undertone.encoders import ENCODERS
-from undertone.evaluation import JUDGES
+from undertone.evaluation import AWARENESS_JUDGES, JUDGES
 from undertone.llms import ENGINES
 from undertone.registry import Registry
 
-REGISTRIES: tuple[Registry[Any], ...] = (ENCODERS, ADAPTERS, TASKS, CORPORA, ENGINES, JUDGES)
+REGISTRIES: tuple[Registry[Any], ...] = (
+    *(ENCODERS, ADAPTERS, TASKS, CORPORA, SYNTHESIZERS),
+    *(ENGINES, JUDGES, AWARENESS_JUDGES),
+)
 
 
 def print_components() -> None:

@@ -1,15 +1,19 @@
 """How a spoken turn is written into a chat: a row of slots, each filled by speech, equivalent text, or nothing."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from undertone.data.examples import Example, Place, words
 from undertone.data.utterance import Turn, Utterance
-from undertone.lightning_modules.recipe import ENCODER
-from undertone.llms.chat import ChatTurn, Piece, Placeholder
+from undertone.errors import ConfigError, nearest
+from undertone.lightning_modules.recipe import ENCODER, SlotNode
+from undertone.llms.chat import ChatFormat, ChatTurn, Piece, Placeholder
 
 BETWEEN = "\n"  # between two slots that hold something
+_SPECIAL = re.compile(r"<\|[^<>|]*\|>")  # how many families write their special tokens
 
 
 @dataclass(frozen=True)
@@ -59,3 +63,25 @@ def between(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     """What fills the slots, a line of its own for each; an empty turn is an empty text."""
     joined = [part for piece in pieces for part in (BETWEEN, piece)]
     return tuple(joined[1:]) or ("",)
+
+
+def mark_speech(chat: ChatFormat, slots: Mapping[str, SlotNode]) -> None:
+    """Let a chat's own marks stand around speech, as each slot says.
+
+    Raises:
+        ConfigError: a mark is written like a special token, but is none of the tokenizer's.
+    """
+    known = set(chat.tokenizer.get_added_vocab())
+    for name, slot in slots.items():
+        for token in _SPECIAL.findall(slot.before + slot.after):
+            if token not in known:
+                raise ConfigError(
+                    f"slots.{name}: {token!r} is no special token of {chat.tokenizer.name_or_path}, which would read "
+                    f"it letter by letter.{nearest(token, known)}"
+                )
+    chat.around = partial(_around, {name: (slot.before, slot.after) for name, slot in slots.items()})
+
+
+def _around(marks: Mapping[str, tuple[str, str]], key: Hashable, number: int) -> tuple[str, str]:
+    before, after = marks[key.slot] if isinstance(key, Spot) else ("", "")
+    return before.replace("{number}", str(number)), after.replace("{number}", str(number))

@@ -30,6 +30,7 @@ class TuningNode:
     rank: int = 16  # of LoRA, as are the next two
     alpha: float = 32.0
     dropout: float = 0.0
+    recompute: bool = False  # activations in the backward pass, which saves memory and costs a third more time
     analysis: str | None = None  # the layers.json of `undertone analyze`, for layers: auto
 
 
@@ -49,6 +50,8 @@ class SlotNode:
 
     adapter: dict[str, Any] = MISSING  # a component node: `type` and its knobs
     text: Literal["caption", "transcript", "tagged"] = MISSING  # tagged: "<emotion> transcript"
+    before: str = ""  # what the LLM's own format writes before speech; {number} counts the clips of a chat
+    after: str = ""  # and behind it
 
 
 @dataclass
@@ -127,6 +130,7 @@ class EvaluationNode:
     limit: int | None = None  # utterances a task; null: all
     text: dict[str, str] = field(default_factory=dict)  # slot -> the text that targets are made of, if not its own
     knobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # task -> knobs it is scored with, if others
+    retention: str | None = None  # a JSONL file of text prompts, which the LLM is asked before training and after
 
 
 @dataclass

@@ -16,8 +16,10 @@ from undertone.evaluation.report import results_table
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.bundle import frozen, write_bundle
 from undertone.lightning_modules.curriculum import Run, read_trained, stage_folder, start, train
+from undertone.lightning_modules.retention import BEFORE, retention_after, retention_before
 from undertone.lightning_modules.scoring import predict
 from undertone.lightning_modules.speech_llm import SpeechLLM
+from undertone.paths import resolve
 
 
 def print_config(config: str, overrides: Sequence[str]) -> None:
@@ -45,10 +47,22 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
             f"{count(module.adapters[name]):,}",
             "trains" if learns else "frozen",
         )
-    table.add_row("llm", f"{recipe.llm.checkpoint} ({recipe.llm.dtype})", f"{count(module.llm):,}", "frozen")
-    trains = count(module.adapters) + (count(module.encoder) if recipe.trains_encoder else 0)
-    table.add_row("all", "", f"{count(module):,}", f"{trains:,} train")
+    tuned = sum(module.llm.get_parameter(name).numel() for name in module.llm.tuned)
+    learns = f"{tuned:,} train" if tuned else "frozen"
+    table.add_row("llm", f"{recipe.llm.checkpoint} ({recipe.llm.dtype})", f"{count(module.llm):,}", learns)
+    if module.adch and recipe.adch:
+        table.add_row("adch", f"at layer {recipe.adch.layer}", f"{count(module.adch):,}", "trains, then dropped")
+    table.add_row("all", "", f"{count(module):,}", f"{_trained(module):,} train")
     Console().print(table)
+
+
+def _trained(module: SpeechLLM) -> int:
+    """Parameters that some stage trains."""
+    names: set[str] = set()
+    for stage in module.recipe.stages:
+        module.begin(stage, 1)
+        names |= {name for name, weight in module.named_parameters() if weight.requires_grad}
+    return sum(module.get_parameter(name).numel() for name in names)
 
 
 def count(module: nn.Module) -> int:
@@ -67,12 +81,15 @@ def fit(config: str, overrides: Sequence[str]) -> None:
     recipe = recipes.load(config, overrides)
     run = start(recipe, console)
     before = frozen(run.module)
+    folder = recipe.folder / "evaluation"
+    if recipe.evaluation.retention:
+        retention_before(run.module.llm, resolve(recipe.evaluation.retention), folder, batch=recipe.evaluation.batch)
     best = train(run)
     if frozen(run.module) != before:
         raise ConfigError("a frozen part has changed in training; this is a defect of Undertone, please report it")
     if best is not None:
         run.module.load_trained(read_trained(best), str(best))
-    records = score(run, recipe.name, recipe.folder / "evaluation")
+    records = score(run, recipe.name, folder)
     bundle = write_bundle(recipe.folder / "bundle", run.module, records) if best else None
     report(run, records, bundle)
 
@@ -81,8 +98,11 @@ def score(run: Run, system: str, folder: Path) -> list[Record]:
     """Score the model as it is now; a folder that holds results of this run is read instead."""
     if (folder / "results.json").is_file():
         return read_results(folder)
-    predictions = predict(run)
+    predictions, node = predict(run), run.recipe.evaluation
     records = score_all(system, predictions)
+    if node.retention and (folder / BEFORE).is_file():
+        file = resolve(node.retention)
+        records += retention_after(system, run.module.llm, file, folder, batch=node.batch)
     write_results(folder, records, predictions)
     return records
 

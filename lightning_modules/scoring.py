@@ -97,6 +97,7 @@ def _answers(run: Run, rows: list[Row], rivals: Rivals, progress: Progress) -> I
 
 def _prediction(run: Run, mode: str, example: Example, response: str, rivals: Rivals) -> Prediction:
     task, utterance = run.tasks[example.task], example.utterance
+    category = utterance.category if task.generated else None  # paired data: the right answer hangs on it
     return Prediction(
         id=utterance.id,
         task=example.task,
@@ -104,10 +105,12 @@ def _prediction(run: Run, mode: str, example: Example, response: str, rivals: Ri
         instruction=example.instruction,
         response=response,
         target=example.target or "",
-        label=utterance.labels.get("emotion") if task.generated else task.label(utterance),
+        label=utterance.labels.get(category or "emotion") if task.generated else task.label(utterance),
         predicted=task.parse(response),
         speaker=utterance.speaker,
-        rivals=rivals.get((example.task, utterance.id)),
+        rivals=dict(utterance.answers) if category else rivals.get((example.task, utterance.id)),
+        category=category,
+        topic=utterance.topic if category else None,
     )
 
 
@@ -122,7 +125,7 @@ def _rivals(run: Run, examples: list[Example], progress: Progress) -> Rivals:
     asked: dict[tuple[str, str], dict[str, Example]] = {}
     for example in examples:
         u = example.utterance
-        if run.tasks[example.task].generated and "emotion" in u.labels and words(u, "transcript"):
+        if run.tasks[example.task].generated and not u.category and "emotion" in u.labels and words(u, "transcript"):
             asked[example.task, u.id] = {name: _in_emotion(example, name) for name in emotion.choices}
     run.targets.make(run.module.llm, [e for each in asked.values() for e in each.values()], progress)
     return {

@@ -15,7 +15,7 @@ from undertone.data.loader import Batch
 from undertone.encoders import ENCODERS
 from undertone.errors import BundleError, ConfigError
 from undertone.lightning_modules import recipe as recipes
-from undertone.lightning_modules.prompting import Spot, chat_of
+from undertone.lightning_modules.prompting import Spot, chat_of, mark_speech
 from undertone.lightning_modules.recipe import ENCODER, LLM, TuningNode
 from undertone.lightning_modules.schedule import Schedule, learning_rate
 from undertone.llms.adch import ADCH
@@ -80,6 +80,7 @@ class SpeechLLM(L.LightningModule):
         for adapter in self.adapters.values():
             cast(Adapter, adapter).load()
         self.llm.load()
+        mark_speech(self.llm.chat, self.recipe.slots)
 
     def _grant(self) -> None:
         """Gradients for what this stage trains of the large parts, and for the heads if the LLM learns."""
@@ -189,9 +190,10 @@ class SpeechLLM(L.LightningModule):
         loss: Tensor = out.total * self.trainer.world_size / everywhere  # strategies average gradients over ranks
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.examples))
         # Every rank has a gradient for every weight, if only 0.
-        return loss + self._heads(batch, out) + 0.0 * sum(weight.sum() for weight in self._learning())
+        return loss + self._heads(batch, out) + 0.0 * sum(weight.sum() for weight in self.learning())
 
-    def _learning(self) -> list[nn.Parameter]:
+    def learning(self) -> list[nn.Parameter]:
+        """The weights that this stage trains, heads included."""
         parts = (getattr(self, part) for part in PARTS)
         return [weight for part in parts if part is not None for weight in part.parameters() if weight.requires_grad]
 
@@ -210,7 +212,7 @@ class SpeechLLM(L.LightningModule):
         """AdamW over what this stage trains, with its schedule (section IV-C)."""
         node = self.node
         optimizer = torch.optim.AdamW(
-            self._learning(), node.lr, betas=(node.betas[0], node.betas[1]), weight_decay=node.weight_decay
+            self.learning(), node.lr, betas=(node.betas[0], node.betas[1]), weight_decay=node.weight_decay
         )
         shape = Schedule(node.warmup_steps, self.steps, node.decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(shape, step))

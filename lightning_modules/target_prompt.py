@@ -26,7 +26,7 @@ class TargetPrompt:
     """
 
     def __init__(self, file: Path, with_context: bool = True) -> None:
-        turns = _read(file)
+        turns = read_turns(file)
         self.system, self.user, self.with_context = turns.get("[system]"), turns.get("[user]", ""), with_context
         try:
             self.fields = {name for _, name, _, _ in Formatter().parse(self.user) if name is not None}
@@ -57,7 +57,12 @@ def _values(record: dict[str, Any]) -> dict[str, str]:
     return {"transcript": record.get("text") or "", "emotion": (record.get("labels") or {}).get("emotion") or ""}
 
 
-def _read(file: Path) -> dict[str, str]:
+def read_turns(file: Path) -> dict[str, str]:
+    """The turns of a prompt file by their heads, `[system]` and `[user]`.
+
+    Raises:
+        ConfigError: the file cannot be read, or text stands before the first head.
+    """
     try:
         lines = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from undertone.errors import ConfigError, UndertoneError, nearest
+from undertone.llms import composite
 from undertone.llms.chat import ChatFormat, Placeholder, Segment
 from undertone.llms.checkpoints import HUB, describe, reach, settings
 from undertone.llms.prefixes import Prefixes
@@ -346,12 +347,22 @@ class CausalLLM(nn.Module):
         return digest.hexdigest()
 
     def _read_tokenizer(self, path: str, local: bool) -> PreTrainedTokenizerBase:
-        return cast(
-            PreTrainedTokenizerBase,
-            AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=self.trust_remote_code),
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            path, local_files_only=local, trust_remote_code=self.trust_remote_code
         )
+        tokenizer.chat_template = tokenizer.chat_template or composite.processor_template(path, local)
+        return cast(PreTrainedTokenizerBase, tokenizer)
 
     def _read_model(self, path: str, local: bool) -> PreTrainedModel:
+        if composite.is_composite(path, local):
+            model, absent = composite.read_text(path, local, self.dtype, HUB)
+        else:
+            model, absent = self._read(path, local)
+        if absent:  # transformers would go on with random numbers
+            raise HUB.missing(self.checkpoint, f"its files lack {len(absent)} weights, such as {absent[0]}")
+        return model
+
+    def _read(self, path: str, local: bool) -> tuple[PreTrainedModel, list[str]]:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=self.dtype,
@@ -361,9 +372,7 @@ class CausalLLM(nn.Module):
             output_loading_info=True,
         )
         model, report = loaded
-        if absent := sorted(report["missing_keys"]):  # transformers would go on with random numbers
-            raise HUB.missing(self.checkpoint, f"its files lack {len(absent)} weights, such as {absent[0]}")
-        return cast(PreTrainedModel, model)
+        return cast(PreTrainedModel, model), sorted(report["missing_keys"])
 
     def _words(self, ids: list[int]) -> Tensor:
         table = self.model.get_input_embeddings()

@@ -1,7 +1,7 @@
 """Slots in a conversation: a model's own chat template is written as ever, with gaps where speech will go."""
 
 import re
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast, get_args
 
@@ -27,6 +27,7 @@ class Placeholder:
 
 Piece: TypeAlias = str | Placeholder
 Segment: TypeAlias = list[int] | Placeholder  # of a tokenised prompt
+Around: TypeAlias = Callable[[Hashable, int], tuple[str, str]]  # a placeholder's key, its number in the chat from 1
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class ChatFormat:
         tokenizer: with a chat template. BOS comes from the template, never from the tokenizer.
         stop_ids: tokens that end a generation. The token with which the template ends an assistant's turn joins them.
 
+    Attributes:
+        around: the texts before and after a placeholder, such as the LLM's own tokens for where audio begins and ends.
+
     Raises:
         UndertoneError: there is no chat template, or nothing that ends a turn.
     """
@@ -55,6 +59,7 @@ class ChatFormat:
                 "an instruction-tuned checkpoint, or set `chat_template` in its tokenizer_config.json"
             )
         self.tokenizer = tokenizer
+        self.around: Around = _nothing
         self.stop_ids = frozenset(stop_ids) | self._end_of_turn()
         if not self.stop_ids:
             raise UndertoneError(f"the tokenizer of {tokenizer.name_or_path} has no token that ends a turn")
@@ -125,7 +130,8 @@ class ChatFormat:
             content = ""
             for piece in turn.pieces:
                 if isinstance(piece, Placeholder):
-                    content += f"{_OPEN}{len(keys)}{_CLOSE}"
+                    before, after = self.around(piece.key, len(keys) + 1)
+                    content += _refuse_reserved(before) + f"{_OPEN}{len(keys)}{_CLOSE}" + _refuse_reserved(after)
                     keys.append(piece)
                 else:
                     content += _refuse_reserved(piece)
@@ -163,6 +169,10 @@ class ChatFormat:
             return mark in self._render([_message("system", mark), _message("user", "x")], answer=None)
         except UndertoneError:
             return False
+
+
+def _nothing(key: Hashable, number: int) -> tuple[str, str]:
+    return "", ""
 
 
 def _message(role: str, content: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from undertone.errors import ConfigError, MissingError
 from undertone.hub import Hub, first_line
+from undertone.llms.composite import text_config
 from undertone.llms.published import PUBLISHED
 from undertone.paths import resolve
 
@@ -19,7 +20,9 @@ _NOT_THE_MODEL = ("transformers_version", "_name_or_path", "_commit_hash", "dtyp
 
 
 def describe(checkpoint: str, trust_remote_code: bool) -> PreTrainedConfig:
-    """The architecture of `checkpoint`. A published one needs no network, unless a local folder says otherwise.
+    """The architecture of `checkpoint`; of a finished audio LLM, that of the LLM in it.
+
+    A published one needs no network, unless a local folder says otherwise.
 
     Raises:
         ConfigError: there is something, but no architecture that transformers knows.
@@ -27,14 +30,15 @@ def describe(checkpoint: str, trust_remote_code: bool) -> PreTrainedConfig:
     """
     if checkpoint in PUBLISHED and not resolve(checkpoint).is_dir():
         fields = dict(PUBLISHED[checkpoint])
-        return AutoConfig.for_model(fields.pop("model_type"), **fields)
-    return reach(
+        return text_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    config = reach(
         checkpoint,
         lambda path, local: cast(
             PreTrainedConfig,
             AutoConfig.from_pretrained(path, local_files_only=local, trust_remote_code=trust_remote_code),
         ),
     )
+    return text_config(config)
 
 
 def settings(checkpoint: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,15 +13,9 @@ from undertone.errors import UndertoneError
 from undertone.llms.causal import CausalLLM, Dtype
 from undertone.llms.chat import ChatTurn
 from undertone.registry import Registry
+from undertone.server import Failure as Failure  # what an engine gives for a chat without answer
 
 Chat = list[dict[str, str]]  # messages with `role` and `content`, as OpenAI and Hugging Face write them
-
-
-@dataclass(frozen=True)
-class Failure:
-    """There is no answer to one chat; `reason` says why, without secrets. The others have theirs."""
-
-    reason: str
 
 
 class Cut(str):

@@ -1,37 +1,12 @@
 """An LLM behind any server that speaks OpenAI's chat completions: vLLM, llama.cpp, SGLang, a provider."""
 
 import json
-import math
-import os
-import random
-import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from typing import Any
-from urllib.parse import urlsplit
 
-import requests
-from urllib3.exceptions import HTTPError
-from urllib3.exceptions import TimeoutError as PacketTimeout
-
-from undertone.errors import ConfigError, MissingError
+from undertone.errors import ConfigError
 from undertone.llms.engines import ENGINES, Chat, Cut, Engine, Failure, check_limits
-
-_LONGEST_WAIT = 60.0  # seconds between two attempts, whatever a server asks for
-_LONGEST_BODY = 1 << 24  # bytes; no answer is as long
-_LOST = 8  # chats in a row that ran out of attempts: the server is gone, and the rest need not wait for it
-_MAY_PASS = (408, 409, 425, 429)  # and all of 5xx: the same request may succeed later
-
-
-@dataclass(frozen=True)
-class _Trouble:
-    """What may pass: another attempt is worth while, but not before `wait` seconds."""
-
-    reason: str
-    wait: float = 0.0
+from undertone.server import Patience, Server, Trouble
 
 
 @ENGINES.register("openai")
@@ -72,15 +47,20 @@ class OpenAIEngine(Engine):
         retries: int = 4,
         backoff: float = 1.0,
     ) -> None:
-        if concurrency < 1 or retries < 0 or not 0 < timeout < math.inf or not 0 <= backoff < math.inf:
-            raise ConfigError(
-                "engine openai: concurrency must be at least 1, retries and backoff at least 0, and timeout above 0; "
-                f"got concurrency {concurrency}, retries {retries}, backoff {backoff}, timeout {timeout}"
-            )
-        self.base_url, self.model = _checked_url(base_url), model
-        self.api_key_env, self._key = api_key_env, _key_of(api_key_env)
-        self.name = known_as or f"{model}@{self.base_url}"
-        self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
+        if concurrency < 1:
+            raise ConfigError(f"engine openai: concurrency must be at least 1, got {concurrency}")
+        self.server = Server(
+            "engine openai",
+            "chat/completions",
+            base_url=base_url,
+            model=model,
+            api_key_env=api_key_env,
+            timeout=timeout,
+            retries=retries,
+            backoff=backoff,
+        )
+        self.name = known_as or f"{model}@{self.server.base_url}"
+        self.concurrency = concurrency
 
     def answer(
         self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
@@ -92,155 +72,26 @@ class OpenAIEngine(Engine):
             ConfigError: the server does not know the model, or is not at `base_url`.
         """
         check_limits(max_new_tokens, temperature)
-        limits = {"model": self.model, "max_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-        patience = _Patience()
+        limits = {"max_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        patience = Patience()
         with ThreadPoolExecutor(self.concurrency) as pool:
             try:
-                asked = [pool.submit(self._ask, {**limits, "messages": chat}, patience) for chat in chats]
+                asked = [
+                    pool.submit(self.server.ask, {**limits, "messages": chat}, _content, patience) for chat in chats
+                ]
                 wait(asked, return_when=FIRST_EXCEPTION)
             finally:
                 patience.over.set()  # whoever still waits for a next attempt need not
             return [future.result() for future in asked]
 
-    def _ask(self, body: dict[str, Any], patience: "_Patience") -> str | Failure:
-        reason = ""
-        for attempt in range(1 + self.retries):
-            if patience.over.is_set():
-                return Failure("given up: the server does not answer")
-            outcome = self._attempt(body)
-            if not isinstance(outcome, _Trouble):
-                patience.found()
-                return outcome
-            reason = outcome.reason
-            if attempt < self.retries:
-                patience.over.wait(self._pause(attempt, outcome))
-        patience.lost()
-        return Failure(f"{reason}, {1 + self.retries} times")
 
-    def _pause(self, attempt: int, trouble: _Trouble) -> float:
-        own = self.backoff * 2.0**attempt * random.uniform(0.5, 1)
-        return min(max(own, trouble.wait), _LONGEST_WAIT)
-
-    def _attempt(self, body: dict[str, Any]) -> str | Failure | _Trouble:
-        """One request. Messages of libraries stay out of reasons: they may quote headers."""
-        due = time.monotonic() + self.timeout
-        try:
-            with requests.post(
-                f"{self.base_url}/chat/completions",
-                json=body,
-                auth=self._sign,  # or requests would look for a password in ~/.netrc
-                timeout=self.timeout,
-                allow_redirects=False,  # a redirected POST becomes a GET
-                stream=True,
-            ) as response:
-                return self._judged(response, _read(response, due))
-        except (requests.Timeout, PacketTimeout, TimeoutError):
-            return _Trouble(f"no answer within {self.timeout:g} s")
-        except (requests.RequestException, HTTPError) as error:
-            return _Trouble(f"the server cannot be reached ({type(error).__name__})")
-
-    def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._key:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
-
-    def _judged(self, response: requests.Response, body: bytes) -> str | Failure | _Trouble:
-        status = response.status_code
-        if status == 200:
-            return _content(body)
-        if status in (401, 403):
-            known = f"the key in {self.api_key_env}" if self._key else "a request without a key; set api_key_env"
-            raise MissingError(f"engine openai: {self.base_url} refuses {known} (HTTP {status})")
-        if status in (404, 405) or 300 <= status < 400:
-            leads_to = response.headers.get("Location", "")
-            raise ConfigError(
-                f"engine openai: HTTP {status} from {self.base_url}/chat/completions for the model {self.model!r}: "
-                f"{self._said(body or leads_to.encode())}. The server must know the model; base_url mostly ends in /v1"
-            )
-        if status in _MAY_PASS or status >= 500:
-            return _Trouble(f"HTTP {status}", _retry_after(response.headers.get("Retry-After", "")))
-        return Failure(f"HTTP {status}: {self._said(body)}")
-
-    def _said(self, body: bytes) -> str:
-        """The start of what a server says, without the key, which some quote."""
-        text = " ".join(body.decode("utf-8", "replace").split())
-        return (text.replace(self._key, "***") if self._key else text)[:200]
-
-
-class _Patience:
-    """What the threads of one call share: whether it is over, and how many chats in a row ran out of attempts."""
-
-    def __init__(self) -> None:
-        self.over = threading.Event()
-        self._lock, self._lost = threading.Lock(), 0
-
-    def found(self) -> None:
-        with self._lock:
-            self._lost = 0
-
-    def lost(self) -> None:
-        with self._lock:
-            self._lost += 1
-            if self._lost >= _LOST:
-                self.over.set()
-
-
-def _read(response: requests.Response, due: float) -> bytes:
-    """The body, as long as there is time: a timeout of requests is for each packet, and a server may send for ever."""
-    body = b""
-    while block := response.raw.read1(1 << 16, decode_content=True):
-        body += block
-        if time.monotonic() > due:
-            raise TimeoutError
-        if len(body) > _LONGEST_BODY:
-            raise HTTPError("longer than any answer")
-    return body
-
-
-def _content(body: bytes) -> str | Failure | _Trouble:
+def _content(body: bytes) -> str | Failure | Trouble:
     try:
         choice = json.loads(body)["choices"][0]
         text, cut = (choice["message"]["content"] or "").strip(), choice.get("finish_reason") == "length"
         text.encode()  # half of a surrogate pair is JSON, and no text
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        return _Trouble("what came back is no chat completion")
+        return Trouble("what came back is no chat completion")
     if not text:
         return Failure("the answer is empty")
     return Cut(text) if cut else str(text)
-
-
-def _retry_after(value: str) -> float:
-    """Seconds from now; the header holds seconds or a date (RFC 9110, section 10.2.3), or nothing of use (0)."""
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, OverflowError, OSError):  # no date, or one that no clock of this machine shows
-            return 0.0
-    return max(0.0, seconds)  # 0 for nan, too
-
-
-def _checked_url(base_url: str) -> str:
-    try:
-        parts = urlsplit(base_url)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        raise ConfigError("engine openai: base_url is not an address; write http://host:port/v1") from None
-    if not whole or parts.username is not None or parts.query or parts.fragment:
-        raise ConfigError(
-            "engine openai: base_url must be http(s)://host[:port]/path and nothing more; a key belongs into an "
-            "environment variable, named by api_key_env"
-        )
-    return base_url.rstrip("/")
-
-
-def _key_of(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise MissingError(f"engine openai: the environment variable {variable} is not set; put the key there")
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"engine openai: the key in {variable} holds characters that no HTTP header can")
-    return key

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from undertone.audio_llms import PUBLISHED as AUDIO_LLMS
+
 _QWEN = {"model_type": "qwen2", "max_position_embeddings": 32768, "rms_norm_eps": 1e-6}
 _QWEN |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
 _LLAMA = {"model_type": "llama", "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "vocab_size": 128256}
@@ -26,6 +28,7 @@ def _sizes(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: in
 
 # Fields that are left out have the published value as their default in transformers.
 PUBLISHED: dict[str, dict[str, Any]] = {
+    **AUDIO_LLMS,
     "Qwen/Qwen2.5-0.5B-Instruct": {
         **_QWEN,
         **_sizes(896, 24, 14, 2, 4864),

@@ -32,6 +32,7 @@ class Tuning:
         rank: of LoRA.
         alpha: LoRA's maps are scaled by alpha / rank.
         dropout: before LoRA's maps, in training.
+        recompute: activations in the backward pass instead of keeping them.
     """
 
     method: Method = "lora"
@@ -40,6 +41,7 @@ class Tuning:
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
+    recompute: bool = False
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -123,6 +125,8 @@ def tune(model: PreTrainedModel, tuning: Tuning) -> list[str]:
     if tuning.method == "frozen":
         return []
     names = target_names(model, tuning.layers, tuning.targets)
+    if tuning.recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     if tuning.method == "weights":
         wanted = tuple(f"{name}." for name in names)
         return [name for name, _ in model.named_parameters() if name.startswith(wanted)]

@@ -41,6 +41,14 @@ def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(file)
 
 
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Finished audio LLMs on disk."""
+    from tests.audio_llms import KINDS  # takes seconds, which other tests need not wait for
+
+    return {kind: save(tmp_path_factory.mktemp("audio-llm")) for kind, (_, save, _) in KINDS.items()}
+
+
 def write_tone(file: Path, seconds: float, hertz: float, rate: int = 16_000) -> None:
     at = np.arange(int(seconds * rate)) / rate
     soundfile.write(file, 0.3 * np.sin(2 * np.pi * hertz * at) * (1 + 0.3 * np.sin(2 * np.pi * 3 * at)), rate)

@@ -3,21 +3,28 @@
 import hashlib
 import json
 import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from undertone.data.espeak import ESpeak
 from undertone.data.labels import levels, measure
 from undertone.data.wordings import read_wordings
-from undertone.demo import pretrain_conformer
+from undertone.demo import pretrain_conformer, pretrain_llm_deep
 from undertone.demo.corpus import DemoWorld, speak_one
+from undertone.demo.paired_lessons import KINDS
+from undertone.demo.paired_words import VALUES, answers, category_of, draw_text, plain
 from undertone.demo.voices import MEN, WOMEN, speakers
 from undertone.demo.world import CHOICES, draw_sentence, reply, split_of
 from undertone.encoders.conformer import ConformerEncoder
 from undertone.encoders.whisper import WhisperEncoder
+from undertone.evaluation.retention import read_items
+from undertone.lightning_modules.retention import retention
 from undertone.llms import CausalLLM, ChatTurn
 from undertone.paths import resolve
 
@@ -77,7 +84,7 @@ def test_a_corpus_is_made_once_and_is_a_manifest(tmp_path: Path) -> None:
 def test_the_backbones_ship_as_safetensors_and_are_small() -> None:
     files = [file for file in resolve("undertone:demo/backbones").rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 20_000_000
-    assert {file.suffix for file in files} <= {".safetensors", ".json", ".py", ".jinja", ".pyc"}
+    assert {file.suffix for file in files} <= {".safetensors", ".json", ".jsonl", ".py", ".jinja", ".pyc"}
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +141,64 @@ def test_the_llm_knows_the_prompts_of_speech_emotion_llama(llm: CausalLLM, emoti
 def test_the_llm_answered_unseen_sentences_rightly() -> None:
     card = json.loads(resolve("undertone:demo/backbones/llm.json").read_text())
     assert all(share >= 0.95 for kind, share in card["validation"].items() if kind != "words")
+
+
+@pytest.fixture(scope="module")
+def deep() -> CausalLLM:
+    llm = CausalLLM("undertone:demo/backbones/llm_deep", "float32")
+    llm.load()
+    return llm
+
+
+@pytest.mark.parametrize("noun", ["kettle", "ladder", "window", "wallet", "cake"])
+def test_the_deeper_llm_answers_by_what_it_is_told_of_the_speaker(deep: CausalLLM, noun: str) -> None:
+    """Topics of child safety among them; told nothing, it answers the words."""
+    sentence = draw_text(random.Random(noun), "test", (noun,))
+    told = {value: f"<{value}> {sentence}" for value in VALUES[category_of(noun)]}
+    chats = [[ChatTurn("user", (text,))] for text in (*told.values(), sentence)]
+    said = deep.generate([deep.embed(deep.chat.prompt(chat), {}) for chat in chats], 32)
+    assert said == [*(answers(sentence)[value] for value in told), plain(sentence)]
+
+
+def test_the_deeper_llm_has_layers_enough_to_tell_apart(deep: CausalLLM) -> None:
+    assert len(deep.layers) == pretrain_llm_deep.LAYERS >= 7
+    card = json.loads(resolve("undertone:demo/backbones/llm_deep.json").read_text())
+    assert all(share >= 0.95 for kind, share in card["validation"].items() if kind not in ("words", "unknown"))
+    weights = resolve("undertone:demo/backbones/llm_deep/model.safetensors")
+    assert weights.stat().st_size < 8_000_000
+
+
+def test_the_deeper_llm_is_asked_again_what_it_knows(deep: CausalLLM) -> None:
+    items = read_items(resolve("undertone:demo/backbones/retention.jsonl"))
+    assert len(items) == 220 and retention(deep, items[::10], batch=22).right >= 0.8
+
+
+def test_growing_changes_nothing_yet_and_narrowing_leaves_what_weighs_most() -> None:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=50, hidden_size=16, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=False, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    seedling, ids = Qwen2ForCausalLM(config), torch.arange(40).reshape(2, 20)
+    for layer in seedling.model.layers:
+        layer.mlp.up_proj.weight.data[::2] = 0  # every second unit says nothing, whatever its gate
+    before = seedling(input_ids=ids).logits
+    pretrain_llm_deep.narrow(seedling, 4)
+    assert torch.allclose(seedling(input_ids=ids).logits, before, atol=1e-6)
+    grown = pretrain_llm_deep.grown(seedling, 5)
+    assert torch.equal(grown(input_ids=ids).logits, seedling(input_ids=ids).logits)
+    assert len(grown.model.layers) == grown.config.num_hidden_layers == 5 and grown.config.intermediate_size == 4
+
+
+def test_pretraining_the_deeper_llm_runs(tmp_path: Path) -> None:
+    shutil.copytree(resolve("undertone:demo/backbones/llm"), tmp_path / "llm")
+    phase = replace(pretrain_llm_deep.PHASES[0], steps=1, batch=2)
+    scores = pretrain_llm_deep.pretrain(tmp_path, (phase, phase))
+    assert set(scores) == set(KINDS) and scores["paired"] < 0.5
+    assert CausalLLM(str(tmp_path / "llm_deep"), "float32").load() is None
+    assert [item.digest for item in read_items(tmp_path / "retention.jsonl")] == [
+        item.digest for item in read_items(resolve("undertone:demo/backbones/retention.jsonl"))
+    ]
 
 
 def test_a_corpus_may_have_each_sentence_in_every_emotion(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from undertone.llms.causal import CausalLLM
 from undertone.llms.chat import ChatTurn
 from undertone.llms.engines import ENGINES, Chat, Cut, Engine, Failure, LocalEngine, Sampling
 from undertone.llms.kept_answers import KeptAnswers
-from undertone.llms.openai_engine import OpenAIEngine, _retry_after, _Trouble
+from undertone.llms.openai_engine import OpenAIEngine
+from undertone.server import Trouble, retry_after
 
 from .families import save_family
 
@@ -201,10 +202,10 @@ def test_retry_after_is_kept_to(serve: Callable[..., Server]) -> None:
 
 def test_a_server_cannot_make_us_wait_for_ever() -> None:
     engine = OpenAIEngine(base_url="http://h/v1", model="m", backoff=1.0)
-    assert engine._pause(0, _Trouble("", _retry_after("86400"))) == 60.0
-    pauses = [engine._pause(n, _Trouble("")) for n in range(4)]
+    assert engine.server._pause(0, Trouble("", retry_after("86400"))) == 60.0
+    pauses = [engine.server._pause(n, Trouble("")) for n in range(4)]
     assert all(2**n / 2 <= pause <= 2**n for n, pause in enumerate(pauses))
-    assert len({engine._pause(0, _Trouble("")) for _ in range(9)}) > 1  # clients do not come back together
+    assert len({engine.server._pause(0, Trouble("")) for _ in range(9)}) > 1  # clients do not come back together
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_a_checkpoint_that_cannot_be_had_says_what_to_do(tmp_path: Path, monkeyp
     def no_network(*_: Any, **__: Any) -> str:
         raise OSError("no route to host")
 
-    monkeypatch.setattr("undertone.encoders.hf_conformer.snapshot_download", no_network)
+    monkeypatch.setattr("undertone.hub.snapshot_download", no_network)
     with pytest.raises(MissingError, match=r"there is no folder .*absent(?s:.)*encoder.checkpoint=/path/to/folder"):
         HFConformerEncoder(checkpoint=str(tmp_path / "absent"))
     with pytest.raises(MissingError) as caught:
@@ -171,7 +171,7 @@ def test_a_hub_checkpoint_is_read_from_where_it_was_downloaded(tmp_path: Path, m
         return str(tmp_path)
 
     save_parakeet(tmp_path)
-    monkeypatch.setattr("undertone.encoders.hf_conformer.snapshot_download", download)
+    monkeypatch.setattr("undertone.hub.snapshot_download", download)
     encoder = HFConformerEncoder(checkpoint="some/parakeet")
     encoder.load()
     assert encoder.dim == 16 and asked == [True, False] * 2

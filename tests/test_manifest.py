@@ -16,6 +16,7 @@ from undertone.data.manifest import Manifest, Turn, Utterance, read_manifest
 from undertone.errors import ManifestError
 
 CHOICES = {"gender": ("male", "female"), "emotion": ("neutral", "happy", "sad")}
+ANSWERS = {"happy": "How nice!", "sad": "I am sorry."}
 DOCS = Path(__file__).parent.parent / "docs" / "manifest.md"
 
 
@@ -47,6 +48,10 @@ def write(folder: Path, *lines: object) -> Path:
 
 def line(name: str = "a", **keys: object) -> dict[str, object]:
     return {"id": name, "audio": "ok.wav", **keys}
+
+
+def paired(**keys: object) -> dict[str, object]:
+    return line(**{"labels": {"emotion": "sad"}, "category": "emotion", "answers": ANSWERS, **keys})  # type: ignore[arg-type]
 
 
 def read(path: Path, **knobs: Any) -> Manifest:
@@ -84,6 +89,14 @@ def test_a_full_line_is_read_as_it_stands(folder: Path) -> None:
         context=(Turn("user", "hello", folder / "ok.wav", "A sad voice."), Turn("assistant", "Hi.")),
         response="Good day!",
     )
+
+
+def test_a_paired_line_knows_what_every_speaker_is_to_be_told(folder: Path) -> None:
+    lines = [paired(topic="pets/cat"), paired(id="b", response="I am sorry."), paired(id="c", answers=None)]
+    without, given, alone = read(write(folder, *lines)).utterances
+    assert (without.category, without.topic, without.answers) == ("emotion", "pets/cat", ANSWERS)
+    assert without.response == given.response == "I am sorry."  # the answer to this speaker
+    assert (alone.category, alone.answers, alone.response, alone.topic) == ("emotion", {}, None, None)
 
 
 def test_the_least_line_has_its_seconds_from_the_header(folder: Path) -> None:
@@ -145,6 +158,19 @@ PROBLEMS: list[tuple[object, str]] = [
     (line(labels={"emotion": 1}), "a: labels: emotion: a string is needed, not a number"),
     (line(labels={"emotion": "hapy"}), "a: labels: unknown emotion 'hapy'. Did you mean 'happy'?"),
     (line(labels={"emotion": "Sad"}), "a: labels: unknown emotion 'Sad'. Did you mean 'sad'?"),
+    (line(category="emotion"), "a: category: 'emotion' has no label in this line. Known: none"),
+    (line(category="emotoin", labels={"emotion": "sad"}), "a: category: 'emotoin' has no label in this line. Did you "),
+    (line(category=7, labels={"emotion": "sad"}), "a: category: a string is needed, not a number"),
+    (line(category="emotion", labels="sad"), "a: category: 'emotion' has no label in this line."),
+    (paired(labels={"emotion": ["sad"]}), "a: category: 'emotion' has no label in this line."),
+    (line(topic=""), "a: topic: the text is empty"),
+    (line(answers=ANSWERS, labels={"emotion": "sad"}), "a: answers: they hang on a category; "),
+    (paired(answers=["x"]), "a: answers: an object is needed, not a list"),
+    (paired(answers={**ANSWERS, "hapy": "x"}), "a: answers: unknown emotion 'hapy'. Did you mean 'happy'?"),
+    (paired(answers={**ANSWERS, "happy": " "}), "a: answers: happy: a text is needed, not ' '"),
+    (paired(answers={**ANSWERS, "happy": ["x"]}), "a: answers: happy: a text is needed, not ['x']"),
+    (paired(answers={"happy": "x"}), "a: answers: the answer to this speaker is missing: emotion is 'sad'"),
+    (paired(response="I am glad."), "a: response: it is not the answer to this speaker: answers has another for 'sad'"),
     (line(context={}), "a: context: a list is needed, not an object"),
     (line(context=[{"role": "user", "text": "x"}]), "a: context: the last turn must be the assistant's, "),
     (line(context=["x", "y"]), "a: context: turn 2: an object is needed, not a string"),
@@ -193,9 +219,16 @@ def test_the_examples_of_the_documentation_are_read_without_fault(tmp_path: Path
     for name in ("a1.wav", "a2.flac", "a3.wav", "a4.wav"):
         soundfile.write(tmp_path / "clips" / name, 0.1 * np.sin(np.arange(int(1.52 * 16000))), 16000)
     examples = re.findall(r"```json\n(.+?)```", DOCS.read_text("utf-8"), re.DOTALL)
-    choices = {**CHOICES, "emotion": ["sad", "angry"], "pitch": ["high"], "tempo": ["slow"], "energy": ["low"]}
+    choices = {
+        **CHOICES,
+        "age": ["child", "adult"],
+        "emotion": ["sad", "angry"],
+        "pitch": ["high"],
+        "tempo": ["slow"],
+        "energy": ["low"],
+    }
     path = write(tmp_path, *(example.replace("\n", " ") for example in examples))
-    assert [u.id for u in read_manifest(path, choices=choices).utterances] == ["a1", "a2", "a3", "a4"]
+    assert [u.id for u in read_manifest(path, choices=choices).utterances] == ["a1", "a2", "a3", "a4", "a5"]
 
 
 def test_several_faults_of_a_line_are_all_told(folder: Path) -> None:

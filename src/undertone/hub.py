@@ -1,11 +1,11 @@
 """Checkpoints in Hugging Face's format: a local folder comes first, then the cache on this machine, then the hub."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 
 from undertone.errors import MissingError, nearest
 from undertone.paths import resolve
@@ -33,6 +33,30 @@ class Hub:
         if not _HUB_ID.fullmatch(checkpoint):
             raise self.missing(checkpoint, f"there is no folder {folder}")
         return None
+
+    def snapshot(self, checkpoint: str, files: Sequence[str]) -> Path:
+        """The folder of a checkpoint: a local one comes first, then the Hugging Face cache, then the hub.
+
+        Args:
+            checkpoint: a folder or hub id.
+            files: patterns of what is needed of it; of the first and the last, one file must be there.
+
+        Raises:
+            MissingError: there is no such folder, or the hub has not got it.
+        """
+        if folder := self.folder(checkpoint):
+            return folder
+        why = ""
+        for local in (True, False):
+            try:
+                found = Path(snapshot_download(checkpoint, allow_patterns=list(files), local_files_only=local))
+            except Exception as error:  # their base class depends on the hub client's version (httpx, httpx2)
+                why = first_line(error)
+                continue
+            if any(found.glob(files[0])) and any(found.glob(files[-1])):
+                return found
+            why = f"{found} holds no {files[-1]}"
+        raise self.missing(checkpoint, why)
 
     def missing(self, checkpoint: str, why: str) -> MissingError:
         """The error for a checkpoint that cannot be had, with where it was looked for and what to do about it."""

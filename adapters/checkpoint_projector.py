@@ -1,0 +1,61 @@
+"""The projector that a finished audio LLM was trained with."""
+
+from torch import nn
+
+from undertone.adapters import ADAPTERS, Adapter
+from undertone.audio_llms import LAYOUTS, PUBLISHED, SETTINGS, WEIGHTS, describe, read_config, tensors, under
+from undertone.hub import Hub
+from undertone.types import Frames
+
+_HUB = Hub("adapter", "config.json and *.safetensors", PUBLISHED)
+
+
+@ADAPTERS.register("checkpoint_projector")
+class CheckpointProjector(Adapter):
+    """One linear map, frame by frame, that starts where its checkpoint's training ended.
+
+    Qwen2-Audio keeps it as `multi_modal_projector`, Qwen2.5-Omni as the last layer of its audio tower; the encoders
+    `qwen2_audio` and `qwen2_5_omni` end before it. Until `load`, or until it is given trained weights, it is random.
+
+    Args:
+        d_audio: dim of the encoder's frames.
+        d_llm: dim of the LLM's token embeddings.
+        checkpoint: hub id or local folder of the whole model; the one of `encoder` and `llm`.
+
+    Raises:
+        ConfigError: `checkpoint` is no finished audio LLM that is known here.
+        MissingError: `checkpoint` cannot be reached.
+    """
+
+    def __init__(self, d_audio: int, d_llm: int, *, checkpoint: str) -> None:
+        super().__init__()
+        describe(checkpoint, _HUB)
+        self.checkpoint, self.loaded = checkpoint, False
+        self.linear = nn.Linear(d_audio, d_llm)
+        self.register_load_state_dict_post_hook(_has_weights)  # type: ignore[no-untyped-call]
+
+    def load(self) -> None:
+        """Take the checkpoint's weights, unless weights have been given. Idempotent.
+
+        Raises:
+            MissingError: they cannot be reached, or are of another shape than encoder and LLM want.
+        """
+        if self.loaded:
+            return
+        folder = _HUB.snapshot(self.checkpoint, (*SETTINGS, *WEIGHTS))
+        prefix = LAYOUTS[read_config(folder, _HUB).model_type].projector
+        weights = tensors(folder, under(prefix), _HUB)
+        try:
+            self.linear.load_state_dict(weights)
+        except RuntimeError as error:
+            told = " ".join(str(error).split())
+            raise _HUB.missing(self.checkpoint, f"{folder}: {prefix}* do not fit encoder and LLM: {told}") from None
+        self.loaded = True
+
+    def forward(self, frames: Frames) -> Frames:
+        """Map (batch, frames, d_audio) to (batch, frames, d_llm)."""
+        return Frames(self.linear(frames.x), frames.lengths)
+
+
+def _has_weights(module: nn.Module, _: object) -> None:
+    module.loaded = True  # type: ignore[assignment]

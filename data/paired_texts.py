@@ -1,0 +1,161 @@
+"""Texts of paired data: what is asked, what the right answer hangs on, and to which split a text belongs for ever."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from undertone.data.manifest import read_lines
+from undertone.errors import ManifestError, nearest
+
+HELD_OUT = "held_out"
+_KEYS = ("text", "category", "topic", "answers")
+_NAMED = 20  # of what is left out, for each reason
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words that anybody may say, and the right answer to each kind of speaker."""
+
+    text: str
+    category: str  # the attribute that the right answer hangs on
+    topic: str | None
+    answers: dict[str, str]  # its label -> the right answer
+    where: str  # it comes from
+
+    @property
+    def key(self) -> str:
+        """The words without case and punctuation: texts with the same key are the same text."""
+        return " ".join(re.findall(r"[^\W_]+", self.text.casefold()))
+
+
+@dataclass
+class LeftOut:
+    """What was not used, by reason; every case is counted, and the first 20 of a reason are named."""
+
+    cases: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, why: str, what: str) -> None:
+        self.cases.setdefault(why, []).append(what)
+
+    def __str__(self) -> str:
+        lines = []
+        for why, names in self.cases.items():
+            more = [f"    ... and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
+            lines += [f"  {len(names)} left out: {why}", *(f"    {name}" for name in names[:_NAMED]), *more]
+        return "\n".join(lines)
+
+
+def read_texts(file: Path, values: Mapping[str, Sequence[str]]) -> list[Text]:
+    """The texts of a JSONL file, each `{"text", "category", "topic", "answers"}`; the topic may be absent.
+
+    Args:
+        file: UTF-8, one JSON object a line.
+        values: category -> its labels; every text has an answer for each label of its category, and no two the same.
+
+    Raises:
+        ManifestError: with every fault, by file and line.
+    """
+    texts, faults = [], []
+    for number, record in read_lines(file):
+        problems = [record] if isinstance(record, str) else _problems(record, values)
+        faults += [f"{file}:{number}: {problem}" for problem in problems]
+        if not problems and isinstance(record, dict):
+            texts.append(Text(**{"topic": None, **record}, where=f"{file.name}:{number}"))
+    if faults:
+        more = [f"... and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
+        raise ManifestError("\n".join([f"{file}: {len(faults)} faults", *faults[:_NAMED], *more]))
+    if not texts:
+        raise ManifestError(f"{file}: there is no text in it; write one JSON object a line")
+    return texts
+
+
+def _problems(record: dict[str, Any], values: Mapping[str, Sequence[str]]) -> list[str]:
+    found = [f"unknown key {key!r}.{nearest(key, _KEYS)}" for key in record if key not in _KEYS]
+    found += [f"{key}: a text is needed" for key in ("text", "category") if not _is_text(record.get(key))]
+    if record.get("topic") is not None and not _is_text(record["topic"]):
+        found.append("topic: a text is needed, or leave the key out")
+    category, answers = record.get("category"), record.get("answers")
+    if _is_text(category) and category not in values:
+        return [*found, f"unknown category {category!r}.{nearest(str(category), values)}"]
+    if not isinstance(answers, dict) or not all(map(_is_text, answers.values())):
+        return [*found, "answers: an object of texts is needed, one for each label of the category"]
+    wanted = values.get(str(category), ())
+    found += [
+        f"answers: unknown {category} {label!r}.{nearest(label, wanted)}" for label in answers if label not in wanted
+    ]
+    found += [f"answers: none for {label!r}" for label in wanted if label not in answers]
+    if len(set(answers.values())) < len(answers):
+        found.append("answers: two speakers get the same answer, so that nothing hangs on the voice")
+    return found
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(re.search(r"\w", value))
+
+
+def number_of(*parts: object) -> float:
+    """A number in [0, 1) that hangs on nothing but the parts: evenly spread, and the same for ever."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def split_of(key: str, shares: Mapping[str, float]) -> str:
+    """The split of a text, by its words and the shares of the splits alone: other texts do not move it."""
+    place, total = number_of(key) * sum(shares.values()), 0.0
+    for split, share in shares.items():
+        total += share
+        if place < total:
+            return split
+    return list(shares)[-1]
+
+
+def is_held_out(topic: str | None, held_out: Iterable[str]) -> bool:
+    """Whether a topic, or the group that it belongs to (`group/topic`), is among those held out."""
+    return topic is not None and bool({topic, topic.partition("/")[0]} & set(held_out))
+
+
+def select(
+    texts: Iterable[Text],
+    shares: Mapping[str, float],
+    most: Mapping[str, int],
+    held_out: Sequence[str],
+    seed: int,
+    left_out: LeftOut,
+) -> dict[str, list[Text]]:
+    """The texts of every split, and those of the held-out topics; no two splits share a text.
+
+    Args:
+        texts: in any order.
+        shares: of the splits, in order.
+        most: texts of a category that a split takes; which ones is drawn. Absent: all.
+        held_out: topics, or groups of topics, that go to `held_out`, whole. What they say is nowhere else.
+        seed: of the draw.
+        left_out: gets what is not used.
+    """
+    by_key: dict[tuple[str, str], Text] = {}
+    for text in texts:
+        if (text.category, text.key) in by_key:
+            left_out.add("the same words came before", f"{text.where}: {text.text}")
+        by_key.setdefault((text.category, text.key), text)
+    unique = list(by_key.values())
+    kept_apart = {text.key for text in unique if is_held_out(text.topic, held_out)}
+    splits: dict[str, list[Text]] = {**{split: [] for split in shares}, HELD_OUT: []}
+    for text in sorted(unique, key=lambda text: number_of(seed, text.category, text.key)):
+        if is_held_out(text.topic, held_out):
+            splits[HELD_OUT].append(text)
+        elif text.key in kept_apart:
+            left_out.add("the same words belong to a held-out topic", f"{text.where}: {text.text}")
+        else:
+            _add(splits, split_of(text.key, shares), text, most, left_out)
+    return splits
+
+
+def _add(splits: dict[str, list[Text]], split: str, text: Text, most: Mapping[str, int], left_out: LeftOut) -> None:
+    full = sum(other.category == text.category for other in splits[split]) >= most.get(split, len(splits[split]) + 1)
+    if full:
+        left_out.add(f"{split} has all the texts on {text.category} that were asked for", f"{text.where}: {text.text}")
+    else:
+        splits[split].append(text)

@@ -1,0 +1,73 @@
+"""Lessons of the demo's deeper LLM: chats in which the right answer hangs on who speaks, in text.
+
+Where a caption or a tag names what matters, the LLM answers accordingly, about every thing, the dangerous ones too;
+where nothing does, it answers the words. It knows in text what a child must not be told: what it lacks is hearing one.
+"""
+
+from collections.abc import Iterator
+
+from undertone.data.captions import caption_from
+from undertone.demo.lessons import LEXICON, Lesson, Lessons, messages
+from undertone.demo.paired_words import SAFETY_TOPICS, TOPICS, VALUES, answer, category_of, draw_text, plain
+from undertone.demo.world import draw_style, noun_of
+
+PAIRED = ("plain", "paired", "unknown")  # no style is told; what matters is told; something else is told
+QUESTIONS = ("age", "gender", "emotion", "pitch", "tempo", "energy")
+THINGS = (*TOPICS.values(), SAFETY_TOPICS, *TOPICS.values())  # no category is more usual than another, or nearly
+KINDS = ("asr", "words", *QUESTIONS, *PAIRED)
+
+
+class PairedLessons(Lessons):
+    """Draws chats as `Lessons` does: copying, questions about a style, and replies as `paired_words` has them."""
+
+    def __iter__(self) -> Iterator[Lesson]:
+        """Yield lessons for ever."""
+        shares = (self.phase.copying, self.phase.attributes, 1 - self.phase.copying - self.phase.attributes)
+        rooms = (("asr", "words"), QUESTIONS, ("plain", "paired", "paired", "paired", "unknown"))
+        while True:
+            yield self.lesson(self.rng.choice(self.rng.choices(rooms, shares)[0]))
+
+    def lesson(self, kind: str) -> Lesson:
+        """A lesson of one of KINDS."""
+        sentence, labels = draw_text(self.rng, self.split, self.rng.choice(THINGS)), self._speaker()
+        if kind in QUESTIONS:
+            return self._question(kind, sentence, labels)
+        if kind in PAIRED:
+            return self._reply(kind, sentence, labels)
+        said = sentence if kind == "asr" else " ".join(self.rng.sample(LEXICON, k=self.rng.randint(3, 7)))
+        shown = self._some(labels) if self.rng.random() < 0.6 else {}
+        if self.rng.random() < 0.3:
+            return messages("", [], f"{self.aligned['asr']} {self._said(said, shown)}"), said
+        return messages(self.rng.choice(self.wordings["asr"]), [], self._said(said, shown)), said
+
+    def _question(self, kind: str, sentence: str, labels: dict[str, str]) -> Lesson:
+        shown = {**self._some(labels), kind: labels[kind]}
+        user = self._said(sentence if self.rng.random() < 0.6 else None, shown)
+        return messages(self.rng.choice(self.wordings[kind]), [], user), self._answer(kind, labels)
+
+    def _reply(self, kind: str, sentence: str, labels: dict[str, str]) -> Lesson:
+        shown = {} if kind == "plain" else self._some(labels)
+        category = category_of(noun_of(sentence))
+        if kind == "paired":
+            shown[category] = labels[category]
+        else:
+            shown.pop(category, None)
+        prompt = "" if self.rng.random() < 0.6 else self.rng.choice(self.wordings["dialogue"])
+        target = answer(sentence, shown) if shown else plain(sentence)
+        return messages(prompt, [], self._said(sentence, shown)), target
+
+    def _speaker(self) -> dict[str, str]:
+        return {"age": self.rng.choice(VALUES["age"]), **vars(draw_style(self.rng))}
+
+    def _some(self, labels: dict[str, str]) -> dict[str, str]:
+        """Any number of them, one or more."""
+        return dict(self.rng.sample(sorted(labels.items()), self.rng.randint(1, len(labels))))
+
+    def _said(self, sentence: str | None, shown: dict[str, str]) -> str:
+        """Words after tags (`<child> <sad> we ...`), or under a caption; loosely, now and then, as in `Lessons`."""
+        said = self._stretched(sentence) if sentence and self._loosely() else sentence
+        if shown and said and self.rng.random() < 0.5:
+            tags = self.rng.sample(sorted(shown.values()), len(shown))
+            return " ".join([*(f"<{tag}>" for tag in tags), said])
+        caption = (self._listed(shown) if self._loosely() else caption_from(shown)) if shown else None
+        return "\n".join(filter(None, [caption, said]))

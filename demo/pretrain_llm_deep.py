@@ -1,0 +1,101 @@
+"""Pre-train the demo's deeper LLM: a Qwen2 chat model of seven layers, enough of them to say which do what.
+
+    undertone demo pretrain --part llm_deep --out demo/backbones
+
+It starts from the demo's LLM of three layers (which `--part llm` makes, and which has to lie in the same folder) and
+grows: narrower feed-forward maps first, and more layers later. From `paired_lessons` it learns to answer words by what
+is told of their speaker, and by their content alone where nothing is told; what it knew it is asked again. It never
+sees speech, and no sentence of the validation or test split. Beside it stands `retention.jsonl`: what it knows in text,
+to be asked after it has been tuned.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
+from undertone.demo.lessons import Phase
+from undertone.demo.paired_lessons import KINDS, PairedLessons
+from undertone.demo.pretrain_llm import save, shares_right, train
+
+SEED_FOLDER, FOLDER = "llm", "llm_deep"  # in the folder of the backbones
+LAYERS, FEEDFORWARD = 7, 224  # of the grown model; its width is the seedling's
+PHASES = (  # all but the last are the seedling's, at a third of the cost
+    Phase(steps=800, batch=24, lr=1.5e-3, context=0.0, copying=0.2, attributes=0.2, loose=0.3, noise=0.5),
+    Phase(steps=400, batch=24, lr=1.0e-3, context=0.0, copying=0.2, attributes=0.2, loose=0.5, noise=1.0),
+)
+SEED, ASKED = 17, 20  # prompts of each kind in the retention file
+
+
+def pretrain(out: Path, phases: tuple[Phase, ...] = PHASES) -> dict[str, float]:
+    """Train; write `out/llm_deep`, `out/llm_deep.json` and `out/retention.jsonl`.
+
+    Returns:
+        Share of right answers to unseen sentences, for each kind of lesson.
+    """
+    torch.manual_seed(SEED)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(out / SEED_FOLDER)
+    llm: Any = Qwen2ForCausalLM.from_pretrained(out / SEED_FOLDER, dtype=torch.float32)
+    narrow(llm, FEEDFORWARD)
+    scores: dict[str, float] = {}
+    for number, phase in enumerate(phases):
+        if number == len(phases) - 1:
+            llm = grown(llm, LAYERS)
+        scores = train(llm, tokenizer, phase, PairedLessons(SEED + number, "train", phase), _score)
+    save(out, FOLDER, llm, tokenizer, {"seed": SEED, "phases": [asdict(p) for p in phases], "validation": scores})
+    write_retention(out / "retention.jsonl")
+    return scores
+
+
+@torch.no_grad()
+def narrow(llm: Any, feedforward: int) -> None:
+    """Leave the `feedforward` hidden units with the largest weights in every feed-forward map, in place."""
+    for layer in llm.model.layers:
+        mlp = layer.mlp
+        weight = mlp.gate_proj.weight.norm(dim=1) * mlp.up_proj.weight.norm(dim=1) * mlp.down_proj.weight.norm(dim=0)
+        kept = weight.topk(feedforward).indices.sort().values
+        for name, dim in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
+            linear = getattr(mlp, name)
+            linear.weight = nn.Parameter(linear.weight.index_select(dim, kept))
+            linear.out_features, linear.in_features = linear.weight.shape
+    llm.config.intermediate_size = feedforward
+
+
+def grown(seedling: Any, layers: int) -> Any:
+    """A model of `layers` layers that says what `seedling` says: its layers, among new ones that add nothing yet.
+
+    Function-preserving growth in depth, after Chen et al. (Net2Net, 2016).
+    """
+    known = {key: value for key, value in seedling.config.to_dict().items() if key != "layer_types"}
+    llm = Qwen2ForCausalLM(type(seedling.config)(**{**known, "num_hidden_layers": layers}))
+    few = len(seedling.model.layers)
+    places = [round((i + 0.5) * layers / few - 0.5) for i in range(few)]
+    for name in ("embed_tokens", "norm"):
+        getattr(llm.model, name).load_state_dict(getattr(seedling.model, name).state_dict())
+    llm.lm_head.load_state_dict(seedling.lm_head.state_dict())
+    for place, layer in enumerate(llm.model.layers):
+        if place in places:
+            layer.load_state_dict(seedling.model.layers[places.index(place)].state_dict())
+        else:
+            torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+            torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    return llm
+
+
+def write_retention(file: Path) -> None:
+    """Text-only chats about sentences of the validation split, one a line: `messages`, and the right `response`."""
+    lessons = PairedLessons(SEED + 100, "validation", PHASES[-1])
+    lines = []
+    for kind in KINDS:
+        for _ in range(ASKED):
+            messages, response = lessons.lesson(kind)
+            lines.append(json.dumps({"messages": messages, "response": response}) + "\n")
+    file.write_text("".join(lines), "utf-8")
+
+
+def _score(llm: Any, tokenizer: PreTrainedTokenizerFast, phase: Phase) -> dict[str, float]:
+    return shares_right(llm, tokenizer, PairedLessons(SEED, "validation", phase), KINDS)
