@@ -6,7 +6,7 @@ from statistics import mean
 
 from undertone.evaluation.comparison_plots import Bar, lengths, panel
 from undertone.evaluation.paired import Estimate, Key
-from undertone.evaluation.report import NATS
+from undertone.evaluation.report import NATS, shown
 from undertone.evaluation.side_by_side import (
     COSTS,
     LEGEND,
@@ -15,7 +15,6 @@ from undertone.evaluation.side_by_side import (
     is_better,
     score_cell,
     seeds_cell,
-    shown,
     spread,
     title_of,
 )

@@ -62,7 +62,7 @@ def ticks_of(low: float, high: float) -> list[float]:
         low, high = low - room, high + room
     rough = (high - low) / _TICKS
     base = 10.0 ** np.floor(np.log10(rough))
-    step = float(min(m * base for m in (1, 2, 2.5, 5, 10) if m * base >= rough * 0.999))
+    step = float(min(m * base for m in (1, 2, 5, 10) if m * base >= rough * 0.999))
     first, last = int(np.floor(low / step + 1e-9)), int(np.ceil(high / step - 1e-9))
     return [round(step * i, 10) for i in range(first, last + 1)]
 

@@ -1,6 +1,7 @@
 """How far to trust a score: the bootstrap asks what other test sets of this size might have said."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 from undertone.errors import UndertoneError
 
 Array = NDArray[np.float64]
+
+_KEPT = 2000  # rows, whose draws (16 MB) are kept
 
 
 class Interval(NamedTuple):
@@ -40,11 +43,23 @@ def bootstrap(
     """
     if rows.ndim != 2 or not len(rows):
         raise UndertoneError(f"bootstrap: expected (rows, columns) with at least one row, got shape {rows.shape}")
-    random, n = np.random.default_rng(seed), len(rows)
-    draws = (np.bincount(random.integers(n, size=n), minlength=n) for _ in range(n_resamples))
-    scores = statistic(np.stack([draw @ rows for draw in draws]))
+    known = len(rows) <= _KEPT  # a comparison asks for hundreds of intervals over the same few utterances
+    draws = _kept_draws(len(rows), n_resamples, seed) if known else _draws(len(rows), n_resamples, seed)
+    scores = statistic(draws @ rows if isinstance(draws, np.ndarray) else np.stack([draw @ rows for draw in draws]))
     low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
+
+
+def _draws(n: int, n_resamples: int, seed: int) -> Iterator[Array]:
+    """How often each of `n` rows is in each resample."""
+    random = np.random.default_rng(seed)
+    return (np.bincount(random.integers(n, size=n), minlength=n).astype(np.float64) for _ in range(n_resamples))
+
+
+@lru_cache(maxsize=4)
+def _kept_draws(n: int, n_resamples: int, seed: int) -> Array:
+    """The same as a table, (resamples, rows)."""
+    return np.stack(list(_draws(n, n_resamples, seed)))
 
 
 def ratio(sums: Array) -> Array:

@@ -98,7 +98,8 @@ def _weighted(cosine: Array, pairs: Mask, weights: Array) -> Array:
     """The mean cosine of the pairs by each row of weights, nan where it draws no pair."""
     total = ((weights @ (cosine * pairs)) * weights).sum(1)
     count = ((weights @ pairs.astype(np.float64)) * weights).sum(1)
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    mean: Array = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    return mean
 
 
 def _draws(groups: Codes, seed: int) -> Array:

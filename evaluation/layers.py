@@ -162,7 +162,8 @@ def _transition(voice: Layers | None, meaning: Layers | None, n: int) -> tuple[i
     """The last paralinguistic layer, and in words how it was found; None if the curves do not place it."""
     if voice is None and meaning is None:
         return None, "No measure of voice or meaning changes over the layers: the transition is the published share."
-    lead = (0.5 if voice is None else voice) - (0.5 if meaning is None else meaning)
+    half = np.full(n, 0.5)
+    lead = (half if voice is None else voice) - (half if meaning is None else meaning)
     last = int(np.argmax(np.cumsum(lead)[: n - 1]))
     fall = float(lead[: last + 1].mean() - lead[last + 1 :].mean())
     if fall < (PARTED if voice is not None and meaning is not None else PARTED / 2):

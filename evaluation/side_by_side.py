@@ -147,7 +147,8 @@ def terminal_tables(page: SideBySide) -> Table:
 def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in columns:
-        table.add_column(escape(name), justify="right" if name not in ("task", "score", "", "key") else "left")
+        shown_as = name.replace("_", "_\n").replace("/", "/\n")  # a terminal has 80 columns
+        table.add_column(escape(shown_as), justify="right" if name not in ("task", "score", "", "key") else "left")
     return table
 
 

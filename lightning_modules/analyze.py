@@ -23,7 +23,7 @@ from undertone.errors import ManifestError
 from undertone.evaluation.layer_page import layer_page
 from undertone.evaluation.layer_picture import layer_picture, require_matplotlib
 from undertone.evaluation.layers import LAYERS, RULE, Curve, Split, propose
-from undertone.lightning_modules.analyses import Heard, intent_words, planned, run_analyses
+from undertone.lightning_modules.analyses import Heard, attributes, intent_words, intents, planned, run_analyses
 from undertone.lightning_modules.analysis_recipe import AnalysisRecipe, load
 from undertone.lightning_modules.bundle import WEIGHTS, fingerprints, read_bundle
 from undertone.lightning_modules.chat import wording
@@ -44,6 +44,7 @@ def analyze(bundle: str, config: str, changes: Sequence[str] = ()) -> None:
     out = Path(recipe.out) if recipe.out else Path(bundle).parent / "analysis"
     module = read_bundle(Path(bundle), recipe.recipe)
     utterances = listened(module, recipe)
+    attributes(utterances, recipe), intents(utterances, recipe)  # names that match nothing, before the work
     instruction = wording(module, recipe.task) if recipe.instruction is None else recipe.instruction
     model = {**fingerprints(module), "trained": sha256_of(Path(bundle) / WEIGHTS)}
     with Progress(console=console) as progress:

@@ -161,8 +161,8 @@ def _against(first: Finished, run: Finished) -> Iterator[str]:
     for fault in [*_other_side(first, run), *_other_questions(first, run)]:
         yield f"{where}: {fault}"
     for place in sorted(set(ours) & set(theirs)):
-        if fault := _other_rows(theirs[place], ours[place], first, run):
-            yield f"{where}: {place[0]}, {place[1]}: {fault}"
+        if other := _other_rows(theirs[place], ours[place], first, run):
+            yield f"{where}: {place[0]}, {place[1]}: {other}"
     if run.text and first.text:
         items = [[kept.item for kept in text[0].rows] for text in (run.text, first.text)]
         if items[0] != items[1]:

@@ -81,17 +81,15 @@ def load(path: Path, overrides: Iterable[str] = ()) -> PairedRecipe:
     """
     recipe = checked(PairedRecipe, read_tree(path, overrides), str(path))
     faults = [f"{path}: {fault}" for check in (_numbers, _names, _voices) for fault in check(recipe)]
-    for registry, node, where in (
-        (SYNTHESIZERS, recipe.synthesizer, "synthesizer"),
-        (ENGINES, recipe.writer and recipe.writer.engine, "writer.engine"),
-    ):
-        try:
-            filled = registry.check(node, f"{path}: {where}") if node is not None else None
-        except ConfigError as error:
-            faults.append(str(error))
-            continue
-        if filled is not None:
-            node.update(filled)  # type: ignore[union-attr]
+    try:
+        recipe.synthesizer = SYNTHESIZERS.check(recipe.synthesizer, f"{path}: synthesizer")
+    except ConfigError as error:
+        faults.append(str(error))
+    try:
+        if recipe.writer:
+            recipe.writer.engine = ENGINES.check(recipe.writer.engine, f"{path}: writer.engine")
+    except ConfigError as error:
+        faults.append(str(error))
     if faults:
         raise ConfigError("\n".join(faults))
     return recipe

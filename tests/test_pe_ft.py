@@ -145,7 +145,7 @@ def test_the_loss_of_a_row_does_not_depend_on_its_batch(tuned: Callable[..., str
 
 def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
     """Its means are those of the layer's output at the speech's positions, computed by transformers row by row."""
-    run = opened(tuned(LORA, HEAD))
+    run = opened(tuned(LORA, {**HEAD, "layer": 0}))  # of the last layer, transformers shows what its final norm makes
     module, examples = run.module.eval(), _drawn(run)
     batch = collate(examples, run.ear.read)
     with torch.no_grad():
@@ -153,12 +153,12 @@ def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
         for row, example in enumerate(examples):
             silent = replace(example, sources=dict.fromkeys(example.sources, "none"))
             words, heard = (_prompt(module, collate([e], run.ear.read), e) for e in (silent, example))
-            states = module.llm.model(inputs_embeds=heard[None], output_hidden_states=True).hidden_states[2][0]
+            states = module.llm.model(inputs_embeds=heard[None], output_hidden_states=True).hidden_states[1][0]
             starts = next(i for i, (a, b) in enumerate(zip(words, heard, strict=False)) if not torch.equal(a, b))
             length = len(heard) - len(words)
             speech = [starts + i for i in range(length) if i != 2]  # two soft tokens, a line break, the words
             assert watched is not None
-            torch.testing.assert_close(watched[row], states[speech].mean(0), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(watched[row], states[speech].mean(0), rtol=1e-3, atol=1e-4)
 
 
 def _prompt(module: SpeechLLM, batch: Any, example: Any) -> torch.Tensor:
@@ -216,7 +216,7 @@ def test_a_run_may_begin_from_a_bundle_whose_llm_was_frozen(
         ({"llm.tuning.layers": "auto"}, r"layers: auto needs llm\.tuning\.analysis"),
         ({"llm.tuning.layers": "auto", "llm.tuning.analysis": "none.json"}, r"llm\.tuning\.analysis: .*none\.json"),
         ({"adch.layer": 9}, r"adch\.layer: 9.*0-1"),
-        ({"adch.categories": {}}, r"adch\.categories: name at least one"),
+        ({"adch.categories.gender": []}, r"adch\.categories: name at least one"),
         ({"llm.tuning.rank": 0}, r"rank must be at least 1"),
     ],
 )
