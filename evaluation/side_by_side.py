@@ -139,7 +139,8 @@ def terminal_tables(page: SideBySide) -> Table:
         if table.row_count:
             grid.add_row(table)
             grid.add_row("")
-    for line in (LEGEND, *page.remarks):
+    seeds = (f"{name}: seeds {', '.join(map(str, s.seeds))}" for name, s in page.systems.items() if len(s.seeds) > 1)
+    for line in (LEGEND, *seeds, *page.remarks):
         grid.add_row(escape(line))
     return grid
 

@@ -204,11 +204,6 @@ def _of_judged(due: Due, judged: set[tuple[str, str, str]]) -> Measure:
 def _remarks(systems: Mapping[str, Sequence[Finished]]) -> list[str]:
     runs = [run for group in systems.values() for run in group]
     return [
-        *(
-            f"{name}: seeds {', '.join(str(r.seed) for r in group)}"
-            for name, group in systems.items()
-            if len(group) > 1
-        ),
         *_seeds_differ(systems),
         *_elsewhere(runs),
         *_targets_differ(runs),

@@ -38,22 +38,27 @@ def retention(llm: CausalLLM, items: Sequence[Item], *, batch: int = 48, max_new
         llm: loaded.
         items: see `read_items`.
         batch: items that are scored together.
-        max_new_tokens: of an answer; more where a right response is longer.
+        max_new_tokens: of an answer.
 
     Raises:
-        UndertoneError: there are no items, or one does not fit into the LLM's chat template or context.
+        UndertoneError: there are no items, or one does not fit into the LLM's chat template or context; or its response
+            has more than `max_new_tokens`, so that no answer could be right.
     """
     if not items:
         raise UndertoneError("retention: there are no prompts to score")
     chats = [[ChatTurn(cast(Role, role), (content,)) for role, content in item.messages] for item in items]
     prompts = [llm.embed(llm.chat.prompt(chat), {}) for chat in chats]
     responses = [llm.chat.response(chat, item.response) for chat, item in zip(chats, items, strict=True)]
-    most = max(max_new_tokens, *map(len, responses))
+    if (longest := max(map(len, responses))) > max_new_tokens:
+        raise UndertoneError(
+            f"retention: a response has {longest} tokens, and answers may have {max_new_tokens}: no answer to "
+            f"{items[list(map(len, responses)).index(longest)].messages[-1][1]!r} could be right; take shorter ones"
+        )
     kept: dict[int, Kept] = {}
     learns = llm.training
     llm.eval()
     for rows in _batches([len(prompt) for prompt in prompts], batch):
-        said = llm.generate([prompts[i] for i in rows], most)
+        said = llm.generate([prompts[i] for i in rows], max_new_tokens)
         nats = llm.loss([prompts[i] for i in rows], [responses[i] for i in rows]).per_row.tolist()
         for i, text, surprise in zip(rows, said, nats, strict=True):
             kept[i] = Kept(items[i].digest, text, is_right(items[i], text), float(surprise), len(responses[i]))

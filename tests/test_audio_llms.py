@@ -184,9 +184,7 @@ def test_published_sizes_need_no_network() -> None:
 
 
 def test_another_model_is_refused(checkpoints: dict[str, Path], tiny_llm: str) -> None:
-    with pytest.raises(
-        ConfigError, match=r"'qwen2_audio', which encoder.type does not fit.*mean 'qwen2_audio'"
-    ):
+    with pytest.raises(ConfigError, match=r"'qwen2_audio', which encoder.type does not fit.*mean 'qwen2_audio'"):
         ENCODERS.build({"type": "qwen2_5_omni", "checkpoint": str(checkpoints["qwen2_audio"])})
     for registry, node, sizes in (
         (ENCODERS, {"type": "qwen2_audio"}, ()),

@@ -13,7 +13,13 @@ from undertone.lightning_modules.cli import main
 from undertone.tree import merge, read_tree
 
 CONF = Path(__file__).parents[1] / "conf"
-OTHERS = ("_", "best_rq", "table")  # what recipes extend, and what is no recipe of a SpeechLLM
+OTHERS = (
+    "_",
+    "best_rq",
+    "table",
+    "analysis",
+    "paired_data",
+)  # what recipes extend, and what is no recipe of a SpeechLLM
 SHIPPED = sorted(file for file in CONF.glob("**/*.yaml") if not file.name.startswith(OTHERS))
 
 

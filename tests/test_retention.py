@@ -27,8 +27,7 @@ from undertone.llms.causal import CausalLLM
 from undertone.llms.tuning import Tuning
 
 ROWS: list[dict[str, Any]] = [
-    {"prompt": f"{'please ' * (i % 5)}say {i}", "response": f"it is {i}{' indeed' * (i % 3)}", "answer": f"{i}"}
-    for i in range(5)
+    {"prompt": f"{'please ' * (i % 5)}say {i}", "response": f"{i}{' no' * (i % 3)}", "answer": f"{i}"} for i in range(5)
 ]
 ROWS += [
     {
@@ -100,9 +99,9 @@ def plain_loss(llm: CausalLLM, item: Item) -> tuple[float, int]:
 
 def test_a_loss_is_the_models_own_and_does_not_depend_on_batch_mates(tiny_llm: str, file: Path) -> None:
     llm, items = loaded(tiny_llm), read_items(file)
-    together = retention(llm, items, batch=4, max_new_tokens=1)
-    alone = [retention(llm, [item], max_new_tokens=1) for item in items]
-    backwards = retention(llm, items[::-1], batch=3, max_new_tokens=1).rows[::-1]
+    together = retention(llm, items, batch=4, max_new_tokens=9)
+    alone = [retention(llm, [item], max_new_tokens=9) for item in items]
+    backwards = retention(llm, items[::-1], batch=3, max_new_tokens=9).rows[::-1]
     for item, row, single, turned in zip(items, together.rows, alone, backwards, strict=True):
         nats, tokens = plain_loss(llm, item)
         assert row.tokens == tokens and row.nats == pytest.approx(nats, rel=1e-4)
@@ -117,9 +116,9 @@ def test_what_was_not_tuned_has_changed_by_exactly_nothing(
     tiny_llm: str, file: Path, tmp_path: Path, method: str
 ) -> None:
     llm = loaded(tiny_llm, method)
-    retention_before(llm, file, tmp_path, batch=4, max_new_tokens=1)
+    retention_before(llm, file, tmp_path, batch=4, max_new_tokens=9)
     llm.train()
-    records = {r.metric: r for r in retention_after("ours", llm, file, tmp_path, batch=4, max_new_tokens=1)}
+    records = {r.metric: r for r in retention_after("ours", llm, file, tmp_path, batch=4, max_new_tokens=9)}
     for name in ("right_change", "nats_change"):
         assert (records[name].value, records[name].low, records[name].high) == (0, 0, 0)
     assert (tmp_path / BEFORE).read_bytes() == (tmp_path / AFTER).read_bytes()
@@ -129,12 +128,12 @@ def test_what_was_not_tuned_has_changed_by_exactly_nothing(
 @pytest.mark.parametrize("method", ["lora", "weights"])
 def test_what_tuning_does_is_seen(tiny_llm: str, file: Path, tmp_path: Path, method: str) -> None:
     llm = loaded(tiny_llm, method)
-    retention_before(llm, file, tmp_path, max_new_tokens=1)
+    retention_before(llm, file, tmp_path, max_new_tokens=9)
     tune(llm)
     kept = (tmp_path / BEFORE).read_bytes()
-    retention_before(llm, file, tmp_path, max_new_tokens=1)  # a run that was killed and goes on
+    retention_before(llm, file, tmp_path, max_new_tokens=9)  # a run that was killed and goes on
     assert (tmp_path / BEFORE).read_bytes() == kept
-    records = {r.metric: r for r in retention_after("ours", llm, file, tmp_path, max_new_tokens=1)}
+    records = {r.metric: r for r in retention_after("ours", llm, file, tmp_path, max_new_tokens=9)}
     changed = records["nats"].value - records["nats_before"].value
     assert abs(changed) > 1e-3 and records["nats_change"].value == pytest.approx(changed, abs=2e-6)
     assert records["nats_change"].low < records["nats_change"].high
@@ -145,9 +144,9 @@ def test_before_is_the_checkpoints_llm_also_under_maps_that_are_trained(
 ) -> None:
     llm = loaded(tiny_llm, "lora")
     tune(llm)
-    retention_before(llm, file, tmp_path, max_new_tokens=1)
-    assert read_kept(tmp_path / BEFORE) == retention(loaded(tiny_llm), read_items(file), max_new_tokens=1)
-    assert retention(llm, read_items(file), max_new_tokens=1) != read_kept(tmp_path / BEFORE)
+    retention_before(llm, file, tmp_path, max_new_tokens=9)
+    assert read_kept(tmp_path / BEFORE) == retention(loaded(tiny_llm), read_items(file), max_new_tokens=9)
+    assert retention(llm, read_items(file), max_new_tokens=9) != read_kept(tmp_path / BEFORE)
 
 
 def score(rows: list[tuple[bool, float, int]]) -> RetentionScore:
@@ -173,11 +172,11 @@ def test_changes_are_those_of_the_sums_and_their_intervals_are_paired() -> None:
 
 def test_scores_come_back_as_written(tiny_llm: str, file: Path, tmp_path: Path) -> None:
     llm = loaded(tiny_llm)
-    whole = retention(llm, read_items(file), max_new_tokens=1)
+    whole = retention(llm, read_items(file), max_new_tokens=9)
     write_kept(tmp_path / "new" / "kept.jsonl", whole)
     assert read_kept(tmp_path / "new" / "kept.jsonl") == whole
-    retention_before(llm, file, tmp_path, max_new_tokens=1)
-    records = retention_after("ours", llm, file, tmp_path, max_new_tokens=1)
+    retention_before(llm, file, tmp_path, max_new_tokens=9)
+    records = retention_after("ours", llm, file, tmp_path, max_new_tokens=9)
     write_results(tmp_path, records, [])
     assert sorted(read_results(tmp_path), key=str) == sorted(records, key=str)
     page = results_markdown(records)
@@ -212,9 +211,11 @@ def test_files_that_are_not_there_or_hold_nothing(tiny_llm: str, file: Path, tmp
         read_items(written(tmp_path / "empty.jsonl", []))
     llm = loaded(tiny_llm)
     with pytest.raises(MissingError, match="has not been scored on text prompts"):
-        retention_after("ours", llm, file, tmp_path, max_new_tokens=1)
+        retention_after("ours", llm, file, tmp_path, max_new_tokens=9)
     (tmp_path / BEFORE).write_text("{}\n")
     with pytest.raises(UndertoneError, match="not the scores of text prompts"):
         read_kept(tmp_path / BEFORE)
     with pytest.raises(UndertoneError, match="no prompts to score"):
         retention(llm, [])
+    with pytest.raises(UndertoneError, match=r"has 8 tokens, and answers may have 7: no answer to '.*say 2' could"):
+        retention(llm, read_items(file), max_new_tokens=7)
