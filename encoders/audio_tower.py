@@ -40,7 +40,8 @@ class AudioTower(Encoder):
         self.checkpoint = checkpoint
         if checkpoint in PUBLISHED and not resolve(checkpoint).is_dir():
             self._take_on(
-                describe(checkpoint, _HUB), WhisperFeatureExtractor(feature_size=128, chunk_length=self.seconds)
+                describe(checkpoint, _HUB),
+                WhisperFeatureExtractor(feature_size=128, chunk_length=self.seconds),  # type: ignore[no-untyped-call]
             )
         else:
             self._read(_HUB.snapshot(checkpoint, SETTINGS))
@@ -246,7 +247,7 @@ class Qwen25OmniTower(AudioTower):
     def _padded(self, samples: int) -> int:
         """Far enough for every window that holds some of the clip; more silence would change nothing."""
         hop = int(self.extractor.hop_length)
-        return min(int(self.extractor.n_samples), -(-(samples + self.extractor.n_fft) // hop) * hop)
+        return min(int(self.extractor.n_samples), -(-(samples + int(self.extractor.n_fft)) // hop) * hop)
 
     def _listen(self, mels: list[Tensor], counts: Tensor) -> list[Tensor]:
         x = torch.cat([mel[:, :count] for mel, count in zip(mels, counts.tolist(), strict=True)], 1)

@@ -46,7 +46,7 @@ def layer_picture(curves: Mapping[str, Curve], split: Split, left_out: Mapping[s
     Raises:
         MissingError: matplotlib is not installed.
     """
-    attributes = [_attribute(name) for name in (*curves, *left_out) if _attribute(name)]
+    attributes = [found for name in (*curves, *left_out) if (found := _attribute(name))]
     known = looks(["intent", "logit lens", *dict.fromkeys(attributes)])
     with _canvas(file, 11.0, 6.2, svg=False) as figure:
         axes = list(figure.subplots(2, 3).flat)

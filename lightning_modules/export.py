@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
@@ -76,7 +77,8 @@ def merged(model: nn.Module) -> dict[str, Tensor]:
 
     The model is left as it is; only weights that LoRA stands beside are copied.
     """
-    owners = {f"{name}.base_layer.weight": m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+    lora = ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+    owners: dict[str, Any] = {f"{name}.base_layer.weight": module for name, module in lora}  # of whatever kind of map
     weights: dict[str, Tensor] = {}
     for name, weight in model.state_dict().items():
         base = base_name(name)

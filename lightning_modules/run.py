@@ -48,8 +48,8 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
             "trains" if learns else "frozen",
         )
     tuned = sum(module.llm.get_parameter(name).numel() for name in module.llm.tuned)
-    learns = f"{tuned:,} train" if tuned else "frozen"
-    table.add_row("llm", f"{recipe.llm.checkpoint} ({recipe.llm.dtype})", f"{count(module.llm):,}", learns)
+    told = f"{tuned:,} train" if tuned else "frozen"
+    table.add_row("llm", f"{recipe.llm.checkpoint} ({recipe.llm.dtype})", f"{count(module.llm):,}", told)
     if module.adch and recipe.adch:
         table.add_row("adch", f"at layer {recipe.adch.layer}", f"{count(module.adch):,}", "trains, then dropped")
     table.add_row("all", "", f"{count(module):,}", f"{_trained(module):,} train")

@@ -30,6 +30,8 @@ class ADCH(nn.Module):
         categories: category -> its attribute values.
     """
 
+    owner: Tensor  # (values,), the category of each
+
     def __init__(self, dim: int, categories: Mapping[str, Sequence[str]]) -> None:
         super().__init__()
         self.categories = {name: list(values) for name, values in categories.items()}
@@ -38,7 +40,7 @@ class ADCH(nn.Module):
         self.category = nn.Linear(dim, len(self.names))
         self.attribute = nn.Linear(dim, len(self.values))
         owner = torch.tensor([self.names.index(name) for name, _ in self.values])
-        self.register_buffer("owner", owner, persistent=False)  # (values,), the category of each
+        self.register_buffer("owner", owner, persistent=False)
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, dim) to logits of categories (rows, categories) and of all attribute values (rows, values)."""

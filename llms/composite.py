@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub import snapshot_download
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from undertone.audio_llms import LAYOUTS, SETTINGS, WEIGHTS, listening, of_text, read_config, tensors
 from undertone.hub import Hub

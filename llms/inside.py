@@ -130,7 +130,7 @@ def _end(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[nn.Module, nn.M
     """The norm that stands beside the layers, and the output embeddings."""
     parent = next(module for module in model.modules() if any(child is layers for child in module.children()))
     norms = [child for name, child in parent.named_children() if name in NORMS]
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if len(norms) != 1 or head is None:
         raise UndertoneError(
             f"the logit lens needs a final norm ({', '.join(NORMS)}) beside the layers, and output embeddings: "

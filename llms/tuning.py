@@ -126,7 +126,7 @@ def tune(model: PreTrainedModel, tuning: Tuning) -> list[str]:
         return []
     names = target_names(model, tuning.layers, tuning.targets)
     if tuning.recompute:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call, operator]
     if tuning.method == "weights":
         wanted = tuple(f"{name}." for name in names)
         return [name for name, _ in model.named_parameters() if name.startswith(wanted)]
