@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from undertone.errors import UndertoneError
-from undertone.llms.causal import CausalLLM, Dtype
+from undertone.llms.causal import CausalLLM
 from undertone.llms.chat import ChatTurn
+from undertone.llms.loaded import Dtype
 from undertone.registry import Registry
 from undertone.server import Failure as Failure  # what an engine gives for a chat without answer
 
