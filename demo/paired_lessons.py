@@ -23,7 +23,7 @@ class PairedLessons(Lessons):
     def __iter__(self) -> Iterator[Lesson]:
         """Yield lessons for ever."""
         shares = (self.phase.copying, self.phase.attributes, 1 - self.phase.copying - self.phase.attributes)
-        rooms = (("asr", "words"), QUESTIONS, ("plain", "paired", "paired", "paired", "unknown", "unknown"))
+        rooms = (("asr", "words"), QUESTIONS, ("plain", "paired", "paired", "paired", "unknown"))
         while True:
             yield self.lesson(self.rng.choice(self.rng.choices(rooms, shares)[0]))
 
@@ -46,10 +46,7 @@ class PairedLessons(Lessons):
         return messages(self.rng.choice(self.wordings[kind]), [], user), self._answer(kind, labels)
 
     def _reply(self, kind: str, sentence: str, labels: dict[str, str]) -> Lesson:
-        alone = kind == "plain" or (
-            kind == "paired" and self.rng.random() < 0.4
-        )  # nothing but what matters, or nothing
-        shown = {} if alone else self._some(labels)
+        shown = {} if kind == "plain" else self._some(labels)
         category = category_of(noun_of(sentence))
         if kind == "paired":
             shown[category] = labels[category]

@@ -24,10 +24,9 @@ from undertone.demo.pretrain_llm import save, shares_right, train
 
 SEED_FOLDER, FOLDER = "llm", "llm_deep"  # in the folder of the backbones
 LAYERS, FEEDFORWARD = 7, 224  # of the grown model; its width is the seedling's
-PHASES = (  # the first is the seedling's, at a third of the cost of a step
+PHASES = (  # all but the last are the seedling's, at a third of the cost
     Phase(steps=800, batch=24, lr=1.5e-3, context=0.0, copying=0.2, attributes=0.2, loose=0.3, noise=0.5),
     Phase(steps=400, batch=24, lr=1.0e-3, context=0.0, copying=0.2, attributes=0.2, loose=0.5, noise=1.0),
-    Phase(steps=350, batch=24, lr=8e-4, context=0.0, copying=0.2, attributes=0.1, loose=0.5, noise=1.0),
 )
 SEED, ASKED = 17, 20  # prompts of each kind in the retention file
 
@@ -44,7 +43,7 @@ def pretrain(out: Path, phases: tuple[Phase, ...] = PHASES) -> dict[str, float]:
     narrow(llm, FEEDFORWARD)
     scores: dict[str, float] = {}
     for number, phase in enumerate(phases):
-        if number == 1:
+        if number == len(phases) - 1:
             llm = grown(llm, LAYERS)
         scores = train(llm, tokenizer, phase, PairedLessons(SEED + number, "train", phase), _score)
     save(out, FOLDER, llm, tokenizer, {"seed": SEED, "phases": [asdict(p) for p in phases], "validation": scores})

@@ -78,7 +78,7 @@ def test_a_run_can_begin_from_what_was_exported(kind: str, checkpoints: dict[str
     export(module, tmp_path / "out")
     again = ours(kind, tmp_path / "out")
     found = our_logits(again, WAVES, [chat(0), chat(1)])
-    close(found, native_logits(kind, tmp_path / "out"))
+    close(found, native_logits(kind, tmp_path / "out"), MERGED)
     close(found, our_logits(module, WAVES, [chat(0), chat(1)]), MERGED)
 
 
