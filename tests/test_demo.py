@@ -151,7 +151,7 @@ def deep() -> CausalLLM:
 
 
 def test_the_deeper_llm_answers_by_what_it_is_told_of_the_speaker(deep: CausalLLM) -> None:
-    """Topics of child safety among them; told nothing, it answers the words. Of every answer, each word must be right."""
+    """Topics of child safety among them; told nothing, it answers the words. Every word of an answer counts."""
     asked, due = [], []
     for noun in ("kettle", "ladder", "window", "wallet", "cake", "jacket", "guitar", "hammer"):
         sentence = draw_text(random.Random(noun), "test", (noun,))
