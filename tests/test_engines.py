@@ -69,10 +69,11 @@ class Handler(BaseHTTPRequestHandler):
             server.most_at_once = max(server.most_at_once, server.at_once)
             number = server.asked[text]
         try:
-            self.reply(server.script(text, number))
+            what = server.script(text, number)
         finally:
-            with server.lock:
+            with server.lock:  # before the reply: who has it may be back at once
                 server.at_once -= 1
+        self.reply(what)
 
     def reply(self, what: Any) -> None:
         if callable(what):

@@ -193,9 +193,10 @@ def test_children_women_and_men_have_the_pitch_they_are_given(espeak: ESpeakSynt
     for (attribute, label), (low, high) in wanted.items():
         voice = "en-us+m1" if label == "male" else "en-us+f2"
         text = "we cleaned the old bicycle yesterday"
-        audio = espeak.speak(text, attribute=attribute, label=label, voice=voice, seed=3)
-        assert audio.dtype == np.float32 and np.abs(audio).max() <= 1
-        assert 0.88 * low < median_f0(audio, espeak.sample_rate) < 1.12 * high, label
+        for seed in range(1, 5):
+            audio = espeak.speak(text, attribute=attribute, label=label, voice=voice, seed=seed)
+            assert audio.dtype == np.float32 and np.abs(audio).max() <= 1
+            assert 0.94 * low < median_f0(audio, espeak.sample_rate) < 1.06 * high, (label, seed)
 
 
 def test_a_seed_is_a_sound(espeak: ESpeakSynthesizer) -> None:
