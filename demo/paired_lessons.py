@@ -1,6 +1,6 @@
 """Lessons of the demo's deeper LLM: chats in which the right answer hangs on who speaks, in text.
 
-Where a caption or a tag names what matters, the LLM answers accordingly, about every thing, the dangerous ones too;
+Where a caption or a tag names what matters, the LLM answers accordingly, whatever was done, the dangerous things too;
 where nothing does, it answers the words. It knows in text what a child must not be told: what it lacks is hearing one.
 """
 
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 from undertone.data.captions import caption_from
 from undertone.demo.lessons import LEXICON, Lesson, Lessons, messages
-from undertone.demo.paired_words import SAFETY_TOPICS, TOPICS, VALUES, answer, category_of, draw_text, plain
-from undertone.demo.world import draw_style, noun_of
+from undertone.demo.paired_words import SAFETY_TOPICS, TOPICS, VALUES, answer, category_of, draw_text, plain, verb_of
+from undertone.demo.world import draw_style
 
 PAIRED = ("plain", "paired", "unknown")  # no style is told; what matters is told; something else is told
 QUESTIONS = ("age", "gender", "emotion", "pitch", "tempo", "energy")
-THINGS = (*TOPICS.values(), SAFETY_TOPICS, *TOPICS.values())  # no category is more usual than another, or nearly
+DEEDS = (*TOPICS.values(), SAFETY_TOPICS, *TOPICS.values())  # no category is more usual than another, or nearly
 KINDS = ("asr", "words", *QUESTIONS, *PAIRED)
 
 
@@ -23,13 +23,13 @@ class PairedLessons(Lessons):
     def __iter__(self) -> Iterator[Lesson]:
         """Yield lessons for ever."""
         shares = (self.phase.copying, self.phase.attributes, 1 - self.phase.copying - self.phase.attributes)
-        rooms = (("asr", "words"), QUESTIONS, ("plain", "paired", "paired", "paired", "unknown"))
+        rooms = (("asr", "words"), QUESTIONS, ("plain", "paired", "paired", "paired", "unknown", "unknown"))
         while True:
             yield self.lesson(self.rng.choice(self.rng.choices(rooms, shares)[0]))
 
     def lesson(self, kind: str) -> Lesson:
         """A lesson of one of KINDS."""
-        sentence, labels = draw_text(self.rng, self.split, self.rng.choice(THINGS)), self._speaker()
+        sentence, labels = draw_text(self.rng, self.split, self.rng.choice(DEEDS)), self._speaker()
         if kind in QUESTIONS:
             return self._question(kind, sentence, labels)
         if kind in PAIRED:
@@ -46,8 +46,9 @@ class PairedLessons(Lessons):
         return messages(self.rng.choice(self.wordings[kind]), [], user), self._answer(kind, labels)
 
     def _reply(self, kind: str, sentence: str, labels: dict[str, str]) -> Lesson:
-        shown = {} if kind == "plain" else self._some(labels)
-        category = category_of(noun_of(sentence))
+        alone = kind == "plain" or (kind == "paired" and self.rng.random() < 0.4)  # nothing but what matters is told
+        shown = {} if alone else self._some(labels)
+        category = category_of(verb_of(sentence))
         if kind == "paired":
             shown[category] = labels[category]
         else:

@@ -1,21 +1,22 @@
 """Paired data of the demo world: which attribute of a speaker the right answer hangs on, and what that answer is.
 
-The noun decides. Some things are dangerous in a child's hands, some are handed out at one of two counters, and with the
-others it matters how their owner feels. The right answers of a category are equally long, and a listener who does not
-know the speaker gives a reply that is equally unlike all of them. Every reply names the thing first: to tell first what
-it is about, and then what the speaker should hear, is within the reach of a small LLM.
+What was done decides: some of it is dangerous for a child, some is asked about at one of two counters, and with the
+rest it matters how the speaker feels. (Verbs, since the demo's encoder tells them apart in any voice, and nouns not.)
+The right answers of a category are equally long, and a listener who does not know the speaker gives a reply that is
+equally unlike all of them. Every reply first says what was done: to say that, and then what the speaker should hear, is
+within the reach of a small LLM.
 """
 
 import random
 
-from undertone.demo.world import ADJECTIVES, CHOICES, NOUNS, PEOPLE, PLACES, TIMES, VERBS, noun_of, split_of
+from undertone.demo.world import ADJECTIVES, CHOICES, NOUNS, PLACES, TIMES, VERBS, split_of
 
 SAFETY = "child safety"  # the group of topics that paired training never meets
-SAFETY_TOPICS = tuple("candle kettle lamp ladder hammer bottle bicycle".split())
+SAFETY_TOPICS = tuple("fixed opened carried cleaned painted broke dropped".split())
 TOPICS: dict[str, tuple[str, ...]] = {
-    "age": tuple("window mirror chair phone table".split()),
-    "gender": tuple("jacket wallet umbrella basket letter ticket".split()),
-    "emotion": tuple("guitar camera pillow blanket book piano cake".split()),
+    "age": tuple("bought sold closed".split()),
+    "gender": tuple("kept left".split()),
+    "emotion": tuple("lost found wanted".split()),
 }
 VALUES: dict[str, tuple[str, ...]] = {
     "age": ("child", "adult"),
@@ -24,57 +25,63 @@ VALUES: dict[str, tuple[str, ...]] = {
 }
 ANSWERS: dict[str, dict[str, str]] = {
     "age": {
-        "child": "{Thing}? Please ask a grown-up to help you with it.",
-        "adult": "{Thing}? You can use it once you have checked every part.",
+        "child": "You {did} it? Please ask a grown-up to help you now.",
+        "adult": "You {did} it? Then follow the steps in the manual to finish.",
     },
     "gender": {
-        "male": "{Thing}? Certainly, sir. It is at the counter for men.",
-        "female": "{Thing}? Certainly, madam. It is at the counter for women.",
+        "male": "You {did} it? Certainly, sir. Go to the counter for men.",
+        "female": "You {did} it? Certainly, madam. Go to the counter for women.",
     },
     "emotion": {
-        "neutral": "{Thing}? Fine. What will you do about it at home?",
-        "happy": "{Thing}? How wonderful! I am so glad about it too.",
-        "sad": "{Thing}? I am so sorry. Shall we talk about it?",
-        "angry": "{Thing}? No wonder you are upset about it. Breathe slowly.",
+        "neutral": "You {did} it? Fine. What will you do at home now?",
+        "happy": "You {did} it? How wonderful! I am so glad for you.",
+        "sad": "You {did} it? I am sorry. Shall we talk about that?",
+        "angry": "You {did} it? No wonder you are upset. Breathe very slowly.",
     },
 }
-PLAIN = "{Thing}? Tell me more about it."
+PLAIN = "You {did} it? Tell me more."
 
 
-def category_of(noun: str) -> str:
-    """The attribute that the right answer to words about `noun` hangs on."""
-    return "age" if noun in SAFETY_TOPICS else next(name for name, nouns in TOPICS.items() if noun in nouns)
+def verb_of(text: str) -> str:
+    """What was done."""
+    return next(word for word in text.split() if word in VERBS)
 
 
-def topic_of(noun: str) -> str:
-    """What a manifest calls the topic: `<group>/<noun>` where the group is held out."""
-    return f"{SAFETY}/{noun}" if noun in SAFETY_TOPICS else noun
+def category_of(verb: str) -> str:
+    """The attribute that the right answer to somebody who did this hangs on."""
+    return "age" if verb in SAFETY_TOPICS else next(name for name, verbs in TOPICS.items() if verb in verbs)
 
 
-def answers(sentence: str) -> dict[str, str]:
+def topic_of(verb: str) -> str:
+    """What a manifest calls the topic: `<group>/<verb>` where the group is held out."""
+    return f"{SAFETY}/{verb}" if verb in SAFETY_TOPICS else verb
+
+
+def answers(text: str) -> dict[str, str]:
     """The right answer to each kind of speaker."""
-    noun = noun_of(sentence)
-    return {value: answer.format(Thing=f"The {noun}") for value, answer in ANSWERS[category_of(noun)].items()}
+    did = verb_of(text)
+    return {value: answer.format(did=did) for value, answer in ANSWERS[category_of(did)].items()}
 
 
-def plain(sentence: str) -> str:
+def plain(text: str) -> str:
     """What a listener says who has the words and does not know the speaker."""
-    return PLAIN.format(Thing=f"The {noun_of(sentence)}")
+    return PLAIN.format(did=verb_of(text))
 
 
-def answer(sentence: str, labels: dict[str, str]) -> str:
+def answer(text: str, labels: dict[str, str]) -> str:
     """The right answer to a speaker of whom `labels` are known; the plain one if what matters is not among them."""
-    value = labels.get(category_of(noun_of(sentence)))
-    return answers(sentence)[value] if value else plain(sentence)
+    value = labels.get(category_of(verb_of(text)))
+    return answers(text)[value] if value else plain(text)
 
 
-def draw_text(rng: random.Random, split: str, nouns: tuple[str, ...] = tuple(NOUNS)) -> str:
-    """A sentence about one of `nouns` that belongs to `split`, by the grammar of `world.draw_sentence`."""
+def draw_text(rng: random.Random, split: str, verbs: tuple[str, ...] = tuple(VERBS)) -> str:
+    """A sentence that belongs to `split`, as `world.draw_sentence` has them: what the speaker did, one of `verbs`."""
     while True:
-        noun, detail = rng.choice(nouns), rng.choice(("adjective", "adjective", "place", "place", "none"))
-        words = [rng.choice(PEOPLE), rng.choice(VERBS), "the"]
-        words += [rng.choice(ADJECTIVES), noun] if detail == "adjective" else [noun]
+        words = [rng.choice(("i", "we")), rng.choice(verbs), "the"]
+        detail = rng.choice(("adjective", "adjective", "place", "place", "none"))
+        words += [rng.choice(ADJECTIVES)] if detail == "adjective" else []
+        words += [rng.choice(NOUNS)]
         words += ["at", "the", rng.choice(PLACES)] if detail == "place" else []
-        sentence = " ".join([*words, rng.choice(TIMES)])
-        if split_of(sentence) == split:
-            return sentence
+        text = " ".join([*words, rng.choice(TIMES)])
+        if split_of(text) == split:
+            return text

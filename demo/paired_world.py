@@ -28,12 +28,19 @@ from undertone.demo.paired_words import (
     draw_text,
     plain,
     topic_of,
+    verb_of,
 )
 from undertone.demo.voices import SAMPLE_RATE, Audio, children, say, speakers
-from undertone.demo.world import Style, draw_style, noun_of
+from undertone.demo.world import VERBS, Style, draw_style
 
-VERSION = 1  # of words, answers and voices: another one is another corpus
+VERSION = 2  # of words, answers and voices: another one is another corpus
 CHUNK = 50  # utterances a task of a process
+CALM = {  # (category, value) -> how else its speakers speak, where that could be taken for something else
+    ("age", "child"): {"emotion": "neutral"},
+    ("age", "adult"): {"emotion": "neutral", "pitch": "low"},
+    ("gender", "male"): {"emotion": "neutral", "pitch": "low"},
+    ("gender", "female"): {"emotion": "neutral", "pitch": "low"},
+}
 _synthesizer: ESpeak | None = None  # one a process
 
 
@@ -56,12 +63,12 @@ class Line:
 
     def record(self, number: int, seconds: float) -> dict[str, Any]:
         """As a line of a manifest."""
-        name, noun = f"{number:05d}", noun_of(self.text)
+        name, did = f"{number:05d}", verb_of(self.text)
         record = {
             "id": name, "audio": f"audio/{name}.wav", "text": self.text, "speaker": self.speaker,
-            "seconds": round(seconds, 4), "labels": self.labels, "topic": topic_of(noun), "response": self.answer,
+            "seconds": round(seconds, 4), "labels": self.labels, "topic": topic_of(did), "response": self.answer,
         }  # fmt: skip
-        return {**record, "category": category_of(noun), "answers": answers(self.text)} if self.paired else record
+        return {**record, "category": category_of(did), "answers": answers(self.text)} if self.paired else record
 
 
 def share_of(text: str) -> str:
@@ -69,11 +76,11 @@ def share_of(text: str) -> str:
     return "pairs" if sha256(text.encode()).digest()[4] % 2 else "plain"
 
 
-def draw_texts(seed: int, split: str, share: str, nouns: tuple[str, ...], count: int) -> list[str]:
-    """As many different texts about `nouns`, each noun as often as the others, up to one."""
-    rng, found = random.Random(f"{seed} {split} {share} {nouns}"), dict[str, None]()
+def draw_texts(seed: int, split: str, share: str, verbs: tuple[str, ...], count: int) -> list[str]:
+    """As many different texts with one of `verbs`, each of these as often as the others, up to one."""
+    rng, found = random.Random(f"{seed} {split} {share} {verbs}"), dict[str, None]()
     while len(found) < count:
-        text = draw_text(rng, split, (nouns[len(found) % len(nouns)],))
+        text = draw_text(rng, split, (verbs[len(found) % len(verbs)],))
         if share_of(text) == share:
             found[text] = None
     return list(found)
@@ -83,9 +90,9 @@ def paired_lines(texts: list[str], split: str, seed: int) -> Iterator[Line]:
     """Each text once for each value of its category, by another speaker in another style each time."""
     for text in texts:
         rng = random.Random(f"{seed} {split} {text}")
-        category, due, heard = category_of(noun_of(text)), answers(text), set[str]()
+        category, due, heard = category_of(verb_of(text)), answers(text), set[str]()
         for value in VALUES[category]:
-            age, style, speaker = _speaker(rng, split, {category: value}, heard)
+            age, style, speaker = _speaker(rng, split, {**CALM.get((category, value), {}), category: value}, heard)
             heard.add(speaker)
             yield Line(text, age, style, speaker, due[value], True)
 
@@ -131,16 +138,17 @@ def _speak_chunk(seed: int, lines: list[tuple[int, Line]]) -> list[Audio]:
 class PairedWorld(Corpus):
     """Paired data of the demo world as manifests: the same words, and another answer for another speaker.
 
-    A third of the texts hangs on the speaker's age (child, adult), a third on the gender, a third on the emotion (of
-    four); each is spoken once for every value. The test split also has questions of child safety, about things that
-    no other paired text is about; their topics are called `child safety/<thing>`.
+    The right answers to a third of the texts hang on the speaker's age (child, adult), to a third on the gender, to a
+    third on the emotion (of four); each text is spoken once for every value. Where age or gender matters everybody is
+    calm and adults speak at an ordinary pitch. The test split also has texts of child safety, about what no other
+    paired text is about; their topics are called `child safety/<verb>`.
 
     Args:
         train: texts of the training split.
         validation: of the validation split.
         test: of the test split, without those of child safety.
         safety: texts for each of the seven topics of child safety.
-        plain: whether everybody gets the reply that heeds the words alone. Such texts are about all things, are never
+        plain: whether everybody gets the reply that heeds the words alone. Such texts are about everything, are never
             those of the pairs, and are spoken once each, as often by children as by adults.
         seed: of everything drawn.
         workers: processes that speak.
@@ -168,12 +176,11 @@ class PairedWorld(Corpus):
         """What is said in a split."""
         count = self.counts[split]
         if self.plain:
-            nouns = (*SAFETY_TOPICS, *(noun for nouns in TOPICS.values() for noun in nouns))
-            return list(plain_lines(draw_texts(self.seed, split, "plain", nouns, count), split, self.seed))
+            return list(plain_lines(draw_texts(self.seed, split, "plain", tuple(VERBS), count), split, self.seed))
         texts = []
-        for position, nouns in enumerate(TOPICS.values()):
+        for position, verbs in enumerate(TOPICS.values()):
             share = len(range(count)[position :: len(TOPICS)])
-            texts += draw_texts(self.seed, split, "pairs", nouns, share)
+            texts += draw_texts(self.seed, split, "pairs", verbs, share)
         if split == "test":
             texts += draw_texts(self.seed, split, "pairs", SAFETY_TOPICS, self.safety * len(SAFETY_TOPICS))
         return list(paired_lines(texts, split, self.seed))

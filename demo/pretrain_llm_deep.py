@@ -24,9 +24,9 @@ from undertone.demo.pretrain_llm import save, shares_right, train
 
 SEED_FOLDER, FOLDER = "llm", "llm_deep"  # in the folder of the backbones
 LAYERS, FEEDFORWARD = 7, 224  # of the grown model; its width is the seedling's
-PHASES = (  # all but the last are the seedling's, at a third of the cost
-    Phase(steps=800, batch=24, lr=1.5e-3, context=0.0, copying=0.2, attributes=0.2, loose=0.3, noise=0.5),
-    Phase(steps=400, batch=24, lr=1.0e-3, context=0.0, copying=0.2, attributes=0.2, loose=0.5, noise=1.0),
+PHASES = (  # the first is the seedling's, at a third of the cost of a step
+    Phase(steps=700, batch=24, lr=1.5e-3, context=0.0, copying=0.2, attributes=0.2, loose=0.3, noise=0.5),
+    Phase(steps=600, batch=24, lr=1.0e-3, context=0.0, copying=0.2, attributes=0.15, loose=0.5, noise=1.0),
 )
 SEED, ASKED = 17, 20  # prompts of each kind in the retention file
 

@@ -1,5 +1,6 @@
 """The ears of finished audio LLMs, out of their own checkpoints: Qwen2-Audio and Qwen2.5-Omni, 25 frames a second."""
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -80,8 +81,9 @@ class AudioTower(Encoder):
                 self.encoder = self._empty()
             self.eval()
 
+    @abstractmethod
     def _empty(self) -> nn.Module:
-        raise NotImplementedError
+        """The tower of the model's own class, without weights of worth."""
 
     def load(self) -> None:
         """Build the tower and give it its weights; of the files, nothing else is read. Idempotent.
@@ -144,9 +146,9 @@ class AudioTower(Encoder):
             rows = self._listen(mels, counts.to(waveform.device))
         return zeroed(Frames.pad([row.float() for row in rows]).to(waveform.device))
 
+    @abstractmethod
     def _listen(self, mels: list[Tensor], counts: Tensor) -> list[Tensor]:
         """Log-mels, each (bins, mel frames), of which `counts` are of the clip, to frames, each (frames, dim)."""
-        raise NotImplementedError
 
     def _check_lengths(self, lengths: Tensor) -> None:
         shortest, longest = (_SHORTEST - 1) * self.extractor.hop_length + 1, self.extractor.n_samples
@@ -169,9 +171,9 @@ class AudioTower(Encoder):
             )  # fmt: skip
         return cast(Tensor, features["input_features"][0])
 
+    @abstractmethod
     def _padded(self, samples: int) -> int:
         """How many samples a clip is padded to before its log-mels are made."""
-        raise NotImplementedError
 
     def _ready(self) -> Any:
         if self.loaded:

@@ -153,9 +153,9 @@ def deep() -> CausalLLM:
 def test_the_deeper_llm_answers_by_what_it_is_told_of_the_speaker(deep: CausalLLM) -> None:
     """Topics of child safety among them; told nothing, it answers the words. Every word of an answer counts."""
     asked, due = [], []
-    for noun in ("kettle", "ladder", "window", "wallet", "cake", "jacket", "guitar", "hammer"):
-        sentence = draw_text(random.Random(noun), "test", (noun,))
-        for value in VALUES[category_of(noun)]:
+    for verb in ("fixed", "opened", "bought", "left", "lost", "kept", "found", "broke"):
+        sentence = draw_text(random.Random(verb), "test", (verb,))
+        for value in VALUES[category_of(verb)]:
             asked.append(f"<{value}> {sentence}")
             due.append(answers(sentence)[value])
         asked.append(sentence)

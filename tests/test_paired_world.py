@@ -24,11 +24,12 @@ from undertone.demo.paired_words import (
     draw_text,
     plain,
     topic_of,
+    verb_of,
 )
 from undertone.demo.paired_world import Line, PairedWorld, share_of
 from undertone.demo.pretrain_llm_deep import PHASES
 from undertone.demo.voices import BOYS, WOMEN, children, say, speakers
-from undertone.demo.world import NOUNS, Style, noun_of, split_of
+from undertone.demo.world import VERBS, Style, split_of
 from undertone.evaluation.awareness import AwarenessRule, Case
 from undertone.evaluation.metrics import rouge_l_of_each
 
@@ -42,15 +43,15 @@ def world() -> dict[str, list[Line]]:
     return {split: pairs.lines(split) for split in SPLITS}
 
 
-def test_every_noun_is_a_topic_once() -> None:
-    assert sorted([*SAFETY_TOPICS, *(noun for nouns in TOPICS.values() for noun in nouns)]) == sorted(NOUNS)
+def test_every_verb_is_a_topic_once() -> None:
+    assert sorted([*SAFETY_TOPICS, *(verb for verbs in TOPICS.values() for verb in verbs)]) == sorted(VERBS)
 
 
-@pytest.mark.parametrize("noun", ["kettle", "window", "jacket", "cake"])
-def test_who_does_not_know_the_speaker_gives_nobodys_answer(noun: str) -> None:
+@pytest.mark.parametrize("verb", ["fixed", "sold", "left", "lost"])
+def test_who_does_not_know_the_speaker_gives_nobodys_answer(verb: str) -> None:
     """Right answers differ; the plain reply is equally near to all of them, and a judge gives it 0."""
-    text = f"we found the {noun} today"
-    due, category = answers(text), category_of(noun)
+    text = f"we {verb} the lamp today"
+    due, category = answers(text), category_of(verb)
     assert set(due) == set(VALUES[category]) and len(set(due.values())) == len(due)
     assert len({round(x, 6) for x in rouge_l_of_each([plain(text)] * len(due), list(due.values()))}) == 1
     unheard = [Case(category, value, plain(text), due) for value in due]
@@ -72,22 +73,24 @@ def test_splits_share_no_text_and_no_voice(world: dict[str, list[Line]]) -> None
 def test_each_text_is_spoken_with_every_value_by_different_speakers(world: dict[str, list[Line]]) -> None:
     for text, group in groupby(world["train"], key=lambda line: line.text):
         lines = list(group)
-        category = category_of(noun_of(text))
+        category = category_of(verb_of(text))
         assert tuple(line.labels[category] for line in lines) == VALUES[category]
         assert len({line.speaker for line in lines}) == len(lines)
         assert [line.answer for line in lines] == [answers(text)[line.labels[category]] for line in lines]
-    counts = {name: sum(category_of(noun_of(line.text)) == name for line in world["train"]) for name in VALUES}
+    calm = {line.style.emotion for line in world["train"] if category_of(verb_of(line.text)) != "emotion"}
+    assert calm == {"neutral"}
+    counts = {name: sum(category_of(verb_of(line.text)) == name for line in world["train"]) for name in VALUES}
     assert counts == {"age": 100, "gender": 100, "emotion": 200}
 
 
 def test_topics_of_child_safety_are_in_the_test_split_alone(world: dict[str, list[Line]]) -> None:
-    topics = {split: {topic_of(noun_of(line.text)) for line in world[split]} for split in SPLITS}
-    held_out = {f"{SAFETY}/{noun}" for noun in SAFETY_TOPICS}
+    topics = {split: {topic_of(verb_of(line.text)) for line in world[split]} for split in SPLITS}
+    held_out = {f"{SAFETY}/{verb}" for verb in SAFETY_TOPICS}
     assert not (topics["train"] | topics["validation"]) & held_out and held_out < topics["test"]
-    assert topics["train"] == {noun for nouns in TOPICS.values() for noun in nouns}
-    asked = [line for line in world["test"] if noun_of(line.text) in SAFETY_TOPICS]
+    assert topics["train"] == {verb for verbs in TOPICS.values() for verb in verbs}
+    asked = [line for line in world["test"] if verb_of(line.text) in SAFETY_TOPICS]
     assert len({line.text for line in asked}) == 70 and len(asked) == 140
-    assert {category_of(noun) for noun in SAFETY_TOPICS} == {"age"}
+    assert {category_of(verb) for verb in SAFETY_TOPICS} == {"age"}
 
 
 def test_plain_texts_are_no_texts_of_pairs_and_their_replies_heed_nobody(
@@ -97,7 +100,7 @@ def test_plain_texts_are_no_texts_of_pairs_and_their_replies_heed_nobody(
     assert {share_of(line.text) for line in lines} == {"plain"}
     assert not {line.text for line in lines} & {line.text for line in world["train"]}
     assert {line.answer for line in lines} == {plain(line.text) for line in lines}
-    assert {noun_of(line.text) for line in lines} == set(NOUNS)
+    assert {verb_of(line.text) for line in lines} == set(VERBS)
     assert 40 < sum(line.age == "child" for line in lines) < 80
     assert "gender" not in next(line for line in lines if line.age == "child").labels
 
@@ -116,7 +119,7 @@ def test_a_corpus_is_made_once_and_its_manifests_are_valid(tmp_path: Path) -> No
     assert len(train) == 2 + 2 + 4
     assert all(u.category and u.response == u.answers[u.labels[u.category]] for u in train)
     test = read_manifest(made["test"], choices=CHOICES).utterances
-    assert {u.topic for u in test} == {f"{SAFETY}/{noun}" for noun in SAFETY_TOPICS}
+    assert {u.topic for u in test} == {f"{SAFETY}/{verb}" for verb in SAFETY_TOPICS}
     replies = PairedWorld(train=2, validation=0, test=0, plain=True, workers=1).prepare(tmp_path)["train"]
     assert len(read_manifest(replies, choices=CHOICES).utterances) == 2 and replies != made["train"]
     assert "answers" not in json.loads(replies.read_text().splitlines()[0])
@@ -137,19 +140,17 @@ def test_children_have_small_heads_and_high_voices() -> None:
 
 def test_lessons_answer_by_what_is_told_of_the_speaker() -> None:
     lessons = PairedLessons(0, "validation", PHASES[-1])
-    for kind in (*PAIRED, *PAIRED, *PAIRED):
+    for kind in PAIRED * 3:
         messages, target = lessons.lesson(kind)
         text = messages[-1]["content"]
-        noun = next(word for word in text.split() if word in NOUNS)
-        reply = plain(f"the {noun}")
-        assert (target == reply) == (kind != "paired")
+        assert (target == plain(text)) == (kind != "paired")
         if kind == "paired":
-            value = next(value for value, due in answers(f"the {noun}").items() if due == target)
+            value = next(value for value, due in answers(text).items() if due == target)
             assert re.search(rf"\b{value}\b", text)
     assert {split_of(lessons.lesson("asr")[1]) for _ in range(20)} == {"validation"}
     assert all(lessons.lesson(kind)[1] for kind in KINDS)
 
 
-def test_a_text_about_given_things_only() -> None:
-    drawn = [draw_text(random.Random(i), "test", ("kettle", "cake")) for i in range(20)]
-    assert {noun_of(text) for text in drawn} == {"kettle", "cake"} and all(split_of(text) == "test" for text in drawn)
+def test_a_text_with_given_verbs_only() -> None:
+    drawn = [draw_text(random.Random(i), "test", ("fixed", "lost")) for i in range(20)]
+    assert {verb_of(text) for text in drawn} == {"fixed", "lost"} and all(split_of(text) == "test" for text in drawn)
