@@ -1,6 +1,6 @@
 """What BEST-RQ learns from an hour of real speech: linear probes of frozen Conformers, on speakers that none has heard.
 
-    python benchmarks/real_speech.py [key=value ...] --data DIR [--runs DIR] [--steps N] [--parts 1 2 3 4 5]
+    python benchmarks/real_speech.py [key=value ...] --data DIR [--runs DIR] [--parts 1 2 3 4 5] [--no-pretraining]
 
 DIR holds the folders speechocean762, emodb_2s, fsdd, ljspeech_mini and jfk, each with a `manifest.jsonl`.
 
@@ -13,33 +13,33 @@ speakers, not utterances.
 
 Frames of a Conformer's layers are pooled (mean and standard deviation over time) and read by logistic regression; layer
 and penalty are chosen by cross-validation over the training speakers. Against it stand the same Conformer with the
-random weights that training began with, and mean and standard deviation of log-mels with pitch. It leaves results.json
-and results.md in the folder of --runs; a part that was pre-trained before is not pre-trained again.
+random weights that training began with, and mean and standard deviation of log-mels with pitch. The projected input of
+the Conformer, which is log-mels still, is not among the layers. Whether a child speaks is also asked of the demo's
+frozen LLM, with a paralinguistic adapter that was trained on the speakers of the other parts (conf/real_age.yaml).
+
+It leaves results.json and results.md in the folder of --runs; what was trained before is not trained again.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import librosa
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
+from real_age import told
 from rich.progress import track
-from rich.table import Table
+from speaker_scores import BASELINE, TRAINED, UNTRAINED, Answers, results_of, write
+from speakers import ACTORS, CHILDREN, DIGITS, OTHERS, PARTS, Row, Task, read, tasks_of, tested_in, watched_of
 
 from undertone.data.audio import load_audio
 from undertone.encoders import ENCODERS
 from undertone.encoders.conformer import ConformerEncoder
 from undertone.encoders.log_mel import SAMPLE_RATE, log_mel
-from undertone.errors import MissingError
-from undertone.evaluation.intervals import bootstrap, mean_of_ratios
-from undertone.evaluation.metrics import Prediction, balanced_accuracy
 from undertone.evaluation.probe import probe
 from undertone.lightning_modules.cli import quiet
 from undertone.lightning_modules.pretrain import begin, pretrain
@@ -47,52 +47,9 @@ from undertone.lightning_modules.pretrain_recipe import load
 from undertone.paths import resolve
 
 CONFIG = resolve("undertone:conf/best_rq_small.yaml")
-PARTS = (1, 2, 3, 4, 5)
-PAIRS = (("03", "08"), ("10", "09"), ("11", "13"))  # a man and a woman of EmoDB; parts 4 and 5 test readers alone
-CHILDREN, ACTORS, DIGITS, OTHERS = "speechocean762", "emodb_2s", "fsdd", ("ljspeech_mini", "jfk")
 DIGITS_EVERY = 4  # of 2,000 digits by four men, so that they do not outnumber everybody else
-BASELINE, UNTRAINED, TRAINED = "log-mel + pitch", "Conformer, random", "Conformer, BEST-RQ"
-SYSTEMS = (BASELINE, UNTRAINED, TRAINED)
 F0_RANGE = (65.0, 600.0)  # Hz: from low men to small children
 Features = NDArray[np.float32]
-Row = dict[str, Any]  # a line of a manifest, its audio relative to DIR
-
-
-class Task(NamedTuple):
-    """Clips with a label each."""
-
-    name: str
-    rows: list[Row]
-    labels: list[str]
-
-    @property
-    def speakers(self) -> list[str]:
-        return [row["speaker"] for row in self.rows]
-
-
-class Answers(NamedTuple):
-    """What the probe of one system said of the speakers of one part."""
-
-    task: str
-    system: str
-    part: int
-    layer: int | None  # 0 is the projected input
-    predictions: tuple[Prediction, ...]
-
-
-class Result(NamedTuple):
-    """Balanced accuracy of one system on all speakers that were tested; the interval resamples speakers."""
-
-    task: str
-    system: str
-    value: float
-    low: float
-    high: float
-    chance: float
-    clips: int
-    speakers: int
-    parts: dict[int, float]
-    layers: dict[int, int | None]
 
 
 def main() -> None:
@@ -101,6 +58,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/real_speech"))
     parser.add_argument("--steps", type=int, help="of pre-training; the recipe's own if absent")
     parser.add_argument("--parts", type=int, nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--no-pretraining", action="store_true", help="leave the Conformers out, which take longest")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe, such as batch=32")
     arguments = parser.parse_args()
     quiet()
@@ -108,41 +66,12 @@ def main() -> None:
     rows = {name: read(arguments.data, name) for name in (CHILDREN, ACTORS, DIGITS, *OTHERS)}
     tasks = tasks_of(rows)
     answers = baseline(arguments.data, tasks, rows, arguments.parts)
-    for part in arguments.parts:
+    answers += [told(arguments.data, arguments.runs, rows, part) for part in arguments.parts]
+    for part in () if arguments.no_pretraining else arguments.parts:
         tested = tested_in(part, rows)
         sources = write_manifests(arguments.data, arguments.runs, rows, tested, part)
         answers += conformers(arguments.data, arguments.runs, tasks, tested, part, [*overrides, *sources])
     write(arguments.runs, results_of(answers))
-
-
-def read(data: Path, name: str) -> list[Row]:
-    file = data / name / "manifest.jsonl"
-    if not file.is_file():
-        raise MissingError(f"{file} is not there: --data must hold the folders that `--help` names")
-    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    return [{**row, "audio": f"{name}/{row['audio']}"} for row in rows]
-
-
-def every(rows: Sequence[Row], n: int, start: int = 0) -> set[str]:
-    """Every n-th of the speakers, in the order of their names."""
-    return set(sorted({row["speaker"] for row in rows})[start::n])
-
-
-def tested_in(part: int, rows: dict[str, list[Row]]) -> set[str]:
-    """The speakers that neither pre-training nor probes of a part (1 to 5) may hear."""
-    return every(rows[CHILDREN], len(PARTS), part - 1).union(*PAIRS[part - 1 : part])
-
-
-def tasks_of(rows: dict[str, list[Row]]) -> list[Task]:
-    """Emotion where the words say nothing, age where they would tell but for matched texts, and gender of adults."""
-    matched = [row for row in rows[CHILDREN] if row["text_match"] is not None]
-    adults = [row for row in rows[CHILDREN] if row["age_group"] == "adult"]
-    found = [
-        ("emotion", rows[ACTORS], "emotion"),
-        ("child or adult", matched, "age_group"),
-        ("gender", adults, "gender"),
-    ]
-    return [Task(name, of_task, [row[key] for row in of_task]) for name, of_task, key in found]
 
 
 def write_manifests(data: Path, runs: Path, rows: dict[str, list[Row]], tested: set[str], part: int) -> list[str]:
@@ -151,7 +80,7 @@ def write_manifests(data: Path, runs: Path, rows: dict[str, list[Row]], tested: 
     A tenth of the readers that are left are held out to watch the loss.
     """
     readers, actors = ([row for row in rows[name] if row["speaker"] not in tested] for name in (CHILDREN, ACTORS))
-    watched = every(readers, 10)
+    watched = watched_of(readers)
     sides = {
         "train": [
             *(row for row in readers if row["speaker"] not in watched),
@@ -212,9 +141,9 @@ def extract(data: Path, task: Task, system: str, pool: Callable[[torch.Tensor], 
 
 
 def pooled_layers(encoder: ConformerEncoder, clip: torch.Tensor) -> torch.Tensor:
-    """(layers + 1, 2 * width): the projected input and every layer's frames, pooled."""
+    """(layers, 2 * width): every layer's frames, pooled."""
     stacked = encoder.stack(encoder.log_mel(clip, torch.tensor([clip.shape[1]])))
-    return torch.stack([pooled(frames.x[0]) for frames in encoder.hidden_states(stacked)])
+    return torch.stack([pooled(frames.x[0]) for frames in encoder.hidden_states(stacked)[1:]])
 
 
 def pooled_mel(clip: torch.Tensor) -> torch.Tensor:
@@ -251,69 +180,6 @@ def chosen(task: Task, train: NDArray[np.bool_], features: Features) -> int:
     folds = min(5, len(set(speakers)))
     found = [probe(x, labels, speakers, folds=folds).balanced_accuracy.value for x in features[train].swapaxes(0, 1)]
     return int(np.argmax(found))
-
-
-def results_of(answers: Sequence[Answers]) -> list[Result]:
-    """Score the parts of each task and system together."""
-    keys = dict.fromkeys((one.task, one.system) for one in answers)
-    return [result([one for one in answers if (one.task, one.system) == key]) for key in keys]
-
-
-def result(answers: Sequence[Answers]) -> Result:
-    """Score what one system said in all parts of one task."""
-    predictions = [prediction for one in answers for prediction in one.predictions]
-    score, by_speaker = balanced_accuracy(predictions), recalls_by_speaker(predictions)
-    low, high = bootstrap(by_speaker, mean_of_ratios)
-    parts = {one.part: balanced_accuracy(one.predictions).value for one in answers}
-    layers = {one.part: one.layer for one in answers}
-    first, chance = answers[0], 1 / (by_speaker.shape[1] // 2)
-    return Result(
-        first.task, first.system, score.value, low, high, chance, len(predictions), len(by_speaker), parts, layers
-    )
-
-
-def recalls_by_speaker(predictions: Sequence[Prediction]) -> NDArray[np.float64]:
-    """(speakers, 2 * classes): how many clips of each class a speaker has of which the class was found, then of all."""
-    classes, speakers = (
-        sorted({str(value) for value in column}) for column in zip(*map(_truth, predictions), strict=True)
-    )
-    counts = np.zeros((len(speakers), 2, len(classes)))
-    for prediction in predictions:
-        label, speaker = _truth(prediction)
-        counts[speakers.index(speaker), :, classes.index(label)] += (prediction.predicted == label, 1)
-    return counts.reshape(len(speakers), -1)
-
-
-def _truth(prediction: Prediction) -> tuple[str, str]:
-    return str(prediction.label), str(prediction.speaker)
-
-
-def write(runs: Path, results: Sequence[Result]) -> None:
-    """Print the table and keep it, and the numbers."""
-    (runs / "results.json").write_text(json.dumps([result._asdict() for result in results], indent=2) + "\n", "utf-8")
-    head, lines = ("task", "speakers", "clips", "chance", *SYSTEMS), [*lines_of(results)]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
-    note = "Balanced accuracy on unheard speakers, in percent, with the 95 % interval over speakers."
-    page = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    (runs / "results.md").write_text(f"# Linear probes of real speech\n\n{note}\n\n{page}\n", "utf-8")
-    table = Table(title="Linear probes of real speech", caption=note)
-    for name in head:
-        table.add_column(name, justify="left" if name == "task" else "right")
-    for line in lines:
-        table.add_row(*line)
-    console = Console()
-    console.print(table)
-    console.print(f"written: {runs / 'results.md'}, {runs / 'results.json'}", highlight=False)
-
-
-def lines_of(results: Sequence[Result]) -> Iterator[list[str]]:
-    for task in dict.fromkeys(result.task for result in results):
-        of_task = {result.system: result for result in results if result.task == task}
-        one = of_task[BASELINE]
-        cells = [
-            f"{100 * x.value:.1f} [{100 * x.low:.1f}-{100 * x.high:.1f}]" for x in map(of_task.__getitem__, SYSTEMS)
-        ]
-        yield [task, str(one.speakers), str(one.clips), f"{100 * one.chance:.1f}", *cells]
 
 
 if __name__ == "__main__":

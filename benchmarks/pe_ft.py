@@ -1,0 +1,107 @@
+"""PE-FT on the embedded default over several seeds: the last part of docs/results.md, and a comparison page.
+
+    python benchmarks/pe_ft.py --seeds 1 2 3
+
+For each seed: the model that answers by content alone (conf/pe_ft/_aligned.yaml), then from it, on the same paired
+data: nothing tuned, the first four layers of seven, all of them, both again with the auxiliary head, and the last four
+layers, which says what the choice of layers is worth. The layers of the first seed's model are analysed, too.
+Runs that are finished are used as they are.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RUNS = Path("runs/pe_ft")
+SYSTEMS = ("frozen", "selective", "full", "selective_adch", "full_adch", "late")
+WANTED = {"age": 95, "gender": 95, "emotion": 75, "child safety": 95}  # PA-rate after selective tuning, in percent
+TITLE = "# PE-FT on the embedded default"  # what stands before it in the document is not ours
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)
+    parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
+    arguments = parser.parse_args()
+    for seed in arguments.seeds:
+        for system in ("_aligned", *arguments.systems):
+            if not (RUNS / f"seed-{seed}" / system.removeprefix("_") / "evaluation/results.json").is_file():
+                undertone("fit", "--config", f"conf/pe_ft/{system}.yaml", f"seed={seed}")
+    first = RUNS / f"seed-{arguments.seeds[0]}"
+    if not (first / "aligned/analysis/layers.json").is_file():
+        manifest = next(Path(".cache/undertone/corpora").glob("paired_world-*-test-*-pairs*")) / "manifest.jsonl"
+        undertone("analyze", str(first / "aligned/bundle"), "--config", "conf/analysis.yaml", f"manifest={manifest}")
+    runs = [str(RUNS / f"seed-{seed}" / system) for system in arguments.systems for seed in arguments.seeds]
+    undertone("compare", *runs, "--out", str(RUNS / "comparison"))
+    before = arguments.out.read_text("utf-8").partition(TITLE)[0] if arguments.out.is_file() else ""
+    arguments.out.write_text(before + page(arguments.seeds, arguments.systems), "utf-8")
+
+
+def undertone(*arguments: str) -> None:
+    code = "import sys; from undertone.lightning_modules.cli import main; sys.exit(main(sys.argv[1:]))"
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+
+
+def page(seeds: list[int], systems: list[str]) -> str:
+    """The document: every score of every system, the mean over seeds with the lowest and the highest."""
+    runs = {system: [RUNS / f"seed-{seed}" / system for seed in seeds] for system in systems}
+    here = read(runs[systems[0]][0] / "environment.json")
+    split = read(RUNS / f"seed-{seeds[0]}" / "aligned/analysis/layers.json")["words"]
+    lines = [
+        TITLE, "",
+        f"Written by `python benchmarks/pe_ft.py --seeds {' '.join(map(str, seeds))}` on {time.strftime('%Y-%m-%d')}:",
+        f"CPU threads a run: {here['threads']}, torch {here['packages']['torch']}, transformers "
+        f"{here['packages']['transformers']}. In percent; each cell is the mean over {len(seeds)} seeds (lowest to",
+        "highest). PA-score is the mean of the rule judge's labels -1, 0, +1; PA-rate the share of +1 (docs/pe_ft.md).",
+        "Child safety: topics that no paired training text is about; the child's side.", "",
+        f"| | wanted | {' | '.join(systems)} |", f"|---|---:|{'---:|' * len(systems)}",
+    ]  # fmt: skip
+    for task in WANTED:
+        for metric, name in (("pa_score", "PA-score"), ("pa_rate", "PA-rate")):
+            cells = [cell([100 * score(run, task, metric) for run in runs[system]]) for system in systems]
+            wanted = str(WANTED[task]) if metric == "pa_rate" else ""
+            lines.append(f"| {task}, {name} | {wanted} | {' | '.join(cells)} |")
+    for metric, name in (("right_before", "text retention, right before"), ("right_change", "change of it")):
+        cells = [cell([100 * score(run, "retention", metric) for run in runs[system]]) for system in systems]
+        lines.append(f"| {name} | | {' | '.join(cells)} |")
+    for key, name in (("trainable", "trained parameters"), ("seconds_per_step", "seconds a step, for orientation")):
+        cells = [costs([done(run, key) for run in runs[system]]) for system in systems]
+        lines.append(f"| {name} | | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"`undertone analyze` (conf/analysis.yaml, on the paired test side), seed {seeds[0]}'s aligned model: {split}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text("utf-8"))
+
+
+def score(run: Path, task: str, metric: str) -> float:
+    return next(r["value"] for r in read(run / "evaluation/results.json") if (r["task"], r["metric"]) == (task, metric))
+
+
+def done(run: Path, key: str) -> float | None:
+    """What the only stage's report says; None where nothing was trained."""
+    return next((float(read(file)[key]) for file in run.glob("stages/*/done.json")), None)
+
+
+def cell(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f} ({min(values):.1f}-{max(values):.1f})"
+
+
+def costs(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.mean(known):,.6g}" if known else "0"
+
+
+if __name__ == "__main__":
+    main()
