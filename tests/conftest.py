@@ -1,7 +1,6 @@
 """A small world for the tests: a random Whisper and a random Qwen2 on disk, and a few tones as speech."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from tests.families import save_family
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.cli import quiet
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)  # models this small gain nothing by a second, and the workers of the suite share the cores
 quiet()
 
 CONFORMER = {"type": "conformer", "layers": 2, "width": 16, "feedforward": 32, "heads": 2, "kernel": 3}
