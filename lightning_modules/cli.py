@@ -121,6 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     paired.add_argument("--print-config", action="store_true", help="print the whole resolved recipe and stop")
     paired.add_argument("overrides", nargs="*", metavar="key=value", help="such as out=paired")
 
+    prepare = _command(commands, "prepare", "turn a published corpus into manifests", _prepare)
+    prepare.add_argument("corpus", help="such as librispeech; `undertone list` shows all of them and their knobs")
+    prepare.add_argument("--source", help="the folder that the corpus was unpacked in")
+    prepare.add_argument("--out", required=True, help="folder of the manifests, such as manifests/librispeech")
+    prepare.add_argument("overrides", nargs="*", metavar="key=value", help="knobs of the corpus: seed=1")
+
     export = _command(commands, "export", "write what a run has trained in its checkpoint's own format", _export)
     export.add_argument("bundle", help="folder, such as runs/quickstart/bundle")
     export.add_argument("--out", required=True, help="the folder to write, which plain transformers then opens")
@@ -217,6 +223,12 @@ def _paired(arguments: argparse.Namespace) -> None:
 
     action = dry_run if arguments.dry_run else print_config if arguments.print_config else paired
     action(arguments.config, arguments.overrides)
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from undertone.lightning_modules.prepare import prepare
+
+    prepare(arguments)
 
 
 def _export(arguments: argparse.Namespace) -> None:
