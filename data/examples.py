@@ -136,7 +136,8 @@ def cut(utterance: Utterance, rng: random.Random, *, anywhere: bool) -> tuple[Ut
     """A dialogue cut at a varying point, with a context of varying length.
 
     The end is the utterance itself or, with `anywhere`, an earlier spoken turn of the user whose words and style are
-    known; the beginning is any user turn before it, or the assistant's that opens the dialogue. (Section IV-A: samples by truncating conversations at midpoints.)
+    known; the beginning is any user turn before it, or the assistant's that opens the dialogue. (Section IV-A: samples
+    by truncating conversations at midpoints.)
     """
     context = utterance.context
     ends = [i for i, turn in enumerate(context) if turn.audio and turn.role == "user" and turn.caption]

@@ -77,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("folder", help="of the run, such as runs/quickstart")
     evaluate.add_argument("--stage", help="whose best checkpoint; the last if absent")
 
+    judge = _command(commands, "judge", "let the judges of a finished run's recipe score its replies", _judge)
+    judge.add_argument("folder", help="of the run, such as runs/dual_adapter")
+    judge.add_argument("overrides", nargs="*", metavar="key=value", help="such as evaluation.judges.qwen=null")
+
     table = _command(commands, "table", "train or reuse every system of a paper's table, and compare them", _table)
     table.add_argument("config", help="such as conf/speech_emotion_llama/table.yaml")
     table.add_argument("overrides", nargs="*", metavar="key=value", help="such as seeds=[1]")
@@ -172,6 +176,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from undertone.lightning_modules.run import evaluate
 
     evaluate(arguments.folder, arguments.stage)
+
+
+def _judge(arguments: argparse.Namespace) -> None:
+    from undertone.lightning_modules.judging import command
+
+    command(arguments.folder, arguments.overrides)
 
 
 def _table(arguments: argparse.Namespace) -> None:

@@ -174,7 +174,7 @@ class ChatFormat:
             return False
 
     def _probe_opening(self) -> bool:
-        """Whether a dialogue may begin with the assistant; templates that insist on the user raise, or drop the turn."""
+        """Whether a dialogue may begin with the assistant: Gemma's template and Mistral's raise."""
         mark = f"{_OPEN}0{_CLOSE}"
         try:
             return mark in self._render([_message("assistant", mark), _message("user", "x")], answer=None)

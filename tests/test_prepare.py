@@ -114,7 +114,11 @@ def test_an_interrupted_call_is_not_taken_for_a_finished_one(source: Path, out: 
     ],
 )
 def test_a_wrong_command_is_told_in_a_line(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["prepare", *arguments, "--out", "m"]) == 2
@@ -124,7 +128,9 @@ def test_a_wrong_command_is_told_in_a_line(
         raise ConfigError(" ".join(told.split()))
 
 
-@pytest.mark.parametrize("name", ["librispeech", "textrolspeech", "meld", "styletalk", "dailytalk", "expresso", "voicebench"])
+@pytest.mark.parametrize(
+    "name", ["librispeech", "textrolspeech", "meld", "styletalk", "dailytalk", "expresso", "voicebench"]
+)
 def test_a_folder_without_the_corpus_is_refused(name: str, source: Path, out: Path) -> None:
     source.mkdir()
     with pytest.raises(MissingError, match=str(source)):
@@ -135,12 +141,16 @@ def test_a_folder_without_the_corpus_is_refused(name: str, source: Path, out: Pa
 def textrolspeech(source: Path, speakers: int = 8) -> list[dict[str, Any]]:
     rows = []
     for at in range(speakers):
-        for part, name in ((f"LibriTTS/train-clean-100/{at}/7", f"{at}_7_0_1"), (f"emotion/ESD/00{at}/Sad", f"00{at}_0{at}")):
+        for part, name in (
+            (f"LibriTTS/train-clean-100/{at}/7", f"{at}_7_0_1"),
+            (f"emotion/ESD/00{at}/Sad", f"00{at}_0{at}"),
+        ):
             tone(source / "audio" / part / f"{name}.wav")
             sad = "ESD" in part
             rows.append({
                 "num": len(rows), "wav_fp": f"/their/own/place/{part}/{name}.wav", "item_name": name,
-                "gender": "F" if sad else "male", "pitch": "low", "tempo": "high" if sad else "slow", "energy": "normal",
+                "gender": "F" if sad else "male", "pitch": "low", "tempo": "high" if sad else "slow",
+                "energy": "normal",
                 "emotion": "sad" if sad else "neutral", "style_prompt": f"A voice, {at}.", "content_prompt": "Hello.",
             })  # fmt: skip
     return rows
@@ -310,7 +320,14 @@ def test_voicebench_comes_out_of_its_tables_with_every_field_kept(source: Path, 
         "alpacaeval_full": 2, "sd-qa-usa": 1, "mtbench": 1, "ifeval": 1
     }  # fmt: skip
     assert report.splits["alpacaeval_full"].expected == 636
-    assert report.problems["missing subset"] == ["alpacaeval", "commoneval", "wildvoice", "openbookqa", "mmsu", "advbench"]
+    assert report.problems["missing subset"] == [
+        "alpacaeval",
+        "commoneval",
+        "wildvoice",
+        "openbookqa",
+        "mmsu",
+        "advbench",
+    ]
     assert report.problems["faulty row"] == ["ifeval/test-00000-of-00001.parquet: row 2 of ifeval: no audio"]
     assert report.problems["damaged"][0].startswith("bbh/test-00000-of-00001.parquet: ")
     assert sum(report.notes.values()) == 1  # the dialogue's second turn

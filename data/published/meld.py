@@ -99,12 +99,12 @@ def _take(program: str | None, job: tuple[Path, Path]) -> str | None:
     draft = clip.with_name(f".{clip.name}")
     command = [
         *(str(program), "-nostdin", "-v", "error", "-y", "-i", str(video)),
-        *("-vn", "-ac", "1", "-ar", str(SAMPLE_RATE), "-c:a", "flac", "-f", "flac", str(draft)),
+        *("-vn", "-ac", "1", "-ar", str(SAMPLE_RATE), "-sample_fmt", "s16", "-c:a", "flac", "-f", "flac", str(draft)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode or not draft.is_file() or not draft.stat().st_size:
         draft.unlink(missing_ok=True)
         said = done.stderr.strip().splitlines() or [f"ffmpeg ended with {done.returncode} and wrote nothing"]
-        return said[-1].replace(str(video), video.name)
+        return said[0].replace(str(video), video.name)
     draft.replace(clip)
     return None
