@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 import soundfile
 from pyarrow import parquet
 
+from undertone import registry
 from undertone.data.corpora import CORPORA
 from undertone.errors import ConfigError, MissingError
 from undertone.lightning_modules.cli import main
 
-from .corpora import kept, read, table, text, tone, write
+from .corpora import FFMPEG, kept, librispeech, meld, read, table, text, textrolspeech, tone, write
 
 
 @pytest.fixture
@@ -27,15 +29,6 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "manifests"
-
-
-def librispeech(source: Path) -> None:
-    parts = ("train-clean-100", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other")
-    for at, part in enumerate(parts):
-        names = [f"{at}-7-000{i}" for i in range(2)]
-        text(source / part / f"{at}/7/{at}-7.trans.txt", *(f"{name} IT RAINED ON {i}" for i, name in enumerate(names)))
-        for name in names:
-            tone(source / part / f"{at}/7/{name}.flac")
 
 
 def test_librispeech_in_its_parts(source: Path, out: Path) -> None:
@@ -138,24 +131,6 @@ def test_a_folder_without_the_corpus_is_refused(name: str, source: Path, out: Pa
     assert not (out / "report.json").exists()
 
 
-def textrolspeech(source: Path, speakers: int = 8) -> list[dict[str, Any]]:
-    rows = []
-    for at in range(speakers):
-        for part, name in (
-            (f"LibriTTS/train-clean-100/{at}/7", f"{at}_7_0_1"),
-            (f"emotion/ESD/00{at}/Sad", f"00{at}_0{at}"),
-        ):
-            tone(source / "audio" / part / f"{name}.wav")
-            sad = "ESD" in part
-            rows.append({
-                "num": len(rows), "wav_fp": f"/their/own/place/{part}/{name}.wav", "item_name": name,
-                "gender": "F" if sad else "male", "pitch": "low", "tempo": "high" if sad else "slow",
-                "energy": "normal",
-                "emotion": "sad" if sad else "neutral", "style_prompt": f"A voice, {at}.", "content_prompt": "Hello.",
-            })  # fmt: skip
-    return rows
-
-
 def test_textrolspeech_splits_by_speaker_in_each_of_its_corpora(source: Path, out: Path) -> None:
     rows = textrolspeech(source)
     table(source / "caption/random_train.csv", rows)
@@ -191,28 +166,6 @@ def test_textrolspeech_names_rows_that_it_cannot_use(source: Path, out: Path) ->
     assert len(official) == 1
     for split in ("train", "validation", "test"):  # the official test side is not trained on
         assert not official.keys() & read(out, split).keys()
-
-
-FFMPEG = """#!/bin/sh
-while [ $# -gt 1 ]; do [ "$1" = -i ] && input=$2; shift; done
-grep -q broken "$input" && { echo "$input: moov atom not found" >&2; exit 1; }
-cp "$(dirname "$0")/tone.flac" "$1"
-"""
-
-
-def meld(source: Path) -> None:
-    folders = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
-    for part, folder in folders.items():
-        rows = [
-            {"Sr No.": i, "Utterance": "You\u2019re here!", "Speaker": "Joey", "Emotion": emotion, "Sentiment": "x",
-             "Dialogue_ID": 3, "Utterance_ID": i, "Season": 1, "Episode": 1, "StartTime": "00:00:00,000",
-             "EndTime": "00:00:01,000"}
-            for i, emotion in enumerate(("joy", "neutral", "surprise"))
-        ]  # fmt: skip
-        table(source / f"{part}_sent_emo.csv", rows)
-        for i in range(3):
-            (source / folder).mkdir(exist_ok=True)
-            (source / folder / f"dia3_utt{i}.mp4").write_text("video")
 
 
 def test_meld_takes_the_sound_out_of_videos_once(source: Path, out: Path, tmp_path: Path) -> None:
@@ -336,3 +289,15 @@ def test_voicebench_comes_out_of_its_tables_with_every_field_kept(source: Path, 
     assert read(out, "mtbench")["mtbench-00001"].text == "One?"
     fields = json.loads((out / "ifeval.fields.jsonl").read_text())
     assert fields == {"id": "voicebench-ifeval-00001", "original_id": "x7", "instruction_id_list": ["a", "b"]}
+
+
+def test_somebodys_own_corpus_plugs_in(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = EntryPoint("mine", "tests.corpora:Mine", "undertone.corpus")
+    monkeypatch.setattr(
+        registry, "entry_points", lambda **asked: [plugin] if asked.get("name", "mine") == "mine" else []
+    )
+    tone(source / "a.wav")
+    tone(source / "deep/b.flac")
+    assert main(["prepare", "mine", "--source", str(source), "--out", str(out), "greeting=good day"]) == 0
+    assert {name: u.text for name, u in read(out, "train").items()} == {"a": "good day", "b": "good day"}
+    assert kept(out)["splits"]["train"]["expected"] == 3 and "mine" in CORPORA.names()

@@ -3,7 +3,6 @@
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,7 @@ from undertone.data.utterance import Utterance
 from undertone.errors import ManifestError
 from undertone.llms.chat import ChatFormat, ChatTurn
 
-from .corpora import choices, read, table, tone, write
+from .corpora import choices, dailytalk, read, style_row, styletalk, tone, write
 from .families import FAMILIES, tokenizer_of
 
 
@@ -27,33 +26,12 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "manifests"
 
 
-def row(
-    dialogue: str, number: int, context: str = "A : Hi there! B : Hello: you? A : Fine.", who: str = "B"
-) -> dict[str, str]:
-    """As the official tables write it, stray spaces and all."""
-    return {
-        "diag_id": dialogue, "context": context, "curr_audio_id": f"{dialogue}/c_{number}.wav",
-        "res_audio_id": f"{dialogue}/r_{number}.wav", "curr_text": f"{who}: Good for you.  ", "res_text": "  And you?",
-        "curr_emotion": ("friendly", "sad")[number % 2], "curr_speed": "slow", "curr_volume": "loud",
-        "res_emotion": "cheerful", "res_speed": "normal", "res_volume": "quiet",
-    }  # fmt: skip
-
-
-def styletalk(source: Path, evaluated: list[dict[str, str]], dialogues: int = 20) -> None:
-    trained = [row(f"book_{i}", number) for i in range(dialogues) for number in (0, 1)]
-    table(source / "train.csv", trained)
-    table(source / "eval.csv", evaluated)
-    for each in (*trained, *evaluated):
-        for name in ("curr_audio_id", "res_audio_id"):
-            tone(source / "audio" / each[name], 0.2)
-
-
 def turns(utterance: Utterance) -> list[tuple[str, str]]:
     return [(turn.role, turn.text) for turn in utterance.context]
 
 
 def test_styletalk_and_its_reversal(source: Path, out: Path) -> None:
-    styletalk(source, [row("music_1", 0), row("music_1", 1)])
+    styletalk(source, [style_row("music_1", 0), style_row("music_1", 1)])
     report = write("styletalk", source, out)
     assert report.problems == {}
     assert {name: split.lines for name, split in report.splits.items()} == {
@@ -77,7 +55,7 @@ def test_styletalk_and_its_reversal(source: Path, out: Path) -> None:
 
 
 def test_a_dialogue_of_styletalk_is_on_one_side_and_the_seed_says_on_which(source: Path, out: Path) -> None:
-    styletalk(source, [row("music_1", 0)])
+    styletalk(source, [style_row("music_1", 0)])
     seen = set()
     for seed in (0, 0, 1):
         write("styletalk", source, out, seed=seed)
@@ -88,9 +66,9 @@ def test_a_dialogue_of_styletalk_is_on_one_side_and_the_seed_says_on_which(sourc
 
 
 def test_styletalk_takes_either_speaker_for_the_user_and_names_what_it_cannot_read(source: Path, out: Path) -> None:
-    other = row("food_2", 0, context="B : The new place is open. A : No way! B : We must go.", who="A")
-    odd = row("food_3", 0, context="A : Hi! B : Hello. A : Well.", who="A")  # A twice in a row
-    styletalk(source, [other, odd, row("food_4", 0, context="Hi!"), row("food_5", 0)])
+    other = style_row("food_2", 0, context="B : The new place is open. A : No way! B : We must go.", who="A")
+    odd = style_row("food_3", 0, context="A : Hi! B : Hello. A : Well.", who="A")  # A twice in a row
+    styletalk(source, [other, odd, style_row("food_4", 0, context="Hi!"), style_row("food_5", 0)])
     (source / "audio/food_5/r_0.wav").unlink()
     (source / "audio/food_5/c_0.wav").write_bytes(b"RIFF")
     report = write("styletalk", source, out, emotions=True, responses=True)
@@ -103,20 +81,6 @@ def test_styletalk_takes_either_speaker_for_the_user_and_names_what_it_cannot_re
     assert [turn.role for turn in line.context] == ["assistant", "user", "assistant"]
     assert line.context[0].text == "The new place is open." and line.labels["emotion"] == "friendly"
     assert line.response == "And you?"
-
-
-def dailytalk(source: Path, dialogues: dict[str, list[int]]) -> dict[str, dict[str, Any]]:
-    """Dialogues by number, of turns of these speakers."""
-    page: dict[str, dict[str, Any]] = {}
-    for name, speakers in dialogues.items():
-        for at, speaker in enumerate(speakers):
-            tone(source / "dailytalk/data" / name / f"{at}_{speaker}_d{name}.wav", 0.2)
-            page.setdefault(name, {})[str(at)] = {
-                "index": 0, "utterance_idx": at, "dialog_idx": int(name), "speaker": speaker, "turn": at,
-                "text": f"turn {at}", "emotion": ("no emotion", "happiness")[at % 2], "act": "inform", "topic": "Work",
-            }  # fmt: skip
-    (source / "dailytalk/metadata.json").write_text(json.dumps(page))
-    return page
 
 
 def test_dailytalk_ends_at_every_turn_of_either_speaker(source: Path, out: Path) -> None:
