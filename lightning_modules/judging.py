@@ -26,11 +26,17 @@ KEPT = "judgements.jsonl"  # beside the results: what was asked once is not aske
 
 
 def judged(
-    recipe: Recipe, predictions: Sequence[Prediction], utterances: Sequence[Utterance], folder: Path, console: Console
+    system: str,
+    recipe: Recipe,
+    predictions: Sequence[Prediction],
+    utterances: Sequence[Utterance],
+    folder: Path,
+    console: Console,
 ) -> list[Record]:
     """Records of all judges of a recipe, such as `cs_content/<judge>`; one that fails is told, and costs its own alone.
 
     Args:
+        system: as its other records call it.
         recipe: whose `evaluation.judges` are asked.
         predictions: what the system said.
         utterances: of the test side, for what was said to it.
@@ -42,7 +48,7 @@ def judged(
         return records
     for name, node in recipe.evaluation.judges.items():
         try:
-            records += _of(name, node, recipe.name, predictions, utterances, folder, console)
+            records += _of(name, node, system, predictions, utterances, folder, console)
         except UndertoneError as error:
             console.print(f"judge {name}: {error}", style="red", markup=False, highlight=False)
     missing = recipe.evaluation.judges.keys() - {record.metric.partition("/")[2] for record in records}
@@ -130,8 +136,9 @@ def command(folder: str, changes: Sequence[str]) -> None:
     scores, console = Path(folder) / "evaluation", Console()
     predictions, before = read_predictions(scores), read_results(scores)
     test = gather(replace(recipe, data=replace(recipe.data, train=[], validation=[]))).splits["test"].utterances
-    new = judged(recipe, predictions, test, scores, console)
-    records = merged([*score_all(before[0].system, predictions), *before], new)
+    system = before[0].system
+    new = judged(system, recipe, predictions, test, scores, console)
+    records = merged([*score_all(system, predictions), *before], new)
     write(scores, records, predictions)
     console.print(results_table(records))
 

@@ -106,7 +106,8 @@ def score(run: Run, system: str, folder: Path) -> list[Record]:
         records += retention_after(system, run.module.llm, file, folder, batch=node.batch)
     write_results(folder, records, predictions)  # before anybody is asked who may not be there
     if node.judges:
-        records += judged(run.recipe, predictions, run.material.splits["test"].utterances, folder, run.console)
+        test = run.material.splits["test"].utterances
+        records += judged(system, run.recipe, predictions, test, folder, run.console)
         write_results(folder, records, predictions)
     return records
 

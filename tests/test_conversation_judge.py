@@ -51,11 +51,10 @@ def test_four_criteria_go_up_to_ten() -> None:
 class Scripted(Engine):
     """An LLM that scores a reply by the last digit of its words."""
 
-    name = "scripted"
     asked: list[tuple[str, int]] = []
 
     def __init__(self, *, says: str = "scores") -> None:
-        self.says = says
+        self.says, self.name = says, "gone" if says == "nothing" else "scripted"
 
     def answer(
         self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
@@ -184,7 +183,7 @@ def test_a_judge_sees_the_dialogue_as_it_was_written(judged: Callable[..., str])
     spoken = next(u for u in test if len(u.context) == 4)
     shown = reply(Prediction(spoken.id, "dialogue", "both", "?", "Yes.", ""), spoken)
     assert shown.context == "User: hello\nAssistant: hi there\nUser: it rains\nAssistant: it does"
-    assert (shown.transcript, shown.caption, shown.response) == (spoken.text, "An angry female voice.", "Yes.")
+    assert (shown.transcript, shown.caption, shown.response) == (spoken.text, "A happy female voice.", "Yes.")
     assert reply(Prediction("x", "dialogue", "both", "?", "Yes.", ""), test[0]).context == "(The user speaks first.)"
 
 

@@ -294,7 +294,9 @@ def test_voicebench_comes_out_of_its_tables_with_every_field_kept(source: Path, 
 def test_somebodys_own_corpus_plugs_in(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plugin = EntryPoint("mine", "tests.corpora:Mine", "undertone.corpus")
     monkeypatch.setattr(
-        registry, "entry_points", lambda **asked: [plugin] if asked.get("name", "mine") == "mine" else []
+        registry,
+        "entry_points",
+        lambda group, name="mine": [plugin] if (group, name) == ("undertone.corpus", "mine") else [],
     )
     tone(source / "a.wav")
     tone(source / "deep/b.flac")
