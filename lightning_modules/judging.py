@@ -11,7 +11,7 @@ from rich.progress import Progress
 from undertone.data.captions import style_caption
 from undertone.data.utterance import Utterance
 from undertone.errors import ConfigError, MissingError, UndertoneError
-from undertone.evaluation import JUDGES, Prediction, Record, Reply, read_predictions, read_results, score_all
+from undertone.evaluation import JUDGES, Prediction, Record, Reply, Score, read_predictions, read_results, score_all
 from undertone.evaluation import write_results as write
 from undertone.evaluation.report import results_table
 from undertone.lightning_modules import recipe as recipes
@@ -71,6 +71,31 @@ def _of(
     folder: Path,
     console: Console,
 ) -> list[Record]:
+    """What one judge says, for each part of the test side apart."""
+    rows, shown = _to_judge(node, predictions, utterances)
+    with Progress(console=console, transient=True) as progress:
+        engine = KeptAnswers(ENGINES.build(node.engine), folder / KEPT, progress) if node.engine else None
+        judge = JUDGES.build(node.judge, engine)
+        verdicts = judge.judge(shown)
+    records = []
+    for aspect, verdict in verdicts.items():
+        for title, slots in dict.fromkeys((p.title, p.slots) for p in rows):
+            part = verdict.of([at for at, p in enumerate(rows) if (p.title, p.slots) == (title, slots)])
+            if part.mean is None or part.interval is None:
+                told = f"judge {name}: {title}, {slots}, {aspect}: {part.notes()}"
+                console.print(told, markup=False, highlight=False)
+                continue
+            count = len(part.scores) - part.scores.count(None)
+            notes = "; ".join([f"{aspect}/{name} by {judge.name}", *filter(None, [part.notes()])])
+            score = Score(part.mean, *part.interval, count, None, notes)
+            records.append(Record(system, title, f"{aspect}/{name}", slots, **score._asdict()))
+    return records
+
+
+def _to_judge(
+    node: JudgeNode, predictions: Sequence[Prediction], utterances: Sequence[Utterance]
+) -> tuple[list[Prediction], list[Reply]]:
+    """The replies that a judge is for, and what it is shown of each."""
     spoken = {u.id: u for u in utterances}
     rows = [p for p in predictions if p.task in node.tasks and p.slots in node.slots]
     if not rows:
@@ -83,25 +108,7 @@ def _of(
         raise MissingError(
             f"{len(absent)} of {len(rows)} utterances are not in the test manifests any more, such as {absent[0]!r}"
         )
-    with Progress(console=console, transient=True) as progress:
-        engine = KeptAnswers(ENGINES.build(node.engine), folder / KEPT, progress) if node.engine else None
-        judge = JUDGES.build(node.judge, engine)
-        verdicts = judge.judge([reply(p, spoken[p.id]) for p in rows])
-    records = []
-    for aspect, verdict in verdicts.items():
-        for title, slots in dict.fromkeys((p.title, p.slots) for p in rows):
-            part = verdict.of([at for at, p in enumerate(rows) if (p.title, p.slots) == (title, slots)])
-            if part.mean is None or part.interval is None:
-                console.print(
-                    f"judge {name}: {title}, {slots}, {aspect}: {part.notes()}", markup=False, highlight=False
-                )
-                continue
-            count = len(part.scores) - part.scores.count(None)
-            notes = "; ".join([f"{aspect}/{name} by {judge.name}", *filter(None, [part.notes()])])
-            records.append(
-                Record(system, title, f"{aspect}/{name}", slots, part.mean, *part.interval, count, None, notes)
-            )
-    return records
+    return rows, [reply(p, spoken[p.id]) for p in rows]
 
 
 def reply(prediction: Prediction, utterance: Utterance) -> Reply:

@@ -12,7 +12,9 @@ from undertone.errors import MissingError
 
 TABLE, OFFICIAL_TEST = "random_train.csv", "random_test.csv"
 COLUMNS = ("wav_fp", "item_name", "gender", "pitch", "tempo", "energy", "emotion", "style_prompt", "content_prompt")
-LABELS = {  # attribute -> our label -> how it is written, also in tables derived from this one
+LABELS: dict[
+    str, dict[str, tuple[str, ...]]
+] = {  # attribute -> our label -> how it is written, also in tables derived from this one
     "gender": {"male": ("male", "m"), "female": ("female", "f")},
     "pitch": {"low": ("low",), "normal": ("normal",), "high": ("high",)},
     "tempo": {"slow": ("slow", "low"), "normal": ("normal",), "fast": ("fast", "high")},
