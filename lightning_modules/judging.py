@@ -77,18 +77,19 @@ def _of(
         engine = KeptAnswers(ENGINES.build(node.engine), folder / KEPT, progress) if node.engine else None
         judge = JUDGES.build(node.judge, engine)
         verdicts = judge.judge(shown)
-    records = []
+    records, unjudged = [], dict[str, None]()
     for aspect, verdict in verdicts.items():
         for title, slots in dict.fromkeys((p.title, p.slots) for p in rows):
             part = verdict.of([at for at, p in enumerate(rows) if (p.title, p.slots) == (title, slots)])
             if part.mean is None or part.interval is None:
-                told = f"judge {name}: {title}, {slots}, {aspect}: {part.notes()}"
-                console.print(told, markup=False, highlight=False)
+                unjudged.setdefault(f"judge {name}: {title}, {slots}: {part.notes()}")
                 continue
             count = len(part.scores) - part.scores.count(None)
             notes = "; ".join([f"{aspect}/{name} by {judge.name}", *filter(None, [part.notes()])])
             score = Score(part.mean, *part.interval, count, None, notes)
             records.append(Record(system, title, f"{aspect}/{name}", slots, **score._asdict()))
+    for told in unjudged:
+        console.print(told, markup=False, highlight=False)
     return records
 
 

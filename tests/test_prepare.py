@@ -77,11 +77,13 @@ def test_a_second_call_finds_everything_in_place_and_the_command_does_it_again(s
     corpus = CORPORA.build({"type": "librispeech", "source": str(source)})
     made = corpus.prepare(out)
     assert set(made) == {"train", "validation", "test-clean", "test-other"}
-    before = (out / "train.jsonl").read_bytes()
+    before = made["train"].read_bytes()
+    assert main(["prepare", "librispeech", "--source", str(source), "--out", str(out)]) == 0
+    assert (out / "train.jsonl").read_bytes() == before
     shutil.rmtree(source / "train-clean-100")
-    assert corpus.prepare(out) == made and (out / "train.jsonl").read_bytes() == before
-    other = CORPORA.build({"type": "librispeech", "source": str(source), "case": "original"})
-    assert other.prepare(out) == made and b"IT RAINED" in (out / "train.jsonl").read_bytes()
+    assert corpus.prepare(out) == made and made["train"].read_bytes() == before
+    other = CORPORA.build({"type": "librispeech", "source": str(source), "case": "original"}).prepare(out)
+    assert other["train"] != made["train"] and b"IT RAINED" in other["train"].read_bytes()
     assert main(["prepare", "librispeech", "--source", str(source), "--out", str(out)]) == 0
     assert len(read(out, "train")) == 2
 
@@ -90,9 +92,9 @@ def test_an_interrupted_call_is_not_taken_for_a_finished_one(source: Path, out: 
     librispeech(source)
     corpus = CORPORA.build({"type": "librispeech", "source": str(source)})
     made = corpus.prepare(out)
-    (out / "report.json").unlink()  # it is written last
+    (made["train"].parent / "report.json").unlink()  # it is written last
     made["train"].write_text("")
-    assert corpus.prepare(out) == made and len(read(out, "train")) == 4
+    assert corpus.prepare(out) == made and len(read(made["train"].parent, "train")) == 4
 
 
 @pytest.mark.parametrize(

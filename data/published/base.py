@@ -1,5 +1,6 @@
 """What all published corpora share: checked clips, manifests that appear whole, and a report of all that is in none."""
 
+import hashlib
 import json
 import os
 import random
@@ -68,10 +69,12 @@ class Published(Corpus):
         }
 
     def prepare(self, folder: Path) -> dict[str, Path]:
-        """See `Corpus.prepare`. `write` does it again in any case."""
-        splits = read_report(folder, self.knobs())
-        made = {split: folder / f"{split}.jsonl" for split in splits or []}
-        return made if made and all(file.is_file() for file in made.values()) else self.write(folder).manifests
+        """See `Corpus.prepare`: into a folder of this corpus with these knobs. `write` does it again in any case."""
+        digest = hashlib.sha256(json.dumps(self.knobs(), sort_keys=True).encode()).hexdigest()[:8]
+        home = folder / f"{self.name}-{digest}"
+        splits = read_report(home, self.knobs())
+        made = {split: home / f"{split}.jsonl" for split in splits or []}
+        return made if made and all(file.is_file() for file in made.values()) else self.write(home).manifests
 
     def write(self, folder: Path) -> Report:
         """Write the manifests of all splits into `folder`, whatever is there, and a report beside them.
