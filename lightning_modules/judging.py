@@ -77,12 +77,13 @@ def _of(
         engine = KeptAnswers(ENGINES.build(node.engine), folder / KEPT, progress) if node.engine else None
         judge = JUDGES.build(node.judge, engine)
         verdicts = judge.judge(shown)
-    records, unjudged = [], dict[str, None]()
+    records: list[Record] = []
+    unjudged: dict[str, None] = {}
     for aspect, verdict in verdicts.items():
         for title, slots in dict.fromkeys((p.title, p.slots) for p in rows):
             part = verdict.of([at for at, p in enumerate(rows) if (p.title, p.slots) == (title, slots)])
             if part.mean is None or part.interval is None:
-                unjudged.setdefault(f"judge {name}: {title}, {slots}: {part.notes()}")
+                unjudged[f"judge {name}: {title}, {slots}: {part.notes()}"] = None
                 continue
             count = len(part.scores) - part.scores.count(None)
             notes = "; ".join([f"{aspect}/{name} by {judge.name}", *filter(None, [part.notes()])])
