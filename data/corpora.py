@@ -18,3 +18,5 @@ class Corpus(ABC):
 
 
 CORPORA: Registry[Corpus] = Registry("corpus")
+
+from undertone.data import published  # noqa: E402, F401  (registers them)

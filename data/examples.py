@@ -136,7 +136,8 @@ def cut(utterance: Utterance, rng: random.Random, *, anywhere: bool) -> tuple[Ut
     """A dialogue cut at a varying point, with a context of varying length.
 
     The end is the utterance itself or, with `anywhere`, an earlier spoken turn of the user whose words and style are
-    known; the beginning is any user turn before it. (Section IV-A: samples by truncating conversations at midpoints.)
+    known; the beginning is any user turn before it, or the assistant's that opens the dialogue. (Section IV-A: samples
+    by truncating conversations at midpoints.)
     """
     context = utterance.context
     ends = [i for i, turn in enumerate(context) if turn.audio and turn.role == "user" and turn.caption]
@@ -148,5 +149,5 @@ def cut(utterance: Utterance, rng: random.Random, *, anywhere: bool) -> tuple[Ut
             utterance, id=f"{utterance.id}@{end}", audio=turn.audio, text=turn.text, labels={}, caption=turn.caption,
             context=context[:end], response=context[end + 1].text if utterance.response else None,
         )  # fmt: skip
-    starts = [i for i in range(0, end + 1, 2)]
+    starts = [i for i in range(end + 1) if i in (0, end) or context[i].role == "user"]
     return utterance, context[rng.choice(starts) : end]

@@ -124,11 +124,12 @@ class LineReader:
             problems.append(f"context: a list is needed, not {kind_of(context)}")
             return ()
         turns = []
-        for number, turn in enumerate(context, 1):
+        opened = int(bool(context) and isinstance(context[0], dict) and context[0].get("role") == "assistant")
+        for number, turn in enumerate(context):
             found: list[str] = []
-            turns.append(self._turn(turn, _TURNS[(number - 1) % 2], found))
-            problems += [f"context: turn {number}: {problem}" for problem in found]
-        if len(context) % 2:
+            turns.append(self._turn(turn, _TURNS[(number + opened) % 2], found))
+            problems += [f"context: turn {number + 1}: {problem}" for problem in found]
+        if (len(context) + opened) % 2:
             problems.append("context: the last turn must be the assistant's, since the spoken turn is the user's")
         return tuple(turn for turn in turns if turn)
 
@@ -142,7 +143,7 @@ class LineReader:
         if role and role not in _TURNS:
             problems.append(f"unknown role {role!r}.{nearest(role, _TURNS)}")
         elif role and role != due:
-            problems.append(f"role {role!r} where {due!r} is due: turns alternate, beginning with the user's")
+            problems.append(f"role {role!r} where {due!r} is due: turns alternate")
         text, caption = _text(turn, "text", problems, required=True), _text(turn, "caption", problems)
         audio, _ = self._audio(turn, problems)
         if role == "assistant" and ("audio" in turn or "caption" in turn):

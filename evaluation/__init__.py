@@ -4,7 +4,7 @@ from undertone.rooms import one_copy
 
 one_copy(__name__)
 
-from undertone.evaluation import awareness_llm, rule_judge  # noqa: F401  (registers them)
+from undertone.evaluation import awareness_llm, conversation, rule_judge  # noqa: F401  (registers them)
 from undertone.evaluation.awareness import AWARENESS_JUDGES, AwarenessJudge, labelled
 from undertone.evaluation.judge import JUDGES, Judge, Reply, Verdict
 from undertone.evaluation.metrics import SLOTS, Prediction, Score

@@ -1,4 +1,4 @@
-"""Judges score replies from 1 to 10: how good they are, and how well they take the speaker's emotion into account.
+"""Judges score replies: how good they are, and how well they take the speaker's emotion into account.
 
 Kang et al. (2024), section IV-C, ask an LLM (there Llama 3 Instruct 70B) for both scores of every reply, and report
 their means with 95 % intervals.
@@ -8,10 +8,10 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Formatter
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from undertone.evaluation.intervals import Interval, bootstrap, ratio
 from undertone.paths import resolve
 from undertone.registry import Registry
 
-Aspect: TypeAlias = Literal["quality", "emotion"]
+T = TypeVar("T")
+Aspect: TypeAlias = str  # what is scored
 ASPECTS: tuple[Aspect, ...] = ("quality", "emotion")
 LOWEST, HIGHEST = 1, 10
 
@@ -30,11 +31,21 @@ _RETRY_TEMPERATURE = 0.7  # at 0 another seed would say the same again
 
 @dataclass(frozen=True)
 class Reply:
-    """What is judged: the words that were said, how the speaker truly felt, and the answer."""
+    """What is judged: the words that were said, how the speaker truly felt, and the answer.
+
+    Args:
+        transcript: of the spoken turn.
+        emotion: of the speaker.
+        response: the answer.
+        context: the dialogue before the spoken turn, a turn a line.
+        caption: how the spoken turn was said, in words.
+    """
 
     transcript: str
     emotion: str
     response: str
+    context: str = ""
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,7 @@ class Verdict:
     """The scores of one aspect, and all that kept replies from being scored.
 
     Args:
-        scores: 1 to 10 for each reply, in their order; None where there is none.
+        scores: one for each reply, in their order; None where there is none.
         failed: why a reply could not be judged at all -> how many replies.
         unclear: replies in whose judgements no score was found, however often the judge was asked.
         malformed: judgements without a score, those that were mended by asking again included.
@@ -64,6 +75,10 @@ class Verdict:
         """95 % interval of the mean (percentile bootstrap over replies); None where no reply has a score."""
         scored = self._scored()
         return bootstrap(np.array([[score, 1.0] for score in scored]), ratio) if scored else None
+
+    def of(self, rows: Sequence[int]) -> "Verdict":
+        """The scores of some replies alone. What kept others from being scored is told of all replies together."""
+        return replace(self, scores=[self.scores[row] for row in rows])
 
     def notes(self) -> str:
         """What is missing from the mean, in words; empty where nothing is."""
@@ -171,11 +186,36 @@ def ask(
     seed: int,
     max_new_tokens: int,
 ) -> Verdict:
-    """A verdict of an LLM on what each prompt shows; `parse` finds the score in a judgement, or None.
+    """A verdict of an LLM on what each prompt shows; `parse` finds the score in a judgement, or None. See `ask_all`."""
+    asked = ask_all(engine, prompts, parse, retries=retries, seed=seed, max_new_tokens=max_new_tokens)
+    return Verdict([None if found is None else float(found) for found in asked.found], *asked.trouble)
 
-    A judgement without a score is asked for again, at temperature 0.7 and with the next seed, `retries` times at most.
+
+@dataclass(frozen=True)
+class Asked(Generic[T]):
+    """What was found in the judgement of each prompt, and what kept others from having any.
+
+    `trouble` is what a `Verdict` tells beside its scores: failed, unclear, malformed.
     """
-    scores: list[float | None] = [None] * len(prompts)
+
+    found: list[T | None]
+    trouble: tuple[Counter[str], int, int]
+
+
+def ask_all(
+    engine: Answerer,
+    prompts: Sequence[str],
+    parse: Callable[[str], T | None],
+    *,
+    retries: int,
+    seed: int,
+    max_new_tokens: int,
+) -> Asked[T]:
+    """Ask an LLM for a judgement of what each prompt shows; `parse` finds in it what is wanted, or None.
+
+    A judgement without is asked for again, at temperature 0.7 and with the next seed, `retries` times at most.
+    """
+    scores: list[T | None] = [None] * len(prompts)
     failed: Counter[str] = Counter()
     malformed, waiting = 0, list(range(len(prompts)))
     for attempt in range(1 + retries):
@@ -192,7 +232,7 @@ def ask(
             else:
                 unclear.append(at)
         malformed, waiting = malformed + len(unclear), unclear
-    return Verdict(scores, failed, len(waiting), malformed)
+    return Asked(scores, (failed, len(waiting), malformed))
 
 
 class Rubric:

@@ -40,6 +40,7 @@ class Prediction:
         topic: paired data: what is spoken of; `<group>/<topic>` where a group of topics is scored apart.
         judge: who labelled the reply; None where the rule is to (`undertone.evaluation.awareness`).
         awareness: that judge's label, -1, 0 or 1; None where it could not judge.
+        source: the part of the test side that it belongs to, where the recipe names one that is scored apart.
     """
 
     id: str
@@ -56,6 +57,12 @@ class Prediction:
     topic: str | None = None
     judge: str | None = None
     awareness: int | None = None
+    source: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What its scores are reported under: the task, and the part of the test side in brackets."""
+        return f"{self.task} ({self.source})" if self.source else self.task
 
 
 class Score(NamedTuple):

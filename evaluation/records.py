@@ -27,7 +27,8 @@ from undertone.evaluation.similarity import ROUGE
 class Record:
     """One score of one system: a line of `results.json`, where all but `notes` is kept.
 
-    `value`, `low`, `high` (the 95 % interval) and `baseline` are shares, 1 is 100 %; `n` counts utterances.
+    `value`, `low`, `high` (the 95 % interval) and `baseline` are shares, 1 is 100 %; of judges (`cs_content/<judge>`)
+    they are points. `n` counts utterances. A `task` may have a part of the test side in brackets.
     """
 
     system: str
@@ -45,7 +46,13 @@ class Record:
 KEYS = tuple(field.name for field in fields(Record) if field.name != "notes")  # of each record in results.json
 
 GENERATED = ("dialogue", "response", "caption")  # tasks whose targets are texts of the LLM's own
-LATER = ("category", "topic", "judge", "awareness")  # of a prediction: may be absent in a file of an older run
+LATER = (
+    "category",
+    "topic",
+    "judge",
+    "awareness",
+    "source",
+)  # of a prediction: may be absent in a file of an older run
 _Metrics = dict[str, Metric]
 _TEXT: _Metrics = {"rouge_l": rouge_l}
 _WORDS: _Metrics = {"wer": word_error_rate}
@@ -80,16 +87,18 @@ class Due(NamedTuple):
 
 def scores_due(predictions: Sequence[Prediction]) -> list[Due]:
     """All that predictions are good for, see `score_all`; `rows` keep their order."""
-    tasks: dict[tuple[str, str], list[Prediction]] = {}
+    parts: dict[tuple[str, str], list[Prediction]] = {}
     for prediction in predictions:
-        tasks.setdefault((prediction.task, prediction.slots), []).append(prediction)
+        parts.setdefault((prediction.title, prediction.slots), []).append(prediction)
     due = [
-        Due(task, name, slots, m, rows) for (task, slots), rows in tasks.items() for name, m in _metrics(task).items()
+        Due(title, name, slots, metric, rows)
+        for (title, slots), rows in parts.items()
+        for name, metric in _metrics(rows[0].task).items()
     ]
-    for (task, slots), rows in tasks.items():
+    for (title, slots), rows in parts.items():
         felt = [row for row in rows if row.category is None]  # the rivals of others are no replies to emotions
-        if task in GENERATED and any(row.rivals for row in felt):
-            due.append(Due(task, "emotion_fit", slots, emotion_fit, felt))
+        if rows[0].task in GENERATED and any(row.rivals for row in felt):
+            due.append(Due(title, "emotion_fit", slots, emotion_fit, felt))
     aware = groups(predictions)
     return [*due, *(Due(g.name, name, g.slots, metric, g.rows) for g in aware for name, metric in AWARENESS.items())]
 

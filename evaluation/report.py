@@ -32,11 +32,18 @@ METRICS = {  # as the report names them, with the direction that is better
     "nats_before": "nats before ↓",
     "nats": "nats ↓",
     "nats_change": "nats change ↓",
+    "cs_content": "CS content ↑",
+    "cs_style": "CS style ↑",
+    "egs_c1": "EGS C1 ↑",
+    "egs_c2": "EGS C2 ↑",
+    "egs_c3": "EGS C3 ↑",
+    "egs_c4": "EGS C4 ↑",
 }
 NATS = ("nats_before", "nats", "nats_change")  # a response token; no shares
+POINTS = ("cs_", "egs_")  # of a judge
 LEGEND = (
     "In percent (nats: as they are), with the 95 % interval. baseline: a guess that hears nothing. accuracy: the "
-    "paper's WA. balanced: the mean over classes. PA: replies that suit the speaker."
+    "paper's WA. balanced: the mean over classes. PA: replies that suit the speaker. CS (1-5), EGS (1-10): points."
 )
 
 
@@ -65,6 +72,14 @@ def in_order_of(scores: Iterable[T]) -> list[T]:
 
 def _place(task: str, metric: str, slots: str) -> tuple[tuple[int, str], tuple[int, str], tuple[int, str]]:
     return _rank(task, TASKS), _rank(metric, METRICS), _rank(slots, SLOTS)
+
+
+def label_of(metric: str) -> str:
+    """A metric as tables name it; `cs_content/qwen` is a score by the judge that the recipe calls qwen."""
+    name, _, judge = metric.partition("/")
+    label = METRICS.get(name, name)
+    words, _, arrow = label.rpartition(" ")
+    return f"{words} ({judge}) {arrow}" if judge and words else label
 
 
 def results_table(records: Sequence[Record]) -> Table:
@@ -142,7 +157,7 @@ def _row(task: str, metric: str, by_slots: dict[str, Record], columns: Sequence[
     baselines = [record.baseline for record in by_slots.values() if record.baseline is not None]
     baseline = _span([_percent(value) for value in sorted(baselines)])
     n = _span([str(count) for count in sorted(record.n for record in by_slots.values())])
-    return Row(task, METRICS.get(metric, metric), cells, baseline, n)
+    return Row(task, label_of(metric), cells, baseline, n)
 
 
 def _cell(record: Record) -> str:
@@ -152,6 +167,8 @@ def _cell(record: Record) -> str:
 
 def shown(metric: str, number: float) -> str:
     """A number as tables have it: shares in percent."""
+    if metric.startswith(POINTS):
+        return f"{number:.2f}"
     return f"{number:.3f}" if metric in NATS else _percent(number)
 
 
@@ -176,5 +193,5 @@ def _line(*cells: str) -> str:
 
 
 def _rank(name: str, known: Iterable[str]) -> tuple[int, str]:
-    order = list(known)
-    return (order.index(name) if name in order else len(order), name)
+    order, base = list(known), name.partition(" (")[0].partition("/")[0]  # a part of the test side, a judge
+    return (order.index(base) if base in order else len(order), name)

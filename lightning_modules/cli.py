@@ -77,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("folder", help="of the run, such as runs/quickstart")
     evaluate.add_argument("--stage", help="whose best checkpoint; the last if absent")
 
+    judge = _command(commands, "judge", "let the judges of a finished run's recipe score its replies", _judge)
+    judge.add_argument("folder", help="of the run, such as runs/dual_adapter")
+    judge.add_argument("overrides", nargs="*", metavar="key=value", help="such as evaluation.judges.qwen=null")
+
     table = _command(commands, "table", "train or reuse every system of a paper's table, and compare them", _table)
     table.add_argument("config", help="such as conf/speech_emotion_llama/table.yaml")
     table.add_argument("overrides", nargs="*", metavar="key=value", help="such as seeds=[1]")
@@ -120,6 +124,12 @@ def _parser() -> argparse.ArgumentParser:
     paired.add_argument("--dry-run", action="store_true", help="check the recipe and say what it asks for")
     paired.add_argument("--print-config", action="store_true", help="print the whole resolved recipe and stop")
     paired.add_argument("overrides", nargs="*", metavar="key=value", help="such as out=paired")
+
+    prepare = _command(commands, "prepare", "turn a published corpus into manifests", _prepare)
+    prepare.add_argument("corpus", help="such as librispeech; `undertone list` shows all of them and their knobs")
+    prepare.add_argument("--source", help="the folder that the corpus was unpacked in")
+    prepare.add_argument("--out", required=True, help="folder of the manifests, such as manifests/librispeech")
+    prepare.add_argument("overrides", nargs="*", metavar="key=value", help="knobs of the corpus: seed=1")
 
     export = _command(commands, "export", "write what a run has trained in its checkpoint's own format", _export)
     export.add_argument("bundle", help="folder, such as runs/quickstart/bundle")
@@ -166,6 +176,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from undertone.lightning_modules.run import evaluate
 
     evaluate(arguments.folder, arguments.stage)
+
+
+def _judge(arguments: argparse.Namespace) -> None:
+    from undertone.lightning_modules.judging import command
+
+    command(arguments.folder, arguments.overrides)
 
 
 def _table(arguments: argparse.Namespace) -> None:
@@ -217,6 +233,12 @@ def _paired(arguments: argparse.Namespace) -> None:
 
     action = dry_run if arguments.dry_run else print_config if arguments.print_config else paired
     action(arguments.config, arguments.overrides)
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from undertone.lightning_modules.prepare import prepare
+
+    prepare(arguments)
 
 
 def _export(arguments: argparse.Namespace) -> None:

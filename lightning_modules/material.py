@@ -16,11 +16,15 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass
 class Split:
-    """Utterances of one side of the data; `weights` says how often an epoch sees each, `only` which tasks it serves."""
+    """Utterances of one side of the data.
+
+    `weights` says how often an epoch sees each, `only` which tasks it serves, `names` which part it is scored under.
+    """
 
     utterances: list[Utterance] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     only: dict[str, list[str]] = field(default_factory=dict)  # utterance id -> tasks; absent: any
+    names: dict[str, str] = field(default_factory=dict)  # utterance id -> part; absent: none of its own
 
     def clips(self) -> list[Path]:
         """Every audio file that these utterances and their contexts name, once."""
@@ -34,7 +38,7 @@ class Split:
             for i, u in enumerate(self.utterances)
             if clips.isdisjoint([u.audio, *(t.audio for t in u.context if t.audio)])
         ]
-        return Split([self.utterances[i] for i in kept], [self.weights[i] for i in kept], self.only)
+        return Split([self.utterances[i] for i in kept], [self.weights[i] for i in kept], self.only, self.names)
 
 
 @dataclass
@@ -69,8 +73,9 @@ def gather(recipe: Recipe) -> Material:
         raise MissingError(
             "manifests are missing:\n"
             + "\n".join(f"  {name} (looked for {Path(name).absolute()})" for name in absent)
-            + "\nPoint at your own with data.train='[{manifest: FILE}]' (docs/manifest.md says how one is written), "
-            "or run conf/quickstart.yaml, which speaks its own data."
+            + "\nMake those of a published corpus with `undertone prepare` (docs/corpora.md), point at your own with "
+            "data.train='[{manifest: FILE}]' (docs/manifest.md says how one is written), or run "
+            "conf/quickstart.yaml, which speaks its own data."
         )
     choices = choices_of(build_tasks(recipe))
     material = Material({name: Split() for name in SPLITS}, [])
@@ -101,6 +106,8 @@ def _add(material: Material, name: str, node: SourceNode, recipe: Recipe, choice
         split.weights.append(node.weight)
         if node.tasks is not None:
             split.only[utterance.id] = node.tasks
+        if node.name is not None:
+            split.names[utterance.id] = node.name
     material.faults += manifest.faults
 
 

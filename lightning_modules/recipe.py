@@ -12,6 +12,7 @@ from undertone.data.corpora import CORPORA
 from undertone.data.tasks import TASKS
 from undertone.encoders import ENCODERS
 from undertone.errors import ConfigError, UndertoneError, nearest
+from undertone.lightning_modules.judge_node import JudgeNode, check_judges, without_null_judges
 from undertone.lightning_modules.schema import checked
 from undertone.tree import Tree, read_tree
 
@@ -62,6 +63,7 @@ class SourceNode:
     weight: float = 1.0  # 2: twice an epoch; 0.25: another quarter each epoch
     tasks: list[str] | None = None  # null: every task that its utterances have labels for
     root: str | None = None  # folder that audio paths are relative to; null: the manifest's own
+    name: str | None = None  # of a part of the test side that is scored apart
 
 
 @dataclass
@@ -130,6 +132,7 @@ class EvaluationNode:
     limit: int | None = None  # utterances a task; null: all
     text: dict[str, str] = field(default_factory=dict)  # slot -> the text that targets are made of, if not its own
     knobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # task -> knobs it is scored with, if others
+    judges: dict[str, JudgeNode] = field(default_factory=dict)  # name -> who judges replies
     retention: str | None = None  # a JSONL file of text prompts, which the LLM is asked before training and after
 
 
@@ -194,6 +197,7 @@ def parse(tree: Tree, source: str = "recipe") -> Recipe:
     for group in ("slots", "stages"):  # a null switches an inherited entry off
         if isinstance(tree.get(group), dict):
             tree[group] = {name: node for name, node in tree[group].items() if node is not None}
+    tree = without_null_judges(tree)
     recipe = checked(Recipe, tree, source)
     if faults := _check_components(recipe, source):
         raise ConfigError("\n".join(faults))
@@ -215,6 +219,7 @@ def _check_components(recipe: Recipe, source: str) -> list[str]:
     if recipe.data.corpus:
         recipe.data.corpus = attempt(CORPORA.check, recipe.data.corpus, f"{source}: data.corpus") or recipe.data.corpus
     faults += [*_check_names(recipe, source), *_check_tuning(recipe, source)]
+    faults += check_judges(recipe.evaluation.judges, f"{source}: evaluation.judges")
     for name in sorted({*recipe.tasks, *used_tasks(recipe)} & set(TASKS.names())):
         node = {"type": name, **recipe.tasks.get(name, {})}
         recipe.tasks[name] = attempt(TASKS.check, node, f"{source}: tasks.{name}") or node

@@ -34,9 +34,10 @@ def predict(run: Run, split: str = "test") -> list[Prediction]:
     examples = [e for utterance in run.material.splits[split].utterances for e in _questions(run, split, utterance)]
     if not examples:
         raise ManifestError(f"nothing to score: no utterance of {split!r} has what the tasks need")
-    examples = _limited(examples, recipe.evaluation.limit)
+    examples = _limited(examples, recipe.evaluation.limit, run.material.splits[split].names)
     run.targets.slots = run.module.slots = {**run.module.slots, **recipe.evaluation.text}
     heard = tags(run, split) if recipe.cascade else {}
+    names = run.material.splits[split].names
     with run.progress() as progress:
         rivals = _rivals(run, examples, progress)
         run.targets.make(run.module.llm, examples, progress)
@@ -44,7 +45,8 @@ def predict(run: Run, split: str = "test") -> list[Prediction]:
         rows = [(mode, _with_slots(e, mode, heard)) for mode in recipe.modes for e in complete]
         recognised = [row for row in rows if row[1].tag and row[1].task == TASK]
         answered = _answers(run, [row for row in rows if not (row[1].tag and row[1].task == TASK)], rivals, progress)
-        return [*(_prediction(run, *row, row[1].tag or "", rivals) for row in recognised), *answered]
+        said = [*(_prediction(run, *row, row[1].tag or "", rivals) for row in recognised), *answered]
+    return [replace(prediction, source=names.get(prediction.id)) for prediction in said]
 
 
 def _questions(run: Run, split: str, utterance: Utterance) -> Iterator[Example]:
@@ -57,13 +59,14 @@ def _questions(run: Run, split: str, utterance: Utterance) -> Iterator[Example]:
             yield example
 
 
-def _limited(examples: list[Example], limit: int | None) -> list[Example]:
-    """At most `limit` examples of each task, spread evenly over the test side."""
+def _limited(examples: list[Example], limit: int | None, names: dict[str, str]) -> list[Example]:
+    """At most `limit` examples of each task and part of the test side, spread evenly over the test side."""
     if limit is None:
         return examples
     kept: list[Example] = []
-    for task in dict.fromkeys(example.task for example in examples):
-        mine = [example for example in examples if example.task == task]
+    parts = {example.utterance.id: names.get(example.utterance.id) for example in examples}
+    for task, part in dict.fromkeys((example.task, parts[example.utterance.id]) for example in examples):
+        mine = [e for e in examples if (e.task, parts[e.utterance.id]) == (task, part)]
         step = max(1.0, len(mine) / limit)
         kept += [mine[int(i * step)] for i in range(min(limit, len(mine)))]
     return kept

@@ -64,6 +64,7 @@ class ChatFormat:
         if not self.stop_ids:
             raise UndertoneError(f"the tokenizer of {tokenizer.name_or_path} has no token that ends a turn")
         self._has_system_role = self._probe_system_role()
+        self._assistant_opens = self._probe_opening()
 
     def prompt(self, turns: Sequence[ChatTurn]) -> list[Segment]:
         """The dialogue up to where the assistant starts to answer, as tokens and placeholders in their order.
@@ -122,6 +123,8 @@ class ChatFormat:
     def _marked(self, turns: Sequence[ChatTurn]) -> tuple[list[dict[str, str]], list[Placeholder]]:
         """The turns as a template reads them, and the placeholders in the order of their numbers."""
         _check(turns)
+        if not self._assistant_opens:
+            turns = _opened(turns)
         if turns[0].role == "system" and not self._has_system_role:
             turns = _without_system(turns)
         keys: list[Placeholder] = []
@@ -170,6 +173,14 @@ class ChatFormat:
         except UndertoneError:
             return False
 
+    def _probe_opening(self) -> bool:
+        """Whether a dialogue may begin with the assistant: Gemma's template and Mistral's raise."""
+        mark = f"{_OPEN}0{_CLOSE}"
+        try:
+            return mark in self._render([_message("assistant", mark), _message("user", "x")], answer=None)
+        except UndertoneError:
+            return False
+
 
 def _nothing(key: Hashable, number: int) -> tuple[str, str]:
     return "", ""
@@ -187,6 +198,12 @@ def _check(turns: Sequence[ChatTurn]) -> None:
         raise UndertoneError("a prompt must end with a user's turn, which the assistant then answers")
     if any(turn.role == "system" for turn in turns[1:]):
         raise UndertoneError("a system turn must be the first of a dialogue: most chat templates drop a later one")
+
+
+def _opened(turns: Sequence[ChatTurn]) -> Sequence[ChatTurn]:
+    """Where the assistant speaks first, an empty turn of the user before it."""
+    at = int(turns[0].role == "system")
+    return [*turns[:at], ChatTurn("user", ("",)), *turns[at:]] if turns[at].role == "assistant" else turns
 
 
 def _without_system(turns: Sequence[ChatTurn]) -> list[ChatTurn]:

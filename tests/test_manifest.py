@@ -190,7 +190,10 @@ TURN_PROBLEMS: list[tuple[object, str]] = [
 PROBLEMS += [(line(context=[GOOD_TURN, turn]), f"a: context: turn 2: {problem}") for turn, problem in TURN_PROBLEMS]
 PROBLEMS += [
     (line(context=[{**GOOD_TURN, "audio": "none.wav"}]), "a: context: turn 1: audio: none.wav: there is no such file"),
-    (line(context=[{"role": "assistant", "text": "x"}]), "a: context: turn 1: role 'assistant' where 'user' is due: "),
+    (
+        line(context=[{"role": "assistant", "text": "x"}, GOOD_TURN]),
+        "a: context: the last turn must be the assistant's, ",
+    ),
 ]
 
 
