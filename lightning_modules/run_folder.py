@@ -6,6 +6,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from undertone.errors import ConfigError
+from undertone.files import write_whole
 from undertone.lightning_modules.environment import environment
 from undertone.tree import Tree
 
@@ -22,8 +23,8 @@ def open_folder(folder: Path, recipe: Tree) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / RECIPE
     if not file.is_file():  # another process may be reading it
-        file.write_text(OmegaConf.to_yaml(recipe), "utf-8")
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", "utf-8")
+        write_whole(file, OmegaConf.to_yaml(recipe))
+    write_whole(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
 
 
 def check_folder(folder: Path, recipe: Tree) -> None:

@@ -1,0 +1,65 @@
+"""Files that are whole or not there: written aside, forced to the disk, renamed."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from undertone.errors import StorageError
+
+
+@contextmanager
+def whole(path: Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
+    """Open a file that appears, complete and on the disk itself, when the block ends without an error.
+
+    Until then whatever stood under this name stays. A process that is killed leaves at most a hidden `.tmp` file, which
+    the next one that writes the same file replaces.
+
+    Args:
+        path: the file; its folder is made.
+        shared: several processes may write it at once, so that each needs a draft of its own; and it can be made
+            again, so that nobody waits for the disk (who reads it must be able to tell that it is damaged).
+
+    Raises:
+        StorageError: it cannot be written: the disk is full, a quota is used up, it may only be read.
+    """
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp" if shared else f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as stream:
+            yield stream
+            stream.flush()
+            if not shared:
+                os.fsync(stream.fileno())
+        os.replace(draft, path)
+        if not shared:
+            _sync(path.parent)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save wraps what a stream raises
+        if not isinstance(cause, OSError):
+            raise
+        raise StorageError(
+            f"{path} cannot be written: {cause.strerror or cause}. What was there before is untouched; make room, and "
+            "the same command goes on"
+        ) from None
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)  # after the rename there is nothing; after an error or Ctrl-C there is
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8; see `whole`."""
+    with whole(path) as stream:
+        stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def _sync(folder: Path) -> None:
+    """A rename is kept over a power cut only when its folder is on the disk, too; not every file system can do that."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
