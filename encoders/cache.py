@@ -98,7 +98,7 @@ class FeatureCache:
             raise UndertoneError(f"frames of clip {key} are not finite in {self.dtype}; float32 holds larger values")
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path, shared=True) as stream:
+        with whole(path, shared=True, lasting=False) as stream:
             stream.write(save({"frames": kept}, {SUM: _sum(kept)}))
 
     def _path(self, key: str) -> Path:

@@ -90,13 +90,13 @@ def latest(folder: Path, console: Console) -> Path | None:
         except CheckpointError as error:
             faults.append((file, error))
             continue
-        for damaged, error in faults:
+        for damaged, fault in faults:
             aside = damaged.with_name(f"{damaged.name}.damaged")
             damaged.replace(aside)
-            console.print(f"{error}. It is set aside as {aside.name}; {file.name} is whole", soft_wrap=True)
+            console.print(f"{fault}. It is set aside as {aside.name}; {file.name} is whole", soft_wrap=True)
         return file
     if faults:
-        told = "; ".join(str(error) for _, error in faults)
+        told = "; ".join(str(fault) for _, fault in faults)
         raise CheckpointError(f"{told}. No whole checkpoint is left: delete {folder} to train from its beginning")
     return None
 

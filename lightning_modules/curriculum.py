@@ -30,7 +30,7 @@ from undertone.lightning_modules.guard import Guard
 from undertone.lightning_modules.material import Material, build_tasks, gather
 from undertone.lightning_modules.meter import Meter
 from undertone.lightning_modules.recipe import Recipe, StageNode
-from undertone.lightning_modules.run_folder import open_folder
+from undertone.lightning_modules.run_folder import check_data, open_folder
 from undertone.lightning_modules.speech_llm import SpeechLLM
 from undertone.lightning_modules.targets import Targets
 
@@ -91,6 +91,7 @@ def start(recipe: Recipe, console: Console) -> Run:
     targets = Targets(cache, module.llm.fingerprint(), slots, recipe.evaluation.max_new_tokens)
     run = Run(recipe, build_tasks(recipe), material, module, ear, targets, console)
     listen(run)
+    check_data(recipe.folder, {name: split.order_depends_on() for name, split in run.material.splits.items()})
     return run
 
 

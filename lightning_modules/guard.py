@@ -100,8 +100,8 @@ class Guard(Callback):
         told = f"stage {self.stage}, step {step}: the {what} is not finite; utterances: {', '.join(names)}"
         if self.in_a_row >= (IN_A_ROW if scaler is None else IN_A_ROW_SCALED):
             raise TrainingError(
-                f"{told}. It is step {self.in_a_row} in a row ({self.file} has all), so it is not one clip. Weights are "
-                "as before them; lower the stage's lr, or train in bfloat16 or float32"
+                f"{told}. It is step {self.in_a_row} in a row ({self.file} has all), so it is not one clip. Weights "
+                "are as before them; lower the stage's lr, or train in bfloat16 or float32"
             )
         if scaler is None:
             self.console.print(f"{told}. The step is left out", markup=False, highlight=False, soft_wrap=True)

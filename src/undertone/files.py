@@ -11,7 +11,7 @@ from undertone.errors import StorageError
 
 
 @contextmanager
-def whole(path: Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
+def whole(path: Path, *, shared: bool = False, lasting: bool = True) -> Iterator[IO[bytes]]:
     """Open a file that appears, complete and on the disk itself, when the block ends without an error.
 
     Until then whatever stood under this name stays. A process that is killed leaves at most a hidden `.tmp` file, which
@@ -19,8 +19,9 @@ def whole(path: Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
 
     Args:
         path: the file; its folder is made.
-        shared: several processes may write it at once, so that each needs a draft of its own; and it can be made
-            again, so that nobody waits for the disk (who reads it must be able to tell that it is damaged).
+        shared: several processes may write it at once, so that each needs a draft of its own.
+        lasting: wait for the disk. A file that can be made again, and of which its readers can tell that it is damaged,
+            need not.
 
     Raises:
         StorageError: it cannot be written: the disk is full, a quota is used up, it may only be read.
@@ -31,10 +32,10 @@ def whole(path: Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
         with draft.open("wb") as stream:
             yield stream
             stream.flush()
-            if not shared:
+            if lasting:
                 os.fsync(stream.fileno())
         os.replace(draft, path)
-        if not shared:
+        if lasting:
             _sync(path.parent)
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__  # torch.save wraps what a stream raises
@@ -49,9 +50,9 @@ def whole(path: Path, *, shared: bool = False) -> Iterator[IO[bytes]]:
             draft.unlink(missing_ok=True)  # after the rename there is nothing; after an error or Ctrl-C there is
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes, *, shared: bool = False) -> None:
     """Write a file, text as UTF-8; see `whole`."""
-    with whole(path) as stream:
+    with whole(path, shared=shared) as stream:
         stream.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 

@@ -1,0 +1,28 @@
+"""The undisturbed run, and moments of it."""
+
+import random
+
+from tests.faults.process import fit
+from tests.faults.sabotage import Place, counted
+from tests.faults.world import World
+
+
+class Bench:
+    """A world, and the undisturbed run that all others are held against."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world, self.random = world, random.Random(seed)
+        self.whole = world.recipe("whole")
+        ended = fit(self.whole, counted)
+        if ended.code:
+            raise RuntimeError(f"the undisturbed run failed:\n{ended.said}")
+        entries = self.whole.entries()
+        steps = [(entry["stage"], entry["step"]) for entry in entries if "rows" in entry]
+        calls = [*[entry["calls"] for entry in entries if "calls" in entry][1:], 1]  # those of a step stand after it
+        self.steps = list(zip(steps, calls, strict=True))
+
+    def places(self, count: int) -> list[Place]:
+        """Moments of the three stages, in order, each call of a Python function as likely as any other."""
+        numbers = self.random.choices(range(len(self.steps)), [calls for _, calls in self.steps], k=count)
+        moments = sorted((i, self.random.randrange(self.steps[i][1])) for i in numbers)
+        return [Place(*self.steps[i][0], calls) for i, calls in moments]
