@@ -24,9 +24,9 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture
 def small_disk() -> Iterator[None]:
-    """Files of more than 1000 bytes cannot be written."""
+    """Files of more than 4000 bytes cannot be written."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -39,7 +39,7 @@ def test_a_file_that_cannot_be_written_stays_what_it_was(tmp_path: Path, small_d
         pytest.raises(StorageError, match=r"a\.txt cannot be written: File too large"),
         whole(file, shared=shared) as s,
     ):
-        s.write(b"x" * 5000)
+        s.write(b"x" * 9000)
     assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
 
 
