@@ -1,6 +1,5 @@
 """Where a run goes on after it was killed, warned, or found a damaged file: its last checkpoint, or the one before."""
 
-import os
 import shutil
 import signal
 import threading
@@ -16,12 +15,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.console import Console
 
-from undertone.errors import CheckpointError, Terminated, TrainingError
+from undertone.errors import CheckpointError, TrainingError
 from undertone.files import whole
+from undertone.termination import WARNINGS, Terminated
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-# What a cluster warns with before it kills; SIGUSR1 is what SLURM scripts for Lightning ask for (--signal=USR1@120).
-WARNINGS = (signal.SIGTERM, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else []))
 
 
 class WholeCheckpoints(TorchCheckpointIO):

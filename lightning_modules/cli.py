@@ -4,15 +4,13 @@ import argparse
 import errno
 import os
 import re
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from undertone.errors import Terminated, UndertoneError
+from undertone.errors import UndertoneError
+from undertone.termination import EXIT, Terminated, terminable
 
 Parser: TypeAlias = argparse.ArgumentParser
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # argparse has no public name for it
@@ -24,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet()
     arguments = _arguments(argv)
     try:
-        with _terminable():
+        with terminable():
             arguments.run(arguments)
     except UndertoneError as error:
         print(f"undertone: {error}", file=sys.stderr)
@@ -33,31 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nundertone: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except Terminated:
-        print("undertone: stopped by SIGTERM; the same command goes on where it was", file=sys.stderr)
-        return 128 + signal.SIGTERM  # 143, what shells, Kubernetes and SLURM know a process by that a SIGTERM has ended
+        print("undertone: stopped by a warning (SIGTERM); the same command goes on where it was", file=sys.stderr)
+        return EXIT
     except OSError as error:
         if error.errno not in FULL:
             raise
         print(f"undertone: {error.filename or 'a file'} cannot be written: {error.strerror}", file=sys.stderr)
         return 2
     return 0
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let a SIGTERM unwind the command like Ctrl-C; a training waits for the end of its step (`Recent`)."""
-
-    def leave(*_: object) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -20,7 +20,7 @@ from undertone.data.loader import Examples
 from undertone.data.sampler import StageSampler
 from undertone.data.tasks import Task
 from undertone.data.utterance import Utterance
-from undertone.errors import ConfigError, ManifestError, Terminated
+from undertone.errors import ConfigError, ManifestError
 from undertone.files import write_whole
 from undertone.lightning_modules.bundle import bundle_weights
 from undertone.lightning_modules.checkpoints import LAST, Recent, latest, read_checkpoint, undisturbed, use_whole_files
@@ -33,6 +33,7 @@ from undertone.lightning_modules.recipe import Recipe, StageNode
 from undertone.lightning_modules.run_folder import check_data, open_folder
 from undertone.lightning_modules.speech_llm import SpeechLLM
 from undertone.lightning_modules.targets import Targets
+from undertone.termination import Terminated
 
 OURS = ("max_epochs", "max_steps", "callbacks", "logger", "val_check_interval", "default_root_dir",
         "accumulate_grad_batches", "gradient_clip_val", "use_distributed_sampler", "enable_checkpointing",

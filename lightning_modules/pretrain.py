@@ -26,7 +26,7 @@ from undertone.data.sampler import StageSampler
 from undertone.encoders import ENCODERS
 from undertone.encoders.best_rq import BestRQ, CodeLoss, Masking, RandomQuantizer, blind_guess
 from undertone.encoders.conformer import ConformerEncoder
-from undertone.errors import ConfigError, Terminated
+from undertone.errors import ConfigError
 from undertone.files import write_whole
 from undertone.lightning_modules.checkpoints import (
     LAST,
@@ -42,6 +42,7 @@ from undertone.lightning_modules.pretrain_data import Batch, Clip, Crops, Speech
 from undertone.lightning_modules.pretrain_recipe import PretrainRecipe, load, parse
 from undertone.lightning_modules.run_folder import open_folder
 from undertone.lightning_modules.schedule import Schedule, learning_rate
+from undertone.termination import Terminated
 
 
 class Pretraining(L.LightningModule):

@@ -15,7 +15,8 @@ from pathlib import Path
 from rich.progress import Progress
 
 from undertone.data.examples import Example
-from undertone.errors import StorageError, UndertoneError
+from undertone.errors import UndertoneError
+from undertone.files import storing
 from undertone.lightning_modules.prompting import chat_of
 from undertone.llms.causal import CausalLLM
 from undertone.llms.chat import ChatTurn
@@ -82,16 +83,10 @@ class Targets:
         self.known |= zip(keys, responses, strict=True)
         entries = [{"key": k, "response": r} for k, r in zip(keys, responses, strict=True)]
         lines = [json.dumps({**entry, "sum": _sum(entry)}) + "\n" for entry in entries]
-        try:
-            with self.file.open("a", encoding="utf-8") as stream:
-                stream.write("".join(lines))
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:  # a line that breaks off is asked for again
-            raise StorageError(
-                f"{self.file} cannot be written: {error.strerror}. The lines before are kept; make room, and the same "
-                "command goes on"
-            ) from None
+        with storing(self.file), self.file.open("a", encoding="utf-8") as stream:
+            stream.write("".join(lines))  # a line that breaks off is asked for again
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def _key(self, example: Example) -> str:
         prompt = [(turn.role, turn.pieces) for turn in self._asked(example)]

@@ -40,10 +40,6 @@ class TrainingError(UndertoneError):
     """Training that cannot go on as it is: numbers that are not finite, or a process that has died."""
 
 
-class Terminated(BaseException):
-    """SIGTERM has come, as from a cluster that wants its machine back; not an error that anybody should catch."""
-
-
 def nearest(name: str, known: Iterable[str]) -> str:
     """The tail of a message about an unknown name: the nearest spelling, and everything that is known."""
     known = sorted(known)

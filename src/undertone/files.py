@@ -1,6 +1,7 @@
 """Files that are whole or not there: written aside, forced to the disk, renamed."""
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,27 +28,43 @@ def whole(path: Path, *, shared: bool = False, lasting: bool = True) -> Iterator
         StorageError: it cannot be written: the disk is full, a quota is used up, it may only be read.
     """
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp" if shared else f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as stream:
-            yield stream
-            stream.flush()
+    with storing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as stream:
+                yield stream
+                stream.flush()
+                if lasting:
+                    os.fsync(stream.fileno())
+            os.replace(draft, path)
             if lasting:
-                os.fsync(stream.fileno())
-        os.replace(draft, path)
-        if lasting:
-            _sync(path.parent)
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch.save wraps what a stream raises
-        if not isinstance(cause, OSError):
+                _sync(path.parent)
+        finally:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)  # after the rename there is nothing; after an error or Ctrl-C there is
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Tell in one line that a disk takes no more, whoever tells it.
+
+    Raises:
+        StorageError: for an OSError, for what torch.save makes of one, and for what safetensors does.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError):
+            reason = cause.strerror or str(cause)
+        elif number := re.search(r"\(os error (\d+)\)", str(error)):
+            reason = os.strerror(int(number[1]))
+        else:
             raise
         raise StorageError(
-            f"{path} cannot be written: {cause.strerror or cause}. What was there before is untouched; make room, and "
-            "the same command goes on"
+            f"{path} cannot be written: {reason}. What was there before is untouched; make room, and the same command "
+            "goes on"
         ) from None
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)  # after the rename there is nothing; after an error or Ctrl-C there is
 
 
 def write_whole(path: Path, content: str | bytes, *, shared: bool = False) -> None:

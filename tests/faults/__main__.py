@@ -48,7 +48,9 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="each fault seldom; for CI")
     parser.add_argument("--only", nargs="*", help="cases by name", choices=list(chosen(True, 0)))
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--keep", type=Path, help="an empty folder to work in, which is left as it is")
+    parser.add_argument(
+        "--keep", type=Path, help="a folder to work in, which is left; its undisturbed run is used again"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     quiet()

@@ -61,19 +61,19 @@ def _same(weights: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> b
 def order_faults(entries: Sequence[dict[str, Any]], whole: Sequence[dict[str, Any]]) -> list[str]:
     """Whether every step was made with the examples of the undisturbed run, and none was left out on the way."""
     due = {_key(entry): entry["rows"] for entry in whole if "rows" in entry}
-    faults, done = [], {-1}
-    number = {key: i for i, key in enumerate(due)}
+    number = {key: i for rank in (0, 1) for i, key in enumerate(key for key in due if key[2] == rank)}
+    faults, done = [], {(rank, -1) for rank in (0, 1)}
     for entry in entries:
         if "rows" not in entry:
             continue
         key = _key(entry)
         if due.get(key) != entry["rows"]:
             faults.append(f"{key}: other examples than in the undisturbed run")
-        elif number[key] - 1 not in done:
+        elif (key[2], number[key] - 1) not in done:
             faults.append(f"{key}: begun before the step before it")
         else:
-            done.add(number[key])
-    return faults + [f"{key}: left out" for key, i in number.items() if i not in done]
+            done.add((key[2], number[key]))
+    return faults + [f"{key}: left out" for key, i in number.items() if (key[2], i) not in done]
 
 
 def _key(entry: dict[str, Any]) -> tuple[str, int, int]:

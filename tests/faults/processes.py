@@ -37,13 +37,14 @@ def killed(bench: Bench, count: int) -> Row:
 
 def warned(bench: Bench, count: int) -> Row:
     """SIGTERM in every part of a run."""
-    places = [at(place, send(signal.SIGTERM)) for place in bench.places(count)]
+    later = [p for p in bench.places(count * 4) if p.stage == "disentangle" or (p.stage, p.step > 7) == ("joint", True)]
+    places = [at(place, send(signal.SIGTERM)) for place in later[:count]]
     warn = send(signal.SIGTERM)
     parts = {
         "clips are read": before(Ear, "_load", warn, 3),
-        "the LLM is asked": before(Targets, "_keep", warn),
+        "validation": before(SpeechLLM, "validation_step", warn, 2),  # the first of all
         **{f"training, {i + 1}": place for i, place in enumerate(places)},
-        "validation": before(SpeechLLM, "validation_step", warn, 2),
+        "the LLM is asked": before(Targets, "_keep", warn),  # before the third stage
         "scoring": before(scoring, "answers", warn),
     }
     row = Row("SIGTERM while " + ", ".join(["clips are read", "the LLM is asked", "training", "validating", "scoring"]),

@@ -59,7 +59,7 @@ def make_world(folder: Path) -> World:
     """Write models and speech, the same every time."""
     torch.manual_seed(0)
     dims = ModelDimensions(80, 50, 32, 4, 2, 100, 16, 32, 4, 2)
-    (folder / "speech").mkdir(parents=True)
+    (folder / "speech").mkdir(parents=True, exist_ok=True)
     torch.save({"dims": dims.__dict__, "model_state_dict": whisper.model.Whisper(dims).state_dict()}, folder / "ear.pt")
     counts = {"train": UTTERANCES, "validation": 5, "test": 4}
     manifests = {split: write_manifest(folder / "speech", split, count) for split, count in counts.items()}
