@@ -3,7 +3,6 @@
 import shutil
 import signal
 import threading
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from rich.console import Console
 
 from undertone.errors import CheckpointError, TrainingError
 from undertone.files import whole
+from undertone.lightning_modules import sealed
 from undertone.termination import WARNINGS, Terminated
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints beside their place and renames them.
+    """Writes sealed checkpoints beside their place and renames them.
 
     Lightning writes to the system's folder for temporary files and moves them from there, which is a copy where that
     folder lies on another disk: a run that is killed then leaves half a checkpoint under the name of a whole one.
@@ -31,7 +31,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with whole(Path(path)) as stream:
-            torch.save(checkpoint, stream)
+            sealed.save(checkpoint, stream)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(Path(path))
@@ -44,10 +44,7 @@ def use_whole_files(trainer: L.Trainer) -> None:
 
 
 def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
-    """All that a checkpoint holds; nothing in it is executed.
-
-    A checkpoint is a zip archive, which has a checksum (CRC-32) of every tensor. PyTorch does not look at them: it
-    would take a changed weight for good.
+    """All that a checkpoint holds, if it is what was written; nothing in it is executed.
 
     Args:
         path: the file.
@@ -57,9 +54,7 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         CheckpointError: the file is missing, cut off or changed.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise ValueError(f"the checksum of {damaged} is wrong")
+        sealed.check(path)
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         return content
     except FileNotFoundError:
@@ -104,7 +99,7 @@ class Recent(Checkpoint):
 
     Where a validation is due the checkpoint waits for its end: Lightning would skip that validation after a resume, and
     the best checkpoint could be another one. Another is written a step before, so that a validation that is broken off
-    costs one step. The last step needs none, since the stage is over.
+    costs one step. After a validation in the last step none is needed, since the stage is over.
 
     A warning (SIGTERM) waits for the end of the step, which is then checkpointed. With several processes one that is
     warned stops all of them at the same step.
@@ -132,13 +127,10 @@ class Recent(Checkpoint):
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
         due, step = trainer.val_check_batch, trainer.global_step
         assert due is not None  # the recipe's stages say when to validate, in steps
-        warned, validates = self._agreed(trainer), step % int(due) == 0
-        if not validates and step < trainer.num_training_batches:
-            if warned or step % self.every == 0 or (step + 1) % int(due) == 0:
-                self._save(trainer, module)
-            self._leave(warned)
-        elif validates:  # which may take longer than a cluster waits
-            self._leave(warned)
+        warned, validates = self.agreed(trainer), step % int(due) == 0
+        if not validates and (warned or step % self.every == 0 or (step + 1) % int(due) == 0):
+            self._save(trainer, module)
+        self._leave(warned)  # before a validation, which may take longer than a cluster waits
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: object) -> None:
         """Several processes may have different numbers of these batches, and cannot agree before the end."""
@@ -146,11 +138,11 @@ class Recent(Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if 0 < trainer.global_step < trainer.num_training_batches:
-            warned = self._agreed(trainer)
+            warned = self.agreed(trainer)
             self._save(trainer, module)
             self._leave(warned)
 
-    def _agreed(self, trainer: L.Trainer) -> bool:
+    def agreed(self, trainer: L.Trainer) -> bool:
         """Whether any process has been warned: all of them must leave at the same step."""
         if trainer.world_size == 1:
             return self.warned

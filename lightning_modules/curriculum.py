@@ -156,7 +156,7 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
         trainable = sum(weight.numel() for weight in run.module.learning())
         told = {"steps": trainer.global_step, "skipped": len(guard.skipped), "trainable": trainable}
         write_whole(done, json.dumps({**told, **meter.report(), **scores}, indent=2) + "\n")
-    if recent.warned:  # in the last step, after which there was nothing to checkpoint
+    if recent.agreed(trainer):  # in the last validation, or since
         raise Terminated
     return best
 

@@ -189,7 +189,7 @@ def train(recipe: PretrainRecipe, console: Console) -> None:
         trainer.fit(module, training, validation, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    if recent.warned:
+    if recent.agreed(trainer):
         raise Terminated
     scores = trainer.validate(module, validation, verbose=False)[0]
     if trainer.is_global_zero:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -47,6 +48,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--short", action="store_true", help="each fault seldom; for CI")
     parser.add_argument("--only", nargs="*", help="cases by name", choices=list(chosen(True, 0)))
+    parser.add_argument("--jobs", type=int, default=2, help="cases that are done at once")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument(
         "--keep", type=Path, help="a folder to work in, which is left; its undisturbed run is used again"
@@ -56,21 +58,47 @@ def main() -> int:
     quiet()
     with tempfile.TemporaryDirectory() as home:
         bench = Bench(make_world((arguments.keep or Path(home)).absolute()), arguments.seed)
-        rows: dict[str, list[Row]] = {}
-        for name, case in chosen(arguments.short, arguments.kills).items():
-            if arguments.only and name not in arguments.only:
-                continue
-            made = case(bench)
-            rows[name] = [made] if isinstance(made, Row) else list(made)
-            print(
-                f"{name}: {'; '.join(f for row in rows[name] for f in row.faults) or 'held'}",
-                file=sys.stderr,
-                flush=True,
-            )
+        cases = chosen(arguments.short, arguments.kills)
+        rows = all_done({n: cases[n] for n in cases if n in (arguments.only or cases)}, bench, arguments.jobs)
     if arguments.json:
         arguments.json.write_text(json.dumps({name: [asdict(row) for row in part] for name, part in rows.items()}))
     print(table([row for part in rows.values() for row in part], arguments.seed))
     return int(any(row.faults for part in rows.values() for row in part))
+
+
+def all_done(cases: dict[str, Case], bench: Bench, jobs: int) -> dict[str, list[Row]]:
+    """The rows of every case; so many at once, each in a process that is forked from this one."""
+    waiting, running = list(cases), {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            name = waiting.pop(0)
+            sys.stderr.flush()
+            if not (pid := os.fork()):
+                _do(name, cases[name], bench)
+            running[pid] = name
+        pid, status = os.wait()
+        if status:
+            raise RuntimeError(f"{running[pid]} itself has failed, see above")
+        del running[pid]
+    files = {name: bench.world.folder / f"{name}.rows" for name in cases}
+    return {name: [Row(**row) for row in json.loads(file.read_text())] for name, file in files.items()}
+
+
+def _do(name: str, case: Case, bench: Bench) -> None:
+    """In its own process: do a case, with draws of its own, and leave its rows in a file."""
+    status = 1
+    try:
+        bench.draw_for(name)
+        made = case(bench)
+        rows = [made] if isinstance(made, Row) else list(made)
+        (bench.world.folder / f"{name}.rows").write_text(json.dumps([asdict(row) for row in rows]))
+        print(f"{name}: {'; '.join(f for row in rows for f in row.faults) or 'held'}", file=sys.stderr)
+        status = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def table(rows: list[Row], seed: int) -> str:

@@ -11,7 +11,8 @@ class Bench:
     """A world, and the undisturbed run that all others are held against."""
 
     def __init__(self, world: World, seed: int) -> None:
-        self.world, self.random = world, random.Random(seed)
+        self.world, self.seed = world, seed
+        self.draw_for("")
         self.whole = world.recipe("whole")
         if not (self.whole.run / "bundle").is_dir():  # a folder that is used again has it
             ended = fit(self.whole, counted)
@@ -21,6 +22,10 @@ class Bench:
         steps = [(entry["stage"], entry["step"]) for entry in entries if "rows" in entry]
         calls = [*[entry["calls"] for entry in entries if "calls" in entry][1:], 1]  # those of a step stand after it
         self.steps = list(zip(steps, calls, strict=True))
+
+    def draw_for(self, case: str) -> None:
+        """Let what is drawn depend on the seed and the case alone, not on the cases before it."""
+        self.random = random.Random(f"{self.seed} {case}")
 
     def places(self, count: int) -> list[Place]:
         """Moments of the three stages, in order, each call of a Python function as likely as any other."""

@@ -1,6 +1,7 @@
 """Disks that are full, files that are damaged or gone."""
 
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -53,9 +54,11 @@ def _all_whole(command: Command) -> bool:
 def clip_gone(bench: Bench) -> Row:
     """A clip vanishes in mid-run, where clips are read in every step."""
     row = Row("an audio file vanishes, read by the run itself and by data workers", 2)
-    clip = bench.world.folder / "speech" / "train-7.wav"
+    speech = bench.world.folder / "speech-gone"  # other cases may be reading the other
+    shutil.copytree(bench.world.folder / "speech", speech, dirs_exist_ok=True)
+    clip, train = speech / "train-7.wav", [{"manifest": str(speech / "train.jsonl")}]
     for workers in (0, 2):
-        command = bench.world.recipe(f"gone-{workers}", data={"workers": workers, "cache": None})
+        command = bench.world.recipe(f"gone-{workers}", data={"workers": workers, "cache": None, "train": train})
         ended = fit(command, at(Place("joint", 5), hide(clip)))
         row.demand_line(ended, str(clip), "no such file")
         clip.with_suffix(".hidden").rename(clip)
