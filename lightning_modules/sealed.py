@@ -5,7 +5,7 @@ import os
 import struct
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -30,7 +30,7 @@ class _Summed:
 def save(content: dict[str, Any], stream: IO[bytes]) -> None:
     """Write what `torch.load` reads: a zip archive, whose comment is the SHA-256 of the archive without a comment."""
     summed = _Summed(stream)
-    torch.save(content, summed)
+    torch.save(content, cast(IO[bytes], summed))  # of a stream it writes to, PyTorch wants no more
     seal = _SEAL + summed.digest.hexdigest().encode()
     stream.seek(-2, os.SEEK_END)  # the length of the comment, which ends an archive that has none
     stream.write(struct.pack("<H", len(seal)) + seal)

@@ -1,7 +1,9 @@
 """Files are whole or not there, damage is named, and numbers that are not finite reach no weight."""
 
+import os
 import random
 import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,13 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from undertone.encoders.cache import FeatureCache
-from undertone.errors import CheckpointError, StorageError, TrainingError, UndertoneError
+from undertone.errors import AudioError, CheckpointError, ConfigError, StorageError, TrainingError, UndertoneError
 from undertone.files import whole, write_whole
+from undertone.lightning_modules import cli
 from undertone.lightning_modules.checkpoints import LAST, PREVIOUS, WholeCheckpoints, latest, read_checkpoint
+from undertone.lightning_modules.failures import told_plainly
 from undertone.lightning_modules.guard import Guard, poisoned
+from undertone.lightning_modules.run_folder import check_data
 
 QUIET = Console(quiet=True)
 
@@ -204,3 +209,41 @@ def test_what_was_left_out_is_kept_in_checkpoints(tmp_path: Path) -> None:
     again = Guard(tmp_path / "skipped.jsonl", "joint", QUIET)
     again.load_state_dict(guard.state_dict())
     assert again.skipped == guard.skipped and again.in_a_row == 1
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
+    began = {"train": [("a", 1.0, 1.0), ("b", 2.0, 1.0)], "validation": [("c", 1.0, 1.0)]}
+    for _ in range(2):
+        check_data(tmp_path, began)
+    for other in ([("a", 1.0, 1.0)], [("b", 2.0, 1.0), ("a", 1.0, 1.0)], [("a", 1.0, 2.0), ("b", 2.0, 1.0)]):
+        with pytest.raises(ConfigError, match="the data of train are not those"):
+            check_data(tmp_path, {**began, "train": other})
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("DataLoader worker (pid 71) is killed by signal: Killed. "), "pid 71.*data.workers"),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "pid 7, 8.*data.workers"),
+        (
+            AudioError("Caught AudioError in DataLoader worker process 0.\nTraceback\n  x\nu.AudioError: a.wav: gone"),
+            r"^a\.wav: gone$",
+        ),
+    ],
+)
+def test_what_ends_a_run_from_outside_is_one_line(error: Exception, told: str) -> None:
+    with pytest.raises(UndertoneError, match=told) as caught, told_plainly(L.Trainer(accelerator="cpu", logger=False)):
+        raise error
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_program_keeps_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match="sizes"), told_plainly(L.Trainer(accelerator="cpu", logger=False)):
+        raise RuntimeError("sizes do not match")
+
+
+def test_a_warning_unwinds_a_command_and_is_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "_list", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert cli.main(["list"]) == 143 and "same command" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
