@@ -60,7 +60,7 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not there") from None
     except Exception as error:  # zip, pickle and torch each have errors of their own
-        raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0] or type(error).__name__}") from None
+        raise CheckpointError(f"{path} is damaged: {(str(error) or type(error).__name__).splitlines()[0]}") from None
 
 
 def latest(folder: Path, console: Console) -> Path | None:

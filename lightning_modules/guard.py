@@ -21,9 +21,9 @@ IN_A_ROW_SCALED = 20  # with fp16, whose scale begins too high on purpose and is
 class Guard(Callback):
     """Leaves out an optimizer step whose loss or gradient is not finite.
 
-    Weights and the optimizer's state stay as they were, on every rank: gradients have been added up when they are
-    looked at, so all ranks see the same. The order of the data and the learning rate go on as if the step had been
-    made. Who was in the batch is written to `skipped.jsonl`: the rows whose own loss was not finite, or all.
+    Weights and the optimizer's state stay as they were, on every rank. The order of the data and the learning rate go
+    on as if the step had been made. Who was in the batch is written to `skipped.jsonl`: the rows whose own loss was not
+    finite, or all.
 
     Args:
         file: `skipped.jsonl`; written only if a step is left out.
@@ -59,7 +59,10 @@ class Guard(Callback):
         """After the gradients of all ranks have been added up and unscaled, before they are clipped."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-        if norm.isfinite():
+        good = bool(norm.isfinite())
+        if trainer.world_size > 1:  # where ranks hold shards, one may see what the others do not
+            good = bool(trainer.strategy.reduce_boolean_decision(good, all=True))
+        if good:
             self.in_a_row = 0
             return
         for weight in weights:
