@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from tests.faults.bench import Bench
 from tests.faults.checks import Row, steps_lost
 from tests.faults.process import Ended, fit, fit_on_two
-from tests.faults.sabotage import Place, at, before, kill_reader, send, torn
+from tests.faults.sabotage import Place, at, before, kill_readers, send, torn
 from tests.faults.world import Command
 from undertone.lightning_modules import scoring
 from undertone.lightning_modules.ear import Ear
@@ -66,10 +66,10 @@ def warned(bench: Bench, count: int) -> Row:
 
 
 def reader_killed(bench: Bench) -> Row:
-    """A process that reads audio is killed, as the system does when memory is short."""
-    row = Row("a data worker killed", 1)
+    """Processes that read audio are killed, as the system does when memory is short."""
+    row = Row("data workers killed", 1)
     command = bench.world.recipe("reader", data={"workers": 2})
-    row.demand_line(fit(command, at(Place("disentangle", 7), kill_reader)), "reads audio", "data.workers")
+    row.demand_line(fit(command, at(Place("disentangle", 4), kill_readers)), "reads audio", "data.workers")
     row.demand_finished(fit(command))
     row.demand_same(command, bench.whole)
     row.ended = "exit 2, a line that says so; then finished: same bits"

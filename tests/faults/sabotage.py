@@ -142,11 +142,12 @@ def _limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def kill_reader() -> None:
-    """Kill one of the processes that read audio."""
-    reader = multiprocessing.active_children()[0]
-    assert reader.pid
-    os.kill(reader.pid, signal.SIGKILL)
+def kill_readers() -> None:
+    """Kill the processes that read audio. Of one alone the run may have all that it needs already."""
+    readers = multiprocessing.active_children()
+    assert readers
+    for reader in readers:
+        reader.kill()
 
 
 def hide(file: Path) -> Callable[[], None]:
