@@ -36,7 +36,7 @@ def whole(path: Path, *, shared: bool = False, lasting: bool = True) -> Iterator
                 stream.flush()
                 if lasting:
                     os.fsync(stream.fileno())
-            os.replace(draft, path)
+            draft.replace(path)
             if lasting:
                 _sync(path.parent)
         finally:
@@ -54,7 +54,7 @@ def storing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause = error if isinstance(error, OSError) else error.__context__
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save raises the former
         if isinstance(cause, OSError):
             reason = cause.strerror or str(cause)
         elif number := re.search(r"\(os error (\d+)\)", str(error)):
