@@ -1,9 +1,9 @@
 """An utterance is encoded once: its frames stay on disk under the fingerprint of the ear that heard them."""
 
 import hashlib
-import os
+import json
 import re
-import uuid
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -14,8 +14,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from undertone.errors import ConfigError, UndertoneError, nearest
+from undertone.files import whole
 
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
+SUM = "crc32"  # of the samples' bytes, in the file's metadata; files of older versions have none
 _KEY = re.compile(r"[0-9A-Za-z_-]{3,}")  # a key becomes a file name
 
 
@@ -34,7 +36,8 @@ class FeatureCache:
     """Encoder outputs on disk: `root/<fingerprint[:16]>/<key[:2]>/<key>.safetensors`, one file a clip.
 
     Several processes may share a root. A file appears whole or not at all: it is written under another name and then
-    renamed, so that a killed process leaves at most a hidden `.tmp` file that nobody reads.
+    renamed, so that a killed process leaves at most a hidden `.tmp` file that nobody reads. A checksum tells a file
+    that was damaged later.
 
     Args:
         root: folder of all caches; made when the first clip is put.
@@ -66,7 +69,10 @@ class FeatureCache:
         """
         path = self._path(key)
         try:
-            frames = load(path.read_bytes())["frames"]
+            content = path.read_bytes()
+            frames = load(content)["frames"]
+            if _told_sum(content) not in (None, _sum(frames)):
+                raise ValueError("its checksum is wrong")
         except FileNotFoundError:
             raise KeyError(key) from None
         except Exception as error:  # safetensors has several errors for a broken file
@@ -92,7 +98,8 @@ class FeatureCache:
             raise UndertoneError(f"frames of clip {key} are not finite in {self.dtype}; float32 holds larger values")
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, save({"frames": kept}))
+        with whole(path, shared=True, lasting=False) as stream:
+            stream.write(save({"frames": kept}, {SUM: _sum(kept)}))
 
     def _path(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
@@ -100,10 +107,12 @@ class FeatureCache:
         return self.folder / key[:2] / f"{key}.safetensors"
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)  # after the rename there is nothing; after an error or Ctrl-C there is
+def _sum(frames: Tensor) -> str:
+    return f"{zlib.crc32(frames.numpy().tobytes()):08x}"
+
+
+def _told_sum(content: bytes) -> str | None:
+    """What a safetensors file says in its header: eight bytes of length, then JSON."""
+    length = int.from_bytes(content[:8], "little")
+    told: str | None = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get(SUM)
+    return told

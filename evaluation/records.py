@@ -1,7 +1,6 @@
 """Scores as records, so that any two runs can be compared."""
 
 import json
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from undertone.evaluation.metrics import (
 )
 from undertone.evaluation.report import in_order, results_markdown
 from undertone.evaluation.similarity import ROUGE
+from undertone.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def write_results(folder: Path, records: Sequence[Record], predictions: Sequence
         "results.json": _json(in_order(records)),
     }
     for name, text in texts.items():
-        _write(folder / name, text)
+        write_whole(folder / name, text)
 
 
 def read_results(folder: Path) -> list[Record]:
@@ -163,15 +163,6 @@ def _rounded(value: Any) -> Any:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
-
-
-def _write(file: Path, text: str) -> None:
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8", newline="\n")
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> str:

@@ -1,5 +1,6 @@
 """The deliverable: what was trained as safetensors, the recipe, a model card, and fingerprints of encoder and LLM."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -14,23 +15,27 @@ from undertone import __version__
 from undertone.errors import BundleError
 from undertone.evaluation.records import Record
 from undertone.evaluation.report import results_markdown
+from undertone.files import storing, write_whole
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.environment import environment
 from undertone.lightning_modules.speech_llm import SpeechLLM
 
 WEIGHTS, RECIPE, PRINTS, CARD = "trained.safetensors", "recipe.yaml", "fingerprints.json", "README.md"
+TRAINED = "trained"  # in PRINTS, SHA-256 of WEIGHTS
 
 
 def write_bundle(folder: Path, module: SpeechLLM, records: Sequence[Record]) -> Path:
     """Write all that another machine needs, beside the frozen parts, to answer speech; replaces what is there."""
     draft = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in module.trained().items()}
-    save_file(weights, draft / WEIGHTS)
-    (draft / RECIPE).write_text(OmegaConf.to_yaml(module.recipe.plain()), "utf-8")
-    (draft / PRINTS).write_text(json.dumps(fingerprints(module), indent=2) + "\n", "utf-8")
-    (draft / CARD).write_text(_card(module, records), "utf-8")
+    with storing(folder):
+        draft.mkdir(parents=True)
+        save_file(weights, draft / WEIGHTS)
+        write_whole(draft / RECIPE, OmegaConf.to_yaml(module.recipe.plain()))
+        prints = {**fingerprints(module), TRAINED: _digest(draft / WEIGHTS)}
+        write_whole(draft / PRINTS, json.dumps(prints, indent=2) + "\n")
+        write_whole(draft / CARD, _card(module, records))
     shutil.rmtree(folder, ignore_errors=True)
     draft.replace(folder)
     return folder
@@ -54,8 +59,11 @@ def bundle_weights(folder: Path) -> dict[str, Tensor]:
         BundleError: the file is missing or damaged.
     """
     try:
+        told = json.loads((folder / PRINTS).read_text("utf-8")).get(TRAINED)  # bundles of older versions have none
+        if told not in (None, _digest(folder / WEIGHTS)):
+            raise ValueError("it has changed since it was written")
         return load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise BundleError(f"{folder / WEIGHTS} cannot be read: {error}") from None
 
 
@@ -95,6 +103,14 @@ def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
             )
     module.eval()
     return module
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while part := stream.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _card(module: SpeechLLM, records: Sequence[Record]) -> str:

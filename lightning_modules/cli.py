@@ -1,6 +1,7 @@
 """The commands, and how each is called."""
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -9,9 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from undertone.errors import UndertoneError
+from undertone.termination import EXIT, Terminated, terminable
 
 Parser: TypeAlias = argparse.ArgumentParser
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # argparse has no public name for it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk says that takes no more
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,13 +22,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet()
     arguments = _arguments(argv)
     try:
-        arguments.run(arguments)
+        with terminable():
+            arguments.run(arguments)
     except UndertoneError as error:
         print(f"undertone: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nundertone: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+    except Terminated:
+        print("undertone: stopped by a warning (SIGTERM); the same command goes on where it was", file=sys.stderr)
+        return EXIT
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"undertone: {error.filename or 'a file'} cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,39 +21,23 @@ from undertone.data.sampler import StageSampler
 from undertone.data.tasks import Task
 from undertone.data.utterance import Utterance
 from undertone.errors import ConfigError, ManifestError
+from undertone.files import write_whole
 from undertone.lightning_modules.bundle import bundle_weights
+from undertone.lightning_modules.checkpoints import LAST, Recent, latest, read_checkpoint, undisturbed, use_whole_files
 from undertone.lightning_modules.ear import Ear
+from undertone.lightning_modules.failures import told_plainly
+from undertone.lightning_modules.guard import Guard
 from undertone.lightning_modules.material import Material, build_tasks, gather
 from undertone.lightning_modules.meter import Meter
 from undertone.lightning_modules.recipe import Recipe, StageNode
-from undertone.lightning_modules.run_folder import open_folder
+from undertone.lightning_modules.run_folder import check_data, open_folder
 from undertone.lightning_modules.speech_llm import SpeechLLM
 from undertone.lightning_modules.targets import Targets
+from undertone.termination import Terminated
 
 OURS = ("max_epochs", "max_steps", "callbacks", "logger", "val_check_interval", "default_root_dir",
         "accumulate_grad_batches", "gradient_clip_val", "use_distributed_sampler", "enable_checkpointing",
         "enable_model_summary", "num_sanity_val_steps")  # fmt: skip
-
-
-class Recent(Checkpoint):
-    """Keeps the checkpoint that a killed run goes on from.
-
-    Where a validation is due the checkpoint waits for its end: Lightning would skip that validation after a resume, and
-    the best checkpoint could be another one. The last step needs none, since the stage is over.
-    """
-
-    def __init__(self, file: Path, every: int) -> None:
-        self.file, self.every = file, every
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        due = trainer.val_check_batch
-        assert due is not None  # the recipe's stages say when to validate, in steps
-        if trainer.global_step % self.every == 0 and trainer.global_step % int(due):
-            trainer.save_checkpoint(self.file)
-
-    def on_validation_end(self, trainer: L.Trainer, *_: object) -> None:
-        if 0 < trainer.global_step < trainer.num_training_batches:
-            trainer.save_checkpoint(self.file)
 
 
 @dataclass
@@ -108,6 +92,7 @@ def start(recipe: Recipe, console: Console) -> Run:
     targets = Targets(cache, module.llm.fingerprint(), slots, recipe.evaluation.max_new_tokens)
     run = Run(recipe, build_tasks(recipe), material, module, ear, targets, console)
     listen(run)
+    check_data(recipe.folder, {name: split.order_depends_on() for name, split in run.material.splits.items()})
     return run
 
 
@@ -147,37 +132,38 @@ def stage_folder(recipe: Recipe, name: str) -> Path:
 def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
     """One stage, from the best checkpoint of the one before; returns its own best checkpoint."""
     folder, node = stage_folder(run.recipe, name), run.recipe.stages[name]
-    best, last, done = folder / "best.ckpt", folder / "last.ckpt", folder / "done.json"
+    best, done = folder / "best.ckpt", folder / "done.json"
     if done.is_file():
         return best
     if before is not None:
         run.module.load_trained(read_trained(before), str(before))
-    resume = last if last.is_file() else None
-    meter = Meter()
-    trainer = _trainer(run, folder, node, meter)
+    resume = latest(folder, run.console)
+    meter, guard = Meter(), Guard(folder / "skipped.jsonl", name, run.console)
+    recent = Recent(folder / LAST, run.recipe.checkpoint_every)
+    trainer = _trainer(run, folder, node, [meter, guard, recent])
     sampler = _sampler(run, node, "train", _consumed(resume), trainer)
     run.module.begin(name, len(sampler))
     trainer.val_check_interval = max(1, len(sampler) // (node.epochs * node.validations))
     training, validation = _loader(run, name, "train", sampler), _validation_loader(run, name, trainer)
     run.console.rule(f"stage {number} of {len(run.recipe.stages)}: {name}, {len(sampler)} steps")
-    try:
+    with told_plainly(trainer):
         trainer.fit(run.module, training, validation, ckpt_path=resume, weights_only=True)
-    except SystemExit:  # how Lightning ends when it is interrupted
-        raise KeyboardInterrupt from None
     if trainer.interrupted:
         raise KeyboardInterrupt
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
         trainable = sum(weight.numel() for weight in run.module.learning())
-        told = {"steps": trainer.global_step, "trainable": trainable, **meter.report(), **scores}
-        done.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+        told = {"steps": trainer.global_step, "skipped": len(guard.skipped), "trainable": trainable}
+        write_whole(done, json.dumps({**told, **meter.report(), **scores}, indent=2) + "\n")
+    if recent.agreed(trainer):  # in the last validation, or since
+        raise Terminated
     return best
 
 
 def read_trained(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The trained weights of a checkpoint, by name; nothing in the file is executed."""
-    weights: dict[str, torch.Tensor] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    """The trained weights of a checkpoint, by name; see `read_checkpoint`."""
+    weights: dict[str, torch.Tensor] = read_checkpoint(checkpoint)["state_dict"]
     return weights
 
 
@@ -185,11 +171,11 @@ def _consumed(checkpoint: Path | None) -> int:
     """Batches of the stage that a killed run has trained on."""
     if checkpoint is None:
         return 0
-    loops = torch.load(checkpoint, map_location="cpu", weights_only=True)["loops"]
+    loops = read_checkpoint(checkpoint, mapped=True)["loops"]
     return int(loops["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"])
 
 
-def _trainer(run: Run, folder: Path, node: StageNode, meter: Meter) -> L.Trainer:
+def _trainer(run: Run, folder: Path, node: StageNode, callbacks: list[Callback]) -> L.Trainer:
     """One Lightning epoch is a whole stage: its sampler goes through all epochs, so a place in it is one number.
 
     Raises:
@@ -203,19 +189,21 @@ def _trainer(run: Run, folder: Path, node: StageNode, meter: Meter) -> L.Trainer
     chosen = {**defaults, **run.recipe.trainer}
     shown = [RichProgressBar(leave=True)] if chosen.get("enable_progress_bar", True) else []
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **chosen,
             max_epochs=1,
             num_sanity_val_steps=0,
             gradient_clip_val=node.clip,
             use_distributed_sampler=False,
             enable_model_summary=False,
-            callbacks=[best, Recent(folder / "last.ckpt", run.recipe.checkpoint_every), meter, *shown],
+            callbacks=[best, *callbacks, *shown],
             logger=CSVLogger(folder, name="metrics"),
             default_root_dir=run.recipe.folder,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: Lightning refuses these arguments: {error}") from None
+    use_whole_files(trainer)
+    return trainer
 
 
 def _sampler(run: Run, node: StageNode, split: str, start: int, trainer: L.Trainer) -> StageSampler:
@@ -248,7 +236,8 @@ def _loader(run: Run, stage: str, split: str, sampler: StageSampler) -> DataLoad
         wanted = (example for rows in sampler.order for example in data.examples(rows))
         with run.progress() as progress:
             run.targets.make(run.module.llm, wanted, progress)
-    return DataLoader(data, batch_size=None, sampler=sampler, num_workers=run.recipe.data.workers)
+    workers = run.recipe.data.workers
+    return DataLoader(data, batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=undisturbed)
 
 
 def _validation_loader(run: Run, stage: str, trainer: L.Trainer) -> DataLoader[Any]:

@@ -13,7 +13,7 @@ from undertone.data.audio import load_audio
 from undertone.data.manifest import Fault
 from undertone.encoders import Encoder
 from undertone.encoders.cache import FeatureCache, audio_key
-from undertone.errors import AudioError
+from undertone.errors import AudioError, MissingError
 from undertone.types import Frames
 
 BATCH = 16  # clips that go through the encoder together
@@ -57,7 +57,13 @@ class Ear:
         """(frames, dim) from the cache, or (samples,) without one."""
         if self.cache is None:
             return torch.from_numpy(self._load(path))
-        return self.cache.get(self.keys[path])
+        try:
+            return self.cache.get(self.keys[path])
+        except KeyError:
+            raise MissingError(
+                f"{path}: what the encoder made of it is gone from {self.cache.folder}, which somebody has emptied "
+                "while this run was going on; the same command makes it again and goes on"
+            ) from None
 
     def _load(self, path: Path) -> NDArray[np.float32]:
         samples = load_audio(path, self.sample_rate)

@@ -1,6 +1,6 @@
 """What a run listens to: the splits of its recipe, with every fault named before training starts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,10 @@ class Split:
         """Every audio file that these utterances and their contexts name, once."""
         spoken = [path for u in self.utterances for path in [u.audio, *(t.audio for t in u.context if t.audio)]]
         return list(dict.fromkeys(spoken))
+
+    def order_depends_on(self) -> Iterator[tuple[str, float, float]]:
+        """Id, seconds and weight of each utterance."""
+        return ((u.id, u.seconds, weight) for u, weight in zip(self.utterances, self.weights, strict=True))
 
     def without(self, clips: set[Path]) -> "Split":
         """The split without the utterances that need one of these clips."""

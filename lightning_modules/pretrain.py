@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from omegaconf import OmegaConf
@@ -27,11 +27,22 @@ from undertone.encoders import ENCODERS
 from undertone.encoders.best_rq import BestRQ, CodeLoss, Masking, RandomQuantizer, blind_guess
 from undertone.encoders.conformer import ConformerEncoder
 from undertone.errors import ConfigError
-from undertone.lightning_modules.curriculum import Recent
+from undertone.files import write_whole
+from undertone.lightning_modules.checkpoints import (
+    LAST,
+    Recent,
+    latest,
+    read_checkpoint,
+    undisturbed,
+    use_whole_files,
+)
+from undertone.lightning_modules.failures import told_plainly
+from undertone.lightning_modules.guard import Guard, poisoned
 from undertone.lightning_modules.pretrain_data import Batch, Clip, Crops, Speech, gather, told
 from undertone.lightning_modules.pretrain_recipe import PretrainRecipe, load, parse
 from undertone.lightning_modules.run_folder import open_folder
 from undertone.lightning_modules.schedule import Schedule, learning_rate
+from undertone.termination import Terminated
 
 
 class Pretraining(L.LightningModule):
@@ -48,6 +59,7 @@ class Pretraining(L.LightningModule):
         encoder = ENCODERS.build(self.recipe.encoder)
         assert isinstance(encoder, ConformerEncoder)  # the recipe has been checked
         quantizer = RandomQuantizer(**asdict(self.recipe.quantizer))
+        self.row_losses = None  # the loss is known of all clips together alone
         self.best_rq = BestRQ(encoder, quantizer, Masking(**asdict(self.recipe.masking)))
 
     def configure_model(self) -> None:
@@ -67,7 +79,11 @@ class Pretraining(L.LightningModule):
         loss: Tensor = out.total * self.trainer.world_size / everywhere  # strategies average gradients over ranks
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.mask))
         self.log("train/accuracy", out.hits / max(out.asked, 1), prog_bar=True, batch_size=len(batch.mask))
-        return loss
+        return poisoned(loss)
+
+    def names(self, batch: Batch) -> list[str]:
+        """Whose clips a batch has, to say what is wrong with it."""
+        return batch.ids
 
     def on_validation_epoch_start(self) -> None:
         books, codes, _ = self.best_rq.quantizer.codebooks.shape
@@ -162,20 +178,24 @@ def train(recipe: PretrainRecipe, console: Console) -> None:
     )
     if speech.faults:
         console.print(f"left out, {len(speech.faults)} in all:\n{told(speech.faults)}", markup=False, highlight=False)
-    module, last = begin(recipe), recipe.folder / "last.ckpt"
-    trainer, resume = _trainer(recipe), last if last.is_file() else None
+    module, resume = begin(recipe), latest(recipe.folder, console)
+    recent = Recent(recipe.folder / LAST, recipe.checkpoint_every)
+    guard = Guard(recipe.folder / "skipped.jsonl", recipe.name, console)
+    trainer = _trainer(recipe, [guard, recent])
     training = training_loader(recipe, speech.train, trainer, _steps_done(resume))
     validation = validation_loader(recipe, speech.validation, trainer)
     _announce(recipe, speech, console)
-    trainer.fit(module, training, validation, ckpt_path=resume, weights_only=True)
+    with told_plainly(trainer):
+        trainer.fit(module, training, validation, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if recent.agreed(trainer):
+        raise Terminated
     scores = trainer.validate(module, validation, verbose=False)[0]
     if trainer.is_global_zero:
         module.best_rq.encoder.save(recipe.folder / "encoder")
-        (recipe.folder / "done.json").write_text(
-            json.dumps({"steps": recipe.steps, **scores}, indent=2) + "\n", "utf-8"
-        )
+        done = {"steps": recipe.steps, "skipped": len(guard.skipped), **scores}
+        write_whole(recipe.folder / "done.json", json.dumps(done, indent=2) + "\n")
     trainer.strategy.barrier()
 
 
@@ -196,7 +216,8 @@ def validation_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.
 def _loader(recipe: PretrainRecipe, side: str, clips: Sequence[Clip], sampler: StageSampler) -> DataLoader[Any]:
     masking = Masking(**asdict(recipe.masking))
     crops = Crops(clips, recipe.data.crop_seconds, masking, recipe.seed, side)
-    return DataLoader(crops, batch_size=None, sampler=sampler, num_workers=recipe.data.workers)
+    workers = recipe.data.workers
+    return DataLoader(crops, batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=undisturbed)
 
 
 def _sampler(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer, epochs: int) -> StageSampler:
@@ -205,7 +226,7 @@ def _sampler(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer, 
     return StageSampler(seconds, [1.0] * len(clips), recipe.batch, epochs, recipe.seed, rank, ranks)
 
 
-def _trainer(recipe: PretrainRecipe) -> L.Trainer:
+def _trainer(recipe: PretrainRecipe, callbacks: list[Callback]) -> L.Trainer:
     """One Lightning epoch is the whole run, so that a place in it is one number, steps done.
 
     Raises:
@@ -215,7 +236,7 @@ def _trainer(recipe: PretrainRecipe) -> L.Trainer:
     chosen = {**defaults, **recipe.trainer}
     shown = [RichProgressBar(leave=True)] if chosen.get("enable_progress_bar", True) else []
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **chosen,
             max_epochs=1,
             num_sanity_val_steps=0,
@@ -223,18 +244,20 @@ def _trainer(recipe: PretrainRecipe) -> L.Trainer:
             gradient_clip_val=recipe.clip,
             use_distributed_sampler=False,
             enable_model_summary=False,
-            callbacks=[Recent(recipe.folder / "last.ckpt", recipe.checkpoint_every), *shown],
+            callbacks=[*callbacks, *shown],
             logger=CSVLogger(recipe.folder, name="metrics"),
             default_root_dir=recipe.folder,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: Lightning refuses these arguments: {error}") from None
+    use_whole_files(trainer)
+    return trainer
 
 
 def _steps_done(checkpoint: Path | None) -> int:
     if checkpoint is None:
         return 0
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    return int(read_checkpoint(checkpoint, mapped=True)["global_step"])
 
 
 def _announce(recipe: PretrainRecipe, speech: Speech, console: Console) -> None:

@@ -51,10 +51,11 @@ class Batch:
 
     audio: Frames
     mask: Tensor
+    ids: list[str]
 
     def to(self, device: torch.device, **_: object) -> "Batch":
         """Lightning moves batches by this method."""
-        return Batch(self.audio.to(device), self.mask.to(device))
+        return Batch(self.audio.to(device), self.mask.to(device), self.ids)
 
 
 class Crops(Dataset[Batch]):
@@ -89,7 +90,8 @@ class Crops(Dataset[Batch]):
     def __getitem__(self, rows: Rows) -> Batch:
         epoch, numbers = rows
         audio, masks = zip(*(self.draw(self.clips[number], epoch) for number in numbers), strict=True)
-        return Batch(Frames.pad(list(audio)), pad_sequence(list(masks), batch_first=True))
+        ids = [self.clips[number].id for number in numbers]
+        return Batch(Frames.pad(list(audio)), pad_sequence(list(masks), batch_first=True), ids)
 
 
 def gather(data: DataNode, track: Track) -> Speech:

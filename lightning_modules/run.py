@@ -1,5 +1,6 @@
 """What the commands `fit` and `evaluate` do, from a recipe's file to its table."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,6 +121,9 @@ def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
         console.print(f"left out, {len(run.material.faults)} in all:")
         for fault in run.material.faults[:20]:
             console.print(f"  {fault}", markup=False, highlight=False)
+    for name, count in skipped_steps(run).items():
+        file = stage_folder(run.recipe, name) / "skipped.jsonl"
+        console.print(f"stage {name}: {count} steps left out, loss or gradient not finite ({file})", highlight=False)
     console.print(f"scores  {folder / 'evaluation' / 'results.md'}", highlight=False)
     if bundle is None:  # nothing was trained that a bundle would hold
         return
@@ -128,6 +132,13 @@ def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
     test = run.material.splits["test"].utterances
     if test:
         console.print(f"try     undertone chat {bundle} --audio {test[0].audio}", highlight=False, soft_wrap=True)
+
+
+def skipped_steps(run: Run) -> dict[str, int]:
+    """Stages in which steps were left out, and how many."""
+    files = {name: stage_folder(run.recipe, name) / "done.json" for name in run.recipe.stages}
+    told = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.is_file()}
+    return {name: one["skipped"] for name, one in told.items() if one.get("skipped")}
 
 
 def evaluate(folder: str, stage: str | None) -> None:

@@ -1,15 +1,18 @@
 """The folder of a run: it holds one recipe, and what that recipe ran on."""
 
+import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from undertone.errors import ConfigError
+from undertone.files import write_whole
 from undertone.lightning_modules.environment import environment
 from undertone.tree import Tree
 
-RECIPE = "recipe.yaml"
+RECIPE, DATA = "recipe.yaml", "data.json"
 
 
 def open_folder(folder: Path, recipe: Tree) -> None:
@@ -22,8 +25,41 @@ def open_folder(folder: Path, recipe: Tree) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / RECIPE
     if not file.is_file():  # another process may be reading it
-        file.write_text(OmegaConf.to_yaml(recipe), "utf-8")
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", "utf-8")
+        write_whole(file, OmegaConf.to_yaml(recipe), shared=True)
+    write_whole(folder / "environment.json", json.dumps(environment(), indent=2) + "\n", shared=True)
+
+
+def check_data(folder: Path, sides: Mapping[str, Iterable[object]]) -> None:
+    """See that a run that goes on goes on with the data that it began with: which, how long, how often.
+
+    The order of a stage is a function of these. With others, examples would come twice or not at all, unnoticed.
+
+    Args:
+        folder: of the run.
+        sides: what each split has, in its order.
+
+    Raises:
+        ConfigError: a split has changed.
+    """
+    file = folder / DATA
+    found = {name: _digest(rows) for name, rows in sides.items()}
+    if not file.is_file():
+        write_whole(file, json.dumps(found, indent=2) + "\n", shared=True)
+        return
+    began = json.loads(file.read_text("utf-8"))
+    if changed := [name for name in found if found[name] != began.get(name)]:
+        raise ConfigError(
+            f"{folder}: the data of {', '.join(changed)} are not those that this run began with: a manifest was "
+            "changed, or other clips are left out. Put them back, name this run otherwise (name=...), or delete the "
+            "folder"
+        )
+
+
+def _digest(rows: Iterable[object]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{row}\n".encode())
+    return digest.hexdigest()
 
 
 def check_folder(folder: Path, recipe: Tree) -> None:

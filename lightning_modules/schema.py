@@ -24,14 +24,17 @@ def checked(schema: type[T], tree: Tree, source: str) -> T:
     Raises:
         ConfigError: with every fault, each with source, key, what was found and what is accepted.
     """
-    faults = [fault for key, value in tree.items() for fault in _faults(schema, key, value)]
     required = [f.name for f in fields(schema) if f.default == MISSING]
-    faults += [f"{name}: this key is required" for name in required if tree.get(name, MISSING) == MISSING]
-    if not faults:
-        try:
-            return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), tree)))
-        except OmegaConfBaseException as error:
-            faults.append(f"{error.full_key}: {str(error).splitlines()[0]}")
+    faults = [f"{name}: this key is required" for name in required if tree.get(name, MISSING) == MISSING]
+    try:
+        whole = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), tree))
+        if not faults:
+            return cast(T, whole)
+    except (OmegaConfBaseException, ValueError) as error:
+        told = [fault for key, value in tree.items() for fault in _faults(schema, key, value)]
+        if not told and not faults:
+            told = [f"{getattr(error, 'full_key', None)}: {str(error).splitlines()[0]}"]
+        faults = told + faults
     raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
 
 

@@ -15,6 +15,7 @@ from undertone.data.loader import Batch
 from undertone.encoders import ENCODERS
 from undertone.errors import BundleError, ConfigError
 from undertone.lightning_modules import recipe as recipes
+from undertone.lightning_modules.guard import poisoned
 from undertone.lightning_modules.prompting import Spot, chat_of, mark_speech
 from undertone.lightning_modules.recipe import ENCODER, LLM, TuningNode
 from undertone.lightning_modules.schedule import Schedule, learning_rate
@@ -57,6 +58,7 @@ class SpeechLLM(L.LightningModule):
             raise ConfigError(f"adch.layer: {head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}")
         self.adch = ADCH(self.llm.dim, head.categories) if head else None
         self.encoder_learns = self.llm_learns = False
+        self.row_losses: Tensor | None = None  # of the step at hand, (rows,)
         self.register_load_state_dict_post_hook(_frozen_weights_may_be_absent)  # type: ignore[no-untyped-call]
 
     def begin(self, stage: str, steps: int) -> None:
@@ -185,12 +187,13 @@ class SpeechLLM(L.LightningModule):
         # Dropout: the same when resumed.
         torch.manual_seed(hash((self.recipe.seed, self.global_step, self.global_rank)))
         out = self.loss(batch)
+        self.row_losses = out.per_row.detach()
         tokens = torch.tensor(float(out.tokens), device=self.device)
         everywhere = self.trainer.strategy.reduce(tokens, reduce_op="sum")
         loss: Tensor = out.total * self.trainer.world_size / everywhere  # strategies average gradients over ranks
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.examples))
         # Every rank has a gradient for every weight, if only 0.
-        return loss + self._heads(batch, out) + 0.0 * sum(weight.sum() for weight in self.learning())
+        return poisoned(loss + self._heads(batch, out) + 0.0 * sum(weight.sum() for weight in self.learning()))
 
     def learning(self) -> list[nn.Parameter]:
         """The weights that this stage trains, heads included."""
@@ -202,11 +205,16 @@ class SpeechLLM(L.LightningModule):
 
     def validation_step(self, batch: Batch, number: int) -> None:
         out = self.loss(batch)
+        self.row_losses = out.per_row
         self._surprise += torch.tensor([out.total.item(), out.tokens], dtype=torch.float64)
 
     def on_validation_epoch_end(self) -> None:
         total, tokens = self.trainer.strategy.reduce(self._surprise.to(self.device), reduce_op="sum").tolist()
         self.log("val/loss", total / max(tokens, 1), prog_bar=True, rank_zero_only=False)
+
+    def names(self, batch: Batch) -> list[str]:
+        """Whose rows a batch has, to say what is wrong with it."""
+        return [example.utterance.id for example in batch.examples]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what this stage trains, with its schedule (section IV-C)."""

@@ -7,6 +7,7 @@ speech as it answers the equivalent text, so its habits stay its own.
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.progress import Progress
 
 from undertone.data.examples import Example
 from undertone.errors import UndertoneError
+from undertone.files import storing
 from undertone.lightning_modules.prompting import chat_of
 from undertone.llms.causal import CausalLLM
 from undertone.llms.chat import ChatTurn
@@ -47,8 +49,10 @@ class Targets:
         for number, line in enumerate(text.splitlines(), 1):
             try:
                 entry = json.loads(line)
+                if entry.get("sum", _sum(entry)) != _sum(entry):  # lines of older versions have none
+                    raise ValueError("changed since it was written")
                 self.known[entry["key"]] = entry["response"]
-            except (json.JSONDecodeError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise UndertoneError(f"{self.file}:{number}: damaged line; deleting the file is safe") from None
 
     def complete(self, example: Example) -> Example:
@@ -77,9 +81,10 @@ class Targets:
 
     def _keep(self, keys: list[str], responses: list[str]) -> None:
         self.known |= zip(keys, responses, strict=True)
-        lines = [json.dumps({"key": k, "response": r}) + "\n" for k, r in zip(keys, responses, strict=True)]
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write("".join(lines))
+        entries = [{"key": k, "response": r} for k, r in zip(keys, responses, strict=True)]
+        lines = [json.dumps({**entry, "sum": _sum(entry)}) + "\n" for entry in entries]
+        with storing(self.file), self.file.open("a", encoding="utf-8") as stream:
+            stream.write("".join(lines))  # a line that breaks off is asked for again
             stream.flush()
             os.fsync(stream.fileno())
 
@@ -91,6 +96,11 @@ class Targets:
         """The example's chat with text in every slot, under the teacher's system prompt where the task has one."""
         teacher = [ChatTurn("system", (example.teacher,))] if example.teacher else []
         return [*teacher, *chat_of(in_text(example), self.slots)]
+
+
+def _sum(entry: Mapping[str, str]) -> str:
+    """CRC-32 of prompt and response, so that a changed line is not learned from."""
+    return f"{zlib.crc32(json.dumps([entry['key'], entry['response']]).encode()):08x}"
 
 
 def in_text(example: Example) -> Example:

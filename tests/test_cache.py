@@ -121,7 +121,7 @@ def test_a_write_that_fails_leaves_the_old_frames_and_no_draft(tmp_path: Path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", disk_full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UndertoneError, match="No space"):
         cache.put(KEY, frames(5))
     assert torch.equal(cache.get(KEY), frames(3))
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1

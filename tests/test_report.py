@@ -111,7 +111,7 @@ def test_an_interrupted_write_leaves_no_draft(tmp_path: Path, monkeypatch: pytes
         raise OSError(f"no space for {target.name}")
 
     monkeypatch.setattr(Path, "replace", interrupted)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UndertoneError, match="no space"):
         write_results(tmp_path, [record()], [])
     assert list(tmp_path.iterdir()) == []
 

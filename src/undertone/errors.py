@@ -28,6 +28,18 @@ class BundleError(UndertoneError):
     """A bundle that is damaged, or that belongs to other frozen parts."""
 
 
+class StorageError(UndertoneError):
+    """A file that cannot be written; what it held before is still there."""
+
+
+class CheckpointError(UndertoneError):
+    """A checkpoint that is damaged; the message names the file and how a run goes on without it."""
+
+
+class TrainingError(UndertoneError):
+    """Training that cannot go on as it is: numbers that are not finite, or a process that has died."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The tail of a message about an unknown name: the nearest spelling, and everything that is known."""
     known = sorted(known)

@@ -1,0 +1,114 @@
+"""Processes that are killed, warned, or left alone by another."""
+
+import signal
+from collections.abc import Iterator
+
+from tests.faults.bench import Bench
+from tests.faults.checks import Row, steps_lost
+from tests.faults.process import Ended, fit, fit_on_two
+from tests.faults.sabotage import Place, at, before, kill_readers, send, torn
+from tests.faults.world import Command
+from undertone.lightning_modules import scoring
+from undertone.lightning_modules.ear import Ear
+from undertone.lightning_modules.speech_llm import SpeechLLM
+from undertone.lightning_modules.targets import Targets
+
+NAMES = ("joint", "disentangle", "holistic")
+KILL = -signal.SIGKILL
+
+
+def killed(bench: Bench, count: int) -> Row:
+    """One run, killed again and again: in any Python function, and in every fourth case in a checkpoint's write."""
+    row = Row("SIGKILL at random moments of the three stages", count)
+    command = bench.world.recipe("killed")
+    writes = 0
+    for number, place in enumerate(bench.places(count)):
+        tears = number % 4 == 1 and place[:2] < ("holistic", 12)  # after which no checkpoint may be due
+        act = torn(place, bench.random.random() * 1.2) if tears else at(place, send(signal.SIGKILL))
+        ended = fit(command, act)
+        writes += tears
+        row.demand(ended.code == KILL, f"{place}: exit {ended.code}: {ended.said[-400:]}")
+    row.demand_finished(fit(command))
+    row.demand_same(command, bench.whole)
+    row.ended = f"{writes} of them in the write of a checkpoint; then finished: same bits"
+    row.lost = steps_lost(command, bench.whole) + "; no example repeated or skipped in the result"
+    return row
+
+
+def warned(bench: Bench, count: int) -> Row:
+    """SIGTERM in every part of a run."""
+    later = [p for p in bench.places(count * 4) if p.stage == "disentangle" or (p.stage, p.step > 7) == ("joint", True)]
+    places = [at(place, send(signal.SIGTERM)) for place in later[:count]]
+    warn = send(signal.SIGTERM)
+    parts = {
+        "clips are read": before(Ear, "_load", warn, 3),
+        "validation": before(SpeechLLM, "validation_step", warn, 2),  # the first of all
+        **{f"training, {i + 1}": place for i, place in enumerate(places)},
+        "the LLM is asked": before(Targets, "_keep", warn),  # before the third stage
+        "scoring": before(scoring, "answers", warn),
+    }
+    row = Row("SIGTERM while " + ", ".join(["clips are read", "the LLM is asked", "training", "validating", "scoring"]),
+              len(parts))  # fmt: skip
+    command, slowest = bench.world.recipe("warned", data={"cache": str(bench.world.folder / "warned-cache")}), 0.0
+    for part, act in parts.items():
+        ended = fit(command, act)
+        sent = [entry["at"] for entry in command.entries() if "sent" in entry]
+        row.demand(
+            ended.code == 143 and "same command" in ended.error, f"{part}: exit {ended.code}: {ended.said[-400:]}"
+        )
+        slowest = max(slowest, ended.at - sent[-1]) if sent else slowest
+    row.demand(slowest < 30, f"the slowest took {slowest:.1f} s")
+    row.demand_finished(fit(command))
+    row.demand_same(command, bench.whole)
+    row.ended = f"exit 143 after {slowest:.1f} s at most; then finished: same bits"
+    row.lost = steps_lost(command, bench.whole)
+    return row
+
+
+def reader_killed(bench: Bench) -> Row:
+    """Processes that read audio are killed, as the system does when memory is short."""
+    row = Row("data workers killed", 1)
+    command = bench.world.recipe("reader", data={"workers": 2})
+    row.demand_line(fit(command, at(Place("disentangle", 4), kill_readers)), "reads audio", "data.workers")
+    row.demand_finished(fit(command))
+    row.demand_same(command, bench.whole)
+    row.ended = "exit 2, a line that says so; then finished: same bits"
+    row.lost = steps_lost(command, bench.whole)
+    return row
+
+
+def rank_dies(bench: Bench, count: int) -> Iterator[Row]:
+    """Of two processes that train together, one is killed, fails, or is warned."""
+    trainer = {"devices": 2, "strategy": "ddp"}
+    whole = bench.world.recipe("two", trainer=trainer)
+    row = Row("one of two DDP processes killed", count)
+    for ended in fit_on_two(whole):
+        row.demand_finished(ended)
+    command = bench.world.recipe("two-killed", trainer=trainer)
+    slowest = 0.0
+    for number in range(count):
+        rank, place = number % 2, Place(NAMES[number % 3], bench.random.randrange(6), bench.random.randrange(1000))
+        act = [at(place, send(signal.SIGKILL))]
+        both = fit_on_two(command, *([(), act] if rank else [act, ()]))
+        other: Ended = both[1 - rank]
+        row.demand(both[rank].code == KILL, f"{place}: exit {both[rank].code}: {both[rank].said[-400:]}")
+        row.demand_line(other, "another process of this run has ended")
+        slowest = max(slowest, abs(both[0].at - both[1].at))
+    row.demand(slowest < 60, f"the other process went on for {slowest:.0f} s")
+    _finish_two(row, command, whole)
+    row.ended = f"the other: exit 2, a line that says so, within {slowest:.1f} s; then finished: same bits"
+    yield row
+    row = Row("SIGTERM to one of two DDP processes", 1)
+    command = bench.world.recipe("two-warned", trainer=trainer)
+    both = fit_on_two(command, (), [at(Place("joint", 4, 700), send(signal.SIGTERM))])
+    row.demand([ended.code for ended in both] == [143, 143], f"exits {[(e.code, e.said[-300:]) for e in both]}")
+    _finish_two(row, command, whole)
+    row.ended = "both: exit 143 at the same step; then finished: same bits"
+    yield row
+
+
+def _finish_two(row: Row, command: Command, whole: Command) -> None:
+    for ended in fit_on_two(command):
+        row.demand_finished(ended)
+    row.demand_same(command, whole)
+    row.lost = steps_lost(command, whole) + ", counted on both"
