@@ -91,7 +91,8 @@ def _sources(recipe: Recipe) -> dict[str, list[SourceNode]]:
 
 def _add(material: Material, name: str, node: SourceNode, recipe: Recipe, choices: dict[str, Sequence[str]]) -> None:
     root = Path(node.root) if node.root else None
-    manifest = read_manifest(Path(node.manifest), choices=choices, policy=recipe.data.policy, root=root)
+    allow = [Path(folder) for folder in node.allow]
+    manifest = read_manifest(Path(node.manifest), choices=choices, policy=recipe.data.policy, root=root, allow=allow)
     split = material.splits[name]
     taken = {u.id for u in split.utterances}
     for utterance in manifest.utterances:

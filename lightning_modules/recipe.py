@@ -61,7 +61,8 @@ class SourceNode:
     manifest: str = MISSING
     weight: float = 1.0  # 2: twice an epoch; 0.25: another quarter each epoch
     tasks: list[str] | None = None  # null: every task that its utterances have labels for
-    root: str | None = None  # folder that audio paths are relative to; null: the manifest's own
+    root: str | None = None  # folder that audio paths are relative to and stay in; null: the manifest's own
+    allow: list[str] = field(default_factory=list)  # further folders that its paths and links may lead to; [/]: any
 
 
 @dataclass
