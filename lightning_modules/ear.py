@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor
 
-from undertone.data.audio import load_audio
+from undertone.data.audio import load_audio, read_header
 from undertone.data.manifest import Fault
 from undertone.encoders import Encoder
 from undertone.encoders.cache import FeatureCache, audio_key
@@ -60,11 +60,13 @@ class Ear:
         return self.cache.get(self.keys[path])
 
     def _load(self, path: Path) -> NDArray[np.float32]:
-        samples = load_audio(path, self.sample_rate)
-        if len(samples) > self.max_seconds * self.sample_rate:
-            seconds = len(samples) / self.sample_rate
+        try:
+            seconds = read_header(path).seconds  # before the whole clip takes memory
+        except AudioError as error:
+            raise AudioError(f"{path}: {error}") from None
+        if seconds > self.max_seconds:
             raise AudioError(f"{path}: {seconds:.1f} s is longer than data.max_seconds={self.max_seconds:g}")
-        return samples
+        return load_audio(path, self.sample_rate)
 
     def _encode(self, encoder: Encoder, waiting: list[tuple[str, Tensor]]) -> None:
         if not waiting or self.cache is None:

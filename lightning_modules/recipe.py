@@ -12,6 +12,7 @@ from undertone.data.corpora import CORPORA
 from undertone.data.tasks import TASKS
 from undertone.encoders import ENCODERS
 from undertone.errors import ConfigError, UndertoneError, nearest
+from undertone.lightning_modules.limits import beyond_limits
 from undertone.lightning_modules.schema import checked
 from undertone.tree import Tree, read_tree
 
@@ -216,6 +217,7 @@ def _check_components(recipe: Recipe, source: str) -> list[str]:
     if recipe.data.corpus:
         recipe.data.corpus = attempt(CORPORA.check, recipe.data.corpus, f"{source}: data.corpus") or recipe.data.corpus
     faults += [*_check_names(recipe, source), *_check_tuning(recipe, source)]
+    faults += [f"{source}: {fault}" for fault in beyond_limits(recipe)]
     for name in sorted({*recipe.tasks, *used_tasks(recipe)} & set(TASKS.names())):
         node = {"type": name, **recipe.tasks.get(name, {})}
         recipe.tasks[name] = attempt(TASKS.check, node, f"{source}: tasks.{name}") or node
@@ -304,9 +306,6 @@ def _check_stage(stage: StageNode, where: str) -> list[str]:
             f"{where}: err freezes adapters example by example, but the encoder serves them all: take `{ENCODER}` out "
             "of trains, or err out of the stage"
         )
-    for key in ("epochs", "batch", "draws", "validations"):
-        if getattr(stage, key) < 1:
-            faults.append(f"{where}.{key}: must be at least 1, found {getattr(stage, key)}")
     if stage.lr <= 0:
         faults.append(f"{where}.lr: must be positive, found {stage.lr}")
     return faults
