@@ -11,7 +11,7 @@ from undertone.data.tasks import TASKS
 from undertone.data.utterance import Turn, Utterance
 from undertone.errors import AudioError, brief, nearest
 
-_KEYS = [f.name for f in fields(Utterance)]
+_KEYS = [f.name for f in fields(Utterance) if f.name != "only"]
 _TURN_KEYS = [f.name for f in fields(Turn)]
 _TURNS = ("user", "assistant")
 _NAMED = 20  # unknown names that are told of one line

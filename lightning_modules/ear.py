@@ -55,7 +55,7 @@ class Ear:
 
     def read(self, path: Path) -> Tensor:
         """(frames, dim) from the cache, or (samples,) without one."""
-        if self.cache is None:
+        if self.cache is None or path not in self.keys:  # a clip that is checked when it is drawn
             return torch.from_numpy(self._load(path))
         return self.cache.get(self.keys[path])
 

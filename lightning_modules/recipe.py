@@ -76,6 +76,7 @@ class DataNode:
     test: list[SourceNode] = field(default_factory=list)
     policy: Literal["error", "skip"] = "error"  # of faulty lines and clips: stop, or leave out, count and name
     cache: str | None = ".cache/undertone"  # folder of encoder outputs and LLM targets; null: encode every time
+    checks: Literal["before", "during"] = "before"  # of training lines and clips: all at first, or each when drawn
     max_seconds: float = 60.0  # longer clips are faulty
     workers: int = 0  # processes that read audio
 
