@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +25,24 @@ _FULL_SCALE = 32767 / 32768  # the largest positive sample of 16 bits
 _BLOCK = 1 << 16  # samples of all channels that are decoded together
 MAX_FRAMES = 3600 * 48000  # samples a channel, 0.7 GB decoded: a small file of silence may claim any number of them
 MAX_CHANNELS = 64
+MAX_BYTES = 1 << 30  # of a clip in an archive
+_PLACE = re.compile(r"(.+\.tar):(\d{1,15})\+(\d{1,12})")
 _CUT_SHORT = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)  # WAV, AIFF, AU
 _STREAMED = 0x7FFF0000  # bytes; writers to a pipe claim about 2 or 4 GiB, for want of the true size
+
+
+class Place(NamedTuple):
+    """A clip within an archive: some bytes of a tar, as `undertone shards` packs it."""
+
+    archive: Path
+    offset: int  # bytes
+    size: int  # bytes
+
+
+def place_of(path: Path) -> Place | None:
+    """Where a path such as `recording.000000.tar:512+45044` (offset and size in bytes) leads; None for a plain file."""
+    found = _PLACE.fullmatch(str(path))
+    return Place(Path(found[1]), int(found[2]), int(found[3])) if found else None
 
 
 class Header(NamedTuple):
@@ -98,6 +115,8 @@ def read_header(path: Path, *, max_seconds: float = MAX_SECONDS) -> Header:
 
 def _open(path: Path) -> soundfile.SoundFile:
     try:
+        if place := place_of(path):
+            return soundfile.SoundFile(BytesIO(_bytes_at(place)))
         if not path.is_file():
             raise AudioError("there is no such file")
         if path.stat().st_size == 0:
@@ -108,6 +127,19 @@ def _open(path: Path) -> soundfile.SoundFile:
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
         reason = getattr(error, "error_string", None) or str(error)
         raise AudioError(f"not readable as audio: {reason.strip().rstrip('.')}") from None
+
+
+def _bytes_at(place: Place) -> bytes:
+    if not place.archive.is_file():
+        raise AudioError("there is no such archive")
+    if place.size > MAX_BYTES:
+        raise AudioError(f"too large: {place.size} bytes; at most {MAX_BYTES} are read from an archive")
+    with place.archive.open("rb") as archive:
+        archive.seek(place.offset)
+        data = archive.read(place.size)
+    if len(data) < place.size or not data:
+        raise AudioError(f"damaged: {len(data)} of {place.size} bytes are in the archive")
+    return data
 
 
 def _header(file: soundfile.SoundFile, max_seconds: float) -> Header:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from undertone.data.audio import place_of
 from undertone.errors import AudioError
 
 
@@ -30,12 +31,13 @@ class Root:
             AudioError: it is, or its link leads, outside of all that is allowed. The message begins with `given`.
         """
         named = os.path.abspath(os.path.join(self._start, given))
+        place = place_of(Path(named))
         try:
-            real = os.path.realpath(named)
+            real = os.path.realpath(place.archive if place else named)
         except ValueError:  # a NUL in it
             raise AudioError(f"{given!r}: no file can have this name") from None
         if not any(os.path.commonpath([place, real]) == place for place in self._within):
-            where = "is" if real == named else f"leads to {real}, which is"
+            where = "is" if real == str(place.archive if place else named) else f"leads to {real}, which is"
             raise AudioError(
                 f"{given} {where} outside of {self.folder}; move the clip there, give a `root` that holds it, or name "
                 "its folder under `allow`"

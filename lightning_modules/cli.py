@@ -114,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
     label.add_argument("--out", required=True, help="the manifest to write")
     label.add_argument("--allow", action="append", default=[], metavar="DIR", help="clips may lie there, too")
 
+    shards = _command(commands, "shards", "pack a manifest and its clips into tar files (Lhotse Shar)", _shards)
+    shards.add_argument("manifest")
+    shards.add_argument("--out", required=True, help="the folder to write; its manifest.jsonl is what a recipe names")
+    shards.add_argument("--size", type=int, default=1000, help="clips a tar file")
+    shards.add_argument("--allow", action="append", default=[], metavar="DIR", help="clips may lie there, too")
+
     targets = _command(commands, "targets", "let an LLM write the targets of a manifest", _targets)
     targets.add_argument("manifest")
     targets.add_argument("--out", required=True, help="the manifest to write")
@@ -223,6 +229,15 @@ def _label(arguments: argparse.Namespace) -> None:
 
     allow = [Path(folder) for folder in arguments.allow]
     print(label_manifest(Path(arguments.manifest), Path(arguments.out), allow=allow))
+
+
+def _shards(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from undertone.data.shards import write_shards
+
+    allow = [Path(folder) for folder in arguments.allow]
+    print(write_shards(Path(arguments.manifest), Path(arguments.out), size=arguments.size, allow=allow))
 
 
 def _targets(arguments: argparse.Namespace) -> None:
