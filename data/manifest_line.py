@@ -14,6 +14,7 @@ from undertone.errors import AudioError, brief, nearest
 _KEYS = [f.name for f in fields(Utterance) if f.name != "only"]
 _TURN_KEYS = [f.name for f in fields(Turn)]
 _TURNS = ("user", "assistant")
+_TASK_NAMES: set[str] = set()  # that have been asked for
 _NAMED = 20  # unknown names that are told of one line
 _MOST_TURNS = 10_000  # in a context
 
@@ -157,7 +158,9 @@ def _answers(ready: object, problems: list[str]) -> dict[str, str]:
     if not isinstance(ready, dict):
         problems.append(f"responses: an object is needed, not {kind_of(ready)}")
         return {}
-    known = TASKS.names()
+    if not _TASK_NAMES.issuperset(ready):  # asking the registry takes milliseconds, and there may be a million lines
+        _TASK_NAMES.update(TASKS.names())
+    known = _TASK_NAMES
     problems += [f"responses: {problem}" for problem in _unknown("task", ready, known)]
     for task, answer in ready.items():
         if task in known and (not isinstance(answer, str) or not answer.strip()):

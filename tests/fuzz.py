@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=100_000, help="over all kinds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=SHARES, help="one kind alone")
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--only", type=int, help="one input of --kind again, here and now")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -55,7 +58,7 @@ def main() -> int:
     shares = {arguments.kind: 1.0} if arguments.kind else SHARES
     tallies = {}
     for kind, share in shares.items():
-        tallies[kind] = supervised(kind, arguments.seed, round(arguments.inputs * share))
+        tallies[kind] = together(kind, arguments.seed, round(arguments.inputs * share), arguments.jobs)
         print(f"{kind}: {tallies[kind].inputs} done", file=sys.stderr, flush=True)
     print(table(tallies))
     return int(any(tally.findings for tally in tallies.values()))
@@ -117,9 +120,17 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
-def supervised(kind: str, seed: int, count: int) -> Tally:
-    """Try `count` inputs in processes that may die; after each death the next one goes on behind the fatal input."""
-    whole, start = Tally(), 0
+def together(kind: str, seed: int, count: int, jobs: int) -> Tally:
+    """Try `count` inputs, in so many processes side by side."""
+    edges = [count * job // jobs for job in range(jobs + 1)]
+    with ThreadPoolExecutor(jobs) as pool:
+        parts = pool.map(lambda start, stop: supervised(kind, seed, start, stop), edges[:-1], edges[1:])
+        return reduce(joined, parts)
+
+
+def supervised(kind: str, seed: int, start: int, count: int) -> Tally:
+    """Try inputs from `start` to `count` in processes that may die; after a death the next one goes on behind it."""
+    whole = Tally()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.json"
         while start < count:
@@ -140,7 +151,9 @@ def attended(kind: str, seed: int, start: int, stop: int, log: Path) -> str:
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}  # a checkpoint that only the hub could have is not there
     command = [sys.executable, "-m", "tests.fuzz", "--kind", kind, "--seed", str(seed)]
     command += ["--worker", str(start), str(stop), str(log)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=offline)
+    said = log.with_suffix(".err")  # decoders talk a lot: a pipe that nobody reads would stop them
+    with said.open("wb") as stream:
+        process = subprocess.Popen(command, stderr=stream, env=offline)
     changed, seen = time.monotonic(), ""
     while process.poll() is None:
         time.sleep(0.5)
@@ -151,7 +164,7 @@ def attended(kind: str, seed: int, start: int, stop: int, log: Path) -> str:
             process.kill()
             process.wait()
             return "hung"
-    told = (process.stderr.read() if process.stderr else b"").decode(errors="replace")
+    told = said.read_text("utf-8", "replace")
     return "" if process.returncode == 0 else f"died with {process.returncode}: {told[-300:]}"
 
 

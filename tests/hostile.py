@@ -112,7 +112,7 @@ class Manifests:
         manifest_line.read_header = self._watched  # type: ignore[attr-defined]
 
     def _watched(self, path: Path) -> Any:
-        if not os.path.realpath(path).startswith(f"{os.path.realpath(self.root)}/"):
+        if not f"{os.path.realpath(path)}/".startswith(f"{os.path.realpath(self.root)}/"):
             raise Canary(f"opened {path}")
         return read_header(path)
 

@@ -25,6 +25,20 @@ def resolve(path: str | Path) -> Path:
     return Path(str(module.__file__)).parent / rest
 
 
+def read_text(file: Path, most: int = 1 << 24) -> str:
+    """The text of a small UTF-8 file that a recipe names: no device and no pipe, which never end.
+
+    Raises:
+        OSError: it is no file, or larger than `most` bytes, or cannot be read.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    if file.exists() and not file.is_file():
+        raise OSError("it is no file")
+    if file.is_file() and file.stat().st_size > most:
+        raise OSError(f"it has {file.stat().st_size} bytes; at most {most} are read")
+    return file.read_text("utf-8")
+
+
 def sha256_of(*files: Path) -> str:
     """One digest over the names and bytes of some files, in the order of their names."""
     digest = hashlib.sha256()
