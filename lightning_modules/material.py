@@ -16,6 +16,7 @@ from undertone.data.tasks import TASKS, AttributeTask, Task
 from undertone.data.utterance import Utterance
 from undertone.errors import ManifestError, MissingError
 from undertone.lightning_modules.recipe import Recipe, SourceNode
+from undertone.paths import usable
 
 SPLITS = ("train", "validation", "test")
 
@@ -87,7 +88,7 @@ def gather(recipe: Recipe) -> Material:
         ManifestError: lines are faulty and the recipe's policy is `error`; or utterances stand in two splits.
     """
     sources = _sources(recipe)
-    absent = [node.manifest for nodes in sources.values() for node in nodes if not Path(node.manifest).is_file()]
+    absent = [node.manifest for nodes in sources.values() for node in nodes if not usable(node.manifest).is_file()]
     if absent:
         raise MissingError(
             "manifests are missing:\n"
