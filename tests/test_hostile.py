@@ -36,7 +36,7 @@ from undertone.lightning_modules.curriculum import read_trained
 from undertone.tree import read_tree, read_yaml
 
 quick = settings(
-    max_examples=60, deadline=None, derandomize=True, database=None,
+    max_examples=40, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 VALUES = st.recursive(
@@ -49,7 +49,7 @@ LINE_KEYS = st.sampled_from(
 )
 
 
-@pytest.mark.parametrize(("kind", "count"), [(Manifests, 400), (Audio, 150), (Bundles, 30), (Recipes, 12)])
+@pytest.mark.parametrize(("kind", "count"), [(Manifests, 150), (Audio, 150), (Bundles, 15), (Recipes, 10)])
 def test_each_input_is_read_or_refused_with_a_message(kind: Any, count: int, tmp_path: Path) -> None:
     tried, read = kind(tmp_path / "work"), 0
     for number in range(count):

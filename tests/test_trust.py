@@ -47,7 +47,8 @@ def test_nothing_is_loaded_that_may_run(room: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "torch.load(f)", "torch.load(f, weights_only=False)", "pickle.load(f)", "joblib.load(f)", "yaml.load(f, Loader=L)",
+        "torch.load(f)", "torch.load(f, weights_only=False)", "pickle.load(f)", "joblib.load(f)",
+        "yaml.load(f, Loader=L)",
         "np.load(f, allow_pickle=True)", "Model.load_from_checkpoint(f)", "trainer.fit(m, ckpt_path=f)", "eval(x)",
         "AutoModel.from_pretrained(p, trust_remote_code=True)", "subprocess.run(c, shell=True)",
     ],
