@@ -1,8 +1,9 @@
 # make quickstart: train and score the embedded default; make test: lint, types, tests. Both install what they need.
 PYTHON ?= python3
 BIN := .venv/bin
+RELEASE := build/release/bin
 
-.PHONY: quickstart test lint types install clean
+.PHONY: quickstart test lint types install lock lock-cpu audit clean
 
 quickstart: install
 	$(BIN)/python -m lightning_modules.fit --config conf/quickstart.yaml
@@ -29,6 +30,25 @@ $(BIN)/.installed: pyproject.toml
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q "torch>=2.6,<2.14"
 	$(BIN)/python -m pip install -q -e ".[demo,test]"
+	touch $@
+
+# Exact versions with hashes, for installs that must be the same everywhere:
+#   pip install --require-hashes -r requirements-lock.txt && pip install --no-deps -e .
+LOCK := $(RELEASE)/uv pip compile pyproject.toml --extra demo --extra test --generate-hashes --no-emit-index-url --no-annotate
+
+lock: $(RELEASE)/uv  # from PyPI, for Python 3.10 to 3.12; PyPI's torch for Linux brings CUDA
+	$(LOCK) --universal --python-version 3.10 -q -o requirements-lock.txt
+
+lock-cpu: $(RELEASE)/uv  # Linux without a GPU; UV_FIND_LINKS names the folder or page that has torch's CPU build
+	$(LOCK) --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --no-emit-find-links -P torch==2.13.0+cpu -q -o requirements-lock-cpu.txt
+
+# Before a release: known vulnerabilities of what is locked. Strict: what could not be looked up is a failure, too.
+audit: $(RELEASE)/uv
+	$(RELEASE)/pip-audit --strict --disable-pip --require-hashes -r requirements-lock.txt
+
+$(RELEASE)/uv:
+	$(PYTHON) -m venv build/release
+	$(RELEASE)/python -m pip install -q "uv>=0.9" "pip-audit>=2.9"
 	touch $@
 
 clean:

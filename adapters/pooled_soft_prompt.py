@@ -40,6 +40,9 @@ class PooledSoftPrompt(Adapter):
         for knob, value in (("tokens", tokens), ("heads", heads), ("layers", layers), ("feedforward", feedforward)):
             if value < 1:
                 raise ConfigError(f"pooled_soft_prompt: {knob} must be at least 1, got {value}")
+        for knob, value, most in (("layers", layers, 1000), ("tokens", tokens, 10_000)):
+            if value > most:
+                raise ConfigError(f"pooled_soft_prompt: {knob} must be at most {most}, got {value}")
         if d_audio % heads:
             raise ConfigError(f"pooled_soft_prompt: heads={heads} does not divide the encoder's dim of {d_audio}")
         self.tokens = tokens

@@ -1,9 +1,11 @@
 """Clips as the rest of the house wants them: one channel, one sample rate, and never an unusable one in silence."""
 
+import math
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +22,27 @@ MIN_RMS = 1e-4  # -80 dBFS, three steps of 16 bits: quieter is silence
 MAX_PEAK = 2.0  # lossy codecs overshoot full scale a little; beyond this the samples were never scaled to [-1, 1]
 MAX_CLIPPED = 0.01  # share of samples at full scale, above which clipping is named
 _FULL_SCALE = 32767 / 32768  # the largest positive sample of 16 bits
-_BLOCK = 1 << 16
+_BLOCK = 1 << 16  # samples of all channels that are decoded together
+MAX_FRAMES = 3600 * 48000  # samples a channel, 0.7 GB decoded: a small file of silence may claim any number of them
+MAX_CHANNELS = 64
+MAX_BYTES = 1 << 30  # of a clip in an archive
+_PLACE = re.compile(r"(.+\.tar):(\d{1,15})\+(\d{1,12})")
 _CUT_SHORT = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)  # WAV, AIFF, AU
 _STREAMED = 0x7FFF0000  # bytes; writers to a pipe claim about 2 or 4 GiB, for want of the true size
+
+
+class Place(NamedTuple):
+    """A clip within an archive: some bytes of a tar, as `undertone shards` packs it."""
+
+    archive: Path
+    offset: int  # bytes
+    size: int  # bytes
+
+
+def place_of(path: Path) -> Place | None:
+    """Where a path such as `recording.000000.tar:512+45044` (offset and size in bytes) leads; None for a plain file."""
+    found = _PLACE.fullmatch(str(path))
+    return Place(Path(found[1]), int(found[2]), int(found[3])) if found else None
 
 
 class Header(NamedTuple):
@@ -95,6 +115,8 @@ def read_header(path: Path, *, max_seconds: float = MAX_SECONDS) -> Header:
 
 def _open(path: Path) -> soundfile.SoundFile:
     try:
+        if place := place_of(path):
+            return soundfile.SoundFile(BytesIO(_bytes_at(place)))
         if not path.is_file():
             raise AudioError("there is no such file")
         if path.stat().st_size == 0:
@@ -107,6 +129,19 @@ def _open(path: Path) -> soundfile.SoundFile:
         raise AudioError(f"not readable as audio: {reason.strip().rstrip('.')}") from None
 
 
+def _bytes_at(place: Place) -> bytes:
+    if not place.archive.is_file():
+        raise AudioError("there is no such archive")
+    if place.size > MAX_BYTES:
+        raise AudioError(f"too large: {place.size} bytes; at most {MAX_BYTES} are read from an archive")
+    with place.archive.open("rb") as archive:
+        archive.seek(place.offset)
+        data = archive.read(place.size)
+    if len(data) < place.size or not data:
+        raise AudioError(f"damaged: {len(data)} of {place.size} bytes are in the archive")
+    return data
+
+
 def _header(file: soundfile.SoundFile, max_seconds: float) -> Header:
     header = Header(file.frames, file.samplerate, file.channels, file.subtype)
     if header.frames <= 0:
@@ -115,6 +150,11 @@ def _header(file: soundfile.SoundFile, max_seconds: float) -> Header:
         raise AudioError(f"too short: {header.seconds:.3f} s, at least {MIN_SECONDS:g} s are needed")
     if header.seconds > max_seconds:
         raise AudioError(f"too long: its header claims {header.seconds:.0f} s, at most {max_seconds:g} s are read")
+    if header.frames > MAX_FRAMES or header.channels > MAX_CHANNELS:
+        raise AudioError(
+            f"too large: its header claims {header.frames} samples at {header.sample_rate} Hz in {header.channels} "
+            f"channels; at most {MAX_FRAMES} in {MAX_CHANNELS} are read"
+        )
     # libsndfile reads a file that breaks off as if it were whole, and tells so in its log alone.
     if (cut := _CUT_SHORT.search(file.extra_info)) and int(cut[1]) < _STREAMED:
         raise AudioError(f"damaged: its header claims {cut[1]} bytes of samples, {cut[2]} are there")
@@ -136,17 +176,18 @@ def _decode(path: Path, max_seconds: float) -> tuple[AudioReport, NDArray[np.flo
 
 
 def _measure(report: AudioReport, file: soundfile.SoundFile, header: Header) -> tuple[AudioReport, NDArray[np.float32]]:
-    peak, clipped, mono = 0.0, 0, []
+    peak, clipped, squares, mono = 0.0, 0, 0.0, []
     # In blocks, so that memory grows with what is there and not with what the header claims.
-    for block in file.blocks(_BLOCK, frames=header.frames, dtype="float32", always_2d=True):
+    for block in file.blocks(max(1, _BLOCK // header.channels), frames=header.frames, dtype="float32", always_2d=True):
         level = np.abs(block)
         peak, clipped = float(np.maximum(peak, level.max())), clipped + int((level >= _FULL_SCALE).sum())
         mono.append(block.mean(axis=1, dtype=np.float32))
+        squares += float(np.square(mono[-1], dtype=np.float64).sum())
     samples = np.concatenate(mono) if mono else np.zeros(0, np.float32)
     if len(samples) < header.frames:
         read = len(samples) / header.sample_rate
         raise AudioError(f"damaged: the header claims {header.seconds:.2f} s, only {read:.2f} s can be read")
-    rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
+    rms = math.sqrt(squares / len(samples))
     report = replace(report, peak=peak, rms=rms, clipped_share=clipped / (header.frames * header.channels))
     problem = _problem(report)
     return replace(report, problem=problem, warning=None if problem else _warning(report)), samples

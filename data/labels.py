@@ -11,7 +11,7 @@ The rules are those of `dataprocess.py` in github.com/jishengpeng/TextrolSpeech,
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undertone.data.audio import load_audio
+from undertone.data.confine import Root
 from undertone.data.manifest import Fault, read_lines
 from undertone.errors import AudioError, ManifestError
 
@@ -86,7 +87,9 @@ def _level(value: float, cuts: tuple[float, float]) -> int:
     return 0 if value < cuts[0] else 2 if value > cuts[1] else 1
 
 
-def label_manifest(source: Path, out: Path, *, root: Path | None = None, workers: int = 1) -> Labelled:
+def label_manifest(
+    source: Path, out: Path, *, root: Path | None = None, allow: Sequence[Path] = (), workers: int = 1
+) -> Labelled:
     """Copy a manifest, adding the labels `pitch`, `tempo` and `energy` to the lines that lack them.
 
     Labels that are there stay. A clip that cannot be measured keeps its line as it was, and is named in the result.
@@ -95,7 +98,8 @@ def label_manifest(source: Path, out: Path, *, root: Path | None = None, workers
     Args:
         source: a manifest, as `docs/manifest.md` has it.
         out: the copy, in the same folder unless `root` is given, since audio paths are relative to it.
-        root: the folder that audio paths are relative to; the manifest's own if absent.
+        root: the folder that audio paths are relative to and may not lead out of; the manifest's own if absent.
+        allow: further folders that they may lead to.
         workers: processes that measure.
 
     Raises:
@@ -108,11 +112,11 @@ def label_manifest(source: Path, out: Path, *, root: Path | None = None, workers
     if root is None and out.resolve().parent != source.resolve().parent:
         raise ManifestError(f"{out}: audio paths are relative to {source.parent}; write the copy there, or give a root")
     lines = [_checked(source, number, record) for number, record in read_lines(source)]
-    folder = source.parent if root is None else Path(root)
+    within = Root(source.parent if root is None else Path(root), allow)
     result = Labelled(out, 0, 0, [])
     part = out.with_name(out.name + ".part")
     with part.open("w", encoding="utf-8") as stream:
-        jobs = [(folder, record) for _, record in lines]
+        jobs = [(within, record) for _, record in lines]
         for (number, record), (found, problem) in zip(lines, _measured(jobs, workers), strict=True):
             result = _count(result, record, found)
             if problem:
@@ -132,7 +136,7 @@ def _checked(source: Path, number: int, record: dict[str, Any] | str) -> tuple[i
     return number, record
 
 
-def _measured(jobs: list[tuple[Path, dict[str, Any]]], workers: int) -> Iterator[tuple[dict[str, str], str | None]]:
+def _measured(jobs: list[tuple[Root, dict[str, Any]]], workers: int) -> Iterator[tuple[dict[str, str], str | None]]:
     if workers == 1:
         yield from map(_new_labels, jobs)
         return
@@ -140,14 +144,14 @@ def _measured(jobs: list[tuple[Path, dict[str, Any]]], workers: int) -> Iterator
         yield from pool.map(_new_labels, jobs, chunksize=8)
 
 
-def _new_labels(job: tuple[Path, dict[str, Any]]) -> tuple[dict[str, str], str | None]:
+def _new_labels(job: tuple[Root, dict[str, Any]]) -> tuple[dict[str, str], str | None]:
     """The labels that a line lacks, and why one of them could not be measured."""
-    folder, record = job
+    root, record = job
     missing = [name for name in MEASURED if name not in (record.get("labels") or {})]
     if not missing:
         return {}, None
     try:
-        samples = load_audio(folder / record["audio"], _SAMPLE_RATE)
+        samples = load_audio(root.file(record["audio"]), _SAMPLE_RATE)
     except AudioError as error:
         return {}, f"not measured: {error}"
     found = levels(measure(samples, _SAMPLE_RATE, record.get("text")))

@@ -1,8 +1,9 @@
 """Batches: the examples drawn from some utterances, and every clip that they need, once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 from undertone.data.examples import Draw, Example
 from undertone.data.sampler import Rows
 from undertone.data.utterance import Utterance
+from undertone.errors import AudioError, ManifestError
 from undertone.types import Frames
 
 Read = Callable[[Path], Tensor]  # an audio file -> (samples,) waveform or (frames, dim) encoder output
@@ -19,7 +21,7 @@ NOTHING = Frames(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long))  # the aud
 
 @dataclass
 class Batch:
-    """Rows and the clips they speak of.
+    """Rows and the clips they speak of; `left_out` names what of its utterances cannot be used.
 
     `audio` holds each clip once: waveforms (clips, samples), or encoder outputs (clips, frames, dim) if they came from
     the cache. `clips` says which row of `audio` a file is.
@@ -28,10 +30,11 @@ class Batch:
     examples: list[Example]
     clips: dict[Path, int]
     audio: Frames
+    left_out: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device, **_: object) -> "Batch":
         """Lightning moves batches by this method."""
-        return Batch(self.examples, self.clips, self.audio.to(device))
+        return Batch(self.examples, self.clips, self.audio.to(device), self.left_out)
 
 
 def collate(examples: list[Example], read: Read) -> Batch:
@@ -66,3 +69,37 @@ class Examples(Dataset[Batch]):
 
     def __getitem__(self, rows: Rows) -> Batch:
         return collate([self.complete(example) for example in self.examples(rows)], self.read)
+
+
+class CheckedWhenDrawn(Examples):
+    """Examples of utterances that nobody has checked before: a line or a clip may turn out to be faulty.
+
+    With `skip` those are left out of their batch and named in it; else the first one ends the run.
+    """
+
+    def __init__(self, *arguments: Any, skip: bool) -> None:
+        super().__init__(*arguments)
+        self.skip = skip
+
+    def __getitem__(self, rows: Rows) -> Batch:
+        epoch, numbers = rows
+        kept: list[Example] = []
+        heard: dict[Path, Tensor] = {}
+        left_out: list[str] = []
+        for number in numbers:
+            try:
+                drawn = [self.complete(example) for example in self.examples((epoch, [number]))]
+                part = collate(drawn, self.read)
+            except (ManifestError, AudioError) as error:
+                if not self.skip:
+                    raise
+                left_out.append(str(error))
+                continue
+            kept += drawn
+            heard |= zip(part.clips, part.audio.rows(), strict=True)
+        if not kept:
+            why = f", such as: {left_out[0]}" if left_out else ""
+            raise ManifestError(f"of the {len(numbers)} utterances of a batch not one can be used{why}")
+        batch = collate(kept, heard.__getitem__)
+        batch.left_out = left_out
+        return batch

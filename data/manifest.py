@@ -1,17 +1,20 @@
 """Utterances on disk: one JSON object a line, every fault found and named before anything trains."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from undertone.data.confine import Root
 from undertone.data.manifest_line import LineReader, kind_of
 from undertone.data.utterance import Turn, Utterance
-from undertone.errors import ManifestError
+from undertone.errors import ManifestError, brief
 
 __all__ = ["Fault", "Manifest", "Turn", "Utterance", "read_lines", "read_manifest"]
 
+LONGEST_LINE = 1 << 22  # bytes; a dialogue of a whole day takes less, and a file without line breaks is no manifest
 _SHOWN = 20  # faults that an error spells out
 
 
@@ -25,7 +28,7 @@ class Fault:
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {f'{self.id}: ' if self.id else ''}{self.problem}"
+        return f"{self.path}:{self.line}: {f'{brief(self.id, 100)}: ' if self.id else ''}{brief(self.problem)}"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ def read_manifest(
     choices: Mapping[str, Sequence[str]],
     policy: Literal["error", "skip"] = "error",
     root: Path | None = None,
+    allow: Sequence[Path] = (),
 ) -> Manifest:
     """Read and check a manifest: every line, every key, and the header of every clip. `docs/manifest.md` is the schema.
 
@@ -49,8 +53,9 @@ def read_manifest(
         path: a JSONL file.
         choices: the attributes that lines may label, and the labels of each.
         policy: `error` refuses a manifest with any fault; `skip` leaves faulty lines out and returns their faults.
-        root: the folder that audio paths are relative to and may not leave, "/" to allow any; the manifest's own
-            folder if absent.
+        root: the folder that audio paths are relative to and may not lead out of, by name or by a link; the
+            manifest's own folder if absent.
+        allow: further folders that they may lead to; "/" allows any.
 
     Raises:
         ManifestError: the file cannot be read or holds no utterance; or it has faults, all of them counted and the
@@ -59,7 +64,7 @@ def read_manifest(
     if policy not in ("error", "skip"):
         raise ValueError(f"policy is 'error' or 'skip', not {policy!r}")
     path = Path(path)
-    reader = LineReader(path, choices, path.parent if root is None else Path(root))
+    reader = LineReader(choices, Root(path.parent if root is None else Path(root), allow))
     utterances, faults = [], []
     for line, record in read_lines(path):
         utterance, problems = reader.read(line, record)
@@ -84,25 +89,33 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     except OSError as error:
         raise ManifestError(f"{path}: the manifest cannot be read: {error.strerror}") from None
     with stream:
-        for number, raw in enumerate(stream, 1):
-            if raw.strip():
-                yield number, _parsed(raw)
+        number = 0
+        while raw := stream.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(raw) > LONGEST_LINE:
+                while raw and not raw.endswith(b"\n"):
+                    raw = stream.readline(LONGEST_LINE)
+                yield number, f"broken line: it is longer than {LONGEST_LINE} bytes"
+            elif raw.strip():
+                yield number, parsed(raw)
 
 
-def _parsed(raw: bytes) -> dict[str, Any] | str:
+def parsed(raw: bytes) -> dict[str, Any] | str:
     try:
         record = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_twins)
+        if b"\\u" in raw:  # JSON can escape halves of characters, which no text has
+            json.dumps(record, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         return f"broken line, not JSON in UTF-8: {error}"
     return record if isinstance(record, dict) else f"broken line: a JSON object is needed, not {kind_of(record)}"
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"the key {key!r} stands there twice")
-    return dict(pairs)
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {counts.most_common(1)[0][0]!r} stands there twice")
+    return record
 
 
 def _told(path: Path, faults: Sequence[Fault], good: int) -> str:

@@ -1,40 +1,41 @@
 """One line of a manifest, checked key by key: what can be used of it, and everything that is wrong with it."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from undertone.data.audio import read_header
+from undertone.data.confine import Root
 from undertone.data.tasks import TASKS
 from undertone.data.utterance import Turn, Utterance
-from undertone.errors import AudioError, nearest
+from undertone.errors import AudioError, brief, nearest
 
-_KEYS = [f.name for f in fields(Utterance)]
+_KEYS = [f.name for f in fields(Utterance) if f.name != "only"]
 _TURN_KEYS = [f.name for f in fields(Turn)]
 _TURNS = ("user", "assistant")
+_TASK_NAMES: set[str] = set()  # that have been asked for
+_NAMED = 20  # unknown names that are told of one line
+_MOST_TURNS = 10_000  # in a context
 
 
 class LineReader:
     """Turns the lines of one manifest into utterances; it remembers ids, which may not come twice.
 
     Args:
-        manifest: the file that the lines are from; its own folder is where audio paths start unless `root` says.
         choices: the attributes that a line may label, and the labels of each.
-        root: the folder that audio paths are relative to and may not leave.
+        root: where audio paths start, and what they may not lead out of.
     """
 
-    def __init__(self, manifest: Path, choices: Mapping[str, Sequence[str]], root: Path | None = None) -> None:
-        self.choices = choices
-        self.root = manifest.parent if root is None else root
+    def __init__(self, choices: Mapping[str, Sequence[str]], root: Root) -> None:
+        self.choices, self.root = choices, root
         self._first_line: dict[str, int] = {}
 
     def read(self, line: int, record: Mapping[str, Any] | str) -> tuple[Utterance | None, list[str]]:
         """The utterance of a line, or None and its problems; a `record` that is text is such a problem already."""
         if isinstance(record, str):
             return None, [record]
-        problems = [f"unknown key {key!r}.{nearest(key, _KEYS)}" for key in record if key not in _KEYS]
+        problems = _unknown("key", record, _KEYS)
         record = _without_nulls(record)
         name = _text(record, "id", problems, required=True)
         if name and self._first_line.setdefault(name, line) != line:
@@ -63,13 +64,13 @@ class LineReader:
         given = _text(record, "audio", problems, required=required)
         if not given:
             return None, None
-        # By name alone, so that a link inside the folder may lead to a corpus elsewhere.
-        root, audio = os.path.abspath(self.root), os.path.abspath(self.root / given)
-        if os.path.commonpath([root, audio]) != root:
-            problems.append(f"audio: {given} is outside of {self.root}; move it there, or give a root that holds it")
+        try:
+            audio = self.root.file(given)
+        except AudioError as error:
+            problems.append(f"audio: {error}")
             return None, None
         try:
-            return Path(audio), read_header(Path(audio)).seconds
+            return audio, read_header(audio).seconds
         except AudioError as error:
             problems.append(f"audio: {given}: {error}")
             return None, None
@@ -78,10 +79,11 @@ class LineReader:
         if not isinstance(labels, dict):
             problems.append(f"labels: an object is needed, not {kind_of(labels)}")
             return {}
+        problems += [f"labels: {problem}" for problem in _unknown("attribute", labels, self.choices)]
         for attribute, label in labels.items():
             if attribute not in self.choices:
-                problems.append(f"labels: unknown attribute {attribute!r}.{nearest(attribute, self.choices)}")
-            elif not isinstance(label, str):
+                continue
+            if not isinstance(label, str):
                 problems.append(f"labels: {attribute}: a string is needed, not {kind_of(label)}")
             elif label not in self.choices[attribute]:
                 problems.append(f"labels: unknown {attribute} {label!r}.{nearest(label, self.choices[attribute])}")
@@ -108,11 +110,10 @@ class LineReader:
                 problems.append("answers: they hang on a category; name the attribute in `category`")
             return {}
         known, own = self.choices.get(category, ()), labels[category]
+        problems += [f"answers: {problem}" for problem in _unknown(category, answers, known)]
         for label, answer in answers.items():
-            if label not in known:
-                problems.append(f"answers: unknown {category} {label!r}.{nearest(label, known)}")
-            elif not isinstance(answer, str) or not answer.strip():
-                problems.append(f"answers: {label}: a text is needed, not {answer!r}")
+            if label in known and (not isinstance(answer, str) or not answer.strip()):
+                problems.append(f"answers: {label}: a text is needed, not {brief(repr(answer), 100)}")
         if own not in answers:
             problems.append(f"answers: the answer to this speaker is missing: {category} is {own!r}")
         elif response is not None and response != answers[own]:
@@ -122,6 +123,9 @@ class LineReader:
     def _context(self, context: object, problems: list[str]) -> tuple[Turn, ...]:
         if not isinstance(context, list):
             problems.append(f"context: a list is needed, not {kind_of(context)}")
+            return ()
+        if len(context) > _MOST_TURNS:
+            problems.append(f"context: {len(context)} turns are more than {_MOST_TURNS}")
             return ()
         turns = []
         opened = int(bool(context) and isinstance(context[0], dict) and context[0].get("role") == "assistant")
@@ -137,7 +141,7 @@ class LineReader:
         if not isinstance(turn, dict):
             problems.append(f"an object is needed, not {kind_of(turn)}")
             return None
-        problems += [f"unknown key {key!r}.{nearest(key, _TURN_KEYS)}" for key in turn if key not in _TURN_KEYS]
+        problems += _unknown("key", turn, _TURN_KEYS)
         turn = _without_nulls(turn)
         role = _text(turn, "role", problems, required=True)
         if role and role not in _TURNS:
@@ -155,12 +159,21 @@ def _answers(ready: object, problems: list[str]) -> dict[str, str]:
     if not isinstance(ready, dict):
         problems.append(f"responses: an object is needed, not {kind_of(ready)}")
         return {}
+    if not _TASK_NAMES.issuperset(ready):  # asking the registry takes milliseconds, and there may be a million lines
+        _TASK_NAMES.update(TASKS.names())
+    known = _TASK_NAMES
+    problems += [f"responses: {problem}" for problem in _unknown("task", ready, known)]
     for task, answer in ready.items():
-        if task not in TASKS.names():
-            problems.append(f"responses: unknown task {task!r}.{nearest(task, TASKS.names())}")
-        elif not isinstance(answer, str) or not answer.strip():
-            problems.append(f"responses: {task}: a text is needed, not {answer!r}")
+        if task in known and (not isinstance(answer, str) or not answer.strip()):
+            problems.append(f"responses: {task}: a text is needed, not {brief(repr(answer), 100)}")
     return ready
+
+
+def _unknown(kind: str, names: Iterable[str], known: Collection[str]) -> list[str]:
+    """What is wrong with names that are not known. Of very many the first: to find near spellings takes time."""
+    strange = [name for name in names if name not in known]
+    more = [f"unknown {kind}: {len(strange) - _NAMED} more"] if len(strange) > _NAMED else []
+    return [*(f"unknown {kind} {name!r}.{nearest(name, known)}" for name in strange[:_NAMED]), *more]
 
 
 def _without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:

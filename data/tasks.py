@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from undertone.data.captions import style_caption
 from undertone.data.utterance import Utterance
-from undertone.data.wordings import read_wordings
+from undertone.data.wordings import fill, read_wordings
 from undertone.errors import ConfigError, nearest
 from undertone.paths import resolve
 from undertone.registry import Registry
@@ -177,6 +177,8 @@ class AttributeTask(Task):
         super().__init__(self.prompts, {"choices": ", ".join(self.choices)})
         if self.sentence is not None and "{label}" not in self.sentence:
             raise ConfigError(f"task {self.name}: sentence is {self.sentence!r}; put {{label}} where the answer goes")
+        if self.sentence is not None:
+            fill(self.sentence, {"label": "", "a": ""}, f"task {self.name}: sentence")
 
     def available(self, utterance: Utterance) -> bool:
         return self.label(utterance) is not None

@@ -32,3 +32,4 @@ class Utterance:
     category: str | None = None  # paired data: the attribute that the right answer hangs on, such as "age"
     answers: dict[str, str] = field(default_factory=dict)  # its label -> the right answer to such a speaker
     topic: str | None = None  # what is spoken of; `<group>/<topic>` where a group of topics is scored apart
+    only: tuple[str, ...] | None = None  # the tasks that it may serve, by the recipe; None: any. No key of a manifest

@@ -5,6 +5,7 @@ from pathlib import Path
 from string import Formatter
 
 from undertone.errors import ConfigError, nearest
+from undertone.paths import read_text
 
 
 def read_wordings(file: Path, fields: Mapping[str, str]) -> list[str]:
@@ -20,21 +21,28 @@ def read_wordings(file: Path, fields: Mapping[str, str]) -> list[str]:
         ConfigError: the file cannot be read, holds no wording, or names an unknown field.
     """
     try:
-        lines = file.read_text("utf-8").splitlines()
+        lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: the wordings cannot be read ({error}); give a UTF-8 text file") from None
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1)]
-    wordings = [_fill(line, fields, f"{file}:{number}") for number, line in numbered if line and line[0] != "#"]
+    wordings = [fill(line, fields, f"{file}:{number}") for number, line in numbered if line and line[0] != "#"]
     if not wordings:
         raise ConfigError(f"{file}: there is no wording in it; write at least one, one a line")
     return wordings
 
 
-def _fill(line: str, fields: Mapping[str, str], where: str) -> str:
+def fill(line: str, fields: Mapping[str, str], where: str) -> str:
+    """A wording with its fields filled in.
+
+    Raises:
+        ConfigError: it names an unknown field, gives one a format, or has braces that do not match; `where` is named.
+    """
     try:
-        for _, field, _, _ in Formatter().parse(line):
+        for _, field, shape, conversion in Formatter().parse(line):
             if field is not None and field not in fields:
                 raise ConfigError(f"{where}: unknown field {{{field}}}.{nearest(field, fields)}")
+            if shape or conversion:  # {label:>9999999999} would fill the memory
+                raise ConfigError(f"{where}: {{{field}}} stands alone in its braces, without a format")
         return line.format(**fields)
     except ConfigError:
         raise

@@ -17,7 +17,7 @@ import numpy as np
 
 from undertone.errors import ConfigError, nearest
 from undertone.evaluation.intervals import Interval, bootstrap, ratio
-from undertone.paths import resolve
+from undertone.paths import read_text, resolve
 from undertone.registry import Registry
 
 T = TypeVar("T")
@@ -252,9 +252,12 @@ class Rubric:
 
     def __init__(self, file: Path, fields: Sequence[str] = FIELDS) -> None:
         try:
-            lines = file.read_text("utf-8").split("\n")
+            lines = read_text(file).split("\n")
             self.text = "\n".join(line for line in lines if not line.startswith("#")).strip()
-            named = self.named = {name for _, name, _, _ in Formatter().parse(self.text) if name is not None}
+            parts = [part for part in Formatter().parse(self.text) if part[1] is not None]
+            named = self.named = {str(name) for _, name, _, _ in parts}
+            if any(shape or conversion for _, _, shape, conversion in parts):  # {response:>9999999999} fills the memory
+                raise ValueError("a field stands alone in its braces, without a format")
         except (OSError, ValueError) as error:
             raise ConfigError(f"{file}: the rubric cannot be used: {error}; braces that are meant go twice") from None
         for name in sorted(named - set(fields)):

@@ -8,12 +8,11 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from undertone.errors import ConfigError, nearest
 from undertone.evaluation.judge import HIGHEST, JUDGES, LOWEST, Answerer, Aspect, Judge, Reply, Verdict
 from undertone.evaluation.metrics import rouge_l_of_each
 from undertone.paths import resolve
+from undertone.tree import read_yaml
 
 _FUNCTION_WORDS = Path(__file__).parent / "rubrics" / "function_words.txt"
 _WORD = re.compile(r"[a-z0-9]+")  # as ROUGE reads texts
@@ -121,9 +120,9 @@ def _function_words() -> set[str]:
 
 def _read(file: Path) -> Any:
     try:
-        return yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"judge rule: {file}: not readable as YAML or JSON: {' '.join(str(error).split())}") from None
+        return read_yaml(file)
+    except ConfigError as error:
+        raise ConfigError(f"judge rule: {error}") from None
 
 
 def _checked(given: Any, where: str) -> list[_Exemplar]:

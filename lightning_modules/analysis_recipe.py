@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from undertone.errors import ConfigError
 from undertone.lightning_modules.schema import checked
-from undertone.tree import read_tree
+from undertone.tree import TRUST, read_tree
 
 
 @dataclass
@@ -16,7 +16,8 @@ class AnalysisRecipe:
 
     split: Literal["train", "validation", "test"] = "test"  # of the bundle's own recipe
     manifest: str | None = None  # listened to instead
-    root: str | None = None  # folder that its audio paths are relative to; null: its own
+    root: str | None = None  # folder that its audio paths are relative to and stay in; null: its own
+    allow: list[str] = field(default_factory=list)  # further folders that its paths and links may lead to; [/]: any
     task: str | None = None  # whose first wording the LLM is given; null: of the task that replies
     instruction: str | None = None  # instead of a task's wording; "" for none
     attributes: list[str] | None = None  # labels that are probed; null: all that have two values
@@ -28,6 +29,7 @@ class AnalysisRecipe:
     limit: int | None = 600  # utterances; whole texts are drawn, since pairs share their words
     seed: int = 0
     recipe: list[str] = field(default_factory=list)  # changes to the bundle's recipe: llm.checkpoint=/path
+    trust_remote_code: bool = False  # of the bundle's LLM; by the command line alone
     out: str | None = None  # folder; null: `analysis`, beside the bundle
 
     def plain(self) -> dict[str, Any]:
@@ -47,8 +49,10 @@ def load(path: Path, overrides: Iterable[str] = ()) -> AnalysisRecipe:
         for key, least in (("folds", 2), ("intent_folds", 2), ("batch", 1), ("limit", 1))
         if (value := getattr(recipe, key)) is not None and value < least
     ]
-    if recipe.root and not recipe.manifest:
-        faults.append(f"{path}: root: it belongs to a manifest, and none is named")
+    if (recipe.root or recipe.allow) and not recipe.manifest:
+        faults.append(f"{path}: {'root' if recipe.root else 'allow'}: it belongs to a manifest, and none is named")
+    if any(TRUST in change for change in recipe.recipe):
+        faults.append(f"{path}: recipe: only the command line can trust a checkpoint's code: --trust-remote-code")
     if faults:
         raise ConfigError("\n".join(faults))
     return recipe

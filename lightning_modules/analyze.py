@@ -42,7 +42,8 @@ def analyze(bundle: str, config: str, changes: Sequence[str] = ()) -> None:
     console, recipe = Console(), load(Path(config), changes)
     require_matplotlib()
     out = Path(recipe.out) if recipe.out else Path(bundle).parent / "analysis"
-    module = read_bundle(Path(bundle), recipe.recipe)
+    trusted = ["llm.trust_remote_code=true"] if recipe.trust_remote_code else []
+    module = read_bundle(Path(bundle), [*recipe.recipe, *trusted])
     utterances = listened(module, recipe)
     attributes(utterances, recipe), intents(utterances, recipe)  # names that match nothing, before the work
     instruction = wording(module, recipe.task) if recipe.instruction is None else recipe.instruction
@@ -73,7 +74,9 @@ def listened(module: SpeechLLM, recipe: AnalysisRecipe) -> list[Utterance]:
     if recipe.manifest:
         root = Path(recipe.root) if recipe.root else None
         policy = module.recipe.data.policy
-        found = read_manifest(Path(recipe.manifest), choices=choices, policy=policy, root=root).utterances
+        allow = [Path(folder) for folder in recipe.allow]
+        manifest = read_manifest(Path(recipe.manifest), choices=choices, policy=policy, root=root, allow=allow)
+        found = manifest.utterances
     else:
         found = gather(module.recipe).splits[recipe.split].utterances
     known = [u for u in found if u.speaker and u.text]  # the others could be on both sides of a probe

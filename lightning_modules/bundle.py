@@ -6,19 +6,21 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from omegaconf import OmegaConf
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from undertone import __version__
-from undertone.errors import BundleError
+from undertone.errors import BundleError, brief
 from undertone.evaluation.records import Record
 from undertone.evaluation.report import results_markdown
 from undertone.files import storing, write_whole
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.environment import environment
 from undertone.lightning_modules.speech_llm import SpeechLLM
+from undertone.tree import Tree
 
 WEIGHTS, RECIPE, PRINTS, CARD = "trained.safetensors", "recipe.yaml", "fingerprints.json", "README.md"
 TRAINED = "trained"  # in PRINTS, SHA-256 of WEIGHTS
@@ -56,15 +58,37 @@ def bundle_weights(folder: Path) -> dict[str, Tensor]:
     """What a bundle's run has trained, named as in a checkpoint.
 
     Raises:
-        BundleError: the file is missing or damaged.
+        BundleError: the file is missing or damaged, or holds what no training leaves.
     """
     try:
         told = json.loads((folder / PRINTS).read_text("utf-8")).get(TRAINED)  # bundles of older versions have none
         if told not in (None, _digest(folder / WEIGHTS)):
             raise ValueError("it has changed since it was written")
-        return load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError, ValueError, AttributeError) as error:
-        raise BundleError(f"{folder / WEIGHTS} cannot be read: {error}") from None
+        weights = load_file(folder / WEIGHTS)
+    except Exception as error:  # safetensors has several errors for a broken file, such as KeyError for a dtype
+        raise BundleError(f"{folder / WEIGHTS} cannot be read: {brief(error, 300)}") from None
+    for name, value in weights.items():
+        if not value.is_floating_point() or not value.float().isfinite().all():
+            raise BundleError(f"{folder / WEIGHTS}: {brief(name, 100)}: finite floats are needed, found {value.dtype}")
+    return weights
+
+
+def _check_shapes(recipe: Tree, folder: Path) -> None:
+    """The file's adapters against the recipe's, before any memory is taken that a wrong number would fill."""
+    with torch.device("meta"):
+        asked = {f"adapters.{name}": w.shape for name, w in SpeechLLM(recipe).adapters.state_dict().items()}
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:  # type: ignore[no-untyped-call]
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except Exception as error:  # see `bundle_weights`
+        raise BundleError(f"{folder / WEIGHTS} cannot be read: {brief(error, 300)}") from None
+    for name, shape in asked.items():
+        if found.get(name) != tuple(shape):
+            there = f"has {found[name]}" if name in found else "lacks it"
+            raise BundleError(
+                f"{folder / WEIGHTS}: its trained weights do not fit this recipe: {name} is {tuple(shape)} there, and "
+                f"the file {there}"
+            )
 
 
 def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
@@ -83,11 +107,15 @@ def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
         raise BundleError(
             f"{folder} is not a bundle: {', '.join(absent)} is not there. A run leaves one in runs/<name>/bundle"
         )
-    module = SpeechLLM(recipes.load(folder / RECIPE, overrides).plain())
+    recipe = recipes.load(folder / RECIPE, overrides).plain()
     try:
         expected = json.loads((folder / PRINTS).read_text("utf-8"))
-    except (ValueError, OSError) as error:
-        raise BundleError(f"{folder} is damaged: {error}") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise BundleError(f"{folder} is damaged: {PRINTS}: {brief(error, 300)}") from None
+    if not isinstance(expected, dict):
+        raise BundleError(f"{folder} is damaged: {PRINTS}: a JSON object is needed")
+    _check_shapes(recipe, folder)
+    module = SpeechLLM(recipe)
     module.load_trained(bundle_weights(folder), str(folder / WEIGHTS))
     module.configure_model()
     found = fingerprints(module)

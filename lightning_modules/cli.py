@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from undertone.errors import UndertoneError
+from undertone.errors import UndertoneError, printable
 from undertone.termination import EXIT, Terminated, terminable
 
 Parser: TypeAlias = argparse.ArgumentParser
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with terminable():
             arguments.run(arguments)
     except UndertoneError as error:
-        print(f"undertone: {error}", file=sys.stderr)
+        print(f"undertone: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nundertone: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -50,6 +50,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(strays)}")
     if overrides:
         arguments.overrides = [*arguments.overrides, *overrides]
+    if getattr(arguments, "trusted", None):
+        arguments.overrides = [*arguments.overrides, f"{arguments.trusted}=true"]
     return arguments
 
 
@@ -81,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = _command(commands, "fit", "train a recipe, stage by stage, score it, and leave a bundle", _fit)
     _takes_recipe(fit, "conf/quickstart.yaml", "stages.joint.lr=1e-4")
+    _may_trust(fit)
 
     pretrain = _command(commands, "pretrain", "pre-train a speech encoder on audio alone, by BEST-RQ", _pretrain)
     _takes_recipe(pretrain, "conf/best_rq.yaml", "steps=1000")
@@ -88,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _command(commands, "evaluate", "score a stage of a run again", _evaluate)
     evaluate.add_argument("folder", help="of the run, such as runs/quickstart")
     evaluate.add_argument("--stage", help="whose best checkpoint; the last if absent")
+    evaluate.set_defaults(overrides=[])
+    _may_trust(evaluate)
 
     judge = _command(commands, "judge", "let the judges of a finished run's recipe score its replies", _judge)
     judge.add_argument("folder", help="of the run, such as runs/dual_adapter")
@@ -96,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     table = _command(commands, "table", "train or reuse every system of a paper's table, and compare them", _table)
     table.add_argument("config", help="such as conf/speech_emotion_llama/table.yaml")
     table.add_argument("overrides", nargs="*", metavar="key=value", help="such as seeds=[1]")
+    _may_trust(table, "trust_remote_code")
 
     compare = _command(commands, "compare", "finished runs side by side, on the same utterances", _compare)
     compare.add_argument("runs", nargs="+", help="folders, such as runs/pe_ft/seed-*/selective runs/pe_ft/seed-*/full")
@@ -106,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     analyze.add_argument("bundle", help="folder, such as runs/quickstart/bundle")
     analyze.add_argument("--config", required=True, help="what is asked, such as conf/analysis.yaml")
     analyze.add_argument("overrides", nargs="*", metavar="key=value", help="such as limit=200")
+    _may_trust(analyze, "trust_remote_code")
 
     chat = _command(commands, "chat", "ask a bundle something by voice", _chat)
     chat.add_argument("bundle", help="folder, such as runs/quickstart/bundle")
@@ -114,12 +121,20 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--instruction", help="instead of a task's own wording")
     chat.add_argument("--once", action="store_true", help="answer and stop, even at a terminal")
     chat.add_argument("overrides", nargs="*", metavar="key=value", help="such as llm.checkpoint=/path")
+    _may_trust(chat)
 
     _command(commands, "list", "show every registered component with its knobs and defaults", _list)
 
     label = _command(commands, "label", "add pitch, energy and tempo labels to a manifest, by measuring", _label)
     label.add_argument("manifest")
     label.add_argument("--out", required=True, help="the manifest to write")
+    label.add_argument("--allow", action="append", default=[], metavar="DIR", help="clips may lie there, too")
+
+    shards = _command(commands, "shards", "pack a manifest and its clips into tar files (Lhotse Shar)", _shards)
+    shards.add_argument("manifest")
+    shards.add_argument("--out", required=True, help="the folder to write; its manifest.jsonl is what a recipe names")
+    shards.add_argument("--size", type=int, default=1000, help="clips a tar file")
+    shards.add_argument("--allow", action="append", default=[], metavar="DIR", help="clips may lie there, too")
 
     targets = _command(commands, "targets", "let an LLM write the targets of a manifest", _targets)
     targets.add_argument("manifest")
@@ -130,12 +145,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     targets.add_argument("--max-new-tokens", type=int, default=256)
     targets.add_argument("overrides", nargs="*", metavar="key=value", help="knobs of the engine: checkpoint=/path")
+    _may_trust(targets, "trust_remote_code")
 
     paired = _command(commands, "paired", "speak the same texts as each kind of speaker, with right answers", _paired)
     paired.add_argument("--config", required=True, help="the recipe, such as conf/paired_data_demo.yaml")
     paired.add_argument("--dry-run", action="store_true", help="check the recipe and say what it asks for")
     paired.add_argument("--print-config", action="store_true", help="print the whole resolved recipe and stop")
     paired.add_argument("overrides", nargs="*", metavar="key=value", help="such as out=paired")
+    _may_trust(paired, "writer.engine.trust_remote_code")
 
     prepare = _command(commands, "prepare", "turn a published corpus into manifests", _prepare)
     prepare.add_argument("corpus", help="such as librispeech; `undertone list` shows all of them and their knobs")
@@ -147,12 +164,19 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("bundle", help="folder, such as runs/quickstart/bundle")
     export.add_argument("--out", required=True, help="the folder to write, which plain transformers then opens")
     export.add_argument("overrides", nargs="*", metavar="key=value", help="such as llm.checkpoint=/path")
+    _may_trust(export)
 
     demo = _command(commands, "demo", "make the embedded default anew", _demo)
     demo.add_argument("action", choices=["pretrain"])
     demo.add_argument("--part", choices=["encoder", "conformer", "llm", "llm_deep", "all"], default="all")
     demo.add_argument("--out", default="demo/backbones")
     return parser
+
+
+def _may_trust(command: Parser, key: str = "llm.trust_remote_code") -> None:
+    """Only the command line can let code of a checkpoint run: a recipe or a bundle may come from somebody else."""
+    told = f"run Python code that comes with the LLM's checkpoint; the same as {key}=true"
+    command.add_argument("--trust-remote-code", dest="trusted", action="store_const", const=key, help=told)
 
 
 def _command(commands: Commands, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> Parser:
@@ -187,7 +211,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from undertone.lightning_modules.run import evaluate
 
-    evaluate(arguments.folder, arguments.stage)
+    evaluate(arguments.folder, arguments.stage, arguments.overrides)
 
 
 def _judge(arguments: argparse.Namespace) -> None:
@@ -231,7 +255,17 @@ def _label(arguments: argparse.Namespace) -> None:
 
     from undertone.data.labels import label_manifest
 
-    print(label_manifest(Path(arguments.manifest), Path(arguments.out)))
+    allow = [Path(folder) for folder in arguments.allow]
+    print(label_manifest(Path(arguments.manifest), Path(arguments.out), allow=allow))
+
+
+def _shards(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from undertone.data.shards import write_shards
+
+    allow = [Path(folder) for folder in arguments.allow]
+    print(write_shards(Path(arguments.manifest), Path(arguments.out), size=arguments.size, allow=allow))
 
 
 def _targets(arguments: argparse.Namespace) -> None:

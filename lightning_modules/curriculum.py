@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader
 
 from undertone.data.examples import Drawing, Example
-from undertone.data.loader import Examples
+from undertone.data.loader import CheckedWhenDrawn, Examples
+from undertone.data.long_sampler import LongSampler
 from undertone.data.sampler import StageSampler
 from undertone.data.tasks import Task
 from undertone.data.utterance import Utterance
@@ -27,7 +28,8 @@ from undertone.lightning_modules.checkpoints import LAST, Recent, latest, read_c
 from undertone.lightning_modules.ear import Ear
 from undertone.lightning_modules.failures import told_plainly
 from undertone.lightning_modules.guard import Guard
-from undertone.lightning_modules.material import Material, build_tasks, gather
+from undertone.lightning_modules.left_out import LeftOut
+from undertone.lightning_modules.material import Material, UnreadSplit, build_tasks, gather
 from undertone.lightning_modules.meter import Meter
 from undertone.lightning_modules.recipe import Recipe, StageNode
 from undertone.lightning_modules.run_folder import check_data, open_folder
@@ -140,7 +142,7 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
     resume = latest(folder, run.console)
     meter, guard = Meter(), Guard(folder / "skipped.jsonl", name, run.console)
     recent = Recent(folder / LAST, run.recipe.checkpoint_every)
-    trainer = _trainer(run, folder, node, [meter, guard, recent])
+    trainer = _trainer(run, folder, node, [meter, guard, recent, LeftOut(run.material.faults)])
     sampler = _sampler(run, node, "train", _consumed(resume), trainer)
     run.module.begin(name, len(sampler))
     trainer.val_check_interval = max(1, len(sampler) // (node.epochs * node.validations))
@@ -206,9 +208,14 @@ def _trainer(run: Run, folder: Path, node: StageNode, callbacks: list[Callback])
     return trainer
 
 
-def _sampler(run: Run, node: StageNode, split: str, start: int, trainer: L.Trainer) -> StageSampler:
+def _sampler(run: Run, node: StageNode, split: str, start: int, trainer: L.Trainer) -> StageSampler | LongSampler:
     material = run.material.splits[split]
     training = split == "train"
+    if isinstance(material, UnreadSplit):
+        return LongSampler(
+            material.seconds, material.of_each, node.batch, node.epochs, run.recipe.seed, trainer.global_rank,
+            trainer.world_size, start,
+        )  # fmt: skip
     return StageSampler(
         seconds=[utterance.seconds for utterance in material.utterances],
         weights=material.weights if training else [1.0] * len(material.weights),
@@ -221,17 +228,19 @@ def _sampler(run: Run, node: StageNode, split: str, start: int, trainer: L.Train
     )
 
 
-def _loader(run: Run, stage: str, split: str, sampler: StageSampler) -> DataLoader[Any]:
+def _loader(run: Run, stage: str, split: str, sampler: StageSampler | LongSampler) -> DataLoader[Any]:
     """Batches of a stage; targets that only the LLM can give are made first, for all its epochs."""
     node, material = run.recipe.stages[stage], run.material.splits[split]
     drawing = run.drawing(stage, cut=split == "train")
 
     def draw(utterance: Utterance, epoch: int, number: int) -> Example | None:
-        return drawing(utterance, epoch, number, material.only.get(utterance.id))
+        return drawing(utterance, epoch, number, utterance.only)
 
-    data = Examples(
-        material.utterances, draw, node.draws if split == "train" else 1, run.targets.complete, run.ear.read
-    )
+    parts = (material.utterances, draw, node.draws if split == "train" else 1, run.targets.complete, run.ear.read)
+    if isinstance(sampler, LongSampler):
+        unread = CheckedWhenDrawn(*parts, skip=run.recipe.data.policy == "skip")
+        return DataLoader(unread, batch_size=None, sampler=sampler, num_workers=run.recipe.data.workers)
+    data = Examples(*parts)
     if any(weight and run.tasks[task].generated for task, weight in node.tasks.items()):
         wanted = (example for rows in sampler.order for example in data.examples(rows))
         with run.progress() as progress:

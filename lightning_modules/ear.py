@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor
 
-from undertone.data.audio import load_audio
+from undertone.data.audio import load_audio, read_header
 from undertone.data.manifest import Fault
 from undertone.encoders import Encoder
 from undertone.encoders.cache import FeatureCache, audio_key
@@ -55,7 +55,7 @@ class Ear:
 
     def read(self, path: Path) -> Tensor:
         """(frames, dim) from the cache, or (samples,) without one."""
-        if self.cache is None:
+        if self.cache is None or path not in self.keys:  # a clip that is checked when it is drawn
             return torch.from_numpy(self._load(path))
         try:
             return self.cache.get(self.keys[path])
@@ -66,11 +66,13 @@ class Ear:
             ) from None
 
     def _load(self, path: Path) -> NDArray[np.float32]:
-        samples = load_audio(path, self.sample_rate)
-        if len(samples) > self.max_seconds * self.sample_rate:
-            seconds = len(samples) / self.sample_rate
+        try:
+            seconds = read_header(path).seconds  # before the whole clip takes memory
+        except AudioError as error:
+            raise AudioError(f"{path}: {error}") from None
+        if seconds > self.max_seconds:
             raise AudioError(f"{path}: {seconds:.1f} s is longer than data.max_seconds={self.max_seconds:g}")
-        return samples
+        return load_audio(path, self.sample_rate)
 
     def _encode(self, encoder: Encoder, waiting: list[tuple[str, Tensor]]) -> None:
         if not waiting or self.cache is None:

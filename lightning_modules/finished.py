@@ -14,7 +14,7 @@ from undertone.evaluation.records import Record, read_predictions, read_results
 from undertone.evaluation.retention import RetentionScore, read_kept
 from undertone.lightning_modules.retention import AFTER, BEFORE
 from undertone.lightning_modules.run_folder import RECIPE
-from undertone.tree import Tree, read_tree
+from undertone.tree import Tree, read_yaml
 
 # Keys of a recipe that say which run of a system it is, or how it is run, and not what is run.
 OF_THE_RUN = ("name", "seed", "runs", "checkpoint_every", "data.cache", "data.workers", "trainer.enable_progress_bar")
@@ -72,7 +72,7 @@ def read_run(folder: Path) -> Finished:
     scored = (scores / BEFORE).is_file() and (scores / AFTER).is_file()
     return Finished(
         folder,
-        read_tree(folder / RECIPE),
+        _recipe(folder / RECIPE),
         _json(folder / "environment.json"),
         read_results(scores),
         said,
@@ -81,14 +81,23 @@ def read_run(folder: Path) -> Finished:
     )
 
 
+def _recipe(file: Path) -> Tree:
+    found = read_yaml(file)
+    if not isinstance(found, dict):
+        raise UndertoneError(f"{file}: no recipe: it is not a mapping of keys to values")
+    return found
+
+
 def _json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text("utf-8"))
     except OSError:
         raise MissingError(f"{file} is not there, which every run writes; is the folder whole?") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UndertoneError(f"{file}: not JSON: {error}") from None
-    return dict(found)
+    if not isinstance(found, dict):
+        raise UndertoneError(f"{file}: a JSON object is needed")
+    return found
 
 
 def _number(file: Path) -> tuple[int, str]:

@@ -1,15 +1,22 @@
 """What a run listens to: the splits of its recipe, with every fault named before training starts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
+from torch.utils.data import ConcatDataset
+
+from undertone.data.confine import Root
 from undertone.data.corpora import CORPORA
+from undertone.data.lines import Lines
 from undertone.data.manifest import Fault, read_manifest
 from undertone.data.tasks import TASKS, AttributeTask, Task
 from undertone.data.utterance import Utterance
 from undertone.errors import ManifestError, MissingError
 from undertone.lightning_modules.recipe import Recipe, SourceNode
+from undertone.paths import usable
 
 SPLITS = ("train", "validation", "test")
 
@@ -18,12 +25,11 @@ SPLITS = ("train", "validation", "test")
 class Split:
     """Utterances of one side of the data.
 
-    `weights` says how often an epoch sees each, `only` which tasks it serves, `names` which part it is scored under.
+    `weights` says how often an epoch sees each, `names` which part it is scored under.
     """
 
     utterances: list[Utterance] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
-    only: dict[str, list[str]] = field(default_factory=dict)  # utterance id -> tasks; absent: any
     names: dict[str, str] = field(default_factory=dict)  # utterance id -> part; absent: none of its own
 
     def clips(self) -> list[Path]:
@@ -42,7 +48,25 @@ class Split:
             for i, u in enumerate(self.utterances)
             if clips.isdisjoint([u.audio, *(t.audio for t in u.context if t.audio)])
         ]
-        return Split([self.utterances[i] for i in kept], [self.weights[i] for i in kept], self.only, self.names)
+        return Split([self.utterances[i] for i in kept], [self.weights[i] for i in kept], self.names)
+
+
+class UnreadSplit(Split):
+    """A side whose lines are read and checked when they are drawn (`data.checks: during`)."""
+
+    def __init__(self, sources: Sequence[Lines], weights: Sequence[float]) -> None:
+        super().__init__(cast(Any, ConcatDataset(cast(Any, sources))))
+        self.seconds = np.concatenate([source.seconds for source in sources])
+        sizes = [len(source) for source in sources]
+        self.of_each = np.repeat(np.array(weights, np.float32), sizes)
+
+    def clips(self) -> list[Path]:
+        """None: which clips there are shows when they are drawn."""
+        return []
+
+    def without(self, clips: set[Path]) -> "Split":
+        """All of it: what is faulty is left out when it is drawn."""
+        return self
 
 
 @dataclass
@@ -72,7 +96,7 @@ def gather(recipe: Recipe) -> Material:
         ManifestError: lines are faulty and the recipe's policy is `error`; or utterances stand in two splits.
     """
     sources = _sources(recipe)
-    absent = [node.manifest for nodes in sources.values() for node in nodes if not Path(node.manifest).is_file()]
+    absent = [node.manifest for nodes in sources.values() for node in nodes if not usable(node.manifest).is_file()]
     if absent:
         raise MissingError(
             "manifests are missing:\n"
@@ -83,11 +107,24 @@ def gather(recipe: Recipe) -> Material:
         )
     choices = choices_of(build_tasks(recipe))
     material = Material({name: Split() for name in SPLITS}, [])
+    unread = ("train",) if recipe.data.checks == "during" else ()
     for name, nodes in sources.items():
-        for node in nodes:
+        for node in nodes if name not in unread else ():
             _add(material, name, node, recipe, choices)
+    if unread:
+        material.splits["train"] = _unread(material, sources["train"], choices)
     _check_apart(material)
     return material
+
+
+def _unread(material: Material, nodes: Sequence[SourceNode], choices: dict[str, Sequence[str]]) -> Split:
+    apart = frozenset(clip for name in ("validation", "test") for clip in material.splits[name].clips())
+    lines = [Lines(Path(node.manifest), choices, _root(node), node.tasks, apart) for node in nodes]
+    return UnreadSplit(lines, [node.weight for node in nodes]) if lines else Split()
+
+
+def _root(node: SourceNode) -> Root:
+    return Root(Path(node.root) if node.root else Path(node.manifest).parent, [Path(folder) for folder in node.allow])
 
 
 def _sources(recipe: Recipe) -> dict[str, list[SourceNode]]:
@@ -100,16 +137,15 @@ def _sources(recipe: Recipe) -> dict[str, list[SourceNode]]:
 
 def _add(material: Material, name: str, node: SourceNode, recipe: Recipe, choices: dict[str, Sequence[str]]) -> None:
     root = Path(node.root) if node.root else None
-    manifest = read_manifest(Path(node.manifest), choices=choices, policy=recipe.data.policy, root=root)
+    allow = [Path(folder) for folder in node.allow]
+    manifest = read_manifest(Path(node.manifest), choices=choices, policy=recipe.data.policy, root=root, allow=allow)
     split = material.splits[name]
     taken = {u.id for u in split.utterances}
     for utterance in manifest.utterances:
         if utterance.id in taken:
             raise ManifestError(f"{node.manifest}: id {utterance.id!r} is also in another manifest of {name!r}")
-        split.utterances.append(utterance)
+        split.utterances.append(utterance if node.tasks is None else replace(utterance, only=tuple(node.tasks)))
         split.weights.append(node.weight)
-        if node.tasks is not None:
-            split.only[utterance.id] = node.tasks
         if node.name is not None:
             split.names[utterance.id] = node.name
     material.faults += manifest.faults

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from undertone.data.audio import inspect_audio, load_audio, read_header
+from undertone.data.confine import Root
 from undertone.data.manifest import Fault, read_lines
 from undertone.data.manifest_line import LineReader
 from undertone.data.sampler import Rows
@@ -137,7 +138,7 @@ def _clips(nodes: Sequence[SourceNode], faults: list[str]) -> Iterator[Clip]:
 
 def _of_manifest(node: SourceNode, faults: list[str]) -> Iterator[Clip]:
     path = Path(str(node.manifest))
-    reader = LineReader(path, {}, None if node.root is None else Path(node.root))
+    reader = LineReader({}, Root(path.parent if node.root is None else Path(node.root), [Path(p) for p in node.allow]))
     for line, record in read_lines(path):
         if isinstance(record, dict):
             record = {"id": record.get("audio"), **{key: record[key] for key in _READ if record.get(key) is not None}}

@@ -21,7 +21,8 @@ class SourceNode:
 
     manifest: str | None = None  # JSONL; of each line, `audio` is read, and `id` and `seconds` where they are given
     folder: str | None = None  # every audio file in it and below
-    root: str | None = None  # folder that a manifest's paths are relative to; null: the manifest's own
+    root: str | None = None  # folder that a manifest's paths are relative to and stay in; null: the manifest's own
+    allow: list[str] = field(default_factory=list)  # further folders that its paths and links may lead to; [/]: any
 
 
 @dataclass

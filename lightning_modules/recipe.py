@@ -13,6 +13,7 @@ from undertone.data.tasks import TASKS
 from undertone.encoders import ENCODERS
 from undertone.errors import ConfigError, UndertoneError, nearest
 from undertone.lightning_modules.judge_node import JudgeNode, check_judges, without_null_judges
+from undertone.lightning_modules.limits import beyond_limits
 from undertone.lightning_modules.schema import checked
 from undertone.tree import Tree, read_tree
 
@@ -62,7 +63,8 @@ class SourceNode:
     manifest: str = MISSING
     weight: float = 1.0  # 2: twice an epoch; 0.25: another quarter each epoch
     tasks: list[str] | None = None  # null: every task that its utterances have labels for
-    root: str | None = None  # folder that audio paths are relative to; null: the manifest's own
+    root: str | None = None  # folder that audio paths are relative to and stay in; null: the manifest's own
+    allow: list[str] = field(default_factory=list)  # further folders that its paths and links may lead to; [/]: any
     name: str | None = None  # of a part of the test side that is scored apart
 
 
@@ -76,6 +78,7 @@ class DataNode:
     test: list[SourceNode] = field(default_factory=list)
     policy: Literal["error", "skip"] = "error"  # of faulty lines and clips: stop, or leave out, count and name
     cache: str | None = ".cache/undertone"  # folder of encoder outputs and LLM targets; null: encode every time
+    checks: Literal["before", "during"] = "before"  # of training lines and clips: all at first, or each when drawn
     max_seconds: float = 60.0  # longer clips are faulty
     workers: int = 0  # processes that read audio
 
@@ -220,6 +223,7 @@ def _check_components(recipe: Recipe, source: str) -> list[str]:
         recipe.data.corpus = attempt(CORPORA.check, recipe.data.corpus, f"{source}: data.corpus") or recipe.data.corpus
     faults += [*_check_names(recipe, source), *_check_tuning(recipe, source)]
     faults += check_judges(recipe.evaluation.judges, f"{source}: evaluation.judges")
+    faults += [f"{source}: {fault}" for fault in beyond_limits(recipe)]
     for name in sorted({*recipe.tasks, *used_tasks(recipe)} & set(TASKS.names())):
         node = {"type": name, **recipe.tasks.get(name, {})}
         recipe.tasks[name] = attempt(TASKS.check, node, f"{source}: tasks.{name}") or node
@@ -308,9 +312,6 @@ def _check_stage(stage: StageNode, where: str) -> list[str]:
             f"{where}: err freezes adapters example by example, but the encoder serves them all: take `{ENCODER}` out "
             "of trains, or err out of the stage"
         )
-    for key in ("epochs", "batch", "draws", "validations"):
-        if getattr(stage, key) < 1:
-            faults.append(f"{where}.{key}: must be at least 1, found {getattr(stage, key)}")
     if stage.lr <= 0:
         faults.append(f"{where}.lr: must be positive, found {stage.lr}")
     return faults

@@ -20,7 +20,7 @@ from undertone.errors import ConfigError, ManifestError, nearest
 from undertone.lightning_modules.target_prompt import TargetPrompt
 from undertone.llms.engines import ENGINES, Cut, Engine, Failure
 from undertone.llms.kept_answers import KeptAnswers
-from undertone.paths import resolve
+from undertone.paths import read_text, resolve
 
 Kind: TypeAlias = Literal["response", "plain", "caption"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -139,7 +139,7 @@ def read_patterns(file: Path) -> list[re.Pattern[str]]:
         ConfigError: the file cannot be read, or a line is no regular expression.
     """
     try:
-        lines = file.read_text("utf-8").splitlines()
+        lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: the refusals cannot be read ({error}); give a UTF-8 text file") from None
     patterns = []

@@ -141,12 +141,12 @@ def skipped_steps(run: Run) -> dict[str, int]:
     return {name: one["skipped"] for name, one in told.items() if one.get("skipped")}
 
 
-def evaluate(folder: str, stage: str | None) -> None:
+def evaluate(folder: str, stage: str | None, overrides: Sequence[str] = ()) -> None:
     """Score the best checkpoint of one stage of a run, beside the run's own scores."""
     file = Path(folder) / "recipe.yaml"
     if not file.is_file():
         raise MissingError(f"{folder} is not a run: there is no recipe.yaml in it. `undertone fit` makes one")
-    recipe = recipes.load(file)
+    recipe = recipes.load(file, overrides)
     name = stage or list(recipe.stages)[-1]
     if name not in recipe.stages:
         raise ConfigError(f"--stage {name}: the run's stages are {', '.join(recipe.stages)}")

@@ -7,9 +7,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from undertone.errors import ConfigError, nearest
+from undertone.errors import ConfigError, brief, nearest
 from undertone.tree import Tree
 
 if TYPE_CHECKING:
@@ -30,10 +29,10 @@ def checked(schema: type[T], tree: Tree, source: str) -> T:
         whole = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), tree))
         if not faults:
             return cast(T, whole)
-    except (OmegaConfBaseException, ValueError) as error:
+    except Exception as error:  # a value that fits nothing can be a TypeError of OmegaConf's own making
         told = [fault for key, value in tree.items() for fault in _faults(schema, key, value)]
         if not told and not faults:
-            told = [f"{getattr(error, 'full_key', None)}: {str(error).splitlines()[0]}"]
+            told = [f"{getattr(error, 'full_key', None) or 'recipe'}: {_first(error)}"]
         faults = told + faults
     raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
 
@@ -42,11 +41,15 @@ def _faults(schema: type[DataclassInstance], key: str, value: Any) -> Iterator[s
     """What is wrong with one top-level key, entry by entry, so that one fault does not hide the next."""
     known = [f.name for f in fields(schema)]
     if key not in known:
-        yield f"unknown key {key!r}.{nearest(str(key), known)}"
+        yield f"unknown key {brief(repr(key), 100)}.{nearest(str(key), known)}"
         return
     entries = {f"{key}.{name}": {key: {name: node}} for name, node in value.items()} if isinstance(value, dict) else {}
     for where, piece in (entries or {key: {key: value}}).items():
         try:
             OmegaConf.merge(OmegaConf.structured(schema), piece)
-        except (OmegaConfBaseException, ValueError) as error:
-            yield f"{getattr(error, 'full_key', None) or where}: {str(error).splitlines()[0]}"
+        except Exception as error:  # see above
+            yield f"{getattr(error, 'full_key', None) or brief(where, 100)}: {_first(error)}"
+
+
+def _first(error: Exception) -> str:
+    return brief((str(error).splitlines() or [type(error).__name__])[0], 300)

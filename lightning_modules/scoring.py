@@ -51,10 +51,9 @@ def predict(run: Run, split: str = "test") -> list[Prediction]:
 
 def _questions(run: Run, split: str, utterance: Utterance) -> Iterator[Example]:
     """Each task that the utterance is good for, in one wording, with its whole context."""
-    only = run.material.splits[split].only.get(utterance.id)
     for task in run.recipe.evaluation.tasks or used_tasks(run.recipe):
         drawing = replace(run.drawing(None, cut=False), weights={task: 1.0})
-        example = drawing(utterance, 0, 0, only)
+        example = drawing(utterance, 0, 0, utterance.only)
         if example is not None:
             yield example
 

@@ -13,7 +13,7 @@ from undertone.adapters import ADAPTERS, Adapter
 from undertone.data.examples import Example
 from undertone.data.loader import Batch
 from undertone.encoders import ENCODERS
-from undertone.errors import BundleError, ConfigError
+from undertone.errors import BundleError, ConfigError, brief
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.guard import poisoned
 from undertone.lightning_modules.prompting import Spot, chat_of, mark_speech
@@ -23,6 +23,7 @@ from undertone.llms.adch import ADCH
 from undertone.llms.causal import CausalLLM, TokenLoss, Watch, places
 from undertone.llms.chat import ChatTurn, Placeholder, Segment
 from undertone.llms.tuning import Tuning
+from undertone.memory import check_fits
 from undertone.types import Frames
 
 PARTS = ("adapters", "encoder", "llm", "adch")  # what may be trained; only that is saved, and insisted on when loading
@@ -47,12 +48,7 @@ class SpeechLLM(L.LightningModule):
         node = self.recipe.llm
         self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code, tuning_of(node.tuning))
         self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
-        self.adapters = nn.ModuleDict(
-            {
-                name: ADAPTERS.build(slot.adapter, self.encoder.dim, self.llm.dim)
-                for name, slot in self.recipe.slots.items()
-            }
-        )
+        self.adapters = nn.ModuleDict({name: self._adapter(name) for name in self.recipe.slots})
         head = self.recipe.adch
         if head and not 0 <= head.layer < self.llm.depth:
             raise ConfigError(f"adch.layer: {head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}")
@@ -60,6 +56,15 @@ class SpeechLLM(L.LightningModule):
         self.encoder_learns = self.llm_learns = False
         self.row_losses: Tensor | None = None  # of the step at hand, (rows,)
         self.register_load_state_dict_post_hook(_frozen_weights_may_be_absent)  # type: ignore[no-untyped-call]
+
+    def _adapter(self, slot: str) -> Adapter:
+        node, wiring, what = self.recipe.slots[slot].adapter, (self.encoder.dim, self.llm.dim), f"slots.{slot}.adapter"
+        try:
+            with torch.device("meta"):  # a number too many in a recipe is told before it fills the memory
+                check_fits(ADAPTERS.build(node, *wiring), what)
+            return ADAPTERS.build(node, *wiring)
+        except (RuntimeError, OverflowError) as error:  # how torch refuses shapes
+            raise ConfigError(f"{what}: {brief(error, 200)}") from None
 
     def begin(self, stage: str, steps: int) -> None:
         """Get ready to train a stage of so many optimizer steps: its adapters learn, the others are frozen."""

@@ -142,7 +142,8 @@ def _tokens(made: Recipe, utterances: Sequence[Utterance]) -> Tensor:
     """Mean speech tokens, (utterances, dim), kept in the run's folder."""
     file = made.folder / "evaluation" / f"tokens-{len(utterances)}.safetensors"
     if not file.is_file():
-        tokens = pooled_tokens(read_bundle(made.folder / "bundle"), utterances)
+        trusted = ["llm.trust_remote_code=true"] if made.llm.trust_remote_code else []
+        tokens = pooled_tokens(read_bundle(made.folder / "bundle", trusted), utterances)
         draft = file.with_suffix(".tmp")
         save_file({"tokens": tokens}, draft)
         os.replace(draft, file)

@@ -48,6 +48,7 @@ class TableRecipe:
     probe_train: int = 800  # utterances of the training side that the linear probe learns from
     picture: list[str] = field(default_factory=list)  # systems whose speech tokens are drawn, of the first seed
     runs: str = "runs"
+    trust_remote_code: bool = False  # of the systems' LLMs; by the command line alone
 
     @property
     def folder(self) -> Path:
@@ -88,7 +89,8 @@ def system_recipe(table: TableRecipe, name: str, seed: int) -> Recipe:
 
 def overrides(table: TableRecipe, seed: int) -> list[str]:
     """What a table says to each recipe."""
-    return [f"seed={seed}", f"runs={table.runs}"]
+    trusted = ["llm.trust_remote_code=true"] if table.trust_remote_code else []
+    return [f"seed={seed}", f"runs={table.runs}", *trusted]
 
 
 def _unknown(path: Path, where: str, names: Iterable[str], known: Iterable[str]) -> list[str]:

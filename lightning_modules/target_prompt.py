@@ -6,6 +6,7 @@ from typing import Any
 
 from undertone.errors import ConfigError, nearest
 from undertone.llms.engines import Chat
+from undertone.paths import read_text
 
 FIELDS = ("emotion", "transcript")
 _TURNS = ("[system]", "[user]")
@@ -29,7 +30,10 @@ class TargetPrompt:
         turns = read_turns(file)
         self.system, self.user, self.with_context = turns.get("[system]"), turns.get("[user]", ""), with_context
         try:
-            self.fields = {name for _, name, _, _ in Formatter().parse(self.user) if name is not None}
+            parts = [part for part in Formatter().parse(self.user) if part[1] is not None]
+            self.fields = {str(name) for _, name, _, _ in parts}
+            if any(shape or conversion for _, _, shape, conversion in parts):
+                raise ValueError("a field stands alone in its braces, without a format")
         except ValueError as error:
             raise ConfigError(f"{file}: {error}; write {{{{ and }}}} for braces that are meant") from None
         for name in sorted(self.fields - set(FIELDS)):
@@ -64,7 +68,7 @@ def read_turns(file: Path) -> dict[str, str]:
         ConfigError: the file cannot be read, or text stands before the first head.
     """
     try:
-        lines = file.read_text("utf-8").splitlines()
+        lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: the prompt cannot be read ({error}); give a UTF-8 text file") from None
     turns: dict[str, list[str]] = {}

@@ -59,7 +59,13 @@ class Targets:
         """The example with its target; one that has a target stays as it is."""
         if example.target is not None:
             return example
-        return replace(example, target=self.known[self._key(example)])
+        target = self.known.get(self._key(example))
+        if target is None:
+            raise UndertoneError(
+                f"{example.utterance.id}: the task {example.task!r} needs an answer of the LLM, which is made before "
+                "training; where data.checks is `during`, the manifest must have it (`undertone targets` writes it)"
+            )
+        return replace(example, target=target)
 
     def make(self, llm: CausalLLM, examples: Iterable[Example], progress: Progress) -> int:
         """Answer every prompt that has not been answered yet; returns how many there were."""

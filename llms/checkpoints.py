@@ -67,7 +67,7 @@ def reach(checkpoint: str, read: Callable[[str, bool], T]) -> T:
     except MissingError:
         raise
     except (ValueError, KeyError) as error:
-        hint = " (if you trust its code: llm.trust_remote_code=true)" if "trust_remote_code" in str(error) else ""
+        hint = " (if you trust its code: --trust-remote-code)" if "trust_remote_code" in str(error) else ""
         raise ConfigError(f"llm.checkpoint: {checkpoint}: {str(error).splitlines()[0]}{hint}") from None
 
 

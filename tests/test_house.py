@@ -28,6 +28,7 @@ GROUND = {
     "errors",
     "files",
     "hub",
+    "memory",
     "paths",
     "registry",
     "rooms",

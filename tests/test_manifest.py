@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from undertone.data.manifest import Manifest, Turn, Utterance, read_manifest
+from undertone.data.manifest import LONGEST_LINE, Manifest, Turn, Utterance, read_manifest
 from undertone.errors import ManifestError
 
 CHOICES = {"gender": ("male", "female"), "emotion": ("neutral", "happy", "sad")}
@@ -137,6 +137,7 @@ PROBLEMS: list[tuple[object, str]] = [
     (line(response={}), "a: response: a string is needed, not an object"),
     (line(audio="none.wav"), "a: audio: none.wav: there is no such file"),
     (line(audio="nul\0.wav"), "a: audio: "),
+    ('{"id": "a", "audio": "ok.wav", "text": "\\ud83d"}', "broken line, not JSON in UTF-8: "),
     (line(audio="../m.wav"), "a: audio: ../m.wav is outside of "),
     (line(audio="/etc/hostname"), "a: audio: /etc/hostname is outside of "),
     (line(audio="empty.wav"), "a: audio: empty.wav: the file is empty (0 bytes)"),
@@ -285,10 +286,52 @@ def test_a_sibling_that_shares_the_roots_beginning_is_outside(tmp_path: Path) ->
     assert "is outside of" in faults(write(tmp_path / "set", line(audio="../set2/ok.wav")))
 
 
-def test_a_link_inside_the_root_may_lead_out_of_it(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("link", ["corpus", "clip.wav", "again"])
+def test_a_link_leads_out_of_the_root_only_where_the_user_allows_it(
+    link: str, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "corpus").symlink_to(folder)
-    assert read(write(elsewhere, line(audio="corpus/ok.wav"))).utterances[0].seconds == 1.0
+    (elsewhere / "clip.wav").symlink_to(folder / "ok.wav")
+    (elsewhere / "again").symlink_to("corpus")
+    path = write(elsewhere, line(audio=link if link == "clip.wav" else f"{link}/ok.wav"))
+    assert f"leads to {folder.resolve() / 'ok.wav'}, which is outside of {elsewhere}" in faults(path)
+    assert "outside of" in faults(path, allow=[folder / "sub"])
+    for allow in ([folder], [Path("/")], [elsewhere, folder.parent]):
+        assert read(path, allow=allow).utterances[0].seconds == 1.0
+
+
+def test_what_is_allowed_may_be_named_by_its_own_path(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for audio in (str(folder / "ok.wav"), f"../../{folder.parent.name}/{folder.name}/ok.wav"):
+        path = write(elsewhere, line(audio=audio))
+        assert "outside of" in faults(path)
+    assert read(write(elsewhere, line(audio=str(folder / "ok.wav"))), allow=[folder]).utterances[0].seconds == 1.0
+
+
+def test_a_root_that_is_a_link_holds_what_it_leads_to(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    link = tmp_path_factory.mktemp("elsewhere") / "link"
+    link.symlink_to(folder)
+    write(folder, line())
+    assert read(link / "m.jsonl").utterances[0].audio == link / "ok.wav"
+
+
+def test_a_line_without_end_is_not_read_whole(folder: Path) -> None:
+    path = write(folder, line("a"), '{"id": "' + "x" * LONGEST_LINE + '"}', line("b"))
+    assert f"{path}:2: broken line: it is longer than {LONGEST_LINE} bytes" in faults(path)
+    assert [u.id for u in read(path, policy="skip").utterances] == ["a", "b"]
+
+
+def test_a_fault_is_one_short_line_whatever_the_file_says(folder: Path) -> None:
+    told = faults(write(folder, line("a\nb\x1b[2J", **{"k" * 5000 + "\r": 1})))
+    assert (
+        len(told.splitlines()) == 2 and len(told) < 2000 and "\x1b" not in told and "a\\nb\\x1b[2J: unknown key" in told
+    )
+
+
+def test_many_unknown_keys_take_no_time_that_grows_with_their_square(folder: Path) -> None:
+    keys = {f"k{i}": 1 for i in range(100_000)}
+    assert "unknown key" in faults(write(folder, line(**keys)))
 
 
 def test_reading_needs_no_heavy_library() -> None:

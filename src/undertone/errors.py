@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST_NAME = 100  # nobody means a spelling of ours by a longer one, and comparing it takes long
+
 
 class UndertoneError(ValueError):
     """What is wrong, where, and what to do about it."""
@@ -40,8 +42,25 @@ class TrainingError(UndertoneError):
     """Training that cannot go on as it is: numbers that are not finite, or a process that has died."""
 
 
+def brief(value: object, most: int = 1000) -> str:
+    """Text from somebody's file, safe to print: one line, no control characters, at most so many characters."""
+    text = str(value)
+    text = text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+    return _escaped(text)
+
+
+def printable(message: object) -> str:
+    """A message that may quote somebody's file, without what a terminal would obey; its line breaks stay."""
+    return "\n".join(_escaped(line) for line in str(message).split("\n"))
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The tail of a message about an unknown name: the nearest spelling, and everything that is known."""
     known = sorted(known)
-    hint = "".join(f" Did you mean {match!r}?" for match in get_close_matches(name, known, n=1))
+    similar = get_close_matches(name, known, n=1) if len(name) <= _LONGEST_NAME else []
+    hint = "".join(f" Did you mean {match!r}?" for match in similar)
     return f"{hint} Known: {', '.join(known) or 'none'}"

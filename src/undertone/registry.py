@@ -7,9 +7,8 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, cast, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from undertone.errors import ConfigError, nearest
+from undertone.errors import ConfigError, brief, nearest
 
 T = TypeVar("T")
 
@@ -78,8 +77,9 @@ class Registry(Generic[T]):
         knobs = {key: value for key, value in node.items() if key != "type"}
         try:
             filled = OmegaConf.to_container(OmegaConf.merge(schema, knobs), throw_on_missing=True)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # a value that fits nothing can be a TypeError of OmegaConf's own making
+            told = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"{where}: {brief(told, 300)}") from None
         return {"type": node["type"], **cast(dict[str, Any], filled)}
 
     def build(self, node: Mapping[str, Any], *wiring: Any) -> T:
