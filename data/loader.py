@@ -1,7 +1,7 @@
 """Batches: the examples drawn from some utterances, and every clip that they need, once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,16 +22,18 @@ class Batch:
     """Rows and the clips they speak of.
 
     `audio` holds each clip once: waveforms (clips, samples), or encoder outputs (clips, frames, dim) if they came from
-    the cache. `clips` says which row of `audio` a file is.
+    the cache. `clips` says which row of `audio` a file is. A batch that does not count keeps its process in step with
+    the others, which have rows left.
     """
 
     examples: list[Example]
     clips: dict[Path, int]
     audio: Frames
+    counts: bool = True
 
     def to(self, device: torch.device, **_: object) -> "Batch":
         """Lightning moves batches by this method."""
-        return Batch(self.examples, self.clips, self.audio.to(device))
+        return replace(self, audio=self.audio.to(device))
 
 
 def collate(examples: list[Example], read: Read) -> Batch:
@@ -60,9 +62,9 @@ class Examples(Dataset[Batch]):
 
     def examples(self, rows: Rows) -> list[Example]:
         """The examples of a batch, without their audio."""
-        epoch, numbers = rows
-        drawn = [self.draw(self.utterances[row], epoch, k) for row in numbers for k in range(self.draws)]
+        drawn = [self.draw(self.utterances[row], rows.epoch, k) for row in rows.numbers for k in range(self.draws)]
         return [example for example in drawn if example is not None]
 
     def __getitem__(self, rows: Rows) -> Batch:
-        return collate([self.complete(example) for example in self.examples(rows)], self.read)
+        batch = collate([self.complete(example) for example in self.examples(rows)], self.read)
+        return replace(batch, counts=rows.counts)

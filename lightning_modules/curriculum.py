@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch.utils.data import DataLoader
@@ -28,7 +29,9 @@ from undertone.lightning_modules.meter import Meter
 from undertone.lightning_modules.recipe import Recipe, StageNode
 from undertone.lightning_modules.run_folder import open_folder
 from undertone.lightning_modules.speech_llm import SpeechLLM
+from undertone.lightning_modules.strategies import check_sharded, trainer_arguments
 from undertone.lightning_modules.targets import Targets
+from undertone.turns import in_turn
 
 OURS = ("max_epochs", "max_steps", "callbacks", "logger", "val_check_interval", "default_root_dir",
         "accumulate_grad_batches", "gradient_clip_val", "use_distributed_sampler", "enable_checkpointing",
@@ -94,20 +97,23 @@ def start(recipe: Recipe, console: Console) -> Run:
     if unusable:
         raise ConfigError(f"trainer: the recipe's stages decide about {', '.join(unusable)}; leave that out")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
-    open_folder(recipe.folder, recipe.plain())
-    L.seed_everything(recipe.seed, workers=True, verbose=False)
-    material = gather(recipe)
-    module = SpeechLLM(recipe.plain())
-    module.configure_model()
+    check_sharded(recipe)
+    cache = Path(recipe.data.cache or recipe.folder / "cache")
+    with in_turn(cache):  # the first process reads weights from disk, and makes what a corpus makes
+        open_folder(recipe.folder, recipe.plain())
+        L.seed_everything(recipe.seed, workers=True, verbose=False)
+        material = gather(recipe)
+        module = SpeechLLM(recipe.plain())
+        module.configure_model()
     if recipe.init:
         module.load_trained(bundle_weights(Path(recipe.init)), recipe.init, begins=True)
-    cache = Path(recipe.data.cache or recipe.folder / "cache")
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
     ear = Ear(module.encoder, cache if kept else None, recipe.data.max_seconds)
     slots = {name: slot.text for name, slot in recipe.slots.items()}
     targets = Targets(cache, module.llm.fingerprint(), slots, recipe.evaluation.max_new_tokens)
     run = Run(recipe, build_tasks(recipe), material, module, ear, targets, console)
-    listen(run)
+    with in_turn(cache):
+        listen(run)
     return run
 
 
@@ -157,11 +163,12 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
     trainer = _trainer(run, folder, node, meter)
     sampler = _sampler(run, node, "train", _consumed(resume), trainer)
     run.module.begin(name, len(sampler))
+    module = _trained_module(run, trainer, name, len(sampler))
     trainer.val_check_interval = max(1, len(sampler) // (node.epochs * node.validations))
     training, validation = _loader(run, name, "train", sampler), _validation_loader(run, name, trainer)
     run.console.rule(f"stage {number} of {len(run.recipe.stages)}: {name}, {len(sampler)} steps")
     try:
-        trainer.fit(run.module, training, validation, ckpt_path=resume, weights_only=True)
+        trainer.fit(module, training, validation, ckpt_path=resume, weights_only=True)
     except SystemExit:  # how Lightning ends when it is interrupted
         raise KeyboardInterrupt from None
     if trainer.interrupted:
@@ -173,6 +180,19 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
         told = {"steps": trainer.global_step, "trainable": trainable, **meter.report(), **scores}
         done.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
     return best
+
+
+def _trained_module(run: Run, trainer: L.Trainer, stage: str, steps: int) -> SpeechLLM:
+    """The run's own module; under DeepSpeed another one, since its hooks stay on what it has trained.
+
+    That module's large parts come inside `fit`, where ZeRO's stage 3 shards them as they are read.
+    """
+    if not isinstance(trainer.strategy, DeepSpeedStrategy):
+        return run.module
+    module = SpeechLLM(run.recipe.plain())
+    module.begin_from(run.module.trained())
+    module.begin(stage, steps)
+    return module
 
 
 def read_trained(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -204,7 +224,7 @@ def _trainer(run: Run, folder: Path, node: StageNode, meter: Meter) -> L.Trainer
     shown = [RichProgressBar(leave=True)] if chosen.get("enable_progress_bar", True) else []
     try:
         return L.Trainer(
-            **chosen,
+            **trainer_arguments(chosen),
             max_epochs=1,
             num_sanity_val_steps=0,
             gradient_clip_val=node.clip,

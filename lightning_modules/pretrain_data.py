@@ -87,9 +87,8 @@ class Crops(Dataset[Batch]):
         return samples, span_mask(-(-len(samples) // HOP), self.masking, generator)
 
     def __getitem__(self, rows: Rows) -> Batch:
-        epoch, numbers = rows
-        audio, masks = zip(*(self.draw(self.clips[number], epoch) for number in numbers), strict=True)
-        return Batch(Frames.pad(list(audio)), pad_sequence(list(masks), batch_first=True))
+        audio, masks = zip(*(self.draw(self.clips[number], rows.epoch) for number in rows.numbers), strict=True)
+        return Batch(Frames.pad(list(audio)), pad_sequence(list(masks), batch_first=True) & rows.counts)
 
 
 def gather(data: DataNode, track: Track) -> Speech:

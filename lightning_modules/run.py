@@ -1,6 +1,5 @@
 """What the commands `fit` and `evaluate` do, from a recipe's file to its table."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from undertone.lightning_modules.curriculum import Run, read_trained, stage_fold
 from undertone.lightning_modules.retention import BEFORE, retention_after, retention_before
 from undertone.lightning_modules.scoring import predict
 from undertone.lightning_modules.speech_llm import SpeechLLM
+from undertone.lightning_modules.strategies import is_first
 from undertone.paths import resolve
 
 
@@ -77,14 +77,16 @@ def _told(node: dict[str, object]) -> str:
 
 def fit(config: str, overrides: Sequence[str]) -> None:
     """Train all stages, score, write the bundle, print the table. The same command again goes on where it stopped."""
-    console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")
+    console = Console(quiet=not is_first())
     recipe = recipes.load(config, overrides)
     run = start(recipe, console)
-    before = frozen(run.module)
+    before = frozen(run.module) if is_first() else {}
     folder = recipe.folder / "evaluation"
-    if recipe.evaluation.retention:
+    if recipe.evaluation.retention and is_first():
         retention_before(run.module.llm, resolve(recipe.evaluation.retention), folder, batch=recipe.evaluation.batch)
     best = train(run)
+    if not is_first():  # the others are done; what is left is written by one
+        return
     if frozen(run.module) != before:
         raise ConfigError("a frozen part has changed in training; this is a defect of Undertone, please report it")
     if best is not None:
