@@ -78,8 +78,8 @@ class StageSampler:
         )
         bounds: list[float] | None = [] if len(cuts) < 2 else None  # Lhotse finds none among fewer than two lengths
         sampler = DynamicBucketingSampler(
-            cuts, max_cuts=self.batch * self.ranks, num_buckets=self._buckets(len(cuts)), duration_bins=bounds, shuffle=True,
-            seed=self.seed + epoch, rank=0, world_size=1, drop_last=False,
+            cuts, max_cuts=self.batch * self.ranks, num_buckets=self._buckets(len(cuts)), duration_bins=bounds,
+            shuffle=True, seed=self.seed + epoch, rank=0, world_size=1, drop_last=False,
         )  # fmt: skip
         for cuts in sampler:
             yield Rows(epoch, [int(cut.id.split("-")[0]) for cut in cuts])

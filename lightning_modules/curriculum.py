@@ -29,7 +29,7 @@ from undertone.lightning_modules.meter import Meter
 from undertone.lightning_modules.recipe import Recipe, StageNode
 from undertone.lightning_modules.run_folder import open_folder
 from undertone.lightning_modules.speech_llm import SpeechLLM
-from undertone.lightning_modules.strategies import check_sharded, trainer_arguments
+from undertone.lightning_modules.strategies import at_work, check_sharded, trainer_arguments
 from undertone.lightning_modules.targets import Targets
 from undertone.turns import in_turn
 
@@ -124,7 +124,7 @@ def listen(run: Run) -> None:
         ManifestError: clips are faulty and the policy is `error`, or nothing is left.
     """
     clips = [clip for split in run.material.splits.values() for clip in split.clips()]
-    with run.progress() as progress:
+    with run.progress() as progress, at_work(run.module.encoder):
         faults = run.ear.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
     if faults and run.recipe.data.policy == "error":
         shown = "\n".join(f"  {fault.problem}" for fault in faults[:20])
@@ -161,7 +161,8 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
     resume = last if last.is_file() else None
     meter = Meter()
     trainer = _trainer(run, folder, node, meter)
-    sampler = _sampler(run, node, "train", _consumed(resume), trainer)
+    batch = node.batch * trainer.world_size
+    sampler = _sampler(run, node, "train", _consumed(resume, batch), trainer)
     run.module.begin(name, len(sampler))
     module = _trained_module(run, trainer, name, len(sampler))
     trainer.val_check_interval = max(1, len(sampler) // (node.epochs * node.validations))
@@ -177,7 +178,7 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
     if trainer.is_global_zero:
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
         trainable = sum(weight.numel() for weight in run.module.learning())
-        told = {"steps": trainer.global_step, "trainable": trainable, **meter.report(), **scores}
+        told = {"steps": trainer.global_step, "batch": batch, "trainable": trainable, **meter.report(), **scores}
         done.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
     return best
 
@@ -201,12 +202,21 @@ def read_trained(checkpoint: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _consumed(checkpoint: Path | None) -> int:
-    """Batches of the stage that a killed run has trained on."""
+def _consumed(checkpoint: Path | None, batch: int) -> int:
+    """Batches of the stage that a killed run has trained on, of `batch` utterances from all processes together.
+
+    Raises:
+        ConfigError: its batches were larger or smaller, so that their number says nothing here.
+    """
     if checkpoint is None:
         return 0
-    loops = torch.load(checkpoint, map_location="cpu", weights_only=True)["loops"]
-    return int(loops["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"])
+    kept = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if kept.get("batch", batch) != batch:
+        raise ConfigError(
+            f"{checkpoint}: this stage was begun with {kept['batch']} utterances a step, all processes together, and "
+            f"would go on with {batch}: change the stage's `batch` with the number of processes"
+        )
+    return int(kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"])
 
 
 def _trainer(run: Run, folder: Path, node: StageNode, meter: Meter) -> L.Trainer:

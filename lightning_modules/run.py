@@ -18,7 +18,7 @@ from undertone.lightning_modules.curriculum import Run, read_trained, stage_fold
 from undertone.lightning_modules.retention import BEFORE, retention_after, retention_before
 from undertone.lightning_modules.scoring import predict
 from undertone.lightning_modules.speech_llm import SpeechLLM
-from undertone.lightning_modules.strategies import is_first
+from undertone.lightning_modules.strategies import at_work, is_first
 from undertone.paths import resolve
 
 
@@ -100,11 +100,13 @@ def score(run: Run, system: str, folder: Path) -> list[Record]:
     """Score the model as it is now; a folder that holds results of this run is read instead."""
     if (folder / "results.json").is_file():
         return read_results(folder)
-    predictions, node = predict(run), run.recipe.evaluation
-    records = score_all(system, predictions)
-    if node.retention and (folder / BEFORE).is_file():
-        file = resolve(node.retention)
-        records += retention_after(system, run.module.llm, file, folder, batch=node.batch)
+    node = run.recipe.evaluation
+    with at_work(run.module):
+        predictions = predict(run)
+        records = score_all(system, predictions)
+        if node.retention and (folder / BEFORE).is_file():
+            file = resolve(node.retention)
+            records += retention_after(system, run.module.llm, file, folder, batch=node.batch)
     write_results(folder, records, predictions)
     return records
 

@@ -123,7 +123,7 @@ class SpeechLLM(L.LightningModule):
         return self._adapted(batch, chats)[0]
 
     def _adapted(self, batch: Batch, chats: Iterable[list[Segment]]) -> tuple[dict[Hashable, Tensor], Tensor | float]:
-        """The fills, by one pass a slot for rows that learn, and one for rows it is frozen for; and a thread, which is 0.
+        """The fills, by one pass a slot for rows that learn, and one for rows it is frozen for; and a thread: 0.
 
         Sharded weights are gathered by all processes together, forward and backward. So each makes every pass, if only
         of a row that nobody asked for, and the thread ties those that learn to the loss.
@@ -229,14 +229,15 @@ class SpeechLLM(L.LightningModule):
         """AdamW over what this stage trains, with its schedule (section IV-C)."""
         node = self.node
         optimizer = torch.optim.AdamW(
-            self.learning(), node.lr, betas=(node.betas[0], node.betas[1]), weight_decay=node.weight_decay
+            self.learning(), node.lr, betas=(node.betas[0], node.betas[1]), eps=node.eps, weight_decay=node.weight_decay
         )
         shape = Schedule(node.warmup_steps, self.steps, node.decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(shape, step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint holds what was trained, and nothing that was frozen."""
+        """A checkpoint holds what was trained, and nothing that was frozen; and what its place in the data means."""
+        checkpoint["batch"] = self.node.batch * self.trainer.world_size
         weights = checkpoint["state_dict"]
         owned = self.owned
         checkpoint["state_dict"] = {key: value for key, value in weights.items() if key.startswith(owned)}

@@ -1,10 +1,14 @@
 """How a run is spread over processes: what a recipe's `trainer` says, made into what Lightning takes."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
 
 from undertone.errors import ConfigError, MissingError, nearest
 from undertone.lightning_modules.recipe import Recipe
@@ -20,6 +24,21 @@ def is_first() -> bool:
 def is_sharded(trainer: dict[str, Any]) -> bool:
     """Whether a recipe's `trainer` shards the weights themselves, the frozen ones included: ZeRO's stage 3."""
     return str(trainer.get("strategy", "")).startswith("deepspeed_stage_3")
+
+
+@contextmanager
+def at_work(module: nn.Module) -> Iterator[None]:
+    """While a part listens or answers outside of training: on this process's GPU, if there is one."""
+    number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    weight = next(module.parameters(), None)
+    if not torch.cuda.is_available() or weight is None or weight.device == torch.device("cuda", number):
+        yield
+        return
+    module.to(torch.device("cuda", number))
+    try:
+        yield
+    finally:
+        module.cpu()
 
 
 def check_sharded(recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from undertone.data.examples import Example
 from undertone.errors import UndertoneError
 from undertone.lightning_modules.prompting import chat_of
+from undertone.lightning_modules.strategies import at_work
 from undertone.llms.causal import CausalLLM
 from undertone.llms.chat import ChatTurn
 from undertone.turns import in_turn
@@ -72,7 +73,7 @@ class Targets:
             self._read()
             missing = {key: example for key, example in missing.items() if key not in self.known}
             if missing:
-                with llm.untuned():
+                with llm.untuned(), at_work(llm):
                     self._make(llm, missing, progress)
         return len(missing)
 

@@ -160,7 +160,7 @@ class ZeRO(DeepSpeedStrategy):
 
 
 def _no_compiling() -> None:
-    """DeepSpeed would compile a reduction in shared memory on the spot; where a compiler is missing or slow, it hangs."""
+    """DeepSpeed would compile a reduction in shared memory on the spot, and hang on the lock of one that was killed."""
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

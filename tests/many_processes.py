@@ -1,6 +1,6 @@
 """What tests/test_processes.py starts in several processes: runs of a recipe, one after another.
 
-python tests/many_processes.py RECIPE JOBS, where jobs are JSON: for each, overrides, and the step that kills it, if any.
+python tests/many_processes.py RECIPE JOBS, where jobs are JSON: of each, overrides, and the step that kills it, if any.
 """
 
 import json
