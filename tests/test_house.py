@@ -23,7 +23,7 @@ FLOORS = {  # room -> rooms it may use, beside the ground floor
     "demo": {"adapters", "encoders", "llms", "data", "evaluation", "lightning_modules"},
 }
 LAZY = {("lightning_modules/cli.py", "demo")}  # the command that makes the demo anew
-GROUND = {"audio_llms", "errors", "hub", "paths", "registry", "rooms", "server", "tree", "types"}
+GROUND = {"audio_llms", "errors", "hub", "paths", "registry", "rooms", "server", "tree", "turns", "types"}
 
 
 def imports_of(file: Path) -> set[str]:

@@ -57,7 +57,7 @@ def job(name: str, strategy: str, kill: int | None = None) -> dict[str, Any]:
 
 def launch(config: str, jobs: Jobs, *, torchrun: bool) -> subprocess.CompletedProcess[str]:
     """Two processes: started by torchrun, as on a cluster, or by Lightning, as on one machine."""
-    start = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"] if torchrun else []
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if torchrun else []
     command = [sys.executable, *start, str(WORKER), config, json.dumps(jobs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1])}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
