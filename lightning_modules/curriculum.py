@@ -190,8 +190,9 @@ def _trained_module(run: Run, trainer: L.Trainer, stage: str, steps: int) -> Spe
     """
     if not isinstance(trainer.strategy, DeepSpeedStrategy):
         return run.module
+    owned, weights = run.module.owned, run.module.state_dict()
     module = SpeechLLM(run.recipe.plain())
-    module.begin_from(run.module.trained())
+    module.begin_from({name: weight for name, weight in weights.items() if name.startswith(owned)})
     module.begin(stage, steps)
     return module
 

@@ -74,10 +74,11 @@ class SpeechLLM(L.LightningModule):
         """Fetch the large parts. Lightning calls this more than once; all of it is idempotent."""
         self.encoder.load()
         self._load_llm()
+        self._grant()
         if self._begins is not None:
             self.load_trained(self._begins, "the run's own weights")
             self._begins = None
-        self._grant()
+            self.train(self.training)  # what has come now, too
 
     def begin_from(self, weights: dict[str, Tensor]) -> None:
         """Take these trained weights when the large parts are there, which a strategy may shard as they come."""
