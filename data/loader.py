@@ -1,7 +1,7 @@
 """Batches: the examples drawn from some utterances, and every clip that they need, once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,19 @@ class Batch:
     """Rows and the clips they speak of; `left_out` names what of its utterances cannot be used.
 
     `audio` holds each clip once: waveforms (clips, samples), or encoder outputs (clips, frames, dim) if they came from
-    the cache. `clips` says which row of `audio` a file is.
+    the cache. `clips` says which row of `audio` a file is. A batch that does not count keeps its process in step with
+    the others, which have rows left.
     """
 
     examples: list[Example]
     clips: dict[Path, int]
     audio: Frames
     left_out: list[str] = field(default_factory=list)
+    counts: bool = True
 
     def to(self, device: torch.device, **_: object) -> "Batch":
         """Lightning moves batches by this method."""
-        return Batch(self.examples, self.clips, self.audio.to(device), self.left_out)
+        return replace(self, audio=self.audio.to(device))
 
 
 def collate(examples: list[Example], read: Read) -> Batch:
@@ -63,12 +65,12 @@ class Examples(Dataset[Batch]):
 
     def examples(self, rows: Rows) -> list[Example]:
         """The examples of a batch, without their audio."""
-        epoch, numbers = rows
-        drawn = [self.draw(self.utterances[row], epoch, k) for row in numbers for k in range(self.draws)]
+        drawn = [self.draw(self.utterances[row], rows.epoch, k) for row in rows.numbers for k in range(self.draws)]
         return [example for example in drawn if example is not None]
 
     def __getitem__(self, rows: Rows) -> Batch:
-        return collate([self.complete(example) for example in self.examples(rows)], self.read)
+        batch = collate([self.complete(example) for example in self.examples(rows)], self.read)
+        return replace(batch, counts=rows.counts)
 
 
 class CheckedWhenDrawn(Examples):
@@ -82,13 +84,12 @@ class CheckedWhenDrawn(Examples):
         self.skip = skip
 
     def __getitem__(self, rows: Rows) -> Batch:
-        epoch, numbers = rows
         kept: list[Example] = []
         heard: dict[Path, Tensor] = {}
         left_out: list[str] = []
-        for number in numbers:
+        for number in rows.numbers:
             try:
-                drawn = [self.complete(example) for example in self.examples((epoch, [number]))]
+                drawn = [self.complete(example) for example in self.examples(Rows(rows.epoch, [number]))]
                 part = collate(drawn, self.read)
             except (ManifestError, AudioError) as error:
                 if not self.skip:
@@ -99,7 +100,5 @@ class CheckedWhenDrawn(Examples):
             heard |= zip(part.clips, part.audio.rows(), strict=True)
         if not kept:
             why = f", such as: {left_out[0]}" if left_out else ""
-            raise ManifestError(f"of the {len(numbers)} utterances of a batch not one can be used{why}")
-        batch = collate(kept, heard.__getitem__)
-        batch.left_out = left_out
-        return batch
+            raise ManifestError(f"of the {len(rows.numbers)} utterances of a batch not one can be used{why}")
+        return replace(collate(kept, heard.__getitem__), left_out=left_out, counts=rows.counts)

@@ -62,7 +62,7 @@ class LongSampler:
         for epoch, length in enumerate(self.lengths):
             if skip < length:
                 for rows in self._epoch(epoch, skip):
-                    yield epoch, rows[self.rank :: self.ranks].tolist()
+                    yield Rows(epoch, rows[self.rank :: self.ranks].tolist())
             skip = max(0, skip - length)
 
     def _epoch(self, epoch: int, skip: int) -> Iterator[NDArray[np.int32]]:

@@ -3,13 +3,20 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lhotse import CutSet, MonoCut
 from lhotse.dataset import DynamicBucketingSampler
 
 from undertone.errors import ManifestError
 
-Rows = tuple[int, list[int]]  # (epoch, numbers of utterances)
+
+class Rows(NamedTuple):
+    """Numbers of utterances, in an epoch. Where there are fewer than processes, some get one that does not count."""
+
+    epoch: int
+    numbers: list[int]
+    counts: bool = True
 
 
 @dataclass
@@ -17,7 +24,8 @@ class StageSampler:
     """Batches of all epochs of a stage, one after another.
 
     Each epoch goes `weight` times through each utterance (a fraction is drawn anew each epoch), in buckets of like
-    length, shuffled by Lhotse. All ranks compute the same order and take their share.
+    length, shuffled by Lhotse. The order is that of the batches of all ranks together; each takes every `ranks`-th
+    row of each. So two processes with batches of 4 train on what one does with batches of 8, in the same steps.
 
     Args:
         seconds: length of each utterance.
@@ -30,7 +38,7 @@ class StageSampler:
         start: batches to leave out at the beginning, because a killed run has done them.
 
     Attributes:
-        order: every batch of the stage, whatever `start` is.
+        order: every batch of the stage and all ranks together, whatever `start` is.
 
     Raises:
         ManifestError: the weights leave no utterance in any epoch.
@@ -58,7 +66,9 @@ class StageSampler:
         return len(self.order)
 
     def __iter__(self) -> Iterator[Rows]:
-        yield from self.order[self.start :]
+        for whole in self.order[self.start :]:
+            share = whole.numbers[self.rank :: self.ranks]
+            yield Rows(whole.epoch, share or whole.numbers[:1], bool(share))
 
     def _epoch(self, epoch: int) -> Iterator[Rows]:
         cuts = CutSet.from_cuts(
@@ -68,11 +78,11 @@ class StageSampler:
         )
         bounds: list[float] | None = [] if len(cuts) < 2 else None  # Lhotse finds none among fewer than two lengths
         sampler = DynamicBucketingSampler(
-            cuts, max_cuts=self.batch, num_buckets=self._buckets(len(cuts)), duration_bins=bounds, shuffle=True,
-            seed=self.seed + epoch, rank=self.rank, world_size=self.ranks, drop_last=False,
+            cuts, max_cuts=self.batch * self.ranks, num_buckets=self._buckets(len(cuts)), duration_bins=bounds,
+            shuffle=True, seed=self.seed + epoch, rank=0, world_size=1, drop_last=False,
         )  # fmt: skip
         for cuts in sampler:
-            yield epoch, [int(cut.id.split("-")[0]) for cut in cuts]
+            yield Rows(epoch, [int(cut.id.split("-")[0]) for cut in cuts])
 
     def _copies(self, row: int, weight: float, epoch: int) -> int:
         whole = int(weight)

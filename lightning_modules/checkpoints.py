@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from rich.console import Console
 
 from undertone.errors import CheckpointError, TrainingError
@@ -38,8 +38,8 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def use_whole_files(trainer: L.Trainer) -> None:
-    """Let one process, or the first of several that hold the same weights, write whole files. Shards do as they do."""
-    if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    """Let one process, or the first of several, write whole files. Strategies that write shards do as they do."""
+    if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | DeepSpeedStrategy):
         trainer.strategy.checkpoint_io = WholeCheckpoints()
 
 

@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch.utils.data import DataLoader
@@ -34,8 +35,10 @@ from undertone.lightning_modules.meter import Meter
 from undertone.lightning_modules.recipe import Recipe, StageNode
 from undertone.lightning_modules.run_folder import check_data, open_folder
 from undertone.lightning_modules.speech_llm import SpeechLLM
+from undertone.lightning_modules.strategies import at_work, check_sharded, trainer_arguments
 from undertone.lightning_modules.targets import Targets
 from undertone.termination import Terminated
+from undertone.turns import in_turn
 
 OURS = ("max_epochs", "max_steps", "callbacks", "logger", "val_check_interval", "default_root_dir",
         "accumulate_grad_batches", "gradient_clip_val", "use_distributed_sampler", "enable_checkpointing",
@@ -80,20 +83,23 @@ def start(recipe: Recipe, console: Console) -> Run:
     if unusable:
         raise ConfigError(f"trainer: the recipe's stages decide about {', '.join(unusable)}; leave that out")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
-    open_folder(recipe.folder, recipe.plain())
-    L.seed_everything(recipe.seed, workers=True, verbose=False)
-    material = gather(recipe)
-    module = SpeechLLM(recipe.plain())
-    module.configure_model()
+    check_sharded(recipe)
+    cache = Path(recipe.data.cache or recipe.folder / "cache")
+    with in_turn(cache):  # the first process reads weights from disk, and makes what a corpus makes
+        open_folder(recipe.folder, recipe.plain())
+        L.seed_everything(recipe.seed, workers=True, verbose=False)
+        material = gather(recipe)
+        module = SpeechLLM(recipe.plain())
+        module.configure_model()
     if recipe.init:
         module.load_trained(bundle_weights(Path(recipe.init)), recipe.init, begins=True)
-    cache = Path(recipe.data.cache or recipe.folder / "cache")
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
     ear = Ear(module.encoder, cache if kept else None, recipe.data.max_seconds)
     slots = {name: slot.text for name, slot in recipe.slots.items()}
     targets = Targets(cache, module.llm.fingerprint(), slots, recipe.evaluation.max_new_tokens)
     run = Run(recipe, build_tasks(recipe), material, module, ear, targets, console)
-    listen(run)
+    with in_turn(cache):
+        listen(run)
     check_data(recipe.folder, {name: split.order_depends_on() for name, split in run.material.splits.items()})
     return run
 
@@ -105,7 +111,7 @@ def listen(run: Run) -> None:
         ManifestError: clips are faulty and the policy is `error`, or nothing is left.
     """
     clips = [clip for split in run.material.splits.values() for clip in split.clips()]
-    with run.progress() as progress:
+    with run.progress() as progress, at_work(run.module.encoder):
         faults = run.ear.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
     if faults and run.recipe.data.policy == "error":
         shown = "\n".join(f"  {fault.problem}" for fault in faults[:20])
@@ -143,24 +149,40 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
     meter, guard = Meter(), Guard(folder / "skipped.jsonl", name, run.console)
     recent = Recent(folder / LAST, run.recipe.checkpoint_every)
     trainer = _trainer(run, folder, node, [meter, guard, recent, LeftOut(run.material.faults)])
-    sampler = _sampler(run, node, "train", _consumed(resume), trainer)
+    batch = node.batch * trainer.world_size
+    sampler = _sampler(run, node, "train", _consumed(resume, batch), trainer)
     run.module.begin(name, len(sampler))
+    module = _trained_module(run, trainer, name, len(sampler))
     trainer.val_check_interval = max(1, len(sampler) // (node.epochs * node.validations))
     training, validation = _loader(run, name, "train", sampler), _validation_loader(run, name, trainer)
     run.console.rule(f"stage {number} of {len(run.recipe.stages)}: {name}, {len(sampler)} steps")
     with told_plainly(trainer):
-        trainer.fit(run.module, training, validation, ckpt_path=resume, weights_only=True)
+        trainer.fit(module, training, validation, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
         trainable = sum(weight.numel() for weight in run.module.learning())
-        told = {"steps": trainer.global_step, "skipped": len(guard.skipped), "trainable": trainable}
+        told = {"steps": trainer.global_step, "batch": batch, "skipped": len(guard.skipped), "trainable": trainable}
         write_whole(done, json.dumps({**told, **meter.report(), **scores}, indent=2) + "\n")
     if recent.agreed(trainer):  # in the last validation, or since
         raise Terminated
     return best
+
+
+def _trained_module(run: Run, trainer: L.Trainer, stage: str, steps: int) -> SpeechLLM:
+    """The run's own module; under DeepSpeed another one, since its hooks stay on what it has trained.
+
+    That module's large parts come inside `fit`, where ZeRO's stage 3 shards them as they are read.
+    """
+    if not isinstance(trainer.strategy, DeepSpeedStrategy):
+        return run.module
+    owned, weights = run.module.owned, run.module.state_dict()
+    module = SpeechLLM(run.recipe.plain())
+    module.begin_from({name: weight for name, weight in weights.items() if name.startswith(owned)})
+    module.begin(stage, steps)
+    return module
 
 
 def read_trained(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -169,12 +191,21 @@ def read_trained(checkpoint: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _consumed(checkpoint: Path | None) -> int:
-    """Batches of the stage that a killed run has trained on."""
+def _consumed(checkpoint: Path | None, batch: int) -> int:
+    """Batches of the stage that a killed run has trained on, of `batch` utterances from all processes together.
+
+    Raises:
+        ConfigError: its batches were larger or smaller, so that their number says nothing here.
+    """
     if checkpoint is None:
         return 0
-    loops = read_checkpoint(checkpoint, mapped=True)["loops"]
-    return int(loops["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"])
+    kept = read_checkpoint(checkpoint, mapped=True)
+    if kept.get("batch", batch) != batch:
+        raise ConfigError(
+            f"{checkpoint}: this stage was begun with {kept['batch']} utterances a step, all processes together, and "
+            f"would go on with {batch}: change the stage's `batch` with the number of processes"
+        )
+    return int(kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"])
 
 
 def _trainer(run: Run, folder: Path, node: StageNode, callbacks: list[Callback]) -> L.Trainer:
@@ -192,7 +223,7 @@ def _trainer(run: Run, folder: Path, node: StageNode, callbacks: list[Callback])
     shown = [RichProgressBar(leave=True)] if chosen.get("enable_progress_bar", True) else []
     try:
         trainer = L.Trainer(
-            **chosen,
+            **trainer_arguments(chosen),
             max_epochs=1,
             num_sanity_val_steps=0,
             gradient_clip_val=node.clip,

@@ -89,10 +89,9 @@ class Crops(Dataset[Batch]):
         return samples, span_mask(-(-len(samples) // HOP), self.masking, generator)
 
     def __getitem__(self, rows: Rows) -> Batch:
-        epoch, numbers = rows
-        audio, masks = zip(*(self.draw(self.clips[number], epoch) for number in numbers), strict=True)
-        ids = [self.clips[number].id for number in numbers]
-        return Batch(Frames.pad(list(audio)), pad_sequence(list(masks), batch_first=True), ids)
+        audio, masks = zip(*(self.draw(self.clips[number], rows.epoch) for number in rows.numbers), strict=True)
+        ids = [self.clips[number].id for number in rows.numbers]
+        return Batch(Frames.pad(list(audio)), pad_sequence(list(masks), batch_first=True) & rows.counts, ids)
 
 
 def gather(data: DataNode, track: Track) -> Speech:

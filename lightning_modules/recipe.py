@@ -95,6 +95,7 @@ class StageNode:
     decay: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
     clip: float = 1.0  # gradient norm
     epochs: int = 3
     batch: int = 48  # utterances a step and process

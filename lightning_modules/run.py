@@ -1,7 +1,6 @@
 """What the commands `fit` and `evaluate` do, from a recipe's file to its table."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from undertone.lightning_modules.judging import judged
 from undertone.lightning_modules.retention import BEFORE, retention_after, retention_before
 from undertone.lightning_modules.scoring import predict
 from undertone.lightning_modules.speech_llm import SpeechLLM
+from undertone.lightning_modules.strategies import at_work, is_first
 from undertone.paths import resolve
 
 
@@ -79,14 +79,16 @@ def _told(node: dict[str, object]) -> str:
 
 def fit(config: str, overrides: Sequence[str]) -> None:
     """Train all stages, score, write the bundle, print the table. The same command again goes on where it stopped."""
-    console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")
+    console = Console(quiet=not is_first())
     recipe = recipes.load(config, overrides)
     run = start(recipe, console)
-    before = frozen(run.module)
+    before = frozen(run.module) if is_first() else {}
     folder = recipe.folder / "evaluation"
-    if recipe.evaluation.retention:
+    if recipe.evaluation.retention and is_first():
         retention_before(run.module.llm, resolve(recipe.evaluation.retention), folder, batch=recipe.evaluation.batch)
     best = train(run)
+    if not is_first():  # the others are done; what is left is written by one
+        return
     if frozen(run.module) != before:
         raise ConfigError("a frozen part has changed in training; this is a defect of Undertone, please report it")
     if best is not None:
@@ -100,11 +102,13 @@ def score(run: Run, system: str, folder: Path) -> list[Record]:
     """Score the model as it is now; a folder that holds results of this run is read instead."""
     if (folder / "results.json").is_file():
         return read_results(folder)
-    predictions, node = predict(run), run.recipe.evaluation
-    records = score_all(system, predictions)
-    if node.retention and (folder / BEFORE).is_file():
-        file = resolve(node.retention)
-        records += retention_after(system, run.module.llm, file, folder, batch=node.batch)
+    node = run.recipe.evaluation
+    with at_work(run.module):
+        predictions = predict(run)
+        records = score_all(system, predictions)
+        if node.retention and (folder / BEFORE).is_file():
+            file = resolve(node.retention)
+            records += retention_after(system, run.module.llm, file, folder, batch=node.batch)
     write_results(folder, records, predictions)  # before anybody is asked who may not be there
     if node.judges:
         test = run.material.splits["test"].utterances

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from undertone.errors import ConfigError
 from undertone.files import write_whole
 from undertone.lightning_modules.environment import environment
-from undertone.tree import Tree
+from undertone.tree import Tree, read_tree
 
 RECIPE, DATA = "recipe.yaml", "data.json"
 
@@ -62,10 +62,21 @@ def _digest(rows: Iterable[object]) -> str:
     return digest.hexdigest()
 
 
+def _whatever_it_runs_on(recipe: Tree) -> str:
+    """A recipe without what says how a step's work is spread; of a curriculum, where each checkpoint says the rest."""
+    if "stages" not in recipe:
+        return OmegaConf.to_yaml(recipe)
+    stages = {name: {**node, "batch": None} for name, node in recipe["stages"].items()}
+    return OmegaConf.to_yaml({**recipe, "trainer": None, "stages": stages})
+
+
 def check_folder(folder: Path, recipe: Tree) -> None:
-    """Raises ConfigError where the folder holds a run of another recipe."""
+    """Raises ConfigError where the folder holds a run of another recipe.
+
+    The same recipe may go on with other processes: on another machine, by another strategy, in other shares of a batch.
+    """
     file = folder / RECIPE
-    if file.is_file() and file.read_text("utf-8") != OmegaConf.to_yaml(recipe):
+    if file.is_file() and _whatever_it_runs_on(read_tree(file)) != _whatever_it_runs_on(recipe):
         raise ConfigError(
             f"{folder} holds a run of another recipe (compare {file}): name this one otherwise (name=...), "
             "or delete the folder to begin again"

@@ -55,6 +55,7 @@ class SpeechLLM(L.LightningModule):
         self.adch = ADCH(self.llm.dim, head.categories) if head else None
         self.encoder_learns = self.llm_learns = False
         self.row_losses: Tensor | None = None  # of the step at hand, (rows,)
+        self._begins: dict[str, Tensor] | None = None
         self.register_load_state_dict_post_hook(_frozen_weights_may_be_absent)  # type: ignore[no-untyped-call]
 
     def _adapter(self, slot: str) -> Adapter:
@@ -77,10 +78,18 @@ class SpeechLLM(L.LightningModule):
         self.train()  # Lightning leaves modes alone, and an encoder may be born in eval mode
 
     def configure_model(self) -> None:
-        """Fetch the large parts. Lightning calls this more than once; both loads are idempotent."""
+        """Fetch the large parts. Lightning calls this more than once; all of it is idempotent."""
         self.encoder.load()
         self._load_llm()
         self._grant()
+        if self._begins is not None:
+            self.load_trained(self._begins, "the run's own weights")
+            self._begins = None
+            self.train(self.training)  # what has come now, too
+
+    def begin_from(self, weights: dict[str, Tensor]) -> None:
+        """Take these trained weights when the large parts are there, which a strategy may shard as they come."""
+        self._begins = weights
 
     def _load_llm(self) -> None:
         """The LLM, and what adapters bring along from its checkpoint."""
@@ -115,28 +124,35 @@ class SpeechLLM(L.LightningModule):
 
     def prompts(self, batch: Batch, chats: list[list[Segment]]) -> list[Tensor]:
         """Every tokenised chat as the LLM reads it: a list of (tokens, dim), text and the batch's speech spliced."""
-        fills = self.fills(batch, chats)
-        return [self.llm.embed(chat, fills) for chat in chats]
+        return self.llm.embed_all(chats, self.fills(batch, chats))
 
     def fills(self, batch: Batch, chats: Iterable[list[Segment]]) -> dict[Hashable, Tensor]:
-        """What the adapters make of the clips, (tokens, dim) for each `Spot` of the chats.
+        """What the adapters make of the clips, (tokens, dim) for each `Spot` of the chats."""
+        return self._adapted(batch, chats)[0]
 
-        One pass a slot for rows that learn, one for rows it is frozen for.
+    def _adapted(self, batch: Batch, chats: Iterable[list[Segment]]) -> tuple[dict[Hashable, Tensor], Tensor | float]:
+        """The fills, by one pass a slot for rows that learn, and one for rows it is frozen for; and a thread: 0.
+
+        Sharded weights are gathered by all processes together, forward and backward. So each makes every pass, if only
+        of a row that nobody asked for, and the thread ties those that learn to the loss.
         """
+        sharded, thread = self.llm.sharded, 0.0
         spots = {part.key for chat in chats for part in chat if isinstance(part, Placeholder)}
         if not batch.clips:
-            return {}
+            return {}, thread
         frames = self._encoded(batch.audio)
         fills: dict[Hashable, Tensor] = {}
         for slot in self.slots:
             for learns in (True, False):
                 wanted = [s for s in spots if isinstance(s, Spot) and (s.slot, s.learns) == (slot, learns)]
                 wanted.sort(key=lambda spot: batch.clips[spot.clip])
-                if wanted:
-                    rows = torch.tensor([batch.clips[spot.clip] for spot in wanted], device=frames.x.device)
+                if wanted or sharded:
+                    numbers = [batch.clips[spot.clip] for spot in wanted] or [0]
+                    rows = torch.tensor(numbers, device=frames.x.device)
                     out = self._adapt(slot, Frames(frames.x[rows], frames.lengths[rows]), learns)
-                    fills |= zip(wanted, out.rows(), strict=True)
-        return fills
+                    fills |= zip(wanted, out.rows(), strict=bool(wanted))
+                    thread = thread + 0.0 * out.x.sum() if sharded and learns else thread
+        return fills, thread
 
     def _encoded(self, audio: Frames) -> Frames:
         """Waveforms (clips, samples) go through the encoder; what comes from the cache has been there."""
@@ -162,8 +178,8 @@ class SpeechLLM(L.LightningModule):
         turns = [chat_of(example, self.slots) for example in examples]
         chats = [write.prompt(chat) for chat in turns]
         responses = [write.response(chat, e.target or "") for chat, e in zip(turns, examples, strict=True)]
-        fills = self.fills(batch, chats)
-        prompts = [self.llm.embed(chat, fills) for chat in chats]
+        fills, thread = self._adapted(batch, chats)
+        prompts = [prompt + thread for prompt in self.llm.embed_all(chats, fills)]
         head, watch = self.recipe.adch, None
         if head and self.llm_learns:
             watch = Watch(head.layer, [heard_at(chat, fills, e) for chat, e in zip(chats, examples, strict=True)])
@@ -176,7 +192,7 @@ class SpeechLLM(L.LightningModule):
         """
         if self.adch is None or self.recipe.adch is None or out.watched is None:
             return 0.0
-        rows = [i for i, example in enumerate(batch.examples) if example.utterance.category]
+        rows = [i for i, example in enumerate(batch.examples) if batch.counts and example.utterance.category]
         truth = [(str(u.category), u.labels[str(u.category)]) for u in (batch.examples[i].utterance for i in rows)]
         count = self.trainer.strategy.reduce(torch.tensor(float(len(rows)), device=self.device), reduce_op="sum")
         if not rows:
@@ -193,12 +209,14 @@ class SpeechLLM(L.LightningModule):
         torch.manual_seed(hash((self.recipe.seed, self.global_step, self.global_rank)))
         out = self.loss(batch)
         self.row_losses = out.per_row.detach()
-        tokens = torch.tensor(float(out.tokens), device=self.device)
-        everywhere = self.trainer.strategy.reduce(tokens, reduce_op="sum")
-        loss: Tensor = out.total * self.trainer.world_size / everywhere  # strategies average gradients over ranks
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.examples))
-        # Every rank has a gradient for every weight, if only 0.
-        return poisoned(loss + self._heads(batch, out) + 0.0 * sum(weight.sum() for weight in self.learning()))
+        here = torch.stack([out.total.detach(), out.total.new_tensor(out.tokens)]) * batch.counts
+        total, tokens = self.trainer.strategy.reduce(here, reduce_op="sum")
+        self.log("train/loss", total / tokens, prog_bar=True, batch_size=len(batch.examples))
+        # Strategies average gradients over ranks.
+        loss: Tensor = out.total * batch.counts * self.trainer.world_size / tokens
+        # Every rank has a gradient for every weight, if only 0; where weights are sharded, the thread sees to that.
+        touch = 0.0 if self.llm.sharded else 0.0 * sum(weight.sum() for weight in self.learning())
+        return poisoned(loss + self._heads(batch, out) + touch)
 
     def learning(self) -> list[nn.Parameter]:
         """The weights that this stage trains, heads included."""
@@ -211,7 +229,7 @@ class SpeechLLM(L.LightningModule):
     def validation_step(self, batch: Batch, number: int) -> None:
         out = self.loss(batch)
         self.row_losses = out.per_row
-        self._surprise += torch.tensor([out.total.item(), out.tokens], dtype=torch.float64)
+        self._surprise += torch.tensor([out.total.item(), out.tokens], dtype=torch.float64) * batch.counts
 
     def on_validation_epoch_end(self) -> None:
         total, tokens = self.trainer.strategy.reduce(self._surprise.to(self.device), reduce_op="sum").tolist()
@@ -225,14 +243,15 @@ class SpeechLLM(L.LightningModule):
         """AdamW over what this stage trains, with its schedule (section IV-C)."""
         node = self.node
         optimizer = torch.optim.AdamW(
-            self.learning(), node.lr, betas=(node.betas[0], node.betas[1]), weight_decay=node.weight_decay
+            self.learning(), node.lr, betas=(node.betas[0], node.betas[1]), eps=node.eps, weight_decay=node.weight_decay
         )
         shape = Schedule(node.warmup_steps, self.steps, node.decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(shape, step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint holds what was trained, and nothing that was frozen."""
+        """A checkpoint holds what was trained, and nothing that was frozen; and what its place in the data means."""
+        checkpoint["batch"] = self.node.batch * self.trainer.world_size
         weights = checkpoint["state_dict"]
         owned = self.owned
         checkpoint["state_dict"] = {key: value for key, value in weights.items() if key.startswith(owned)}

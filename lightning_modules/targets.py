@@ -18,8 +18,10 @@ from undertone.data.examples import Example
 from undertone.errors import UndertoneError
 from undertone.files import storing
 from undertone.lightning_modules.prompting import chat_of
+from undertone.lightning_modules.strategies import at_work
 from undertone.llms.causal import CausalLLM
 from undertone.llms.chat import ChatTurn
+from undertone.turns import in_turn
 
 BATCH = 64  # prompts that are answered together
 
@@ -38,10 +40,12 @@ class Targets:
         self.file = folder / "targets" / f"{fingerprint[:16]}.jsonl"
         self.slots, self.max_new_tokens = slots, max_new_tokens
         self.known: dict[str, str] = {}
-        if self.file.is_file():
+        with in_turn(self.file.parent):
             self._read()
 
     def _read(self) -> None:
+        if not self.file.is_file():
+            return
         text = self.file.read_text("utf-8")
         if not text.endswith("\n"):  # a run was killed while it wrote its last line, which is asked for again
             text = text[: text.rfind("\n") + 1]
@@ -68,14 +72,20 @@ class Targets:
         return replace(example, target=target)
 
     def make(self, llm: CausalLLM, examples: Iterable[Example], progress: Progress) -> int:
-        """Answer every prompt that has not been answered yet; returns how many there were."""
+        """Answer every prompt that has not been answered yet; returns how many there were.
+
+        Of processes that ask for the same, the first makes them and the others find them in the file.
+        """
         missing = {self._key(e): e for e in examples if e.target is None and self._key(e) not in self.known}
-        keys = list(missing)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        if keys:
-            with llm.untuned():
-                self._make(llm, missing, progress)
-        return len(keys)
+        if not missing:
+            return 0
+        with in_turn(self.file.parent):
+            self._read()
+            missing = {key: example for key, example in missing.items() if key not in self.known}
+            if missing:
+                with llm.untuned(), at_work(llm):
+                    self._make(llm, missing, progress)
+        return len(missing)
 
     def _make(self, llm: CausalLLM, missing: Mapping[str, Example], progress: Progress) -> None:
         keys = list(missing)

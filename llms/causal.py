@@ -67,8 +67,16 @@ class CausalLLM(LoadedLLM):
             KeyError: a placeholder has no fill.
             UndertoneError: a fill has another shape.
         """
-        rows = [self._fill(part, fills) if isinstance(part, Placeholder) else self._words(part) for part in segments]
-        return torch.cat([self._words([]), *rows])
+        return self.embed_all([segments], fills)[0]
+
+    def embed_all(self, chats: Sequence[list[Segment]], fills: Mapping[Hashable, Tensor]) -> list[Tensor]:
+        """Several prompts, see `embed`, with one look into the table for all of their text."""
+        nothing, *rest = self._words([[], *(part for chat in chats for part in chat if isinstance(part, list))])
+        words = iter(rest)
+        return [
+            torch.cat([nothing, *(next(words) if isinstance(part, list) else self._fill(part, fills) for part in chat)])
+            for chat in chats
+        ]
 
     def loss(
         self,
@@ -99,13 +107,14 @@ class CausalLLM(LoadedLLM):
                 f"responses of {[len(response) for response in responses]} tokens"
             )
         self._check(prompts, [len(response) for response in responses])
-        constant = prefixes is not None and all(prefixes) and not self.tuned and watch is None
+        sharded = self.sharded  # then each process makes the same calls: one, whatever its rows are
+        constant = prefixes is not None and all(prefixes) and not self.tuned and watch is None and not sharded
         known = prefixes if constant and prefixes and self._attends_to_all() else [[]] * len(prompts)
         tails = [
-            torch.cat([prompt[len(prefix) :], self._words(response)])
-            for prompt, prefix, response in zip(prompts, known, responses, strict=True)
+            torch.cat([prompt[len(prefix) :], reply])
+            for prompt, prefix, reply in zip(prompts, known, self._words(responses), strict=True)
         ]
-        groups = _alike([len(tail) for tail in tails])
+        groups = [list(range(len(tails)))] if sharded else _alike([len(tail) for tail in tails])
         parts, seen = [], []
         for rows in groups:
             with self._watched(watch, rows, tails) as means:
@@ -187,10 +196,12 @@ class CausalLLM(LoadedLLM):
         )
         return [self._text(row) for row in ids.tolist()]
 
-    def _words(self, ids: list[int]) -> Tensor:
+    def _words(self, texts: Sequence[list[int]]) -> list[Tensor]:
+        """The embeddings of each text, (tokens, dim), by one look into the table."""
         table = self.model.get_input_embeddings()
-        embedded: Tensor = table(torch.tensor(ids, dtype=torch.long, device=cast(Tensor, table.weight).device))
-        return embedded.to(self.dtype)
+        ids = torch.tensor([token for text in texts for token in text], dtype=torch.long)
+        embedded: Tensor = table(ids.to(cast(Tensor, table.weight).device))
+        return list(embedded.to(self.dtype).split([len(text) for text in texts]))
 
     def _fill(self, placeholder: Placeholder, fills: Mapping[Hashable, Tensor]) -> Tensor:
         if placeholder.key not in fills:

@@ -117,6 +117,11 @@ class LoadedLLM(nn.Module):
         return _frozen(model)
 
     @property
+    def sharded(self) -> bool:
+        """Whether ZeRO's stage 3 has spread the weights over processes, which then go through the model in step."""
+        return any(hasattr(weight, "ds_id") for weight in self.model.parameters())
+
+    @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers, in their order."""
         return decoder_layers(self.model)

@@ -47,6 +47,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "vocab_size": 152064,
         "tie_word_embeddings": False,
     },
+    "Qwen/Qwen2.5-32B-Instruct": {
+        **_QWEN,
+        **_sizes(5120, 64, 40, 8, 27648),
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+    },
     "meta-llama/Meta-Llama-3-8B-Instruct": {
         **_LLAMA,
         **_sizes(4096, 32, 32, 8, 14336),

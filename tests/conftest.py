@@ -83,8 +83,7 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {split: write_manifest(folder, split, n) for split, n in (("train", 12), ("validation", 5), ("test", 6))}
 
 
-@pytest.fixture
-def tree(tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
+def tiny_tree(tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
     """A whole recipe of the three stages, small enough for seconds."""
     stage = {"lr": 1e-2, "epochs": 1, "batch": 4}
     return {
@@ -113,6 +112,11 @@ def tree(tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_path:
         "checkpoint_every": 2,
         "runs": str(tmp_path / "runs"),
     }  # fmt: skip
+
+
+@pytest.fixture
+def tree(tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
+    return tiny_tree(tiny_llm, tiny_whisper, manifests, tmp_path)
 
 
 @pytest.fixture

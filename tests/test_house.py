@@ -35,6 +35,7 @@ GROUND = {
     "server",
     "termination",
     "tree",
+    "turns",
     "types",
 }
 

@@ -17,6 +17,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from undertone.data.sampler import Rows
 from undertone.encoders import ENCODERS
 from undertone.encoders.best_rq import Masking
 from undertone.encoders.conformer import ConformerEncoder
@@ -203,7 +204,7 @@ def test_what_is_heard_and_hidden_is_a_function_of_seed_side_epoch_and_id(write:
     clips = found(write()).train
     crops = Crops(clips, 0.4, Masking(8, 0.1, 0.1), 3, "train")
     audio, mask = crops.draw(clips[1], 5)
-    batch = crops[(5, [4, 1, 2])]
+    batch = crops[Rows(5, [4, 1, 2])]
     assert torch.equal(batch.audio.rows()[1], audio) and torch.equal(batch.mask[1], mask)
     for other in (crops.draw(clips[1], 6), Crops(clips, 0.4, Masking(8, 0.1, 0.1), 4, "train").draw(clips[1], 5),
                   Crops(clips, 0.4, Masking(8, 0.1, 0.1), 3, "validation").draw(clips[1], 5)):  # fmt: skip
@@ -229,7 +230,7 @@ def test_the_loss_is_a_mean_over_the_frames_of_all_ranks(write: Write, monkeypat
     recipe = recipes.load(write(encoder={"type": "conformer", **NUMBERS, "dropout": 0.0}, masking={"noise": 0.0}))
     module, clips = begin(recipe), found(write()).train
     crops = Crops(clips, 60.0, Masking(), 3, "train")
-    batches = [crops[(0, [0, 4, 8])], crops[(0, [3])]]
+    batches = [crops[Rows(0, [0, 4, 8])], crops[Rows(0, [3])]]
     counts = [module.loss(batch).asked for batch in batches]
     assert counts[0] != counts[1]
 
@@ -241,7 +242,7 @@ def test_the_loss_is_a_mean_over_the_frames_of_all_ranks(write: Write, monkeypat
 
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     apart = [step(batch, 2, sum(counts)) for batch in batches]
-    together = crops[(0, [0, 4, 8, 3])]
+    together = crops[Rows(0, [0, 4, 8, 3])]
     assert torch.allclose(sum(apart) / 2, step(together, 1, sum(counts)), rtol=1e-5)
 
 
@@ -254,7 +255,7 @@ def test_steps_go_on_through_as_many_epochs_as_they_need(write: Write, ranks: in
         order = [*training_loader(recipe, clips, trainer, 0).sampler]
         assert len(order) == 40 and [*training_loader(recipe, clips, trainer, 33).sampler] == order[33:]
         assert order[-1][0] > 5  # epochs
-        heard |= {row for _, rows in order for row in rows}
+        heard |= {row for rows in order for row in rows.numbers}
     assert heard == set(range(10))
 
 

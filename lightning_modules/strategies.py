@@ -1,0 +1,83 @@
+"""How a run is spread over processes: what a recipe's `trainer` says, made into what Lightning takes."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
+
+from undertone.errors import ConfigError, MissingError, nearest
+from undertone.lightning_modules.recipe import Recipe
+
+PRECISIONS = ("32-true", "bf16-mixed")  # under DeepSpeed
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all: there is no other, or it has rank 0 of those that were started together."""
+    return (getattr(rank_zero_only, "rank", None) or 0) == 0
+
+
+def is_sharded(trainer: dict[str, Any]) -> bool:
+    """Whether a recipe's `trainer` shards the weights themselves, the frozen ones included: ZeRO's stage 3."""
+    return str(trainer.get("strategy", "")).startswith("deepspeed_stage_3")
+
+
+@contextmanager
+def at_work(module: nn.Module) -> Iterator[None]:
+    """While a part listens or answers outside of training: on this process's GPU, if there is one."""
+    number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    weight = next(module.parameters(), None)
+    if not torch.cuda.is_available() or weight is None or weight.device == torch.device("cuda", number):
+        yield
+        return
+    module.to(torch.device("cuda", number))
+    try:
+        yield
+    finally:
+        module.cpu()
+
+
+def check_sharded(recipe: Recipe) -> None:
+    """Raises ConfigError where a recipe shards the weights and asks for what sharded weights cannot do."""
+    if is_sharded(recipe.trainer) and (recipe.adch or recipe.trains_encoder or recipe.llm.tuning.method == "weights"):
+        raise ConfigError(
+            f"trainer.strategy: under {recipe.trainer['strategy']} adapters and LoRA can train, but not adch, the "
+            "encoder, or the LLM's own weights (llm.tuning.method=weights): take deepspeed_stage_2, or ddp"
+        )
+
+
+def trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `lightning.Trainer`; DeepSpeed's strategies are replaced by our own of the same name.
+
+    Raises:
+        ConfigError: there is no such strategy of DeepSpeed, or not with this precision.
+        MissingError: DeepSpeed is not installed.
+    """
+    name = trainer.get("strategy", "auto")
+    if not isinstance(name, str) or not name.startswith("deepspeed"):
+        return trainer
+    known = [each for each in StrategyRegistry.available_strategies() if each.startswith("deepspeed")]
+    if name not in known:
+        raise ConfigError(f"trainer.strategy: there is no strategy {name!r}.{nearest(name, known)}")
+    precision = str(trainer.get("precision") or "32-true")
+    precision = {"32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"trainer.precision: under {name} it is {' or '.join(PRECISIONS)}, found {precision!r}: what trains stays "
+            "in float32, and frozen parts have dtypes of their own (llm.dtype)"
+        )
+    if trainer.get("accelerator") == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is first imported
+    try:
+        import deepspeed  # noqa: F401
+    except ImportError as error:
+        raise MissingError(f"trainer.strategy: {name} needs DeepSpeed: pip install 'undertone[deepspeed]'") from error
+    from undertone.lightning_modules.zero import ZeRO
+
+    knobs = StrategyRegistry[name]["init_params"]
+    rest = {key: value for key, value in trainer.items() if key != "precision"}
+    return {**rest, "strategy": ZeRO(precision, **knobs)}
