@@ -270,13 +270,16 @@ def _loader(run: Run, stage: str, split: str, sampler: StageSampler | LongSample
     parts = (material.utterances, draw, node.draws if split == "train" else 1, run.targets.complete, run.ear.read)
     if isinstance(sampler, LongSampler):
         unread = CheckedWhenDrawn(*parts, skip=run.recipe.data.policy == "skip")
-        return DataLoader(unread, batch_size=None, sampler=sampler, num_workers=run.recipe.data.workers)
+        return _reading(unread, sampler, run.recipe.data.workers)
     data = Examples(*parts)
     if any(weight and run.tasks[task].generated for task, weight in node.tasks.items()):
         wanted = (example for rows in sampler.order for example in data.examples(rows))
         with run.progress() as progress:
             run.targets.make(run.module.llm, wanted, progress)
-    workers = run.recipe.data.workers
+    return _reading(data, sampler, run.recipe.data.workers)
+
+
+def _reading(data: Examples, sampler: StageSampler | LongSampler, workers: int) -> DataLoader[Any]:
     return DataLoader(data, batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=undisturbed)
 
 

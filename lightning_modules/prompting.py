@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from undertone.data.examples import Example, Place, words
 from undertone.data.utterance import Turn, Utterance
 from undertone.errors import ConfigError, nearest
 from undertone.lightning_modules.recipe import ENCODER, SlotNode
-from undertone.llms.chat import ChatFormat, ChatTurn, Piece, Placeholder
+from undertone.llms.causal import places
+from undertone.llms.chat import ChatFormat, ChatTurn, Piece, Placeholder, Segment
 
 BETWEEN = "\n"  # between two slots that hold something
 _SPECIAL = re.compile(r"<\|[^<>|]*\|>")  # how many families write their special tokens
@@ -85,3 +88,18 @@ def mark_speech(chat: ChatFormat, slots: Mapping[str, SlotNode]) -> None:
 def _around(marks: Mapping[str, tuple[str, str]], key: Hashable, number: int) -> tuple[str, str]:
     before, after = marks[key.slot] if isinstance(key, Spot) else ("", "")
     return before.replace("{number}", str(number)), after.replace("{number}", str(number))
+
+
+def heard_at(chat: list[Segment], fills: dict[Hashable, Tensor], example: Example) -> list[int]:
+    """The positions in a prompt at which the example's own clip is heard, in whatever slots."""
+    return [
+        place
+        for spot, stretch in places(chat, fills).items()
+        if isinstance(spot, Spot) and spot.clip == example.utterance.audio
+        for place in stretch
+    ]
+
+
+def constant(chat: list[Segment]) -> list[int]:
+    """The text before the first speech: what no adapter can change. Its last token stays, to be answered from."""
+    return chat[0][:-1] if isinstance(chat[0], list) else []

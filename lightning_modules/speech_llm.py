@@ -10,17 +10,16 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from undertone.adapters import ADAPTERS, Adapter
-from undertone.data.examples import Example
 from undertone.data.loader import Batch
 from undertone.encoders import ENCODERS
 from undertone.errors import BundleError, ConfigError, brief
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.guard import poisoned
-from undertone.lightning_modules.prompting import Spot, chat_of, mark_speech
+from undertone.lightning_modules.prompting import Spot, chat_of, constant, heard_at, mark_speech
 from undertone.lightning_modules.recipe import ENCODER, LLM, TuningNode
 from undertone.lightning_modules.schedule import Schedule, learning_rate
 from undertone.llms.adch import ADCH
-from undertone.llms.causal import CausalLLM, TokenLoss, Watch, places
+from undertone.llms.causal import CausalLLM, TokenLoss, Watch
 from undertone.llms.chat import ChatTurn, Placeholder, Segment
 from undertone.llms.tuning import Tuning
 from undertone.memory import check_fits
@@ -183,7 +182,7 @@ class SpeechLLM(L.LightningModule):
         head, watch = self.recipe.adch, None
         if head and self.llm_learns:
             watch = Watch(head.layer, [heard_at(chat, fills, e) for chat, e in zip(chats, examples, strict=True)])
-        return self.llm.loss(prompts, responses, [_constant(chat) for chat in chats], watch)
+        return self.llm.loss(prompts, responses, [constant(chat) for chat in chats], watch)
 
     def _heads(self, batch: Batch, out: TokenLoss) -> Tensor | float:
         """The auxiliary loss: mean over the rows of all ranks that have a category, of both cross-entropies.
@@ -304,21 +303,6 @@ def tuning_of(node: TuningNode) -> Tuning:
     """What a recipe unfreezes, in the words of the LLM's room."""
     fields = {key: value for key, value in asdict(node).items() if key != "analysis"}
     return Tuning(**{**fields, "targets": tuple(node.targets)})
-
-
-def heard_at(chat: list[Segment], fills: dict[Hashable, Tensor], example: Example) -> list[int]:
-    """The positions in a prompt at which the example's own clip is heard, in whatever slots."""
-    return [
-        place
-        for spot, stretch in places(chat, fills).items()
-        if isinstance(spot, Spot) and spot.clip == example.utterance.audio
-        for place in stretch
-    ]
-
-
-def _constant(chat: list[Segment]) -> list[int]:
-    """The text before the first speech: what no adapter can change. Its last token stays, to be answered from."""
-    return chat[0][:-1] if isinstance(chat[0], list) else []
 
 
 def _part(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
