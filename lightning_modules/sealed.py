@@ -55,6 +55,8 @@ def check(path: Path) -> None:
                 raise ValueError("it has changed since it was written")
             return
     with zipfile.ZipFile(path) as archive:
+        if archive.comment:
+            raise ValueError("its seal is broken")
         if damaged := archive.testzip():
             raise ValueError(f"the checksum of {damaged} is wrong")
 

@@ -80,7 +80,7 @@ def test_any_changed_bit_of_a_checkpoint_is_named_or_does_no_harm(tmp_path: Path
         else:
             assert all(torch.equal(read["state_dict"][k], v) for k, v in content["state_dict"].items())  # type: ignore[attr-defined]
             assert (read["loops"], read["name"]) == (content["loops"], content["name"])
-    assert refused > 285  # a seal in which a bit is changed may not be known as one; all else is as it was then
+    assert refused > 285
 
 
 def test_a_checkpoint_without_a_seal_is_held_against_its_checksums(tmp_path: Path) -> None:

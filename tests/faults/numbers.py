@@ -33,7 +33,7 @@ def stays_broken(bench: Bench, what: str) -> Row:
     """Losses, gradients or weights that stay broken stop the run, which keeps its last good checkpoint."""
     row = Row(f"a {what} that is not finite from one step on", 1)
     command = bench.world.recipe(f"broken-{what}")
-    ended = fit(command, broken("joint", range(6, 100), what))
+    ended = fit(command, broken("joint", range(8, 100), what))  # the checkpoint before is of step 8
     row.demand_line(ended, "not finite")
     row.demand(what == "weight" or "train-" in ended.error, f"no utterance is named: {ended.error}")
     row.demand(finite(command, read_checkpoint), "a checkpoint holds weights that are not finite")
