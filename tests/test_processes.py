@@ -42,7 +42,7 @@ def config(folder: Path, tiny_llm: str, tiny_whisper: str, manifests: dict[str, 
     tree = tiny_tree(tiny_llm, tiny_whisper, manifests, folder)
     tree["slots"]["paralinguistic"]["adapter"]["dropout"] = 0.0
     for stage in tree["stages"].values():
-        stage |= {"lr": 1e-3, "eps": 1e-3}
+        stage |= {"lr": 2e-4, "eps": 1e-3}
     tree["evaluation"] = {"batch": 5, "max_new_tokens": 2, "limit": 1, "tasks": ["asr"], "slots": ["both"]}
     file = folder / "recipe.yaml"
     file.write_text(OmegaConf.to_yaml(tree))
