@@ -232,9 +232,7 @@ def from_cache(file: Path) -> Any:
 
 
 @pytest.mark.parametrize("write", [zipped, bare, called])
-@pytest.mark.parametrize(
-    "read", [read_trained, read_dims, read_weights, lambda f: bundle_weights(f.parent), from_cache]
-)
+@pytest.mark.parametrize("read", [read_trained, read_dims, read_weights, from_bundle, from_cache])
 def test_no_pickle_runs(write: Callable[..., None], read: Callable[[Path], Any], tmp_path: Path) -> None:
     """Checkpoints, an encoder's file, a bundle's weights, a file of the cache."""
     ran, file = tmp_path / "ran", tmp_path / "trained.safetensors"
