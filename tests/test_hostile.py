@@ -107,6 +107,7 @@ def bomb() -> str:
         ("a: !!python/object/apply:builtins.open ['{ran}', 'w']", "not readable as YAML"),
         ("a: !!python/module:antigravity", "not readable as YAML"),
         ("a: \"${oc.create:'{b: 1}'}\"", "a recipe can use"),
+        ("a: '${oc.${b}:x}'", "a recipe can use"),
         ("1: 2", "keys are text"),
         ("extends: 3", "extends: a file or a list of files"),
     ],
