@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from undertone.data.captions import style_caption
 from undertone.data.utterance import Utterance
 from undertone.data.wordings import fill, read_wordings
-from undertone.errors import ConfigError, nearest
+from undertone.errors import ConfigError, brief, nearest
 from undertone.paths import resolve
 from undertone.registry import Registry
 
@@ -167,6 +167,10 @@ class AttributeTask(Task):
 
     def __post_init__(self) -> None:
         self.choices = tuple(self.choices)
+        if strange := [choice for choice in self.choices if not isinstance(choice, str)]:
+            raise ConfigError(
+                f"task {self.name}: choices must be labels in words, found {brief(repr(strange[0]), 100)}"
+            )
         self._by_name = {choice.lower(): choice for choice in self.choices}
         if len(self._by_name) < max(2, len(self.choices)) or not all(name.strip() for name in self._by_name):
             raise ConfigError(

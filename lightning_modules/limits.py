@@ -18,7 +18,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "limit": (1, 10**9),
     "max_seconds": (0, 3600),
     "workers": (0, 1024),
-    "rank": (1, 100_000),
+    "rank": (0, 100_000),
     "pool": (1, 100_000),
     "patience": (0, 100_000),
     "clip": (0, math.inf),

@@ -4,6 +4,7 @@ Every input is a function of its kind, a seed and a number, so that `python -m t
 makes it again.
 """
 
+import copy
 import json
 import os
 import random
@@ -44,7 +45,7 @@ def odd(rng: random.Random) -> Any:
         for _ in range(rng.choice([10, 60, 150])):
             value = [value] if rng.random() < 0.5 else {"a": value}
         return value
-    return rng.choice(ODD)
+    return copy.deepcopy(rng.choice(ODD))
 
 
 def twisted(node: Any, rng: random.Random, changes: int) -> Any:

@@ -52,7 +52,7 @@ class Recipes:
             "x: !!float x\n", "x: !!binary '*'\n",
             "x: !!set {a, b}\n", "x: !!omap [1]\n", "--- \na: 1\n", "%YAML 9.9\n", "extends: [/dev/zero]\n",
             "extends: ['" + "x" * 5000 + "']\n", "extends: {a: 1}\n", "extends: [recipe.yaml, recipe.yaml]\n",
-            "\x00\n", "\t- x\n",             "llm: ${oc.create:'{checkpoint: x, trust_remote_code: true}'}\n",
+            "\x00\n", "\t- x\n",             "llm: \"${oc.create:'{checkpoint: x, trust_remote_code: true}'}\"\n",
             "seed: ${seed}\n", "name: ${x.${name}}\n",
         ]  # fmt: skip
 

@@ -4,7 +4,6 @@ A file may come from somebody else. It is measured before anything is made of it
 it cannot grant what only the command line may grant: to run code that comes with a checkpoint.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from io import StringIO
 from pathlib import Path
@@ -22,7 +21,6 @@ TRUST = "trust_remote_code"  # the key that a file may have, but not set to true
 _BYTES = 1 << 20  # of a file; the largest recipe of ours has 6,000
 _NODES = 100_000  # keys and values, those that aliases repeat counted again
 _DEPTH = 50
-_RESOLVER = re.compile(r"\$\{\s*([^:{}]*?)\s*:")
 _FILES = 100  # that one recipe extends, counted each time
 
 
@@ -88,10 +86,22 @@ def _check_references(node: Any, path: Path) -> None:
     if isinstance(node, dict | list):
         for value in node.values() if isinstance(node, dict) else node:
             _check_references(value, path)
-    elif isinstance(node, str) and (others := [name for name in _RESOLVER.findall(node) if name != "oc.env"]):
-        raise ConfigError(
-            f"{path}: {brief(node, 100)!r}: a recipe can use ${{key}} and ${{oc.env:NAME}}, not {others[0]}"
-        )
+    elif isinstance(node, str) and (others := [name for name in _resolvers(node) if name != "oc.env"]):
+        told = f"a recipe can use ${{key}} and ${{oc.env:NAME}}, not {brief(others[0], 100)}"
+        raise ConfigError(f"{path}: {brief(node, 100)!r}: {told}")
+
+
+def _resolvers(text: str) -> Iterator[str]:
+    """The names before the colon of each `${name:...}`, which may themselves be made of others: `${oc.${x}:...}`."""
+    opened: list[int | None] = []  # where the names begin that are open here; None once a name is over
+    for at, character in enumerate(text):
+        if text.startswith("${", at):
+            opened.append(at + 2)
+        elif character == "}" and opened:
+            opened.pop()
+        elif character == ":" and opened and (begin := opened[-1]) is not None:
+            yield text[begin:at].strip()
+            opened[-1] = None
 
 
 def _measure(text: str, path: Path) -> None:
