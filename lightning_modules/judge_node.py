@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from undertone.errors import ConfigError
-from undertone.evaluation.judge import JUDGES
+from undertone.evaluation import AWARENESS_JUDGES, JUDGES
 from undertone.llms.engines import ENGINES
+from undertone.registry import Registry
 from undertone.tree import Tree
 
 
@@ -20,18 +21,31 @@ class JudgeNode:
     slots: list[str] = field(default_factory=lambda: ["both"])  # heard how
 
 
-def check_judges(judges: Mapping[str, JudgeNode], where: str) -> list[str]:
+@dataclass
+class AwarenessNode:
+    """Who labels replies to paired data -1, 0 or +1 (PA-score and PA-rate), and whom that judge asks."""
+
+    judge: dict[str, Any] = field(default_factory=lambda: {"type": "rule"})  # a component node
+    engine: dict[str, Any] | None = None  # of a judge that asks an LLM, a component node
+
+
+def check_judges(judges: Mapping[str, JudgeNode], awareness: AwarenessNode | None, where: str) -> list[str]:
     """Fill in the defaults of all components; returns what is wrong, each with its key."""
-    faults = []
+    faults: list[str] = []
+
+    def checked(registry: Registry[Any], node: dict[str, Any], key: str) -> dict[str, Any]:
+        try:
+            return registry.check(node, f"{where}.{key}")
+        except ConfigError as error:
+            faults.append(str(error))
+            return node
+
     for name, node in judges.items():
-        try:
-            node.judge = JUDGES.check(node.judge, f"{where}.{name}.judge")
-        except ConfigError as error:
-            faults.append(str(error))
-        try:
-            node.engine = node.engine and ENGINES.check(node.engine, f"{where}.{name}.engine")
-        except ConfigError as error:
-            faults.append(str(error))
+        node.judge = checked(JUDGES, node.judge, f"judges.{name}.judge")
+        node.engine = node.engine and checked(ENGINES, node.engine, f"judges.{name}.engine")
+    if awareness:
+        awareness.judge = checked(AWARENESS_JUDGES, awareness.judge, "awareness.judge")
+        awareness.engine = awareness.engine and checked(ENGINES, awareness.engine, "awareness.engine")
     return faults
 
 

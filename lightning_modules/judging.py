@@ -11,7 +11,18 @@ from rich.progress import Progress
 from undertone.data.captions import style_caption
 from undertone.data.utterance import Utterance
 from undertone.errors import ConfigError, MissingError, UndertoneError
-from undertone.evaluation import JUDGES, Prediction, Record, Reply, Score, read_predictions, read_results, score_all
+from undertone.evaluation import (
+    AWARENESS_JUDGES,
+    JUDGES,
+    Prediction,
+    Record,
+    Reply,
+    Score,
+    labelled,
+    read_predictions,
+    read_results,
+    score_all,
+)
 from undertone.evaluation import write_results as write
 from undertone.evaluation.report import results_table
 from undertone.lightning_modules import recipe as recipes
@@ -60,6 +71,18 @@ def judged(
             soft_wrap=True,
         )
     return records
+
+
+def aware(recipe: Recipe, said: list[Prediction], utterances: Sequence[Utterance], folder: Path) -> list[Prediction]:
+    """What was said; replies that hang on an attribute labelled by the recipe's judge of awareness, if it names one."""
+    node = recipe.evaluation.awareness
+    if node is None or not any(prediction.category for prediction in said):
+        return said
+    folder.mkdir(parents=True, exist_ok=True)
+    with Progress(transient=True) as progress:
+        engine = KeptAnswers(ENGINES.build(node.engine), folder / KEPT, progress) if node.engine else None
+        judge = AWARENESS_JUDGES.build(node.judge, engine)
+        return labelled(said, judge, {u.id: u.text or "" for u in utterances})
 
 
 def _of(

@@ -12,7 +12,7 @@ from undertone.data.corpora import CORPORA
 from undertone.data.tasks import TASKS
 from undertone.encoders import ENCODERS
 from undertone.errors import ConfigError, UndertoneError, nearest
-from undertone.lightning_modules.judge_node import JudgeNode, check_judges, without_null_judges
+from undertone.lightning_modules.judge_node import AwarenessNode, JudgeNode, check_judges, without_null_judges
 from undertone.lightning_modules.limits import beyond_limits
 from undertone.lightning_modules.schema import checked
 from undertone.tree import Tree, read_tree
@@ -137,6 +137,7 @@ class EvaluationNode:
     text: dict[str, str] = field(default_factory=dict)  # slot -> the text that targets are made of, if not its own
     knobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # task -> knobs it is scored with, if others
     judges: dict[str, JudgeNode] = field(default_factory=dict)  # name -> who judges replies
+    awareness: AwarenessNode | None = None  # who labels replies to paired data; null: the rule
     retention: str | None = None  # a JSONL file of text prompts, which the LLM is asked before training and after
 
 
@@ -223,7 +224,7 @@ def _check_components(recipe: Recipe, source: str) -> list[str]:
     if recipe.data.corpus:
         recipe.data.corpus = attempt(CORPORA.check, recipe.data.corpus, f"{source}: data.corpus") or recipe.data.corpus
     faults += [*_check_names(recipe, source), *_check_tuning(recipe, source)]
-    faults += check_judges(recipe.evaluation.judges, f"{source}: evaluation.judges")
+    faults += check_judges(recipe.evaluation.judges, recipe.evaluation.awareness, f"{source}: evaluation")
     faults += [f"{source}: {fault}" for fault in beyond_limits(recipe)]
     for name in sorted({*recipe.tasks, *used_tasks(recipe)} & set(TASKS.names())):
         node = {"type": name, **recipe.tasks.get(name, {})}

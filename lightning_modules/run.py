@@ -16,7 +16,7 @@ from undertone.evaluation.report import results_table
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.bundle import frozen, write_bundle
 from undertone.lightning_modules.curriculum import Run, read_trained, stage_folder, start, train
-from undertone.lightning_modules.judging import judged
+from undertone.lightning_modules.judging import aware, judged
 from undertone.lightning_modules.retention import BEFORE, retention_after, retention_before
 from undertone.lightning_modules.scoring import predict
 from undertone.lightning_modules.speech_llm import SpeechLLM
@@ -104,14 +104,14 @@ def score(run: Run, system: str, folder: Path) -> list[Record]:
         return read_results(folder)
     node = run.recipe.evaluation
     with at_work(run.module):
-        predictions = predict(run)
+        test = run.material.splits["test"].utterances
+        predictions = aware(run.recipe, predict(run), test, folder)
         records = score_all(system, predictions)
         if node.retention and (folder / BEFORE).is_file():
             file = resolve(node.retention)
             records += retention_after(system, run.module.llm, file, folder, batch=node.batch)
     write_results(folder, records, predictions)  # before anybody is asked who may not be there
     if node.judges:
-        test = run.material.splits["test"].utterances
         records += judged(system, run.recipe, predictions, test, folder, run.console)
         write_results(folder, records, predictions)
     return records

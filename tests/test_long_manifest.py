@@ -17,6 +17,7 @@ from undertone.data.lines import Lines
 from undertone.data.loader import CheckedWhenDrawn
 from undertone.data.long_sampler import LongSampler
 from undertone.data.manifest import read_manifest
+from undertone.data.sampler import Rows
 from undertone.data.utterance import Utterance
 from undertone.errors import ManifestError
 from undertone.lightning_modules.cli import main
@@ -67,7 +68,7 @@ def test_drawing_reads_what_is_drawn_however_long_the_manifest(folder: Path) -> 
     for count in (1000, 20_000):
         many = lines(write(folder, [line(i) for i in range(count)]))
         sampler = LongSampler(many.seconds, np.ones(count, np.float32), batch=4, epochs=2, seed=0)
-        for (_, rows), _ in zip(sampler, range(10), strict=False):
+        for (_, rows, _), _ in zip(sampler, range(10), strict=False):
             assert [many[row].id for row in rows] == [f"u{row}" for row in rows]
         reads[count] = many.reads
     assert reads == {1000: 40, 20_000: 40}
@@ -128,18 +129,20 @@ def sampler(count: int = 1003, **changes: Any) -> LongSampler:
 def test_ranks_see_each_utterance_once_an_epoch_in_as_many_batches(ranks: int) -> None:
     parts = [list(sampler(rank=rank, ranks=ranks)) for rank in range(ranks)]
     assert len({len(part) for part in parts}) == 1 and len(parts[0]) == len(sampler(ranks=ranks))
-    assert all(1 <= len(rows) <= 4 for part in parts for _, rows in part)
+    assert all(1 <= len(rows) <= 4 for part in parts for _, rows, _ in part)
     for epoch in range(2):
-        seen = Counter(row for part in parts for e, rows in part if e == epoch for row in rows)
+        seen = Counter(row for part in parts for e, rows, _ in part if e == epoch for row in rows)
         assert seen == Counter(range(1003))
 
 
 def test_batches_hold_like_lengths_and_epochs_and_seeds_differ() -> None:
     seconds = sampler().seconds
-    spread = [float(np.ptp(seconds[rows])) for _, rows in sampler()]
+    spread = [float(np.ptp(seconds[rows])) for _, rows, _ in sampler()]
     assert np.mean(spread) < 0.5  # of 19 seconds; 11 in a batch of four at random
-    orders = [[rows for e, rows in sampler(seed=seed) if e == epoch] for seed, epoch in ((0, 0), (0, 1), (1, 0))]
-    assert orders[0] != orders[1] != orders[2] != orders[0] and orders[0] == [rows for e, rows in sampler() if e == 0]
+    orders = [[rows for e, rows, _ in sampler(seed=seed) if e == epoch] for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert orders[0] != orders[1] != orders[2] != orders[0] and orders[0] == [
+        rows for e, rows, _ in sampler() if e == 0
+    ]
 
 
 @pytest.mark.parametrize("start", [0, 1, 99, 100, 101, 250, 251, 252, 499])
@@ -151,7 +154,7 @@ def test_a_long_sampler_goes_on_where_it_was_told(start: int) -> None:
 def test_weights_repeat_and_thin_out() -> None:
     weights = np.array([2.0] * 100 + [0.25] * 900, np.float32)
     drawn = sampler(1000, weights=weights, epochs=8)
-    rows = Counter(row for _, batch in drawn for row in batch)
+    rows = Counter(row for _, batch, _ in drawn for row in batch)
     assert all(rows[row] == 16 for row in range(100)) and len(drawn) == len(list(drawn))
     assert 1600 < sum(rows[row] for row in range(100, 1000)) < 2000  # 1,800 expected
 
@@ -175,13 +178,13 @@ def loader(folder: Path, said: list[Any], **knobs: Any) -> CheckedWhenDrawn:
 
 def test_a_faulty_utterance_is_left_out_of_its_batch_and_named(folder: Path) -> None:
     said = [line(0), line(1, audio="none.wav"), line(2)]
-    batch = loader(folder, said, skip=True)[0, [0, 1, 2]]
+    batch = loader(folder, said, skip=True)[Rows(0, [0, 1, 2])]
     assert [e.utterance.id for e in batch.examples] == ["u0", "u2"]
     assert "none.wav" in batch.left_out[0] and batch.to(torch.device("cpu")).left_out == batch.left_out
     with pytest.raises(ManifestError, match=r"not one can be used, such as: .*none\.wav"):
-        loader(folder, said, skip=True)[0, [1]]
+        loader(folder, said, skip=True)[Rows(0, [1])]
     with pytest.raises(ManifestError, match=r"none\.wav"):
-        loader(folder, said, skip=False)[0, [0, 1, 2]]
+        loader(folder, said, skip=False)[Rows(0, [0, 1, 2])]
 
 
 def test_a_run_whose_lines_are_checked_when_they_are_drawn(

@@ -1,7 +1,8 @@
 """The composition: what trains, what stays, and that a result never depends on batch mates."""
 
 from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -148,9 +149,12 @@ def test_configure_model_is_idempotent(run: Run) -> None:
     assert run.module.llm.model is llm and run.module.encoder is encoder
 
 
-def test_a_checkpoint_holds_the_adapters_and_nothing_else(run: Run, tmp_path: Path) -> None:
-    checkpoint = {"state_dict": run.module.state_dict()}
+def test_a_checkpoint_holds_the_adapters_and_nothing_else(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And how many utterances a step has, of all processes, since a place in the data is counted in steps."""
+    monkeypatch.setattr(SpeechLLM, "trainer", SimpleNamespace(world_size=2))
+    checkpoint: dict[str, Any] = {"state_dict": run.module.state_dict()}
     run.module.on_save_checkpoint(checkpoint)
+    assert checkpoint["batch"] == 2 * run.recipe.stages["joint"].batch
     assert set(checkpoint["state_dict"]) == {f"adapters.{k}" for k in run.module.adapters.state_dict()}
 
 
