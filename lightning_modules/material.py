@@ -138,7 +138,8 @@ def _sources(recipe: Recipe) -> dict[str, list[SourceNode]]:
         return {name: getattr(recipe.data, name) for name in SPLITS}
     folder = Path(recipe.data.cache or recipe.folder) / "corpora"
     made = CORPORA.build(recipe.data.corpus).prepare(folder)
-    return {name: [SourceNode(manifest=str(made[name]))] for name in SPLITS if name in made}
+    # a component of our own or a plug-in has made these just now, perhaps with a link to where a corpus lies
+    return {name: [SourceNode(manifest=str(made[name]), allow=["/"])] for name in SPLITS if name in made}
 
 
 def _add(material: Material, name: str, node: SourceNode, recipe: Recipe, choices: dict[str, Sequence[str]]) -> None:

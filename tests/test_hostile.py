@@ -192,12 +192,14 @@ def test_a_bundle_whose_recipe_asks_for_more_than_it_holds(
     soundfile.write(tmp_path / "a.wav", 0.1 * np.sin(np.arange(16000)), 16000)
     before = memory()
     assert main(["chat", str(bundles.bundle), "--once", "--audio", str(tmp_path / "a.wav")]) == 2
-    assert "do not fit this recipe" in capsys.readouterr().err and memory() - before < 1000
+    told = capsys.readouterr().err  # a machine with very much memory looks at the shapes
+    assert ("its weights take" in told or "do not fit this recipe" in told) and memory() - before < 1000
 
 
 @pytest.mark.parametrize("value", [torch.full((2, 2), float("nan")), torch.ones(2, dtype=torch.int8)])
 def test_weights_that_no_training_leaves_are_refused(value: torch.Tensor, tmp_path: Path) -> None:
     save_file({"adapters.a": value}, tmp_path / "trained.safetensors")
+    (tmp_path / "fingerprints.json").write_text("{}")
     with pytest.raises(BundleError, match="finite floats are needed"):
         bundle_weights(tmp_path)
 
