@@ -135,7 +135,8 @@ class SpeechLLM(L.LightningModule):
         Sharded weights are gathered by all processes together, forward and backward. So each makes every pass, if only
         of a row that nobody asked for, and the thread ties those that learn to the loss.
         """
-        sharded, thread = self.llm.sharded, 0.0
+        sharded = self.llm.sharded
+        thread: Tensor | float = 0.0
         spots = {part.key for chat in chats for part in chat if isinstance(part, Placeholder)}
         if not batch.clips:
             return {}, thread

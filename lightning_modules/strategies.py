@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import StrategyRegistry
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from undertone.errors import ConfigError, MissingError, nearest

@@ -83,15 +83,17 @@ class ZeRO(DeepSpeedStrategy):
         """
         self._init_config_if_needed()
         if self.zero_stage_3:
-            from transformers.integrations import HfDeepSpeedConfig
+            from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-            self._told_transformers = HfDeepSpeedConfig(self.config)  # it keeps only a weak reference
+            # it keeps only a weak reference
+            self._told_transformers = HfDeepSpeedConfig(self.config)  # type: ignore[no-untyped-call]
         yield
 
     def teardown(self) -> None:
         self._told_transformers = None  # or what is loaded later would be sharded, too
-        if hasattr(self.model, "destroy"):
-            self.model.destroy()  # hooks and buffers
+        engine: Any = self.model
+        if hasattr(engine, "destroy"):
+            engine.destroy()  # hooks and buffers
         super().teardown()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:

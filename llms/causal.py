@@ -201,7 +201,7 @@ class CausalLLM(LoadedLLM):
         table = self.model.get_input_embeddings()
         ids = torch.tensor([token for text in texts for token in text], dtype=torch.long)
         embedded: Tensor = table(ids.to(cast(Tensor, table.weight).device))
-        return list(embedded.to(self.dtype).split([len(text) for text in texts]))
+        return list(torch.split(embedded.to(self.dtype), [len(text) for text in texts]))
 
     def _fill(self, placeholder: Placeholder, fills: Mapping[Hashable, Tensor]) -> Tensor:
         if placeholder.key not in fills:

@@ -143,7 +143,7 @@ def test_the_mean_and_its_interval_are_of_the_replies_with_a_score() -> None:
     [
         ("{transcript} and {emotion}", "never shows the {response}"),
         ("{response} {emotions}", "unknown field {emotions}. Did you mean 'emotion'"),
-        ('{response} {"score": 1}', "unknown field"),
+        ('{response} {"score": 1}', "braces that are meant go twice"),
         ("{response} }", "rubric.txt: the rubric cannot be used"),
     ],
 )

@@ -35,14 +35,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(folder: Path, tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path]) -> str:
     """The tiny recipe of conftest.py, with as little scoring as there can be.
 
-    Without what differs between processes (dropout), or grows from rounding (Adam divides by gradients of nearly 0).
+    Without what differs between processes (dropout), or grows from rounding: Adam divides gradients by their own size,
+    be they noise or not. Beside an `eps` of 1 it takes them as they are, and its moments are still what it needs.
     """
     from tests.conftest import tiny_tree
 
     tree = tiny_tree(tiny_llm, tiny_whisper, manifests, folder)
     tree["slots"]["paralinguistic"]["adapter"]["dropout"] = 0.0
     for stage in tree["stages"].values():
-        stage |= {"lr": 2e-4, "eps": 1e-3}
+        stage |= {"lr": 5e-2, "eps": 1.0}
     tree["evaluation"] = {"batch": 5, "max_new_tokens": 2, "limit": 1, "tasks": ["asr"], "slots": ["both"]}
     file = folder / "recipe.yaml"
     file.write_text(OmegaConf.to_yaml(tree))
@@ -92,7 +93,7 @@ def scores(run: Path, stage: str) -> dict[str, float]:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_train_what_one_trains(runs: Path, strategy: str, stage: str) -> None:
     assert difference(runs / "one", runs / strategy, stage) < 1e-5
-    assert scores(runs / strategy, stage) == pytest.approx(scores(runs / "one", stage), abs=1e-5)
+    assert scores(runs / strategy, stage) == pytest.approx(scores(runs / "one", stage), rel=1e-5)
     index = STAGES.index(stage)
     if index:  # they have moved, and by more than that
         before, after = (read_trained(runs / strategy / "stages" / STAGES[i] / "best.ckpt") for i in (index - 1, index))
@@ -150,7 +151,7 @@ def test_a_stage_does_not_go_on_with_other_batches(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
-        ({"strategy": "deepspeed_stage_4"}, r"no strategy 'deepspeed_stage_4'. Did you mean 'deepspeed_stage_1'\?"),
+        ({"strategy": "deepspeed_stage_4"}, r"no strategy 'deepspeed_stage_4'. Did you mean 'deepspeed_stage_\d'\?"),
         ({"strategy": "deepspeed", "precision": "16-mixed"}, r"32-true or bf16-mixed, found '16-mixed'.*llm.dtype"),
     ],
 )
