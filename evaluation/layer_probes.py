@@ -6,6 +6,7 @@ done here is said with each function.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,8 @@ Codes = NDArray[np.intp]
 Array = NDArray[np.float64]
 
 TOP = 3  # tokens of a layer among which the final one counts as found
-STRENGTHS = (1e-4, 1e-2, 1.0)  # of the probes: there are thousands, and weak penalties are slow to converge
+# There are thousands of probes, and weak penalties are slow to converge.
+KNOBS: dict[str, Any] = {"strengths": (1e-4, 1e-2, 1.0), "inner_folds": 2}
 BALANCED = "balanced accuracy"
 AGREEMENT = "share of utterances"
 
@@ -46,9 +48,7 @@ def attribute_probe(
         UndertoneError: see `probe`.
     """
     folds = min(folds, most_folds(np.asarray(labels), np.asarray(speakers)))
-    told = [
-        probe(x, labels, speakers, folds=folds, strengths=STRENGTHS, seed=seed).predictions for x in by_state(states)
-    ]
+    told = [probe(x, labels, speakers, folds=folds, seed=seed, **KNOBS).predictions for x in by_state(states)]
     return _accuracy_curve("paralinguistic", told, [codes_of(speakers)], seed, f"{folds} folds of speakers.")
 
 
@@ -141,7 +141,7 @@ def _grid(
         rows = np.concatenate([train, test])
         held_out = np.arange(len(rows)) >= len(train)
         names, who = intents[rows].tolist(), speakers[rows].tolist()
-        told += probe(x[rows], names, who, held_out=held_out, strengths=STRENGTHS, seed=seed).predictions
+        told += probe(x[rows], names, who, held_out=held_out, seed=seed, **KNOBS).predictions
     return told
 
 

@@ -20,7 +20,7 @@ Names = NDArray[np.str_]
 Rows = NDArray[np.intp]
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # C, what the data weigh against the penalty; strictest first
-INNER_FOLDS = 5  # at most, of the training speakers, to choose among them
+INNER_FOLDS = 5  # at most, of the training speakers, to choose a strength by
 _ITERATIONS = 10_000  # far more than a standardised probe needs
 
 
@@ -49,6 +49,7 @@ def probe(
     held_out: Sequence[bool] | NDArray[np.bool_] | None = None,
     folds: int = 5,
     strengths: Sequence[float] = STRENGTHS,
+    inner_folds: int = INNER_FOLDS,
     seed: int = 0,
 ) -> ProbeResult:
     """Multinomial logistic regression on standardised features, always tested on speakers that it was not trained on.
@@ -67,6 +68,7 @@ def probe(
             by a probe of the others.
         folds: how many, where `held_out` is not given.
         strengths: scikit-learn's C to choose from, strictest first.
+        inner_folds: of the training speakers, to choose by; fewer where there are fewer.
         seed: of the folds; one seed gives one result.
 
     Raises:
@@ -79,7 +81,7 @@ def probe(
     chosen = []
     for name, train, test in _sides(truth, who, held_out, folds, seed):
         _require_fair(name, truth, who, train, test)
-        search = _search(name, truth[train], who[train], strengths, seed).fit(x[train], truth[train])
+        search = _search(name, truth[train], who[train], strengths, inner_folds, seed).fit(x[train], truth[train])
         chosen.append(float(search.best_params_["logisticregression__C"]))
         tested |= zip(test.tolist(), search.predict(x[test]).tolist(), strict=True)
     predictions = tuple(_prediction(row, str(truth[row]), tested[row], str(who[row])) for row in sorted(tested))
@@ -143,9 +145,9 @@ def _require_fair(name: str, truth: Names, who: Names, train: Rows, test: Rows) 
         )
 
 
-def _search(name: str, truth: Names, who: Names, strengths: Sequence[float], seed: int) -> GridSearchCV:
+def _search(name: str, truth: Names, who: Names, strengths: Sequence[float], most: int, seed: int) -> GridSearchCV:
     """A probe of the training side that is yet to be fitted, and chooses its penalty by unheard speakers there."""
-    folds = min(INNER_FOLDS, most_folds(truth, who))
+    folds = min(most, most_folds(truth, who))
     inner = folds_by_speaker(truth, who, folds, seed) if folds > 1 else []
     telling = [(train, test) for train, test in inner if len(np.unique(truth[train])) > 1]
     if not telling:
