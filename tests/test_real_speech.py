@@ -1,7 +1,8 @@
 """The benchmark of real speech tests every speaker once, and lets pre-training hear none that it tests."""
 
-import importlib.util
+import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,13 +16,11 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    file = Path(__file__).parents[1] / "benchmarks/real_speech.py"
-    spec = importlib.util.spec_from_file_location("real_speech", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmark() -> Iterator[ModuleType]:
+    """As when it is run: what lies beside it can be imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+        yield importlib.import_module("real_speech")
 
 
 @pytest.fixture
@@ -52,5 +51,38 @@ def test_pre_training_hears_nobody_who_is_tested(benchmark: ModuleType, rows: Ro
 
 def test_a_speaker_is_drawn_with_all_clips(benchmark: ModuleType) -> None:
     said = [("a", "x", "x"), ("a", "x", "y"), ("a", "y", "y"), ("b", "x", "y")]  # speaker, truth, answer
+    import speaker_scores
+
     predictions = [Prediction("", "probe", "", "", found, true, true, found, who) for who, true, found in said]
-    np.testing.assert_array_equal(benchmark.recalls_by_speaker(predictions), [[1, 1, 2, 1], [0, 0, 1, 0]])
+    np.testing.assert_array_equal(speaker_scores.recalls_by_speaker(predictions), [[1, 1, 2, 1], [0, 0, 1, 0]])
+
+
+def test_the_told_are_trained_on_other_speakers(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The LLM is asked about matched clips alone, of readers that its adapter has not heard."""
+    import real_age
+
+    rows = [
+        {
+            "audio": f"{i}.wav",
+            "speaker": f"{i // 2:02}",
+            "text": "YES",
+            "age_group": "child",
+            "text_match": i % 2 or None,
+        }
+        for i in range(46)
+    ]
+    asked: list[str] = []
+    monkeypatch.setattr(real_age, "fit", lambda config, overrides: asked.extend(overrides))
+    monkeypatch.setattr(real_age, "read_predictions", lambda folder: [])
+    people = {"speechocean762": rows, "emodb_2s": []}
+    real_age.told(tmp_path, tmp_path, people, 4)
+    sides = {
+        side: [json.loads(line) for line in (tmp_path / f"age-{side}-4.jsonl").read_text().splitlines()]
+        for side in ("train", "validation", "test")
+    }
+    heard = {side: {line["speaker"] for line in lines} for side, lines in sides.items()}
+    assert heard["test"] == {f"{i:02}" for i in range(3, 23, 5)} and len(sides["test"]) == len(heard["test"])
+    assert not heard["test"] & (heard["train"] | heard["validation"]) and not heard["train"] & heard["validation"]
+    assert sides["test"][0]["labels"] == {"age": "child"} and "seed=4" in asked

@@ -201,7 +201,7 @@ def test_own_wordings_replace_those_of_the_project(tmp_path: Path) -> None:
         ("tempo", "Which of {}?", r"w\.txt:2: unknown field {}\."),
         ("asr", "Which of {choices}?", r"w\.txt:2: unknown field {choices}\."),
         ("tempo", "Which of {choices?", r"w\.txt:2: .*braces that are meant"),
-        ("tempo", "Which of {choices:d}?", r"w\.txt:2: .*braces that are meant"),
+        ("tempo", "Which of {choices:d}?", r"w\.txt:2: {choices} stands alone in its braces"),
         ("asr", "", r"w\.txt: there is no wording in it"),
     ],
 )
