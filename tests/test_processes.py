@@ -44,7 +44,7 @@ def config(folder: Path, tiny_llm: str, tiny_whisper: str, manifests: dict[str, 
     tree = tiny_tree(tiny_llm, tiny_whisper, manifests, folder)
     tree["slots"]["paralinguistic"]["adapter"]["dropout"] = 0.0
     for stage in tree["stages"].values():
-        stage |= {"lr": 2e-3, "eps": 1.0}
+        stage |= {"lr": 2e-4, "eps": 1.0}
     tree["evaluation"] = {"batch": 5, "max_new_tokens": 2, "limit": 1, "tasks": ["asr"], "slots": ["both"]}
     file = folder / "recipe.yaml"
     file.write_text(OmegaConf.to_yaml(tree))
@@ -98,7 +98,7 @@ def test_two_processes_train_what_one_trains(runs: Path, strategy: str, stage: s
     index = STAGES.index(stage)
     if index:  # they have moved, and by more than that
         before, after = (read_trained(runs / strategy / "stages" / STAGES[i] / "best.ckpt") for i in (index - 1, index))
-        assert max(float((before[name] - after[name]).abs().max()) for name in before) > 1e-4
+        assert max(float((before[name] - after[name]).abs().max()) for name in before) > 1e-5
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
