@@ -94,7 +94,7 @@ def scores(run: Path, stage: str) -> dict[str, float]:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_train_what_one_trains(runs: Path, strategy: str, stage: str) -> None:
     assert difference(runs / "one", runs / strategy, stage) < NEAR
-    assert scores(runs / strategy, stage) == pytest.approx(scores(runs / "one", stage), rel=1e-4)
+    assert scores(runs / strategy, stage) == pytest.approx(scores(runs / "one", stage), rel=1e-3)
     index = STAGES.index(stage)
     if index:  # they have moved, and by more than that
         before, after = (read_trained(runs / strategy / "stages" / STAGES[i] / "best.ckpt") for i in (index - 1, index))
