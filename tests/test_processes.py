@@ -23,9 +23,7 @@ from undertone.lightning_modules.strategies import check_sharded, trainer_argume
 STAGES = ("1-joint", "2-disentangle", "3-holistic")
 STRATEGIES = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
 NEAR = 1e-5
-ELSEWHERE = (
-    5e-5  # where a run goes on by another strategy than it was begun with; docs/performance.md has what was seen
-)
+ELSEWHERE = 5e-5  # where a run goes on by another strategy than it was begun with
 WORKER = Path(__file__).with_name("many_processes.py")
 Jobs = list[dict[str, Any]]
 
