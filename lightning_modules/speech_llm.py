@@ -18,6 +18,7 @@ from undertone.lightning_modules.guard import poisoned
 from undertone.lightning_modules.prompting import Spot, chat_of, constant, heard_at, mark_speech
 from undertone.lightning_modules.recipe import ENCODER, LLM, TuningNode
 from undertone.lightning_modules.schedule import Schedule, learning_rate
+from undertone.lightning_modules.strategies import in_lockstep
 from undertone.llms.adch import ADCH
 from undertone.llms.causal import CausalLLM, TokenLoss, Watch
 from undertone.llms.chat import ChatTurn, Placeholder, Segment
@@ -132,10 +133,9 @@ class SpeechLLM(L.LightningModule):
     def _adapted(self, batch: Batch, chats: Iterable[list[Segment]]) -> tuple[dict[Hashable, Tensor], Tensor | float]:
         """The fills, by one pass a slot for rows that learn, and one for rows it is frozen for; and a thread: 0.
 
-        Sharded weights are gathered by all processes together, forward and backward. So each makes every pass, if only
-        of a row that nobody asked for, and the thread ties those that learn to the loss.
+        In lockstep each process makes every pass, if only of a row that nobody asked for, and the thread ties those
+        that learn to the loss.
         """
-        sharded = self.llm.sharded
         thread: Tensor | float = 0.0
         spots = {part.key for chat in chats for part in chat if isinstance(part, Placeholder)}
         if not batch.clips:
@@ -146,12 +146,12 @@ class SpeechLLM(L.LightningModule):
             for learns in (True, False):
                 wanted = [s for s in spots if isinstance(s, Spot) and (s.slot, s.learns) == (slot, learns)]
                 wanted.sort(key=lambda spot: batch.clips[spot.clip])
-                if wanted or sharded:
+                if wanted or in_lockstep(self._trainer):
                     numbers = [batch.clips[spot.clip] for spot in wanted] or [0]
                     rows = torch.tensor(numbers, device=frames.x.device)
                     out = self._adapt(slot, Frames(frames.x[rows], frames.lengths[rows]), learns)
                     fills |= zip(wanted, out.rows(), strict=bool(wanted))
-                    thread = thread + 0.0 * out.x.sum() if sharded and learns else thread
+                    thread = thread + 0.0 * out.x.sum() if in_lockstep(self._trainer) and learns else thread
         return fills, thread
 
     def _encoded(self, audio: Frames) -> Frames:
@@ -195,12 +195,14 @@ class SpeechLLM(L.LightningModule):
         rows = [i for i, example in enumerate(batch.examples) if batch.counts and example.utterance.category]
         truth = [(str(u.category), u.labels[str(u.category)]) for u in (batch.examples[i].utterance for i in rows)]
         count = self.trainer.strategy.reduce(torch.tensor(float(len(rows)), device=self.device), reduce_op="sum")
-        if not rows:
+        if not rows and not in_lockstep(self._trainer):
             return 0.0
-        told = self.adch.loss(out.watched[rows], truth)
-        self.log("train/adch_accuracy", told.right / told.rows, batch_size=told.rows)
-        both: Tensor = (told.category + told.attribute) * self.trainer.world_size / count
-        self.log("train/adch", both, batch_size=told.rows)
+        category, values = next(iter(self.recipe.adch.categories.items()))
+        told = self.adch.loss(out.watched[rows or [0]], truth or [(category, values[0])])
+        both: Tensor = (told.category + told.attribute) * bool(rows) * self.trainer.world_size / count.clamp(min=1)
+        if rows:
+            self.log("train/adch_accuracy", told.right / told.rows, batch_size=told.rows)
+            self.log("train/adch", both, batch_size=told.rows)
         return self.recipe.adch.weight * both
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
@@ -214,8 +216,8 @@ class SpeechLLM(L.LightningModule):
         self.log("train/loss", total / tokens, prog_bar=True, batch_size=len(batch.examples))
         # Strategies average gradients over ranks.
         loss: Tensor = out.total * batch.counts * self.trainer.world_size / tokens
-        # Every rank has a gradient for every weight, if only 0; where weights are sharded, the thread sees to that.
-        touch = 0.0 if self.llm.sharded else 0.0 * sum(weight.sum() for weight in self.learning())
+        # Every rank has a gradient for every weight, if only 0; in lockstep, the thread sees to that.
+        touch = 0.0 if in_lockstep(self._trainer) else 0.0 * sum(weight.sum() for weight in self.learning())
         return poisoned(loss + self._heads(batch, out) + touch)
 
     def learning(self) -> list[nn.Parameter]:

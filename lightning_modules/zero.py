@@ -112,10 +112,11 @@ class ZeRO(DeepSpeedStrategy):
 
         inner, weights = _inner(optimizer), self._learning()
         steps = next(iter(inner.state.values()))["step"]
-        state = {
-            i: {"step": steps.cpu(), **{key: safe_get_full_optimizer_state(w, key).cpu().clone() for key in MOMENTS}}
-            for i, w in enumerate(weights)
-        }
+        state = {}
+        for i, weight in enumerate(weights):
+            moments = {key: safe_get_full_optimizer_state(weight, key).cpu().clone() for key in MOMENTS}
+            # a count of its own: whoever goes on adds to it in place
+            state[i] = {"step": steps.cpu().clone(), **moments}
         group = {key: value for key, value in inner.param_groups[0].items() if key != "params"}
         return {"state": state, "param_groups": [{**group, "params": list(range(len(weights)))}]}
 

@@ -23,7 +23,6 @@ from undertone.lightning_modules.strategies import check_sharded, trainer_argume
 STAGES = ("1-joint", "2-disentangle", "3-holistic")
 STRATEGIES = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
 NEAR = 1e-5
-ELSEWHERE = 5e-5  # where a run goes on by another strategy than it was begun with
 WORKER = Path(__file__).with_name("many_processes.py")
 Jobs = list[dict[str, Any]]
 
@@ -95,7 +94,7 @@ def scores(run: Path, stage: str) -> dict[str, float]:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_train_what_one_trains(runs: Path, strategy: str, stage: str) -> None:
     assert difference(runs / "one", runs / strategy, stage) < NEAR
-    assert scores(runs / strategy, stage) == pytest.approx(scores(runs / "one", stage), rel=1e-3)
+    assert scores(runs / strategy, stage) == pytest.approx(scores(runs / "one", stage), rel=1e-5)
     index = STAGES.index(stage)
     if index:  # they have moved, and by more than that
         before, after = (read_trained(runs / strategy / "stages" / STAGES[i] / "best.ckpt") for i in (index - 1, index))
@@ -124,7 +123,7 @@ def test_adamw_finds_its_moments_as_it_would_have_written_them(runs: Path, strat
         assert float(mine[number]["step"]) == float(state["step"]) > 0
         for key in ("exp_avg", "exp_avg_sq"):
             assert mine[number][key].shape == state[key].shape
-            assert (mine[number][key] - state[key]).norm() < 0.05 * state[key].norm() + 1e-9
+            assert (mine[number][key] - state[key]).norm() < 1e-4 * state[key].norm()
 
 
 def test_a_killed_run_goes_on_in_one_process_or_two_under_any_strategy(runs: Path, config: str) -> None:
@@ -139,8 +138,8 @@ def test_a_killed_run_goes_on_in_one_process_or_two_under_any_strategy(runs: Pat
     assert main(["fit", "--config", config, "name=killed"]) == 0
     for stage in STAGES[1:]:
         assert difference(runs / "deepspeed_stage_3", runs / "two", stage) == 0  # to the bit
-        assert difference(runs / "deepspeed_stage_3", runs / "other", stage) < ELSEWHERE
-        assert difference(runs / "deepspeed_stage_3", runs / "killed", stage) < ELSEWHERE
+        assert difference(runs / "deepspeed_stage_3", runs / "other", stage) < NEAR
+        assert difference(runs / "deepspeed_stage_3", runs / "killed", stage) < NEAR
 
 
 def test_a_stage_does_not_go_on_with_other_batches(tmp_path: Path) -> None:
