@@ -4,9 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from undertone.errors import ConfigError
 from undertone.evaluation.awareness import AWARENESS_JUDGES, AwarenessJudge, Case
-from undertone.evaluation.judge import THOUGHTS, Answerer, Rubric, Verdict, ask
+from undertone.evaluation.judge import THOUGHTS, Answerer, Rubric, Verdict, ask, who_answers
 from undertone.paths import resolve
 
 _RUBRIC = Path(__file__).parent / "rubrics" / "awareness.txt"
@@ -38,12 +37,7 @@ class AwarenessLLM(AwarenessJudge):
         seed: int = 0,
         max_new_tokens: int = 64,
     ) -> None:
-        if engine is None:
-            raise ConfigError("judge llm: it needs an engine to ask; set `engine`, or take `type: rule`")
-        if retries < 0 or max_new_tokens < 1:
-            raise ConfigError(
-                f"judge llm: retries must be at least 0 and max_new_tokens at least 1, got {retries}, {max_new_tokens}"
-            )
+        engine = who_answers("llm", engine, retries, max_new_tokens)
         self.engine, self.name = engine, f"llm:{engine.name}"
         self.rubric = Rubric(resolve(rubric) if rubric else _RUBRIC, self.FIELDS)
         self.retries, self.seed, self.max_new_tokens = retries, seed, max_new_tokens

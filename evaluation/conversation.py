@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from undertone.errors import ConfigError, nearest
-from undertone.evaluation.judge import JUDGES, THOUGHTS, Answerer, Aspect, Judge, Reply, Rubric, Verdict, ask_all
+from undertone.evaluation.judge import (
+    JUDGES,
+    THOUGHTS,
+    Answerer,
+    Aspect,
+    Judge,
+    Reply,
+    Rubric,
+    Verdict,
+    ask_all,
+    who_answers,
+)
 from undertone.paths import resolve
 
 
@@ -57,13 +68,7 @@ class ConversationJudge(Judge):
         seed: int = 0,
         max_new_tokens: int = 64,
     ) -> None:
-        if engine is None:
-            raise ConfigError("judge conversation: it needs an engine to ask; set `engine`")
-        if retries < 0 or max_new_tokens < 1:
-            raise ConfigError(
-                f"judge conversation: retries must be at least 0 and max_new_tokens at least 1, got {retries}, "
-                f"{max_new_tokens}"
-            )
+        engine = who_answers("conversation", engine, retries, max_new_tokens)
         for name in scales:
             if name not in SCALES:
                 raise ConfigError(f"judge conversation: unknown scale {name!r}.{nearest(name, SCALES)}")

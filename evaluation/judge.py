@@ -128,6 +128,21 @@ class Judge(ABC):
 JUDGES: Registry[Judge] = Registry("judge")
 
 
+def who_answers(judge: str, engine: "Answerer | None", retries: int, max_new_tokens: int) -> "Answerer":
+    """The engine of a judge that asks one.
+
+    Raises:
+        ConfigError: there is none, or a knob of the asking makes no sense.
+    """
+    if engine is None:
+        raise ConfigError(f"judge {judge}: it needs an engine to ask; set `engine`, or take a judge of `type: rule`")
+    if retries < 0 or max_new_tokens < 1:
+        raise ConfigError(
+            f"judge {judge}: retries must be at least 0 and max_new_tokens at least 1, got {retries}, {max_new_tokens}"
+        )
+    return engine
+
+
 @JUDGES.register("llm")
 class LLMJudge(Judge):
     """An LLM with a rubric for each aspect. A judgement without a score is asked for again, with another seed.
@@ -155,12 +170,7 @@ class LLMJudge(Judge):
         seed: int = 0,
         max_new_tokens: int = 64,
     ) -> None:
-        if engine is None:
-            raise ConfigError("judge llm: it needs an engine to ask; set `engine`, or take `type: rule`")
-        if retries < 0 or max_new_tokens < 1:
-            raise ConfigError(
-                f"judge llm: retries must be at least 0 and max_new_tokens at least 1, got {retries}, {max_new_tokens}"
-            )
+        engine = who_answers("llm", engine, retries, max_new_tokens)
         self.engine, self.name = engine, f"llm:{engine.name}"
         files: dict[Aspect, str | None] = {"quality": quality, "emotion": emotion}
         self.rubrics = {

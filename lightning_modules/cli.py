@@ -80,7 +80,13 @@ def _parser() -> argparse.ArgumentParser:
         "undertone", description="An ear for how things are said, for LLMs that stay frozen."
     )
     commands = parser.add_subparsers(metavar="command", required=True)
+    for add in (_runs, _bundles, _data):
+        add(commands)
+    return parser
 
+
+def _runs(commands: Commands) -> None:
+    """What trains, scores and compares."""
     fit = _command(commands, "fit", "train a recipe, stage by stage, score it, and leave a bundle", _fit)
     _takes_recipe(fit, "conf/quickstart.yaml", "stages.joint.lr=1e-4")
     _may_trust(fit)
@@ -114,6 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     analyze.add_argument("overrides", nargs="*", metavar="key=value", help="such as limit=200")
     _may_trust(analyze, "trust_remote_code")
 
+
+def _bundles(commands: Commands) -> None:
+    """What is done with a result."""
     chat = _command(commands, "chat", "ask a bundle something by voice", _chat)
     chat.add_argument("bundle", help="folder, such as runs/quickstart/bundle")
     chat.add_argument("--audio", action="append", default=[], help="an audio file; several are turns one after another")
@@ -123,7 +132,22 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("overrides", nargs="*", metavar="key=value", help="such as llm.checkpoint=/path")
     _may_trust(chat)
 
+    export = _command(commands, "export", "write what a run has trained in its checkpoint's own format", _export)
+    export.add_argument("bundle", help="folder, such as runs/quickstart/bundle")
+    export.add_argument("--out", required=True, help="the folder to write, which plain transformers then opens")
+    export.add_argument("overrides", nargs="*", metavar="key=value", help="such as llm.checkpoint=/path")
+    _may_trust(export)
+
     _command(commands, "list", "show every registered component with its knobs and defaults", _list)
+
+
+def _data(commands: Commands) -> None:
+    """What makes and prepares data, and the demo."""
+    prepare = _command(commands, "prepare", "turn a published corpus into manifests", _prepare)
+    prepare.add_argument("corpus", help="such as librispeech; `undertone list` shows all of them and their knobs")
+    prepare.add_argument("--source", help="the folder that the corpus was unpacked in")
+    prepare.add_argument("--out", required=True, help="folder of the manifests, such as manifests/librispeech")
+    prepare.add_argument("overrides", nargs="*", metavar="key=value", help="knobs of the corpus: seed=1")
 
     label = _command(commands, "label", "add pitch, energy and tempo labels to a manifest, by measuring", _label)
     label.add_argument("manifest")
@@ -154,23 +178,10 @@ def _parser() -> argparse.ArgumentParser:
     paired.add_argument("overrides", nargs="*", metavar="key=value", help="such as out=paired")
     _may_trust(paired, "writer.engine.trust_remote_code")
 
-    prepare = _command(commands, "prepare", "turn a published corpus into manifests", _prepare)
-    prepare.add_argument("corpus", help="such as librispeech; `undertone list` shows all of them and their knobs")
-    prepare.add_argument("--source", help="the folder that the corpus was unpacked in")
-    prepare.add_argument("--out", required=True, help="folder of the manifests, such as manifests/librispeech")
-    prepare.add_argument("overrides", nargs="*", metavar="key=value", help="knobs of the corpus: seed=1")
-
-    export = _command(commands, "export", "write what a run has trained in its checkpoint's own format", _export)
-    export.add_argument("bundle", help="folder, such as runs/quickstart/bundle")
-    export.add_argument("--out", required=True, help="the folder to write, which plain transformers then opens")
-    export.add_argument("overrides", nargs="*", metavar="key=value", help="such as llm.checkpoint=/path")
-    _may_trust(export)
-
     demo = _command(commands, "demo", "make the embedded default anew", _demo)
     demo.add_argument("action", choices=["pretrain"])
     demo.add_argument("--part", choices=["encoder", "conformer", "llm", "llm_deep", "all"], default="all")
     demo.add_argument("--out", default="demo/backbones")
-    return parser
 
 
 def _may_trust(command: Parser, key: str = "llm.trust_remote_code") -> None:

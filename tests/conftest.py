@@ -158,3 +158,15 @@ def write_recipe(tree: dict[str, Any], tmp_path: Path) -> Callable[..., str]:
         return str(file)
 
     return write
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Where a published corpus lies in miniature."""
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where its manifests are written."""
+    return tmp_path / "manifests"

@@ -19,6 +19,8 @@ from undertone.evaluation.awareness import (
     labelled,
 )
 from undertone.evaluation.awareness_llm import AwarenessLLM, parse_label
+from undertone.lightning_modules import recipe as recipes
+from undertone.lightning_modules.judging import aware
 from undertone.llms.engines import Chat, Engine, Failure
 from undertone.llms.kept_answers import KeptAnswers
 
@@ -274,3 +276,20 @@ def test_a_row_that_lacks_what_its_score_needs_is_an_error(change: dict[str, Any
 
 def test_the_rule_is_a_judge() -> None:
     assert isinstance(AwarenessRule(), AwarenessJudge) and AwarenessRule().judge([]).scores == []
+
+
+def test_a_recipe_names_the_judge_of_awareness(tree: dict[str, Any], tmp_path: Path) -> None:
+    """Its labels stand with the replies; other replies, and recipes that name none, are left as they are."""
+    due = {"child": "Please ask a grown-up to help you.", "adult": "Then follow the steps in the manual."}
+    said = [
+        Prediction("a", "response", "both", "", due["child"], due["child"], "child", rivals=due, category="age"),
+        Prediction("b", "asr", "both", "", "hello", "hello"),
+    ]
+    tree["evaluation"]["awareness"] = {"judge": {"type": "rule", "margin": 0.9}}
+    told = aware(recipes.parse(tree), said, [], tmp_path)
+    assert told[0].awareness == 1 and "margin=0.9" in str(told[0].judge) and told[1] == said[1]
+    tree["evaluation"]["awareness"] = None
+    assert aware(recipes.parse(tree), said, [], tmp_path) == said
+    tree["evaluation"]["awareness"] = {"judge": {"type": "rule", "margins": 0.9}}
+    with pytest.raises(ConfigError, match=r"evaluation.awareness.judge.*margin"):
+        recipes.parse(tree)

@@ -21,16 +21,6 @@ from undertone.lightning_modules.cli import main
 from .corpora import FFMPEG, kept, librispeech, meld, read, table, text, textrolspeech, tone, write
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return tmp_path / "source"
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "manifests"
-
-
 def test_librispeech_in_its_parts(source: Path, out: Path) -> None:
     librispeech(source / "LibriSpeech")
     report = write("librispeech", source, out)

@@ -16,16 +16,6 @@ from .corpora import choices, dailytalk, read, style_row, styletalk, tone, write
 from .families import FAMILIES, tokenizer_of
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return tmp_path / "source"
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "manifests"
-
-
 def turns(utterance: Utterance) -> list[tuple[str, str]]:
     return [(turn.role, turn.text) for turn in utterance.context]
 
