@@ -87,7 +87,7 @@ def rank_dies(bench: Bench, count: int) -> Iterator[Row]:
     command = bench.world.recipe("two-killed", trainer=trainer)
     slowest = 0.0
     for number in range(count):
-        rank, place = number % 2, Place(NAMES[number % 3], bench.random.randrange(6), bench.random.randrange(1000))
+        rank, place = number % 2, Place(NAMES[number * 3 // count], number % 3 * 2, bench.random.randrange(1000))
         act = [at(place, send(signal.SIGKILL))]
         both = fit_on_two(command, *([(), act] if rank else [act, ()]))
         other: Ended = both[1 - rank]

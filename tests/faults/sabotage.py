@@ -26,22 +26,29 @@ class Place(NamedTuple):
 
 
 def at(place: Place, act: Callable[[], None]) -> Sabotage:
-    """Do something at a place, once."""
+    """Do something at a place, once; at the beginning of the next step where a run is past it, or has fewer calls."""
 
     def install() -> None:
-        step, left = SpeechLLM.training_step, [place.calls]
+        step, left, waits = SpeechLLM.training_step, [place.calls], [True]
+
+        def once() -> None:
+            sys.setprofile(None)
+            waits[0] = False
+            act()
 
         def count(frame: Any, event: str, argument: Any) -> None:
-            if event != "call":
-                return
-            left[0] -= 1
-            if left[0] < 0:
-                sys.setprofile(None)
-                act()
+            if event == "call":
+                left[0] -= 1
+                if left[0] < 0:
+                    once()
 
         def watched(self: SpeechLLM, batch: Any, number: int) -> Any:
-            if (stage_of(self), self.global_step) == place[:2]:
+            order = list(self.recipe.stages)
+            here, there = (order.index(stage_of(self)), self.global_step), (order.index(place.stage), place.step)
+            if waits[0] and here == there:
                 sys.setprofile(count)
+            elif waits[0] and here > there:
+                once()
             return step(self, batch, number)
 
         SpeechLLM.training_step = watched  # type: ignore[method-assign]
