@@ -35,7 +35,7 @@ from undertone.lightning_modules.meter import Meter
 from undertone.lightning_modules.recipe import Recipe, StageNode
 from undertone.lightning_modules.run_folder import check_data, open_folder
 from undertone.lightning_modules.speech_llm import SpeechLLM
-from undertone.lightning_modules.strategies import at_work, check_sharded, trainer_arguments
+from undertone.lightning_modules.strategies import at_work, check_strategy, trainer_arguments
 from undertone.lightning_modules.targets import Targets
 from undertone.termination import Terminated
 from undertone.turns import in_turn
@@ -83,7 +83,7 @@ def start(recipe: Recipe, console: Console) -> Run:
     if unusable:
         raise ConfigError(f"trainer: the recipe's stages decide about {', '.join(unusable)}; leave that out")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
-    check_sharded(recipe)
+    check_strategy(recipe)
     cache = Path(recipe.data.cache or recipe.folder / "cache")
     with in_turn(cache):  # the first process reads weights from disk, and makes what a corpus makes
         open_folder(recipe.folder, recipe.plain())

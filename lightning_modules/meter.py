@@ -53,4 +53,9 @@ class Meter(L.Callback):
     def _peak(self) -> int:
         if self._device is not None and self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS
+        return taken()
+
+
+def taken() -> int:
+    """The most memory that this process has taken so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS

@@ -51,8 +51,15 @@ def at_work(module: nn.Module) -> Iterator[None]:
         module.cpu()
 
 
-def check_sharded(recipe: Recipe) -> None:
-    """Raises ConfigError where a recipe shards the weights and asks for what sharded weights cannot do."""
+def check_strategy(recipe: Recipe) -> None:
+    """Whether there is a strategy of the recipe's name, and it can do what the recipe asks for.
+
+    Raises:
+        ConfigError: it is none of Lightning's, or shards the weights where that cannot be.
+    """
+    name, known = recipe.trainer.get("strategy", "auto"), ["auto", *StrategyRegistry.available_strategies()]
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(f"trainer.strategy: there is no strategy {name!r}.{nearest(str(name), known)}")
     if is_sharded(recipe.trainer) and (recipe.adch or recipe.trains_encoder or recipe.llm.tuning.method == "weights"):
         raise ConfigError(
             f"trainer.strategy: under {recipe.trainer['strategy']} adapters and LoRA can train, but not adch, the "
@@ -64,15 +71,12 @@ def trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of `lightning.Trainer`; DeepSpeed's strategies are replaced by our own of the same name.
 
     Raises:
-        ConfigError: there is no such strategy of DeepSpeed, or not with this precision.
+        ConfigError: DeepSpeed is not to be had with this precision.
         MissingError: DeepSpeed is not installed.
     """
     name = trainer.get("strategy", "auto")
     if not isinstance(name, str) or not name.startswith("deepspeed"):
         return trainer
-    known = [each for each in StrategyRegistry.available_strategies() if each.startswith("deepspeed")]
-    if name not in known:
-        raise ConfigError(f"trainer.strategy: there is no strategy {name!r}.{nearest(name, known)}")
     precision = str(trainer.get("precision") or "32-true")
     precision = {"32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
     if precision not in PRECISIONS:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from undertone.errors import UndertoneError
 from undertone.llms.chat import Placeholder, Segment
 from undertone.llms.loaded import Dtype, LoadedLLM
-from undertone.llms.prefixes import Prefixes
+from undertone.llms.prefixes import Prefixes, cache_name
 from undertone.llms.tuning import Tuning
 
 _IGNORE = -100  # target of a position that is not in the loss
@@ -158,9 +158,9 @@ class CausalLLM(LoadedLLM):
             inputs_embeds=x,
             attention_mask=torch.cat([before, real], 1).long(),
             position_ids=(before.sum(1, keepdim=True) + real.cumsum(1) - 1).clamp(min=0),
-            past_key_values=past,
             use_cache=past is not None,
             logits_to_keep=longest + 1,
+            **{cache_name(self.model): past},
         ).logits[:, :-1]  # (rows, longest, vocabulary): the last position predicts nothing
         padded = [[_IGNORE] * (longest - len(response)) + response for response in responses]
         targets = torch.tensor(padded, device=logits.device)

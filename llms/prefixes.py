@@ -1,5 +1,6 @@
 """Keys and values of texts that come again and again, such as instructions: a frozen LLM needs to read each once."""
 
+import inspect
 from collections import OrderedDict
 from typing import Any, cast
 
@@ -41,10 +42,16 @@ class Prefixes:
         known = self._known.get(prefix)
         if known is None or known[0][0].device != device:
             ids = torch.tensor([prefix], device=device)
-            past = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+            past: Any = DynamicCache(config=model.config)
+            model(input_ids=ids, use_cache=True, logits_to_keep=1, **{cache_name(model): past})
             known = [(layer.keys[0], layer.values[0]) for layer in past.layers]
             self._known[prefix] = known
         self._known.move_to_end(prefix)
         while len(self._known) > 1 and sum(map(len, self._known)) > self.most_tokens:
             self._known.popitem(last=False)
         return known
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """What a model calls its cache of keys and values: since transformers 5.24 `cache`, where it is ours to say."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

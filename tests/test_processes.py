@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from undertone.errors import ConfigError, MissingError
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.cli import main
 from undertone.lightning_modules.curriculum import _consumed, read_trained
-from undertone.lightning_modules.strategies import check_sharded, trainer_arguments
+from undertone.lightning_modules.strategies import check_strategy, trainer_arguments
 
 STAGES = ("1-joint", "2-disentangle", "3-holistic")
 STRATEGIES = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
@@ -151,16 +152,17 @@ def test_a_stage_does_not_go_on_with_other_batches(tmp_path: Path) -> None:
         _consumed(file, 24)
 
 
-@pytest.mark.parametrize(
-    ("trainer", "message"),
-    [
-        ({"strategy": "deepspeed_stage_4"}, r"no strategy 'deepspeed_stage_4'. Did you mean 'deepspeed_stage_\d'\?"),
-        ({"strategy": "deepspeed", "precision": "16-mixed"}, r"32-true or bf16-mixed, found '16-mixed'.*llm.dtype"),
-    ],
-)
-def test_what_deepspeed_cannot_do_is_told(trainer: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        trainer_arguments(trainer)
+def test_what_deepspeed_cannot_do_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"32-true or bf16-mixed, found '16-mixed'.*llm.dtype"):
+        trainer_arguments({"strategy": "deepspeed", "precision": "16-mixed"})
+
+
+@pytest.mark.parametrize(("name", "meant"), [("deepspeed_stage_4", r"deepspeed_stage_\d"), ("dpp", "ddp")])
+def test_a_dry_run_knows_strategies(
+    name: str, meant: str, write_recipe: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", write_recipe(), "--dry-run", f"trainer.strategy={name}"]) == 2
+    assert re.search(rf"no strategy '{name}'. Did you mean '{meant}'\?", capsys.readouterr().err)
 
 
 def test_without_deepspeed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,5 +176,5 @@ def test_sharded_weights_cannot_train_all(tree: dict[str, Any], write_recipe: Ca
     changes = {"trainer": {"strategy": "deepspeed_stage_3"}, "stages": stages}
     llm = {**tree["llm"], "tuning": {"method": "weights"}}
     with pytest.raises(ConfigError, match="deepspeed_stage_3 adapters and LoRA can train, but not"):
-        check_sharded(recipes.load(write_recipe(**changes, llm=llm)))
-    check_sharded(recipes.load(write_recipe(**changes, llm={**llm, "tuning": {"method": "lora"}})))
+        check_strategy(recipes.load(write_recipe(**changes, llm=llm)))
+    check_strategy(recipes.load(write_recipe(**changes, llm={**llm, "tuning": {"method": "lora"}})))

@@ -16,8 +16,13 @@ def check_fits(part: nn.Module, what: str) -> None:
     """
     weights = [*part.parameters(), *part.buffers()]
     taken = sum(weight.numel() * weight.element_size() for weight in weights)
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = installed()
     if torch.cuda.is_available():
         there = max(there, torch.cuda.get_device_properties(0).total_memory)
     if taken > there:
         raise ConfigError(f"{what}: its weights take {taken / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f} GB")
+
+
+def installed() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
