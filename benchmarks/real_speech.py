@@ -25,6 +25,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import librosa
@@ -123,7 +124,7 @@ def baseline(data: Path, tasks: Sequence[Task], rows: dict[str, list[Row]], part
     answers = []
     for task in tasks:
         mels = extract(data, task, BASELINE, pooled_mel)[:, 0]
-        with ProcessPoolExecutor() as pool:
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # forks of running threads may crash
             pitches = list(pool.map(pitch, [data / row["audio"] for row in task.rows], chunksize=8))
         features = np.concatenate([mels, pitches], 1)[:, None]
         sides = ((part, tested_in(part, rows)) for part in parts)

@@ -2,28 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
 
-from undertone.data.captions import caption_from
 from undertone.data.sampler import Rows, StageSampler
-from undertone.data.tasks import AttributeTask
-from undertone.data.utterance import Utterance
 from undertone.errors import ConfigError, MissingError
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.curriculum import Run
 from undertone.lightning_modules.ear import BATCH
-from undertone.lightning_modules.hardware import GPU, Hardware, chosen
+from undertone.lightning_modules.hardware import GPU, Hardware, Here, chosen
 from undertone.lightning_modules.material import Material, Split, build_tasks, gather
 from undertone.lightning_modules.meter import taken
 from undertone.lightning_modules.recipe import Recipe
-from undertone.lightning_modules.rehearsal import Cost, Rehearsal, hollow_module
+from undertone.lightning_modules.rehearsal import Cost, Rehearsal, Trial, hollow_module, unfilled_module
 from undertone.lightning_modules.speech_llm import SpeechLLM
 from undertone.lightning_modules.strategies import check_strategy, is_sharded
+from undertone.lightning_modules.supposed import supposed
+from undertone.llms.chat import ChatFormat
+from undertone.memory import check_fits
 
 SAMPLES = 3  # steps of a stage that are rehearsed for their time, from short clips to long ones
 GATHERED = 10**9  # weights that ZeRO's stage 3 keeps whole at once (DeepSpeed's stage3_max_live_parameters)
@@ -76,28 +75,39 @@ class Estimate:
 
 def estimate(recipe: Recipe, hardware: Hardware, material: Material) -> Estimate:
     """Rehearse every stage and add up."""
-    module, own = hollow_module(recipe)
+    on_cpu = isinstance(hardware, Here) and hardware.device.type == "cpu"
+    program = taken() if on_cpu else 0
+    module = hollow_module(recipe)
     ranks = processes(recipe.trainer)
     train, validation = material.splits["train"], material.splits["validation"]
-    rehearsal = Rehearsal(recipe, module, train.utterances, ranks)
+    rehearsal, trial = Rehearsal(recipe, module, train.utterances, ranks), None
+    if isinstance(hardware, Here):
+        check_fits(module, f"--gpu here: {recipe.name}")
+        trial = Trial(recipe, unfilled_module(recipe, hardware.device), train.utterances, ranks)
     run: Any = Run(recipe, build_tasks(recipe), material, module, None, None, Console(quiet=True))  # type: ignore[arg-type]
     stages = []
     for name, node in recipe.stages.items():
         order = StageSampler([u.seconds for u in train.utterances], train.weights, node.batch, 1, recipe.seed, 0, ranks)
         checks = -(-len(validation.utterances) // (node.batch * ranks)) * node.validations
-        cost = rehearsal.stage(name, run.drawing(name, cut=True), _typical(order, train, ranks))
-        stages.append(
-            StageEstimate(
-                name, len(order), node.epochs,
-                mean(hardware.seconds(work) for work in cost.steps[1:]),
-                checks * hardware.seconds(cost.checking),
-                {strategy: _memory(module, cost, strategy, ranks, hardware) for strategy in STRATEGIES},
-                _owned(module) + cost.moments,
-            )
-        )  # fmt: skip
+        drawing, (longest, *typical) = run.drawing(name, cut=True), _typical(order, train, ranks)
+        cost = rehearsal.stage(name, drawing, [longest, *typical])
+        step, check = trial.times(name, drawing, typical) if trial else _by_sheet(cast(GPU, hardware), cost)
+        memory = {strategy: program + _memory(module, cost, strategy, ranks) for strategy in STRATEGIES}
+        file = _owned(module) + cost.moments
+        stages.append(StageEstimate(name, len(order), node.epochs, step, checks * check, memory, file))
+    heard = 0.0
+    if rehearsal.kept:
+        heard = trial.listening_time() if trial else cast(GPU, hardware).seconds(rehearsal.listening())
+    for stage in stages if on_cpu else []:  # what the trial took is more where memory was not given back
+        stage.memory = {strategy: max(most, taken()) for strategy, most in stage.memory.items()}
     clips = sum(len(split.clips()) for split in material.splits.values())
-    listening = hardware.seconds(rehearsal.listening()) * clips / BATCH if rehearsal.kept else 0.0
-    return Estimate(hardware, ranks, stages, listening, own, _owned(module))
+    own_tokenizer = isinstance(module.llm.chat, ChatFormat)
+    return Estimate(hardware, ranks, stages, heard * clips / BATCH, own_tokenizer, _owned(module))
+
+
+def _by_sheet(gpu: GPU, cost: Cost) -> tuple[float, float]:
+    """Seconds of a training step of typical batches, and of a step of validation."""
+    return mean(gpu.seconds(work) for work in cost.steps[1:]), gpu.seconds(cost.checking)
 
 
 def processes(trainer: dict[str, Any]) -> int:
@@ -115,7 +125,7 @@ def _typical(order: StageSampler, split: Split, ranks: int) -> list[Rows]:
     return [Rows(rows.epoch, rows.numbers[::ranks]) for rows in (by_length[-1], *chosen)]
 
 
-def _memory(module: SpeechLLM, cost: Cost, strategy: str, ranks: int, hardware: Hardware) -> int:
+def _memory(module: SpeechLLM, cost: Cost, strategy: str, ranks: int) -> int:
     """Bytes that a process takes at its peak: weights, gradients, moments, and what a step makes."""
     weights = sum(weight.numel() * weight.element_size() for weight in (*module.parameters(), *module.buffers()))
     stage = STRATEGIES.index(strategy)
@@ -130,25 +140,13 @@ def _memory(module: SpeechLLM, cost: Cost, strategy: str, ranks: int, hardware: 
     if stage == 3:
         size = weights / max(sum(weight.numel() for weight in module.parameters()), 1)
         total -= int(max(weights - GATHERED * size, 0) * elsewhere)
-    return total if isinstance(hardware, GPU) else total + taken()
+    return total
 
 
 def _owned(module: SpeechLLM) -> int:
     """Bytes of what some stage trains."""
     owned = module.owned
     return sum(w.numel() * w.element_size() for name, w in module.state_dict().items() if name.startswith(owned))
-
-
-def supposed(recipe: Recipe, count: int, seconds: float) -> Material:
-    """So many utterances of a length, which any task can use, in place of manifests that are not there yet."""
-    tasks = build_tasks(recipe)
-    labels = {name: task.choices[0] for name, task in tasks.items() if isinstance(task, AttributeTask)}
-    words = " ".join(["spoken"] * max(1, round(2.5 * seconds)))
-    lines = [
-        Utterance(str(i), Path(f"{i}.wav"), words, None, seconds, labels, caption_from(labels) if labels else None)
-        for i in range(count)
-    ]
-    return Material({"train": Split(lines, [1.0] * count), "validation": Split(), "test": Split()}, [])
 
 
 def command(config: str, gpu: str | None, utterances: int | None, seconds: float, overrides: Sequence[str]) -> None:

@@ -1,15 +1,12 @@
-"""How long operations take: on a GPU that is only known by its data sheet, and on the machine at hand."""
+"""What runs a step: a GPU that is only known by its data sheet, or the machine at hand."""
 
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from undertone.errors import ConfigError, nearest
@@ -17,22 +14,15 @@ from undertone.lightning_modules.hollow import layout
 from undertone.memory import installed
 
 _aten = torch.ops.aten
-_BRIEF = 2e-3  # seconds that an operation is tried for
 
 
 class Kind(NamedTuple):
-    """Operations that cost the same: one function, its tensors of the same shapes. Tensors are on the meta device."""
+    """Operations that cost the same: one function, its tensors of the same shapes."""
 
-    function: Any
-    arguments: tuple[Any, ...]
-    knobs: dict[str, Any]
+    name: str  # of the function
+    dtype: torch.dtype  # of its first tensor
     flops: int
     moved: int  # bytes read and written
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the first tensor."""
-        return next(one.dtype for one in tree_leaves((self.arguments, self.knobs)) if isinstance(one, Tensor))
 
 
 class Work:
@@ -54,10 +44,9 @@ class Work:
         key = (function, *map(layout, leaves))
         self.times[key] = self.times.get(key, 0) + 1
         if key not in self.kinds:
-            moved = sum(_bytes(one) for one in [*leaves, *come] if isinstance(one, Tensor))
-            flops = _flops(function, arguments, knobs, result)
-            given_again, knobs_again = tree_map(_without_storage, (arguments, knobs))
-            self.kinds[key] = Kind(function, given_again, knobs_again, flops, moved)
+            tensors = [one for one in [*leaves, *come] if isinstance(one, Tensor)]
+            flops, moved = _flops(function, arguments, knobs, result), sum(map(_bytes, tensors))
+            self.kinds[key] = Kind(function._overloadpacket.__name__, tensors[0].dtype, flops, moved)
 
     @property
     def flops(self) -> int:
@@ -66,13 +55,6 @@ class Work:
     @property
     def operations(self) -> int:
         return sum(self.times.values())
-
-
-def _without_storage(one: Any) -> Any:
-    """A tensor of the same layout that keeps nothing in use."""
-    return (
-        torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device="meta") if isinstance(one, Tensor) else one
-    )
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -94,19 +76,8 @@ def _attention(query: Tensor, key: Tensor, value: Tensor) -> int:
     return 2 * prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
-class Hardware(ABC):
-    """What runs a step."""
-
-    name: str
-    memory: int  # bytes
-
-    @abstractmethod
-    def seconds(self, work: Work) -> float:
-        """How long this work takes."""
-
-
 @dataclass(frozen=True)
-class GPU(Hardware):
+class GPU:
     """By its data sheet. A step takes as long as its kernels, or as the host needs to launch them, if that is longer.
 
     Args:
@@ -131,6 +102,7 @@ class GPU(Hardware):
     per_launch: float = 8e-6
 
     def seconds(self, work: Work) -> float:
+        """How long this work takes."""
         kernels = sum(self._kernel(work.kinds[key]) * times for key, times in work.times.items())
         return max(kernels, (work.operations + work.looks / 2) * self.per_launch)
 
@@ -150,8 +122,8 @@ GPUS = {
 
 
 @dataclass
-class Here(Hardware):
-    """The machine at hand: each kind of operation is made a few times with numbers, and timed."""
+class Here:
+    """The machine at hand. What it takes is not looked up but tried: `rehearsal.Trial`."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -159,44 +131,9 @@ class Here(Hardware):
         cuda = self.device.type == "cuda"
         self.name = torch.cuda.get_device_name() if cuda else f"this machine, {torch.get_num_threads()} threads"
         self.memory = torch.cuda.get_device_properties(0).total_memory if cuda else installed()
-        self._known: dict[Any, float] = {}
-        small = torch.zeros(8, 8, device=self.device)
-        self._look = self._timed(lambda: small.view(64))
 
-    def seconds(self, work: Work) -> float:
-        for key, kind in work.kinds.items():
-            if key not in self._known:
-                self._known[key] = self._try(kind)
-        return sum(self._known[key] * times for key, times in work.times.items()) + work.looks * self._look
 
-    def _try(self, kind: Kind) -> float:
-        arguments, knobs = tree_map(self._filled, (kind.arguments, kind.knobs))
-        return self._timed(lambda: kind.function(*arguments, **knobs))
-
-    def _filled(self, one: Any) -> Any:
-        """A tensor with numbers: small ones, or zeros where they may pick something."""
-        if isinstance(one, torch.device):
-            return self.device
-        if not isinstance(one, Tensor):
-            return one
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(one.shape, one.stride(), strict=True) if size)
-        flat = torch.zeros(extent, dtype=one.dtype, device=self.device)
-        return (flat.uniform_(0.1, 0.9) if flat.is_floating_point() else flat).as_strided(one.shape, one.stride())
-
-    def _timed(self, call: Callable[[], Any]) -> float:
-        """Seconds that it takes, the median of a few after the first."""
-        with torch.no_grad():
-            call()
-            taken: list[float] = []
-            while sum(taken) < _BRIEF or len(taken) < 3:
-                begun = time.perf_counter()
-                call()
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
-                taken.append(time.perf_counter() - begun)
-                if taken[0] > 1:
-                    break
-        return sorted(taken)[len(taken) // 2]
+Hardware: TypeAlias = GPU | Here
 
 
 def chosen(name: str | None, accelerator: str) -> Hardware:

@@ -1,10 +1,12 @@
 """A stage's steps made of hollow tensors: what they would compute, and what memory they would take."""
 
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean, median
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,13 +25,13 @@ from undertone.lightning_modules.hollow import Hollow, Living, hollow, observed
 from undertone.lightning_modules.prompting import mark_speech
 from undertone.lightning_modules.recipe import Recipe
 from undertone.lightning_modules.speech_llm import SpeechLLM
-from undertone.llms.chat import ChatFormat, ChatTurn, Placeholder, Segment
+from undertone.lightning_modules.supposed import SupposedChat
+from undertone.llms.chat import ChatFormat
 from undertone.llms.checkpoints import reach
 from undertone.llms.prefixes import Known, Prefixes
 from undertone.types import Frames
 
 REPLY = "I see. That must have been quite a day for you; what do you think you will do about it next?"  # of 21 words
-LETTERS = 4  # of a token, in English
 
 
 @dataclass
@@ -47,35 +49,6 @@ class Cost:
     gradients: int
 
 
-class SupposedChat:
-    """The chat format of an LLM whose tokenizer is not at hand: a token for four letters, and four for a turn."""
-
-    stop_ids = frozenset([0])
-
-    def prompt(self, turns: Sequence[ChatTurn]) -> list[Segment]:
-        segments: list[Segment] = [[0] * 4]
-        for turn in turns:
-            segments.append([0] * 4)
-            segments += [one if isinstance(one, Placeholder) else self._tokens(one) for one in turn.pieces]
-        return _joined([*segments, [0] * 4])
-
-    def response(self, turns: Sequence[ChatTurn], text: str) -> list[int]:
-        return [*self._tokens(text), 0]
-
-    def _tokens(self, text: str) -> list[int]:
-        return [0] * math.ceil(len(text) / LETTERS)
-
-
-def _joined(segments: list[Segment]) -> list[Segment]:
-    out: list[Segment] = []
-    for part in segments:
-        if out and isinstance(part, list) and isinstance(out[-1], list):
-            out[-1] = [*out[-1], *part]
-        else:
-            out.append(part)
-    return out
-
-
 class KnownPrefixes(Prefixes):
     """Constant text as if it had been read long ago, which it has in all steps but the first."""
 
@@ -87,22 +60,29 @@ class KnownPrefixes(Prefixes):
         return [(known, known)] * config.num_hidden_layers
 
 
-def hollow_module(recipe: Recipe) -> tuple[SpeechLLM, bool]:
-    """The recipe's whole module without a single weight, and whether its LLM's own tokenizer is at hand."""
-    with torch.device("meta"):
+def hollow_module(recipe: Recipe) -> SpeechLLM:
+    """The recipe's whole module without a single weight."""
+    module = unfilled_module(recipe, torch.device("meta"))
+    hollow(module)
+    module.llm._prefixes = KnownPrefixes()
+    return module
+
+
+def unfilled_module(recipe: Recipe, device: torch.device) -> SpeechLLM:
+    """The recipe's whole module on a device, with weights of no worth; the LLM's own tokenizer if that is at hand."""
+    with device:
         module = SpeechLLM(recipe.plain())
         module.encoder.build()
         module.llm.build()
-    hollow(module)
-    module.encoder.loaded, module.llm._prefixes = True, KnownPrefixes()
+    module.encoder.loaded = True
     try:
         tokenizer = reach(module.llm.checkpoint, module.llm._read_tokenizer)
     except MissingError:
         module.llm.chat = cast(ChatFormat, SupposedChat())
-        return module, False
+        return module
     module.llm.chat = ChatFormat(tokenizer, [])
     mark_speech(module.llm.chat, recipe.slots)
-    return module, True
+    return module
 
 
 class Rehearsal:
@@ -125,45 +105,65 @@ class Rehearsal:
 
     def stage(self, name: str, drawing: Drawing, batches: Sequence[Rows]) -> Cost:
         """Make a training step of each batch; the first should be the largest: the peak is its, with moments there."""
-        module = self.module
-        module.begin(name, len(batches))
-        made = [self._batch(drawing, rows, self.recipe.stages[name].draws) for rows in batches]
-        optimizer = module.configure_optimizers()["optimizer"]
+        optimizer = self.begin(name, len(batches))
+        made = [self.batch(name, drawing, rows) for rows in batches]
         living, steps, checking = Living(), [], Work()
-        with self._autocast():
-            self._step(made[0], optimizer)  # makes the moments, which stay
-            for batch in made:
-                steps.append(Work())
-                with observed(steps[-1]), observed(living) if batch is made[0] else nullcontext():
-                    self._step(batch, optimizer)
-            module.eval()
-            with torch.no_grad(), observed(checking):
-                module.loss(made[len(made) // 2])
+        self.step(made[0], optimizer)  # makes the moments, which stay
+        for batch in made:
+            steps.append(Work())
+            with observed(steps[-1]), observed(living) if batch is made[0] else nullcontext():
+                self.step(batch, optimizer)
+        with observed(checking):
+            self.check(made[len(made) // 2])
         moments = _bytes(s for state in optimizer.state.values() for s in state.values() if isinstance(s, Hollow))
-        gradients = _bytes(iter(module.learning()))
+        gradients = _bytes(iter(self.module.learning()))
         return Cost(steps, checking, living.most + moments, moments, gradients)
 
     def listening(self) -> Work:
         """The encoder's work for `BATCH` clips of mean length."""
-        mean = sum(u.seconds for u in self.utterances) / len(self.utterances)
-        samples = int(mean * self.module.encoder.sample_rate)
-        audio = Hollow(torch.empty(BATCH, samples, device="meta"))
         work = Work()
-        with torch.no_grad(), observed(work):
-            self.module.encoder(audio, torch.full((BATCH,), samples))
+        with observed(work):
+            self.listen()
         return work
 
-    def _step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
-        self.module.training_step(batch, 0).backward()  # type: ignore[no-untyped-call]
+    def begin(self, stage: str, steps: int) -> torch.optim.Optimizer:
+        self.module.begin(stage, steps)
+        return self.module.configure_optimizers()["optimizer"]
+
+    def batch(self, stage: str, drawing: Drawing, rows: Rows) -> Batch:
+        """The rows' examples, with clips of their lengths."""
+        drawn = [drawing(self.utterances[row], rows.epoch, k, self.utterances[row].only)
+                 for row in rows.numbers for k in range(self.recipe.stages[stage].draws)]  # fmt: skip
+        batch = collate([_answered(example) for example in drawn if example is not None], self._heard)
+        return replace(batch, audio=Frames(self.clips(*batch.audio.x.shape), batch.audio.lengths))
+
+    def step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
+        """Forward, backward, clipping, optimizer."""
+        with self._autocast():
+            loss = self.module.training_step(batch, 0)
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.module.learning(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
-    def _batch(self, drawing: Drawing, rows: Rows, draws: int) -> Batch:
-        drawn = [drawing(self.utterances[row], rows.epoch, k, self.utterances[row].only)
-                 for row in rows.numbers for k in range(draws)]  # fmt: skip
-        batch = collate([_answered(example) for example in drawn if example is not None], self._heard)
-        return replace(batch, audio=Frames(Hollow(batch.audio.x), batch.audio.lengths))
+    @torch.no_grad()
+    def check(self, batch: Batch) -> None:
+        """A step of validation."""
+        self.module.eval()
+        with self._autocast():
+            self.module.loss(batch)
+        self.module.train()
+
+    @torch.no_grad()
+    def listen(self) -> None:
+        """The encoder hears `BATCH` clips of mean length."""
+        mean = sum(u.seconds for u in self.utterances) / len(self.utterances)
+        samples = int(mean * self.module.encoder.sample_rate)
+        self.module.encoder(self.clips(BATCH, samples), torch.full((BATCH,), samples))
+
+    def clips(self, *shape: int) -> Tensor:
+        """What is heard."""
+        return Hollow(torch.empty(*shape, device="meta"))
 
     def _heard(self, clip: Path) -> Tensor:
         """(frames, dim) where they come from the cache, else (samples,); a clip of an earlier turn is like another."""
@@ -175,7 +175,42 @@ class Rehearsal:
     def _autocast(self) -> AbstractContextManager[Any]:
         mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
         dtype = mixed.get(str(self.recipe.trainer.get("precision")))
-        return torch.autocast("cpu", dtype=dtype) if dtype else nullcontext()
+        return torch.autocast(self.module.device.type, dtype=dtype) if dtype else nullcontext()
+
+
+class Trial(Rehearsal):
+    """Makes steps with numbers on the machine at hand, and times them.
+
+    Args: see `Rehearsal`; the module is from `unfilled_module`, on the device.
+    """
+
+    def times(self, stage: str, drawing: Drawing, batches: Sequence[Rows]) -> tuple[float, float]:
+        """Seconds of a training step, drawing and collating included, and of a step of validation."""
+        optimizer = self.begin(stage, len(batches))
+        training, checking = [], []
+        for rows in batches:
+            training.append(self._seconds_of(lambda: self.step(self.batch(stage, drawing, rows), optimizer)))  # noqa: B023
+        batch = self.batch(stage, drawing, batches[len(batches) // 2])
+        checking.append(self._seconds_of(lambda: self.check(batch)))
+        return mean(training), mean(checking)
+
+    def listening_time(self) -> float:
+        """Seconds for `BATCH` clips of mean length."""
+        return self._seconds_of(self.listen)
+
+    def clips(self, *shape: int) -> Tensor:
+        return 0.1 * torch.randn(*shape, device=self.module.device)
+
+    def _seconds_of(self, call: Callable[[], None]) -> float:
+        """The median of three, after one that fills what is kept and chooses kernels."""
+        taken = []
+        for _ in range(4):
+            begun = time.perf_counter()
+            call()
+            if self.module.device.type == "cuda":
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - begun)
+        return median(taken[1:])
 
 
 def _answered(example: Example) -> Example:

@@ -21,11 +21,12 @@ from undertone.errors import ConfigError
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.cli import main
 from undertone.lightning_modules.curriculum import Run, start
-from undertone.lightning_modules.estimate import Estimate, estimate, processes, supposed
+from undertone.lightning_modules.estimate import SAMPLES, Estimate, estimate, processes
 from undertone.lightning_modules.hardware import GPUS, Here, Work, chosen
 from undertone.lightning_modules.hollow import Hollow, Living, hollow, observed
 from undertone.lightning_modules.material import build_tasks, gather
-from undertone.lightning_modules.rehearsal import Rehearsal, hollow_module
+from undertone.lightning_modules.rehearsal import Rehearsal, Trial, hollow_module
+from undertone.lightning_modules.supposed import supposed
 
 PRODUCTS = ("mm", "addmm", "bmm", "convolution", "convolution_backward")
 ROWS = Rows(0, [0, 3, 5, 8])
@@ -64,7 +65,7 @@ def real_step(run: Run, stage: str) -> Callable[[], None]:
 
 
 def rehearse(recipe: recipes.Recipe, stage: str) -> Any:
-    module, _ = hollow_module(recipe)
+    module = hollow_module(recipe)
     material = gather(recipe)
     run = Run(recipe, build_tasks(recipe), material, module, None, None, Console(quiet=True))  # type: ignore[arg-type]
     rehearsal = Rehearsal(recipe, module, material.splits["train"].utterances, 1)
@@ -80,9 +81,9 @@ def test_a_hollow_step_makes_the_products_of_a_real_one(recipe: recipes.Recipe, 
     made: Counter[str] = Counter()
     ours = 0
     for key, times in work.times.items():
-        name = key[0]._overloadpacket.__name__
-        made[name] += times
-        ours += work.kinds[key].flops * times if name in PRODUCTS else 0
+        kind = work.kinds[key]
+        made[kind.name] += times
+        ours += kind.flops * times if kind.name in PRODUCTS else 0
     assert {name: made[name] for name in PRODUCTS} == {name: counted.products[name] for name in PRODUCTS}
     assert ours == flops.get_total_flops() > 0
 
@@ -156,7 +157,7 @@ def test_strategies_share_out_what_they_say(recipe: recipes.Recipe) -> None:
     alone = estimate(recipe, GPUS["h100"], gather(recipe)).stages[0].memory
     assert len(set(alone.values())) == 1  # nobody to share with
     recipe.trainer["devices"] = 2
-    module, _ = hollow_module(recipe)
+    module = hollow_module(recipe)
     trained = sum(w.numel() for w in module.adapters.parameters()) * 4
     shared = estimate(recipe, GPUS["h100"], gather(recipe)).stages[0].memory
     assert shared["ddp"] - shared["deepspeed_stage_1"] == 2 * trained  # the buckets, and half of both moments
@@ -192,12 +193,19 @@ def test_attention_is_counted_without_its_scores() -> None:
 
 
 def test_the_machine_at_hand_is_tried(recipe: recipes.Recipe) -> None:
-    here = Here(torch.device("cpu"))
-    work = Work()
-    with observed(work):
-        table = empty(10, 4)
-        nn.functional.embedding(torch.tensor([[1, 2]]), table).expand(3, 2, 4) + 1
-    assert 0 < here.seconds(work) < 1
+    steps: list[float] = []
+    made = Trial.step
+
+    def counted(self: Trial, batch: Any, optimizer: Any) -> None:
+        made(self, batch, optimizer)
+        steps.append(float(sum(weight.detach().abs().sum() for weight in self.module.learning())))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trial, "step", counted)
+        found = estimate(recipe, Here(torch.device("cpu")), gather(recipe))
+    assert len(steps) == len(set(steps)) == 3 * SAMPLES * 4  # each of them changed the weights
+    assert found.listening > 0 and all(stage.step > 0 and stage.validation > 0 for stage in found.stages)
+    assert found.memory("ddp") > 100e6  # all that this process has taken
 
 
 def test_supposed_utterances_serve_every_task(tree: dict[str, Any]) -> None:
