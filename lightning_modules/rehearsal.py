@@ -64,6 +64,7 @@ def hollow_module(recipe: Recipe) -> SpeechLLM:
     """The recipe's whole module without a single weight."""
     module = unfilled_module(recipe, torch.device("meta"))
     hollow(module)
+    module.cpu()  # where hollow tensors say they are
     module.llm._prefixes = KnownPrefixes()
     return module
 

@@ -224,6 +224,14 @@ def test_an_encoder_that_learns_is_in_the_step(alignment: dict[str, Any], tree: 
     assert learns.memory("ddp") > rests.memory("ddp")
 
 
+def test_mixed_precision_takes_less(recipe: recipes.Recipe) -> None:
+    full = rehearse(recipe, "joint")
+    recipe.trainer["precision"] = "bf16-mixed"
+    mixed = rehearse(recipe, "joint")
+    assert mixed.peak < full.peak and mixed.gradients == full.gradients
+    assert {kind.dtype for kind in mixed.steps[0].kinds.values() if kind.name == "mm"} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize(("trainer", "expected"), [
     ({}, 1), ({"devices": 4, "num_nodes": 2}, 8), ({"devices": [0, 3]}, 2), ({"devices": "auto"}, 1),
     ({"devices": -1}, 1),
