@@ -47,9 +47,13 @@ def supposed(recipe: Recipe, count: int, seconds: float) -> Material:
     """So many utterances of a length, which any task can use, in place of manifests that are not there yet."""
     tasks = build_tasks(recipe)
     labels = {name: task.choices[0] for name, task in tasks.items() if isinstance(task, AttributeTask)}
+    category, values = next(iter(recipe.adch.categories.items())) if recipe.adch else (None, [])
+    if category:
+        labels[category] = values[0]
+    caption = caption_from(labels)  # "A voice." where nothing is labelled
     words = " ".join(["spoken"] * max(1, round(2.5 * seconds)))
     lines = [
-        Utterance(str(i), Path(f"{i}.wav"), words, None, seconds, labels, caption_from(labels) if labels else None)
+        Utterance(str(i), Path(f"{i}.wav"), words, None, seconds, labels, caption, category=category)
         for i in range(count)
     ]
     return Material({"train": Split(lines, [1.0] * count), "validation": Split(), "test": Split()}, [])

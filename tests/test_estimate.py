@@ -215,6 +215,18 @@ def test_supposed_utterances_serve_every_task(tree: dict[str, Any]) -> None:
     assert all(stage.step > 0 and stage.validation == 0 for stage in found.stages)
 
 
+def test_heads_of_pe_ft_are_in_the_step(tree: dict[str, Any]) -> None:
+    stage = {"tasks": {"response": 1}, "trains": ["llm"], "lr": 1e-3, "batch": 4}
+    tuned = {**tree["llm"], "tuning": {"method": "lora", "rank": 2}}
+    plain = {**tree, "llm": tuned, "tasks": {}, "stages": {"tune": stage}}
+    heads = {**plain, "adch": {"layer": 1, "categories": {"age": ["child", "adult"], "gender": ["male", "female"]}}}
+    with_heads, without = (
+        estimate(recipe, GPUS["h100"], supposed(recipe, 8, 0.8)) for recipe in map(recipes.parse, (heads, plain))
+    )
+    assert with_heads.stages[0].checkpoint > without.stages[0].checkpoint
+    assert with_heads.stages[0].step >= without.stages[0].step
+
+
 def test_an_encoder_that_learns_is_in_the_step(alignment: dict[str, Any], tree: dict[str, Any]) -> None:
     learns = estimate(recipes.parse(alignment), GPUS["h100"], supposed(recipes.parse(alignment), 8, 0.8))
     resting = {**alignment, "stages": {"align": {**alignment["stages"]["align"], "trains": ["speech"]}}}
