@@ -124,8 +124,10 @@ def baseline(data: Path, tasks: Sequence[Task], rows: dict[str, list[Row]], part
     answers = []
     for task in tasks:
         mels = extract(data, task, BASELINE, pooled_mel)[:, 0]
+        clips = [data / row["audio"] for row in task.rows]
+        pitch(clips[0])  # numba keeps what it compiles, and two processes that write that at once spoil it for good
         with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # forks of running threads may crash
-            pitches = list(pool.map(pitch, [data / row["audio"] for row in task.rows], chunksize=8))
+            pitches = list(pool.map(pitch, clips, chunksize=8))
         features = np.concatenate([mels, pitches], 1)[:, None]
         sides = ((part, tested_in(part, rows)) for part in parts)
         heard = [(part, tested) for part, tested in sides if tested.intersection(task.speakers)]
