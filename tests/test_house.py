@@ -22,7 +22,7 @@ FLOORS = {  # room -> rooms it may use, beside the ground floor
     "lightning_modules": {"adapters", "encoders", "llms", "data", "evaluation"},
     "demo": {"adapters", "encoders", "llms", "data", "evaluation", "lightning_modules"},
 }
-LAZY = {("lightning_modules/cli.py", "demo")}  # the command that makes the demo anew
+LAZY = {("lightning_modules/commands.py", "demo")}  # the command that makes the demo anew
 GROUND = {
     "audio_llms",
     "errors",
