@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from undertone.encoders.cache import FeatureCache
 from undertone.errors import AudioError, CheckpointError, ConfigError, StorageError, TrainingError, UndertoneError
 from undertone.files import whole, write_whole
-from undertone.lightning_modules import cli
+from undertone.lightning_modules import cli, commands
 from undertone.lightning_modules.checkpoints import LAST, PREVIOUS, WholeCheckpoints, latest, read_checkpoint
 from undertone.lightning_modules.failures import told_plainly
 from undertone.lightning_modules.guard import Guard, poisoned
@@ -244,6 +244,6 @@ def test_an_error_of_the_program_keeps_its_traceback() -> None:
 
 def test_a_warning_unwinds_a_command_and_is_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(cli, "_list", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(commands, "_list", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     assert cli.main(["list"]) == 143 and "same command" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
