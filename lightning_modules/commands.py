@@ -24,7 +24,7 @@ def _runs(commands: Commands) -> None:
     _takes_recipe(fit, "conf/quickstart.yaml", "stages.joint.lr=1e-4")
     _may_trust(fit)
 
-    estimate = _command(commands, "estimate", "predict memory, hours and file sizes of a recipe", _estimate)
+    estimate = _command(commands, "estimate", "predict memory, hours and file sizes of a recipe for `fit`", _estimate)
     estimate.add_argument("--config", required=True, help="the recipe, such as conf/dual_adapter.yaml")
     estimate.add_argument("--gpu", help="h100, h200, a100, l40s, rtx4090, or `here`: this machine, by trying it")
     estimate.add_argument("--utterances", type=int, help="suppose so many, instead of reading the recipe's manifests")

@@ -163,8 +163,8 @@ class Rehearsal:
         self.module.encoder(self.clips(BATCH, samples), torch.full((BATCH,), samples))
 
     def clips(self, *shape: int) -> Tensor:
-        """What is heard."""
-        return Hollow(torch.empty(*shape, device="meta"))
+        """What is heard. Waveforms, (clips, samples), are real: some encoders take them through NumPy first."""
+        return torch.zeros(*shape) if len(shape) == 2 else Hollow(torch.empty(*shape, device="meta"))
 
     def _heard(self, clip: Path) -> Tensor:
         """(frames, dim) where they come from the cache, else (samples,); a clip of an earlier turn is like another."""

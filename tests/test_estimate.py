@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests import audio_llms
 from undertone.data.loader import collate
 from undertone.data.sampler import Rows
 from undertone.errors import ConfigError
@@ -225,6 +226,13 @@ def test_heads_of_pe_ft_are_in_the_step(tree: dict[str, Any]) -> None:
     )
     assert with_heads.stages[0].checkpoint > without.stages[0].checkpoint
     assert with_heads.stages[0].step >= without.stages[0].step
+
+
+@pytest.mark.parametrize("kind", ["qwen2_audio", "thinker"])
+def test_finished_audio_llms_are_estimated(kind: str, checkpoints: dict[str, Path]) -> None:
+    recipe = recipes.parse(audio_llms.recipe(kind, checkpoints[kind]))
+    found = estimate(recipe, GPUS["h100"], supposed(recipe, 8, 0.8))
+    assert found.listening > 0 and found.stages[0].step > 0
 
 
 def test_an_encoder_that_learns_is_in_the_step(alignment: dict[str, Any], tree: dict[str, Any]) -> None:
