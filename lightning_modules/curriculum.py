@@ -62,15 +62,17 @@ class Run:
         return Progress(*columns, console=self.console)
 
     def drawing(self, stage: str | None, *, cut: bool) -> Drawing:
-        """How examples of a stage are drawn; None: for scoring, where the task and the slots are given."""
-        node = self.recipe.stages[stage] if stage else StageNode(tasks={}, lr=0.0)
-        slots = {name: slot.text for name, slot in self.recipe.slots.items()}
-        trains = frozenset(node.trains or slots)
-        recipe = self.recipe
-        return Drawing(
-            self.tasks, node.tasks, slots, trains, node.err, recipe.seed, stage or "evaluation", cut,
-            recipe.instructions,
-        )  # fmt: skip
+        return drawing_of(self.recipe, self.tasks, stage, cut=cut)
+
+
+def drawing_of(recipe: Recipe, tasks: dict[str, Task], stage: str | None, *, cut: bool) -> Drawing:
+    """How examples of a stage are drawn; None: for scoring, where the task and the slots are given."""
+    node = recipe.stages[stage] if stage else StageNode(tasks={}, lr=0.0)
+    slots = {name: slot.text for name, slot in recipe.slots.items()}
+    trains = frozenset(node.trains or slots)
+    return Drawing(
+        tasks, node.tasks, slots, trains, node.err, recipe.seed, stage or "evaluation", cut, recipe.instructions
+    )
 
 
 def start(recipe: Recipe, console: Console) -> Run:

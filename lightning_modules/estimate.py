@@ -11,7 +11,7 @@ from rich.table import Table
 from undertone.data.sampler import Rows, StageSampler
 from undertone.errors import ConfigError, MissingError
 from undertone.lightning_modules import recipe as recipes
-from undertone.lightning_modules.curriculum import Run
+from undertone.lightning_modules.curriculum import drawing_of
 from undertone.lightning_modules.ear import BATCH
 from undertone.lightning_modules.hardware import GPU, Hardware, Here, chosen
 from undertone.lightning_modules.material import Material, Split, build_tasks, gather
@@ -84,12 +84,11 @@ def estimate(recipe: Recipe, hardware: Hardware, material: Material) -> Estimate
     if isinstance(hardware, Here):
         check_fits(module, f"--gpu here: {recipe.name}")
         trial = Trial(recipe, unfilled_module(recipe, hardware.device), train.utterances, ranks)
-    run: Any = Run(recipe, build_tasks(recipe), material, module, None, None, Console(quiet=True))  # type: ignore[arg-type]
-    stages = []
+    tasks, stages = build_tasks(recipe), []
     for name, node in recipe.stages.items():
         order = StageSampler([u.seconds for u in train.utterances], train.weights, node.batch, 1, recipe.seed, 0, ranks)
         checks = -(-len(validation.utterances) // (node.batch * ranks)) * node.validations
-        drawing, (longest, *typical) = run.drawing(name, cut=True), _typical(order, train, ranks)
+        drawing, (longest, *typical) = drawing_of(recipe, tasks, name, cut=True), _typical(order, train, ranks)
         cost = rehearsal.stage(name, drawing, [longest, *typical])
         step, check = trial.times(name, drawing, typical) if trial else _by_sheet(cast(GPU, hardware), cost)
         memory = {strategy: program + _memory(module, cost, strategy, ranks) for strategy in STRATEGIES}

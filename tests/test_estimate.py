@@ -21,7 +21,7 @@ from undertone.data.sampler import Rows
 from undertone.errors import ConfigError
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.cli import main
-from undertone.lightning_modules.curriculum import Run, start
+from undertone.lightning_modules.curriculum import Run, drawing_of, start
 from undertone.lightning_modules.estimate import SAMPLES, Estimate, estimate, processes
 from undertone.lightning_modules.hardware import GPUS, Here, Work, chosen
 from undertone.lightning_modules.hollow import Hollow, Living, hollow, observed
@@ -68,9 +68,8 @@ def real_step(run: Run, stage: str) -> Callable[[], None]:
 def rehearse(recipe: recipes.Recipe, stage: str) -> Any:
     module = hollow_module(recipe)
     material = gather(recipe)
-    run = Run(recipe, build_tasks(recipe), material, module, None, None, Console(quiet=True))  # type: ignore[arg-type]
     rehearsal = Rehearsal(recipe, module, material.splits["train"].utterances, 1)
-    return rehearsal.stage(stage, run.drawing(stage, cut=True), [ROWS])
+    return rehearsal.stage(stage, drawing_of(recipe, build_tasks(recipe), stage, cut=True), [ROWS])
 
 
 @pytest.mark.parametrize("stage", ["joint", "disentangle"])
