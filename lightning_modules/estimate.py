@@ -25,6 +25,7 @@ from undertone.llms.chat import ChatFormat
 from undertone.memory import check_fits
 
 SAMPLES = 3  # steps of a stage that are rehearsed for their time, from short clips to long ones
+TRIED = 12  # and that are made on the machine at hand: what their rows ask for differs much
 GATHERED = 10**9  # weights that ZeRO's stage 3 keeps whole at once (DeepSpeed's stage3_max_live_parameters)
 CONTEXT = 0.6e9  # bytes that CUDA and its libraries take of a GPU
 SPARE = 1.1  # of what tensors take: memory between them that cannot be used
@@ -88,8 +89,11 @@ def estimate(recipe: Recipe, hardware: Hardware, material: Material) -> Estimate
     for name, node in recipe.stages.items():
         order = StageSampler([u.seconds for u in train.utterances], train.weights, node.batch, 1, recipe.seed, 0, ranks)
         checks = -(-len(validation.utterances) // (node.batch * ranks)) * node.validations
-        drawing, (longest, *typical) = drawing_of(recipe, tasks, name, cut=True), _typical(order, train, ranks)
-        cost = rehearsal.stage(name, drawing, [longest, *typical])
+        drawing, (longest, *typical) = (
+            drawing_of(recipe, tasks, name, cut=True),
+            _typical(order, train, ranks, TRIED if trial else SAMPLES),
+        )
+        cost = rehearsal.stage(name, drawing, [longest] if trial else [longest, *typical])
         step, check = trial.times(name, drawing, typical) if trial else _by_sheet(cast(GPU, hardware), cost)
         memory = {strategy: program + _memory(module, cost, strategy, ranks) for strategy in STRATEGIES}
         file = _owned(module) + cost.moments
@@ -116,11 +120,11 @@ def processes(trainer: dict[str, Any]) -> int:
     return each * int(trainer.get("num_nodes", 1))
 
 
-def _typical(order: StageSampler, split: Split, ranks: int) -> list[Rows]:
+def _typical(order: StageSampler, split: Split, ranks: int, count: int) -> list[Rows]:
     """The batch of the most seconds, then some of an epoch from short to long, as one process has them."""
     seconds = [u.seconds for u in split.utterances]
     by_length = sorted(order.order, key=lambda rows: sum(seconds[number] for number in rows.numbers))
-    chosen = [by_length[(2 * i + 1) * len(by_length) // (2 * SAMPLES)] for i in range(SAMPLES)]
+    chosen = [by_length[(2 * i + 1) * len(by_length) // (2 * count)] for i in range(count)]
     return [Rows(rows.epoch, rows.numbers[::ranks]) for rows in (by_length[-1], *chosen)]
 
 

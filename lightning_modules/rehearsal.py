@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -188,12 +188,11 @@ class Trial(Rehearsal):
     def times(self, stage: str, drawing: Drawing, batches: Sequence[Rows]) -> tuple[float, float]:
         """Seconds of a training step, drawing and collating included, and of a step of validation."""
         optimizer = self.begin(stage, len(batches))
-        training, checking = [], []
+        training = []
         for rows in batches:
             training.append(self._seconds_of(lambda: self.step(self.batch(stage, drawing, rows), optimizer)))  # noqa: B023
         batch = self.batch(stage, drawing, batches[len(batches) // 2])
-        checking.append(self._seconds_of(lambda: self.check(batch)))
-        return mean(training), mean(checking)
+        return mean(training), self._seconds_of(lambda: self.check(batch))
 
     def listening_time(self) -> float:
         """Seconds for `BATCH` clips of mean length."""
@@ -203,15 +202,15 @@ class Trial(Rehearsal):
         return 0.1 * torch.randn(*shape, device=self.module.device)
 
     def _seconds_of(self, call: Callable[[], None]) -> float:
-        """The median of three, after one that fills what is kept and chooses kernels."""
-        taken = []
-        for _ in range(4):
+        """Of the second time: the first fills what is kept and chooses kernels."""
+        taken = 0.0
+        for _ in range(2):
             begun = time.perf_counter()
             call()
             if self.module.device.type == "cuda":
                 torch.cuda.synchronize()
-            taken.append(time.perf_counter() - begun)
-        return median(taken[1:])
+            taken = time.perf_counter() - begun
+        return taken
 
 
 def _answered(example: Example) -> Example:

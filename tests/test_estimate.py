@@ -22,7 +22,7 @@ from undertone.errors import ConfigError
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.cli import main
 from undertone.lightning_modules.curriculum import Run, drawing_of, start
-from undertone.lightning_modules.estimate import SAMPLES, Estimate, estimate, processes
+from undertone.lightning_modules.estimate import TRIED, Estimate, estimate, processes
 from undertone.lightning_modules.hardware import GPUS, Here, Work, chosen
 from undertone.lightning_modules.hollow import Hollow, Living, hollow, observed
 from undertone.lightning_modules.material import build_tasks, gather
@@ -203,7 +203,7 @@ def test_the_machine_at_hand_is_tried(recipe: recipes.Recipe) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trial, "step", counted)
         found = estimate(recipe, Here(torch.device("cpu")), gather(recipe))
-    assert len(steps) == len(set(steps)) == 3 * SAMPLES * 4  # each of them changed the weights
+    assert len(steps) == len(set(steps)) == 3 * TRIED * 2  # each of them changed the weights
     assert found.listening > 0 and all(stage.step > 0 and stage.validation > 0 for stage in found.stages)
     assert found.memory("ddp") > 100e6  # all that this process has taken
 
