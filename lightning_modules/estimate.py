@@ -28,7 +28,7 @@ SAMPLES = 3  # steps of a stage that are rehearsed for their time, from short cl
 TRIED = 12  # and that are made on the machine at hand: what their rows ask for differs much
 GATHERED = 10**9  # weights that ZeRO's stage 3 keeps whole at once (DeepSpeed's stage3_max_live_parameters)
 CONTEXT = 0.6e9  # bytes that CUDA and its libraries take of a GPU
-SPARE = 1.1  # of what tensors take: memory between them that cannot be used
+SPARE = 1.1  # memory between tensors that cannot be used, and that a process does not give back
 STRATEGIES = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
 
 
@@ -85,6 +85,9 @@ def estimate(recipe: Recipe, hardware: Hardware, material: Material) -> Estimate
     if isinstance(hardware, Here):
         check_fits(module, f"--gpu here: {recipe.name}")
         trial = Trial(recipe, unfilled_module(recipe, hardware.device), train.utterances, ranks)
+    heard = 0.0
+    if rehearsal.kept:
+        heard = trial.listening_time() if trial else cast(GPU, hardware).seconds(rehearsal.listening())
     tasks, stages = build_tasks(recipe), []
     for name, node in recipe.stages.items():
         order = StageSampler([u.seconds for u in train.utterances], train.weights, node.batch, 1, recipe.seed, 0, ranks)
@@ -96,13 +99,11 @@ def estimate(recipe: Recipe, hardware: Hardware, material: Material) -> Estimate
         cost = rehearsal.stage(name, drawing, [longest] if trial else [longest, *typical])
         step, check = trial.times(name, drawing, typical) if trial else _by_sheet(cast(GPU, hardware), cost)
         memory = {strategy: program + _memory(module, cost, strategy, ranks) for strategy in STRATEGIES}
+        if on_cpu and trial:  # what the trial took is more where memory was not given back, and a run keeps still more
+            trial.reply(name, drawing, typical)
+            memory = {strategy: int(SPARE * max(most, taken())) for strategy, most in memory.items()}
         file = _owned(module) + cost.moments
         stages.append(StageEstimate(name, len(order), node.epochs, step, checks * check, memory, file))
-    heard = 0.0
-    if rehearsal.kept:
-        heard = trial.listening_time() if trial else cast(GPU, hardware).seconds(rehearsal.listening())
-    for stage in stages if on_cpu else []:  # what the trial took is more where memory was not given back
-        stage.memory = {strategy: max(most, taken()) for strategy, most in stage.memory.items()}
     clips = sum(len(split.clips()) for split in material.splits.values())
     own_tokenizer = isinstance(module.llm.chat, ChatFormat)
     return Estimate(hardware, ranks, stages, heard * clips / BATCH, own_tokenizer, _owned(module))

@@ -26,6 +26,8 @@ from undertone.lightning_modules.prompting import mark_speech
 from undertone.lightning_modules.recipe import Recipe
 from undertone.lightning_modules.speech_llm import SpeechLLM
 from undertone.lightning_modules.supposed import SupposedChat
+from undertone.lightning_modules.targets import BATCH as PROMPTS
+from undertone.lightning_modules.targets import asked
 from undertone.llms.chat import ChatFormat
 from undertone.llms.checkpoints import reach
 from undertone.llms.prefixes import Known, Prefixes
@@ -133,10 +135,14 @@ class Rehearsal:
 
     def batch(self, stage: str, drawing: Drawing, rows: Rows) -> Batch:
         """The rows' examples, with clips of their lengths."""
-        drawn = [drawing(self.utterances[row], rows.epoch, k, self.utterances[row].only)
-                 for row in rows.numbers for k in range(self.recipe.stages[stage].draws)]  # fmt: skip
-        batch = collate([_answered(example) for example in drawn if example is not None], self._heard)
+        batch = collate([_answered(example) for example in self.drawn(stage, drawing, rows)], self._heard)
         return replace(batch, audio=Frames(self.clips(*batch.audio.x.shape), batch.audio.lengths))
+
+    def drawn(self, stage: str, drawing: Drawing, rows: Rows) -> list[Example]:
+        """The rows' examples; those that the LLM is to answer have no target yet."""
+        made = [drawing(self.utterances[row], rows.epoch, k, self.utterances[row].only)
+                for row in rows.numbers for k in range(self.recipe.stages[stage].draws)]  # fmt: skip
+        return [example for example in made if example is not None]
 
     def step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
         """Forward, backward, clipping, optimizer."""
@@ -193,6 +199,17 @@ class Trial(Rehearsal):
             training.append(self._seconds_of(lambda: self.step(self.batch(stage, drawing, rows), optimizer)))  # noqa: B023
         batch = self.batch(stage, drawing, batches[len(batches) // 2])
         return mean(training), self._seconds_of(lambda: self.check(batch))
+
+    def reply(self, stage: str, drawing: Drawing, batches: Sequence[Rows]) -> None:
+        """Have the LLM answer as many prompts at once as before a stage, to their full lengths, for the memory of it.
+
+        Where its tokenizer is not at hand nothing is made.
+        """
+        llm, slots = self.module.llm, {name: slot.text for name, slot in self.recipe.slots.items()}
+        if isinstance(llm.chat, ChatFormat):
+            waiting = [e for rows in batches for e in self.drawn(stage, drawing, rows) if e.target is None][:PROMPTS]
+            prompts = [llm.embed(llm.chat.prompt(asked(example, slots)), {}) for example in waiting]
+            llm.generate(prompts, self.recipe.evaluation.max_new_tokens)
 
     def listening_time(self) -> float:
         """Seconds for `BATCH` clips of mean length."""

@@ -91,7 +91,7 @@ class Targets:
         keys = list(missing)
         for start in progress.track(range(0, len(keys), BATCH), description="asking the LLM"):
             part = keys[start : start + BATCH]
-            chats = [self._asked(missing[key]) for key in part]
+            chats = [asked(missing[key], self.slots) for key in part]
             prompts = [llm.embed(llm.chat.prompt(chat), {}) for chat in chats]
             self._keep(part, llm.generate(prompts, self.max_new_tokens))
 
@@ -105,18 +105,19 @@ class Targets:
             os.fsync(stream.fileno())
 
     def _key(self, example: Example) -> str:
-        prompt = [(turn.role, turn.pieces) for turn in self._asked(example)]
+        prompt = [(turn.role, turn.pieces) for turn in asked(example, self.slots)]
         return hashlib.sha256(json.dumps([self.max_new_tokens, prompt]).encode()).hexdigest()
-
-    def _asked(self, example: Example) -> list[ChatTurn]:
-        """The example's chat with text in every slot, under the teacher's system prompt where the task has one."""
-        teacher = [ChatTurn("system", (example.teacher,))] if example.teacher else []
-        return [*teacher, *chat_of(in_text(example), self.slots)]
 
 
 def _sum(entry: Mapping[str, str]) -> str:
     """CRC-32 of prompt and response, so that a changed line is not learned from."""
     return f"{zlib.crc32(json.dumps([entry['key'], entry['response']]).encode()):08x}"
+
+
+def asked(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
+    """The example's chat with text in every slot, under the teacher's system prompt where the task has one."""
+    teacher = [ChatTurn("system", (example.teacher,))] if example.teacher else []
+    return [*teacher, *chat_of(in_text(example), slots)]
 
 
 def in_text(example: Example) -> Example:

@@ -18,6 +18,7 @@ from undertone.lightning_modules.bundle import bundle_weights, read_bundle
 from undertone.lightning_modules.cli import main
 from undertone.lightning_modules.curriculum import start
 from undertone.lightning_modules.prompting import chat_of
+from undertone.lightning_modules.targets import asked
 
 SPOKEN = Utterance("a", Path("a.wav"), "it broke", None, 1.0, {"emotion": "sad"})
 
@@ -48,23 +49,23 @@ def test_an_age_has_its_article() -> None:
 
 def test_questions_stand_before_the_speech_and_the_teacher_is_seen_in_targets_only(alignment: dict[str, Any]) -> None:
     run = start(recipes.parse(alignment), Console(quiet=True))
-    asked = {}
+    drawn = {}
     for number in range(40):
         example = run.drawing("align", cut=True)(run.material.splits["train"].utterances[0], 0, number)
         assert example is not None
-        asked[example.task] = example
-    assert set(asked) == {"response", "asr", "caption", "emotion"}
-    for task, example in asked.items():
+        drawn[example.task] = example
+    assert set(drawn) == {"response", "asr", "caption", "emotion"}
+    for task, example in drawn.items():
         chat = chat_of(example, run.module.slots)
         assert [turn.role for turn in chat] == ["user"]
         if task == "response":
             assert len(chat[0].pieces) == 1  # the speech, and nothing else
         else:
             assert chat[0].pieces[0] == f"{run.tasks[task].instructions()[0]} "
-        teacher = run.targets._asked(example)
+        teacher = asked(example, run.targets.slots)
         assert [turn.role for turn in teacher] == (["system", "user"] if task == "response" else ["user"])
         assert teacher[-1].pieces[-1] == "<neutral> we found the lamp"
-    assert asked["response"].teacher and asked["response"].teacher.startswith("Respond as if you are")
+    assert drawn["response"].teacher and drawn["response"].teacher.startswith("Respond as if you are")
 
 
 def test_the_encoder_learns_and_is_part_of_the_bundle(

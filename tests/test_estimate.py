@@ -28,6 +28,7 @@ from undertone.lightning_modules.hollow import Hollow, Living, hollow, observed
 from undertone.lightning_modules.material import build_tasks, gather
 from undertone.lightning_modules.rehearsal import Rehearsal, Trial, hollow_module
 from undertone.lightning_modules.supposed import supposed
+from undertone.llms.causal import CausalLLM
 
 PRODUCTS = ("mm", "addmm", "bmm", "convolution", "convolution_backward")
 ROWS = Rows(0, [0, 3, 5, 8])
@@ -194,17 +195,24 @@ def test_attention_is_counted_without_its_scores() -> None:
 
 def test_the_machine_at_hand_is_tried(recipe: recipes.Recipe) -> None:
     steps: list[float] = []
-    made = Trial.step
+    answered: list[int] = []
+    made, generate = Trial.step, CausalLLM.generate
 
     def counted(self: Trial, batch: Any, optimizer: Any) -> None:
         made(self, batch, optimizer)
         steps.append(float(sum(weight.detach().abs().sum() for weight in self.module.learning())))
 
+    def replying(self: CausalLLM, prompts: list[torch.Tensor], most: int) -> list[str]:
+        answered.append(len(prompts))
+        return generate(self, prompts, most)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trial, "step", counted)
+        patch.setattr(CausalLLM, "generate", replying)
         found = estimate(recipe, Here(torch.device("cpu")), gather(recipe))
     assert len(steps) == len(set(steps)) == 3 * TRIED * 2  # each of them changed the weights
     assert found.listening > 0 and all(stage.step > 0 and stage.validation > 0 for stage in found.stages)
+    assert any(answered)  # the tasks that the LLM makes targets for
     assert found.memory("ddp") > 100e6  # all that this process has taken
 
 
