@@ -4,8 +4,9 @@
 
 For each seed: the model that answers by content alone (conf/pe_ft/_aligned.yaml), then from it, on the same paired
 data: nothing tuned, the first four layers of seven, all of them, both again with the auxiliary head, and the last four
-layers, which says what the choice of layers is worth. The layers of the first seed's model are analysed, too.
-Runs that are finished are used as they are.
+layers. What the choice of layers is worth is also asked with fewer of them: the first three and the last three, the
+first two and the last two. The layers of the first seed's model are analysed, too. Runs that are finished are used as
+they are.
 """
 
 import argparse
@@ -17,9 +18,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from undertone.evaluation.awareness import groups
+from undertone.evaluation.intervals import bootstrap, ratio
+from undertone.evaluation.records import read_predictions
+
 RUNS = Path("runs/pe_ft")
 SYSTEMS = ("frozen", "selective", "full", "selective_adch", "full_adch", "late")
 WANTED = {"age": 95, "gender": 95, "emotion": 75, "child safety": 95}  # PA-rate after selective tuning, in percent
+# as `selective`, but fewer
+LAYERS = {"layers-0-2": "0-2", "layers-4-6": "4-6", "layers-0-1": "0-1", "layers-5-6": "5-6"}
+EARLY_AND_LATE = (("selective", "late", 4), ("layers-0-2", "layers-4-6", 3), ("layers-0-1", "layers-5-6", 2))
 TITLE = "# PE-FT on the embedded default"  # what stands before it in the document is not ours
 
 
@@ -33,6 +43,10 @@ def main() -> None:
         for system in ("_aligned", *arguments.systems):
             if not (RUNS / f"seed-{seed}" / system.removeprefix("_") / "evaluation/results.json").is_file():
                 undertone("fit", "--config", f"conf/pe_ft/{system}.yaml", f"seed={seed}")
+        for name, layers in LAYERS.items():
+            if not (RUNS / f"seed-{seed}" / name / "evaluation/results.json").is_file():
+                changed = f"seed={seed}", f"name=pe_ft/seed-{seed}/{name}", f"llm.tuning.layers={layers}"
+                undertone("fit", "--config", "conf/pe_ft/selective.yaml", *changed)
     first = RUNS / f"seed-{arguments.seeds[0]}"
     if not (first / "aligned/analysis/layers.json").is_file():
         manifest = next(Path(".cache/undertone/corpora").glob("paired_world-*-test-*-pairs*")) / "manifest.jsonl"
@@ -78,7 +92,41 @@ def page(seeds: list[int], systems: list[str]) -> str:
         f"`undertone analyze` (conf/analysis.yaml, on the paired test side), seed {seeds[0]}'s aligned model: {split}",
         "",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *choice(seeds)])
+
+
+def choice(seeds: list[int]) -> list[str]:
+    """What the choice of layers is worth: as many first as last ones, on the same test utterances."""
+    lines = [
+        "## Early layers or late ones", "",
+        f"PA-rate and change of text retention, mean of {len(seeds)} seeds. The last rows of each pair are first minus",
+        "last, in points, with the 95 % interval over test utterances, each with the mean of its seeds.", "",
+        f"| tuned, of 7 | {' | '.join(WANTED)} | all replies | retention |", f"|---|{'---:|' * (len(WANTED) + 2)}",
+    ]  # fmt: skip
+    for early, late, count in EARLY_AND_LATE:
+        for system, name in ((early, "first"), (late, "last")):
+            runs = [RUNS / f"seed-{seed}" / system for seed in seeds]
+            cells = [statistics.mean(100 * score(run, task, "pa_rate") for run in runs) for task in WANTED]
+            hits = [100 * statistics.mean(hits_of(run, None).values()) for run in runs]
+            kept = [100 * score(run, "retention", "right_change") for run in runs]
+            row = [*cells, statistics.mean(hits), statistics.mean(kept)]
+            lines.append(f"| {name} {count} | {' | '.join(f'{value:.1f}' for value in row)} |")
+        told = [difference(seeds, early, late, task) for task in (*WANTED, None)]
+        lines.append(f"| difference | {' | '.join(told)} | |")
+    return [*lines, ""]
+
+
+def hits_of(run: Path, task: str | None) -> dict[str, float]:
+    """1 for each test utterance whose reply is right for its speaker, else 0; of one task, or of all replies."""
+    found = groups(read_predictions(run / "evaluation"))
+    return {p.id: float(p.awareness == 1) for group in found if task in (None, group.name) for p in group.rows}
+
+
+def difference(seeds: list[int], early: str, late: str, task: str | None) -> str:
+    pairs = [(hits_of(RUNS / f"seed-{s}" / early, task), hits_of(RUNS / f"seed-{s}" / late, task)) for s in seeds]
+    rows = np.array([[statistics.mean(one[i] - other[i] for one, other in pairs), 1.0] for i in pairs[0][0]])
+    low, high = bootstrap(rows, ratio)
+    return f"{100 * rows[:, 0].mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def read(file: Path) -> Any:
@@ -100,7 +148,7 @@ def cell(values: list[float]) -> str:
 
 def costs(values: list[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return f"{statistics.mean(known):,.6g}" if known else "0"
+    return f"{statistics.mean(known):,.3g}" if known else "0"
 
 
 if __name__ == "__main__":

@@ -79,11 +79,11 @@ def unfilled_module(recipe: Recipe, device: torch.device) -> SpeechLLM:
         module.llm.build()
     module.encoder.loaded = True
     try:
-        tokenizer = reach(module.llm.checkpoint, module.llm._read_tokenizer)
+        module.llm.tokenizer = reach(module.llm.checkpoint, module.llm._read_tokenizer)
     except MissingError:
         module.llm.chat = cast(ChatFormat, SupposedChat())
         return module
-    module.llm.chat = ChatFormat(tokenizer, [])
+    module.llm.chat = ChatFormat(module.llm.tokenizer, [])
     mark_speech(module.llm.chat, recipe.slots)
     return module
 
