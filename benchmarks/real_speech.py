@@ -11,9 +11,9 @@ the probes without the speakers of that part. A part alone says little: it has t
 speaker tend to be right or wrong together. So the answers of all parts are scored together, and the interval resamples
 speakers, not utterances.
 
-Frames of a Conformer's layers are pooled (mean and standard deviation over time) and read by logistic regression; layer
-and penalty are chosen by cross-validation over the training speakers. Against it stand the same Conformer with the
-random weights that training began with, and mean and standard deviation of log-mels with pitch. The projected input of
+Of a Conformer's layers the mean over time is read by logistic regression (SpeechEmotionLlama, section V-C); layer and
+penalty are chosen by cross-validation over the training speakers. Against it stand the same Conformer with the random
+weights that training began with, and mean and standard deviation of log-mels with pitch. The projected input of
 the Conformer, which is log-mels still, is not among the layers. Whether a child speaks is also asked of the demo's
 frozen LLM, with a paralinguistic adapter that was trained on the speakers of the other parts (conf/real_age.yaml).
 
@@ -144,19 +144,15 @@ def extract(data: Path, task: Task, system: str, pool: Callable[[torch.Tensor], 
 
 
 def pooled_layers(encoder: ConformerEncoder, clip: torch.Tensor) -> torch.Tensor:
-    """(layers, 2 * width): every layer's frames, pooled."""
+    """(layers, width): the mean of every layer's frames."""
     stacked = encoder.stack(encoder.log_mel(clip, torch.tensor([clip.shape[1]])))
-    return torch.stack([pooled(frames.x[0]) for frames in encoder.hidden_states(stacked)[1:]])
+    return torch.stack([frames.x[0].mean(0) for frames in encoder.hidden_states(stacked)[1:]])
 
 
 def pooled_mel(clip: torch.Tensor) -> torch.Tensor:
-    """(1, 160): the log-mel frames of a clip, pooled."""
-    return pooled(log_mel(clip, torch.tensor([clip.shape[1]])).x[0])[None]
-
-
-def pooled(frames: torch.Tensor) -> torch.Tensor:
-    """Mean and standard deviation over time: (frames, dim) to (2 * dim,)."""
-    return torch.cat((frames.mean(0), frames.std(0, correction=0)))
+    """(1, 160): mean and standard deviation of a clip's log-mel frames."""
+    frames = log_mel(clip, torch.tensor([clip.shape[1]])).x[0]
+    return torch.cat((frames.mean(0), frames.std(0, correction=0)))[None]
 
 
 def pitch(file: Path) -> Features:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from undertone.encoders.conformer import ConformerEncoder
 from undertone.encoders.log_mel import MELS, STACK, zeroed
 from undertone.types import Frames
 
-_SMALLEST_DEVIATION = 1e-5  # a bin that never moves is normalised to zeros
+_SMALLEST_VARIANCE = 1e-10  # a bin that never moves is normalised to zeros
 
 
 class Masking(NamedTuple):
@@ -72,20 +73,6 @@ def hide(mel: Frames, mask: Tensor, noise: float) -> Frames:
     return Frames(torch.where(mask[..., None], noise * torch.randn_like(mel.x), mel.x), mel.lengths)
 
 
-def normalised(mel: Frames) -> Frames:
-    """Log-mels with mean 0 and variance 1 over the real frames of each clip, bin by bin.
-
-    Chiu et al. (2022), section 3.1: without it the projections of all speech point the same way, and a few codes take
-    everything. Only the targets are made of this; the Conformer hears how loud a clip is.
-    """
-    rows = [row - row.mean(0) for row in mel.rows()]  # each clip alone: its targets do not depend on its batch
-    rows = [row / row.square().mean(0).sqrt().clamp(min=_SMALLEST_DEVIATION) for row in rows]
-    x = torch.zeros_like(mel.x)
-    for into, row in zip(x, rows, strict=True):
-        into[: len(row)] = row
-    return zeroed(Frames(x, mel.lengths))
-
-
 def blind_guess(counts: Tensor) -> tuple[float, float]:
     """Loss and accuracy of who hears nothing but knows how frequent each code is; the mean over codebooks.
 
@@ -103,10 +90,17 @@ class RandomQuantizer(nn.Module):
 
     Chiu et al. (2022), section 3.1: Xavier projection, standard normal codebooks, both sides of length 1. Sixteen
     codebooks share the projection (Llama team, 2024, section 8.3). All is drawn from `seed`; nothing is ever trained.
+
+    What it reads has mean 0 and variance 1 (section 3.1 again): without that the projections of all speech point the
+    same way, and a few codes take everything. The mean is of the corpus, bin by bin, and not of each clip: that of a
+    clip is who speaks and how loudly, and an encoder that need not tell codes of a bright voice from those of a dull
+    one forgets it (docs/architecture.md).
     """
 
     projection: Tensor  # (dim, code_dim)
     codebooks: Tensor  # (codebooks, codes, code_dim), vectors of length 1
+    mean: Tensor  # (80,), of log-mels over the corpus
+    deviation: Tensor  # (80,)
 
     def __init__(
         self, dim: int = MELS * STACK, *, codebooks: int = 16, codes: int = 8192, code_dim: int = 16, seed: int = 0
@@ -119,6 +113,22 @@ class RandomQuantizer(nn.Module):
         vectors = torch.randn(codebooks, codes, code_dim, generator=generator, device="cpu")
         self.register_buffer("projection", projection)
         self.register_buffer("codebooks", F.normalize(vectors, dim=-1))
+        self.register_buffer("mean", torch.zeros(MELS))
+        self.register_buffer("deviation", torch.ones(MELS))
+
+    def measure(self, mels: Iterable[Tensor]) -> None:
+        """Take mean and standard deviation, bin by bin, from log-mels (frames, 80) of clips."""
+        count, total, squares = 0, torch.zeros(MELS).double(), torch.zeros(MELS).double()
+        for mel in mels:
+            count += len(mel)
+            total += mel.double().sum(0).cpu()
+            squares += mel.double().square().sum(0).cpu()
+        self.mean = (total / count).to(self.mean)
+        self.deviation = (squares / count - (total / count).square()).clamp(min=_SMALLEST_VARIANCE).sqrt().to(self.mean)
+
+    def normalised(self, mel: Frames) -> Frames:
+        """Log-mels (batch, mel frames, 80) with mean 0 and variance 1 over the corpus, of which targets are made."""
+        return zeroed(Frames((mel.x - self.mean) / self.deviation, mel.lengths))
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
@@ -155,7 +165,7 @@ class BestRQ(nn.Module):
         mel = self.encoder.log_mel(waveform, lengths)
         mask = mask & mel.real()
         asked = whole_stacks(mask)
-        targets = self.quantizer(self.encoder.stack(normalised(mel)).x[:, : asked.shape[1]][asked])
+        targets = self.quantizer(self.encoder.stack(self.quantizer.normalised(mel)).x[:, : asked.shape[1]][asked])
         heard = self.encoder.contextualize(self.encoder.stack(hide(mel, mask, self.masking.noise)))
         return self.named(heard.x[:, : asked.shape[1]][asked], targets)
 

@@ -44,6 +44,8 @@ from undertone.lightning_modules.run_folder import open_folder
 from undertone.lightning_modules.schedule import Schedule, learning_rate
 from undertone.termination import Terminated
 
+MEASURED = 1000  # clips, whose log-mels say what is usual
+
 
 class Pretraining(L.LightningModule):
     """BEST-RQ under Lightning: loss, validation and optimizer.
@@ -179,6 +181,8 @@ def train(recipe: PretrainRecipe, console: Console) -> None:
     if speech.faults:
         console.print(f"left out, {len(speech.faults)} in all:\n{told(speech.faults)}", markup=False, highlight=False)
     module, resume = begin(recipe), latest(recipe.folder, console)
+    if resume is None:  # a checkpoint has them
+        measure(recipe, module, speech.train, console)
     recent = Recent(recipe.folder / LAST, recipe.checkpoint_every)
     guard = Guard(recipe.folder / "skipped.jsonl", recipe.name, console)
     trainer = _trainer(recipe, [guard, recent])
@@ -197,6 +201,15 @@ def train(recipe: PretrainRecipe, console: Console) -> None:
         done = {"steps": recipe.steps, "skipped": len(guard.skipped), **scores}
         write_whole(recipe.folder / "done.json", json.dumps(done, indent=2) + "\n")
     trainer.strategy.barrier()
+
+
+def measure(recipe: PretrainRecipe, module: Pretraining, clips: Sequence[Clip], console: Console) -> None:
+    """Tell the quantizer mean and deviation of `MEASURED` clips, evenly from the whole list; each process by itself."""
+    some = clips[:: ceil(len(clips) / MEASURED)]
+    crops = Crops(some, recipe.data.crop_seconds, Masking(), recipe.seed, "measured")
+    cut = (crops.draw(clip, 0)[0] for clip in track(some, "measuring", console=console, disable=console.quiet))
+    encoder = module.best_rq.encoder
+    module.best_rq.quantizer.measure(encoder.log_mel(x[None], torch.tensor([len(x)])).x[0] for x in cut)
 
 
 def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer, start: int) -> DataLoader[Any]:

@@ -15,7 +15,6 @@ from undertone.encoders.best_rq import (
     blind_guess,
     draws,
     hide,
-    normalised,
     span_mask,
     whole_stacks,
 )
@@ -42,7 +41,9 @@ def best_rq() -> BestRQ:
     torch.manual_seed(0)
     encoder = ConformerEncoder(layers=2, width=16, feedforward=32, heads=2, kernel=3, dropout=0.0)
     encoder.load()
-    return BestRQ(encoder, RandomQuantizer(codebooks=3, codes=20, code_dim=4), Masking())
+    quantizer = RandomQuantizer(codebooks=3, codes=20, code_dim=4)
+    quantizer.measure(encoder.log_mel(*noise(4.0, 3.0, seed=7)).rows())
+    return BestRQ(encoder, quantizer, Masking())
 
 
 def test_codes_are_the_nearest_vectors_as_the_paper_defines_them() -> None:
@@ -78,19 +79,31 @@ def test_codebooks_are_a_function_of_their_seed_and_not_of_the_moment() -> None:
     assert not list(one.parameters())  # nothing that an optimizer could find
 
 
-def test_normalised_frames_have_mean_0_and_variance_1_in_each_bin() -> None:
-    mel = Frames.pad([3 * torch.randn(50, 80) + torch.arange(80.0), torch.randn(30, 80) - 7])
-    for row in normalised(mel).rows():
-        assert torch.allclose(row.mean(0), torch.zeros(80), atol=1e-4)
-        assert torch.allclose(row.square().mean(0), torch.ones(80), atol=1e-3)
-    assert torch.isfinite(normalised(Frames.pad([torch.ones(1, 80)])).x).all()  # one frame: nothing varies
+def test_the_corpus_has_mean_0_and_variance_1_in_each_bin() -> None:
+    quantizer, rows = RandomQuantizer(codes=2), [3 * torch.randn(50, 80) + torch.arange(80.0), torch.randn(30, 80) - 7]
+    quantizer.measure(rows)
+    everything = torch.cat(rows).double().numpy()
+    np.testing.assert_allclose(quantizer.mean, everything.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(quantizer.deviation, everything.std(0), rtol=1e-5)
+    out = torch.cat(quantizer.normalised(Frames.pad(rows)).rows())
+    assert torch.allclose(out.mean(0), torch.zeros(80), atol=1e-4)
+    assert torch.allclose(out.square().mean(0), torch.ones(80), atol=1e-3)
+    quantizer.measure([torch.ones(4, 80)])  # nothing varies
+    assert torch.equal(quantizer.normalised(Frames.pad([torch.ones(2, 80)])).x, torch.zeros(1, 2, 80))
 
 
 def test_codes_spread_over_the_codebook_only_where_frames_are_normalised(best_rq: BestRQ) -> None:
-    clips = noise(8.0)
-    mel = best_rq.encoder.log_mel(*clips)
-    plain, normal = (best_rq.quantizer(stack(frames).x[0])[:, 0].unique().numel() for frames in (mel, normalised(mel)))
+    quantizer, mel = best_rq.quantizer, best_rq.encoder.log_mel(*noise(8.0))
+    plain, normal = (quantizer(stack(x).x[0])[:, 0].unique().numel() for x in (mel, quantizer.normalised(mel)))
     assert normal >= 10 > plain
+
+
+def test_codes_hear_who_speaks(best_rq: BestRQ) -> None:
+    """A clip whose treble is louder throughout has other codes; normalised by itself, it would have the same."""
+    quantizer, mel = best_rq.quantizer, best_rq.encoder.log_mel(*noise(4.0))
+    bright = Frames(mel.x + torch.linspace(0, 2, 80), mel.lengths)
+    dull, other = (quantizer(stack(quantizer.normalised(x)).x[0]) for x in (mel, bright))
+    assert (dull != other).float().mean() > 0.5
 
 
 def test_a_blind_guess_knows_frequencies_and_nothing_else() -> None:
@@ -140,9 +153,9 @@ def test_hidden_frames_are_quiet_noise_and_the_others_are_untouched() -> None:
 
 def test_padding_changes_no_target(best_rq: BestRQ) -> None:
     clips = noise(1.3, 2.9)
-    together = normalised(best_rq.encoder.log_mel(*clips))
+    together = best_rq.quantizer.normalised(best_rq.encoder.log_mel(*clips))
     for row, clip in enumerate(clips.rows()):
-        alone = normalised(best_rq.encoder.log_mel(clip[None], torch.tensor([len(clip)])))
+        alone = best_rq.quantizer.normalised(best_rq.encoder.log_mel(clip[None], torch.tensor([len(clip)])))
         mine, theirs = stack(alone).rows()[0], stack(together).rows()[row]
         assert torch.equal(best_rq.quantizer(mine), best_rq.quantizer(theirs))
 
@@ -153,7 +166,7 @@ def test_targets_are_of_what_was_said_and_not_of_what_was_left_to_hear(best_rq: 
     mask, seen = masks(clips), []
     best_rq.quantizer.register_forward_hook(lambda _, inputs, codes: seen.append((inputs[0], codes)))
     best_rq(*clips, mask)
-    stacked = stack(normalised(best_rq.encoder.log_mel(*clips))).x
+    stacked = stack(best_rq.quantizer.normalised(best_rq.encoder.log_mel(*clips))).x
     expected = torch.cat([stacked[i][whole_stacks(mask[i : i + 1])[0][: stacked.shape[1]]] for i in range(2)])
     assert torch.equal(seen[0][0], expected) and len(expected) > 0
 
@@ -169,7 +182,7 @@ def test_the_loss_is_the_cross_entropy_of_hidden_real_frames_alone(best_rq: Best
     mel = best_rq.encoder.log_mel(*clips)
     frames = best_rq.encoder.contextualize(stack(hide(mel, mask & mel.real(), 0.1)))
     logits = best_rq.heads(frames.x).unflatten(-1, (3, 20))
-    codes = best_rq.quantizer(stack(normalised(mel)).x.flatten(0, 1)).view(*logits.shape[:-1])
+    codes = best_rq.quantizer(stack(best_rq.quantizer.normalised(mel)).x.flatten(0, 1)).view(*logits.shape[:-1])
     terms, right = [], 0
     for row in range(2):
         for t in range(int(frames.lengths[row])):
@@ -207,7 +220,7 @@ def test_a_batch_with_nothing_hidden_still_reaches_every_weight(best_rq: BestRQ)
 
 def test_training_lowers_the_loss_and_leaves_the_codebooks_alone(best_rq: BestRQ) -> None:
     before = {name: value.clone() for name, value in best_rq.quantizer.state_dict().items()}
-    assert set(before) == {"projection", "codebooks"}
+    assert set(before) == {"projection", "codebooks", "mean", "deviation"}
     clips = noise(1.5, 1.5, 1.2)
     mask, optimizer, losses = masks(clips), torch.optim.Adam(best_rq.parameters(), 1e-2), []
     best_rq.train()
