@@ -28,7 +28,7 @@ STYLE = """
   --card: #1c2024; --good: #4fc79a; --bad: #f08a55; --c0: #5aaee6; --c1: #f0873c; --c2: #3fc295; --c3: #dd8fbc;
   --c4: #e3b04b; --c5: #8fd0f5; --c6: #b9c0c6; --c7: #d977a5; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1120px; padding: 28px 20px 60px; background: var(--ground); color: var(--ink);
+body { margin: 0 auto; max-width: 1560px; padding: 28px 20px 60px; background: var(--ground); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 40px 0 6px; }
 h3 { font-size: 14px; margin: 0 0 2px; font-weight: 600; }
