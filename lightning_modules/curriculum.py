@@ -35,7 +35,7 @@ from undertone.lightning_modules.meter import Meter
 from undertone.lightning_modules.recipe import Recipe, StageNode
 from undertone.lightning_modules.run_folder import check_data, open_folder
 from undertone.lightning_modules.speech_llm import SpeechLLM
-from undertone.lightning_modules.strategies import at_work, check_strategy, trainer_arguments
+from undertone.lightning_modules.strategies import at_work, check_strategy, is_sharded, trainer_arguments
 from undertone.lightning_modules.targets import Targets
 from undertone.termination import Terminated
 from undertone.turns import in_turn
@@ -157,6 +157,8 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
     module = _trained_module(run, trainer, name, len(sampler))
     trainer.val_check_interval = max(1, len(sampler) // (node.epochs * node.validations))
     training, validation = _loader(run, name, "train", sampler), _validation_loader(run, name, trainer)
+    if is_sharded(run.recipe.trainer):
+        run.module.llm.unload()  # until a stage wants targets, or the scoring: the one that trains is another
     run.console.rule(f"stage {number} of {len(run.recipe.stages)}: {name}, {len(sampler)} steps")
     with told_plainly(trainer):
         trainer.fit(module, training, validation, ckpt_path=resume, weights_only=True)

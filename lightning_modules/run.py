@@ -90,10 +90,10 @@ def fit(config: str, overrides: Sequence[str]) -> None:
     best = train(run)
     if not is_first():  # the others are done; what is left is written by one
         return
-    if frozen(run.module) != before:
-        raise ConfigError("a frozen part has changed in training; this is a defect of Undertone, please report it")
     if best is not None:
         run.module.load_trained(read_trained(best), str(best))
+    if frozen(run.module) != before:
+        raise ConfigError("a frozen part has changed in training; this is a defect of Undertone, please report it")
     records = score(run, recipe.name, folder)
     bundle = write_bundle(recipe.folder / "bundle", run.module, records) if best else None
     report(run, records, bundle)

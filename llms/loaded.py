@@ -83,13 +83,13 @@ class LoadedLLM(nn.Module):
         self.model = self._unfrozen(model)
 
     def load(self) -> None:
-        """Fetch weights (safetensors only) and tokenizer. Idempotent.
+        """Fetch weights (safetensors only) and tokenizer, if they are not here. Idempotent.
 
         Raises:
             MissingError: they cannot be reached, or are not whole; the message says where they were looked for.
             UndertoneError: the tokenizer has no chat template.
         """
-        if hasattr(self, "chat"):
+        if hasattr(self, "chat") and self.model.device.type != "meta":
             return
         tokenizer = reach(self.checkpoint, self._read_tokenizer)
         model = reach(self.checkpoint, self._read_model)
@@ -107,6 +107,10 @@ class LoadedLLM(nn.Module):
         self.model, self.config = self._unfrozen(model), model.config
         self._settings = settings(self.checkpoint)
         self.tokenizer, self.chat = tokenizer, chat
+
+    def unload(self) -> None:
+        """Give back the memory of the weights, what was trained of them included, until `load` fetches them again."""
+        self.model.to("meta")  # type: ignore[arg-type]  # of one overload of several
 
     def _unfrozen(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model as `tuning` wants it, with nothing learning yet."""

@@ -3,6 +3,7 @@
 python tests/many_processes.py RECIPE JOBS, where jobs are JSON: of each, overrides, and the step that kills it, if any.
 """
 
+import gc
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import torch
 
 from undertone.lightning_modules import speech_llm
 from undertone.lightning_modules.cli import main
+from undertone.llms.loaded import LoadedLLM
 
 step, count = speech_llm.SpeechLLM.training_step, 0
 
@@ -29,6 +31,15 @@ def kill_at(last: int) -> None:
 
     speech_llm.SpeechLLM.training_step = killed  # type: ignore[method-assign]
 
+
+def setup(self: Any, stage: str) -> None:
+    """Where the LLM that trains is sharded, no other has weights in this process: it would be there once a process."""
+    if self.recipe.trainer["strategy"] == "deepspeed_stage_3":
+        others = [one for one in gc.get_objects() if isinstance(one, LoadedLLM) and one is not self.llm]
+        assert others and all(weight.is_meta for one in others for weight in one.model.parameters())
+
+
+speech_llm.SpeechLLM.setup = setup  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

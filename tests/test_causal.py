@@ -63,6 +63,15 @@ def ids_of(llm: CausalLLM, turns: list[ChatTurn]) -> list[int]:
     return ids
 
 
+def test_an_llm_that_was_unloaded_comes_back_as_it_was(qwen: CausalLLM) -> None:
+    before, told = {name: value.clone() for name, value in qwen.state_dict().items()}, qwen.fingerprint()
+    qwen.unload()
+    assert all(weight.is_meta for weight in qwen.parameters())
+    qwen.load()
+    assert all(torch.equal(value, before[name]) for name, value in qwen.state_dict().items())
+    assert qwen.fingerprint() == told and not any(weight.requires_grad for weight in qwen.parameters())
+
+
 @pytest.mark.parametrize("turns", TURNS[:2])
 def test_text_only_prompts_give_the_loss_of_the_plain_forward(llm: CausalLLM, turns: list[ChatTurn]) -> None:
     ids, answer = ids_of(llm, turns), llm.chat.response(turns, WORDS)
