@@ -143,12 +143,13 @@ def done(run: Path, key: str) -> float | None:
 
 
 def cell(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1f} ({min(values):.1f}-{max(values):.1f})"
+    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def costs(values: list[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return f"{statistics.mean(known):,.3g}" if known else "0"
+    middle = statistics.mean(known) if known else 0.0
+    return f"{middle:,.0f}" if middle >= 100 else f"{middle:.2g}"
 
 
 if __name__ == "__main__":
