@@ -14,7 +14,6 @@ import torch
 
 from undertone.lightning_modules import speech_llm
 from undertone.lightning_modules.cli import main
-from undertone.llms.loaded import LoadedLLM
 
 step, count = speech_llm.SpeechLLM.training_step, 0
 
@@ -33,10 +32,11 @@ def kill_at(last: int) -> None:
 
 
 def setup(self: Any, stage: str) -> None:
-    """Where the LLM that trains is sharded, no other has weights in this process: it would be there once a process."""
+    """Under ZeRO's stage 3, no LLM of the run that is not sharded has weights in this process while it trains."""
     if self.recipe.trainer["strategy"] == "deepspeed_stage_3":
-        others = [one for one in gc.get_objects() if isinstance(one, LoadedLLM) and one is not self.llm]
-        assert others and all(weight.is_meta for one in others for weight in one.model.parameters())
+        modules = [one for one in gc.get_objects() if isinstance(one, speech_llm.SpeechLLM) and one is not self]
+        weights = [w for one in modules if one.recipe.name == self.recipe.name for w in one.llm.parameters()]
+        assert weights and all(weight.is_meta or hasattr(weight, "ds_id") for weight in weights)
 
 
 speech_llm.SpeechLLM.setup = setup  # type: ignore[method-assign]
