@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from dataclasses import fields, is_dataclass
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 
@@ -27,6 +28,7 @@ def checked(schema: type[T], tree: Tree, source: str) -> T:
     faults = [f"{name}: this key is required" for name in required if tree.get(name, MISSING) == MISSING]
     try:
         whole = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), tree))
+        faults += _nested(whole, schema, "")
         if not faults:
             return cast(T, whole)
     except Exception as error:  # a value that fits nothing can be a TypeError of OmegaConf's own making
@@ -49,6 +51,24 @@ def _faults(schema: type[DataclassInstance], key: str, value: Any) -> Iterator[s
             OmegaConf.merge(OmegaConf.structured(schema), piece)
         except Exception as error:  # see above
             yield f"{getattr(error, 'full_key', None) or brief(where, 100)}: {_first(error)}"
+
+
+def _nested(value: Any, hint: Any, where: str) -> Iterator[str]:
+    """Lists and mappings where a single value belongs. OmegaConf lets them through where that stands in another one."""
+    if get_origin(hint) in (Union, UnionType):  # of one type and None
+        hint = next(one for one in get_args(hint) if one is not NoneType)
+    if is_dataclass(value):
+        hints = get_type_hints(type(value))
+        for one in fields(value):
+            yield from _nested(getattr(value, one.name), hints[one.name], f"{where}.{one.name}".lstrip("."))
+    elif get_origin(hint) is list and isinstance(value, list):
+        for i, entry in enumerate(value):
+            yield from _nested(entry, get_args(hint)[0], f"{where}[{i}]")
+    elif get_origin(hint) is dict and isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _nested(entry, get_args(hint)[1], f"{where}.{key}")
+    elif hint is not Any and isinstance(value, (list, dict)):
+        yield f"{brief(where, 100)}: one value is needed, found {brief(repr(value), 100)}"
 
 
 def _first(error: Exception) -> str:

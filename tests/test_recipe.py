@@ -60,6 +60,9 @@ def test_llama_differs_from_qwen_in_the_llm_alone() -> None:
 
 MISTAKES = [
     ({"stagse": {}}, r"unknown key 'stagse'.*Did you mean 'stages'"),
+    ({"evaluation": {"tasks": ["asr", ["emotion"]]}}, r"evaluation\.tasks\[1\]: one value is needed, found \['emo"),
+    ({"data": {"train": [{"manifest": "m.jsonl", "allow": [{"a": 1}]}]}}, r"data\.train\[0\]\.allow\[0\]: one value"),
+    ({"stages": {"joint": {"tasks": {"asr": [1]}, "lr": 1e-3}}}, r"stages\.joint\.tasks\.asr: one value is needed"),
     ({"stages": {"joint": {"task": {"asr": 1}}}}, r"stages\.joint.*task"),
     ({"stages": {"joint": {"tasks": {"asrr": 1}, "lr": 1.0}}}, r"stages\.joint\.tasks: there is no task 'asrr'.*'asr'"),
     (
