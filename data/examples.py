@@ -82,10 +82,7 @@ class Drawing:
             only: tasks that this utterance may serve; None: any.
         """
         rng = random.Random(f"{self.seed}/{self.stage}/{epoch}/{number}/{utterance.id}")
-        possible = [
-            name for name, weight in self.weights.items()
-            if weight > 0 and (only is None or name in only) and self.tasks[name].available(utterance)
-        ]  # fmt: skip
+        possible = self.possible(utterance, only)
         if not possible:
             return None
         name = rng.choices(possible, [self.weights[task] for task in possible])[0]
@@ -99,6 +96,11 @@ class Drawing:
             utterance, name, rng.choice(task.instructions()), context, sources, trains, task.target(utterance),
             self.place, task.teacher,
         )  # fmt: skip
+
+    def possible(self, utterance: Utterance, only: Sequence[str] | None = None) -> list[str]:
+        """The tasks of the stage that an utterance can serve."""
+        named = (name for name, weight in self.weights.items() if weight > 0 and (only is None or name in only))
+        return [name for name in named if self.tasks[name].available(utterance)]
 
     def _slots(self, task: Task, utterance: Utterance, rng: random.Random) -> tuple[dict[str, str], frozenset[str]]:
         """Equivalence Replacement Regularization (Wang et al., ICME 2025, section III-C, stage 2).
@@ -143,11 +145,12 @@ def cut(utterance: Utterance, rng: random.Random, *, anywhere: bool) -> tuple[Ut
     ends = [i for i, turn in enumerate(context) if turn.audio and turn.role == "user" and turn.caption]
     end = rng.choice([*ends, len(context)]) if anywhere else len(context)
     if end < len(context):
-        turn = context[end]
+        turn, ready = context[end], utterance.response or utterance.responses.get("dialogue")
         assert turn.audio is not None
         utterance = replace(
             utterance, id=f"{utterance.id}@{end}", audio=turn.audio, text=turn.text, labels={}, caption=turn.caption,
-            context=context[:end], response=context[end + 1].text if utterance.response else None,
+            context=context[:end], response=context[end + 1].text if ready else None,
+            responses={}, category=None, answers={},
         )  # fmt: skip
     starts = [i for i in range(end + 1) if i in (0, end) or context[i].role == "user"]
     return utterance, context[rng.choice(starts) : end]

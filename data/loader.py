@@ -16,6 +16,7 @@ from undertone.errors import AudioError, ManifestError
 from undertone.types import Frames
 
 Read = Callable[[Path], Tensor]  # an audio file -> (samples,) waveform or (frames, dim) encoder output
+STAND_INS = 64  # utterances that are tried in the place of a batch of which none can be used
 NOTHING = Frames(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long))  # the audio of a batch that is all text
 
 
@@ -99,6 +100,20 @@ class CheckedWhenDrawn(Examples):
             kept += drawn
             heard |= zip(part.clips, part.audio.rows(), strict=True)
         if not kept:
-            why = f", such as: {left_out[0]}" if left_out else ""
-            raise ManifestError(f"of the {len(rows.numbers)} utterances of a batch not one can be used{why}")
+            return replace(self._stand_in(rows, left_out), left_out=left_out)
         return replace(collate(kept, heard.__getitem__), left_out=left_out, counts=rows.counts)
+
+    def _stand_in(self, rows: Rows, left_out: list[str]) -> Batch:
+        """The next utterance that can be used, in a batch that does not count: of the one that was wanted none can."""
+        first = rows.numbers[-1] + 1
+        for number in range(first, first + STAND_INS):
+            try:
+                one = self.examples(Rows(rows.epoch, [number % len(self.utterances)]))
+                if drawn := [self.complete(example) for example in one]:
+                    return replace(collate(drawn, self.read), counts=False)
+            except (ManifestError, AudioError):
+                pass  # it is named when its own batch comes
+        why = f", such as: {left_out[0]}" if left_out else ": no task of the stage can use what they hold"
+        raise ManifestError(
+            f"of the {len(rows.numbers)} utterances of a batch, and of {STAND_INS} after them, not one can be used{why}"
+        )

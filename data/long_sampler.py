@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,22 +30,26 @@ class LongSampler:
         rank: of this process, of `ranks`.
         ranks: processes.
         start: batches to leave out at the beginning, because a killed run has done them.
+        most: batches after which the stage is over, though epochs are left; None: all of them.
 
     Raises:
         ManifestError: an epoch has fewer utterances than there are processes.
     """
 
     seconds: NDArray[np.float32]
-    weights: NDArray[np.float32]
+    weights: NDArray[np.float64]
     batch: int
     epochs: int
     seed: int
     rank: int = 0
     ranks: int = 1
     start: int = 0
+    most: int | None = None
 
     def __post_init__(self) -> None:
-        rows = [int(self._copies(epoch).sum()) for epoch in range(self.epochs)]
+        fractions = bool((self.weights % 1).any())  # without, all epochs are of one size, and there may be very many
+        rows = [int(self._copies(epoch).sum()) for epoch in range(self.epochs if fractions else 1)]
+        rows = rows if fractions else rows * self.epochs
         self.lengths = [-(-count // (self.batch * self.ranks)) for count in rows]
         least = min(count // max(length, 1) for count, length in zip(rows, self.lengths, strict=True))
         if least < self.ranks:
@@ -55,9 +60,12 @@ class LongSampler:
 
     def __len__(self) -> int:
         """Batches of the whole stage, whatever `start` is."""
-        return sum(self.lengths)
+        return sum(self.lengths) if self.most is None else min(self.most, sum(self.lengths))
 
     def __iter__(self) -> Iterator[Rows]:
+        return islice(self._all(), max(0, len(self) - self.start))
+
+    def _all(self) -> Iterator[Rows]:
         skip = self.start
         for epoch, length in enumerate(self.lengths):
             if skip < length:

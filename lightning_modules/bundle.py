@@ -50,7 +50,7 @@ def fingerprints(module: SpeechLLM) -> dict[str, str]:
 
 def frozen(module: SpeechLLM) -> dict[str, str]:
     """Digests of what no stage trains: the encoder, if it does not learn, and all of the LLM that is not unfrozen."""
-    encoder = {} if module.recipe.trains_encoder else {"encoder": module.encoder.fingerprint()}
+    encoder = {} if module.owns_encoder else {"encoder": module.encoder.fingerprint()}
     return {**encoder, "llm": module.llm.frozen_fingerprint()}
 
 

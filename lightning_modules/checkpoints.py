@@ -18,6 +18,7 @@ from undertone.errors import CheckpointError, TrainingError
 from undertone.files import whole
 from undertone.lightning_modules import sealed
 from undertone.termination import WARNINGS, Terminated
+from undertone.turns import in_turn
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -72,6 +73,13 @@ def latest(folder: Path, console: Console) -> Path | None:
     Raises:
         CheckpointError: there are checkpoints, and not one is whole.
     """
+    if not any((folder / name).exists() for name in (LAST, PREVIOUS)):
+        return None
+    with in_turn(folder):  # one process sets aside what the others then do not find
+        return _whole(folder, console)
+
+
+def _whole(folder: Path, console: Console) -> Path | None:
     faults: list[tuple[Path, CheckpointError]] = []
     for file in (folder / LAST, folder / PREVIOUS):
         if file.is_dir():

@@ -125,6 +125,19 @@ def listen(run: Run) -> None:
     for name in ("train", "validation"):
         if not run.material.splits[name].utterances:
             raise ManifestError(f"no utterance is left in {name!r}: data.{name} must name a manifest with usable lines")
+        for stage in run.recipe.stages:
+            _check_serves(run, stage, name)
+
+
+def _check_serves(run: Run, stage: str, split: str) -> None:
+    """Raises ManifestError where a stage would have nothing to draw from, before the stages that come first train."""
+    node, material, training = run.recipe.stages[stage], run.material.splits[split], split == "train"
+    if not material.of_stage(node, run.drawing(stage, cut=training), training=training).any():
+        raise ManifestError(
+            f"stage {stage!r}: of the {len(material.utterances)} utterances of {split!r} none can serve its tasks "
+            f"({', '.join(node.tasks)}), or none has a weight: look at the manifests' labels, and at `tasks`, `weight` "
+            "and `parts` in the recipe"
+        )
 
 
 def train(run: Run) -> Path | None:
@@ -152,7 +165,7 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
     recent = Recent(folder / LAST, run.recipe.checkpoint_every)
     trainer = _trainer(run, folder, node, [meter, guard, recent, LeftOut(run.material.faults)])
     batch = node.batch * trainer.world_size
-    sampler = _sampler(run, node, "train", _consumed(resume, batch), trainer)
+    sampler = _sampler(run, name, "train", _consumed(resume, batch), trainer)
     run.module.begin(name, len(sampler))
     module = _trained_module(run, trainer, name, len(sampler))
     trainer.val_check_interval = max(1, len(sampler) // (node.epochs * node.validations))
@@ -220,7 +233,7 @@ def _trainer(run: Run, folder: Path, node: StageNode, callbacks: list[Callback])
     """
     best = ModelCheckpoint(
         folder, "best", monitor="val/loss", save_weights_only=True, auto_insert_metric_name=False,
-        enable_version_counter=False,
+        enable_version_counter=False, save_on_train_epoch_end=False,
     )  # fmt: skip
     defaults: dict[str, Any] = {"accelerator": "auto", "devices": 1, "log_every_n_steps": 10}
     chosen = {**defaults, **run.recipe.trainer}
@@ -243,17 +256,18 @@ def _trainer(run: Run, folder: Path, node: StageNode, callbacks: list[Callback])
     return trainer
 
 
-def _sampler(run: Run, node: StageNode, split: str, start: int, trainer: L.Trainer) -> StageSampler | LongSampler:
-    material = run.material.splits[split]
+def _sampler(run: Run, stage: str, split: str, start: int, trainer: L.Trainer) -> StageSampler | LongSampler:
+    node, material = run.recipe.stages[stage], run.material.splits[split]
     training = split == "train"
+    weights = material.of_stage(node, run.drawing(stage, cut=training), training=training)
     if isinstance(material, UnreadSplit):
         return LongSampler(
-            material.seconds, material.of_each, node.batch, node.epochs, run.recipe.seed, trainer.global_rank,
+            material.seconds, weights, node.batch, node.epochs, run.recipe.seed, trainer.global_rank,
             trainer.world_size, start,
         )  # fmt: skip
     return StageSampler(
         seconds=[utterance.seconds for utterance in material.utterances],
-        weights=material.weights if training else [1.0] * len(material.weights),
+        weights=weights.tolist(),
         batch=node.batch,
         epochs=node.epochs if training else 1,
         seed=run.recipe.seed,
@@ -288,5 +302,5 @@ def _reading(data: Examples, sampler: StageSampler | LongSampler, workers: int) 
 
 
 def _validation_loader(run: Run, stage: str, trainer: L.Trainer) -> DataLoader[Any]:
-    sampler = _sampler(run, run.recipe.stages[stage], "validation", 0, trainer)
+    sampler = _sampler(run, stage, "validation", 0, trainer)
     return _loader(run, stage, "validation", sampler)

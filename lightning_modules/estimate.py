@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from statistics import mean
 from typing import Any, cast
 
@@ -90,12 +91,12 @@ def estimate(recipe: Recipe, hardware: Hardware, material: Material) -> Estimate
         heard = trial.listening_time() if trial else cast(GPU, hardware).seconds(rehearsal.listening())
     tasks, stages = build_tasks(recipe), []
     for name, node in recipe.stages.items():
-        order = StageSampler([u.seconds for u in train.utterances], train.weights, node.batch, 1, recipe.seed, 0, ranks)
-        checks = -(-len(validation.utterances) // (node.batch * ranks)) * node.validations
-        drawing, (longest, *typical) = (
-            drawing_of(recipe, tasks, name, cut=True),
-            _typical(order, train, ranks, TRIED if trial else SAMPLES),
-        )
+        drawing = drawing_of(recipe, tasks, name, cut=True)
+        weights = train.of_stage(node, drawing, training=True).tolist()
+        order = StageSampler([u.seconds for u in train.utterances], weights, node.batch, 1, recipe.seed, 0, ranks)
+        checked = validation.of_stage(node, drawing, training=False).sum()
+        checks = ceil(checked / (node.batch * ranks)) * node.validations
+        longest, *typical = _typical(order, train, ranks, TRIED if trial else SAMPLES)
         cost = rehearsal.stage(name, drawing, [longest] if trial else [longest, *typical])
         step, check = trial.times(name, drawing, typical) if trial else _by_sheet(cast(GPU, hardware), cost)
         memory = {strategy: program + _memory(module, cost, strategy, ranks) for strategy in STRATEGIES}

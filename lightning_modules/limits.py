@@ -52,6 +52,8 @@ def _limits(place: str) -> tuple[float, float]:
     *before, name = place.split(".")
     if before[:2] in (["data", "train"], ["data", "validation"], ["data", "test"]) and name == "weight":
         return 0, 10_000  # times an epoch
+    if before[:1] == ["stages"] and before[2:] == ["parts"]:
+        return 0, 10_000
     if before[:1] in (["stages"], ["data"], ["evaluation"], ["cascade"], []) or before == ["llm", "tuning"]:
         return _LIMITS.get(name, (-1e15, 1e15))
     return -1e15, 1e15

@@ -1,22 +1,24 @@
 """What a run listens to: the splits of its recipe, with every fault named before training starts."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
 from undertone.data.confine import Root
 from undertone.data.corpora import CORPORA
+from undertone.data.examples import Drawing
 from undertone.data.lines import Lines
 from undertone.data.manifest import Fault, read_manifest
 from undertone.data.tasks import TASKS, AttributeTask, Task
 from undertone.data.utterance import Utterance
 from undertone.errors import ManifestError, MissingError
-from undertone.lightning_modules.recipe import Recipe, SourceNode
+from undertone.lightning_modules.recipe import Recipe, SourceNode, StageNode
 from undertone.paths import usable
 
 SPLITS = ("train", "validation", "test")
@@ -26,7 +28,7 @@ SPLITS = ("train", "validation", "test")
 class Split:
     """Utterances of one side of the data.
 
-    `weights` says how often an epoch sees each, `names` which part it is scored under.
+    `weights` says how often an epoch sees each, `names` which part of the data it belongs to.
     """
 
     utterances: list[Utterance] = field(default_factory=list)
@@ -42,6 +44,14 @@ class Split:
         """Id, seconds and weight of each utterance."""
         return ((u.id, u.seconds, weight) for u, weight in zip(self.utterances, self.weights, strict=True))
 
+    def of_stage(self, stage: StageNode, drawing: Drawing, *, training: bool) -> NDArray[np.float64]:
+        """(utterances,) how often an epoch of a stage sees each: never, if no task of the stage can use it."""
+        parts = stage.parts or {}
+        usual = self.weights if training else [1.0] * len(self.weights)
+        weights = [parts.get(self.names.get(u.id, ""), w) for u, w in zip(self.utterances, usual, strict=True)]
+        served = [bool(drawing.possible(u, u.only)) for u in self.utterances]
+        return np.array(weights, np.float64) * served
+
     def without(self, clips: set[Path]) -> "Split":
         """The split without the utterances that need one of these clips."""
         kept = [
@@ -55,15 +65,27 @@ class Split:
 class UnreadSplit(Split):
     """A side whose lines are read and checked when they are drawn (`data.checks: during`)."""
 
-    def __init__(self, sources: Sequence[Lines], weights: Sequence[float]) -> None:
+    def __init__(self, sources: Sequence[Lines], nodes: Sequence[SourceNode]) -> None:
         super().__init__(cast(Any, ConcatDataset(cast(Any, sources))))
         self.seconds = np.concatenate([source.seconds for source in sources])
-        sizes = [len(source) for source in sources]
-        self.of_each = np.repeat(np.array(weights, np.float32), sizes)
+        self._sources, self._nodes = sources, nodes
+
+    def of_stage(self, stage: StageNode, drawing: Drawing, *, training: bool) -> NDArray[np.float64]:
+        """See `Split`; before lines are read, only what whole manifests may serve is known."""
+        useful = {name for name, weight in stage.tasks.items() if weight > 0}
+        parts = stage.parts or {}
+        return self._each(
+            parts.get(node.name or "", node.weight) if node.tasks is None or useful.intersection(node.tasks) else 0.0
+            for node in self._nodes
+        )
+
+    def _each(self, weights: Iterable[float]) -> NDArray[np.float64]:
+        return np.repeat(np.array(list(weights)), [len(source) for source in self._sources])
 
     def order_depends_on(self) -> Iterator[tuple[str, float, float]]:
         """As much as is known before lines are read: the digest of all lengths and weights, and how many there are."""
-        digest = hashlib.sha256(self.seconds.tobytes() + self.of_each.tobytes()).hexdigest()
+        weights = self._each(node.weight for node in self._nodes)
+        digest = hashlib.sha256(self.seconds.tobytes() + weights.tobytes()).hexdigest()
         yield digest, float(len(self.seconds)), 0.0
 
     def clips(self) -> list[Path]:
@@ -126,7 +148,7 @@ def gather(recipe: Recipe) -> Material:
 def _unread(material: Material, nodes: Sequence[SourceNode], choices: dict[str, Sequence[str]]) -> Split:
     apart = frozenset(clip for name in ("validation", "test") for clip in material.splits[name].clips())
     lines = [Lines(Path(node.manifest), choices, _root(node), node.tasks, apart) for node in nodes]
-    return UnreadSplit(lines, [node.weight for node in nodes]) if lines else Split()
+    return UnreadSplit(lines, nodes) if lines else Split()
 
 
 def _root(node: SourceNode) -> Root:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, RichProgressBar
@@ -22,6 +23,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from undertone.data.long_sampler import LongSampler
 from undertone.data.sampler import StageSampler
 from undertone.encoders import ENCODERS
 from undertone.encoders.best_rq import BestRQ, CodeLoss, Masking, RandomQuantizer, blind_guess
@@ -215,28 +217,32 @@ def measure(recipe: PretrainRecipe, module: Pretraining, clips: Sequence[Clip], 
 def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer, start: int) -> DataLoader[Any]:
     """This rank's batches of all steps from `start` on; epochs follow one another until there are enough."""
     epochs = ceil(recipe.steps * recipe.batch * trainer.world_size / len(clips))
-    sampler = _sampler(recipe, clips, trainer, epochs)
-    del sampler.order[recipe.steps :]
-    sampler.start = start
+    seconds = np.array(_lengths(recipe, clips), np.float32)
+    sampler = LongSampler(
+        seconds, np.ones(len(clips)), recipe.batch, epochs, recipe.seed, trainer.global_rank, trainer.world_size,
+        start, recipe.steps,
+    )  # fmt: skip
     return _loader(recipe, "train", clips, sampler)
 
 
 def validation_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer) -> DataLoader[Any]:
     """This rank's batches of every clip once."""
-    return _loader(recipe, "validation", clips, _sampler(recipe, clips, trainer, 1))
+    lengths, rank, ranks = _lengths(recipe, clips), trainer.global_rank, trainer.world_size
+    sampler = StageSampler(lengths, [1.0] * len(clips), recipe.batch, 1, recipe.seed, rank, ranks)
+    return _loader(recipe, "validation", clips, sampler)
 
 
-def _loader(recipe: PretrainRecipe, side: str, clips: Sequence[Clip], sampler: StageSampler) -> DataLoader[Any]:
+def _lengths(recipe: PretrainRecipe, clips: Sequence[Clip]) -> list[float]:
+    return [min(clip.seconds, recipe.data.crop_seconds) for clip in clips]
+
+
+def _loader(
+    recipe: PretrainRecipe, side: str, clips: Sequence[Clip], sampler: StageSampler | LongSampler
+) -> DataLoader[Any]:
     masking = Masking(**asdict(recipe.masking))
     crops = Crops(clips, recipe.data.crop_seconds, masking, recipe.seed, side)
     workers = recipe.data.workers
     return DataLoader(crops, batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=undisturbed)
-
-
-def _sampler(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer, epochs: int) -> StageSampler:
-    seconds = [min(clip.seconds, recipe.data.crop_seconds) for clip in clips]
-    rank, ranks = trainer.global_rank, trainer.world_size
-    return StageSampler(seconds, [1.0] * len(clips), recipe.batch, epochs, recipe.seed, rank, ranks)
 
 
 def _trainer(recipe: PretrainRecipe, callbacks: list[Callback]) -> L.Trainer:

@@ -11,29 +11,16 @@ from undertone.adapters import ADAPTERS
 from undertone.data.corpora import CORPORA
 from undertone.data.tasks import TASKS
 from undertone.encoders import ENCODERS
-from undertone.errors import ConfigError, UndertoneError, nearest
+from undertone.errors import ConfigError, nearest
 from undertone.lightning_modules.judge_node import AwarenessNode, JudgeNode, check_judges, without_null_judges
 from undertone.lightning_modules.limits import beyond_limits
 from undertone.lightning_modules.schema import checked
+from undertone.lightning_modules.tuning_node import TuningNode, check_tuning
 from undertone.tree import Tree, read_tree
 
 Source = Literal["speech", "text", "none"]  # what fills a slot
 SOURCES: tuple[Source, ...] = ("speech", "text", "none")
 ENCODER, LLM = "encoder", "llm"  # among the names of what a stage trains, beside the slots
-
-
-@dataclass
-class TuningNode:
-    """What of the LLM is unfrozen, for stages that name `llm` in `trains`. Full tuning is `layers: all`."""
-
-    method: Literal["frozen", "lora", "weights"] = "frozen"
-    layers: str = "all"  # 0-14, or 0-6,9; auto: the paralinguistic and semantic layers that an analysis has found
-    targets: list[str] = field(default_factory=lambda: ["all"])  # linear maps of these layers, such as q_proj
-    rank: int = 16  # of LoRA, as are the next two
-    alpha: float = 32.0
-    dropout: float = 0.0
-    recompute: bool = False  # activations in the backward pass, which saves memory and costs a third more time
-    analysis: str | None = None  # the layers.json of `undertone analyze`, for layers: auto
 
 
 @dataclass
@@ -65,7 +52,7 @@ class SourceNode:
     tasks: list[str] | None = None  # null: every task that its utterances have labels for
     root: str | None = None  # folder that audio paths are relative to and stay in; null: the manifest's own
     allow: list[str] = field(default_factory=list)  # further folders that its paths and links may lead to; [/]: any
-    name: str | None = None  # of a part of the test side that is scored apart
+    name: str | None = None  # of a part: weighted by stages (`parts`), and scored apart on the test side
 
 
 @dataclass
@@ -87,7 +74,8 @@ class DataNode:
 class StageNode:
     """One stage of the curriculum. It starts from the best checkpoint of the stage before it."""
 
-    tasks: dict[str, float] = MISSING  # task -> weight: how often it is drawn
+    tasks: dict[str, float] = MISSING  # task -> weight: how often it is drawn, of those that an utterance can serve
+    parts: dict[str, float] | None = None  # named part of the data -> its `weight` in this stage
     err: dict[str, float] | None = None  # Equivalence Replacement Regularization: source -> weight
     trains: list[str] | None = None  # slots whose adapters learn; `encoder`, `llm` if they do; null: all slots
     lr: float = MISSING
@@ -223,7 +211,7 @@ def _check_components(recipe: Recipe, source: str) -> list[str]:
         slot.adapter = attempt(ADAPTERS.check, slot.adapter, f"{source}: slots.{name}.adapter") or slot.adapter
     if recipe.data.corpus:
         recipe.data.corpus = attempt(CORPORA.check, recipe.data.corpus, f"{source}: data.corpus") or recipe.data.corpus
-    faults += [*_check_names(recipe, source), *_check_tuning(recipe, source)]
+    faults += [*_check_names(recipe, source), *check_tuning(recipe, source)]
     faults += check_judges(recipe.evaluation.judges, recipe.evaluation.awareness, f"{source}: evaluation")
     faults += [f"{source}: {fault}" for fault in beyond_limits(recipe)]
     for name in sorted({*recipe.tasks, *used_tasks(recipe)} & set(TASKS.names())):
@@ -252,10 +240,12 @@ def _check_names(recipe: Recipe, source: str) -> list[str]:
                 faults.append(f"{source}: {where}: there is no {kind} {name!r}.{nearest(name, accepted)}")
 
     known("tasks", recipe.tasks, TASKS.names(), "task")
+    parts = [node.name for node in (*recipe.data.train, *recipe.data.validation) if node.name]
     for name, stage in recipe.stages.items():
         known(f"stages.{name}.tasks", stage.tasks, TASKS.names(), "task")
         known(f"stages.{name}.trains", stage.trains or [], [*recipe.slots, ENCODER, LLM], "slot")
         known(f"stages.{name}.err", stage.err or {}, SOURCES, "source")
+        known(f"stages.{name}.parts", stage.parts or {}, parts, "part, `name` of a manifest,")
         faults += _check_stage(stage, f"{source}: stages.{name}")
     modes = ["both", "text", *recipe.slots]
     known("evaluation.slots", recipe.evaluation.slots or [], modes, "choice of slots")
@@ -279,36 +269,16 @@ def _check_names(recipe: Recipe, source: str) -> list[str]:
     return faults
 
 
-def _check_tuning(recipe: Recipe, source: str) -> list[str]:
-    """Whether what is unfrozen also learns, and `layers: auto` has an analysis to go by, which is read here."""
-    faults, tuning, head = [], recipe.llm.tuning, recipe.adch
-    if recipe.trains_llm != (tuning.method != "frozen"):
-        faults.append(
-            f"{source}: llm.tuning.method is {tuning.method!r}, but "
-            + ("a stage trains `llm`: say what of it learns" if recipe.trains_llm else "no stage has `llm` in `trains`")
-        )
-    if tuning.layers == "auto" and tuning.analysis is None:
-        faults.append(f"{source}: llm.tuning.layers: auto needs llm.tuning.analysis, a file of `undertone analyze`")
-    elif tuning.layers == "auto" and tuning.method != "frozen":
-        from undertone.evaluation.layers import read_split  # scikit-learn takes seconds to import
-
-        try:
-            first, last = read_split(Path(str(tuning.analysis)))
-            tuning.layers = f"{first}-{last}"
-        except UndertoneError as error:
-            faults.append(f"{source}: llm.tuning.analysis: {error}")
-    if head and not recipe.trains_llm:
-        faults.append(f"{source}: adch: no stage has `llm` in `trains`, which its loss is for")
-    if head and (not head.categories or not all(head.categories.values())):
-        faults.append(f"{source}: adch.categories: name at least one category, each with its attribute values")
-    return faults
-
-
 def _check_stage(stage: StageNode, where: str) -> list[str]:
     faults = []
     for key, weights in (("tasks", stage.tasks), ("err", stage.err)):
         if weights is not None and (not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0):
             faults.append(f"{where}.{key}: weights must not be negative, and one must be positive; found {weights}")
+    if stage.err and not any(stage.err.get(source, 0) > 0 for source in ("speech", "none")):
+        faults.append(
+            f"{where}.err: an utterance may lack the text of a slot, so `speech` or `none` needs a weight, too; found "
+            f"{stage.err}"
+        )
     if stage.err is not None and ENCODER in (stage.trains or []):
         faults.append(
             f"{where}: err freezes adapters example by example, but the encoder serves them all: take `{ENCODER}` out "

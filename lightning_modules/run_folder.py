@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -63,11 +64,20 @@ def _digest(rows: Iterable[object]) -> str:
 
 
 def _whatever_it_runs_on(recipe: Tree) -> str:
-    """A recipe without what says how a step's work is spread; of a curriculum, where each checkpoint says the rest."""
-    if "stages" not in recipe:
-        return OmegaConf.to_yaml(recipe)
-    stages = {name: {**node, "batch": None} for name, node in recipe["stages"].items()}
-    return OmegaConf.to_yaml({**recipe, "trainer": None, "stages": stages})
+    """A recipe without what says how a step's work is spread; of a curriculum, where each checkpoint says the rest.
+
+    What is null is left out, so that a run goes on after an update that brought an option.
+    """
+    if "stages" in recipe:
+        stages = {name: {**node, "batch": None} for name, node in recipe["stages"].items()}
+        recipe = {**recipe, "trainer": None, "stages": stages}
+    return OmegaConf.to_yaml(_without_nulls(recipe))
+
+
+def _without_nulls(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _without_nulls(value) for key, value in tree.items() if value is not None}
+    return [_without_nulls(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def check_folder(folder: Path, recipe: Tree) -> None:

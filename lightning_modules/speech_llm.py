@@ -16,9 +16,10 @@ from undertone.errors import BundleError, ConfigError, brief
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.guard import poisoned
 from undertone.lightning_modules.prompting import Spot, chat_of, constant, heard_at, mark_speech
-from undertone.lightning_modules.recipe import ENCODER, LLM, TuningNode
+from undertone.lightning_modules.recipe import ENCODER, LLM
 from undertone.lightning_modules.schedule import Schedule, learning_rate
 from undertone.lightning_modules.strategies import in_lockstep
+from undertone.lightning_modules.tuning_node import TuningNode
 from undertone.llms.adch import ADCH
 from undertone.llms.causal import CausalLLM, TokenLoss, Watch
 from undertone.llms.chat import ChatTurn, Placeholder, Segment
@@ -54,6 +55,7 @@ class SpeechLLM(L.LightningModule):
             raise ConfigError(f"adch.layer: {head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}")
         self.adch = ADCH(self.llm.dim, head.categories) if head else None
         self.encoder_learns = self.llm_learns = False
+        self.owns_encoder = self.recipe.trains_encoder  # or has taken one that another run trained, which is kept, too
         self.row_losses: Tensor | None = None  # of the step at hand, (rows,)
         self._begins: dict[str, Tensor] | None = None
         self.register_load_state_dict_post_hook(_frozen_weights_may_be_absent)  # type: ignore[no-untyped-call]
@@ -108,11 +110,7 @@ class SpeechLLM(L.LightningModule):
     @property
     def owned(self) -> tuple[str, ...]:
         """What some stage trains: the beginnings of names in the state dict. Of the LLM, once it is loaded."""
-        parts = [
-            "adapters.",
-            *(["encoder."] if self.recipe.trains_encoder else []),
-            *([f"{HEADS}."] if self.adch else []),
-        ]
+        parts = ["adapters."] + ["encoder."] * self.owns_encoder + [f"{HEADS}."] * (self.adch is not None)
         return (*parts, *(f"llm.{name}" for name in self.llm.tuned))
 
     def train(self, mode: bool = True) -> "SpeechLLM":
@@ -213,6 +211,7 @@ class SpeechLLM(L.LightningModule):
         self.row_losses = out.per_row.detach()
         here = torch.stack([out.total.detach(), out.total.new_tensor(out.tokens)]) * batch.counts
         total, tokens = self.trainer.strategy.reduce(here, reduce_op="sum")
+        tokens = tokens.clamp(min=1)  # there are none where no process has a row that counts
         self.log("train/loss", total / tokens, prog_bar=True, batch_size=len(batch.examples))
         # Strategies average gradients over ranks.
         loss: Tensor = out.total * batch.counts * self.trainer.world_size / tokens
@@ -284,6 +283,7 @@ class SpeechLLM(L.LightningModule):
             self.adapters.load_state_dict(parts["adapters"])
             if ENCODER in parts:
                 self.encoder.take(parts[ENCODER])
+                self.owns_encoder = True
             if LLM in parts:
                 self.llm.take(parts[LLM])
             if HEADS in parts and self.adch:

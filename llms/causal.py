@@ -2,11 +2,11 @@
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from undertone.errors import UndertoneError
 from undertone.llms.chat import Placeholder, Segment
@@ -139,15 +139,16 @@ class CausalLLM(LoadedLLM):
         for row, i in enumerate(rows):
             mask[row, [longest - len(tails[i]) + place for place in watch.rows[i]]] = 1.0
 
-        def look(_: nn.Module, __: Any, output: Any) -> None:
-            states = (output[0] if isinstance(output, tuple) else output).float()
-            means.append(torch.einsum("rtd,rt->rd", states, mask) / mask.sum(1, keepdim=True).clamp(min=1))
-
-        handle = self.layers[watch.layer].register_forward_hook(look)
+        # The hook computes nothing: where activations are recomputed, it would run in the forward pass alone.
+        seen: list[Tensor] = []
+        handle = self.layers[watch.layer].register_forward_hook(
+            lambda _, __, output: seen.append(output[0] if isinstance(output, tuple) else output)
+        )
         try:
             yield means
         finally:
             handle.remove()
+        means += [torch.einsum("rtd,rt->rd", x.float(), mask) / mask.sum(1, keepdim=True).clamp(min=1) for x in seen]
 
     def _surprise(self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]]) -> Tensor:
         """The responses' negative log-likelihood, (rows,). A tail is (tokens, dim): all after the prefix."""

@@ -85,6 +85,7 @@ class Mine(Published):
 
 def librispeech(source: Path) -> None:
     parts = ("train-clean-100", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other")
+    text(source / "SPEAKERS.TXT", "; comment | F", *(f"{at}    | {'FM'[at % 2]} | x | 25.0 | A | B" for at in range(5)))
     for at, part in enumerate(parts):
         names = [f"{at}-7-000{i}" for i in range(2)]
         text(source / part / f"{at}/7/{at}-7.trans.txt", *(f"{name} IT RAINED ON {i}" for i, name in enumerate(names)))

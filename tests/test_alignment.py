@@ -97,6 +97,25 @@ def test_a_run_starts_from_a_bundle(
     assert all(torch.equal(weights[name], value) for name, value in run.module.trained().items())
 
 
+def test_an_encoder_that_an_earlier_run_trained_is_part_of_the_next_bundle(
+    alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path
+) -> None:
+    """The next run leaves it alone, yet its adapters make sense to no other encoder."""
+    assert main(["fit", "--config", write_recipe(**alignment)]) == 0
+    bundle = tmp_path / "runs" / "tiny" / "bundle"
+    stages = {"align": {**alignment["stages"]["align"], "trains": ["speech"]}}
+    assert (
+        main(["fit", "--config", write_recipe(**alignment | {"name": "next", "init": str(bundle), "stages": stages})])
+        == 0
+    )
+    first, then = (bundle_weights(folder) for folder in (bundle, tmp_path / "runs" / "next" / "bundle"))
+    assert first.keys() == then.keys()
+    same = {name for name in first if torch.equal(first[name], then[name])}
+    assert same == {name for name in first if name.startswith("encoder.")}
+    opened = read_bundle(tmp_path / "runs" / "next" / "bundle").encoder.state_dict()
+    assert all(torch.equal(value, first[f"encoder.{name}"]) for name, value in opened.items())
+
+
 def test_a_resumed_run_ends_in_the_same_weights(
     alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,9 +21,11 @@ from undertone.data.sampler import StageSampler
 from undertone.errors import BundleError, ConfigError, ManifestError
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.bundle import read_bundle
+from undertone.lightning_modules.checkpoints import read_checkpoint
 from undertone.lightning_modules.cli import main
-from undertone.lightning_modules.curriculum import start
+from undertone.lightning_modules.curriculum import start, train
 from undertone.lightning_modules.schedule import Schedule, learning_rate
+from undertone.lightning_modules.speech_llm import SpeechLLM
 
 
 def sampler(**changes: Any) -> StageSampler:
@@ -129,6 +131,60 @@ def test_dialogues_are_cut_at_varying_points(recipe: recipes.Recipe) -> None:
     assert whole is not None and whole.context == utterance.context
 
 
+def test_a_dialogue_that_is_cut_earlier_has_the_answer_of_that_turn(recipe: recipes.Recipe) -> None:
+    run = start(recipe, Console(quiet=True))
+    utterance = next(u for u in run.material.splits["train"].utterances if len(u.context) == 4)
+    drawing = replace(run.drawing("holistic", cut=True), weights={"dialogue": 1.0})
+    for ready in ({"responses": {"dialogue": "the end"}}, {"response": "the end", "category": "gender"}):
+        drawn = [e for e in (drawing(replace(utterance, **ready), i, 0) for i in range(60)) if e]
+        earlier = [e for e in drawn if "@" in e.utterance.id]
+        assert {e.target for e in earlier} == {"it does"} and not any(e.utterance.category for e in earlier)
+        assert {e.target for e in drawn if e not in earlier} == {"the end"}
+
+
+def test_a_stage_draws_what_its_tasks_can_use_and_as_often_as_it_says(tree: dict[str, Any]) -> None:
+    """An utterance of no use is in no batch, which would be smaller for it, or empty."""
+    (node,) = tree["data"]["train"]
+    lines = [json.loads(line) for line in Path(node["manifest"]).read_text().splitlines()]
+    nodes = []
+    for name, part, tasks in (("a", lines[:8], ["asr"]), ("b", lines[8:], None)):
+        file = Path(node["manifest"]).with_name(f"part-{name}.jsonl")
+        file.write_text("".join(json.dumps(line) + "\n" for line in part))
+        nodes.append({"manifest": str(file), "name": name, "tasks": tasks, "weight": 2.0})
+    tree["data"]["train"] = nodes
+    tree["stages"] = {
+        "joint": {**tree["stages"]["joint"], "tasks": {"gender": 1}},
+        "disentangle": {**tree["stages"]["disentangle"], "parts": {"a": 0.5}},
+    }
+    run = start(recipes.parse(tree), Console(quiet=True))
+    weights = {
+        stage: run.material.splits["train"].of_stage(node, run.drawing(stage, cut=True), training=True).tolist()
+        for stage, node in run.recipe.stages.items()
+    }
+    assert weights == {"joint": [0.0] * 8 + [2.0] * 4, "disentangle": [0.5] * 8 + [2.0] * 4}
+    side, node = run.material.splits["validation"], run.recipe.stages["disentangle"]
+    assert side.of_stage(node, run.drawing("disentangle", cut=False), training=False).tolist() == [1.0] * 5
+    tree["stages"]["joint"]["tasks"] = {"caption": 1}
+    tree["data"]["train"], tree["name"] = nodes[:1], "none"
+    with pytest.raises(ManifestError, match=r"stage 'joint': of the 8 utterances of 'train' none .*\(caption\)"):
+        start(recipes.parse(tree), Console(quiet=True))
+
+
+def test_the_best_of_many_validations_is_kept_where_each_step_is_followed_by_one(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage of six steps gets worse and worse; its best checkpoint is the first."""
+    losses = iter([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+
+    def worse(self: SpeechLLM) -> None:
+        self.log("val/loss", next(losses))
+
+    monkeypatch.setattr(SpeechLLM, "on_validation_epoch_end", worse)
+    tree["stages"] = {"joint": {**tree["stages"]["joint"], "epochs": 3, "validations": 2, "batch": 12}}
+    best = train(start(recipes.parse(tree), Console(quiet=True)))
+    assert best and read_checkpoint(best)["global_step"] == 1
+
+
 @pytest.fixture
 def finished(write_recipe: Callable[..., str], tmp_path: Path) -> Path:
     assert main(["fit", "--config", write_recipe()]) == 0
@@ -183,6 +239,15 @@ def test_a_bundle_refuses_another_llm(finished: Path, tiny_llm: str, tmp_path: P
 def test_another_recipe_does_not_go_on_in_the_same_folder(finished: Path, write_recipe: Callable[..., str]) -> None:
     with pytest.raises(ConfigError, match="another recipe"):
         start(recipes.load(write_recipe(seed=4)), Console(quiet=True))
+
+
+def test_a_run_goes_on_after_an_update_that_brought_an_option(finished: Path, write_recipe: Callable[..., str]) -> None:
+    """Its recipe says nothing of what did not exist then, which is the same as null."""
+    file = finished / "recipe.yaml"
+    kept = file.read_text()
+    file.write_text("".join(line for line in kept.splitlines(True) if line.strip() != "parts: null"))
+    assert file.read_text() != kept
+    start(recipes.load(write_recipe()), Console(quiet=True))
 
 
 def test_a_finished_run_started_again_only_prints_its_table(finished: Path, write_recipe: Callable[..., str]) -> None:

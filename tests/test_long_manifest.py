@@ -151,6 +151,13 @@ def test_a_long_sampler_goes_on_where_it_was_told(start: int) -> None:
     assert list(sampler(start=start)) == whole[start:] and len(sampler(start=start)) == len(whole) == 502
 
 
+@pytest.mark.parametrize("start", [0, 7, 260, 300])
+def test_a_long_sampler_ends_after_so_many_batches(start: int) -> None:
+    whole = list(sampler())
+    assert list(sampler(start=start, most=260)) == whole[start:260] and len(sampler(start=start, most=260)) == 260
+    assert list(sampler(most=10**6)) == whole
+
+
 def test_weights_repeat_and_thin_out() -> None:
     weights = np.array([2.0] * 100 + [0.25] * 900, np.float32)
     drawn = sampler(1000, weights=weights, epochs=8)
@@ -181,10 +188,24 @@ def test_a_faulty_utterance_is_left_out_of_its_batch_and_named(folder: Path) -> 
     batch = loader(folder, said, skip=True)[Rows(0, [0, 1, 2])]
     assert [e.utterance.id for e in batch.examples] == ["u0", "u2"]
     assert "none.wav" in batch.left_out[0] and batch.to(torch.device("cpu")).left_out == batch.left_out
+    instead = loader(folder, said, skip=True)[Rows(0, [1])]
+    assert [e.utterance.id for e in instead.examples] == ["u2"] and not instead.counts
+    assert "none.wav" in instead.left_out[0]
     with pytest.raises(ManifestError, match=r"not one can be used, such as: .*none\.wav"):
-        loader(folder, said, skip=True)[Rows(0, [1])]
+        loader(folder, [said[1]] * 3, skip=True)[Rows(0, [1])]
     with pytest.raises(ManifestError, match=r"none\.wav"):
         loader(folder, said, skip=False)[Rows(0, [0, 1, 2])]
+
+
+def test_a_batch_that_no_task_can_use_does_not_count(folder: Path) -> None:
+    """Nothing is wrong with its lines, so that even without `skip` it ends no run."""
+    data, draw = (found := loader(folder, [line(n) for n in range(4)], skip=False)), found.draw
+    data.draw = lambda u, epoch, number: draw(u, epoch, number) if u.id == "u1" else None
+    assert data[Rows(0, [0, 1])].counts and not data[Rows(0, [2, 3])].counts
+    assert [e.utterance.id for e in data[Rows(0, [2, 3])].examples] == ["u1"]
+    data.draw = lambda u, epoch, number: None
+    with pytest.raises(ManifestError, match="no task of the stage can use"):
+        data[Rows(0, [0])]
 
 
 def test_a_run_whose_lines_are_checked_when_they_are_drawn(

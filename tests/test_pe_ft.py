@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from torch.utils.checkpoint import checkpoint
 
 from tests.conftest import EMOTIONS, WORDS, write_tone
 from tests.test_curriculum import KILL
@@ -165,6 +167,38 @@ def _prompt(module: SpeechLLM, batch: Any, example: Any) -> torch.Tensor:
     from undertone.lightning_modules.prompting import chat_of
 
     return module.prompts(batch, [module.llm.chat.prompt(chat_of(example, module.slots))])[0]
+
+
+def _recomputing(layer: torch.nn.Module, x: torch.Tensor, call: Callable[..., Any], **knobs: Any) -> Any:
+    return checkpoint(partial(call, layer, **knobs), x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("hooks_within", [False, True])
+def test_recomputed_activations_give_the_same_gradients(
+    tuned: Callable[..., str], monkeypatch: pytest.MonkeyPatch, hooks_within: bool
+) -> None:
+    """Whether transformers recomputes a layer alone, as of late, or with the hooks on it, as before 5.21."""
+    gradients = []
+    for recompute in (False, True):
+        run = opened(
+            tuned({**LORA, "dropout": 0.0, "recompute": recompute and not hooks_within}, HEAD, name=f"re-{recompute}")
+        )
+        layer = type(run.module.llm.layers[0])
+        if recompute and hooks_within:
+            monkeypatch.setattr(layer, "__call__", partialmethod(_recomputing, call=layer.__call__))
+        torch.manual_seed(5)
+        for weight in run.module.learning():
+            torch.nn.init.normal_(weight, std=0.1)
+        examples = [run.drawing("tune", cut=False)(u, 0, 0) for u in run.material.splits["train"].utterances[:4]]
+        batch = collate([example for example in examples if example], run.ear.read)
+        out = run.module.loss(batch)
+        assert out.watched is not None
+        truth = [(str(e.utterance.category), e.utterance.labels[str(e.utterance.category)]) for e in batch.examples]
+        (out.total + run.module.adch.loss(out.watched, truth).category).backward()  # type: ignore[union-attr]
+        gradients.append([weight.grad.clone() for weight in run.module.learning() if weight.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 4
+    for kept, made in zip(*gradients, strict=True):
+        torch.testing.assert_close(made, kept)
 
 
 def test_the_head_moves_the_layers_below_it(tuned: Callable[..., str]) -> None:

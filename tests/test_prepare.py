@@ -14,6 +14,7 @@ import soundfile
 from pyarrow import parquet
 
 from undertone import registry
+from undertone.data.captions import style_caption
 from undertone.data.corpora import CORPORA
 from undertone.errors import ConfigError, MissingError
 from undertone.lightning_modules.cli import main
@@ -32,8 +33,20 @@ def test_librispeech_in_its_parts(source: Path, out: Path) -> None:
     first = read(out, "test-clean")["4-7-0000"]
     assert (first.text, first.speaker, first.seconds) == ("it rained on 0", "librispeech-4", 0.4)
     assert first.audio.resolve() == (source / "LibriSpeech/test-clean/4/7/4-7-0000.flac").resolve()
+    assert (first.labels, style_caption(first)) == ({"gender": "female"}, "A female voice.")
+    assert read(out, "train")["1-7-0001"].labels == {"gender": "male"}
+    assert not read(out, "test-other")["5-7-0000"].labels  # of whom SPEAKERS.TXT says nothing
     write("librispeech", source / "LibriSpeech", out, case="original")
     assert read(out, "train")["0-7-0000"].text == "IT RAINED ON 0"
+
+
+def test_librispeech_without_its_speakers_has_no_labels(source: Path, out: Path) -> None:
+    librispeech(source)
+    (source / "SPEAKERS.TXT").write_text("0 | ? | x\n")
+    assert write("librispeech", source, out).problems["faulty row"] == ["SPEAKERS.TXT:1: '0 | ? | x'"]
+    (source / "SPEAKERS.TXT").unlink()
+    assert write("librispeech", source, out).problems["missing"] == ["SPEAKERS.TXT"]
+    assert not read(out, "train")["0-7-0000"].labels
 
 
 def test_what_is_missing_extra_or_damaged_is_counted_and_named_and_in_no_manifest(source: Path, out: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -257,6 +257,15 @@ def test_steps_go_on_through_as_many_epochs_as_they_need(write: Write, ranks: in
         assert order[-1][0] > 5  # epochs
         heard |= {row for rows in order for row in rows.numbers}
     assert heard == set(range(10))
+
+
+def test_the_published_steps_are_not_laid_out_before_the_first(write: Write) -> None:
+    """Half a million steps of 2,048 are a billion draws, which take hours and fill the memory."""
+    clips, recipe = found(write()).train * 2_000, recipes.load(resolve("undertone:conf/best_rq.yaml"))
+    sampler = training_loader(recipe, clips, cast(Any, SimpleNamespace(global_rank=3, world_size=128)), 499_999).sampler
+    assert len(cast(Any, sampler)) == 500_000
+    (last,) = sampler
+    assert last.epoch == 500_000 // 10 - 1 and len(last.numbers) == 16
 
 
 def test_a_manifest_needs_no_more_than_audio(write: Write, speech: Path) -> None:

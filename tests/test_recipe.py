@@ -109,6 +109,23 @@ def test_all_mistakes_are_told_at_once(tree: dict[str, Any]) -> None:
     assert len(lines) == 3 and all(line.startswith("my.yaml: ") for line in lines)
 
 
+def test_err_needs_something_for_an_utterance_without_text(tree: dict[str, Any]) -> None:
+    tree["stages"]["disentangle"]["err"] = {"text": 1, "none": 0}
+    with pytest.raises(ConfigError, match=r"stages\.disentangle\.err: an utterance may lack the text"):
+        recipes.parse(tree)
+
+
+def test_a_part_that_is_not_there_or_has_no_weight_is_told(tree: dict[str, Any]) -> None:
+    tree["data"]["train"][0]["name"] = "books"
+    tree["stages"]["holistic"]["parts"] = {"books": 0.1}
+    assert recipes.parse(tree).stages["holistic"].parts == {"books": 0.1}
+    tree["stages"]["holistic"]["parts"] = {"boks": 0.1, "books": -1.0}
+    with pytest.raises(
+        ConfigError, match=r"(?s)no part, .*'boks'\. Did you mean 'books'.*parts\.books: must be from 0"
+    ):
+        recipes.parse(tree)
+
+
 def test_overrides_reach_any_key_and_null_switches_a_slot_off() -> None:
     recipe = recipes.load(
         CONF / "quickstart.yaml", ["stages.joint.lr=1e-4", "slots.paralinguistic=null", "evaluation.limit=3"]

@@ -4,7 +4,9 @@ import os
 import random
 import resource
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch.utils.data import DataLoader
 from undertone.encoders.cache import FeatureCache
 from undertone.errors import AudioError, CheckpointError, ConfigError, StorageError, TrainingError, UndertoneError
 from undertone.files import whole, write_whole
-from undertone.lightning_modules import cli, commands
+from undertone.lightning_modules import checkpoints, cli, commands
 from undertone.lightning_modules.checkpoints import LAST, PREVIOUS, WholeCheckpoints, latest, read_checkpoint
 from undertone.lightning_modules.failures import told_plainly
 from undertone.lightning_modules.guard import Guard, poisoned
@@ -129,7 +131,25 @@ def test_the_checkpoint_before_steps_in_for_a_damaged_one(tmp_path: Path, capsys
     (tmp_path / LAST).write_bytes(b"PK")
     assert latest(tmp_path, Console(width=400)) == tmp_path / PREVIOUS
     assert "last.ckpt is damaged" in capsys.readouterr().out
-    assert {file.name for file in tmp_path.iterdir()} == {PREVIOUS, "last.ckpt.damaged"}
+    assert {file.name for file in tmp_path.iterdir()} == {".lock", PREVIOUS, "last.ckpt.damaged"}
+
+
+def test_processes_that_find_a_damaged_checkpoint_together_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads it slowly, so that without a lock all would set it aside."""
+    WholeCheckpoints().save_checkpoint({"step": 4}, tmp_path / PREVIOUS)
+    (tmp_path / LAST).write_bytes(b"PK")
+
+    def slowly(file: Path, **knobs: Any) -> Any:
+        try:
+            return read_checkpoint(file, **knobs)
+        finally:
+            time.sleep(0.2)
+
+    monkeypatch.setattr(checkpoints, "read_checkpoint", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        assert set(pool.map(lambda _: latest(tmp_path, QUIET), range(3))) == {tmp_path / PREVIOUS}
 
 
 def test_a_folder_without_a_whole_checkpoint_is_refused_and_left_alone(tmp_path: Path) -> None:

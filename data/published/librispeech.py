@@ -19,6 +19,8 @@ PARTS = {  # official part -> our split, utterances
     "test-clean": ("test-clean", 2_620),
     "test-other": ("test-other", 2_939),
 }
+SPEAKERS = "SPEAKERS.TXT"
+GENDERS = {"F": "female", "M": "male"}
 MINI = {"train-clean-5": ("train", 1_519), "dev-clean-2": ("validation", 1_089)}
 
 
@@ -30,7 +32,8 @@ def _expected(parts: Mapping[str, tuple[str, int]]) -> dict[str, int | None]:
 class LibriSpeech(Published):
     """LibriSpeech: `<part>/<speaker>/<chapter>/<utterance>.flac`, a text file of transcripts a chapter.
 
-    The parts train-* make `train`, dev-* `validation`; test-clean and test-other stay apart.
+    The parts train-* make `train`, dev-* `validation`; test-clean and test-other stay apart. SPEAKERS.TXT, which lies
+    beside them, gives the label gender, and so a caption.
 
     Args:
         source: the folder with the parts, or the one that holds `LibriSpeech`.
@@ -52,17 +55,37 @@ class LibriSpeech(Published):
             raise MissingError(f"{self.source} has none of the parts {', '.join(PARTS)}")
         parts = PARTS if folders.keys() & PARTS.keys() else MINI
         report.expected = _expected(parts)
+        genders = self._genders(report)
         for part, (split, _) in parts.items():
             if part in folders:
-                yield from self._part(part, split, folders[part], report)
+                yield from self._part(part, split, folders[part], genders, report)
             else:
                 report.add("missing part", part)
 
+    def _genders(self, report: Report) -> dict[str, str]:
+        """Speaker -> gender; its rows are `14 | F | train-clean-360 | 25.03 | name`, comments begin with `;`."""
+        found = [file for home in self._homes() if (file := home / SPEAKERS).is_file()]
+        if not found:
+            report.add("missing", SPEAKERS)
+            return {}
+        genders = {}
+        for number, row in enumerate(read_text(found[0]).splitlines(), 1):
+            speaker, sex, *_ = [*(cell.strip() for cell in row.split("|")), ""]
+            if row.strip() and not row.startswith(";"):
+                if sex in GENDERS:
+                    genders[speaker] = GENDERS[sex]
+                else:
+                    report.add("faulty row", f"{SPEAKERS}:{number}: {row!r}")
+        return genders
+
+    def _homes(self) -> tuple[Path, Path]:
+        return self.source, self.source / "LibriSpeech"
+
     def _parts(self) -> Iterator[Path]:
-        for home in (self.source, self.source / "LibriSpeech"):
+        for home in self._homes():
             yield from (home / part for part in (*PARTS, *MINI) if (home / part).is_dir())
 
-    def _part(self, part: str, split: str, folder: Path, report: Report) -> Iterator[Line]:
+    def _part(self, part: str, split: str, folder: Path, genders: Mapping[str, str], report: Report) -> Iterator[Line]:
         for chapter in sorted(folder.glob("*/*")):
             if not chapter.is_dir():
                 continue
@@ -76,8 +99,9 @@ class LibriSpeech(Published):
                 if not name or not said.strip():
                     report.add("faulty row", f"{texts.relative_to(self.source)}:{number}: {row!r}")
                     continue
-                yield Line(split, chapter / f"{name}.flac", self._record(name, speaker, said.strip()), {})
+                yield Line(split, chapter / f"{name}.flac", self._record(name, speaker, said.strip(), genders), {})
 
-    def _record(self, name: str, speaker: str, said: str) -> dict[str, str]:
+    def _record(self, name: str, speaker: str, said: str, genders: Mapping[str, str]) -> dict[str, object]:
         text = said.lower() if self.case == "lower" else said
-        return {"id": f"librispeech-{name}", "text": text, "speaker": f"librispeech-{speaker}"}
+        labels = {"labels": {"gender": genders[speaker]}} if speaker in genders else {}
+        return {"id": f"librispeech-{name}", "text": text, "speaker": f"librispeech-{speaker}", **labels}
