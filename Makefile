@@ -24,7 +24,7 @@ types: install
 
 install: $(BIN)/.installed
 
-# torch below 2.14 has a CPU build on PyPI; a newer one pulls gigabytes of CUDA.
+# torch below 2.14, which is what was tested. PyPI has it with CUDA for Linux; PIP_INDEX_URL or PIP_FIND_LINKS may name its CPU build.
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip

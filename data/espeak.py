@@ -25,9 +25,7 @@ def _started() -> tuple[ctypes.CDLL, int, list[NDArray[np.int16]], Any]:
     try:
         import espeakng_loader
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "speech synthesis needs eSpeak NG: pip install 'undertone[demo]' (package espeakng-loader, GPL-3)"
-        ) from error
+        raise ModuleNotFoundError("speech synthesis needs eSpeak NG: pip install espeakng-loader (GPL-3)") from error
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     rate_hz = library.espeak_Initialize(_RETRIEVAL, 0, espeakng_loader.get_data_path().encode(), 0)
     chunks: list[NDArray[np.int16]] = []

@@ -110,7 +110,7 @@ def label_manifest(
     if out.resolve() == source.resolve():
         raise ManifestError(f"{out}: the copy would replace its source; give it another name")
     if root is None and out.resolve().parent != source.resolve().parent:
-        raise ManifestError(f"{out}: audio paths are relative to {source.parent}; write the copy there, or give a root")
+        raise ManifestError(f"{out}: audio paths are relative to {source.parent}; write the copy there")
     lines = [_checked(source, number, record) for number, record in read_lines(source)]
     within = Root(source.parent if root is None else Path(root), allow)
     result = Labelled(out, 0, 0, [])

@@ -31,10 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Terminated:
         print("undertone: stopped by a warning (SIGTERM); the same command goes on where it was", file=sys.stderr)
         return EXIT
-    except OSError as error:
-        if error.errno not in FULL:
+    except OSError as error:  # a full disk, a folder that is not ours to write in, a file where a folder should be
+        if error.errno is None:
             raise
-        print(f"undertone: {error.filename or 'a file'} cannot be written: {error.strerror}", file=sys.stderr)
+        told = "written" if error.errno in FULL else "used"
+        print(f"undertone: {error.filename or 'a file'} cannot be {told}: {error.strerror}", file=sys.stderr)
         return 2
     return 0
 

@@ -22,7 +22,7 @@ from undertone.data.long_sampler import LongSampler
 from undertone.data.sampler import StageSampler
 from undertone.data.tasks import Task
 from undertone.data.utterance import Utterance
-from undertone.errors import ConfigError, ManifestError
+from undertone.errors import ConfigError, ManifestError, MissingError
 from undertone.files import write_whole
 from undertone.lightning_modules.bundle import bundle_weights
 from undertone.lightning_modules.checkpoints import LAST, Recent, latest, read_checkpoint, undisturbed, use_whole_files
@@ -33,9 +33,9 @@ from undertone.lightning_modules.left_out import LeftOut
 from undertone.lightning_modules.material import Material, UnreadSplit, build_tasks, gather
 from undertone.lightning_modules.meter import Meter
 from undertone.lightning_modules.recipe import Recipe, StageNode
-from undertone.lightning_modules.run_folder import check_data, open_folder
+from undertone.lightning_modules.run_folder import check_data, check_folder, open_folder
 from undertone.lightning_modules.speech_llm import SpeechLLM
-from undertone.lightning_modules.strategies import at_work, check_strategy, is_sharded, trainer_arguments
+from undertone.lightning_modules.strategies import at_work, check_trainer, is_sharded, trainer_arguments
 from undertone.lightning_modules.targets import Targets
 from undertone.termination import Terminated
 from undertone.turns import in_turn
@@ -85,14 +85,17 @@ def start(recipe: Recipe, console: Console) -> Run:
     if unusable:
         raise ConfigError(f"trainer: the recipe's stages decide about {', '.join(unusable)}; leave that out")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
-    check_strategy(recipe)
+    check_trainer(recipe)
+    if recipe.init and not Path(recipe.init).is_dir():
+        raise MissingError(f"init: there is no bundle {recipe.init}: train the recipe that leaves it first")
     cache = Path(recipe.data.cache or recipe.folder / "cache")
     with in_turn(cache):  # the first process reads weights from disk, and makes what a corpus makes
-        open_folder(recipe.folder, recipe.plain())
+        check_folder(recipe.folder, recipe.plain())
         L.seed_everything(recipe.seed, workers=True, verbose=False)
         material = gather(recipe)
         module = SpeechLLM(recipe.plain())
         module.configure_model()
+        open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
     if recipe.init:
         module.load_trained(bundle_weights(Path(recipe.init)), recipe.init, begins=True)
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
@@ -130,14 +133,22 @@ def listen(run: Run) -> None:
 
 
 def _check_serves(run: Run, stage: str, split: str) -> None:
-    """Raises ManifestError where a stage would have nothing to draw from, before the stages that come first train."""
+    """Say how many utterances a stage leaves aside.
+
+    Raises:
+        ManifestError: all of them, so that it could not train, which is told before the stages before it do.
+    """
     node, material, training = run.recipe.stages[stage], run.material.splits[split], split == "train"
-    if not material.of_stage(node, run.drawing(stage, cut=training), training=training).any():
+    weights = material.of_stage(node, run.drawing(stage, cut=training), training=training)
+    served, count = int((weights > 0).sum()), len(material.utterances)
+    if not served:
         raise ManifestError(
-            f"stage {stage!r}: of the {len(material.utterances)} utterances of {split!r} none can serve its tasks "
+            f"stage {stage!r}: of the {count} utterances of {split!r} none can serve its tasks "
             f"({', '.join(node.tasks)}), or none has a weight: look at the manifests' labels, and at `tasks`, `weight` "
             "and `parts` in the recipe"
         )
+    if served < count:
+        run.console.print(f"stage {stage}: {served:,} of {count:,} utterances of {split} serve its tasks")
 
 
 def train(run: Run) -> Path | None:

@@ -20,7 +20,7 @@ from undertone.lightning_modules.meter import taken
 from undertone.lightning_modules.recipe import Recipe
 from undertone.lightning_modules.rehearsal import Cost, Rehearsal, Trial, hollow_module, unfilled_module
 from undertone.lightning_modules.speech_llm import SpeechLLM
-from undertone.lightning_modules.strategies import check_strategy, is_sharded
+from undertone.lightning_modules.strategies import check_trainer, is_sharded
 from undertone.lightning_modules.supposed import supposed
 from undertone.llms.chat import ChatFormat
 from undertone.memory import check_fits
@@ -163,9 +163,10 @@ def command(config: str, gpu: str | None, utterances: int | None, seconds: float
     recipe = recipes.load(config, overrides)
     if not recipe.stages:
         raise ConfigError(f"{config}: it has no stages, so nothing is trained")
-    check_strategy(recipe)
-    if utterances is not None and (utterances < 1 or seconds <= 0):
-        raise ConfigError("--utterances and --seconds must be positive")
+    check_trainer(recipe)
+    if utterances is not None and not (utterances >= 1 and 0 < seconds <= recipe.data.max_seconds):
+        most = f"{recipe.data.max_seconds:g} (data.max_seconds)"
+        raise ConfigError(f"--utterances must be positive, and --seconds from 0 to {most}")
     hardware = chosen(gpu, str(recipe.trainer.get("accelerator", "auto")))
     try:
         material = supposed(recipe, utterances, seconds) if utterances else gather(recipe)

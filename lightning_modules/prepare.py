@@ -2,13 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import Any, cast
-
-from omegaconf import OmegaConf
 
 from undertone.data.corpora import CORPORA
 from undertone.data.published.base import Published
 from undertone.errors import ConfigError
+from undertone.tree import read_overrides
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -18,10 +16,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         ConfigError: there is no such corpus, or a knob is unknown; or the corpus needs a source, or takes none.
     """
     name, out = arguments.corpus, Path(arguments.out)
-    for override in arguments.overrides:
-        if "=" not in override:
-            raise ConfigError(f"{override!r} is no knob: write key=value")
-    knobs = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(arguments.overrides)))
+    knobs = read_overrides(arguments.overrides)
     takes_source = "source" in CORPORA.knobs(name)
     if takes_source and not arguments.source:
         raise ConfigError(f"corpus {name}: say where it was unpacked: --source FOLDER (docs/corpora.md has its layout)")

@@ -181,7 +181,21 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         ConfigError: with every fault of the recipe, each with file, key, what was found and what is accepted.
     """
-    return parse(read_tree(Path(path), overrides), str(path))
+    overrides = list(overrides)
+    tree = read_tree(Path(path), overrides)
+    for key in (text.partition("=")[0] for text in overrides if text.endswith("=null")):
+        _check_switched_off(read_tree(Path(path), [o for o in overrides if o != f"{key}=null"]), key)
+    return parse(tree, str(path))
+
+
+def _check_switched_off(tree: Tree, key: str) -> None:
+    """Raises ConfigError where a null on the command line names nothing that could be switched off."""
+    *group, name = key.split(".")
+    node: Any = tree if group in (["stages"], ["slots"], ["evaluation", "judges"]) else None
+    for part in group if node is not None else ():
+        node = node.get(part) if isinstance(node, dict) else None
+    if isinstance(node, dict) and name not in node:
+        raise ConfigError(f"override {key}=null: there is no {name!r} in {'.'.join(group)}.{nearest(name, list(node))}")
 
 
 def parse(tree: Tree, source: str = "recipe") -> Recipe:
@@ -209,6 +223,9 @@ def _check_components(recipe: Recipe, source: str) -> list[str]:
     recipe.encoder = attempt(ENCODERS.check, recipe.encoder, f"{source}: encoder") or recipe.encoder
     for name, slot in recipe.slots.items():
         slot.adapter = attempt(ADAPTERS.check, slot.adapter, f"{source}: slots.{name}.adapter") or slot.adapter
+    if recipe.data.corpus and (named := [s for s in ("train", "validation", "test") if getattr(recipe.data, s)]):
+        faults.append(f"{source}: data: its corpus makes the manifests, so those of {', '.join(named)} would not be "
+                      "heard: data.corpus=null takes your own")  # fmt: skip
     if recipe.data.corpus:
         recipe.data.corpus = attempt(CORPORA.check, recipe.data.corpus, f"{source}: data.corpus") or recipe.data.corpus
     faults += [*_check_names(recipe, source), *check_tuning(recipe, source)]
@@ -240,7 +257,7 @@ def _check_names(recipe: Recipe, source: str) -> list[str]:
                 faults.append(f"{source}: {where}: there is no {kind} {name!r}.{nearest(name, accepted)}")
 
     known("tasks", recipe.tasks, TASKS.names(), "task")
-    parts = [node.name for node in (*recipe.data.train, *recipe.data.validation) if node.name]
+    parts = sorted({node.name for node in (*recipe.data.train, *recipe.data.validation) if node.name})
     for name, stage in recipe.stages.items():
         known(f"stages.{name}.tasks", stage.tasks, TASKS.names(), "task")
         known(f"stages.{name}.trains", stage.trains or [], [*recipe.slots, ENCODER, LLM], "slot")

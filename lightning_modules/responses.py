@@ -10,9 +10,8 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
-from omegaconf import OmegaConf
 from rich.progress import Progress
 
 from undertone.data.manifest import Fault, read_lines
@@ -21,6 +20,7 @@ from undertone.lightning_modules.target_prompt import TargetPrompt
 from undertone.llms.engines import ENGINES, Cut, Engine, Failure
 from undertone.llms.kept_answers import KeptAnswers
 from undertone.paths import read_text, resolve
+from undertone.tree import read_overrides
 
 Kind: TypeAlias = Literal["response", "plain", "caption"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -115,10 +115,7 @@ def write_responses(
 
 def targets(arguments: argparse.Namespace) -> None:
     """The command: build the engine that `--engine` and its knobs (key=value) describe, and write the manifest."""
-    for override in arguments.overrides:
-        if "=" not in override:
-            raise ConfigError(f"{override!r}: write key=value for a knob of the engine, such as checkpoint=/path")
-    knobs = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(arguments.overrides)))
+    knobs = read_overrides(arguments.overrides)
     engine = ENGINES.build({"type": arguments.engine, **knobs})
     with Progress() as progress:
         report = write_responses(
@@ -157,7 +154,7 @@ def _check(source: Path, out: Path, kind: Kind, root: Path | None) -> None:
     if out.resolve() == source.resolve():
         raise ManifestError(f"{out}: the copy would replace its source; give it another name")
     if root is None and out.resolve().parent != source.resolve().parent:
-        raise ManifestError(f"{out}: audio paths are relative to {source.parent}; write the copy there, or give a root")
+        raise ManifestError(f"{out}: audio paths are relative to {source.parent}; write the copy there")
 
 
 def _read(source: Path) -> list[_Line]:

@@ -20,7 +20,7 @@ from undertone.lightning_modules.judging import aware, judged
 from undertone.lightning_modules.retention import BEFORE, retention_after, retention_before
 from undertone.lightning_modules.scoring import predict
 from undertone.lightning_modules.speech_llm import SpeechLLM
-from undertone.lightning_modules.strategies import at_work, check_strategy, is_first
+from undertone.lightning_modules.strategies import at_work, check_trainer, is_first
 from undertone.paths import resolve
 
 
@@ -32,7 +32,7 @@ def print_config(config: str, overrides: Sequence[str]) -> None:
 def dry_run(config: str, overrides: Sequence[str]) -> None:
     """Build the recipe on the meta device and print what trains and what is frozen; nothing is downloaded."""
     recipe = recipes.load(config, overrides)
-    check_strategy(recipe)
+    check_trainer(recipe)
     with torch.device("meta"):
         module = SpeechLLM(recipe.plain())
         module.encoder.build()

@@ -1,12 +1,14 @@
 """How a run is spread over processes: what a recipe's `trainer` says, made into what Lightning takes."""
 
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import DeepSpeedStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
@@ -15,6 +17,24 @@ from undertone.errors import ConfigError, MissingError, nearest
 from undertone.lightning_modules.recipe import Recipe
 
 PRECISIONS = ("32-true", "bf16-mixed")  # under DeepSpeed
+KNOWN = (
+    "16-mixed",
+    "16-true",
+    "bf16-mixed",
+    "bf16-true",
+    "32-true",
+    "64-true",
+    "16",
+    "bf16",
+    "32",
+    "64",
+    16,
+    32,
+    64,
+    "transformer-engine",
+    "transformer-engine-float16",
+    None,
+)  # to Lightning
 
 
 def is_first() -> bool:
@@ -51,12 +71,27 @@ def at_work(module: nn.Module) -> Iterator[None]:
         module.cpu()
 
 
-def check_strategy(recipe: Recipe) -> None:
-    """Whether there is a strategy of the recipe's name, and it can do what the recipe asks for.
+def check_trainer(recipe: Recipe) -> None:
+    """Whether Lightning knows what `trainer` says, and the strategy can do what the recipe asks for.
+
+    Which devices there are is not asked: a recipe may be looked at elsewhere.
 
     Raises:
-        ConfigError: it is none of Lightning's, or shards the weights where that cannot be.
+        ConfigError: an argument, accelerator, precision or strategy is none of Lightning's, a number is no count of
+            devices, or the strategy shards the weights where that cannot be.
     """
+    takes = list(inspect.signature(L.Trainer).parameters)
+    for key in recipe.trainer:
+        if key not in takes:
+            raise ConfigError(f"trainer: Lightning's Trainer takes no {key!r}.{nearest(key, takes)}")
+    accelerators = ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
+    for key, names in (("accelerator", accelerators), ("precision", KNOWN)):
+        if key in recipe.trainer and recipe.trainer[key] not in names:
+            told = f"trainer.{key}: Lightning has no {recipe.trainer[key]!r}."
+            raise ConfigError(told + nearest(str(recipe.trainer[key]), [str(name) for name in names]))
+    for key in ("devices", "num_nodes"):
+        if not _counts(recipe.trainer.get(key, 1), others=("auto", -1, "-1") if key == "devices" else ()):
+            raise ConfigError(f"trainer.{key}: a positive whole number is needed, found {recipe.trainer[key]!r}")
     name, known = recipe.trainer.get("strategy", "auto"), ["auto", *StrategyRegistry.available_strategies()]
     if not isinstance(name, str) or name not in known:
         raise ConfigError(f"trainer.strategy: there is no strategy {name!r}.{nearest(str(name), known)}")
@@ -65,6 +100,15 @@ def check_strategy(recipe: Recipe) -> None:
             f"trainer.strategy: under {recipe.trainer['strategy']} adapters and LoRA can train, but not adch, the "
             "encoder, or the LLM's own weights (llm.tuning.method=weights): take deepspeed_stage_2, or ddp"
         )
+
+
+def _counts(value: Any, others: Sequence[Any]) -> bool:
+    """Whether a value says how many: a positive number, a list that is not empty, or one of `others`."""
+    if value in others or (isinstance(value, str) and set(value) <= set("0123456789,") and value.strip("0,")):
+        return True
+    return (
+        bool(value) if isinstance(value, list) else isinstance(value, int) and not isinstance(value, bool) and value > 0
+    )
 
 
 def trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +133,7 @@ def trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
     try:
         import deepspeed  # noqa: F401
     except ImportError as error:
-        raise MissingError(f"trainer.strategy: {name} needs DeepSpeed: pip install 'undertone[deepspeed]'") from error
+        raise MissingError(f"trainer.strategy: {name} needs DeepSpeed: pip install deepspeed") from error
     from undertone.lightning_modules.zero import ZeRO
 
     knobs = StrategyRegistry[name]["init_params"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from undertone.errors import UndertoneError
+from undertone.errors import ConfigError, UndertoneError
 from undertone.llms.causal import CausalLLM
 from undertone.llms.chat import ChatTurn
 from undertone.llms.loaded import Dtype
@@ -85,6 +85,10 @@ class LocalEngine(Engine):
         batch: int = 16,
         device: str | None = None,
     ) -> None:
+        try:
+            torch.device(device or "cpu")
+        except RuntimeError:
+            raise ConfigError(f"engine local: device: there is no {device!r}; take cpu, cuda or cuda:0") from None
         llm = CausalLLM(checkpoint, dtype, trust_remote_code)
         llm.load()
         self._take(llm.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), batch)

@@ -171,3 +171,31 @@ def test_a_damaged_bundle_is_refused(
 def test_a_folder_that_is_not_there(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("undertone: ")
+
+
+def test_a_file_where_a_folder_should_be_is_one_line(
+    write_recipe: Callable[..., str], tmp_path: Path, capsys: Any, manifests: dict[str, Path]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    assert main(["fit", "--config", write_recipe(runs=str(tmp_path / "taken"))]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("undertone: ") and "taken" in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["prepare", "librispeech", "--source", ".", "--out", "out", "case=["],
+        ["targets", "a.jsonl", "--out", "b.jsonl", "--engine", "local", "checkpoint=x", "batch=["],
+        ["estimate", "--config", "{config}", "--utterances", "9", "--seconds", "nan"],
+        ["estimate", "--config", "{config}", "--utterances", "9", "--seconds", "100000"],
+        ["estimate", "--config", "{config}", "--utterances", "9", "trainer.devices=0"],
+        ["estimate", "--config", "{config}", "--utterances", "9", "trainer.num_nodes=foo"],
+    ],
+)
+def test_odd_values_on_the_command_line_are_one_line(
+    write_recipe: Callable[..., str], command: list[str], capsys: Any
+) -> None:
+    assert main([word.format(config=write_recipe()) if "config" in word else word for word in command]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("undertone: ") and "Traceback" not in told

@@ -18,7 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from undertone.data.sampler import StageSampler
-from undertone.errors import BundleError, ConfigError, ManifestError
+from undertone.errors import BundleError, ConfigError, ManifestError, MissingError
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.bundle import read_bundle
 from undertone.lightning_modules.checkpoints import read_checkpoint
@@ -168,6 +168,25 @@ def test_a_stage_draws_what_its_tasks_can_use_and_as_often_as_it_says(tree: dict
     tree["data"]["train"], tree["name"] = nodes[:1], "none"
     with pytest.raises(ManifestError, match=r"stage 'joint': of the 8 utterances of 'train' none .*\(caption\)"):
         start(recipes.parse(tree), Console(quiet=True))
+
+
+def test_a_mended_recipe_begins_in_the_folder_of_one_that_could_not(tree: dict[str, Any], capsys: Any) -> None:
+    good = tree["data"]["train"]
+    tree["data"]["train"] = [{"manifest": "nowhere.jsonl"}]
+    with pytest.raises(MissingError, match="nowhere"):
+        start(recipes.parse(tree), Console(quiet=True))
+    tree["data"]["train"] = good
+    tree["stages"] = {"joint": {**tree["stages"]["joint"], "tasks": {"dialogue": 1}}}
+    lines = [json.loads(line) for line in Path(good[0]["manifest"]).read_text().splitlines()]
+    file = Path(good[0]["manifest"]).with_name("some.jsonl")
+    without = [{key: value for key, value in line.items() if key != "labels"} for line in lines[:5]]
+    file.write_text("".join(json.dumps(line) + "\n" for line in [*without, *lines[5:]]))
+    tree["data"]["train"] = [{"manifest": str(file)}]
+    tree["stages"]["joint"]["tasks"] = {"gender": 1}
+    start(recipes.parse(tree), Console(width=200))
+    assert "stage joint: 7 of 12 utterances of train serve its tasks" in capsys.readouterr().out
+    with pytest.raises(MissingError, match="init: there is no bundle runs/none"):
+        start(recipes.parse({**tree, "init": "runs/none"}), Console(quiet=True))
 
 
 def test_the_best_of_many_validations_is_kept_where_each_step_is_followed_by_one(

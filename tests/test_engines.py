@@ -146,6 +146,11 @@ def engine_of(server: Server, **knobs: Any) -> OpenAIEngine:
     )
 
 
+def test_a_device_that_is_none_is_told_before_weights_are_read() -> None:
+    with pytest.raises(ConfigError, match="device: there is no 'gpu7'"):
+        ENGINES.build({"type": "local", "checkpoint": "nowhere", "device": "gpu7"})
+
+
 def test_answers_come_in_the_order_of_the_chats_whatever_the_concurrency(serve: Callable[..., Server]) -> None:
     texts = [str(i) for i in range(24)]
 

@@ -19,7 +19,7 @@ from undertone.errors import ConfigError, MissingError
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.cli import main
 from undertone.lightning_modules.curriculum import _consumed, read_trained
-from undertone.lightning_modules.strategies import check_strategy, trainer_arguments
+from undertone.lightning_modules.strategies import check_trainer, trainer_arguments
 
 STAGES = ("1-joint", "2-disentangle", "3-holistic")
 STRATEGIES = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
@@ -176,5 +176,5 @@ def test_sharded_weights_cannot_train_all(tree: dict[str, Any], write_recipe: Ca
     changes = {"trainer": {"strategy": "deepspeed_stage_3"}, "stages": stages}
     llm = {**tree["llm"], "tuning": {"method": "weights"}}
     with pytest.raises(ConfigError, match="deepspeed_stage_3 adapters and LoRA can train, but not"):
-        check_strategy(recipes.load(write_recipe(**changes, llm=llm)))
-    check_strategy(recipes.load(write_recipe(**changes, llm={**llm, "tuning": {"method": "lora"}})))
+        check_trainer(recipes.load(write_recipe(**changes, llm=llm)))
+    check_trainer(recipes.load(write_recipe(**changes, llm={**llm, "tuning": {"method": "lora"}})))

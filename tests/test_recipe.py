@@ -1,5 +1,6 @@
 """Recipes: what is shipped is right, what is wrong is named, and everything wrong is named at once."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from omegaconf import OmegaConf
 from undertone.errors import ConfigError
 from undertone.lightning_modules import recipe as recipes
 from undertone.lightning_modules.cli import main
+from undertone.lightning_modules.strategies import check_trainer
+from undertone.paths import resolve
 from undertone.tree import merge, read_tree
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -113,6 +116,42 @@ def test_err_needs_something_for_an_utterance_without_text(tree: dict[str, Any])
     tree["stages"]["disentangle"]["err"] = {"text": 1, "none": 0}
     with pytest.raises(ConfigError, match=r"stages\.disentangle\.err: an utterance may lack the text"):
         recipes.parse(tree)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("stages.jiont=null", "there is no 'jiont' in stages. Did you mean 'joint'"),
+        ("slots.linguistc=null", "Did you mean 'linguistic'"),
+        ("evaluation.judges.lama=null", "Did you mean 'llama'"),
+        ("data.train=[{manifest: mine.jsonl}]", "those of train would not be heard: data.corpus=null"),
+    ],
+)
+def test_a_slip_that_would_change_nothing_is_told(override: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        recipes.load(resolve("undertone:conf/quickstart.yaml"), [override])
+    assert "joint" not in recipes.load(resolve("undertone:conf/quickstart.yaml"), ["stages.joint=null"]).stages
+
+
+@pytest.mark.parametrize(
+    ("trainer", "told"),
+    [
+        ({"devises": 2}, "takes no 'devises'. Did you mean: 'devices'|'devises'"),
+        ({"accelerator": "tpuu"}, "Lightning has no 'tpuu'"),
+        ({"precision": "bf17"}, "Lightning has no 'bf17'"),
+        ({"devices": 0}, "devices: a positive whole number is needed, found 0"),
+        ({"devices": []}, "devices: a positive"),
+        ({"num_nodes": "all"}, "num_nodes: a positive"),
+        ({"num_nodes": -1}, "num_nodes: a positive"),
+    ],
+)
+def test_what_lightning_would_refuse_is_told_before_anything_is_read(
+    tree: dict[str, Any], trainer: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        check_trainer(recipes.parse({**tree, "trainer": trainer}))
+    for fine in ({"devices": "auto"}, {"devices": "2"}, {"devices": [0, 1]}, {"precision": 32}, {"accelerator": "gpu"}):
+        check_trainer(recipes.parse({**tree, "trainer": fine}))
 
 
 def test_a_part_that_is_not_there_or_has_no_weight_is_told(tree: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ class VoiceBench(Published):
 
     Each subset is a manifest of its name; sd-qa, whose splits are accents, one an accent (`sd-qa-usa`), and so are
     subjects of mmsu where they are splits. What a row has beside audio, prompt and reference is kept in
-    `<manifest>.fields.jsonl`, by id. Reading Parquet takes pyarrow (`pip install "undertone[voicebench]"`).
+    `<manifest>.fields.jsonl`, by id. Reading Parquet takes pyarrow (`pip install pyarrow`).
 
     Args:
         source: the folder with the subsets.
@@ -103,9 +103,7 @@ def _rows(table: Path, report: Report, source: Path) -> Iterator[dict[str, Any]]
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        raise MissingError(
-            'VoiceBench comes as Parquet files, which pyarrow reads: pip install "undertone[voicebench]"'
-        ) from None
+        raise MissingError("VoiceBench comes as Parquet files, which pyarrow reads: pip install pyarrow") from None
     try:
         with parquet.ParquetFile(table) as file:
             for batch in file.iter_batches(batch_size=32):

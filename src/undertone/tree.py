@@ -34,12 +34,7 @@ def read_tree(path: Path, overrides: Iterable[str] = ()) -> Tree:
     tree = _Reader().read(path, ())
     asks = [*_trusting(tree)]
     for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"override {override!r}: write key=value, such as stages.joint.lr=1e-4")
-        try:
-            change = _plain(OmegaConf.from_dotlist([override]))
-        except (OmegaConfBaseException, yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError) as error:
-            raise ConfigError(f"override {override!r}: {_first(error)}") from None
+        change = _change(override)
         asks = [key for key in asks if key not in _trusting(change)]
         tree = merge(tree, change)
     if granted := [key for key in asks if key in _trusting(tree)]:
@@ -48,6 +43,27 @@ def read_tree(path: Path, overrides: Iterable[str] = ()) -> Tree:
             f"say so on the command line: --trust-remote-code, or {granted[0]}=true"
         )
     return tree
+
+
+def read_overrides(overrides: Iterable[str]) -> Tree:
+    """What `key.sub=value` arguments say.
+
+    Raises:
+        ConfigError: one is not `key=value`, or its value is not readable.
+    """
+    tree: Tree = {}
+    for override in overrides:
+        tree = merge(tree, _change(override))
+    return tree
+
+
+def _change(override: str) -> Tree:
+    if "=" not in override:
+        raise ConfigError(f"override {override!r}: write key=value, such as stages.joint.lr=1e-4")
+    try:
+        return _plain(OmegaConf.from_dotlist([override]))
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ConfigError(f"override {override!r}: {_first(error)}") from None
 
 
 def _trusting(node: Any, where: str = "") -> Iterator[str]:
