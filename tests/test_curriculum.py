@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from undertone.data.loader import collate
 from undertone.data.sampler import StageSampler
 from undertone.errors import BundleError, ConfigError, ManifestError, MissingError
 from undertone.lightning_modules import recipe as recipes
@@ -168,6 +170,26 @@ def test_a_stage_draws_what_its_tasks_can_use_and_as_often_as_it_says(tree: dict
     tree["data"]["train"], tree["name"] = nodes[:1], "none"
     with pytest.raises(ManifestError, match=r"stage 'joint': of the 8 utterances of 'train' none .*\(caption\)"):
         start(recipes.parse(tree), Console(quiet=True))
+
+
+def test_a_batch_that_counts_nowhere_moves_nothing(recipe: recipes.Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no token to take a mean over, and what would be 0 / 0 is 0."""
+    run = start(recipe, Console(quiet=True))
+    run.module.begin("joint", 3)
+    alone = SimpleNamespace(reduce=lambda x, reduce_op: x)
+    trainer = SimpleNamespace(strategy=alone, world_size=1, global_rank=0, global_step=0)
+    monkeypatch.setattr(type(run.module), "trainer", trainer)
+    monkeypatch.setattr(run.module, "log", lambda *_, **__: None)
+    drawn = (run.drawing("joint", cut=True)(u, 0, 0) for u in run.material.splits["train"].utterances[:3])
+    batch = collate([run.targets.complete(example) for example in drawn if example], run.ear.read)
+    for counts in (True, False):
+        run.module.zero_grad()
+        loss = run.module.training_step(replace(batch, counts=counts), 0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert torch.isfinite(loss) and (loss > 0) == counts
+        moved = [bool(w.grad.any()) for w in run.module.learning() if w.grad is not None]
+        assert all(torch.isfinite(w.grad).all() for w in run.module.learning() if w.grad is not None)
+        assert any(moved) == counts
 
 
 def test_a_mended_recipe_begins_in_the_folder_of_one_that_could_not(tree: dict[str, Any], capsys: Any) -> None:

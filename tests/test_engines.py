@@ -1,29 +1,23 @@
-"""Engines: a server that misbehaves costs a chat and never the run; the local LLM answers alike in any company."""
+"""An OpenAI-compatible engine: a server that misbehaves costs a chat and never the run, and no secret is shown."""
 
 import json
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from undertone.errors import ConfigError, MissingError, UndertoneError
-from undertone.llms import kept_answers
-from undertone.llms.causal import CausalLLM
-from undertone.llms.chat import ChatTurn
-from undertone.llms.engines import ENGINES, Chat, Cut, Engine, Failure, LocalEngine, Sampling
+from undertone.errors import ConfigError, MissingError
+from undertone.llms.engines import ENGINES, Chat, Cut, Failure
 from undertone.llms.kept_answers import KeptAnswers
 from undertone.llms.openai_engine import OpenAIEngine
 from undertone.server import Trouble, retry_after
-
-from .families import save_family
 
 SECRET = "sk-very-secret-123"
 
@@ -144,11 +138,6 @@ def engine_of(server: Server, **knobs: Any) -> OpenAIEngine:
     return OpenAIEngine(
         **{"base_url": server.url, "model": "m", "backoff": 0.001, "retries": 2, "timeout": 5.0, **knobs}
     )
-
-
-def test_a_device_that_is_none_is_told_before_weights_are_read() -> None:
-    with pytest.raises(ConfigError, match="device: there is no 'gpu7'"):
-        ENGINES.build({"type": "local", "checkpoint": "nowhere", "device": "gpu7"})
 
 
 def test_answers_come_in_the_order_of_the_chats_whatever_the_concurrency(serve: Callable[..., Server]) -> None:
@@ -347,162 +336,3 @@ def test_an_answer_that_was_cut_says_so(serve: Callable[..., Server], tmp_path: 
 
 
 # The local engine
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> LocalEngine:
-    folder = save_family("llama3", tmp_path_factory.mktemp("llm"))
-    engine = ENGINES.build({"type": "local", "checkpoint": str(folder), "dtype": "float32", "device": "cpu"})
-    assert isinstance(engine, LocalEngine)
-    return engine
-
-
-CHATS = [
-    chat("Hi"),
-    chat("Repeat what you hear, please. " * 3),
-    [{"role": "system", "content": "Be calm."}, *chat("A")],
-]
-
-
-def test_greedy_is_the_llms_own_answer_to_the_same_chat(local: LocalEngine) -> None:
-    turns = [[ChatTurn(turn["role"], (turn["content"],)) for turn in chat] for chat in CHATS]  # type: ignore[arg-type]
-    expected = local.llm.generate([local.llm.embed(local.llm.chat.prompt(each), {}) for each in turns], 8)
-    assert local.answer(CHATS, max_new_tokens=8) == expected and len(set(expected)) == 3
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_an_answer_does_not_depend_on_its_company(local: LocalEngine, temperature: float) -> None:
-    limits: dict[str, Any] = {"max_new_tokens": 8, "temperature": temperature, "seed": 5}
-    together = local.answer(CHATS, **limits)
-    assert together == [local.answer([one], **limits)[0] for one in CHATS]
-    assert together == LocalEngine.of(local.llm, batch=2).answer(CHATS, **limits)
-    assert together[::-1] == local.answer(CHATS[::-1], **limits)
-
-
-def test_seeds_matter_above_temperature_0_and_only_there(local: LocalEngine) -> None:
-    for temperature, different in ((0.0, 1), (1.5, 4)):
-        said = {local.answer(CHATS[:1], max_new_tokens=8, temperature=temperature, seed=seed)[0] for seed in range(4)}
-        assert len(said) == different
-
-
-def test_sampling_draws_by_the_softmax() -> None:
-    logits, temperature, n = torch.tensor([1.0, 0.5, *[0.0] * 20, float("-inf")]), 0.5, 4000
-    draws = Sampling(temperature, range(n))(torch.empty(n, 0), logits.expand(n, -1)).argmax(1)
-    shares = torch.bincount(draws, minlength=len(logits)) / n
-    torch.testing.assert_close(shares, (logits / temperature).softmax(0), atol=0.02, rtol=0)
-
-
-def test_a_local_chat_that_cannot_be_answered_is_a_failure_of_its_own(local: LocalEngine) -> None:
-    answers = local.answer([chat("word " * 600), CHATS[0], chat("\U000f5e00")], max_new_tokens=8)
-    assert isinstance(answers[1], str) and answers[1:2] == local.answer(CHATS[:1], max_new_tokens=8)
-    assert "the LLM reads 512" in str(answers[0]) and "reserved" in str(answers[2])
-    assert local.answer([], max_new_tokens=8) == []
-
-
-def test_a_local_answer_that_was_cut_says_so(local: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    (answer,) = local.answer(CHATS[:1], max_new_tokens=3)
-    assert isinstance(answer, Cut)  # a random model does not end so soon
-    stop = min(local.llm.chat.stop_ids)
-    whole = local._text([65, 66, stop, 67])
-    assert not isinstance(whole, Cut) and whole == local._text([65, 66])
-
-
-def test_a_local_engine_is_called_by_its_weights(local: LocalEngine, tmp_path: Path) -> None:
-    assert LocalEngine.of(local.llm).name == local.name
-    other = CausalLLM(str(save_family("qwen2", tmp_path)), "float32")
-    other.load()
-    assert LocalEngine.of(other).name != local.name
-
-
-@pytest.mark.parametrize(("limits", "message"), [((0, 0.0), "max_new_tokens"), ((5, -1.0), "temperature")])
-def test_limits_that_make_no_sense(local: LocalEngine, limits: tuple[int, float], message: str) -> None:
-    for engine in (local, OpenAIEngine(base_url="http://h/v1", model="m")):
-        with pytest.raises(UndertoneError, match=message):
-            engine.answer(CHATS, max_new_tokens=limits[0], temperature=limits[1])
-
-
-# Answers that are kept
-
-
-class Parrot(Engine):
-    """Says what it was told; `fails` lists texts that it has no answer to, `stops` the one that ends the process."""
-
-    def __init__(self, fails: Sequence[str] = (), stops: str | None = None) -> None:
-        self.name, self.fails, self.stops = "parrot", fails, stops
-        self.calls: list[list[str]] = []
-
-    def answer(
-        self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> list[str | Failure]:
-        texts = [c[-1]["content"] for c in chats]
-        if self.stops in texts:
-            raise KeyboardInterrupt
-        self.calls.append(texts)
-        return [Failure("no") if text in self.fails else f"{text} {seed} \u2028 ü" for text in texts]
-
-
-def test_the_same_question_is_asked_once_ever(tmp_path: Path) -> None:
-    parrot, chats = Parrot(), [chat("a"), chat("b"), chat("a")]
-    kept = KeptAnswers(parrot, tmp_path / "new" / "kept")
-    said = kept.answer(chats, max_new_tokens=5)
-    assert said == ["a 0 \u2028 ü", "b 0 \u2028 ü", "a 0 \u2028 ü"] and parrot.calls == [["a", "b"]] and kept.asked == 2
-    again = KeptAnswers(Parrot(stops="a"), tmp_path / "new" / "kept")
-    assert again.answer(chats, max_new_tokens=5) == said and again.asked == 0
-
-
-def test_what_changes_an_answer_is_in_its_key(tmp_path: Path) -> None:
-    parrot = Parrot()
-    kept = KeptAnswers(parrot, tmp_path / "kept")
-    limits: list[dict[str, Any]] = [
-        {"max_new_tokens": 5},
-        {"max_new_tokens": 6},
-        {"max_new_tokens": 5, "temperature": 1.0},
-        {"max_new_tokens": 5, "seed": 1},
-    ]
-    for each in limits * 2:
-        kept.answer([chat("a")], **each)
-    kept.answer([[{"role": "system", "content": "s"}, *chat("a")]], max_new_tokens=5)
-    parrot.name = "another"
-    KeptAnswers(parrot, tmp_path / "kept").answer([chat("a")], max_new_tokens=5)
-    assert len(parrot.calls) == 6
-
-
-def test_failures_are_asked_again(tmp_path: Path) -> None:
-    kept = KeptAnswers(Parrot(fails=["b"]), tmp_path / "kept")
-    assert kept.answer([chat("a"), chat("b")], max_new_tokens=5) == ["a 0 \u2028 ü", Failure("no")]
-    parrot = Parrot()
-    again = KeptAnswers(parrot, tmp_path / "kept").answer([chat("a"), chat("b")], max_new_tokens=5)
-    assert again == ["a 0 \u2028 ü", "b 0 \u2028 ü"] and parrot.calls == [["b"]]
-
-
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_answers, "PART", 2)
-    file, chats = tmp_path / "kept", [chat(text) for text in "abcdef"]
-    with pytest.raises(KeyboardInterrupt):
-        KeptAnswers(Parrot(stops="e"), file).answer(chats, max_new_tokens=5)
-    whole = file.read_bytes()
-    file.write_bytes(whole + '{"key": "ü'.encode()[:-1])  # killed in the middle of a line, and of a letter
-    parrot = Parrot()
-    said = KeptAnswers(parrot, file).answer(chats, max_new_tokens=5)
-    assert parrot.calls == [["e", "f"]] and said == [f"{text} 0 \u2028 ü" for text in "abcdef"]
-    assert file.read_bytes().startswith(whole)
-    assert KeptAnswers(Parrot(stops="a"), file).answer(chats, max_new_tokens=5) == said
-
-
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "kept"
-    KeptAnswers(Parrot(), file).answer([chat("a")], max_new_tokens=5)
-    file.write_bytes(file.read_bytes() + b"{}\n")
-    with pytest.raises(UndertoneError, match=r"kept:2: damaged line"):
-        KeptAnswers(Parrot(), file)
-
-
-def test_a_dead_engine_is_not_asked_for_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_answers, "PART", 2)
-    parrot = Parrot(fails=["c", "d"])
-    said = KeptAnswers(parrot, tmp_path / "kept").answer([chat(text) for text in "abcdefgh"], max_new_tokens=5)
-    assert parrot.calls == [["a", "b"], ["c", "d"]]
-    assert (
-        said[2:4] == [Failure("no")] * 2
-        and said[4:] == [Failure("not asked: no chat of the part before was answered")] * 4
-    )
