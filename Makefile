@@ -7,7 +7,7 @@ RELEASE := build/release/bin
 
 quickstart: install
 	$(BIN)/python -m lightning_modules.fit --config conf/quickstart.yaml
-	$(BIN)/undertone chat runs/quickstart/bundle --once --audio "$$(ls -d .cache/undertone/corpora/*-test-*/ | head -1)audio/00000.wav"
+	$(BIN)/sottovoce chat runs/quickstart/bundle --once --audio "$$(ls -d .cache/sottovoce/corpora/*-test-*/ | head -1)audio/00000.wav"
 
 test: install lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
@@ -16,11 +16,8 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# An editable install maps the rooms by a finder that type checkers do not follow; links in build/ show them the package.
 types: install
-	rm -rf build/types && mkdir -p build/types/undertone
-	cd build/types/undertone && ln -s ../../../src/undertone/* . && for room in adapters conf data demo encoders evaluation lightning_modules llms; do ln -s ../../../$$room $$room; done
-	MYPYPATH=build/types $(BIN)/mypy --config-file pyproject.toml -p undertone
+	$(BIN)/mypy
 
 install: $(BIN)/.installed
 

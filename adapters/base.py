@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 
 from torch import nn
 
-from undertone.registry import Registry
-from undertone.types import Frames
+from sottovoce.frames import Frames
+from sottovoce.registry import Registry
 
 
 class Adapter(nn.Module, ABC):

@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from undertone.adapters import ADAPTERS, Adapter
-from undertone.audio_llms import LAYOUTS, PUBLISHED, SETTINGS, WEIGHTS, describe, read_config, tensors, under
-from undertone.hub import Hub
-from undertone.types import Frames
+from sottovoce.adapters import ADAPTERS, Adapter
+from sottovoce.audio_llm_layouts import LAYOUTS, PUBLISHED, SETTINGS, WEIGHTS, describe, read_config, tensors, under
+from sottovoce.frames import Frames
+from sottovoce.hub import Hub
 
 _HUB = Hub("adapter", "config.json and *.safetensors", PUBLISHED)
 

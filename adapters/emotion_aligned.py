@@ -5,9 +5,9 @@ from torch import nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from undertone.adapters import ADAPTERS, Adapter, small_at_first
-from undertone.errors import ConfigError
-from undertone.types import Frames
+from sottovoce.adapters import ADAPTERS, Adapter, small_at_first
+from sottovoce.errors import ConfigError
+from sottovoce.frames import Frames
 
 
 @ADAPTERS.register("emotion_aligned")

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from undertone.adapters import ADAPTERS, Adapter, small_at_first
-from undertone.errors import ConfigError
-from undertone.types import Frames
+from sottovoce.adapters import ADAPTERS, Adapter, small_at_first
+from sottovoce.errors import ConfigError
+from sottovoce.frames import Frames
 
 
 @ADAPTERS.register("frame_stacking_mlp")

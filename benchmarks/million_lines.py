@@ -19,13 +19,13 @@ import numpy as np
 import soundfile
 import torch
 
-from undertone.data.audio import load_audio
-from undertone.data.confine import Root
-from undertone.data.examples import Drawing
-from undertone.data.lines import Lines
-from undertone.data.loader import CheckedWhenDrawn
-from undertone.data.long_sampler import LongSampler
-from undertone.data.tasks import TASKS
+from sottovoce.data.audio import load_audio
+from sottovoce.data.batches import CheckedWhenDrawn
+from sottovoce.data.examples import Drawing
+from sottovoce.data.lazy_batch_sampler import LongSampler
+from sottovoce.data.lazy_manifest import Lines
+from sottovoce.data.path_policy import Root
+from sottovoce.data.tasks import TASKS
 
 CLIPS, BATCH, BATCHES = 100, 48, 100
 EMOTIONS = ("happy", "sad")

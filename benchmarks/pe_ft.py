@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from undertone.evaluation.awareness import groups
-from undertone.evaluation.intervals import bootstrap, ratio
-from undertone.evaluation.records import read_predictions
+from sottovoce.evaluation.awareness import groups
+from sottovoce.evaluation.bootstrap import bootstrap, ratio
+from sottovoce.evaluation.records import read_predictions
 
 RUNS = Path("runs/pe_ft")
 SYSTEMS = ("frozen", "selective", "full", "selective_adch", "full_adch", "late")
@@ -42,23 +42,23 @@ def main() -> None:
     for seed in arguments.seeds:
         for system in ("_aligned", *arguments.systems):
             if not (RUNS / f"seed-{seed}" / system.removeprefix("_") / "evaluation/results.json").is_file():
-                undertone("fit", "--config", f"conf/pe_ft/{system}.yaml", f"seed={seed}")
+                sottovoce("fit", "--config", f"conf/pe_ft/{system}.yaml", f"seed={seed}")
         for name, layers in LAYERS.items():
             if not (RUNS / f"seed-{seed}" / name / "evaluation/results.json").is_file():
                 changed = f"seed={seed}", f"name=pe_ft/seed-{seed}/{name}", f"llm.tuning.layers={layers}"
-                undertone("fit", "--config", "conf/pe_ft/selective.yaml", *changed)
+                sottovoce("fit", "--config", "conf/pe_ft/selective.yaml", *changed)
     first = RUNS / f"seed-{arguments.seeds[0]}"
     if not (first / "aligned/analysis/layers.json").is_file():
-        manifest = next(Path(".cache/undertone/corpora").glob("paired_world-*-test-*-pairs*")) / "manifest.jsonl"
-        undertone("analyze", str(first / "aligned/bundle"), "--config", "conf/analysis.yaml", f"manifest={manifest}")
+        manifest = next(Path(".cache/sottovoce/corpora").glob("paired_world-*-test-*-pairs*")) / "manifest.jsonl"
+        sottovoce("analyze", str(first / "aligned/bundle"), "--config", "conf/analysis.yaml", f"manifest={manifest}")
     runs = [str(RUNS / f"seed-{seed}" / system) for system in arguments.systems for seed in arguments.seeds]
-    undertone("compare", *runs, "--out", str(RUNS / "comparison"))
+    sottovoce("compare", *runs, "--out", str(RUNS / "comparison"))
     before = arguments.out.read_text("utf-8").partition(TITLE)[0] if arguments.out.is_file() else ""
     arguments.out.write_text(before + page(arguments.seeds, arguments.systems), "utf-8")
 
 
-def undertone(*arguments: str) -> None:
-    code = "import sys; from undertone.lightning_modules.cli import main; sys.exit(main(sys.argv[1:]))"
+def sottovoce(*arguments: str) -> None:
+    code = "import sys; from sottovoce.cli.main import main; sys.exit(main(sys.argv[1:]))"
     subprocess.run([sys.executable, "-c", code, *arguments], check=True)
 
 
@@ -89,7 +89,7 @@ def page(seeds: list[int], systems: list[str]) -> str:
         lines.append(f"| {name} | | {' | '.join(cells)} |")
     lines += [
         "",
-        f"`undertone analyze` (conf/analysis.yaml, on the paired test side), seed {seeds[0]}'s aligned model: {split}",
+        f"`sottovoce analyze` (conf/analysis.yaml, on the paired test side), seed {seeds[0]}'s aligned model: {split}",
         "",
     ]
     return "\n".join([*lines, *choice(seeds)])

@@ -7,11 +7,11 @@ from pathlib import Path
 from speaker_scores import TOLD, Answers
 from speakers import AGE, CHILDREN, Row, tested_in, watched_of
 
-from undertone.evaluation.records import read_predictions
-from undertone.lightning_modules.run import fit
-from undertone.paths import resolve
+from sottovoce.evaluation.records import read_predictions
+from sottovoce.lightning_modules.fit import fit
+from sottovoce.paths import resolve
 
-CONFIG = resolve("undertone:conf/real_age.yaml")
+CONFIG = resolve("sottovoce:conf/real_age.yaml")
 
 
 def told(data: Path, runs: Path, rows: dict[str, list[Row]], part: int) -> Answers:

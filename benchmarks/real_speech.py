@@ -37,17 +37,17 @@ from rich.progress import track
 from speaker_scores import BASELINE, TRAINED, UNTRAINED, Answers, results_of, write
 from speakers import ACTORS, CHILDREN, DIGITS, OTHERS, PARTS, Row, Task, read, tasks_of, tested_in, watched_of
 
-from undertone.data.audio import load_audio
-from undertone.encoders import ENCODERS
-from undertone.encoders.conformer import ConformerEncoder
-from undertone.encoders.log_mel import SAMPLE_RATE, log_mel
-from undertone.evaluation.probe import probe
-from undertone.lightning_modules.cli import quiet
-from undertone.lightning_modules.pretrain import begin, pretrain
-from undertone.lightning_modules.pretrain_recipe import load
-from undertone.paths import resolve
+from sottovoce.cli.main import quiet
+from sottovoce.config.best_rq import load
+from sottovoce.data.audio import load_audio
+from sottovoce.encoders import ENCODERS
+from sottovoce.encoders.conformer import ConformerEncoder
+from sottovoce.encoders.log_mel import SAMPLE_RATE, log_mel
+from sottovoce.evaluation.linear_probe import probe
+from sottovoce.lightning_modules.best_rq_pretraining import begin, pretrain
+from sottovoce.paths import resolve
 
-CONFIG = resolve("undertone:conf/best_rq_small.yaml")
+CONFIG = resolve("sottovoce:conf/best_rq_small.yaml")
 DIGITS_EVERY = 4  # of 2,000 digits by four men, so that they do not outnumber everybody else
 F0_RANGE = (65.0, 600.0)  # Hz: from low men to small children
 Features = NDArray[np.float32]

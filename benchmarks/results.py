@@ -38,7 +38,7 @@ def main() -> None:
     for seed in arguments.seeds:
         whole, plain = RUNS / f"err-{seed}", RUNS / f"plain-{seed}"
         minutes.append(fit(whole, seed))
-        undertone("evaluate", str(whole), "--stage", "joint")
+        sottovoce("evaluate", str(whole), "--stage", "joint")
         if not (plain / "stages").is_dir():  # the same stage 1, so that only ERR differs
             shutil.copytree(whole / "stages" / "1-joint", plain / "stages" / "1-joint")
         fit(plain, seed, "stages.disentangle.err=null", "stages.holistic.err=null")
@@ -53,7 +53,7 @@ def main() -> None:
 def fit(folder: Path, seed: int, *overrides: str) -> float:
     """Train a run, or find it finished; returns the minutes that it took this time."""
     start = time.time()
-    undertone(
+    sottovoce(
         "fit",
         "--config",
         "conf/quickstart.yaml",
@@ -65,8 +65,8 @@ def fit(folder: Path, seed: int, *overrides: str) -> float:
     return (time.time() - start) / 60
 
 
-def undertone(*arguments: str) -> None:
-    code = "import sys; from undertone.lightning_modules.cli import main; sys.exit(main(sys.argv[1:]))"
+def sottovoce(*arguments: str) -> None:
+    code = "import sys; from sottovoce.cli.main import main; sys.exit(main(sys.argv[1:]))"
     subprocess.run([sys.executable, "-c", code, *arguments], check=True)
 
 

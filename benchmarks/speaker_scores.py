@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from speakers import AGE, EMOTION, GENDER
 
-from undertone.evaluation.intervals import bootstrap, mean_of_ratios
-from undertone.evaluation.metrics import Prediction, balanced_accuracy
+from sottovoce.evaluation.bootstrap import bootstrap, mean_of_ratios
+from sottovoce.evaluation.metrics import Prediction, balanced_accuracy
 
 BASELINE, UNTRAINED, TRAINED = "log-mel + pitch", "Conformer, random", "Conformer, BEST-RQ"
 TOLD = "adapter, the LLM's words"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from undertone.errors import MissingError
+from sottovoce.errors import MissingError
 
 PARTS = (1, 2, 3, 4, 5)
 PAIRS = (("03", "08"), ("10", "09"), ("11", "13"))  # a man and a woman of EmoDB; parts 4 and 5 test readers alone

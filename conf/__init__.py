@@ -1,5 +1,1 @@
 """Recipes."""
-
-from undertone.rooms import one_copy
-
-one_copy(__name__)

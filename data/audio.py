@@ -14,7 +14,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from undertone.errors import AudioError
+from sottovoce.errors import AudioError
 
 MIN_SECONDS = 0.1  # a shorter clip holds no word
 MAX_SECONDS = 3600.0  # a longer one is a recording to cut, or a header that lies
@@ -32,7 +32,7 @@ _STREAMED = 0x7FFF0000  # bytes; writers to a pipe claim about 2 or 4 GiB, for w
 
 
 class Place(NamedTuple):
-    """A clip within an archive: some bytes of a tar, as `undertone shards` packs it."""
+    """A clip within an archive: some bytes of a tar, as `sottovoce shards` packs it."""
 
     archive: Path
     offset: int  # bytes

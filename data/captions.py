@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from undertone.data.utterance import Utterance
+from sottovoce.data.utterance import Utterance
 
 
 def style_caption(utterance: Utterance) -> str | None:

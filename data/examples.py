@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from undertone.data.captions import style_caption
-from undertone.data.tasks import Task
-from undertone.data.utterance import Turn, Utterance
+from sottovoce.data.captions import style_caption
+from sottovoce.data.tasks import Task
+from sottovoce.data.utterance import Turn, Utterance
 
 Place = Literal["system", "user"]
 Draw = Callable[[Utterance, int, int], "Example | None"]  # (utterance, epoch, number of the draw) -> example

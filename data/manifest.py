@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from undertone.data.confine import Root
-from undertone.data.manifest_line import LineReader, kind_of
-from undertone.data.utterance import Turn, Utterance
-from undertone.errors import ManifestError, brief
+from sottovoce.data.manifest_schema import LineReader, kind_of
+from sottovoce.data.path_policy import Root
+from sottovoce.data.utterance import Turn, Utterance
+from sottovoce.errors import ManifestError, brief
 
 __all__ = ["Fault", "Manifest", "Turn", "Utterance", "read_lines", "read_manifest"]
 

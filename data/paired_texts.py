@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from undertone.data.manifest import read_lines
-from undertone.errors import ManifestError, nearest
+from sottovoce.data.manifest import read_lines
+from sottovoce.errors import ManifestError, nearest
 
 HELD_OUT = "held_out"
 _KEYS = ("text", "category", "topic", "answers")

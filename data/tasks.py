@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from undertone.data.captions import style_caption
-from undertone.data.utterance import Utterance
-from undertone.data.wordings import fill, read_wordings
-from undertone.errors import ConfigError, brief, nearest
-from undertone.paths import resolve
-from undertone.registry import Registry
+from sottovoce.data.captions import style_caption
+from sottovoce.data.prompt_files import fill, read_wordings
+from sottovoce.data.utterance import Utterance
+from sottovoce.errors import ConfigError, brief, nearest
+from sottovoce.paths import resolve
+from sottovoce.registry import Registry
 
 PROMPTS = Path(__file__).parent / "prompts"
 
@@ -122,7 +122,7 @@ class Response(Dialogue):
 
     name = "response"
 
-    def __init__(self, *, teacher: str = "undertone:data/prompts/speech_emotion_llama/companion.txt") -> None:
+    def __init__(self, *, teacher: str = "sottovoce:data/prompts/speech_emotion_llama/companion.txt") -> None:
         self._wordings = [""]
         self.teacher = None if teacher == "none" else read_wordings(resolve(teacher), {})[0]
 

@@ -14,11 +14,11 @@ import numpy as np
 import soundfile
 from rich.progress import track
 
-from undertone.data.captions import caption_from
-from undertone.data.corpora import Corpus
-from undertone.data.espeak import ESpeak
-from undertone.demo.voices import SAMPLE_RATE, Audio, say, speakers
-from undertone.demo.world import CHOICES, Style, draw_sentence, draw_small_talk, draw_style, reply
+from sottovoce.data.captions import caption_from
+from sottovoce.data.corpora.base import Corpus
+from sottovoce.data.tts.espeak import ESpeak
+from sottovoce.demo.voices import SAMPLE_RATE, Audio, say, speakers
+from sottovoce.demo.world import CHOICES, Style, draw_sentence, draw_small_talk, draw_style, reply
 
 VERSION = 2  # of the world's sound and words: another one is another corpus
 CHUNK = 50  # utterances a task: long enough to outweigh its overhead, short enough for a smooth progress bar

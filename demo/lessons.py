@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from undertone.data.captions import caption_from
-from undertone.data.tasks import PROMPTS, TASKS, AttributeTask
-from undertone.data.wordings import read_wordings
-from undertone.demo.world import (
+from sottovoce.data.captions import caption_from
+from sottovoce.data.prompt_files import read_wordings
+from sottovoce.data.tasks import PROMPTS, TASKS, AttributeTask
+from sottovoce.demo.world import (
     ADJECTIVES,
     CHOICES,
     NAMES,

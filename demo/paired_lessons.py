@@ -6,10 +6,10 @@ where nothing does, it answers the words. It knows in text what a child must not
 
 from collections.abc import Iterator
 
-from undertone.data.captions import caption_from
-from undertone.demo.lessons import LEXICON, Lesson, Lessons, messages
-from undertone.demo.paired_words import SAFETY_TOPICS, TOPICS, VALUES, answer, category_of, draw_text, plain, verb_of
-from undertone.demo.world import draw_style
+from sottovoce.data.captions import caption_from
+from sottovoce.demo.lessons import LEXICON, Lesson, Lessons, messages
+from sottovoce.demo.paired_words import SAFETY_TOPICS, TOPICS, VALUES, answer, category_of, draw_text, plain, verb_of
+from sottovoce.demo.world import draw_style
 
 PAIRED = ("plain", "paired", "unknown")  # no style is told; what matters is told; something else is told
 QUESTIONS = ("age", "gender", "emotion", "pitch", "tempo", "energy")

@@ -9,7 +9,7 @@ within the reach of a small LLM.
 
 import random
 
-from undertone.demo.world import ADJECTIVES, CHOICES, NOUNS, PLACES, TIMES, VERBS, split_of
+from sottovoce.demo.world import ADJECTIVES, CHOICES, NOUNS, PLACES, TIMES, VERBS, split_of
 
 SAFETY = "child safety"  # the group of topics that paired training never meets
 SAFETY_TOPICS = tuple("fixed opened carried cleaned painted broke dropped".split())

@@ -17,9 +17,9 @@ from typing import Any
 import soundfile
 from rich.progress import track
 
-from undertone.data.corpora import Corpus
-from undertone.data.espeak import ESpeak
-from undertone.demo.paired_words import (
+from sottovoce.data.corpora.base import Corpus
+from sottovoce.data.tts.espeak import ESpeak
+from sottovoce.demo.paired_words import (
     SAFETY_TOPICS,
     TOPICS,
     VALUES,
@@ -30,8 +30,8 @@ from undertone.demo.paired_words import (
     topic_of,
     verb_of,
 )
-from undertone.demo.voices import SAMPLE_RATE, Audio, children, say, speakers
-from undertone.demo.world import VERBS, Style, draw_style
+from sottovoce.demo.voices import SAMPLE_RATE, Audio, children, say, speakers
+from sottovoce.demo.world import VERBS, Style, draw_style
 
 VERSION = 2  # of words, answers and voices: another one is another corpus
 CHUNK = 50  # utterances a task of a process

@@ -1,6 +1,6 @@
 """Pre-train the demo's Conformer on the demo world: CTC on words, and not a word about style.
 
-    undertone demo pretrain --part conformer --out demo/backbones
+    sottovoce demo pretrain --part conformer --out demo/backbones
 
 It stands in for the millions of hours of BEST-RQ that the paper's Conformer begins with (Kang et al., 2024, section
 II-B), which leave it with words and sounds, and with no label of any emotion. Training voices and sentences are those
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from undertone.demo.corpus import speak_corpus
-from undertone.demo.pretrain_encoder import augment
-from undertone.demo.world import ADJECTIVES, NOUNS, PEOPLE, PLACES, TIMES, VERBS
-from undertone.encoders.conformer import ConformerEncoder
-from undertone.encoders.log_mel import SILENCE, log_mel
-from undertone.types import Frames
+from sottovoce.demo.corpus import speak_corpus
+from sottovoce.demo.pretrain_encoder import augment
+from sottovoce.demo.world import ADJECTIVES, NOUNS, PEOPLE, PLACES, TIMES, VERBS
+from sottovoce.encoders.conformer import ConformerEncoder
+from sottovoce.encoders.log_mel import SILENCE, log_mel
+from sottovoce.frames import Frames
 
 FOLDER = "conformer"  # in the folder of the backbones
 NUMBERS: dict[str, Any] = {"layers": 4, "width": 160, "feedforward": 480, "heads": 4, "kernel": 7}

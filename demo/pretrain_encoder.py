@@ -1,6 +1,6 @@
 """Pre-train the demo's Whisper encoder on the demo world: CTC on letters, and small heads for the style.
 
-    undertone demo pretrain --part encoder --out demo/backbones
+    sottovoce demo pretrain --part encoder --out demo/backbones
 
 Only the encoder is kept. Training voices and sentences are those of the `train` split; the numbers it prints come
 from the validation split, whose voices and sentences it has never heard.
@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, ModelDimensions
 
-from undertone.demo.corpus import Spoken, speak_corpus
-from undertone.demo.voices import SAMPLE_RATE
-from undertone.demo.world import CHOICES
+from sottovoce.demo.corpus import Spoken, speak_corpus
+from sottovoce.demo.voices import SAMPLE_RATE
+from sottovoce.demo.world import CHOICES
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 DIMS = ModelDimensions(

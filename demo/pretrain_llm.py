@@ -1,6 +1,6 @@
 """Pre-train the demo's LLM, a Qwen2 chat model of some two million parameters, on text of the demo world.
 
-    undertone demo pretrain --part llm --out demo/backbones
+    sottovoce demo pretrain --part llm --out demo/backbones
 
 It learns what a frozen instruction-following LLM brings along: to repeat, to answer questions about a style caption,
 to reply to words in the light of a style, and to use what was said before. It never sees speech, and no sentence of
@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from undertone.demo.lessons import ATTRIBUTES, COPYING, REPLYING, Lessons, Phase
+from sottovoce.demo.lessons import ATTRIBUTES, COPYING, REPLYING, Lessons, Phase
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 TEMPLATE = (  # ChatML, as Qwen2 has it, without a default system prompt

@@ -1,6 +1,6 @@
 """Pre-train the demo's deeper LLM: a Qwen2 chat model of seven layers, enough of them to say which do what.
 
-    undertone demo pretrain --part llm_deep --out demo/backbones
+    sottovoce demo pretrain --part llm_deep --out demo/backbones
 
 It starts from the demo's LLM of three layers (which `--part llm` makes, and which has to lie in the same folder) and
 grows: narrower feed-forward maps first, and more layers later. From `paired_lessons` it learns to answer words by what
@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from undertone.demo.lessons import Phase
-from undertone.demo.paired_lessons import KINDS, PairedLessons
-from undertone.demo.pretrain_llm import save, shares_right, train
+from sottovoce.demo.lessons import Phase
+from sottovoce.demo.paired_lessons import KINDS, PairedLessons
+from sottovoce.demo.pretrain_llm import save, shares_right, train
 
 SEED_FOLDER, FOLDER = "llm", "llm_deep"  # in the folder of the backbones
 LAYERS, FEEDFORWARD = 7, 224  # of the grown model; its width is the seedling's

@@ -11,10 +11,10 @@ import random
 import numpy as np
 import soxr
 
-from undertone.data.espeak import ESpeak
-from undertone.data.voice_rendering import Audio as Audio  # for whoever speaks with these voices
-from undertone.data.voice_rendering import Quality, set_level, trim, voice_quality
-from undertone.demo.world import Style
+from sottovoce.data.tts.effects import Audio as Audio  # for whoever speaks with these voices
+from sottovoce.data.tts.effects import Quality, set_level, trim, voice_quality
+from sottovoce.data.tts.espeak import ESpeak
+from sottovoce.demo.world import Style
 
 SAMPLE_RATE = 16_000  # Hz, of everything this module returns
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undertone.errors import ConfigError
-from undertone.registry import Registry
-from undertone.types import Frames
+from sottovoce.errors import ConfigError
+from sottovoce.frames import Frames
+from sottovoce.registry import Registry
 
 
 class Encoder(nn.Module, ABC):

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from undertone.encoders.conformer import ConformerEncoder
-from undertone.encoders.log_mel import MELS, STACK, zeroed
-from undertone.types import Frames
+from sottovoce.encoders.conformer import ConformerEncoder
+from sottovoce.encoders.log_mel import MELS, STACK, zeroed
+from sottovoce.frames import Frames
 
 _SMALLEST_VARIANCE = 1e-10  # a bin that never moves is normalised to zeros
 

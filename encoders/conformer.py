@@ -19,11 +19,11 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
     Wav2Vec2BertSelfAttention,
 )
 
-from undertone.encoders import log_mel
-from undertone.encoders.base import ENCODERS, Encoder, fingerprint, precision
-from undertone.errors import ConfigError, MissingError
-from undertone.paths import resolve
-from undertone.types import Frames
+from sottovoce.encoders import log_mel
+from sottovoce.encoders.base import ENCODERS, Encoder, fingerprint, precision
+from sottovoce.errors import ConfigError, MissingError
+from sottovoce.frames import Frames
+from sottovoce.paths import resolve
 
 FILE = "conformer.safetensors"  # in a checkpoint's folder; its metadata `conformer` holds the numbers in JSON
 _ROTARY_BASE = 10_000

@@ -14,12 +14,12 @@ from transformers import (
     SeamlessM4TFeatureExtractor,
 )
 
-from undertone.encoders.base import ENCODERS, Encoder, fingerprint, precision
-from undertone.encoders.log_mel import check_clips, zeroed
-from undertone.errors import AudioError, ConfigError, nearest
-from undertone.hub import Hub, first_line
-from undertone.paths import resolve
-from undertone.types import Frames
+from sottovoce.encoders.base import ENCODERS, Encoder, fingerprint, precision
+from sottovoce.encoders.log_mel import check_clips, zeroed
+from sottovoce.errors import AudioError, ConfigError, nearest
+from sottovoce.frames import Frames
+from sottovoce.hub import Hub, first_line
+from sottovoce.paths import resolve
 
 # For dry runs; weights always come with their own configuration. Fields that are left out have transformers' default.
 PUBLISHED: dict[str, dict[str, Any]] = {

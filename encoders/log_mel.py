@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from undertone.types import Frames
+from sottovoce.frames import Frames
 
 SAMPLE_RATE = 16_000  # Hz
 MELS = 80

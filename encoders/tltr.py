@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from undertone.errors import ConfigError
-from undertone.types import Frames
+from sottovoce.errors import ConfigError
+from sottovoce.frames import Frames
 
 
 class TLTR(nn.Module):

@@ -15,11 +15,11 @@ from safetensors import safe_open
 from torch import Tensor
 from whisper.model import AudioEncoder
 
-from undertone.encoders.base import ENCODERS, Encoder, fingerprint
-from undertone.encoders.log_mel import check_clips
-from undertone.errors import ConfigError, MissingError, nearest
-from undertone.paths import resolve
-from undertone.types import Frames
+from sottovoce.encoders.base import ENCODERS, Encoder, fingerprint
+from sottovoce.encoders.log_mel import check_clips
+from sottovoce.errors import ConfigError, MissingError, nearest
+from sottovoce.frames import Frames
+from sottovoce.paths import resolve
 
 SAMPLE_RATE = 16_000  # Hz
 SAMPLES_PER_FRAME = 320  # 20 ms: two log-mel frames of 10 ms

@@ -1,15 +1,11 @@
 """How well the ear hears: scores with their intervals, records of them, and tables."""
 
-from undertone.rooms import one_copy
-
-one_copy(__name__)
-
-from undertone.evaluation import awareness_llm, conversation, rule_judge  # noqa: F401  (registers them)
-from undertone.evaluation.awareness import AWARENESS_JUDGES, AwarenessJudge, labelled
-from undertone.evaluation.judge import JUDGES, Judge, Reply, Verdict
-from undertone.evaluation.metrics import SLOTS, Prediction, Score
-from undertone.evaluation.records import Record, read_predictions, read_results, score_all, write_results
-from undertone.evaluation.report import results_markdown, results_table
+from sottovoce.evaluation.awareness import AWARENESS_JUDGES, AwarenessJudge, labelled
+from sottovoce.evaluation.judges import awareness, conversation, exemplar  # noqa: F401  (registers them)
+from sottovoce.evaluation.judges.llm import JUDGES, Judge, Reply, Verdict
+from sottovoce.evaluation.metrics import SLOTS, Prediction, Score
+from sottovoce.evaluation.records import Record, read_predictions, read_results, score_all, write_results
+from sottovoce.evaluation.reports.results import results_markdown, results_table
 
 __all__ = [
     "AWARENESS_JUDGES",

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from undertone.errors import ConfigError, UndertoneError, nearest
-from undertone.evaluation.intervals import ratio
-from undertone.evaluation.judge import Answerer, Verdict
-from undertone.evaluation.metrics import Measure, Metric, Prediction, rouge_l_of_each
-from undertone.registry import Registry
+from sottovoce.errors import ConfigError, SottovoceError, nearest
+from sottovoce.evaluation.bootstrap import ratio
+from sottovoce.evaluation.judges.llm import Answerer, Verdict
+from sottovoce.evaluation.metrics import Measure, Metric, Prediction, rouge_l_of_each
+from sottovoce.registry import Registry
 
 MARGIN = 0.25  # of the way between two answers, by which a reply must be nearer to one of them
 FLOOR = 0.3  # ROUGE-L to the nearest answer, below which a reply is none of them
@@ -144,7 +144,7 @@ def labelled(
         transcripts: id of the utterance -> its words, for a judge that wants to know them.
 
     Raises:
-        UndertoneError: a prediction with a category lacks its label or its rivals.
+        SottovoceError: a prediction with a category lacks its label or its rivals.
     """
     rows = [p for p in predictions if p.category]
     said = transcripts or {}
@@ -162,9 +162,9 @@ def _whole(score: float | None) -> int | None:
 def _case(prediction: Prediction, transcript: str) -> Case:
     p, where = prediction, f"awareness: prediction {prediction.id!r} of category {prediction.category!r}"
     if p.category is None or p.label is None:
-        raise UndertoneError(f"{where} has no true label; set `label`")
+        raise SottovoceError(f"{where} has no true label; set `label`")
     if len(p.rivals or {}) < 2:
-        raise UndertoneError(f"{where} needs `rivals`, the answer due to each of at least two values of the attribute")
+        raise SottovoceError(f"{where} needs `rivals`, the answer due to each of at least two values of the attribute")
     return Case(p.category, p.label, p.response, p.rivals or {}, transcript)
 
 
@@ -208,7 +208,7 @@ def pa_score(predictions: Sequence[Prediction]) -> Measure:
     """Mean label of the replies, between -1 and 1.
 
     Raises:
-        UndertoneError: no prediction has a label.
+        SottovoceError: no prediction has a label.
     """
     rows, notes = _judged("pa_score", predictions)
     return _mean([float(p.awareness or 0) for p in rows], None, notes)
@@ -219,7 +219,7 @@ def pa_rate(predictions: Sequence[Prediction]) -> Measure:
     """Share of replies that are right for their speaker. The baseline gives one of the due answers blindly.
 
     Raises:
-        UndertoneError: no prediction has a label.
+        SottovoceError: no prediction has a label.
     """
     rows, notes = _judged("pa_rate", predictions)
     blind = float(np.mean([1 / len(p.rivals) if p.rivals else 0 for p in rows]))
@@ -232,7 +232,7 @@ AWARENESS: dict[str, Metric] = {"pa_score": pa_score, "pa_rate": pa_rate}
 def _judged(metric: str, predictions: Sequence[Prediction]) -> tuple[list[Prediction], str]:
     rows = [p for p in predictions if p.awareness is not None]
     if not rows:
-        raise UndertoneError(
+        raise SottovoceError(
             f"{metric}: none of {len(predictions)} predictions has a label; have them `labelled` first"
         )
     left_out = len(predictions) - len(rows)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text.rouge import ROUGEScore
 
-from undertone.errors import UndertoneError, nearest
-from undertone.evaluation.intervals import Array, bootstrap, mean_of_ratios, ratio
+from sottovoce.errors import SottovoceError, nearest
+from sottovoce.evaluation.bootstrap import Array, bootstrap, mean_of_ratios, ratio
 
 SLOTS = ("both", "paralinguistic", "linguistic", "text")  # the paper's choices, in the order of reports
 DECIMALS = 6  # of every score; torchmetrics divides in float32, so that further digits would be noise
@@ -38,7 +38,7 @@ class Prediction:
             due to each value of the attribute that the right answer hangs on, of which `label` is the speaker's.
         category: paired data: that attribute.
         topic: paired data: what is spoken of; `<group>/<topic>` where a group of topics is scored apart.
-        judge: who labelled the reply; None where the rule is to (`undertone.evaluation.awareness`).
+        judge: who labelled the reply; None where the rule is to (`sottovoce.evaluation.awareness`).
         awareness: that judge's label, -1, 0 or 1; None where it could not judge.
         source: the part of the test side that it belongs to, where the recipe names one that is scored apart.
     """
@@ -120,14 +120,14 @@ def word_error_rate(predictions: Sequence[Prediction]) -> Measure:
     in which the normaliser leaves no word (fillers, noise marks) are dropped and counted in the notes.
 
     Raises:
-        UndertoneError: there are no predictions, or no reference has a word.
+        SottovoceError: there are no predictions, or no reference has a word.
     """
     _require(predictions, "word_error_rate")
     normalize = _english_normalizer()
     pairs = [(normalize(p.target), normalize(p.response)) for p in predictions]
     spoken = [pair for pair in pairs if pair[0]]
     if not spoken:
-        raise UndertoneError(f"word_error_rate: none of {len(pairs)} references has a word left after normalising")
+        raise SottovoceError(f"word_error_rate: none of {len(pairs)} references has a word left after normalising")
     measured = jiwer.process_words([reference for reference, _ in spoken], [response for _, response in spoken])
     errors = [sum(map(_errors, row)) for row in measured.alignments]
     words = [len(row) for row in measured.references]
@@ -143,7 +143,7 @@ def accuracy(predictions: Sequence[Prediction]) -> Measure:
     Wang et al. (ICME 2025), section IV. The baseline always answers the most frequent label.
 
     Raises:
-        UndertoneError: there are no predictions, or one has no true label.
+        SottovoceError: there are no predictions, or one has no true label.
     """
     predicted, truth, classes = _classes(predictions, "accuracy")
     value = MulticlassAccuracy(classes + 1, average="micro")(predicted, truth)
@@ -160,7 +160,7 @@ def balanced_accuracy(predictions: Sequence[Prediction]) -> Measure:
     baseline is one over the number of classes.
 
     Raises:
-        UndertoneError: there are no predictions, or one has no true label.
+        SottovoceError: there are no predictions, or one has no true label.
     """
     predicted, truth, classes = _classes(predictions, "balanced_accuracy")
     # torchmetrics' own macro mean would count the class of wrong answers, as a class whose recall is 0
@@ -179,7 +179,7 @@ def rouge_l(predictions: Sequence[Prediction]) -> Measure:
     scripts have none and score 0, which the notes count.
 
     Raises:
-        UndertoneError: there are no predictions.
+        SottovoceError: there are no predictions.
     """
     _require(predictions, "rouge_l")
     similarity = rouge_l_of_each([p.response for p in predictions], [p.target for p in predictions])
@@ -197,12 +197,12 @@ def emotion_fit(predictions: Sequence[Prediction]) -> Measure:
     Rows with no rivals at all cannot be judged: they are left out and counted in the notes.
 
     Raises:
-        UndertoneError: no prediction has rivals, or one that has lacks its true emotion or has but one rival.
+        SottovoceError: no prediction has rivals, or one that has lacks its true emotion or has but one rival.
     """
     _require(predictions, "emotion_fit")
     judged = [p for p in predictions if p.rivals]
     if not judged:
-        raise UndertoneError(f"emotion_fit: none of {len(predictions)} predictions has `rivals` to hold it against")
+        raise SottovoceError(f"emotion_fit: none of {len(predictions)} predictions has `rivals` to hold it against")
     rivals = [_rivals(p) for p in judged]
     responses = [p.response for p, replies in zip(judged, rivals, strict=True) for _ in replies]
     similarity = iter(rouge_l_of_each(responses, [reply for replies in rivals for reply in replies.values()]))
@@ -218,7 +218,7 @@ def emotion_fit(predictions: Sequence[Prediction]) -> Measure:
 
 def _require(predictions: Sequence[Prediction], metric: str) -> None:
     if not predictions:
-        raise UndertoneError(f"{metric}: there are no predictions to score; is the test set empty?")
+        raise SottovoceError(f"{metric}: there are no predictions to score; is the test set empty?")
 
 
 def _columns(*columns: Sequence[float]) -> Array:
@@ -246,7 +246,7 @@ def _classes(predictions: Sequence[Prediction], metric: str) -> tuple[Tensor, Te
     labels = [p.label for p in predictions if p.label is not None]
     if len(labels) < len(predictions):
         unlabelled = next(p for p in predictions if p.label is None)
-        raise UndertoneError(
+        raise SottovoceError(
             f"{metric}: prediction {unlabelled.id!r} of task {unlabelled.task!r} has no true label; set `label`"
         )
     index: dict[str | None, int] = {label: i for i, label in enumerate(sorted(set(labels)))}
@@ -269,9 +269,9 @@ def rouge_l_of_each(responses: list[str], references: list[str]) -> list[float]:
 def _rivals(prediction: Prediction) -> dict[str, str]:
     where, rivals = f"emotion_fit: prediction {prediction.id!r}", prediction.rivals or {}
     if len(rivals) < 2:
-        raise UndertoneError(f"{where} needs `rivals`, a reply for each of at least two emotions; it has {len(rivals)}")
+        raise SottovoceError(f"{where} needs `rivals`, a reply for each of at least two emotions; it has {len(rivals)}")
     if prediction.label is None:
-        raise UndertoneError(f"{where} has no true emotion; set `label`")
+        raise SottovoceError(f"{where} has no true emotion; set `label`")
     if prediction.label not in rivals:
-        raise UndertoneError(f"{where}: no rival is called {prediction.label!r}.{nearest(prediction.label, rivals)}")
+        raise SottovoceError(f"{where}: no rival is called {prediction.label!r}.{nearest(prediction.label, rivals)}")
     return rivals

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from undertone.errors import MissingError, UndertoneError
-from undertone.evaluation.awareness import AWARENESS, groups
-from undertone.evaluation.metrics import (
+from sottovoce.errors import MissingError, SottovoceError
+from sottovoce.evaluation.awareness import AWARENESS, groups
+from sottovoce.evaluation.metrics import (
     DECIMALS,
     Metric,
     Prediction,
@@ -18,9 +18,9 @@ from undertone.evaluation.metrics import (
     rouge_l,
     word_error_rate,
 )
-from undertone.evaluation.report import in_order, results_markdown
-from undertone.evaluation.similarity import ROUGE
-from undertone.files import write_whole
+from sottovoce.evaluation.reports.results import in_order, results_markdown
+from sottovoce.evaluation.text_similarity import ROUGE
+from sottovoce.io import write_whole
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def score_all(system: str, predictions: Sequence[Prediction]) -> list[Record]:
     category also get PA-score and PA-rate, as a task of the category's name (see `awareness.groups`).
 
     Raises:
-        UndertoneError: there are no predictions; a row lacks what its metric needs.
+        SottovoceError: there are no predictions; a row lacks what its metric needs.
     """
     if not predictions:
-        raise UndertoneError(f"score_all: system {system!r} has no predictions to score; is the test set empty?")
+        raise SottovoceError(f"score_all: system {system!r} has no predictions to score; is the test set empty?")
     due = scores_due(predictions)
     return in_order(Record(system, d.task, d.name, d.slots, **d.metric(d.rows)._asdict()) for d in due)
 
@@ -123,12 +123,12 @@ def read_results(folder: Path) -> list[Record]:
 
     Raises:
         MissingError: there is no `results.json` in `folder`.
-        UndertoneError: it is not a list of records.
+        SottovoceError: it is not a list of records.
     """
     file = folder / "results.json"
     rows = _parse(_read(file), str(file))
     if not isinstance(rows, list):
-        raise UndertoneError(f"{file}: expected a list of records, found {type(rows).__name__}")
+        raise SottovoceError(f"{file}: expected a list of records, found {type(rows).__name__}")
     return [Record(**_checked(row, KEYS, f"{file}: record {i}")) for i, row in enumerate(rows, 1)]
 
 
@@ -137,7 +137,7 @@ def read_predictions(folder: Path) -> list[Prediction]:
 
     Raises:
         MissingError: there is no `predictions.jsonl` in `folder`.
-        UndertoneError: a line is not a prediction; the message gives its number.
+        SottovoceError: a line is not a prediction; the message gives its number.
     """
     file, keys = folder / "predictions.jsonl", [field.name for field in fields(Prediction)]
     lines = ((f"{file}: line {i}", line) for i, line in enumerate(_read(file).split("\n"), 1) if line)
@@ -175,7 +175,7 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UndertoneError(f"{where}: not JSON: {error}") from None
+        raise SottovoceError(f"{where}: not JSON: {error}") from None
 
 
 def _checked(row: Any, keys: Iterable[str], where: str, absent: Collection[str] = ()) -> dict[str, Any]:
@@ -183,5 +183,5 @@ def _checked(row: Any, keys: Iterable[str], where: str, absent: Collection[str] 
     expected = list(keys)
     if not isinstance(row, dict) or set(row) | set(absent) != set(expected):
         found = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise UndertoneError(f"{where}: expected the keys {', '.join(expected)}; found {found}")
+        raise SottovoceError(f"{where}: expected the keys {', '.join(expected)}; found {found}")
     return row

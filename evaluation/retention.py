@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from undertone.errors import MissingError, UndertoneError
-from undertone.evaluation.intervals import Array, ratio
-from undertone.evaluation.metrics import Measure, Score
+from sottovoce.errors import MissingError, SottovoceError
+from sottovoce.evaluation.bootstrap import Array, ratio
+from sottovoce.evaluation.metrics import Measure, Score
 
 TASK, SLOTS = "retention", "text"  # of its records
 KEYS = {"prompt", "messages", "response", "answer"}
@@ -45,7 +45,7 @@ def read_items(file: Path) -> list[Item]:
 
     Raises:
         MissingError: there is no such file.
-        UndertoneError: with every line that cannot be used, and why; or the file has none.
+        SottovoceError: with every line that cannot be used, and why; or the file has none.
     """
     if not file.is_file():
         raise MissingError(f"{file}: there are no text prompts; `evaluation.retention` names a JSONL file of them")
@@ -56,7 +56,7 @@ def read_items(file: Path) -> list[Item]:
         except (ValueError, TypeError) as error:
             faults.append(f"{file}: line {number}: {error}")
     if faults or not items:
-        raise UndertoneError("\n".join(faults[:20]) or f"{file}: there is no prompt in it")
+        raise SottovoceError("\n".join(faults[:20]) or f"{file}: there is no prompt in it")
     return items
 
 
@@ -133,10 +133,10 @@ def retention_scores(before: RetentionScore, after: RetentionScore) -> dict[str,
     Where nothing has changed a change is exactly 0, and so are its interval's ends.
 
     Raises:
-        UndertoneError: the two are not of the same items.
+        SottovoceError: the two are not of the same items.
     """
     if [(row.item, row.tokens) for row in before.rows] != [(row.item, row.tokens) for row in after.rows]:
-        raise UndertoneError("retention: before and after are not of the same prompts; score both by the same file")
+        raise SottovoceError("retention: before and after are not of the same prompts; score both by the same file")
     return {name: measure.score() for name, measure in retention_measures(before, after).items()}
 
 
@@ -181,7 +181,7 @@ def read_kept(file: Path) -> RetentionScore:
 
     Raises:
         MissingError: there is no such file.
-        UndertoneError: it is not of that kind.
+        SottovoceError: it is not of that kind.
     """
     if not file.is_file():
         raise MissingError(f"{file} is not there: this run has not been scored on text prompts")
@@ -189,7 +189,7 @@ def read_kept(file: Path) -> RetentionScore:
     try:
         rows = tuple(Kept(**json.loads(line)) for line in lines)
     except (ValueError, TypeError) as error:
-        raise UndertoneError(f"{file}: not the scores of text prompts: {error}") from None
+        raise SottovoceError(f"{file}: not the scores of text prompts: {error}") from None
     if not rows:
-        raise UndertoneError(f"{file}: it holds no scores")
+        raise SottovoceError(f"{file}: it holds no scores")
     return RetentionScore(rows)

@@ -12,15 +12,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from undertone import __version__
-from undertone.errors import BundleError, brief
-from undertone.evaluation.records import Record
-from undertone.evaluation.report import results_markdown
-from undertone.files import storing, write_whole
-from undertone.lightning_modules import recipe as recipes
-from undertone.lightning_modules.environment import environment
-from undertone.lightning_modules.speech_llm import SpeechLLM
-from undertone.tree import Tree
+from sottovoce import __version__
+from sottovoce.config import recipe as recipes
+from sottovoce.config_tree import Tree
+from sottovoce.errors import BundleError, brief
+from sottovoce.evaluation.records import Record
+from sottovoce.evaluation.reports.results import results_markdown
+from sottovoce.io import storing, write_whole
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.training.environment import environment
 
 WEIGHTS, RECIPE, PRINTS, CARD = "trained.safetensors", "recipe.yaml", "fingerprints.json", "README.md"
 TRAINED = "trained"  # in PRINTS, SHA-256 of WEIGHTS
@@ -153,7 +153,7 @@ def _card(module: SpeechLLM, records: Sequence[Record]) -> str:
     )
     return f"""# {recipe.name}
 
-Speech adapters for a frozen LLM, trained with Undertone {__version__}
+Speech adapters for a frozen LLM, trained with Sottovoce {__version__}
 (commit {here["commit"]}, seed {recipe.seed}).
 
 - speech encoder (frozen): `{recipe.encoder}`
@@ -168,7 +168,7 @@ Stages, in order:
 
 ## Use
 
-    undertone chat THIS_FOLDER --audio question.wav
+    sottovoce chat THIS_FOLDER --audio question.wav
 
 ## Results
 

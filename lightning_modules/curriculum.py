@@ -16,33 +16,37 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch.utils.data import DataLoader
 
-from undertone.data.examples import Drawing, Example
-from undertone.data.loader import CheckedWhenDrawn, Examples
-from undertone.data.long_sampler import LongSampler
-from undertone.data.sampler import StageSampler
-from undertone.data.tasks import Task
-from undertone.data.utterance import Utterance
-from undertone.errors import ConfigError, ManifestError, MissingError
-from undertone.files import write_whole
-from undertone.lightning_modules.bundle import bundle_weights
-from undertone.lightning_modules.checkpoints import LAST, Recent, latest, read_checkpoint, undisturbed, use_whole_files
-from undertone.lightning_modules.ear import Ear
-from undertone.lightning_modules.failures import told_plainly
-from undertone.lightning_modules.guard import Guard
-from undertone.lightning_modules.left_out import LeftOut
-from undertone.lightning_modules.material import Material, UnreadSplit, build_tasks, gather
-from undertone.lightning_modules.meter import Meter
-from undertone.lightning_modules.recipe import Recipe, StageNode
-from undertone.lightning_modules.run_folder import check_data, check_folder, open_folder
-from undertone.lightning_modules.speech_llm import SpeechLLM
-from undertone.lightning_modules.strategies import at_work, check_trainer, is_sharded, trainer_arguments
-from undertone.lightning_modules.targets import Targets
-from undertone.termination import Terminated
-from undertone.turns import in_turn
-
-OURS = ("max_epochs", "max_steps", "callbacks", "logger", "val_check_interval", "default_root_dir",
-        "accumulate_grad_batches", "gradient_clip_val", "use_distributed_sampler", "enable_checkpointing",
-        "enable_model_summary", "num_sanity_val_steps")  # fmt: skip
+from sottovoce.config.recipe import Recipe, StageNode
+from sottovoce.data.batch_sampler import StageSampler
+from sottovoce.data.batches import CheckedWhenDrawn, Examples
+from sottovoce.data.examples import Drawing, Example
+from sottovoce.data.lazy_batch_sampler import LongSampler
+from sottovoce.data.tasks import Task
+from sottovoce.data.utterance import Utterance
+from sottovoce.device import on_device
+from sottovoce.errors import ConfigError, ManifestError, MissingError
+from sottovoce.io import write_whole
+from sottovoce.lightning_modules.bundle import bundle_weights
+from sottovoce.lightning_modules.checkpointing import (
+    LAST,
+    Recent,
+    latest,
+    read_checkpoint,
+    undisturbed,
+    use_whole_files,
+)
+from sottovoce.lightning_modules.distributed import check_trainer, is_sharded, trainer_arguments
+from sottovoce.lightning_modules.error_messages import told_plainly
+from sottovoce.lightning_modules.nonfinite_guard import Guard
+from sottovoce.lightning_modules.skipped_rows import LeftOut
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.lightning_modules.throughput import Meter
+from sottovoce.locks import in_turn
+from sottovoce.signals import Terminated
+from sottovoce.training.audio_reader import Ear
+from sottovoce.training.llm_targets import Targets
+from sottovoce.training.run_folder import check_data, check_folder, open_folder
+from sottovoce.training.splits import Material, UnreadSplit, build_tasks, gather
 
 
 @dataclass
@@ -79,11 +83,8 @@ def start(recipe: Recipe, console: Console) -> Run:
     """Everything that must be right before training: the folder, the data, every clip, the frozen parts.
 
     Raises:
-        UndertoneError: with what is wrong and what to do.
+        SottovoceError: with what is wrong and what to do.
     """
-    unusable = sorted(set(recipe.trainer) & set(OURS))
-    if unusable:
-        raise ConfigError(f"trainer: the recipe's stages decide about {', '.join(unusable)}; leave that out")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
     check_trainer(recipe)
     if recipe.init and not Path(recipe.init).is_dir():
@@ -116,7 +117,7 @@ def listen(run: Run) -> None:
         ManifestError: clips are faulty and the policy is `error`, or nothing is left.
     """
     clips = [clip for split in run.material.splits.values() for clip in split.clips()]
-    with run.progress() as progress, at_work(run.module.encoder):
+    with run.progress() as progress, on_device(run.module.encoder):
         faults = run.ear.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
     if faults and run.recipe.data.policy == "error":
         shown = "\n".join(f"  {fault.problem}" for fault in faults[:20])

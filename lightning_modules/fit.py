@@ -1,8 +1,172 @@
-"""`python -m lightning_modules.fit --config conf/quickstart.yaml`: train a recipe; the same as `undertone fit`."""
+"""What the commands `fit` and `evaluate` do, from a recipe's file to its table."""
 
+import json
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from undertone.lightning_modules.cli import main
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from sottovoce.config import recipe as recipes
+from sottovoce.device import on_device
+from sottovoce.errors import ConfigError, MissingError
+from sottovoce.evaluation.records import Record, read_results, score_all, write_results
+from sottovoce.evaluation.reports.results import results_table
+from sottovoce.lightning_modules.bundle import frozen, write_bundle
+from sottovoce.lightning_modules.curriculum import Run, read_trained, stage_folder, start, train
+from sottovoce.lightning_modules.distributed import check_trainer, is_first
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.paths import resolve
+from sottovoce.scoring.judging import aware, judged
+from sottovoce.scoring.predict import predict
+from sottovoce.scoring.text_retention import BEFORE, retention_after, retention_before
+
+
+def print_config(config: str, overrides: Sequence[str]) -> None:
+    """Print the whole recipe, every default filled in."""
+    print(OmegaConf.to_yaml(recipes.load(config, overrides).plain()), end="")
+
+
+def dry_run(config: str, overrides: Sequence[str]) -> None:
+    """Build the recipe on the meta device and print what trains and what is frozen; nothing is downloaded."""
+    recipe = recipes.load(config, overrides)
+    check_trainer(recipe)
+    with torch.device("meta"):
+        module = SpeechLLM(recipe.plain())
+        module.encoder.build()
+        module.llm.build()
+    table = Table(title=f"{recipe.name}: what trains, what is frozen")
+    for column in ("part", "type", "parameters", ""):
+        table.add_column(column, justify="right" if column == "parameters" else "left")
+    learns = recipe.trains_encoder
+    table.add_row("encoder", _told(recipe.encoder), f"{count(module.encoder):,}", "trains" if learns else "frozen")
+    for name, slot in recipe.slots.items():
+        learns = any(name in (node.trains or recipe.slots) for node in recipe.stages.values())
+        table.add_row(
+            f"adapter {name}",
+            _told(slot.adapter),
+            f"{count(module.adapters[name]):,}",
+            "trains" if learns else "frozen",
+        )
+    tuned = sum(module.llm.get_parameter(name).numel() for name in module.llm.tuned)
+    told = f"{tuned:,} train" if tuned else "frozen"
+    table.add_row("llm", f"{recipe.llm.checkpoint} ({recipe.llm.dtype})", f"{count(module.llm):,}", told)
+    if module.adch and recipe.adch:
+        table.add_row("adch", f"at layer {recipe.adch.layer}", f"{count(module.adch):,}", "trains, then dropped")
+    table.add_row("all", "", f"{count(module):,}", f"{_trained(module):,} train")
+    Console().print(table)
+
+
+def _trained(module: SpeechLLM) -> int:
+    """Parameters that some stage trains."""
+    names: set[str] = set()
+    for stage in module.recipe.stages:
+        module.begin(stage, 1)
+        names |= {name for name, weight in module.named_parameters() if weight.requires_grad}
+    return sum(module.get_parameter(name).numel() for name in names)
+
+
+def count(module: nn.Module) -> int:
+    """Parameters, each once."""
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _told(node: dict[str, object]) -> str:
+    knobs = ", ".join(f"{key}={value}" for key, value in node.items() if key != "type")
+    return f"{node['type']}({knobs})"
+
+
+def fit(config: str, overrides: Sequence[str]) -> None:
+    """Train all stages, score, write the bundle, print the table. The same command again goes on where it stopped."""
+    console = Console(quiet=not is_first())
+    recipe = recipes.load(config, overrides)
+    run = start(recipe, console)
+    before = frozen(run.module) if is_first() else {}
+    folder = recipe.folder / "evaluation"
+    if recipe.evaluation.retention and is_first():
+        retention_before(run.module.llm, resolve(recipe.evaluation.retention), folder, batch=recipe.evaluation.batch)
+    best = train(run)
+    if not is_first():  # the others are done; what is left is written by one
+        return
+    if best is not None:
+        run.module.load_trained(read_trained(best), str(best))
+    if frozen(run.module) != before:
+        raise ConfigError("a frozen part has changed in training; this is a defect of Sottovoce, please report it")
+    records = score(run, recipe.name, folder)
+    bundle = write_bundle(recipe.folder / "bundle", run.module, records) if best else None
+    report(run, records, bundle)
+
+
+def score(run: Run, system: str, folder: Path) -> list[Record]:
+    """Score the model as it is now; a folder that holds results of this run is read instead."""
+    if (folder / "results.json").is_file():
+        return read_results(folder)
+    node = run.recipe.evaluation
+    with on_device(run.module):
+        test = run.material.splits["test"].utterances
+        predictions = aware(run.recipe, predict(run), test, folder)
+        records = score_all(system, predictions)
+        if node.retention and (folder / BEFORE).is_file():
+            file = resolve(node.retention)
+            records += retention_after(system, run.module.llm, file, folder, batch=node.batch)
+    write_results(folder, records, predictions)  # before anybody is asked who may not be there
+    if node.judges:
+        records += judged(system, run.recipe, predictions, test, folder, run.console)
+        write_results(folder, records, predictions)
+    return records
+
+
+def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
+    """The end of a run: table, what was left out, what to try next."""
+    console, folder = run.console, run.recipe.folder
+    console.print(results_table(records))
+    if run.material.faults:
+        console.print(f"left out, {len(run.material.faults)} in all:")
+        for fault in run.material.faults[:20]:
+            console.print(f"  {fault}", markup=False, highlight=False)
+    for name, count in skipped_steps(run).items():
+        file = stage_folder(run.recipe, name) / "skipped.jsonl"
+        console.print(f"stage {name}: {count} steps left out, loss or gradient not finite ({file})", highlight=False)
+    console.print(f"scores  {folder / 'evaluation' / 'results.md'}", highlight=False)
+    if bundle is None:  # nothing was trained that a bundle would hold
+        return
+    size = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
+    console.print(f"bundle  {bundle} ({size:.1f} MB)", highlight=False)
+    test = run.material.splits["test"].utterances
+    if test:
+        console.print(f"try     sottovoce chat {bundle} --audio {test[0].audio}", highlight=False, soft_wrap=True)
+
+
+def skipped_steps(run: Run) -> dict[str, int]:
+    """Stages in which steps were left out, and how many."""
+    files = {name: stage_folder(run.recipe, name) / "done.json" for name in run.recipe.stages}
+    told = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.is_file()}
+    return {name: one["skipped"] for name, one in told.items() if one.get("skipped")}
+
+
+def evaluate(folder: str, stage: str | None, overrides: Sequence[str] = ()) -> None:
+    """Score the best checkpoint of one stage of a run, beside the run's own scores."""
+    file = Path(folder) / "recipe.yaml"
+    if not file.is_file():
+        raise MissingError(f"{folder} is not a run: there is no recipe.yaml in it. `sottovoce fit` makes one")
+    recipe = recipes.load(file, overrides)
+    name = stage or list(recipe.stages)[-1]
+    if name not in recipe.stages:
+        raise ConfigError(f"--stage {name}: the run's stages are {', '.join(recipe.stages)}")
+    best = stage_folder(recipe, name) / "best.ckpt"
+    if not best.is_file():
+        raise MissingError(f"{best} is not there: stage {name!r} of this run has not been trained")
+    run = start(recipe, Console())
+    run.module.load_trained(read_trained(best), str(best))
+    records = score(run, f"{recipe.name}/{name}", recipe.folder / "evaluation" / name)
+    run.console.print(results_table(records))
+
 
 if __name__ == "__main__":
+    from sottovoce.cli.main import main
+
     sys.exit(main(["fit", *sys.argv[1:]]))

@@ -9,23 +9,23 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from undertone.adapters import ADAPTERS, Adapter
-from undertone.data.loader import Batch
-from undertone.encoders import ENCODERS
-from undertone.errors import BundleError, ConfigError, brief
-from undertone.lightning_modules import recipe as recipes
-from undertone.lightning_modules.guard import poisoned
-from undertone.lightning_modules.prompting import Spot, chat_of, constant, heard_at, mark_speech
-from undertone.lightning_modules.recipe import ENCODER, LLM
-from undertone.lightning_modules.schedule import Schedule, learning_rate
-from undertone.lightning_modules.strategies import in_lockstep
-from undertone.lightning_modules.tuning_node import TuningNode
-from undertone.llms.adch import ADCH
-from undertone.llms.causal import CausalLLM, TokenLoss, Watch
-from undertone.llms.chat import ChatTurn, Placeholder, Segment
-from undertone.llms.tuning import Tuning
-from undertone.memory import check_fits
-from undertone.types import Frames
+from sottovoce.adapters import ADAPTERS, Adapter
+from sottovoce.config import recipe as recipes
+from sottovoce.config.recipe import ENCODER, LLM
+from sottovoce.config.tuning import TuningNode
+from sottovoce.data.batches import Batch
+from sottovoce.device import check_fits
+from sottovoce.encoders import ENCODERS
+from sottovoce.errors import BundleError, ConfigError, brief
+from sottovoce.frames import Frames
+from sottovoce.lightning_modules.distributed import in_lockstep
+from sottovoce.lightning_modules.nonfinite_guard import poisoned
+from sottovoce.llms.auxiliary_head import ADCH
+from sottovoce.llms.causal_lm import CausalLLM, TokenLoss, Watch
+from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
+from sottovoce.llms.tuning import Tuning
+from sottovoce.training.lr_schedule import Schedule, learning_rate
+from sottovoce.training.spoken_prompt import Spot, chat_of, constant, heard_at, mark_speech
 
 PARTS = ("adapters", "encoder", "llm", "adch")  # what may be trained; only that is saved, and insisted on when loading
 HEADS = "adch"  # guides training, and is no part of the result

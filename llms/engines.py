@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from undertone.errors import ConfigError, UndertoneError
-from undertone.llms.causal import CausalLLM
-from undertone.llms.chat import ChatTurn
-from undertone.llms.loaded import Dtype
-from undertone.registry import Registry
-from undertone.server import Failure as Failure  # what an engine gives for a chat without answer
+from sottovoce.errors import ConfigError, SottovoceError
+from sottovoce.llms.causal_lm import CausalLLM
+from sottovoce.llms.chat_template import ChatTurn
+from sottovoce.llms.hf_model import Dtype
+from sottovoce.openai_client import Failure as Failure  # what an engine gives for a chat without answer
+from sottovoce.registry import Registry
 
 Chat = list[dict[str, str]]  # messages with `role` and `content`, as OpenAI and Hugging Face write them
 
@@ -50,7 +50,7 @@ class Engine(ABC):
             Texts that are not empty, without white space around them; a `Failure` for each chat without one.
 
         Raises:
-            UndertoneError: nothing can be answered, whatever is asked: limits that make no sense, a server that
+            SottovoceError: nothing can be answered, whatever is asked: limits that make no sense, a server that
                 refuses the key or does not know the model.
         """
 
@@ -65,7 +65,7 @@ class LocalEngine(Engine):
     A model that one device cannot hold is better served (`openai`, for example by vLLM).
 
     Args:
-        checkpoint: a local folder, `undertone:` and a folder of the package, or a hub id.
+        checkpoint: a local folder, `sottovoce:` and a folder of the package, or a hub id.
         dtype: of the weights.
         trust_remote_code: run Python code that comes with the checkpoint.
         batch: chats that are answered together.
@@ -102,7 +102,7 @@ class LocalEngine(Engine):
 
     def _take(self, llm: CausalLLM, batch: int) -> None:
         if batch < 1:
-            raise UndertoneError(f"engine local: batch must be at least 1, got {batch}")
+            raise SottovoceError(f"engine local: batch must be at least 1, got {batch}")
         self.llm, self.batch = llm, batch
         self.name = f"local:{llm.fingerprint()[:16]}"
 
@@ -126,7 +126,7 @@ class LocalEngine(Engine):
         try:
             turns = [ChatTurn(turn["role"], (turn["content"],)) for turn in chat]  # type: ignore[arg-type]
             ids = [token for part in self.llm.chat.prompt(turns) if isinstance(part, list) for token in part]
-        except UndertoneError as error:
+        except SottovoceError as error:
             return Failure(str(error))
         most: int | None = getattr(self.llm.config.get_text_config(), "max_position_embeddings", None)
         if most is not None and len(ids) + max_new_tokens > most:
@@ -172,11 +172,11 @@ class Sampling(LogitsProcessor):
 
 
 def check_limits(max_new_tokens: int, temperature: float) -> None:
-    """Raises UndertoneError where no answer could come of them."""
+    """Raises SottovoceError where no answer could come of them."""
     if max_new_tokens < 1:
-        raise UndertoneError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        raise SottovoceError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if not 0 <= temperature < float("inf"):
-        raise UndertoneError(f"temperature must be 0 or above, got {temperature}")
+        raise SottovoceError(f"temperature must be 0 or above, got {temperature}")
 
 
 def _seed(seed: int, chat: Chat) -> int:

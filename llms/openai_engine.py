@@ -4,9 +4,9 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
-from undertone.errors import ConfigError
-from undertone.llms.engines import ENGINES, Chat, Cut, Engine, Failure, check_limits
-from undertone.server import Patience, Server, Trouble
+from sottovoce.errors import ConfigError
+from sottovoce.llms.engines import ENGINES, Chat, Cut, Engine, Failure, check_limits
+from sottovoce.openai_client import Patience, Server, Trouble
 
 
 @ENGINES.register("openai")

@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from undertone.errors import ConfigError, nearest
+from sottovoce.errors import ConfigError, nearest
 
 Method: TypeAlias = Literal["frozen", "lora", "weights"]
 ALL = "all"  # every layer, or every linear map of a layer

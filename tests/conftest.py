@@ -12,9 +12,9 @@ import torch
 import whisper
 from whisper.model import ModelDimensions
 
-from tests.families import save_family
-from undertone.lightning_modules import recipe as recipes
-from undertone.lightning_modules.cli import quiet
+from sottovoce.cli.main import quiet
+from sottovoce.config import recipe as recipes
+from tests.helpers.families import save_family
 
 torch.set_num_threads(1)  # models this small gain nothing by a second, and the workers of the suite share the cores
 quiet()
@@ -43,7 +43,7 @@ def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Finished audio LLMs on disk."""
-    from tests.audio_llms import KINDS  # takes seconds, which other tests need not wait for
+    from tests.helpers.audio_llms import KINDS  # takes seconds, which other tests need not wait for
 
     return {kind: save(tmp_path_factory.mktemp("audio-llm")) for kind, (_, save, _) in KINDS.items()}
 
@@ -122,7 +122,7 @@ def tree(tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_path:
 @pytest.fixture
 def alignment(tree: dict[str, Any]) -> dict[str, Any]:
     """One slot and one stage, in which encoder and adapter learn together."""
-    prompts = "undertone:data/prompts/speech_emotion_llama"
+    prompts = "sottovoce:data/prompts/speech_emotion_llama"
     stage = {
         "tasks": {"response": 1, "asr": 1, "caption": 1, "emotion": 1},
         "trains": ["encoder", "speech"], "lr": 1e-2, "epochs": 2, "batch": 4,

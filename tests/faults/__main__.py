@@ -15,11 +15,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # sums depend on it in their last bits, and
 
 import torch
 
+from sottovoce.cli.main import quiet
 from tests.faults import disks, numbers, processes
 from tests.faults.bench import Bench
 from tests.faults.checks import Row
 from tests.faults.world import make_world
-from undertone.lightning_modules.cli import quiet
 
 Case = Callable[[Bench], "Row | Iterable[Row]"]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from sottovoce.evaluation.records import read_results
 from tests.faults.process import Ended
 from tests.faults.world import STAGES, Command
-from undertone.evaluation.records import read_results
 
 
 @dataclass

@@ -6,16 +6,16 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from sottovoce.encoders.feature_cache import FeatureCache
+from sottovoce.errors import CheckpointError
+from sottovoce.lightning_modules import fit as run
+from sottovoce.lightning_modules.checkpointing import WholeCheckpoints, read_checkpoint
+from sottovoce.training.llm_targets import Targets
 from tests.faults.bench import Bench
 from tests.faults.checks import Row, steps_lost
 from tests.faults.process import fit
 from tests.faults.sabotage import Place, at, full, hide, send
 from tests.faults.world import Command
-from undertone.encoders.cache import FeatureCache
-from undertone.errors import CheckpointError
-from undertone.lightning_modules import run
-from undertone.lightning_modules.checkpoints import WholeCheckpoints, read_checkpoint
-from undertone.lightning_modules.targets import Targets
 
 
 def disk_full(bench: Bench) -> Row:

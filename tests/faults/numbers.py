@@ -1,10 +1,10 @@
 """Losses, gradients and weights that are not finite."""
 
+from sottovoce.lightning_modules.checkpointing import read_checkpoint
 from tests.faults.bench import Bench
 from tests.faults.checks import Row, finite, steps_lost
 from tests.faults.process import fit
 from tests.faults.sabotage import broken
-from undertone.lightning_modules.checkpoints import read_checkpoint
 
 
 def one_nan(bench: Bench, what: str) -> Row:

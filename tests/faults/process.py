@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
+from sottovoce.cli.main import main
+from sottovoce.lightning_modules import fit as _run  # noqa: F401  (what every child would import)
+from sottovoce.lightning_modules import speech_llm
 from tests.faults.world import Command
-from undertone.lightning_modules import run as _run  # noqa: F401  (what every child would import)
-from undertone.lightning_modules import speech_llm
-from undertone.lightning_modules.cli import main
 
 Sabotage = Callable[[], None]
 PATIENCE = 600.0  # seconds after which a process is said to hang
@@ -41,7 +41,7 @@ class Ended:
     @property
     def plain(self) -> bool:
         """Whether it ended with one line for its user, and no traceback."""
-        return self.code == 2 and self.error.startswith("undertone: ") and "Traceback" not in self.said
+        return self.code == 2 and self.error.startswith("sottovoce: ") and "Traceback" not in self.said
 
 
 def fit(command: Command, *sabotage: Sabotage) -> Ended:

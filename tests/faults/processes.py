@@ -3,15 +3,15 @@
 import signal
 from collections.abc import Iterator
 
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.scoring import predict
+from sottovoce.training.audio_reader import Ear
+from sottovoce.training.llm_targets import Targets
 from tests.faults.bench import Bench
 from tests.faults.checks import Row, steps_lost
 from tests.faults.process import Ended, fit, fit_on_two
 from tests.faults.sabotage import Place, at, before, kill_readers, send, torn
 from tests.faults.world import Command
-from undertone.lightning_modules import scoring
-from undertone.lightning_modules.ear import Ear
-from undertone.lightning_modules.speech_llm import SpeechLLM
-from undertone.lightning_modules.targets import Targets
 
 NAMES = ("joint", "disentangle", "holistic")
 KILL = -signal.SIGKILL
@@ -45,7 +45,7 @@ def warned(bench: Bench, count: int) -> Row:
         "validation": before(SpeechLLM, "validation_step", warn, 2),  # the first of all
         **{f"training, {i + 1}": place for i, place in enumerate(places)},
         "the LLM is asked": before(Targets, "_keep", warn),  # before the third stage
-        "scoring": before(scoring, "answers", warn),
+        "scoring": before(predict, "answers", warn),
     }
     row = Row("SIGTERM while " + ", ".join(["clips are read", "the LLM is asked", "training", "validating", "scoring"]),
               len(parts))  # fmt: skip

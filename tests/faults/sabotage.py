@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from tests.faults.process import Sabotage, note, stage_of
-from undertone.lightning_modules.speech_llm import SpeechLLM
 
 
 class Place(NamedTuple):

@@ -11,9 +11,9 @@ import whisper
 from omegaconf import OmegaConf
 from whisper.model import ModelDimensions
 
+from sottovoce.lightning_modules.checkpointing import read_checkpoint
 from tests.conftest import EMOTIONS, write_manifest
-from tests.families import save_family
-from undertone.lightning_modules.checkpoints import read_checkpoint
+from tests.helpers.families import save_family
 
 STAGES = ("1-joint", "2-disentangle", "3-holistic")
 UTTERANCES, BATCH, EPOCHS = 24, 4, 2
@@ -38,7 +38,7 @@ class World:
 
 @dataclass(frozen=True)
 class Command:
-    """`undertone fit` of one recipe, what it leaves, and the ledger in which its processes say what they do."""
+    """`sottovoce fit` of one recipe, what it leaves, and the ledger in which its processes say what they do."""
 
     name: str
     config: Path

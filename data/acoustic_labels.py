@@ -1,0 +1,169 @@
+"""Pitch, energy and tempo of unlabelled speech, measured and cut at the levels that TextrolSpeech publishes.
+
+The rules are those of `dataprocess.py` in github.com/jishengpeng/TextrolSpeech, with two stand-ins:
+
+- F0 by librosa's pYIN, where the original takes DIO and StoneMask from pyworld, which has no wheels for Linux and
+  does not import with current setuptools. The search range is DIO's (71-800 Hz).
+- Seconds per word from the clip without leading and trailing silence, where the original adds up the words of a forced
+  alignment: pauses between words count here and not there.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sottovoce.data.audio import load_audio
+from sottovoce.data.manifest import Fault, read_lines
+from sottovoce.data.path_policy import Root
+from sottovoce.errors import AudioError, ManifestError
+
+PITCH_HZ = (136.57698522, 196.09780757)  # below the first is low, above the second is high
+ENERGY_RMS = (0.03331899, 0.05054203)
+TEMPO_SECONDS = (0.252, 0.38645446)  # for each word, so that below the first is fast
+MEASURED = ("pitch", "tempo", "energy")
+
+_SAMPLE_RATE = 22050  # Hz; librosa.load's own, at which the original measures
+_F0_RANGE = (71.0, 800.0)  # Hz
+_SILENCE_DB = 40  # below the loudest frame
+
+
+class Measured(NamedTuple):
+    """What was measured of one clip."""
+
+    f0_hz: float | None  # mean over voiced frames; None where nothing is voiced
+    rms: float  # mean over frames, 1 is full scale
+    seconds_per_word: float | None  # None without a transcript
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What `label_manifest` did."""
+
+    out: Path
+    added: int  # labels
+    kept: int  # labels that were there before
+    faults: list[Fault]  # each clip that could not be measured, or not fully, by line and id
+
+    def __str__(self) -> str:
+        head = f"{self.out}: {self.added} labels added, {self.kept} kept, {len(self.faults)} clips not fully measured"
+        return "\n".join([head, *map(str, self.faults)])
+
+
+def measure(samples: NDArray[np.float32], sample_rate: int, text: str | None) -> Measured:
+    """Measure a clip: (samples,) with full scale 1, at `sample_rate` Hz, and the words that it says."""
+    import librosa
+
+    window = 2 ** math.ceil(math.log2(0.06 * sample_rate))  # 60-120 ms: over four periods of the lowest pitch
+    f0, _, _ = librosa.pyin(samples, fmin=_F0_RANGE[0], fmax=_F0_RANGE[1], sr=sample_rate, frame_length=window)
+    voiced = f0[np.isfinite(f0)]
+    rms = float(librosa.feature.rms(y=samples).mean())
+    words = sum(any(letter.isalnum() for letter in word) for word in (text or "").split())
+    spoken = len(librosa.effects.trim(samples, top_db=_SILENCE_DB)[0]) / sample_rate
+    return Measured(float(voiced.mean()) if len(voiced) else None, rms, spoken / words if words else None)
+
+
+def levels(measured: Measured) -> dict[str, str]:
+    """The labels of a clip: `pitch`, `tempo` and `energy`, each only where it was measured.
+
+    A value at a threshold is normal.
+    """
+    rules = (
+        ("pitch", measured.f0_hz, PITCH_HZ, ("low", "normal", "high")),
+        ("tempo", measured.seconds_per_word, TEMPO_SECONDS, ("fast", "normal", "slow")),
+        ("energy", measured.rms, ENERGY_RMS, ("low", "normal", "high")),
+    )
+    return {name: names[_level(value, cuts)] for name, value, cuts, names in rules if value is not None}
+
+
+def _level(value: float, cuts: tuple[float, float]) -> int:
+    return 0 if value < cuts[0] else 2 if value > cuts[1] else 1
+
+
+def label_manifest(
+    source: Path, out: Path, *, root: Path | None = None, allow: Sequence[Path] = (), workers: int = 1
+) -> Labelled:
+    """Copy a manifest, adding the labels `pitch`, `tempo` and `energy` to the lines that lack them.
+
+    Labels that are there stay. A clip that cannot be measured keeps its line as it was, and is named in the result.
+    The copy appears under its name only when it is whole.
+
+    Args:
+        source: a manifest, as `docs/manifest.md` has it.
+        out: the copy, in the same folder unless `root` is given, since audio paths are relative to it.
+        root: the folder that audio paths are relative to and may not lead out of; the manifest's own if absent.
+        allow: further folders that they may lead to.
+        workers: processes that measure.
+
+    Raises:
+        ManifestError: the manifest cannot be read, has a broken line, or is the copy itself; or the copy would lie in
+            another folder.
+    """
+    source, out = Path(source), Path(out)
+    if out.resolve() == source.resolve():
+        raise ManifestError(f"{out}: the copy would replace its source; give it another name")
+    if root is None and out.resolve().parent != source.resolve().parent:
+        raise ManifestError(f"{out}: audio paths are relative to {source.parent}; write the copy there")
+    lines = [_checked(source, number, record) for number, record in read_lines(source)]
+    within = Root(source.parent if root is None else Path(root), allow)
+    result = Labelled(out, 0, 0, [])
+    part = out.with_name(out.name + ".part")
+    with part.open("w", encoding="utf-8") as stream:
+        jobs = [(within, record) for _, record in lines]
+        for (number, record), (found, problem) in zip(lines, _measured(jobs, workers), strict=True):
+            result = _count(result, record, found)
+            if problem:
+                result.faults.append(Fault(source, number, record.get("id"), problem))
+            stream.write(json.dumps(_merged(record, found), ensure_ascii=False) + "\n")
+    os.replace(part, out)
+    return result
+
+
+def _checked(source: Path, number: int, record: dict[str, Any] | str) -> tuple[int, dict[str, Any]]:
+    """A line whose keys are good enough to measure it; `read_manifest` is what checks the rest."""
+    if isinstance(record, str):
+        raise ManifestError(str(Fault(source, number, None, record)))
+    texts = isinstance(record.get("audio"), str) and isinstance(record.get("text") or "", str)
+    if not texts or not isinstance(record.get("labels") or {}, dict):
+        raise ManifestError(str(Fault(source, number, None, "audio and text must be strings, and labels an object")))
+    return number, record
+
+
+def _measured(jobs: list[tuple[Root, dict[str, Any]]], workers: int) -> Iterator[tuple[dict[str, str], str | None]]:
+    if workers == 1:
+        yield from map(_new_labels, jobs)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(_new_labels, jobs, chunksize=8)
+
+
+def _new_labels(job: tuple[Root, dict[str, Any]]) -> tuple[dict[str, str], str | None]:
+    """The labels that a line lacks, and why one of them could not be measured."""
+    root, record = job
+    missing = [name for name in MEASURED if name not in (record.get("labels") or {})]
+    if not missing:
+        return {}, None
+    try:
+        samples = load_audio(root.file(record["audio"]), _SAMPLE_RATE)
+    except AudioError as error:
+        return {}, f"not measured: {error}"
+    found = levels(measure(samples, _SAMPLE_RATE, record.get("text")))
+    why = {"pitch": "pitch: no frame is voiced", "tempo": "tempo: no word in a transcript"}
+    absent = [why[name] for name in missing if name not in found]
+    return {name: found[name] for name in missing if name in found}, "; ".join(absent) or None
+
+
+def _merged(record: dict[str, Any], found: dict[str, str]) -> dict[str, Any]:
+    return {**record, "labels": {**(record.get("labels") or {}), **found}} if found else record
+
+
+def _count(result: Labelled, record: dict[str, Any], found: dict[str, str]) -> Labelled:
+    kept = sum(name in (record.get("labels") or {}) for name in MEASURED)
+    return Labelled(result.out, result.added + len(found), result.kept + kept, result.faults)

@@ -1,0 +1,119 @@
+"""Batches: the examples drawn from some utterances, and every clip that they need, once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sottovoce.data.batch_sampler import Rows
+from sottovoce.data.examples import Draw, Example
+from sottovoce.data.utterance import Utterance
+from sottovoce.errors import AudioError, ManifestError
+from sottovoce.frames import Frames
+
+Read = Callable[[Path], Tensor]  # an audio file -> (samples,) waveform or (frames, dim) encoder output
+STAND_INS = 64  # utterances that are tried in the place of a batch of which none can be used
+NOTHING = Frames(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long))  # the audio of a batch that is all text
+
+
+@dataclass
+class Batch:
+    """Rows and the clips they speak of; `left_out` names what of its utterances cannot be used.
+
+    `audio` holds each clip once: waveforms (clips, samples), or encoder outputs (clips, frames, dim) if they came from
+    the cache. `clips` says which row of `audio` a file is. A batch that does not count keeps its process in step with
+    the others, which have rows left.
+    """
+
+    examples: list[Example]
+    clips: dict[Path, int]
+    audio: Frames
+    left_out: list[str] = field(default_factory=list)
+    counts: bool = True
+
+    def to(self, device: torch.device, **_: object) -> "Batch":
+        """Lightning moves batches by this method."""
+        return replace(self, audio=self.audio.to(device))
+
+
+def collate(examples: list[Example], read: Read) -> Batch:
+    """Read every clip that some slot of some row wants as speech."""
+    clips: dict[Path, int] = {}
+    for example in examples:
+        if "speech" in example.sources.values():
+            for path in [example.utterance.audio, *(turn.audio for turn in example.context if turn.audio)]:
+                clips.setdefault(path, len(clips))
+    rows = [read(path) for path in clips]
+    return Batch(examples, clips, Frames.pad(rows) if rows else NOTHING)
+
+
+class Examples(Dataset[Batch]):
+    """Indexed by what `StageSampler` yields; `complete` gives an example its target, `read` gives a clip its sound."""
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        draw: Draw,
+        draws: int,
+        complete: Callable[[Example], Example],
+        read: Read,
+    ) -> None:
+        self.utterances, self.draw, self.draws, self.complete, self.read = utterances, draw, draws, complete, read
+
+    def examples(self, rows: Rows) -> list[Example]:
+        """The examples of a batch, without their audio."""
+        drawn = [self.draw(self.utterances[row], rows.epoch, k) for row in rows.numbers for k in range(self.draws)]
+        return [example for example in drawn if example is not None]
+
+    def __getitem__(self, rows: Rows) -> Batch:
+        batch = collate([self.complete(example) for example in self.examples(rows)], self.read)
+        return replace(batch, counts=rows.counts)
+
+
+class CheckedWhenDrawn(Examples):
+    """Examples of utterances that nobody has checked before: a line or a clip may turn out to be faulty.
+
+    With `skip` those are left out of their batch and named in it; else the first one ends the run.
+    """
+
+    def __init__(self, *arguments: Any, skip: bool) -> None:
+        super().__init__(*arguments)
+        self.skip = skip
+
+    def __getitem__(self, rows: Rows) -> Batch:
+        kept: list[Example] = []
+        heard: dict[Path, Tensor] = {}
+        left_out: list[str] = []
+        for number in rows.numbers:
+            try:
+                drawn = [self.complete(example) for example in self.examples(Rows(rows.epoch, [number]))]
+                part = collate(drawn, self.read)
+            except (ManifestError, AudioError) as error:
+                if not self.skip:
+                    raise
+                left_out.append(str(error))
+                continue
+            kept += drawn
+            heard |= zip(part.clips, part.audio.rows(), strict=True)
+        if not kept:
+            return replace(self._stand_in(rows, left_out), left_out=left_out)
+        return replace(collate(kept, heard.__getitem__), left_out=left_out, counts=rows.counts)
+
+    def _stand_in(self, rows: Rows, left_out: list[str]) -> Batch:
+        """The next utterance that can be used, in a batch that does not count: of the one that was wanted none can."""
+        first = rows.numbers[-1] + 1
+        for number in range(first, first + STAND_INS):
+            try:
+                one = self.examples(Rows(rows.epoch, [number % len(self.utterances)]))
+                if drawn := [self.complete(example) for example in one]:
+                    return replace(collate(drawn, self.read), counts=False)
+            except (ManifestError, AudioError):
+                pass  # it is named when its own batch comes
+        why = f", such as: {left_out[0]}" if left_out else ": no task of the stage can use what they hold"
+        raise ManifestError(
+            f"of the {len(rows.numbers)} utterances of a batch, and of {STAND_INS} after them, not one can be used{why}"
+        )

@@ -1,0 +1,152 @@
+"""Files of a corpus as it was downloaded: where they lie, whether they are whole, and what is written beside them."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from sottovoce.data.audio import read_header
+from sottovoce.errors import AudioError, ManifestError, MissingError
+
+AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".sph")
+_TAIL = 16  # samples: reading the last ones tells whether a compressed file breaks off
+
+
+class Tree:
+    """The audio of a folder, found by any tail of a path: annotations name files from folders of their authors.
+
+    Args:
+        folder: where to look, links included.
+        suffixes: what counts as audio.
+    """
+
+    def __init__(self, folder: Path, suffixes: tuple[str, ...] = AUDIO) -> None:
+        self.folder = folder
+        self.files = sorted(_walk(folder, suffixes))
+        self._by_tail: dict[tuple[str, ...], list[Path]] = {}  # the name without its extension, and with its folder's
+        for file in self.files:
+            self._by_tail.setdefault((file.stem,), []).append(file)
+            self._by_tail.setdefault((file.parent.name, file.stem), []).append(file)
+
+    def find(self, named: str) -> Path | None:
+        """The file whose path ends most like `named`, whatever its extension; None for none, or several alike."""
+        parts = Path(named.replace("\\", "/")).parts
+        if not parts:
+            return None
+        stem = Path(parts[-1]).stem
+        files = self._by_tail.get((*parts[-2:-1], stem)) or self._by_tail.get((stem,), [])
+        shared = [_shared(file.parent.parts, parts[:-1]) for file in files]
+        best = [file for file, score in zip(files, shared, strict=True) if score == max(shared)]
+        exact = [file for file in best if file.name == parts[-1]] or best
+        return exact[0] if len(exact) == 1 else None
+
+    def extra(self, used: Iterable[Path]) -> list[Path]:
+        """Files that no annotation speaks of."""
+        known = set(used)
+        return [file for file in self.files if file not in known]
+
+
+def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    seen: set[str] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:  # a link back to where we are
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(here, name) for name in files if name.lower().endswith(suffixes) and name[0] != ".")
+
+
+def _shared(mine: tuple[str, ...], named: tuple[str, ...]) -> int:
+    count = 0
+    for one, other in zip(reversed(mine), reversed(named), strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def seconds_of(file: Path) -> float:
+    """Length of a clip that is whole, as far as its header and its last samples tell.
+
+    Raises:
+        AudioError: it is missing, or what is wrong with it, without its path.
+    """
+    header = read_header(file)
+    try:
+        with soundfile.SoundFile(file) as stream:
+            stream.seek(max(0, header.frames - _TAIL))
+            if len(stream.read(_TAIL)) < min(_TAIL, header.frames):
+                raise AudioError("damaged: it breaks off before the length that its header claims")
+    except (soundfile.SoundFileError, OSError):
+        raise AudioError("damaged: it breaks off before the length that its header claims") from None
+    return header.seconds
+
+
+def read_text(file: Path) -> str:
+    """A text in UTF-8, or else in Windows' Latin, as some annotations are.
+
+    Raises:
+        MissingError: there is no such file.
+    """
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise MissingError(f"{file} cannot be read: {error.strerror}") from None
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", errors="replace")
+
+
+def read_table(file: Path, columns: Iterable[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file by column.
+
+    Raises:
+        MissingError: there is no such file.
+        ManifestError: a column is not there.
+    """
+    rows = csv.DictReader(io.StringIO(read_text(file), newline=""))
+    absent = [name for name in columns if name not in (rows.fieldnames or [])]
+    if absent:
+        raise ManifestError(f"{file}: no column {', '.join(absent)}; found {', '.join(rows.fieldnames or ['none'])}")
+    return [{key: value or "" for key, value in row.items() if key} for row in rows]
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """The file called `name` that lies least deep.
+
+    Raises:
+        MissingError: there is none.
+    """
+    found = sorted(folder.rglob(name), key=lambda file: (len(file.parts), file))
+    if not found:
+        raise MissingError(f"there is no {name} in {folder} or below it; docs/corpora.md shows the layout")
+    return found[0]
+
+
+def written_whole(file: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, "utf-8", newline="\n")
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_clip(file: Path, samples: np.ndarray, sample_rate: int) -> None:  # type: ignore[type-arg]
+    """Write (samples,) as 16-bit FLAC that appears whole or not at all."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(draft, samples, sample_rate, format="FLAC", subtype="PCM_16")
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)

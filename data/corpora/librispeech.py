@@ -1,0 +1,107 @@
+"""LibriSpeech (Panayotov et al., 2015): read English, 960 hours, and its small sibling Mini LibriSpeech."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora.files import Tree, read_text
+from sottovoce.data.corpora.published import Line, Published
+from sottovoce.data.corpora.report import Report
+from sottovoce.errors import MissingError
+
+PARTS = {  # official part -> our split, utterances
+    "train-clean-100": ("train", 28_539),
+    "train-clean-360": ("train", 104_014),
+    "train-other-500": ("train", 148_688),
+    "dev-clean": ("validation", 2_703),
+    "dev-other": ("validation", 2_864),
+    "test-clean": ("test-clean", 2_620),
+    "test-other": ("test-other", 2_939),
+}
+SPEAKERS = "SPEAKERS.TXT"
+GENDERS = {"F": "female", "M": "male"}
+MINI = {"train-clean-5": ("train", 1_519), "dev-clean-2": ("validation", 1_089)}
+
+
+def _expected(parts: Mapping[str, tuple[str, int]]) -> dict[str, int | None]:
+    return {split: sum(count for other, count in parts.values() if other == split) for split, _ in parts.values()}
+
+
+@CORPORA.register("librispeech")
+class LibriSpeech(Published):
+    """LibriSpeech: `<part>/<speaker>/<chapter>/<utterance>.flac`, a text file of transcripts a chapter.
+
+    The parts train-* make `train`, dev-* `validation`; test-clean and test-other stay apart. SPEAKERS.TXT, which lies
+    beside them, gives the label gender, and so a caption.
+
+    Args:
+        source: the folder with the parts, or the one that holds `LibriSpeech`.
+        case: of the transcripts, which are in capitals: lower, as an LLM reads most easily, or as they are.
+    """
+
+    name = "librispeech"
+    expected: ClassVar[Mapping[str, int | None]] = _expected(PARTS)
+    suffixes = (".flac",)
+
+    def __init__(self, *, source: str, case: Literal["lower", "original"] = "lower") -> None:
+        super().__init__(source=source)
+        self.case = case
+
+    def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
+        """See `Published.lines`."""
+        folders = {folder.name: folder for folder in self._parts()}
+        if not folders:
+            raise MissingError(f"{self.source} has none of the parts {', '.join(PARTS)}")
+        parts = PARTS if folders.keys() & PARTS.keys() else MINI
+        report.expected = _expected(parts)
+        genders = self._genders(report)
+        for part, (split, _) in parts.items():
+            if part in folders:
+                yield from self._part(part, split, folders[part], genders, report)
+            else:
+                report.add("missing part", part)
+
+    def _genders(self, report: Report) -> dict[str, str]:
+        """Speaker -> gender; its rows are `14 | F | train-clean-360 | 25.03 | name`, comments begin with `;`."""
+        found = [file for home in self._homes() if (file := home / SPEAKERS).is_file()]
+        if not found:
+            report.add("missing", SPEAKERS)
+            return {}
+        genders = {}
+        for number, row in enumerate(read_text(found[0]).splitlines(), 1):
+            speaker, sex, *_ = [*(cell.strip() for cell in row.split("|")), ""]
+            if row.strip() and not row.startswith(";"):
+                if sex in GENDERS:
+                    genders[speaker] = GENDERS[sex]
+                else:
+                    report.add("faulty row", f"{SPEAKERS}:{number}: {row!r}")
+        return genders
+
+    def _homes(self) -> tuple[Path, Path]:
+        return self.source, self.source / "LibriSpeech"
+
+    def _parts(self) -> Iterator[Path]:
+        for home in self._homes():
+            yield from (home / part for part in (*PARTS, *MINI) if (home / part).is_dir())
+
+    def _part(self, part: str, split: str, folder: Path, genders: Mapping[str, str], report: Report) -> Iterator[Line]:
+        for chapter in sorted(folder.glob("*/*")):
+            if not chapter.is_dir():
+                continue
+            speaker = chapter.parent.name
+            texts = chapter / f"{speaker}-{chapter.name}.trans.txt"
+            if not texts.is_file():
+                report.add("missing", str(texts.relative_to(self.source)))
+                continue
+            for number, row in enumerate(read_text(texts).splitlines(), 1):
+                name, _, said = row.strip().partition(" ")
+                if not name or not said.strip():
+                    report.add("faulty row", f"{texts.relative_to(self.source)}:{number}: {row!r}")
+                    continue
+                yield Line(split, chapter / f"{name}.flac", self._record(name, speaker, said.strip(), genders), {})
+
+    def _record(self, name: str, speaker: str, said: str, genders: Mapping[str, str]) -> dict[str, object]:
+        text = said.lower() if self.case == "lower" else said
+        labels = {"labels": {"gender": genders[speaker]}} if speaker in genders else {}
+        return {"id": f"librispeech-{name}", "text": text, "speaker": f"librispeech-{speaker}", **labels}

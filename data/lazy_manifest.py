@@ -1,0 +1,145 @@
+"""A manifest of any length: it is looked through once, quickly, and each line is read and checked when it is drawn.
+
+What stays in memory is where the lines are and how long their clips last, 12 bytes a line.
+"""
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sottovoce.data.manifest import LONGEST_LINE, Fault, parsed
+from sottovoce.data.manifest_schema import LineReader
+from sottovoce.data.path_policy import Root
+from sottovoce.data.utterance import Utterance
+from sottovoce.errors import ManifestError
+
+_BLOCK = 1 << 25  # bytes that are looked through together
+_SECONDS = re.compile(rb'"seconds"\s*:\s*([0-9.eE+-]+)')  # within a text the quotes would be escaped
+_SHOWN = 20
+
+
+class Lines(Sequence[Utterance]):
+    """The utterances of a manifest whose lines all say `seconds`, since batches hold clips of like length.
+
+    Args:
+        path: a JSONL file, as `docs/manifest.md` has it.
+        choices: the attributes that lines may label, and the labels of each.
+        root: where audio paths start, and what they may not lead out of.
+        only: the tasks that its utterances may serve; None: any.
+        apart: clips of other sides of the data, which no utterance may need.
+
+    Attributes:
+        seconds: (lines,) float32.
+
+    Raises:
+        ManifestError: the file cannot be read, holds no line, or lines do not say how long their clips last.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        choices: Mapping[str, Sequence[str]],
+        root: Root,
+        only: Sequence[str] | None = None,
+        apart: Collection[Path] = (),
+    ) -> None:
+        self.path, self.choices, self.root, self.apart = path, choices, root, apart
+        self.only = None if only is None else tuple(only)
+        self._starts, self._numbers, self.seconds = _looked_through(path)
+        self.reads = 0  # lines that have been read in this process
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    def __getitem__(self, row: int) -> Utterance:  # type: ignore[override]
+        """Read, check and return one utterance.
+
+        Raises:
+            ManifestError: the line is faulty, or its clip's header is; told as `file:line: id: problem`.
+        """
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        with self.path.open("rb") as stream:
+            stream.seek(int(self._starts[row]))
+            record = parsed(stream.readline(LONGEST_LINE + 1))
+        self.reads += 1
+        utterance, problems = LineReader(self.choices, self.root).read(1, record)
+        spoken = [utterance.audio, *(turn.audio for turn in utterance.context if turn.audio)] if utterance else []
+        problems += [f"audio: {clip} is also in validation or test" for clip in spoken if clip in self.apart]
+        if problems or utterance is None:
+            name = record.get("id") if isinstance(record, dict) else None
+            number = int(self._numbers[row])
+            faults = [Fault(self.path, number, str(name) if name else None, problem) for problem in problems]
+            raise ManifestError("\n".join(map(str, faults)))
+        return utterance if self.only is None else replace(utterance, only=self.only)
+
+
+def _looked_through(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Where each line starts, its number from 1, and the seconds that it says; blank lines are passed over."""
+    starts: list[NDArray[np.int64]] = []
+    numbers: list[NDArray[np.int64]] = []
+    seconds: list[NDArray[np.float32]] = []
+    faults: list[Fault] = []
+    place, line = 0, 1
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise ManifestError(f"{path}: the manifest cannot be read: {error.strerror}") from None
+    with stream:
+        while block := stream.read(_BLOCK):
+            block += stream.readline(LONGEST_LINE)
+            begin, told = _of_block(block)
+            for row in np.flatnonzero(~(told > 0) | np.isinf(told)):
+                told[row], problem = _of_line(block[begin[row] :].split(b"\n", 1)[0])
+                faults += [Fault(path, line + int(row), None, problem)] if problem else []
+            kept = ~np.isnan(told)
+            starts.append(begin[kept] + place)
+            numbers.append(np.flatnonzero(kept) + line)
+            seconds.append(told[kept])
+            place, line = place + len(block), line + len(begin)
+    if faults:
+        more = [f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+        raise ManifestError("\n".join([f"{path}: {len(faults)} faults", *map(str, faults[:_SHOWN]), *more]))
+    if not sum(map(len, seconds)):
+        raise ManifestError(f"{path}: the manifest holds no utterance; write one JSON object a line")
+    return np.concatenate(starts), np.concatenate(numbers), np.concatenate(seconds)
+
+
+def _of_block(block: bytes) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Where lines start in a block of whole lines, and their seconds; NaN where they are not plain to see."""
+    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + 1
+    begin = np.concatenate([[0], ends[ends < len(block)]])
+    found = [(match.start(), match[1]) for match in _SECONDS.finditer(block)]
+    rows = np.searchsorted(begin, np.array([at for at, _ in found], np.int64), side="right") - 1
+    counts = np.bincount(rows, minlength=len(begin))
+    told = np.full(len(begin), np.nan, np.float32)
+    told[rows] = [_number(text) for _, text in found]
+    told[counts != 1] = np.nan
+    return begin, told
+
+
+def _number(text: bytes) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _of_line(raw: bytes) -> tuple[float, str | None]:
+    """The seconds of one line, read in full; NaN for a blank one, or with what is wrong with it."""
+    if not raw.strip():
+        return math.nan, None
+    record = parsed(raw)
+    if isinstance(record, str):
+        return math.nan, record
+    told = record.get("seconds")
+    if isinstance(told, int | float) and not isinstance(told, bool) and 0 < told < 1e9:
+        return float(told), None
+    found = json.dumps(told)[:50]
+    return math.nan, f"seconds: each line needs a positive number where data.checks is `during`, found {found}"

@@ -1,0 +1,45 @@
+"""Which files a manifest may name: those under its root, and those under folders that the user allows besides."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from sottovoce.data.audio import place_of
+from sottovoce.errors import AudioError
+
+
+class Root:
+    """Where a manifest's relative paths start, and what no path of it may lead out of, by `..`, by `/` or by a link.
+
+    A manifest is data that somebody may have been handed, with links beside it; which of this machine's files it may
+    name is for the user to say.
+
+    Args:
+        folder: where relative paths start.
+        allow: further folders that a path may lead to.
+    """
+
+    def __init__(self, folder: Path, allow: Sequence[Path] = ()) -> None:
+        self.folder = folder
+        self._start = os.path.abspath(folder)
+        self._within = [os.path.realpath(place) for place in (folder, *allow)]
+
+    def file(self, given: str) -> Path:
+        """The absolute path of a file that a manifest calls `given`; it need not exist.
+
+        Raises:
+            AudioError: it is, or its link leads, outside of all that is allowed. The message begins with `given`.
+        """
+        named = os.path.abspath(os.path.join(self._start, given))
+        place = place_of(Path(named))
+        try:
+            real = os.path.realpath(place.archive if place else named)
+        except ValueError:  # a NUL in it
+            raise AudioError(f"{given!r}: no file can have this name") from None
+        if not any(os.path.commonpath([place, real]) == place for place in self._within):
+            where = "is" if real == str(place.archive if place else named) else f"leads to {real}, which is"
+            raise AudioError(
+                f"{given} {where} outside of {self.folder}; move the clip there, give a `root` that holds it, or name "
+                "its folder under `allow`"
+            )
+        return Path(named)

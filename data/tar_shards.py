@@ -1,0 +1,180 @@
+"""Clips packed into tar files, for storage that is slow to open a million small ones.
+
+The files are in Lhotse's Shar format, so that Lhotse reads them, too (`CutSet.from_shar`); the bytes of a clip stay as
+they are. Beside them lies a manifest like any other, whose `audio` says archive, offset and size.
+"""
+
+import gzip
+import json
+import shutil
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+
+from sottovoce.data.audio import Header, place_of, read_header
+from sottovoce.data.manifest import Fault, read_lines
+from sottovoce.data.path_policy import Root
+from sottovoce.errors import AudioError, ConfigError, ManifestError
+
+_BLOCK = tarfile.BLOCKSIZE  # bytes of a member's header in the USTAR format
+_SHOWN = 20
+FOLDER = "shards"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was written."""
+
+    manifest: Path
+    utterances: int
+    clips: int
+    shards: int
+
+    def __str__(self) -> str:
+        return f"{self.manifest}: {self.utterances} utterances, {self.clips} clips in {self.shards} tar files"
+
+
+def write_shards(
+    source: Path, out: Path, *, size: int = 1000, root: Path | None = None, allow: Sequence[Path] = ()
+) -> Packed:
+    """Pack a manifest: `out/manifest.jsonl`, `out/shards/recording.000000.tar`, `out/shards/cuts.000000.jsonl.gz`, ...
+
+    A clip that several lines name is packed once. Every line gets its `seconds`. The folder appears when it is whole.
+
+    Args:
+        source: a manifest, as `docs/manifest.md` has it.
+        out: the folder to write, which is not there yet.
+        size: clips a tar file.
+        root: the folder that audio paths are relative to and may not lead out of; the manifest's own if absent.
+        allow: further folders that they may lead to.
+
+    Raises:
+        ConfigError: `out` is there, or `size` is less than 1.
+        ManifestError: lines are broken, or clips cannot be used; the first 20 are named.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} is there already: name another folder, or delete it")
+    if size < 1:
+        raise ConfigError(f"--size: must be at least 1, found {size}")
+    draft = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    (draft / FOLDER).mkdir(parents=True)
+    within = Root(source.parent if root is None else root, allow)
+    faults: list[Fault] = []
+    utterances = 0
+    with _Writer(draft / FOLDER, size) as writer, (draft / "manifest.jsonl").open("w", encoding="utf-8") as stream:
+        for number, record in read_lines(source):
+            try:
+                packed = _packed(record, within, writer)
+            except AudioError as error:
+                name = record.get("id") if isinstance(record, dict) else None
+                faults.append(Fault(source, number, str(name) if name else None, str(error)))
+                continue
+            stream.write(json.dumps(packed, ensure_ascii=False) + "\n")
+            utterances += 1
+    if faults or not utterances:
+        shutil.rmtree(draft)
+        told = [f"{source}: {len(faults)} faults in the lines, {utterances} are good", *map(str, faults[:_SHOWN])]
+        raise ManifestError("\n".join(told))
+    draft.replace(out)
+    return Packed(out / "manifest.jsonl", utterances, len(writer.places), writer.shards)
+
+
+def _packed(record: dict[str, Any] | str, root: Root, writer: "_Writer") -> dict[str, Any]:
+    """The line with places in archives in place of files."""
+    if isinstance(record, str):
+        raise AudioError(record)
+    turns = record.get("context") or []
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise AudioError("context: a list of objects is needed")
+    place, header = _put(record, root, writer)
+    context = [{**turn, "audio": _put(turn, root, writer)[0]} if turn.get("audio") else turn for turn in turns]
+    known = {"context": context} if turns else {}
+    return {**record, "audio": place, "seconds": record.get("seconds") or round(header.seconds, 4), **known}
+
+
+def _put(said: dict[str, Any], root: Root, writer: "_Writer") -> tuple[str, Header]:
+    given = said.get("audio")
+    if not isinstance(given, str):
+        raise AudioError("audio: a string is needed")
+    clip = root.file(given)
+    try:
+        header = read_header(clip)
+    except AudioError as error:
+        raise AudioError(f"audio: {given}: {error}") from None
+    return writer.put(clip, header, said), header
+
+
+class _Writer:
+    """Appends clips to the last tar file, and begins the next when it holds `size` of them."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder, self.size, self.shards = folder, size, 0
+        self.places: dict[Path, str] = {}
+        self._tar: tarfile.TarFile | None = None
+        self._cuts: IO[str] | None = None
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in (self._tar, self._cuts):
+            if stream is not None:
+                stream.close()
+
+    def put(self, clip: Path, header: Header, said: dict[str, Any]) -> str:
+        """The clip's place, relative to the manifest."""
+        if clip not in self.places:
+            if len(self.places) % self.size == 0:
+                self._begin()
+            self.places[clip] = self._append(clip, header, said)
+        return self.places[clip]
+
+    def _begin(self) -> None:
+        self.__exit__()
+        self._tar = tarfile.open(self.folder / f"recording.{self.shards:06d}.tar", "w", format=tarfile.USTAR_FORMAT)
+        self._cuts = gzip.open(self.folder / f"cuts.{self.shards:06d}.jsonl.gz", "wt", encoding="utf-8")
+        self.shards += 1
+
+    def _append(self, clip: Path, header: Header, said: dict[str, Any]) -> str:
+        assert self._tar is not None and self._cuts is not None
+        key = f"{len(self.places):09d}"
+        data = _read(clip)
+        recording = {
+            "id": key, "sources": [{"type": "shar", "channels": list(range(header.channels)), "source": ""}],
+            "sampling_rate": header.sample_rate, "num_samples": header.frames, "duration": header.seconds,
+            "channel_ids": list(range(header.channels)),
+        }  # fmt: skip
+        offset = self._tar.offset + _BLOCK
+        suffix = (place.archive if (place := place_of(clip)) else clip).suffix.lower() or ".audio"
+        self._member(f"{key}{suffix}", data)
+        self._member(f"{key}.json", json.dumps(recording).encode())
+        one = header.channels == 1
+        channel: Any = 0 if one else list(range(header.channels))
+        supervision = {
+            "id": str(said.get("id", key)), "recording_id": key, "start": 0.0, "duration": header.seconds,
+            "channel": channel, "text": said.get("text"), "speaker": said.get("speaker"),
+        }  # fmt: skip
+        cut = {
+            "id": key, "start": 0.0, "duration": header.seconds, "channel": channel, "supervisions": [supervision],
+            "recording": recording, "type": "MonoCut" if one else "MultiCut",
+        }  # fmt: skip
+        self._cuts.write(json.dumps(cut, ensure_ascii=False) + "\n")
+        return f"{FOLDER}/{Path(str(self._tar.name)).name}:{offset}+{len(data)}"
+
+    def _member(self, name: str, data: bytes) -> None:
+        assert self._tar is not None
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        self._tar.addfile(member, BytesIO(data))
+
+
+def _read(clip: Path) -> bytes:
+    if place := place_of(clip):
+        with place.archive.open("rb") as archive:
+            archive.seek(place.offset)
+            return archive.read(place.size)
+    return clip.read_bytes()

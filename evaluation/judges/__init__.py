@@ -1,0 +1,1 @@
+"""Judges of replies: LLMs by a rubric, and nearest exemplars."""

@@ -1,0 +1,1 @@
+"""Layer-wise analyses: probes, similarities, the split of layers, plots."""

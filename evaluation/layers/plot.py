@@ -1,0 +1,129 @@
+"""The picture of an analysis: a panel for each kind of curve, the split shaded in all of them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sottovoce.errors import MissingError
+from sottovoce.evaluation.layers.split import Curve, Split
+from sottovoce.evaluation.reports.plots import Look, _canvas, looks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+VOICE, MEANING = "#FBE3D0", "#D6E8F5"  # tints of the split
+# (title, what its curves' names end in, y axis)
+PANELS = (
+    ("Paralinguistic probes", "probe", "balanced accuracy"),
+    ("Same words, other speaker: attribute", "similarity", "cosine, same $-$ other value"),
+    ("Intent probe", "intent probe", "balanced accuracy"),
+    ("Other words, other speaker: intent", "intent similarity", "cosine, same $-$ other intent"),
+    ("Logit lens", "logit lens", "final top-1 in the top 3"),
+)
+
+
+def require_matplotlib() -> None:
+    """Raises MissingError where pictures could not be drawn: before the work, not after it."""
+    if find_spec("matplotlib") is None:
+        raise MissingError("the curves cannot be drawn: matplotlib is not installed. pip install 'sottovoce[plots]'")
+
+
+def layer_picture(curves: Mapping[str, Curve], split: Split, left_out: Mapping[str, str], file: Path) -> None:
+    """Draw the five analyses and the signals that the split goes by, with chance and 95 % intervals.
+
+    Args:
+        curves: by name, such as `age probe`, `intent similarity`, `logit lens`.
+        split: what was proposed.
+        left_out: name -> why it has no curve.
+        file: the PNG to write.
+
+    Raises:
+        MissingError: matplotlib is not installed.
+    """
+    attributes = [found for name in (*curves, *left_out) if (found := _attribute(name))]
+    known = looks(["intent", "logit lens", *dict.fromkeys(attributes)])
+    with _canvas(file, 11.0, 6.2, svg=False) as figure:
+        axes = list(figure.subplots(2, 3).flat)
+        for panel, (title, ending, unit) in zip(axes, PANELS, strict=False):
+            mine = [name for name in curves if _belongs(name, ending)]
+            for name in mine:
+                _draw(panel, curves[name], known[_subject(name)], _subject(name))
+            if mine:
+                _chance(panel, [curves[name] for name in mine])
+                _key(panel, len(mine))
+            else:
+                _empty(panel, [reason for name, reason in left_out.items() if _belongs(name, ending)])
+            panel.set(ylabel=unit)
+            panel.set_title(title, loc="left")
+        _signals(axes[-1], split)
+        for panel in axes:
+            _frame(panel, split)
+
+
+def _attribute(name: str) -> str | None:
+    """The attribute that a curve is about; None for intents and the lens."""
+    subject = _subject(name)
+    return None if subject in ("intent", "logit lens") else subject
+
+
+def _subject(name: str) -> str:
+    return name if name == "logit lens" else name.rpartition(" ")[0]
+
+
+def _belongs(name: str, ending: str) -> bool:
+    return name.endswith(f" {ending}") and _attribute(name) is not None if " " not in ending else name == ending
+
+
+def _draw(panel: Axes, curve: Curve, look: Look, label: str) -> None:
+    x = np.arange(len(curve.value)) - 1
+    panel.fill_between(x, curve.low, curve.high, color=look.colour, alpha=0.18, linewidth=0)
+    panel.plot(x, curve.value, color=look.colour, marker=look.marker, markersize=3.5, linewidth=1.5, label=label)
+
+
+def _chance(panel: Axes, curves: list[Curve]) -> None:
+    """A dashed line at each chance that some curve has."""
+    for i, chance in enumerate(sorted({curve.chance[0] for curve in curves})):
+        label = "chance" if i == 0 else None
+        panel.axhline(chance, color="0.4", linestyle=(0, (4, 3)), linewidth=1, label=label, zorder=1)
+
+
+def _key(panel: Axes, lines: int) -> None:
+    panel.legend(loc="best", fontsize=7, ncols=2 if lines > 3 else 1, frameon=True, framealpha=0.8, edgecolor="none")
+
+
+def _empty(panel: Axes, reasons: list[str]) -> None:
+    told = "\n".join(textwrap.wrap(reasons[0] if reasons else "no such analysis", 46)[:8])
+    panel.text(0.5, 0.5, f"left out:\n{told}", transform=panel.transAxes, ha="center", va="center", fontsize=7.5)
+    panel.set_yticks([])
+
+
+def _signals(panel: Axes, split: Split) -> None:
+    x = np.arange(split.layers)
+    for signal, colour, label in ((split.voice, "#D55E00", "voice"), (split.meaning, "#0072B2", "meaning")):
+        if signal is not None:
+            panel.plot(x, signal, color=colour, marker="o", markersize=3.5, linewidth=1.5, label=label)
+    if split.voice is not None or split.meaning is not None:
+        _key(panel, 2)
+    else:
+        _empty(panel, ["no curve differs between layers and beats chance"])
+    panel.set_title("Signals, and the split by them", loc="left")
+    panel.set(ylabel="share of its range")
+
+
+def _frame(panel: Axes, split: Split) -> None:
+    """The split behind the curves, and the input of the LLM as `in` before layer 0."""
+    (first, last), (begin, end) = split.paralinguistic, split.semantic
+    panel.axvspan(first - 0.5, last + 0.5, color=VOICE, zorder=0, linewidth=0)
+    panel.axvspan(begin - 0.5, end + 0.5, color=MEANING, zorder=0, linewidth=0)
+    step = max(1, round(split.layers / 10))
+    ticks = list(range(0, split.layers, step))
+    panel.set_xticks([-1, *ticks], ["in", *map(str, ticks)])
+    panel.set_xlim(-1.3, split.layers - 0.5)
+    panel.set(xlabel="after layer")
+    panel.spines[["top", "right"]].set_visible(False)

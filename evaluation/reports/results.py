@@ -1,0 +1,197 @@
+"""Scores as a table that a person reads: one row a metric, one column a choice of slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from sottovoce.errors import SottovoceError
+from sottovoce.evaluation.metrics import SLOTS
+
+if TYPE_CHECKING:  # records are written with the help of this module
+    from sottovoce.evaluation.records import Record
+
+TASKS = ("asr", "gender", "pitch", "tempo", "energy", "emotion", "age", "dialogue", "response", "caption")
+METRICS = {  # as the report names them, with the direction that is better
+    "wer": "WER ↓",
+    "accuracy": "accuracy ↑",
+    "balanced_accuracy": "balanced ↑",
+    "rouge_1": "ROUGE-1 ↑",
+    "rouge_2": "ROUGE-2 ↑",
+    "rouge_l": "ROUGE-L ↑",
+    "emotion_fit": "fits ↑",
+    "pa_score": "PA-score ↑",
+    "pa_rate": "PA-rate ↑",
+    "right_before": "right before ↑",
+    "right": "right ↑",
+    "right_change": "change ↑",
+    "nats_before": "nats before ↓",
+    "nats": "nats ↓",
+    "nats_change": "nats change ↓",
+    "cs_content": "CS content ↑",
+    "cs_style": "CS style ↑",
+    "egs_c1": "EGS C1 ↑",
+    "egs_c2": "EGS C2 ↑",
+    "egs_c3": "EGS C3 ↑",
+    "egs_c4": "EGS C4 ↑",
+}
+NATS = ("nats_before", "nats", "nats_change")  # a response token; no shares
+POINTS = ("cs_", "egs_")  # of a judge
+LEGEND = (
+    "In percent (nats: as they are), with the 95 % interval. baseline: a guess that hears nothing. accuracy: the "
+    "paper's WA. balanced: the mean over classes. PA: replies that suit the speaker. CS (1-5), EGS (1-10): points."
+)
+
+
+class Row(NamedTuple):
+    """One line of the table; `cells` are in the order of the slots."""
+
+    task: str
+    metric: str
+    cells: list[str]
+    baseline: str
+    n: str
+
+
+def in_order(records: Iterable[Record]) -> list[Record]:
+    """By system, then task, metric and slots as the report has them; names that it does not know come after."""
+    return sorted(records, key=lambda record: (record.system, _place(record.task, record.metric, record.slots)))
+
+
+T = TypeVar("T", bound=tuple[str, str, str])
+
+
+def in_order_of(scores: Iterable[T]) -> list[T]:
+    """(task, metric, slots) in the same order."""
+    return sorted(scores, key=lambda score: _place(*score))
+
+
+def _place(task: str, metric: str, slots: str) -> tuple[tuple[int, str], tuple[int, str], tuple[int, str]]:
+    return _rank(task, TASKS), _rank(metric, METRICS), _rank(slots, SLOTS)
+
+
+def label_of(metric: str) -> str:
+    """A metric as tables name it; `cs_content/qwen` is a score by the judge that the recipe calls qwen."""
+    name, _, judge = metric.partition("/")
+    label = METRICS.get(name, name)
+    words, _, arrow = label.rpartition(" ")
+    return f"{words} ({judge}) {arrow}" if judge and words else label
+
+
+def results_table(records: Sequence[Record]) -> Table:
+    """For the terminal, at most 100 columns wide; several systems stand one below the other.
+
+    Raises:
+        SottovoceError: two records share system, task, metric and slots.
+    """
+    page = Table.grid()
+    for system, group in _systems(records).items():
+        page.add_row(_terminal(system, group))
+    return page
+
+
+def results_markdown(records: Sequence[Record]) -> str:
+    """The same for `results.md`: a heading, a table and the notes of each system.
+
+    Raises:
+        SottovoceError: two records share system, task, metric and slots.
+    """
+    parts = ["# Results", LEGEND]
+    for system, group in _systems(records).items():
+        slots = _slots(group)
+        table = [_line("task", "metric", *slots, "baseline", "n"), _line("---", "---", *["---:"] * (len(slots) + 2))]
+        table += [_line(row.task, row.metric, *row.cells, row.baseline, row.n) for row in _rows(group)]
+        parts += [f"## {system}", "\n".join(table)]
+        parts += ["\n".join(f"- {note}" for note in notes)] if (notes := _notes(group)) else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _terminal(system: str, records: Sequence[Record]) -> Table:
+    caption = "\n".join(escape(line) for line in [LEGEND, *_notes(records)])
+    table = Table(
+        title=escape(system), caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False
+    )
+    for name in ("task", "metric"):
+        table.add_column(name)
+    for name in (*_slots(records), "base-\nline", "n"):
+        table.add_column(escape(name), justify="right")
+    rows = _rows(records)
+    for row, after in zip(rows, [*rows[1:], None], strict=True):
+        spans = (span.replace("-", "-\n") if len(span) > 1 else span for span in (row.baseline, row.n))  # narrow
+        cells = (row.task, row.metric, *row.cells, *spans)
+        table.add_row(*map(escape, cells), end_section=after is not None and after.task != row.task)
+    return table
+
+
+def _systems(records: Sequence[Record]) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = {}
+    seen = set()
+    for record in in_order(records):
+        key = (record.system, record.task, record.metric, record.slots)
+        if key in seen:
+            raise SottovoceError(f"two records of {' '.join(key)}; give the systems different names")
+        seen.add(key)
+        groups.setdefault(record.system, []).append(record)
+    return groups
+
+
+def _slots(records: Iterable[Record]) -> list[str]:
+    """The paper's four, and what slots of its own the recipe has."""
+    return [*SLOTS, *sorted({record.slots for record in records} - set(SLOTS))]
+
+
+def _rows(records: Sequence[Record]) -> list[Row]:
+    lines: dict[tuple[str, str], dict[str, Record]] = {}
+    for record in records:
+        lines.setdefault((record.task, record.metric), {})[record.slots] = record
+    columns = _slots(records)
+    return [_row(task, metric, by_slots, columns) for (task, metric), by_slots in lines.items()]
+
+
+def _row(task: str, metric: str, by_slots: dict[str, Record], columns: Sequence[str]) -> Row:
+    cells = [_cell(by_slots[slots]) if slots in by_slots else "-" for slots in columns]
+    baselines = [record.baseline for record in by_slots.values() if record.baseline is not None]
+    baseline = _span([_percent(value) for value in sorted(baselines)])
+    n = _span([str(count) for count in sorted(record.n for record in by_slots.values())])
+    return Row(task, label_of(metric), cells, baseline, n)
+
+
+def _cell(record: Record) -> str:
+    value, low, high = (shown(record.metric, number) for number in (record.value, record.low, record.high))
+    return f"{value} [{low}-{high}]" if record.low >= 0 else f"{value} [{low} to {high}]"
+
+
+def shown(metric: str, number: float) -> str:
+    """A number as tables have it: shares in percent."""
+    if metric.startswith(POINTS):
+        return f"{number:.2f}"
+    return f"{number:.3f}" if metric in NATS else _percent(number)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}".replace("100.0", "100")  # a full score needs no decimal, and the terminal is narrow
+
+
+def _span(ordered: Sequence[str]) -> str:
+    """One text where all slots agree, the range where they do not."""
+    if not ordered:
+        return "-"
+    return ordered[0] if ordered[0] == ordered[-1] else f"{ordered[0]}-{ordered[-1]}"
+
+
+def _notes(records: Iterable[Record]) -> list[str]:
+    lines = [f"{record.task}, {record.slots}: {record.notes}" for record in records if record.notes]
+    return list(dict.fromkeys(lines))  # both accuracies of a task say the same
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _rank(name: str, known: Iterable[str]) -> tuple[int, str]:
+    order, base = list(known), name.partition(" (")[0].partition("/")[0]  # a part of the test side, a judge
+    return (order.index(base) if base in order else len(order), name)

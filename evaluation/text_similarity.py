@@ -1,0 +1,257 @@
+"""How near a response comes to its target: in words (ROUGE), and in the eyes of a language model (BERTScore)."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from torch import Tensor
+from torchmetrics.text.rouge import ROUGEScore
+from transformers import AutoModel, AutoTokenizer
+
+from sottovoce.errors import MissingError, SottovoceError, nearest
+from sottovoce.evaluation.bootstrap import ratio
+from sottovoce.evaluation.metrics import Measure, Metric, Prediction, Score, rouge_l
+from sottovoce.paths import resolve
+
+# The layer whose cosines agree best with human judgements of translations (WMT16), as found by BERTScore's authors.
+LAYERS = {
+    "bert-base-uncased": 9,
+    "bert-large-uncased": 18,
+    "bert-base-multilingual-cased": 9,
+    "roberta-base": 10,
+    "roberta-large": 17,
+    "roberta-large-mnli": 19,
+    "distilbert-base-uncased": 5,
+    "distilroberta-base": 5,
+    "deberta-base-mnli": 9,
+    "deberta-large-mnli": 18,
+    "deberta-xlarge-mnli": 40,
+}
+_WORD = re.compile("[a-z0-9]+")
+
+
+def rouge_f1(responses: Sequence[str], targets: Sequence[str]) -> dict[str, list[float]]:
+    """F of each pair by `rouge_1`, `rouge_2` and `rouge_l`: shared words, shared pairs of words, and shared order.
+
+    Lin (2004), as in the reference implementation without its stemmer: words are runs of a-z and 0-9 in lower case.
+
+    Raises:
+        SottovoceError: there are more of the one than of the other.
+    """
+    _require_pairs("rouge_f1", responses, targets)
+    keys = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
+    rouge = ROUGEScore(rouge_keys=tuple(keys.values()))
+    rouge.update(list(responses), list(targets))
+    # its state is one F a pair, before the mean
+    return {ours: [float(f) for f in getattr(rouge, f"{theirs}_fmeasure")] for ours, theirs in keys.items()}
+
+
+@Metric
+def rouge_1(predictions: Sequence[Prediction]) -> Measure:
+    """Mean F of the words that response and target share, between 0 and 1.
+
+    Lin (2004); SpeechEmotionLlama, table I. Targets without a word in a-z or 0-9 score 0, which the notes count.
+
+    Raises:
+        SottovoceError: there are no predictions.
+    """
+    return _rouge_n("rouge_1", predictions, 1)
+
+
+@Metric
+def rouge_2(predictions: Sequence[Prediction]) -> Measure:
+    """Mean F of the pairs of neighbouring words that response and target share, between 0 and 1.
+
+    Lin (2004); SpeechEmotionLlama, table I. Targets of one word have no pair and score 0, which the notes count.
+
+    Raises:
+        SottovoceError: there are no predictions.
+    """
+    return _rouge_n("rouge_2", predictions, 2)
+
+
+ROUGE: dict[str, Metric] = {
+    "rouge_1": rouge_1,
+    "rouge_2": rouge_2,
+    "rouge_l": rouge_l,
+}
+
+
+class BertScore:
+    """BERTScore F1: each token meets the most similar token of the other text, by the cosine of contextual vectors.
+
+    Zhang et al. (ICLR 2020), section 3, without idf weights and without rescaling, so that unlike texts score far
+    above 0: compare systems by one model and one layer only. It agrees with the authors' `bert-score` package, in
+    which the marks around a text ([CLS], [SEP]) may be met but do not count. `torchmetrics` (1.9) does not: it hides
+    the marks, and mixes up pairs whose texts are of unlike lengths. SpeechEmotionLlama does not say which model and
+    layer stand behind its table I.
+
+    A text starts with a space, as words inside a text do: byte-level vocabularies (RoBERTa) write its first word
+    otherwise. Nothing is downloaded.
+
+    Args:
+        checkpoint: a local folder (config.json, *.safetensors, tokenizer), or a name in the Hugging Face cache.
+        layer: whose vectors are compared, 0 being the embeddings; by default the one in `LAYERS`, where `checkpoint`
+            ends with such a name.
+        device: where the model runs.
+        batch: pairs that go through the model together.
+
+    Raises:
+        MissingError: the model or a part of it is not there; the message says where it was looked for.
+        SottovoceError: `layer` is not given and not known, or the model does not have it.
+    """
+
+    def __init__(self, checkpoint: str, *, layer: int | None = None, device: str = "cpu", batch: int = 32) -> None:
+        self.name = checkpoint.rstrip("/").rsplit("/", 1)[-1]
+        self.layer = _known_layer(self.name) if layer is None else layer
+        self.tokenizer, model = _load(checkpoint)
+        if not 0 <= self.layer <= model.config.num_hidden_layers:
+            raise SottovoceError(
+                f"BertScore: {checkpoint} has no layer {self.layer}; `layer` is 0 (its embeddings) to "
+                f"{model.config.num_hidden_layers}"
+            )
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.limit = _limit(self.tokenizer, model.config)
+        self.batch = batch
+
+    def __call__(self, predictions: Sequence[Prediction]) -> Score:
+        """Mean F1 of responses and targets; empty texts score 0, and these and texts that were cut are counted.
+
+        Raises:
+            SottovoceError: there are no predictions.
+        """
+        responses, targets = [p.response for p in predictions], [p.target for p in predictions]
+        notes = [f"BERTScore by {self.name}, layer {self.layer}, no idf, not rescaled"]
+        empty = sum(not (r.strip() and t.strip()) for r, t in zip(responses, targets, strict=True))
+        if empty:
+            notes.append(f"{empty} of {len(predictions)} pairs have an empty text and score 0")
+        if cut := sum(self._is_cut(text) for text in [*responses, *targets]):
+            notes.append(f"{cut} of {2 * len(predictions)} texts were cut after {self.limit} tokens")
+        return _mean("bert_score", self.f1(responses, targets), "; ".join(notes)).score()
+
+    def f1(self, responses: Sequence[str], targets: Sequence[str]) -> list[float]:
+        """F1 of each pair, about -1 to 1; in practice most of that range is empty.
+
+        Raises:
+            SottovoceError: there are more of the one than of the other.
+        """
+        _require_pairs("BertScore", responses, targets)
+        scores: list[float] = []
+        for start in range(0, len(responses), self.batch):
+            part = slice(start, start + self.batch)
+            scores += greedy_f1(*self._vectors(responses[part]), *self._vectors(targets[part])).tolist()
+        return scores
+
+    @torch.no_grad()
+    def _vectors(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors of length 1 (texts, tokens, dim); which tokens are real and which of these count (texts, tokens)."""
+        told = self.tokenizer(
+            [_spaced(text) for text in texts],
+            padding=True,
+            truncation=True,
+            max_length=self.limit,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        real = told["attention_mask"]
+        x = self.model(input_ids=told["input_ids"], attention_mask=real, output_hidden_states=True)
+        vectors = torch.nn.functional.normalize(x.hidden_states[self.layer].float(), dim=-1)
+        return vectors, real.bool(), real.bool() & ~told["special_tokens_mask"].bool()
+
+    def _is_cut(self, text: str) -> bool:
+        # every token but the few marks has a byte of its own, so that short texts need no second reading
+        if len(text.encode()) + 4 <= self.limit:
+            return False
+        return len(self.tokenizer(_spaced(text), verbose=False)["input_ids"]) > self.limit
+
+
+def greedy_f1(
+    response: Tensor, response_real: Tensor, response_counts: Tensor,
+    target: Tensor, target_real: Tensor, target_counts: Tensor,
+) -> Tensor:  # fmt: skip
+    """F of the greedy matching of Zhang et al. (2020), section 3, between vectors of length 1: (pairs,).
+
+    Args:
+        response: (pairs, tokens, dim).
+        response_real: (pairs, tokens), which tokens may be met.
+        response_counts: (pairs, tokens), which tokens look for a partner; a text without any scores 0.
+        target: (pairs, other tokens, dim).
+        target_real: as `response_real`.
+        target_counts: as `response_counts`.
+    """
+    cosine = response @ target.transpose(1, 2)  # (pairs, tokens, other tokens)
+    precision = _mean_where(response_counts, cosine.masked_fill(~target_real[:, None, :], -torch.inf).amax(dim=2))
+    recall = _mean_where(target_counts, cosine.masked_fill(~response_real[:, :, None], -torch.inf).amax(dim=1))
+    f = 2 * precision * recall / (precision + recall)
+    return torch.where(response_counts.any(dim=1) & target_counts.any(dim=1), f, 0.0).nan_to_num(0.0)
+
+
+def _mean_where(counts: Tensor, values: Tensor) -> Tensor:
+    return (values * counts).sum(dim=1) / counts.sum(dim=1)
+
+
+def _spaced(text: str) -> str:
+    return f" {text.strip()}" if text.strip() else ""
+
+
+def _rouge_n(name: str, predictions: Sequence[Prediction], n: int) -> Measure:
+    scores = rouge_f1([p.response for p in predictions], [p.target for p in predictions])[name] if predictions else []
+    short = sum(len(_WORD.findall(p.target.lower())) < n for p in predictions)
+    what = "no word in a-z or 0-9" if n == 1 else f"fewer than {n} words in a-z or 0-9"
+    return _mean(name, scores, f"{short} of {len(predictions)} targets have {what} and score 0" if short else "")
+
+
+def _mean(metric: str, scores: Sequence[float], notes: str) -> Measure:
+    if not scores:
+        raise SottovoceError(f"{metric}: there are no predictions to score; is the test set empty?")
+    return Measure(float(np.mean(scores)), np.column_stack([scores, np.ones(len(scores))]), ratio, None, notes)
+
+
+def _require_pairs(what: str, responses: Sequence[str], targets: Sequence[str]) -> None:
+    if len(responses) != len(targets):
+        raise SottovoceError(f"{what}: {len(responses)} responses for {len(targets)} targets; give one for each")
+
+
+def _known_layer(name: str) -> int:
+    if name in LAYERS:
+        return LAYERS[name]
+    raise SottovoceError(f"BertScore: no layer is known to be best in {name!r}; give `layer`.{nearest(name, LAYERS)}")
+
+
+def _limit(tokenizer: Any, config: Any) -> int:
+    """How many tokens the model can read; a tokenizer that was saved without a limit says a number beyond all."""
+    said, positions = int(tokenizer.model_max_length), getattr(config, "max_position_embeddings", None)
+    return said if positions is None or said <= positions else positions - 2  # RoBERTa's positions start at 2
+
+
+def _load(checkpoint: str) -> tuple[Any, Any]:
+    """Tokenizer and model from files of this machine; every tensor of the model must be among them."""
+    folder = resolve(checkpoint)
+    where = str(folder) if folder.is_dir() else checkpoint
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True)
+        model, told = AutoModel.from_pretrained(
+            where, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _missing(checkpoint, str(error).strip().split("\n")[0] or type(error).__name__) from None
+    # the pooler stands above all layers, and masked language models come without
+    absent = sorted(name for name in cast(set[str], told["missing_keys"]) if "pooler" not in name)
+    if absent:
+        raise _missing(checkpoint, f"{len(absent)} tensors are not in its files, {absent[0]} the first of them")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes up an empty vocabulary
+        raise _missing(checkpoint, "its tokenizer has no words; is tokenizer.json there?")
+    return tokenizer, model
+
+
+def _missing(checkpoint: str, why: str) -> MissingError:
+    return MissingError(
+        f"BertScore: the model {checkpoint} cannot be loaded: {why}.\n"
+        f"Looked in the folder {resolve(checkpoint).absolute()} and in the Hugging Face cache "
+        f"{constants.HF_HUB_CACHE}.\nPoint at a folder with config.json, *.safetensors and the tokenizer, or fetch a "
+        f"published one first: hf download FacebookAI/roberta-large"
+    )

@@ -1,0 +1,301 @@
+"""Self-supervised pre-training of the Conformer: from folders of speech to an encoder that a recipe can name."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sottovoce.config.best_rq import PretrainRecipe, load, parse
+from sottovoce.data.batch_sampler import StageSampler
+from sottovoce.data.lazy_batch_sampler import LongSampler
+from sottovoce.encoders import ENCODERS
+from sottovoce.encoders.best_rq import BestRQ, CodeLoss, Masking, RandomQuantizer, blind_guess
+from sottovoce.encoders.conformer import ConformerEncoder
+from sottovoce.errors import ConfigError
+from sottovoce.io import write_whole
+from sottovoce.lightning_modules.checkpointing import (
+    LAST,
+    Recent,
+    latest,
+    read_checkpoint,
+    undisturbed,
+    use_whole_files,
+)
+from sottovoce.lightning_modules.error_messages import told_plainly
+from sottovoce.lightning_modules.nonfinite_guard import Guard, poisoned
+from sottovoce.signals import Terminated
+from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, gather, told
+from sottovoce.training.lr_schedule import Schedule, learning_rate
+from sottovoce.training.run_folder import open_folder
+
+MEASURED = 1000  # clips, whose log-mels say what is usual
+
+
+class Pretraining(L.LightningModule):
+    """BEST-RQ under Lightning: loss, validation and optimizer.
+
+    Args:
+        recipe: the whole recipe as nested dicts, so that a checkpoint holds data and nothing else.
+    """
+
+    def __init__(self, recipe: dict[str, Any]) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.recipe = parse(recipe)
+        encoder = ENCODERS.build(self.recipe.encoder)
+        assert isinstance(encoder, ConformerEncoder)  # the recipe has been checked
+        quantizer = RandomQuantizer(**asdict(self.recipe.quantizer))
+        self.row_losses = None  # the loss is known of all clips together alone
+        self.best_rq = BestRQ(encoder, quantizer, Masking(**asdict(self.recipe.masking)))
+
+    def configure_model(self) -> None:
+        """Give the Conformer its first weights. Lightning calls this more than once; it is idempotent."""
+        self.best_rq.encoder.load()
+
+    def loss(self, batch: Batch) -> CodeLoss:
+        out: CodeLoss = self.best_rq(*batch.audio, batch.mask)
+        return out
+
+    def training_step(self, batch: Batch, number: int) -> Tensor:
+        """The mean over hidden frames and codebooks of all ranks (not a mean of the ranks' means)."""
+        self._seed(self.global_step)
+        out = self.loss(batch)
+        count = torch.tensor(float(out.asked), device=self.device)
+        everywhere = self.trainer.strategy.reduce(count, reduce_op="sum").clamp(min=1)
+        loss: Tensor = out.total * self.trainer.world_size / everywhere  # strategies average gradients over ranks
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.mask))
+        self.log("train/accuracy", out.hits / max(out.asked, 1), prog_bar=True, batch_size=len(batch.mask))
+        return poisoned(loss)
+
+    def names(self, batch: Batch) -> list[str]:
+        """Whose clips a batch has, to say what is wrong with it."""
+        return batch.ids
+
+    def on_validation_epoch_start(self) -> None:
+        books, codes, _ = self.best_rq.quantizer.codebooks.shape
+        self._sums, self._counts = torch.zeros(3, dtype=torch.float64), torch.zeros(books, codes, dtype=torch.long)
+
+    def validation_step(self, batch: Batch, number: int) -> None:
+        self._seed(-1 - number)  # the same noise each time
+        out = self.loss(batch)
+        self._sums += torch.tensor([out.total.item(), out.hits.item(), out.asked], dtype=torch.float64)
+        for counts, codes in zip(self._counts, out.targets.cpu().unbind(-1), strict=True):
+            counts += torch.bincount(codes, minlength=len(counts))
+
+    def on_validation_epoch_end(self) -> None:
+        reduce = self.trainer.strategy.reduce
+        total, hits, asked = reduce(self._sums.to(self.device), reduce_op="sum").tolist()
+        self.log("val/loss", total / max(asked, 1), prog_bar=True)
+        self.log("val/accuracy", hits / max(asked, 1), prog_bar=True)
+        loss, accuracy = blind_guess(reduce(self._counts.to(self.device), reduce_op="sum"))
+        self.log_dict({"val/blind_loss": loss, "val/blind_accuracy": accuracy})
+
+    def _seed(self, step: int) -> None:
+        """Noise and dropout: the same when resumed."""
+        torch.manual_seed(hash((self.recipe.seed, step, self.global_rank)))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        recipe = self.recipe
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(
+            weights, recipe.lr, betas=(recipe.betas[0], recipe.betas[1]), weight_decay=recipe.weight_decay
+        )
+        shape = Schedule(recipe.warmup_steps, recipe.steps, recipe.decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(shape, step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def pretrain(config: str, overrides: Sequence[str]) -> Path:
+    """Pre-train, validate, and write `runs/<name>/encoder`, which is returned: a `checkpoint` of a `conformer`.
+
+    The same command again goes on where it stopped, and ends in the same weights, bit for bit on one CPU.
+
+    Raises:
+        SottovoceError: with what is wrong and what to do.
+    """
+    recipe = load(config, overrides)
+    console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
+    open_folder(recipe.folder, recipe.plain())
+    if not (recipe.folder / "done.json").is_file():
+        train(recipe, console)
+    report(recipe, console)
+    return recipe.folder / "encoder"
+
+
+def print_config(config: str, overrides: Sequence[str]) -> None:
+    """Print the whole recipe, every default filled in."""
+    print(OmegaConf.to_yaml(load(config, overrides).plain()), end="")
+
+
+def dry_run(config: str, overrides: Sequence[str]) -> None:
+    """Build the recipe on the meta device and print what trains; no clip is read."""
+    recipe = load(config, overrides)
+    with torch.device("meta"):
+        module = Pretraining(recipe.plain())
+        module.best_rq.encoder.build()
+    table = Table(title=f"{recipe.name}: what trains, what is frozen")
+    for column in ("part", "numbers", "parameters", ""):
+        table.add_column(column, justify="right" if column == "parameters" else "left")
+    quantizer = module.best_rq.quantizer
+    rows = (
+        ("encoder", recipe.encoder, module.best_rq.encoder.parameters(), "trains, is kept"),
+        ("heads", {"dim": module.best_rq.encoder.dim}, module.best_rq.heads.parameters(), "train, are dropped"),
+        ("quantizer", asdict(recipe.quantizer), quantizer.buffers(), "random, frozen"),
+    )
+    for part, numbers, weights, fate in rows:
+        shown = ", ".join(f"{key}={value}" for key, value in numbers.items() if key != "type")
+        table.add_row(part, shown, f"{sum(weight.numel() for weight in weights):,}", fate)
+    Console().print(table)
+
+
+def begin(recipe: PretrainRecipe) -> Pretraining:
+    """The module with the weights that training starts from: a function of the recipe's seed."""
+    L.seed_everything(recipe.seed, workers=True, verbose=False)
+    module = Pretraining(recipe.plain())
+    module.configure_model()
+    return module.train()  # an encoder is born in eval mode, and Lightning leaves modes alone
+
+
+def train(recipe: PretrainRecipe, console: Console) -> None:
+    """All steps, or those that a killed run has left; then the encoder and the last validation's scores."""
+    speech = gather(
+        recipe.data, lambda rows, total: track(rows, "listening", total, console=console, disable=console.quiet)
+    )
+    if speech.faults:
+        console.print(f"left out, {len(speech.faults)} in all:\n{told(speech.faults)}", markup=False, highlight=False)
+    module, resume = begin(recipe), latest(recipe.folder, console)
+    if resume is None:  # a checkpoint has them
+        measure(recipe, module, speech.train, console)
+    recent = Recent(recipe.folder / LAST, recipe.checkpoint_every)
+    guard = Guard(recipe.folder / "skipped.jsonl", recipe.name, console)
+    trainer = _trainer(recipe, [guard, recent])
+    training = training_loader(recipe, speech.train, trainer, _steps_done(resume))
+    validation = validation_loader(recipe, speech.validation, trainer)
+    _announce(recipe, speech, console)
+    with told_plainly(trainer):
+        trainer.fit(module, training, validation, ckpt_path=resume, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if recent.agreed(trainer):
+        raise Terminated
+    scores = trainer.validate(module, validation, verbose=False)[0]
+    if trainer.is_global_zero:
+        module.best_rq.encoder.save(recipe.folder / "encoder")
+        done = {"steps": recipe.steps, "skipped": len(guard.skipped), **scores}
+        write_whole(recipe.folder / "done.json", json.dumps(done, indent=2) + "\n")
+    trainer.strategy.barrier()
+
+
+def measure(recipe: PretrainRecipe, module: Pretraining, clips: Sequence[Clip], console: Console) -> None:
+    """Tell the quantizer mean and deviation of `MEASURED` clips, evenly from the whole list; each process by itself."""
+    some = clips[:: ceil(len(clips) / MEASURED)]
+    crops = Crops(some, recipe.data.crop_seconds, Masking(), recipe.seed, "measured")
+    cut = (crops.draw(clip, 0)[0] for clip in track(some, "measuring", console=console, disable=console.quiet))
+    encoder = module.best_rq.encoder
+    module.best_rq.quantizer.measure(encoder.log_mel(x[None], torch.tensor([len(x)])).x[0] for x in cut)
+
+
+def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer, start: int) -> DataLoader[Any]:
+    """This rank's batches of all steps from `start` on; epochs follow one another until there are enough."""
+    epochs = ceil(recipe.steps * recipe.batch * trainer.world_size / len(clips))
+    seconds = np.array(_lengths(recipe, clips), np.float32)
+    sampler = LongSampler(
+        seconds, np.ones(len(clips)), recipe.batch, epochs, recipe.seed, trainer.global_rank, trainer.world_size,
+        start, recipe.steps,
+    )  # fmt: skip
+    return _loader(recipe, "train", clips, sampler)
+
+
+def validation_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer) -> DataLoader[Any]:
+    """This rank's batches of every clip once."""
+    lengths, rank, ranks = _lengths(recipe, clips), trainer.global_rank, trainer.world_size
+    sampler = StageSampler(lengths, [1.0] * len(clips), recipe.batch, 1, recipe.seed, rank, ranks)
+    return _loader(recipe, "validation", clips, sampler)
+
+
+def _lengths(recipe: PretrainRecipe, clips: Sequence[Clip]) -> list[float]:
+    return [min(clip.seconds, recipe.data.crop_seconds) for clip in clips]
+
+
+def _loader(
+    recipe: PretrainRecipe, side: str, clips: Sequence[Clip], sampler: StageSampler | LongSampler
+) -> DataLoader[Any]:
+    masking = Masking(**asdict(recipe.masking))
+    crops = Crops(clips, recipe.data.crop_seconds, masking, recipe.seed, side)
+    workers = recipe.data.workers
+    return DataLoader(crops, batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=undisturbed)
+
+
+def _trainer(recipe: PretrainRecipe, callbacks: list[Callback]) -> L.Trainer:
+    """One Lightning epoch is the whole run, so that a place in it is one number, steps done.
+
+    Raises:
+        ConfigError: the recipe's `trainer` has an argument that Lightning does not take.
+    """
+    defaults: dict[str, Any] = {"accelerator": "auto", "devices": 1, "log_every_n_steps": 10}
+    chosen = {**defaults, **recipe.trainer}
+    shown = [RichProgressBar(leave=True)] if chosen.get("enable_progress_bar", True) else []
+    try:
+        trainer = L.Trainer(
+            **chosen,
+            max_epochs=1,
+            num_sanity_val_steps=0,
+            val_check_interval=min(recipe.validate_every, recipe.steps),
+            gradient_clip_val=recipe.clip,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            callbacks=[*callbacks, *shown],
+            logger=CSVLogger(recipe.folder, name="metrics"),
+            default_root_dir=recipe.folder,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"trainer: Lightning refuses these arguments: {error}") from None
+    use_whole_files(trainer)
+    return trainer
+
+
+def _steps_done(checkpoint: Path | None) -> int:
+    if checkpoint is None:
+        return 0
+    return int(read_checkpoint(checkpoint, mapped=True)["global_step"])
+
+
+def _announce(recipe: PretrainRecipe, speech: Speech, console: Console) -> None:
+    console.rule(f"{recipe.name}: {recipe.steps:,} steps")
+    for what, clips in (("learns from", speech.train), ("held out", speech.validation)):
+        hours = sum(clip.seconds for clip in clips) / 3600
+        console.print(f"{what}: {len(clips):,} clips, {hours:.2f} h", highlight=False)
+
+
+def report(recipe: PretrainRecipe, console: Console) -> None:
+    """The end of a run: how well it names what it cannot hear, and how to use it."""
+    done = json.loads((recipe.folder / "done.json").read_text("utf-8"))
+    console.print(
+        f"{done['steps']:,} steps. Hidden frames of held-out clips: loss {done['val/loss']:.3f}, codes named rightly "
+        f"{done['val/accuracy']:.1%}; a guess that hears nothing and knows how frequent each code is: "
+        f"{done['val/blind_loss']:.3f}, {done['val/blind_accuracy']:.1%}",
+        highlight=False,
+    )
+    knobs = {**recipe.encoder, "checkpoint": str(recipe.folder / "encoder")}
+    knobs.pop("dropout")
+    node = ", ".join(f"{key}: {value}" for key, value in knobs.items())
+    console.print(f"use it in a recipe as\n  encoder: {{{node}}}", highlight=False, markup=False, soft_wrap=True)

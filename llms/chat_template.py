@@ -1,0 +1,222 @@
+"""Slots in a conversation: a model's own chat template is written as ever, with gaps where speech will go."""
+
+import re
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast, get_args
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from sottovoce.errors import SottovoceError, nearest
+
+Role = Literal["system", "user", "assistant"]
+
+# Templates see text only. A placeholder goes through them as its number between two characters of private use, which
+# no template trims and no writing system holds.
+_OPEN, _CLOSE = "\U000f5e00", "\U000f5e01"
+_MARK = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """Where embeddings go; `key` is the caller's own name for them, such as ("linguistic", 3)."""
+
+    key: Hashable
+
+
+Piece: TypeAlias = str | Placeholder
+Segment: TypeAlias = list[int] | Placeholder  # of a tokenised prompt
+Around: TypeAlias = Callable[[Hashable, int], tuple[str, str]]  # a placeholder's key, its number in the chat from 1
+
+
+@dataclass(frozen=True)
+class ChatTurn:
+    """One turn of a dialogue: its pieces are joined as they are, with nothing between them."""
+
+    role: Role
+    pieces: tuple[Piece, ...]
+
+
+class ChatFormat:
+    """Writes dialogues as one model family expects them, ready to be embedded.
+
+    Args:
+        tokenizer: with a chat template. BOS comes from the template, never from the tokenizer.
+        stop_ids: tokens that end a generation. The token with which the template ends an assistant's turn joins them.
+
+    Attributes:
+        around: the texts before and after a placeholder, such as the LLM's own tokens for where audio begins and ends.
+
+    Raises:
+        SottovoceError: there is no chat template, or nothing that ends a turn.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]) -> None:
+        if not tokenizer.chat_template:
+            raise SottovoceError(
+                f"the tokenizer of {tokenizer.name_or_path} has no chat template, so turns cannot be told apart: name "
+                "an instruction-tuned checkpoint, or set `chat_template` in its tokenizer_config.json"
+            )
+        self.tokenizer = tokenizer
+        self.around: Around = _nothing
+        self.stop_ids = frozenset(stop_ids) | self._end_of_turn()
+        if not self.stop_ids:
+            raise SottovoceError(f"the tokenizer of {tokenizer.name_or_path} has no token that ends a turn")
+        self._has_system_role = self._probe_system_role()
+        self._assistant_opens = self._probe_opening()
+
+    def prompt(self, turns: Sequence[ChatTurn]) -> list[Segment]:
+        """The dialogue up to where the assistant starts to answer, as tokens and placeholders in their order.
+
+        Raises:
+            SottovoceError: the dialogue does not end with the user, the template refuses it, drops or repeats a turn
+                that has placeholders, or its text holds a character that is reserved for them.
+        """
+        marked, keys = self._marked(turns)
+        parts = _MARK.split(self._render(marked, answer=None))  # text, number, text, number, ..., text
+        if [int(number) for number in parts[1::2]] != list(range(len(keys))):
+            raise SottovoceError(
+                f"the chat template of {self.tokenizer.name_or_path} drops, repeats or reorders turns: "
+                f"{len(keys)} placeholders went in, and {parts[1::2]} came out"
+            )
+        segments: list[Segment] = []
+        for i, text in enumerate(parts[::2]):
+            segments += [self._ids(text)] if text else []
+            segments += keys[i : i + 1]
+        return segments
+
+    def response(self, turns: Sequence[ChatTurn], text: str) -> list[int]:
+        """Tokens of the answer `text` as the template writes it after `prompt(turns)`, its end-of-turn token last.
+
+        Raises:
+            SottovoceError: as in `prompt`, or `text` holds a token that ends a turn.
+        """
+        _refuse_reserved(text)
+        if stops := self.stop_ids.intersection(self._ids(text)):
+            raise SottovoceError(
+                f"the answer {text!r} holds {self.tokenizer.convert_ids_to_tokens(sorted(stops))}, where the model "
+                "would stop: take it out of the text"
+            )
+        # Some templates write a finished turn otherwise than an open one (Mistral's moves the system prompt). What
+        # such a template makes of an answer is seen in the plainest dialogue.
+        marked, _ = self._marked(turns)
+        for messages in (marked, [_message("user", "x")]):
+            before, after = self._render(messages, answer=None), self._render(messages, answer=text)
+            if after.startswith(before):
+                return self._until_stop(self._after(before, after))
+        return self._until_stop(self._ids(text))
+
+    def _after(self, before: str, after: str) -> list[int]:
+        """Tokens that `after` adds to `before`, in context: some tokenizers write the start of a text otherwise."""
+        since = max((mark.end() for mark in _MARK.finditer(before)), default=0)
+        known, whole = self._ids(before[since:]), self._ids(after[since:])
+        return whole[len(known) :] if whole[: len(known)] == known else self._ids(after[len(before) :])
+
+    def _until_stop(self, ids: list[int]) -> list[int]:
+        for at, token in enumerate(ids):
+            if token in self.stop_ids:
+                return ids[: at + 1]
+        eos = self.tokenizer.eos_token_id
+        return [*ids, min(self.stop_ids) if eos is None else int(eos)]
+
+    def _marked(self, turns: Sequence[ChatTurn]) -> tuple[list[dict[str, str]], list[Placeholder]]:
+        """The turns as a template reads them, and the placeholders in the order of their numbers."""
+        _check(turns)
+        if not self._assistant_opens:
+            turns = _opened(turns)
+        if turns[0].role == "system" and not self._has_system_role:
+            turns = _without_system(turns)
+        keys: list[Placeholder] = []
+        messages = []
+        for turn in turns:
+            content = ""
+            for piece in turn.pieces:
+                if isinstance(piece, Placeholder):
+                    before, after = self.around(piece.key, len(keys) + 1)
+                    content += _refuse_reserved(before) + f"{_OPEN}{len(keys)}{_CLOSE}" + _refuse_reserved(after)
+                    keys.append(piece)
+                else:
+                    content += _refuse_reserved(piece)
+            messages.append(_message(turn.role, content))
+        return messages, keys
+
+    def _render(self, messages: list[dict[str, str]], answer: str | None) -> str:
+        said = [] if answer is None else [_message("assistant", answer)]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [*messages, *said], tokenize=False, add_generation_prompt=answer is None
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise SottovoceError(
+                f"the chat template of {self.tokenizer.name_or_path} refuses a dialogue of turns ({roles}): {error}"
+            ) from None
+        return cast(str, text)
+
+    def _ids(self, text: str) -> list[int]:
+        return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _end_of_turn(self) -> frozenset[int]:
+        """The special token that the template writes right after an assistant's words; empty where it writes none."""
+        mark = f"{_OPEN}0{_CLOSE}"
+        tail = self._render([_message("user", "x")], answer=mark).rpartition(mark)[2]
+        special = set(self.tokenizer.all_special_ids)
+        special |= {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset([token for token in self._ids(tail) if token in special][:1])
+
+    def _probe_system_role(self) -> bool:
+        """Gemma's template raises on a system turn; others drop it without a word."""
+        mark = f"{_OPEN}0{_CLOSE}"
+        try:
+            return mark in self._render([_message("system", mark), _message("user", "x")], answer=None)
+        except SottovoceError:
+            return False
+
+    def _probe_opening(self) -> bool:
+        """Whether a dialogue may begin with the assistant: Gemma's template and Mistral's raise."""
+        mark = f"{_OPEN}0{_CLOSE}"
+        try:
+            return mark in self._render([_message("assistant", mark), _message("user", "x")], answer=None)
+        except SottovoceError:
+            return False
+
+
+def _nothing(key: Hashable, number: int) -> tuple[str, str]:
+    return "", ""
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _check(turns: Sequence[ChatTurn]) -> None:
+    for turn in turns:
+        if turn.role not in get_args(Role):
+            raise SottovoceError(f"no role is called {turn.role!r}.{nearest(turn.role, get_args(Role))}")
+    if not turns or turns[-1].role != "user":
+        raise SottovoceError("a prompt must end with a user's turn, which the assistant then answers")
+    if any(turn.role == "system" for turn in turns[1:]):
+        raise SottovoceError("a system turn must be the first of a dialogue: most chat templates drop a later one")
+
+
+def _opened(turns: Sequence[ChatTurn]) -> Sequence[ChatTurn]:
+    """Where the assistant speaks first, an empty turn of the user before it."""
+    at = int(turns[0].role == "system")
+    return [*turns[:at], ChatTurn("user", ("",)), *turns[at:]] if turns[at].role == "assistant" else turns
+
+
+def _without_system(turns: Sequence[ChatTurn]) -> list[ChatTurn]:
+    """The system's pieces move to the front of the first user turn, as families without a system role advise."""
+    system, rest = turns[0], list(turns[1:])
+    first = next(i for i, turn in enumerate(rest) if turn.role == "user")
+    rest[first] = ChatTurn("user", (*system.pieces, "\n\n", *rest[first].pieces))
+    return rest
+
+
+def _refuse_reserved(text: str) -> str:
+    if _OPEN in text or _CLOSE in text:
+        raise SottovoceError(
+            f"the text {text!r} holds U+F5E00 or U+F5E01, which are reserved to mark where speech goes: take it out"
+        )
+    return text

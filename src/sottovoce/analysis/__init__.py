@@ -1,0 +1,1 @@
+"""Layer-wise analyses of a bundle's LLM."""

@@ -1,0 +1,138 @@
+"""Which of the five analyses some utterances allow, and what each is given."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, NoReturn
+
+from rich.progress import Progress
+
+from sottovoce.analysis.config import AnalysisRecipe
+from sottovoce.data.utterance import Utterance
+from sottovoce.errors import ConfigError, SottovoceError, nearest
+from sottovoce.evaluation.layers.probes import States, attribute_probe, intent_probe, lens_agreement
+from sottovoce.evaluation.layers.similarity import attribute_similarity, intent_similarity
+from sottovoce.evaluation.layers.split import Curve
+from sottovoce.llms.hidden_states import Inside
+
+TOPIC = "topic"
+
+Job = Callable[[], Curve]
+
+
+class Told(NamedTuple):
+    """The rows whose label is known: states (rows, states, dim), and (rows,) of everything else."""
+
+    states: States
+    labels: list[str]
+    speakers: list[str]
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the LLM has read: utterances with speaker and words, and its states for them, row by row."""
+
+    utterances: Sequence[Utterance]
+    inside: Inside
+    vocabulary: int
+
+    def told(self, labels: Sequence[str | None]) -> Told:
+        """What is known where the label is."""
+        rows = [row for row, label in enumerate(labels) if label is not None]
+        pooled: States = self.inside.pooled.numpy()
+        known = [self.utterances[row] for row in rows]
+        return Told(
+            pooled if len(rows) == len(pooled) else pooled[rows],
+            [label for label in labels if label is not None],
+            [str(u.speaker) for u in known],
+            [str(u.text) for u in known],
+        )
+
+
+def run_analyses(jobs: Mapping[str, Job], progress: Progress) -> tuple[dict[str, Curve], dict[str, str]]:
+    """Every analysis that the data allow, by name; and why the others are left out."""
+    curves, left_out = {}, {}
+    for name in progress.track(list(jobs), description="analysing"):
+        try:
+            curves[name] = jobs[name]()
+        except SottovoceError as error:
+            left_out[name] = str(error)
+    return curves, left_out
+
+
+def planned(heard: Heard, recipe: AnalysisRecipe) -> dict[str, Job]:
+    """The analyses by name, in the order of the paper, ready to be run.
+
+    Raises:
+        ConfigError: an attribute or an intent is named that no utterance has.
+    """
+    names, seed = attributes(heard.utterances, recipe), recipe.seed
+    known = {name: heard.told([u.labels.get(name) for u in heard.utterances]) for name in names}
+    meant = heard.told(intents(heard.utterances, recipe))
+    jobs: dict[str, Job] = {
+        f"{name} probe": partial(attribute_probe, *known[name][:3], folds=recipe.folds, seed=seed) for name in names
+    }
+    if meant.labels:
+        jobs["intent probe"] = partial(intent_probe, *meant, folds=recipe.intent_folds, seed=seed)
+        jobs["intent similarity"] = partial(intent_similarity, *meant, seed=seed)
+    else:
+        jobs |= dict.fromkeys(("intent probe", "intent similarity"), _without_intent)
+    jobs |= {f"{name} similarity": partial(attribute_similarity, *known[name], seed=seed) for name in names}
+    jobs["logit lens"] = partial(
+        lens_agreement, heard.inside.ranks.numpy(), heard.inside.tokens.tolist(),
+        [str(u.text) for u in heard.utterances], vocabulary=heard.vocabulary, seed=seed,
+    )  # fmt: skip
+    return jobs
+
+
+def _without_intent() -> NoReturn:
+    raise SottovoceError(
+        "no utterance has a topic: give the manifest's lines a `topic`, or name a label as `intent`, or `keywords`"
+    )
+
+
+def attributes(utterances: Sequence[Utterance], recipe: AnalysisRecipe) -> list[str]:
+    """The labels to probe: those that the recipe names, or all that have two values and are not the intent."""
+    values: dict[str, set[str]] = {}
+    for utterance in utterances:
+        for name, label in utterance.labels.items():
+            values.setdefault(name, set()).add(label)
+    for name in recipe.attributes or []:
+        if name not in values:
+            raise ConfigError(f"attributes: no utterance has the label {name!r}.{nearest(name, values)}")
+    several = [name for name, labels in values.items() if len(labels) > 1 and name != recipe.intent]
+    return sorted(several) if recipe.attributes is None else list(dict.fromkeys(recipe.attributes))
+
+
+def intents(utterances: Sequence[Utterance], recipe: AnalysisRecipe) -> list[str | None]:
+    """What each utterance is about, None where that is not known.
+
+    Raises:
+        ConfigError: the recipe names a label, or keywords, that no utterance has.
+    """
+    if recipe.keywords:
+        found = [_keyword(u, set(recipe.keywords)) for u in utterances]
+        if not any(found):
+            raise ConfigError(f"keywords: no text has exactly one of {', '.join(recipe.keywords[:5])}, ...")
+        return found
+    if recipe.intent == TOPIC:
+        return [u.topic for u in utterances]
+    found = [u.labels.get(recipe.intent) for u in utterances]
+    if not any(found):
+        known = [TOPIC, *{name for u in utterances for name in u.labels}]
+        raise ConfigError(f"intent: no utterance has the label {recipe.intent!r}.{nearest(recipe.intent, known)}")
+    return found
+
+
+def _keyword(utterance: Utterance, keywords: set[str]) -> str | None:
+    found = keywords.intersection(re.findall(r"\w+", (utterance.text or "").lower()))
+    return found.pop() if len(found) == 1 else None
+
+
+def intent_words(recipe: AnalysisRecipe) -> str:
+    """What the analyses of intents went by."""
+    if recipe.keywords:
+        return f"which of these words the text has: {', '.join(recipe.keywords)}"
+    return "the topic of the manifest" if recipe.intent == TOPIC else f"the label {recipe.intent!r}"

@@ -1,0 +1,47 @@
+"""Every registered component, its knobs and their defaults."""
+
+import inspect
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sottovoce.adapters import ADAPTERS
+from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.tasks import TASKS
+from sottovoce.data.tts.base import SYNTHESIZERS
+from sottovoce.encoders import ENCODERS
+from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
+from sottovoce.llms import ENGINES
+from sottovoce.registry import Registry
+
+REGISTRIES: tuple[Registry[Any], ...] = (
+    *(ENCODERS, ADAPTERS, TASKS, CORPORA, SYNTHESIZERS),
+    *(ENGINES, JUDGES, AWARENESS_JUDGES),
+)
+
+
+def print_components() -> None:
+    """A table a registry: name, knobs with types and defaults, and what the component is in a sentence.
+
+    A plug-in that cannot be imported is shown with its error and does not hide the others.
+    """
+    console = Console()
+    for registry in REGISTRIES:
+        table = Table(
+            title=f"{registry.kind} (plug in by the entry point group {registry.group!r})", title_justify="left"
+        )
+        for column in ("type", "knobs", "what it is"):
+            table.add_column(column)
+        for name in registry.names():
+            try:
+                knobs = "\n".join(_knob(knob) for knob in registry.knobs(name).values())
+                table.add_row(name, knobs, (inspect.getdoc(registry.get(name)) or "").splitlines()[0])
+            except Exception as error:  # a stranger's package may raise anything
+                table.add_row(name, "", f"cannot be loaded: {type(error).__name__}: {error}", style="red")
+        console.print(table)
+
+
+def _knob(knob: inspect.Parameter) -> str:
+    default = " (required)" if knob.default is knob.empty else f" = {knob.default!r}"
+    return f"{knob.name}: {inspect.formatannotation(knob.annotation)}{default}"

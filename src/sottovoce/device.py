@@ -1,0 +1,45 @@
+"""Devices: whether weights fit into memory before they are made, and work on this process's GPU."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from sottovoce.errors import ConfigError
+
+
+def check_fits(part: nn.Module, what: str) -> None:
+    """Refuse a part, built on the meta device, whose weights are larger than the whole memory of the machine.
+
+    Raises:
+        ConfigError: they are; `what` names the part.
+    """
+    weights = [*part.parameters(), *part.buffers()]
+    taken = sum(weight.numel() * weight.element_size() for weight in weights)
+    there = installed()
+    if torch.cuda.is_available():
+        there = max(there, torch.cuda.get_device_properties(0).total_memory)
+    if taken > there:
+        raise ConfigError(f"{what}: its weights take {taken / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f} GB")
+
+
+def installed() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@contextmanager
+def on_device(module: nn.Module) -> Iterator[None]:
+    """Move a module to this process's GPU, if there is one, and back to the CPU when the block ends."""
+    number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    weight = next(module.parameters(), None)
+    if not torch.cuda.is_available() or weight is None or weight.device == torch.device("cuda", number):
+        yield
+        return
+    module.to(torch.device("cuda", number))
+    try:
+        yield
+    finally:
+        module.cpu()

@@ -1,0 +1,1 @@
+"""Memory, time and file sizes of a recipe before it runs."""

@@ -1,0 +1,215 @@
+"""What the command `estimate` does: memory, time and checkpoint sizes of a recipe, before anything is trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from statistics import mean
+from typing import Any, cast
+
+from rich.console import Console
+from rich.table import Table
+
+from sottovoce.config import recipe as recipes
+from sottovoce.config.recipe import Recipe
+from sottovoce.data.batch_sampler import Rows, StageSampler
+from sottovoce.device import check_fits
+from sottovoce.errors import ConfigError, MissingError
+from sottovoce.estimation.hardware import GPU, Hardware, Here, chosen
+from sottovoce.estimation.placeholders import supposed
+from sottovoce.estimation.step_simulator import Cost, Rehearsal, Trial, hollow_module, unfilled_module
+from sottovoce.lightning_modules.curriculum import drawing_of
+from sottovoce.lightning_modules.distributed import check_trainer, is_sharded
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.lightning_modules.throughput import taken
+from sottovoce.llms.chat_template import ChatFormat
+from sottovoce.training.audio_reader import BATCH
+from sottovoce.training.splits import Material, Split, build_tasks, gather
+
+SAMPLES = 3  # steps of a stage that are rehearsed for their time, from short clips to long ones
+TRIED = 12  # and that are made on the machine at hand: what their rows ask for differs much
+GATHERED = 10**9  # weights that ZeRO's stage 3 keeps whole at once (DeepSpeed's stage3_max_live_parameters)
+CONTEXT = 0.6e9  # bytes that CUDA and its libraries take of a GPU
+SPARE = 1.1  # memory between tensors that cannot be used, and that a process does not give back
+STRATEGIES = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
+
+
+@dataclass
+class StageEstimate:
+    """One stage: `step` and `validation` in seconds, `memory` of each process in bytes by strategy."""
+
+    name: str
+    steps: int  # an epoch
+    epochs: int
+    step: float
+    validation: float  # all validations of an epoch
+    memory: dict[str, int]
+    checkpoint: int  # bytes
+
+    @property
+    def epoch(self) -> float:
+        """Seconds of an epoch, validations included."""
+        return self.steps * self.step + self.validation
+
+
+@dataclass
+class Estimate:
+    """A whole recipe on some hardware. `listening` is in seconds, for all clips; 0 where nothing is kept of it."""
+
+    hardware: Hardware
+    ranks: int
+    stages: list[StageEstimate]
+    listening: float
+    own_tokenizer: bool
+    bundle: int  # bytes
+
+    def memory(self, strategy: str) -> int:
+        """The most that a process takes in any stage, in bytes."""
+        return max(stage.memory[strategy] for stage in self.stages)
+
+    def needed(self, strategy: str) -> int:
+        """What a GPU must have for it."""
+        taken = self.memory(strategy)
+        return int(taken * SPARE + CONTEXT) if isinstance(self.hardware, GPU) else taken
+
+    def fits(self, strategy: str) -> bool:
+        return self.needed(strategy) <= self.hardware.memory
+
+
+def estimate(recipe: Recipe, hardware: Hardware, material: Material) -> Estimate:
+    """Rehearse every stage and add up."""
+    on_cpu = isinstance(hardware, Here) and hardware.device.type == "cpu"
+    program = taken() if on_cpu else 0
+    module = hollow_module(recipe)
+    ranks = processes(recipe.trainer)
+    train, validation = material.splits["train"], material.splits["validation"]
+    rehearsal, trial = Rehearsal(recipe, module, train.utterances, ranks), None
+    if isinstance(hardware, Here):
+        check_fits(module, f"--gpu here: {recipe.name}")
+        trial = Trial(recipe, unfilled_module(recipe, hardware.device), train.utterances, ranks)
+    heard = 0.0
+    if rehearsal.kept:
+        heard = trial.listening_time() if trial else cast(GPU, hardware).seconds(rehearsal.listening())
+    tasks, stages = build_tasks(recipe), []
+    for name, node in recipe.stages.items():
+        drawing = drawing_of(recipe, tasks, name, cut=True)
+        weights = train.of_stage(node, drawing, training=True).tolist()
+        order = StageSampler([u.seconds for u in train.utterances], weights, node.batch, 1, recipe.seed, 0, ranks)
+        checked = validation.of_stage(node, drawing, training=False).sum()
+        checks = ceil(checked / (node.batch * ranks)) * node.validations
+        longest, *typical = _typical(order, train, ranks, TRIED if trial else SAMPLES)
+        cost = rehearsal.stage(name, drawing, [longest] if trial else [longest, *typical])
+        step, check = trial.times(name, drawing, typical) if trial else _by_sheet(cast(GPU, hardware), cost)
+        memory = {strategy: program + _memory(module, cost, strategy, ranks) for strategy in STRATEGIES}
+        if on_cpu and trial:  # what the trial took is more where memory was not given back, and a run keeps still more
+            trial.reply(name, drawing, typical)
+            memory = {strategy: int(SPARE * max(most, taken())) for strategy, most in memory.items()}
+        file = _owned(module) + cost.moments
+        stages.append(StageEstimate(name, len(order), node.epochs, step, checks * check, memory, file))
+    clips = sum(len(split.clips()) for split in material.splits.values())
+    own_tokenizer = isinstance(module.llm.chat, ChatFormat)
+    return Estimate(hardware, ranks, stages, heard * clips / BATCH, own_tokenizer, _owned(module))
+
+
+def _by_sheet(gpu: GPU, cost: Cost) -> tuple[float, float]:
+    """Seconds of a training step of typical batches, and of a step of validation."""
+    return mean(gpu.seconds(work) for work in cost.steps[1:]), gpu.seconds(cost.checking)
+
+
+def processes(trainer: dict[str, Any]) -> int:
+    """How many a recipe's `trainer` asks for; `auto` and -1 are 1, since what they mean depends on the machine."""
+    devices = trainer.get("devices", 1)
+    each = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+    return each * int(trainer.get("num_nodes", 1))
+
+
+def _typical(order: StageSampler, split: Split, ranks: int, count: int) -> list[Rows]:
+    """The batch of the most seconds, then some of an epoch from short to long, as one process has them."""
+    seconds = [u.seconds for u in split.utterances]
+    by_length = sorted(order.order, key=lambda rows: sum(seconds[number] for number in rows.numbers))
+    chosen = [by_length[(2 * i + 1) * len(by_length) // (2 * count)] for i in range(count)]
+    return [Rows(rows.epoch, rows.numbers[::ranks]) for rows in (by_length[-1], *chosen)]
+
+
+def _memory(module: SpeechLLM, cost: Cost, strategy: str, ranks: int) -> int:
+    """Bytes that a process takes at its peak: weights, gradients, moments, and what a step makes."""
+    weights = sum(weight.numel() * weight.element_size() for weight in (*module.parameters(), *module.buffers()))
+    stage = STRATEGIES.index(strategy)
+    elsewhere = 1 - 1 / ranks
+    total = weights + cost.peak
+    if ranks > 1 and stage == 0:
+        total += cost.gradients  # DDP's buckets
+    if stage >= 1:
+        total -= int(cost.moments * elsewhere)
+    if stage >= 2:
+        total -= int(cost.gradients * elsewhere)
+    if stage == 3:
+        size = weights / max(sum(weight.numel() for weight in module.parameters()), 1)
+        total -= int(max(weights - GATHERED * size, 0) * elsewhere)
+    return total
+
+
+def _owned(module: SpeechLLM) -> int:
+    """Bytes of what some stage trains."""
+    owned = module.owned
+    return sum(w.numel() * w.element_size() for name, w in module.state_dict().items() if name.startswith(owned))
+
+
+def command(config: str, gpu: str | None, utterances: int | None, seconds: float, overrides: Sequence[str]) -> None:
+    """Print what a recipe takes.
+
+    Raises:
+        SottovoceError: the recipe or its manifests are faulty, there is no such GPU, or no stage.
+    """
+    recipe = recipes.load(config, overrides)
+    if not recipe.stages:
+        raise ConfigError(f"{config}: it has no stages, so nothing is trained")
+    check_trainer(recipe)
+    if utterances is not None and not (utterances >= 1 and 0 < seconds <= recipe.data.max_seconds):
+        most = f"{recipe.data.max_seconds:g} (data.max_seconds)"
+        raise ConfigError(f"--utterances must be positive, and --seconds from 0 to {most}")
+    hardware = chosen(gpu, str(recipe.trainer.get("accelerator", "auto")))
+    try:
+        material = supposed(recipe, utterances, seconds) if utterances else gather(recipe)
+    except MissingError as error:
+        raise MissingError(f"{error}\nOr suppose what they will hold: --utterances 100000 --seconds 5") from None
+    report(estimate(recipe, hardware, material), recipe, Console())
+
+
+def report(found: Estimate, recipe: Recipe, console: Console) -> None:
+    """Print the tables, and what they rest on."""
+    used = strategy_of(recipe)
+    table = Table(title=f"{recipe.name}: {found.ranks} x {found.hardware.name}, {used}")
+    for column in ("stage", "steps an epoch", "epochs", "s a step", "hours an epoch", "memory, GB", "checkpoint, MB"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in found.stages:
+        table.add_row(
+            stage.name, f"{stage.steps:,}", str(stage.epochs), f"{stage.step:.3g}", f"{stage.epoch / 3600:.3g}",
+            f"{stage.memory[used] / 1e9:.2f}", f"{stage.checkpoint / 1e6:.1f}",
+        )  # fmt: skip
+    console.print(table)
+    hours = sum(stage.epoch * stage.epochs for stage in found.stages) / 3600
+    console.print(f"all stages: {hours:.3g} hours; listening once to every clip: {found.listening / 3600:.3g} hours")
+    console.print(f"bundle: {found.bundle / 1e6:.1f} MB. Replies that the LLM makes, and scoring, are not counted.")
+    if not found.own_tokenizer:
+        console.print("The LLM's tokenizer is not at hand: a token was taken to be four letters.")
+    fitting = Table(title=f"strategies, on {found.ranks} of {found.hardware.memory / 1e9:.0f} GB")
+    for column in ("strategy", "tensors, GB", "needed, GB", "fits"):
+        fitting.add_column(column, justify="left" if column == "strategy" else "right")
+    for strategy in STRATEGIES:
+        told = f"{found.memory(strategy) / 1e9:.2f}", f"{found.needed(strategy) / 1e9:.2f}"
+        fitting.add_row(strategy, *told, "yes" if found.fits(strategy) else "no")
+    console.print(fitting)
+    first = next((strategy for strategy in STRATEGIES if found.fits(strategy)), None)
+    console.print(
+        f"take {first}: it is the first that fits"
+        if first
+        else "none fits: more GPUs with deepspeed_stage_3, smaller batches, or a smaller LLM"
+    )
+
+
+def strategy_of(recipe: Recipe) -> str:
+    """The recipe's strategy as one of those that are told apart here."""
+    name = str(recipe.trainer.get("strategy", "auto"))
+    if is_sharded(recipe.trainer):
+        return "deepspeed_stage_3"
+    return next((one for one in STRATEGIES if name.startswith(one)), "ddp")

@@ -1,0 +1,149 @@
+"""What runs a step: a GPU that is only known by its data sheet, or the machine at hand."""
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from sottovoce.device import installed
+from sottovoce.errors import ConfigError, nearest
+from sottovoce.estimation.meta_tensor import layout
+
+_aten = torch.ops.aten
+
+
+class Kind(NamedTuple):
+    """Operations that cost the same: one function, its tensors of the same shapes."""
+
+    name: str  # of the function
+    dtype: torch.dtype  # of its first tensor
+    flops: int
+    moved: int  # bytes read and written
+
+
+class Work:
+    """Which operations were made, and how often. An observer of hollow tensors."""
+
+    def __init__(self) -> None:
+        self.times: dict[Any, int] = {}
+        self.kinds: dict[Any, Kind] = {}
+        self.looks = 0  # other views of a tensor, which move nothing
+
+    def saw(self, function: Any, arguments: tuple[Any, ...], knobs: dict[str, Any], result: Any) -> None:
+        leaves = tree_leaves((arguments, knobs))
+        given = {one.untyped_storage()._cdata for one in leaves if isinstance(one, Tensor)}
+        come = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
+        changes = function._schema.is_mutable
+        if not changes and come and all(one.untyped_storage()._cdata in given for one in come):
+            self.looks += 1
+            return
+        key = (function, *map(layout, leaves))
+        self.times[key] = self.times.get(key, 0) + 1
+        if key not in self.kinds:
+            tensors = [one for one in [*leaves, *come] if isinstance(one, Tensor)]
+            flops, moved = _flops(function, arguments, knobs, result), sum(map(_bytes, tensors))
+            self.kinds[key] = Kind(function._overloadpacket.__name__, tensors[0].dtype, flops, moved)
+
+    @property
+    def flops(self) -> int:
+        return sum(self.kinds[key].flops * times for key, times in self.times.items())
+
+    @property
+    def operations(self) -> int:
+        return sum(self.times.values())
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _flops(function: Any, arguments: tuple[Any, ...], knobs: dict[str, Any], result: Any) -> int:
+    packet = function._overloadpacket
+    if packet in flop_registry:
+        return int(flop_registry[packet](*arguments, **knobs, out_val=result))
+    if packet is _aten._scaled_dot_product_flash_attention_for_cpu:
+        return _attention(*arguments[:3])
+    if packet is _aten._scaled_dot_product_flash_attention_for_cpu_backward:  # 5 products, where forward has 2
+        return _attention(*arguments[1:4]) * 5 // 2
+    return 0
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor) -> int:
+    return 2 * prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+@dataclass(frozen=True)
+class GPU:
+    """By its data sheet. A step takes as long as its kernels, or as the host needs to launch them, if that is longer.
+
+    Args:
+        name: for people.
+        memory: bytes that PyTorch sees.
+        half: FLOP/s of dense matrix products in bfloat16 or float16.
+        single: in float32, without TF32, which PyTorch does not take by itself.
+        bandwidth: bytes/s of its memory.
+
+    Of the sheet's numbers products get the share `products`, and all else `rest`: what large kernels usually reach. We
+    have not measured either.
+    """
+
+    name: str
+    memory: int
+    half: float
+    single: float
+    bandwidth: float
+    products: float = 0.65
+    rest: float = 0.8
+    per_kernel: float = 4e-6
+    per_launch: float = 8e-6
+
+    def seconds(self, work: Work) -> float:
+        """How long this work takes."""
+        kernels = sum(self._kernel(work.kinds[key]) * times for key, times in work.times.items())
+        return max(kernels, (work.operations + work.looks / 2) * self.per_launch)
+
+    def _kernel(self, kind: Kind) -> float:
+        rate = self.single if kind.dtype == torch.float32 else self.half
+        return self.per_kernel + max(kind.flops / rate / self.products, kind.moved / self.bandwidth / self.rest)
+
+
+# NVIDIA's data sheets, dense, SXM where there is a choice
+GPUS = {
+    "h200": GPU("H200", 150 * 10**9, 989e12, 67e12, 4.8e12),
+    "h100": GPU("H100 80 GB", 85 * 10**9, 989e12, 67e12, 3.35e12),
+    "a100": GPU("A100 80 GB", 85 * 10**9, 312e12, 19.5e12, 2.04e12),
+    "l40s": GPU("L40S", 47 * 10**9, 362e12, 91.6e12, 0.864e12),
+    "rtx4090": GPU("RTX 4090", 25 * 10**9, 165e12, 82.6e12, 1.008e12),
+}
+
+
+@dataclass
+class Here:
+    """The machine at hand. What it takes is not looked up but tried: `rehearsal.Trial`."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def __post_init__(self) -> None:
+        cuda = self.device.type == "cuda"
+        self.name = torch.cuda.get_device_name() if cuda else f"this machine, {torch.get_num_threads()} threads"
+        self.memory = torch.cuda.get_device_properties(0).total_memory if cuda else installed()
+
+
+Hardware: TypeAlias = GPU | Here
+
+
+def chosen(name: str | None, accelerator: str) -> Hardware:
+    """A GPU of the list, or the machine at hand; an H100 where nothing is said, and the GPU that is wanted is not here.
+
+    Raises:
+        ConfigError: no such GPU.
+    """
+    if name in GPUS:
+        return GPUS[name]
+    if name not in (None, "here"):
+        raise ConfigError(f"--gpu: {name!r} is not known.{nearest(str(name), [*GPUS, 'here'])}")
+    return GPUS["h100"] if name is None and accelerator in ("gpu", "cuda") and not torch.cuda.is_available() else Here()

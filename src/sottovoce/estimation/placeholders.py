@@ -1,0 +1,59 @@
+"""What stands for what is not at hand yet: the LLM's tokenizer, and manifests."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from sottovoce.config.recipe import Recipe
+from sottovoce.data.captions import caption_from
+from sottovoce.data.tasks import AttributeTask
+from sottovoce.data.utterance import Utterance
+from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
+from sottovoce.training.splits import Material, Split, build_tasks
+
+LETTERS = 4  # of a token, in English
+
+
+class SupposedChat:
+    """The chat format of an LLM whose tokenizer is not at hand: a token for four letters, and four for a turn."""
+
+    stop_ids = frozenset([0])
+
+    def prompt(self, turns: Sequence[ChatTurn]) -> list[Segment]:
+        segments: list[Segment] = [[0] * 4]
+        for turn in turns:
+            segments.append([0] * 4)
+            segments += [one if isinstance(one, Placeholder) else self._tokens(one) for one in turn.pieces]
+        return _joined([*segments, [0] * 4])
+
+    def response(self, turns: Sequence[ChatTurn], text: str) -> list[int]:
+        return [*self._tokens(text), 0]
+
+    def _tokens(self, text: str) -> list[int]:
+        return [0] * math.ceil(len(text) / LETTERS)
+
+
+def _joined(segments: list[Segment]) -> list[Segment]:
+    out: list[Segment] = []
+    for part in segments:
+        if out and isinstance(part, list) and isinstance(out[-1], list):
+            out[-1] = [*out[-1], *part]
+        else:
+            out.append(part)
+    return out
+
+
+def supposed(recipe: Recipe, count: int, seconds: float) -> Material:
+    """So many utterances of a length, which any task can use, in place of manifests that are not there yet."""
+    tasks = build_tasks(recipe)
+    labels = {name: task.choices[0] for name, task in tasks.items() if isinstance(task, AttributeTask)}
+    category, values = next(iter(recipe.adch.categories.items())) if recipe.adch else (None, [])
+    if category:
+        labels[category] = values[0]
+    caption = caption_from(labels)  # "A voice." where nothing is labelled
+    words = " ".join(["spoken"] * max(1, round(2.5 * seconds)))
+    lines = [
+        Utterance(str(i), Path(f"{i}.wav"), words, None, seconds, labels, caption, category=category)
+        for i in range(count)
+    ]
+    return Material({"train": Split(lines, [1.0] * count), "validation": Split(), "test": Split()}, [])

@@ -1,0 +1,1 @@
+"""Data generation: paired speech, LLM targets, published corpora."""

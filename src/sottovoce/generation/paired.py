@@ -1,0 +1,209 @@
+"""Paired data: the same words, spoken by each kind of speaker, with the answer that is right for that speaker.
+
+After PE-FT (2026), section 3: texts in three categories (age, gender, emotion), each spoken with two values of its
+attribute, and a different right answer for each.
+"""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.progress import Progress
+
+from sottovoce.data.audio import read_header
+from sottovoce.data.manifest import read_manifest
+from sottovoce.data.paired_texts import HELD_OUT, LeftOut, Text, is_held_out, number_of, read_texts, select
+from sottovoce.data.tts.base import SYNTHESIZERS, Synthesizer, digest
+from sottovoce.errors import ConfigError, ManifestError, nearest
+from sottovoce.generation.paired_config import SPLITS, PairedRecipe, load
+from sottovoce.generation.speak import Clip, speak
+from sottovoce.generation.writer import Writer
+from sottovoce.llms.answer_cache import KeptAnswers
+from sottovoce.llms.engines import ENGINES
+from sottovoce.paths import resolve
+
+
+@dataclass
+class Report:
+    """What was made, what it lacks, and what was left out, by name."""
+
+    out: Path
+    spoken: int = 0  # clips that were spoken now
+    kept: int = 0  # that were there
+    asked: int = 0  # chats that went to the LLM
+    again: int = 0  # of them because an answer could not be used
+    made: dict[str, Counter[str]] = field(default_factory=dict)  # split -> clips of each category
+    texts: dict[str, Counter[str]] = field(default_factory=dict)
+    short: list[str] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+    def __str__(self) -> str:
+        asked = f"; {self.asked} chats asked, {self.again} of them again" if self.asked else ""
+        lines = [f"{self.out}: {self.spoken} clips spoken, {self.kept} were there{asked}"]
+        for split, clips in self.made.items():
+            each = ", ".join(f"{name} {count}" for name, count in sorted(clips.items()))
+            lines.append(
+                f"  {split + '.jsonl':<17} {clips.total()} clips of {self.texts[split].total()} texts"
+                + (f" ({each})" if each else "; not written")
+            )
+        return "\n".join([*lines, *(f"  short: {line}" for line in self.short), *filter(None, [str(self.left_out)])])
+
+
+def paired(config: str, overrides: Sequence[str] = ()) -> None:
+    """The command: make the data of a recipe and print what was made."""
+    with Progress() as progress:
+        report = make(load(Path(config), overrides), progress)
+    print(report)
+
+
+def dry_run(config: str, overrides: Sequence[str] = ()) -> None:
+    """Check a recipe and say what it asks for; nothing is written, asked or spoken."""
+    recipe = load(Path(config), overrides)
+    texts = [text for file in recipe.files for text in read_texts(resolve(file), recipe.values)]
+    print(f"{config}: {len(texts)} texts from {len(recipe.files)} files")
+    if recipe.writer:
+        print(f"  writer: {recipe.writer.texts} texts in each of {', '.join(recipe.writer.topics)}")
+    for split in SPLITS:
+        most = recipe.texts.get(split)
+        each = {name: node.realisations or len(node.values) for name, node in recipe.categories.items()}
+        if most is not None:
+            total = sum(most * count for count in each.values())
+            print(f"  {split}: at most {most} texts a category, {total} clips ({', '.join(each)})")
+    held = sum(is_held_out(text.topic, recipe.held_out_topics) for text in texts)
+    print(f"  {HELD_OUT}: {held} texts of the files, on {', '.join(recipe.held_out_topics) or 'nothing'}")
+
+
+def print_config(config: str, overrides: Sequence[str] = ()) -> None:
+    """Print the whole resolved recipe."""
+    print(OmegaConf.to_yaml(OmegaConf.create(load(Path(config), overrides).plain())), end="")
+
+
+def make(recipe: PairedRecipe, progress: Progress | None = None) -> Report:
+    """Write the manifests and clips of a recipe into its folder; what is there already is not made again.
+
+    Raises:
+        ConfigError: a held-out topic matches no text, or the synthesizer cannot do what is asked.
+        ManifestError: a file of texts has faults, or nothing could be made.
+        SottovoceError: the LLM or the synthesizer can do nothing at all.
+    """
+    out = Path(recipe.out)
+    report = Report(out)
+    synthesizer = _synthesizer(recipe)
+    texts = [text for file in recipe.files for text in read_texts(resolve(file), recipe.values)]
+    if recipe.writer:
+        texts += _written(recipe, out, report, progress)
+    _check_topics(recipe, texts)
+    splits = select(texts, recipe.shares, recipe.texts, recipe.held_out_topics, recipe.seed, report.left_out)
+    clips = [
+        clip for split, chosen in splits.items() for text in chosen for clip in _clips(recipe, synthesizer, split, text)
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(recipe.plain()), out / "recipe.yaml")
+    reasons = speak(recipe.synthesizer, synthesizer, clips, out, recipe.workers, report, progress)
+    _write(recipe, out, splits, clips, reasons, report)
+    return report
+
+
+def labels_of(recipe: PairedRecipe, text: Text) -> list[str]:
+    """The labels in which a text is spoken: all of its category, or some that are drawn by its words and the seed."""
+    node = recipe.categories[text.category]
+    if node.realisations is None:
+        return node.values
+    drawn = random.Random(f"{recipe.seed} {text.category} {text.key}").sample(node.values, node.realisations)
+    return [value for value in node.values if value in drawn]
+
+
+def _synthesizer(recipe: PairedRecipe) -> Synthesizer:
+    synthesizer = SYNTHESIZERS.build(recipe.synthesizer)
+    faults: list[str] = []
+    for split in (*SPLITS, HELD_OUT):
+        voices = {
+            category: {label: recipe.voices_of(split, category, label) for label in labels}
+            for category, labels in recipe.values.items()
+        }
+        faults += synthesizer.faults(recipe.values, voices)
+    if faults:
+        name = recipe.synthesizer["type"]
+        raise ConfigError("\n".join(f"synthesizer {name}: {fault}" for fault in dict.fromkeys(faults)))
+    return synthesizer
+
+
+def _written(recipe: PairedRecipe, out: Path, report: Report, progress: Progress | None) -> list[Text]:
+    assert recipe.writer is not None
+    kept = KeptAnswers(ENGINES.build(recipe.writer.engine), out / "writer.answers", progress)
+    writer = Writer(recipe.writer, kept, recipe.values, report.left_out, recipe.seed)
+    texts = writer.answers(writer.questions(), lambda text: labels_of(recipe, text))
+    report.asked, report.again = kept.asked, writer.again
+    return texts
+
+
+def _check_topics(recipe: PairedRecipe, texts: Iterable[Text]) -> None:
+    known = {name for text in texts if text.topic for name in (text.topic, text.topic.partition("/")[0])}
+    for topic in recipe.held_out_topics:
+        if topic not in known:
+            raise ConfigError(f"held_out_topics: no text is on {topic!r}.{nearest(topic, known)}")
+
+
+def _clips(recipe: PairedRecipe, synthesizer: Synthesizer, split: str, text: Text) -> list[Clip]:
+    """One clip a label. Labels that the same voices say are said by one voice, so that only the label differs."""
+    clips = []
+    for label in labels_of(recipe, text):
+        voices = recipe.voices_of(split, text.category, label)
+        voice = voices[int(number_of(recipe.seed, "voice", text.key) * len(voices))]
+        seed = int(number_of(recipe.seed, "clip", text.key, label) * 2**31)
+        name = digest(synthesizer.name, text.text, text.category, label, voice, seed)
+        clips.append(Clip(split, text, label, voice, seed, f"audio/{name}.wav"))
+    return clips
+
+
+def _write(
+    recipe: PairedRecipe,
+    out: Path,
+    splits: Mapping[str, Sequence[Text]],
+    clips: Sequence[Clip],
+    reasons: Mapping[Clip, str],
+    report: Report,
+) -> None:
+    """The manifests. A text that lacks one of its clips is left out whole: it would be no pair."""
+    broken = {(clip.text.category, clip.text.key): reason for clip, reason in reasons.items()}
+    for clip, reason in reasons.items():
+        report.left_out.add(f"not spoken: {reason}", f"{clip.label}, {clip.voice}: {clip.text.text}")
+    for split in splits:
+        good = [c for c in clips if c.split == split and (c.text.category, c.text.key) not in broken]
+        report.made[split] = Counter(clip.text.category for clip in good)
+        report.texts[split] = Counter(category for category, _ in {(c.text.category, c.text.key) for c in good})
+        for category in recipe.categories:
+            wanted, got = recipe.texts.get(split, 0), report.texts[split][category]
+            if got < wanted:
+                report.short.append(f"{split}: {got} texts on {category}, {wanted} were asked for")
+        _write_manifest(out, split, [_line(out, clip) for clip in good], recipe.values)
+    if not any(counts.total() for counts in report.made.values()):
+        raise ManifestError(f"nothing could be made\n{report}")
+
+
+def _line(out: Path, clip: Clip) -> dict[str, Any]:
+    text = clip.text
+    line = {
+        "id": f"{text.category}-{digest(text.key)[:10]}-{clip.label}", "audio": clip.file, "text": text.text,
+        "speaker": clip.voice, "seconds": round(read_header(out / clip.file).seconds, 4),
+        "labels": {text.category: clip.label}, "category": text.category, "topic": text.topic,
+        "response": text.answers[clip.label], "answers": text.answers,
+    }  # fmt: skip
+    return {key: value for key, value in line.items() if value is not None}
+
+
+def _write_manifest(out: Path, split: str, lines: list[dict[str, Any]], values: Mapping[str, Sequence[str]]) -> None:
+    """A manifest appears whole, and only if it can be read; one without a line is taken away, were it from before."""
+    file = out / f"{split}.jsonl"
+    if not lines:
+        file.unlink(missing_ok=True)
+        return
+    part = file.with_name(f"{file.name}.part")
+    part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+    read_manifest(part, choices=values)
+    part.replace(file)

@@ -1,0 +1,31 @@
+"""What the command `prepare` does: a corpus by name becomes manifests, and everything that is in none is named."""
+
+import argparse
+from pathlib import Path
+
+from sottovoce.config_tree import read_overrides
+from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora.published import Published
+from sottovoce.errors import ConfigError
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Write the manifests of `arguments.corpus` to `arguments.out` and print what came of it.
+
+    Raises:
+        ConfigError: there is no such corpus, or a knob is unknown; or the corpus needs a source, or takes none.
+    """
+    name, out = arguments.corpus, Path(arguments.out)
+    knobs = read_overrides(arguments.overrides)
+    takes_source = "source" in CORPORA.knobs(name)
+    if takes_source and not arguments.source:
+        raise ConfigError(f"corpus {name}: say where it was unpacked: --source FOLDER (docs/corpora.md has its layout)")
+    if arguments.source and not takes_source:
+        raise ConfigError(f"corpus {name}: it makes its own audio and takes no --source")
+    source = {"source": arguments.source} if arguments.source else {}
+    corpus = CORPORA.build({"type": name, **source, **knobs})
+    if isinstance(corpus, Published):
+        print(corpus.write(out))
+    else:
+        for split, manifest in corpus.prepare(out).items():
+            print(f"{split}: {manifest}")

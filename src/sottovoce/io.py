@@ -1,0 +1,83 @@
+"""Files that are whole or not there: written aside, forced to the disk, renamed."""
+
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from sottovoce.errors import StorageError
+
+
+@contextmanager
+def whole(path: Path, *, shared: bool = False, lasting: bool = True) -> Iterator[IO[bytes]]:
+    """Open a file that appears, complete and on the disk itself, when the block ends without an error.
+
+    Until then whatever stood under this name stays. A process that is killed leaves at most a hidden `.tmp` file, which
+    the next one that writes the same file replaces.
+
+    Args:
+        path: the file; its folder is made.
+        shared: several processes may write it at once, so that each needs a draft of its own.
+        lasting: wait for the disk. A file that can be made again, and of which its readers can tell that it is damaged,
+            need not.
+
+    Raises:
+        StorageError: it cannot be written: the disk is full, a quota is used up, it may only be read.
+    """
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp" if shared else f".{path.name}.tmp")
+    with storing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as stream:
+                yield stream
+                stream.flush()
+                if lasting:
+                    os.fsync(stream.fileno())
+            draft.replace(path)
+            if lasting:
+                _sync(path.parent)
+        finally:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)  # after the rename there is nothing; after an error or Ctrl-C there is
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Tell in one line that a disk takes no more, whoever tells it.
+
+    Raises:
+        StorageError: for an OSError, for what torch.save makes of one, and for what safetensors does.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save raises the former
+        if isinstance(cause, OSError):
+            reason = cause.strerror or str(cause)
+        elif number := re.search(r"\(os error (\d+)\)", str(error)):
+            reason = os.strerror(int(number[1]))
+        else:
+            raise
+        raise StorageError(
+            f"{path} cannot be written: {reason}. What was there before is untouched; make room, and the same command "
+            "goes on"
+        ) from None
+
+
+def write_whole(path: Path, content: str | bytes, *, shared: bool = False) -> None:
+    """Write a file, text as UTF-8; see `whole`."""
+    with whole(path, shared=shared) as stream:
+        stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def _sync(folder: Path) -> None:
+    """A rename is kept over a power cut only when its folder is on the disk, too; not every file system can do that."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,65 @@
+"""Where files are: paths of the user, and files that come with the package."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from sottovoce.errors import MissingError, brief, nearest
+
+_ROOMS = ("conf", "data", "demo")  # that hold files
+_PACKAGED = "sottovoce:"  # sottovoce:demo/backbones/llm is a folder of the installed package
+
+
+def resolve(path: str | Path) -> Path:
+    """A local path; `sottovoce:` at its start stands for the installed package's own files.
+
+    Raises:
+        MissingError: the package has no such room, or no file can have this name.
+    """
+    text = str(path)
+    if not text.startswith(_PACKAGED):
+        return usable(text)
+    room, _, rest = text.removeprefix(_PACKAGED).partition("/")
+    if room not in _ROOMS:
+        raise MissingError(f"{text}: the package has no room {room!r}.{nearest(room, _ROOMS)}")
+    module = __import__(f"sottovoce.{room}", fromlist=["__file__"])
+    return Path(str(module.__file__)).parent / rest
+
+
+def usable(text: str) -> Path:
+    """A path that may be asked for; `~` is the home folder.
+
+    Raises:
+        MissingError: no file can have this name: it is too long, holds a NUL, or a home that nobody has.
+    """
+    try:
+        if "\0" in text or len(os.fsencode(text)) > 4000 or any(len(os.fsencode(p)) > 255 for p in text.split("/")):
+            raise MissingError(f"{brief(text, 100)!r}: no file can have this name")
+        return Path(text).expanduser()
+    except (RuntimeError, UnicodeEncodeError):
+        raise MissingError(f"{brief(text, 100)!r}: no file can have this name") from None
+
+
+def read_text(file: Path, most: int = 1 << 24) -> str:
+    """The text of a small UTF-8 file that a recipe names: no device and no pipe, which never end.
+
+    Raises:
+        OSError: it is no file, or larger than `most` bytes, or cannot be read.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    if file.exists() and not file.is_file():
+        raise OSError("it is no file")
+    if file.is_file() and file.stat().st_size > most:
+        raise OSError(f"it has {file.stat().st_size} bytes; at most {most} are read")
+    return file.read_text("utf-8")
+
+
+def sha256_of(*files: Path) -> str:
+    """One digest over the names and bytes of some files, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda f: f.name):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,79 @@
+"""A cascade: a recogniser of emotion on top of the frozen encoder writes its label, as text, before the speech.
+
+Kang et al. (2024), section IV-B: the two baselines, told what they cannot hear.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from sottovoce.data.audio import load_audio
+from sottovoce.data.tasks import AttributeTask
+from sottovoce.data.utterance import Utterance
+from sottovoce.encoders.emotion_classifier import SER, Labelled, train_ser
+from sottovoce.encoders.tltr import TLTR
+from sottovoce.errors import ConfigError
+from sottovoce.frames import Frames
+from sottovoce.lightning_modules.curriculum import Run
+
+BATCH = 8  # clips that go through the encoder together
+TASK = "emotion"  # whose labels are recognised
+
+
+def tags(run: Run, split: str) -> dict[str, str]:
+    """The label that the recogniser hears in each utterance of a split, by id.
+
+    It is trained first, on the recipe's training side, unless the run has one already.
+    """
+    with run.progress() as progress:
+        ser = _recogniser(run, progress)
+        heard: dict[str, str] = {}
+        for part in _batches(run.material.splits[split].utterances, progress, f"tagging {split}"):
+            heard |= zip((u.id for u in part), ser.predict(_states(run, part)), strict=True)
+    return heard
+
+
+def _recogniser(run: Run, progress: Progress) -> SER:
+    file, fingerprint = run.recipe.folder / "ser.safetensors", run.module.encoder.fingerprint()
+    if file.is_file():
+        return SER.load(file, fingerprint)
+    node, task = run.recipe.cascade, run.tasks[TASK]
+    assert node is not None and isinstance(task, AttributeTask)  # the recipe has been checked
+    layers = len(_states(run, run.material.splits["train"].utterances[:1])) - 1
+    torch.manual_seed(run.recipe.seed)
+    tltr = TLTR(run.module.encoder.dim, layers, len(task.choices), pool=node.pool, width=node.width)
+    ser = SER(tltr.to(run.module.device), task.choices, fingerprint)
+    train, validation = (_labelled(run, split, ser, progress) for split in ("train", "validation"))
+    scores = train_ser(
+        ser, train, validation, epochs=node.epochs, batch_size=node.batch, learning_rate=node.lr,
+        weight_decay=node.weight_decay, patience=node.patience, seed=run.recipe.seed,
+    )  # fmt: skip
+    ser.save(file)
+    run.console.print(f"recogniser: balanced accuracy {max(scores):.3f} on the validation side", highlight=False)
+    return ser
+
+
+def _labelled(run: Run, split: str, ser: SER, progress: Progress) -> Labelled:
+    """What the recogniser reads of each labelled utterance, in half precision."""
+    known = [u for u in run.material.splits[split].utterances if TASK in u.labels]
+    if not known:
+        raise ConfigError(f"cascade: no utterance of {split!r} has the label {TASK!r}, which the recogniser learns")
+    clips: list[Tensor] = []
+    for part in _batches(known, progress, f"hearing {split}"):
+        clips += [row.half().cpu() for row in ser.tltr.pooled(_states(run, part)).rows()]
+    return Labelled(clips, [u.labels[TASK] for u in known])
+
+
+@torch.no_grad()
+def _states(run: Run, utterances: Sequence[Utterance]) -> list[Frames]:
+    encoder = run.module.encoder.eval()
+    clips = [torch.from_numpy(load_audio(Path(u.audio), encoder.sample_rate)) for u in utterances]
+    return encoder.states(*Frames.pad(clips).to(run.module.device))
+
+
+def _batches(utterances: Sequence[Utterance], progress: Progress, what: str) -> Iterator[Sequence[Utterance]]:
+    for start in progress.track(range(0, len(utterances), BATCH), description=what):
+        yield utterances[start : start + BATCH]

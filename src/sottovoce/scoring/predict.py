@@ -1,0 +1,142 @@
+"""Scores a model on the test side: every task under every choice of slots, on what it says and not on its loss."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from rich.progress import Progress
+
+from sottovoce.config.recipe import used_tasks
+from sottovoce.data.batches import collate
+from sottovoce.data.captions import caption_from
+from sottovoce.data.examples import Example, words
+from sottovoce.data.tasks import TASKS, AttributeTask
+from sottovoce.data.utterance import Utterance
+from sottovoce.errors import ManifestError
+from sottovoce.evaluation.metrics import Prediction
+from sottovoce.lightning_modules.curriculum import Run
+from sottovoce.lightning_modules.speech_llm import answers
+from sottovoce.scoring.cascade import TASK, tags
+from sottovoce.training.spoken_prompt import chat_of
+
+Row = tuple[str, Example]  # (choice of slots, example)
+Rivals = dict[tuple[str, str], dict[str, str]]  # (task, utterance) -> emotion -> reply
+
+
+def predict(run: Run, split: str = "test") -> list[Prediction]:
+    """Every answer that is to be scored.
+
+    Raises:
+        ManifestError: there is nothing to score.
+    """
+    recipe = run.recipe
+    scored = {name: TASKS.build({**recipe.tasks[name], **knobs}) for name, knobs in recipe.evaluation.knobs.items()}
+    run.tasks = {**run.tasks, **scored}
+    examples = [e for utterance in run.material.splits[split].utterances for e in _questions(run, split, utterance)]
+    if not examples:
+        raise ManifestError(f"nothing to score: no utterance of {split!r} has what the tasks need")
+    examples = _limited(examples, recipe.evaluation.limit, run.material.splits[split].names)
+    run.targets.slots = run.module.slots = {**run.module.slots, **recipe.evaluation.text}
+    heard = tags(run, split) if recipe.cascade else {}
+    names = run.material.splits[split].names
+    with run.progress() as progress:
+        rivals = _rivals(run, examples, progress)
+        run.targets.make(run.module.llm, examples, progress)
+        complete = [run.targets.complete(example) for example in examples]
+        rows = [(mode, _with_slots(e, mode, heard)) for mode in recipe.modes for e in complete]
+        recognised = [row for row in rows if row[1].tag and row[1].task == TASK]
+        answered = _answers(run, [row for row in rows if not (row[1].tag and row[1].task == TASK)], rivals, progress)
+        said = [*(_prediction(run, *row, row[1].tag or "", rivals) for row in recognised), *answered]
+    return [replace(prediction, source=names.get(prediction.id)) for prediction in said]
+
+
+def _questions(run: Run, split: str, utterance: Utterance) -> Iterator[Example]:
+    """Each task that the utterance is good for, in one wording, with its whole context."""
+    for task in run.recipe.evaluation.tasks or used_tasks(run.recipe):
+        drawing = replace(run.drawing(None, cut=False), weights={task: 1.0})
+        example = drawing(utterance, 0, 0, utterance.only)
+        if example is not None:
+            yield example
+
+
+def _limited(examples: list[Example], limit: int | None, names: dict[str, str]) -> list[Example]:
+    """At most `limit` examples of each task and part of the test side, spread evenly over the test side."""
+    if limit is None:
+        return examples
+    kept: list[Example] = []
+    parts = {example.utterance.id: names.get(example.utterance.id) for example in examples}
+    for task, part in dict.fromkeys((example.task, parts[example.utterance.id]) for example in examples):
+        mine = [e for e in examples if (e.task, parts[e.utterance.id]) == (task, part)]
+        step = max(1.0, len(mine) / limit)
+        kept += [mine[int(i * step)] for i in range(min(limit, len(mine)))]
+    return kept
+
+
+def _with_slots(example: Example, mode: str, heard: dict[str, str]) -> Example:
+    """`both` and `text` fill every slot alike; the name of a slot leaves only that slot its speech.
+
+    A cascade's tag goes with the speech, and answers for the recognised attribute itself.
+    """
+    sources = {
+        slot: {"both": "speech", "text": "text"}.get(mode, "speech" if slot == mode else "none")
+        for slot in example.sources
+    }
+    tag = heard.get(example.utterance.id) if mode != "text" else None
+    return replace(example, sources=sources, trains=frozenset(), tag=tag)
+
+
+def _answers(run: Run, rows: list[Row], rivals: Rivals, progress: Progress) -> Iterator[Prediction]:
+    """Generate in batches of like length."""
+    rows = sorted(rows, key=lambda row: (row[0], row[1].task, row[1].utterance.seconds))
+    size = run.recipe.evaluation.batch
+    for start in progress.track(range(0, len(rows), size), description="answering"):
+        part = rows[start : start + size]
+        batch = collate([example for _, example in part], run.ear.read).to(run.module.device)
+        chats = [chat_of(example, run.module.slots) for _, example in part]
+        said = answers(run.module, batch, chats, run.recipe.evaluation.max_new_tokens)
+        for (mode, example), response in zip(part, said, strict=True):
+            yield _prediction(run, mode, example, response, rivals)
+
+
+def _prediction(run: Run, mode: str, example: Example, response: str, rivals: Rivals) -> Prediction:
+    task, utterance = run.tasks[example.task], example.utterance
+    category = utterance.category if task.generated else None  # paired data: the right answer hangs on it
+    return Prediction(
+        id=utterance.id,
+        task=example.task,
+        slots=mode,
+        instruction=example.instruction,
+        response=response,
+        target=example.target or "",
+        label=utterance.labels.get(category or "emotion") if task.generated else task.label(utterance),
+        predicted=task.parse(response),
+        speaker=utterance.speaker,
+        rivals=dict(utterance.answers) if category else rivals.get((example.task, utterance.id)),
+        category=category,
+        topic=utterance.topic if category else None,
+    )
+
+
+def _rivals(run: Run, examples: list[Example], progress: Progress) -> Rivals:
+    """For each reply, the LLM's own to the same words in every emotion: the yardstick of `emotion_fit`.
+
+    By (task, id of the utterance).
+    """
+    emotion = run.tasks.get("emotion")
+    if not isinstance(emotion, AttributeTask):
+        return {}
+    asked: dict[tuple[str, str], dict[str, Example]] = {}
+    for example in examples:
+        u = example.utterance
+        if run.tasks[example.task].generated and not u.category and "emotion" in u.labels and words(u, "transcript"):
+            asked[example.task, u.id] = {name: _in_emotion(example, name) for name in emotion.choices}
+    run.targets.make(run.module.llm, [e for each in asked.values() for e in each.values()], progress)
+    return {
+        name: {emotion: run.targets.complete(example).target or "" for emotion, example in each.items()}
+        for name, each in asked.items()
+    }
+
+
+def _in_emotion(example: Example, emotion: str) -> Example:
+    labels = {**example.utterance.labels, "emotion": emotion}
+    utterance = replace(example.utterance, labels=labels, caption=caption_from(labels), response=None)
+    return replace(example, utterance=utterance, target=None)

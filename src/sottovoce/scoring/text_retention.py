@@ -1,0 +1,103 @@
+"""Scores the LLM of a run on prompts in text alone, before it is tuned and after."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from sottovoce.errors import SottovoceError
+from sottovoce.evaluation.records import Record
+from sottovoce.evaluation.retention import (
+    SLOTS,
+    TASK,
+    Item,
+    Kept,
+    RetentionScore,
+    is_right,
+    read_items,
+    read_kept,
+    retention_scores,
+    write_kept,
+)
+from sottovoce.llms.causal_lm import CausalLLM
+from sottovoce.llms.chat_template import ChatTurn, Role
+
+BEFORE, AFTER = "retention-before.jsonl", "retention.jsonl"  # in a run's folder of scores
+
+
+@torch.no_grad()
+def retention(llm: CausalLLM, items: Sequence[Item], *, batch: int = 48, max_new_tokens: int = 64) -> RetentionScore:
+    """How an LLM does on prompts in text, as it is now.
+
+    Items of like length go through it together, by lengths that do not depend on weights: an LLM that has not changed
+    says and scores the same to the bit. What an item gets does not depend on its batch but for rounding.
+
+    Args:
+        llm: loaded.
+        items: see `read_items`.
+        batch: items that are scored together.
+        max_new_tokens: of an answer.
+
+    Raises:
+        SottovoceError: there are no items, or one does not fit into the LLM's chat template or context; or its response
+            has more than `max_new_tokens`, so that no answer could be right.
+    """
+    if not items:
+        raise SottovoceError("retention: there are no prompts to score")
+    chats = [[ChatTurn(cast(Role, role), (content,)) for role, content in item.messages] for item in items]
+    prompts = [llm.embed(llm.chat.prompt(chat), {}) for chat in chats]
+    responses = [llm.chat.response(chat, item.response) for chat, item in zip(chats, items, strict=True)]
+    if (longest := max(map(len, responses))) > max_new_tokens:
+        raise SottovoceError(
+            f"retention: a response has {longest} tokens, and answers may have {max_new_tokens}: no answer to "
+            f"{items[list(map(len, responses)).index(longest)].messages[-1][1]!r} could be right; take shorter ones"
+        )
+    kept: dict[int, Kept] = {}
+    learns = llm.training
+    llm.eval()
+    for rows in _batches([len(prompt) for prompt in prompts], batch):
+        said = llm.generate([prompts[i] for i in rows], max_new_tokens)
+        nats = llm.loss([prompts[i] for i in rows], [responses[i] for i in rows]).per_row.tolist()
+        for i, text, surprise in zip(rows, said, nats, strict=True):
+            kept[i] = Kept(items[i].digest, text, is_right(items[i], text), float(surprise), len(responses[i]))
+    llm.train(learns)
+    return RetentionScore(tuple(kept[i] for i in range(len(items))))
+
+
+def _batches(lengths: list[int], size: int) -> Iterator[list[int]]:
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def retention_before(llm: CausalLLM, file: Path, folder: Path, *, batch: int = 48, max_new_tokens: int = 64) -> None:
+    """Score the LLM before anything of it is trained, and keep that in `folder`; what is there already is kept.
+
+    With LoRA it is the checkpoint's own LLM, also in a run that starts from maps that are trained. With method
+    `weights` it is the LLM as the run finds it: call this before the first stage.
+
+    Raises:
+        SottovoceError: as `read_items` and `retention`.
+    """
+    if (folder / BEFORE).is_file():
+        return
+    with llm.untuned() if llm.tuning.method == "lora" else nullcontext():
+        write_kept(folder / BEFORE, retention(llm, read_items(file), batch=batch, max_new_tokens=max_new_tokens))
+
+
+def retention_after(
+    system: str, llm: CausalLLM, file: Path, folder: Path, *, batch: int = 48, max_new_tokens: int = 64
+) -> list[Record]:
+    """Score the LLM as it is now, and hold it against what it was.
+
+    Raises:
+        MissingError: `retention_before` has not been called for this folder.
+        SottovoceError: as `read_items` and `retention`; or the prompts are others than before.
+    """
+    before, items = read_kept(folder / BEFORE), read_items(file)
+    after = retention(llm, items, batch=batch, max_new_tokens=max_new_tokens)
+    scores = retention_scores(before, after)
+    write_kept(folder / AFTER, after)
+    return [Record(system, TASK, metric, SLOTS, **score._asdict()) for metric, score in scores.items()]

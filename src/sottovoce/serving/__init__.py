@@ -1,0 +1,1 @@
+"""A trained bundle in use: chat and export."""

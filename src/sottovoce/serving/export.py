@@ -1,0 +1,164 @@
+"""A run's result in the format of the checkpoint it began with, which plain transformers opens."""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sottovoce.adapters.checkpoint_projector import CheckpointProjector
+from sottovoce.audio_llm_layouts import LAYOUTS, SETTINGS, WEIGHTS, Layout, read_config, shards
+from sottovoce.encoders.qwen_audio import AudioTower
+from sottovoce.errors import ConfigError, SottovoceError
+from sottovoce.lightning_modules.bundle import read_bundle
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.llms.audio_llm import is_composite, text_config
+from sottovoce.llms.hub_checkpoints import HUB
+from sottovoce.llms.tuning import base_name
+from sottovoce.paths import resolve
+
+_FILES = (*SETTINGS, "*.model", "*.py", "*.pt", *WEIGHTS)  # of a checkpoint on the hub; Omni has its speakers in a .pt
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
+
+
+def command(arguments: argparse.Namespace) -> None:
+    """`sottovoce export`."""
+    folder = Path(arguments.out)
+    _check_free(folder)  # before the model is loaded
+    for line in export(read_bundle(Path(arguments.bundle), arguments.overrides), folder):
+        print(line)
+
+
+def export(module: SpeechLLM, folder: Path) -> list[str]:
+    """Write what a run has made of its checkpoint, in that checkpoint's own format; LoRA is merged into the weights.
+
+    A finished audio LLM is written whole: LLM, and tower and projector where the run's encoder and adapter are its
+    own; whatever else its files hold (pictures, a talker) is copied, and every tensor keeps the dtype it has there.
+    Of other models the LLM is written, in the dtype of the run. Tokenizer and settings come along.
+
+    Returns:
+        What was written and what has no place in such a folder, a line each.
+
+    Raises:
+        ConfigError: `folder` holds something already.
+        MissingError: the run's checkpoint cannot be reached any more.
+        SottovoceError: a weight has no place in the checkpoint.
+    """
+    _check_free(folder)
+    source = HUB.snapshot(module.recipe.llm.checkpoint, _FILES)
+    draft = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    text = merged(module.llm.model)
+    placed = {"llm"}
+    if is_composite(str(source), local=True):
+        placed |= _write_audio_llm(module, text, source, draft)
+    else:
+        module.llm.model.save_pretrained(draft, state_dict=text)
+        (draft / "generation_config.json").unlink(missing_ok=True)  # ours is greedy; the checkpoint's own is copied
+    _copy_settings(source, draft)
+    if folder.exists():
+        folder.rmdir()
+    draft.replace(folder)
+    parts = ["llm", "encoder", *(f"adapters.{name}" for name in module.adapters)]
+    left = [part for part in parts if part not in placed]
+    told = [f"{folder}: {', '.join(part for part in parts if part in placed)}, as {source} has them"]
+    return told + [f"left out, since this format has no place for it: {part} (it stays in the bundle)" for part in left]
+
+
+def merged(model: nn.Module) -> dict[str, Tensor]:
+    """An LLM's weights by the names that it has without LoRA, with LoRA's maps added in float32.
+
+    The model is left as it is; only weights that LoRA stands beside are copied.
+    """
+    lora = ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+    owners: dict[str, Any] = {f"{name}.base_layer.weight": module for name, module in lora}  # of whatever kind of map
+    weights: dict[str, Tensor] = {}
+    for name, weight in model.state_dict().items():
+        base = base_name(name)
+        if base is None:
+            continue
+        if name in owners:
+            deltas = [owners[name].get_delta_weight(adapter).float() for adapter in owners[name].active_adapters]
+            weight = sum(deltas, start=weight.float()).to(weight.dtype)
+        weights[base] = weight.detach()
+    return weights
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--out {folder}: there is something already; name a folder that is new or empty")
+
+
+def _write_audio_llm(module: SpeechLLM, text: dict[str, Tensor], source: Path, draft: Path) -> set[str]:
+    """Copy every file of weights, with our tensors in the places of the checkpoint's; the parts that have a place."""
+    config = read_config(source, HUB)
+    layout = LAYOUTS[config.model_type]
+    if text_config(config).tie_word_embeddings:  # one tensor, kept under the name of the embeddings
+        text = {name: weight for name, weight in text.items() if not name.startswith("lm_head.")}
+    parts = dict(_native_parts(module, layout, source))
+    ours = _as_in_files(text, layout) | {name: weight for part in parts.values() for name, weight in part.items()}
+    for file in shards(source):
+        with safe_open(file, "pt") as shard:
+            whole = {name: _in_place(name, shard.get_tensor(name), ours) for name in shard.keys()}
+        save_file(whole, draft / file.name, metadata={"format": "pt"})
+    if ours:
+        raise SottovoceError(f"{source} has no place for {len(ours)} weights of this run, such as {next(iter(ours))}")
+    return set(parts)
+
+
+def _in_place(name: str, theirs: Tensor, ours: dict[str, Tensor]) -> Tensor:
+    """Our tensor of this name, if there is one, which is then done with."""
+    if name not in ours:
+        return theirs
+    mine = ours.pop(name).detach().to("cpu", theirs.dtype)
+    if mine.shape != theirs.shape:
+        raise SottovoceError(f"{name} is {tuple(mine.shape)} in this run, and {tuple(theirs.shape)} in its checkpoint")
+    return mine.contiguous()
+
+
+def _as_in_files(text: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """The LLM's weights, named as in the checkpoint's files."""
+    return {
+        old + name.removeprefix(new): weight
+        for old, new in layout.text.items()
+        for name, weight in text.items()
+        if name.startswith(new)
+    }
+
+
+def _native_parts(module: SpeechLLM, layout: Layout, source: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Of the run's other parts, those that this checkpoint has a place for, named as in its files."""
+    encoder = module.encoder
+    if isinstance(encoder, AudioTower) and _same(encoder.checkpoint, module.recipe.llm.checkpoint):
+        yield "encoder", {layout.tower + name: weight for name, weight in encoder.encoder.state_dict().items()}
+    projectors = {
+        f"adapters.{name}": adapter
+        for name, adapter in module.adapters.items()
+        if isinstance(adapter, CheckpointProjector) and _same(adapter.checkpoint, module.recipe.llm.checkpoint)
+    }
+    if len(projectors) == 1:
+        for name, adapter in projectors.items():
+            yield name, {layout.projector + key: weight for key, weight in adapter.linear.state_dict().items()}
+
+
+def _same(one: str, other: str) -> bool:
+    return one == other or (resolve(one).is_dir() and resolve(one).resolve() == resolve(other).resolve())
+
+
+def _copy_settings(source: Path, draft: Path) -> None:
+    """Whatever is no weight and not written yet; an index of weights only where its files have their names still."""
+    for file in sorted(source.iterdir()):
+        stale = file.name.endswith(".index.json") and not _index_holds(file, draft)
+        if file.is_file() and file.suffix not in _OTHER_WEIGHTS and not stale and not (draft / file.name).exists():
+            shutil.copyfile(file, draft / file.name)
+
+
+def _index_holds(index: Path, draft: Path) -> bool:
+    return all((draft / name).is_file() for name in set(json.loads(index.read_text("utf-8"))["weight_map"].values()))

@@ -1,0 +1,1 @@
+"""The data side of a run: splits, clips, prompts, targets, the run folder."""

@@ -1,0 +1,84 @@
+"""Every clip is heard once: checked, encoded, and kept, before the first step."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import Progress
+from torch import Tensor
+
+from sottovoce.data.audio import load_audio, read_header
+from sottovoce.data.manifest import Fault
+from sottovoce.encoders import Encoder
+from sottovoce.encoders.feature_cache import FeatureCache, audio_key
+from sottovoce.errors import AudioError, MissingError
+from sottovoce.frames import Frames
+
+BATCH = 16  # clips that go through the encoder together
+
+
+class Ear:
+    """Reads clips, as encoder outputs from the cache or as waveforms.
+
+    Args:
+        encoder: loaded.
+        cache: folder of encoder outputs; None: clips are read as waveforms, and encoded in every step.
+        max_seconds: a longer clip is faulty.
+    """
+
+    def __init__(self, encoder: Encoder, cache: Path | None, max_seconds: float) -> None:
+        self.sample_rate, self.max_seconds = encoder.sample_rate, max_seconds
+        self.cache = FeatureCache(cache / "features", encoder.fingerprint()) if cache else None
+        self.keys: dict[Path, str] = {}
+
+    def prepare(self, encoder: Encoder, clips: Sequence[Path], progress: Progress) -> list[Fault]:
+        """Check every clip and, with a cache, encode those that are not in it yet. Returns what is wrong with which."""
+        faults: list[Fault] = []
+        waiting: list[tuple[str, Tensor]] = []
+        for path in progress.track(clips, description="listening"):
+            try:
+                samples = torch.from_numpy(self._load(path))
+            except AudioError as error:
+                faults.append(Fault(path, 0, None, str(error)))
+                continue
+            if self.cache is not None:
+                self.keys[path] = key = audio_key(samples.numpy())
+                if key not in self.cache:
+                    waiting.append((key, samples))
+            if len(waiting) == BATCH:
+                self._encode(encoder, waiting)
+                waiting = []
+        self._encode(encoder, waiting)
+        return faults
+
+    def read(self, path: Path) -> Tensor:
+        """(frames, dim) from the cache, or (samples,) without one."""
+        if self.cache is None or path not in self.keys:  # a clip that is checked when it is drawn
+            return torch.from_numpy(self._load(path))
+        try:
+            return self.cache.get(self.keys[path])
+        except KeyError:
+            raise MissingError(
+                f"{path}: what the encoder made of it is gone from {self.cache.folder}, which somebody has emptied "
+                "while this run was going on; the same command makes it again and goes on"
+            ) from None
+
+    def _load(self, path: Path) -> NDArray[np.float32]:
+        try:
+            seconds = read_header(path).seconds  # before the whole clip takes memory
+        except AudioError as error:
+            raise AudioError(f"{path}: {error}") from None
+        if seconds > self.max_seconds:
+            raise AudioError(f"{path}: {seconds:.1f} s is longer than data.max_seconds={self.max_seconds:g}")
+        return load_audio(path, self.sample_rate)
+
+    def _encode(self, encoder: Encoder, waiting: list[tuple[str, Tensor]]) -> None:
+        if not waiting or self.cache is None:
+            return
+        device = next(encoder.parameters()).device
+        with torch.no_grad():
+            out = encoder(*Frames.pad([samples for _, samples in waiting]).to(device))
+        for (key, _), frames in zip(waiting, out.rows(), strict=True):
+            self.cache.put(key, frames)

@@ -1,0 +1,179 @@
+"""Recorded speech without a word written down: clips, and what of each is heard and hidden in which epoch."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from sottovoce.config.best_rq import DataNode, SourceNode
+from sottovoce.data.audio import inspect_audio, load_audio, read_header
+from sottovoce.data.batch_sampler import Rows
+from sottovoce.data.manifest import Fault, read_lines
+from sottovoce.data.manifest_schema import LineReader
+from sottovoce.data.path_policy import Root
+from sottovoce.encoders.best_rq import Masking, draws, span_mask
+from sottovoce.encoders.log_mel import HOP, SAMPLE_RATE
+from sottovoce.errors import AudioError, ManifestError, MissingError
+from sottovoce.frames import Frames
+
+SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64")
+_READ = ("id", "audio", "seconds")  # of a line of a manifest; labels and words are not needed here
+_SHOWN = 20  # faults that are spelled out
+
+Track = Callable[[Iterable[Any], int], Iterable[Any]]  # shows how far a loop is, of so many turns
+
+
+class Clip(NamedTuple):
+    """A recording; all that is drawn about it depends on its id."""
+
+    id: str
+    audio: Path
+    seconds: float
+
+
+@dataclass
+class Speech:
+    """The clips of both sides, and what was wrong with the lines and files that were left out."""
+
+    train: list[Clip]
+    validation: list[Clip]
+    faults: list[str]
+
+
+@dataclass
+class Batch:
+    """Waveforms (clips, samples) at 16 kHz, and which mel frames (clips, mel frames) of them are hidden."""
+
+    audio: Frames
+    mask: Tensor
+    ids: list[str]
+
+    def to(self, device: torch.device, **_: object) -> "Batch":
+        """Lightning moves batches by this method."""
+        return Batch(self.audio.to(device), self.mask.to(device), self.ids)
+
+
+class Crops(Dataset[Batch]):
+    """Indexed by what `StageSampler` yields: each clip, cut to a length, and a mask.
+
+    Cut and mask are functions of seed, side, epoch and the clip's id, whatever the batch, the process or the worker.
+    The whole file is decoded for a cut, so recordings of hours should be segmented first.
+
+    Args:
+        clips: to draw from.
+        crop_seconds: the length of a cut; shorter clips stay as they are.
+        masking: what is hidden.
+        key: seed and side.
+    """
+
+    def __init__(self, clips: Sequence[Clip], crop_seconds: float, masking: Masking, *key: object) -> None:
+        self.clips, self.samples, self.masking, self.key = clips, round(crop_seconds * SAMPLE_RATE), masking, key
+
+    def draw(self, clip: Clip, epoch: int) -> tuple[Tensor, Tensor]:
+        """(samples,) of a clip, and (mel frames,) True where it is hidden.
+
+        Raises:
+            AudioError: the clip cannot be used.
+        """
+        generator = draws(*self.key, epoch, clip.id)
+        samples = torch.from_numpy(load_audio(clip.audio, SAMPLE_RATE))
+        if (room := len(samples) - self.samples) > 0:
+            begin = int(torch.randint(room + 1, (), generator=generator))
+            samples = samples[begin : begin + self.samples]
+        return samples, span_mask(-(-len(samples) // HOP), self.masking, generator)
+
+    def __getitem__(self, rows: Rows) -> Batch:
+        audio, masks = zip(*(self.draw(self.clips[number], rows.epoch) for number in rows.numbers), strict=True)
+        ids = [self.clips[number].id for number in rows.numbers]
+        return Batch(Frames.pad(list(audio)), pad_sequence(list(masks), batch_first=True) & rows.counts, ids)
+
+
+def gather(data: DataNode, track: Track) -> Speech:
+    """Find and check all clips of a recipe.
+
+    Raises:
+        MissingError: manifests or folders are not there; says which.
+        ManifestError: something is faulty and the policy is `error`; or too little is left; or a clip is on both sides.
+    """
+    _require_there([*data.train, *data.validation])
+    faults: list[str] = []
+    train, validation = ([*_clips(nodes, faults)] for nodes in (data.train, data.validation))
+    if data.decode:
+        train, validation = (_decoded(clips, faults, track) for clips in (train, validation))
+    if faults and data.policy == "error":
+        raise ManifestError(f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):\n{told(faults)}")
+    for name, clips in (("train", train), ("validation", validation)):
+        if not clips:
+            left = f"; {len(faults)} clips were faulty, such as {faults[0]}" if faults else ""
+            raise ManifestError(f"data.{name}: at least one clip is needed, found none{left}")
+    both = {clip.audio for clip in train} & {clip.audio for clip in validation}
+    if both:
+        raise ManifestError(f"{len(both)} clips are in both train and validation, such as {min(both)}")
+    return Speech(train, validation, faults)
+
+
+def _require_there(nodes: Sequence[SourceNode]) -> None:
+    absent = [Path(node.manifest) for node in nodes if node.manifest and not Path(node.manifest).is_file()]
+    absent += [Path(node.folder) for node in nodes if node.folder and not Path(node.folder).is_dir()]
+    if absent:
+        raise MissingError(
+            "recorded speech is missing:\n"
+            + "\n".join(f"  {path} (looked for {path.absolute()})" for path in absent)
+            + "\nPoint at your own with data.train='[{folder: DIR}]' or data.train='[{manifest: FILE}]', and the same "
+            "for data.validation; of a manifest's lines only `audio` is needed."
+        )
+
+
+def _clips(nodes: Sequence[SourceNode], faults: list[str]) -> Iterator[Clip]:
+    for node in nodes:
+        yield from _of_manifest(node, faults) if node.manifest is not None else _of_folder(node, faults)
+
+
+def _of_manifest(node: SourceNode, faults: list[str]) -> Iterator[Clip]:
+    path = Path(str(node.manifest))
+    reader = LineReader({}, Root(path.parent if node.root is None else Path(node.root), [Path(p) for p in node.allow]))
+    for line, record in read_lines(path):
+        if isinstance(record, dict):
+            record = {"id": record.get("audio"), **{key: record[key] for key in _READ if record.get(key) is not None}}
+        utterance, problems = reader.read(line, record)
+        name = record["id"] if isinstance(record, dict) and isinstance(record["id"], str) else None
+        faults += [str(Fault(path, line, name, problem)) for problem in problems]
+        if utterance:
+            yield Clip(utterance.id, utterance.audio, utterance.seconds)
+
+
+def _of_folder(node: SourceNode, faults: list[str]) -> Iterator[Clip]:
+    folder = Path(str(node.folder)).absolute()
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise ManifestError(f"{folder}: there is no audio in it or below; known are {', '.join(SUFFIXES)}")
+    for file in files:
+        try:
+            yield Clip(file.relative_to(folder).as_posix(), file, read_header(file).seconds)
+        except AudioError as error:
+            faults.append(f"{file}: {error}")
+
+
+def _decoded(clips: Sequence[Clip], faults: list[str], track: Track) -> list[Clip]:
+    """The clips without those that cannot be decoded to their end, or are silent."""
+    good = []
+    with ThreadPoolExecutor() as pool:
+        reports = pool.map(inspect_audio, [clip.audio for clip in clips])
+        for clip, report in track(zip(clips, reports, strict=True), len(clips)):
+            if report.problem:
+                faults.append(f"{clip.audio}: {report.problem}")
+            else:
+                good.append(clip)
+    return good
+
+
+def told(faults: Sequence[str]) -> str:
+    """Some faults, a line each, and how many more there are."""
+    more = [f"  and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+    return "\n".join([*(f"  {fault}" for fault in faults[:_SHOWN]), *more])

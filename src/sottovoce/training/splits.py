@@ -1,0 +1,189 @@
+"""What a run listens to: the splits of its recipe, with every fault named before training starts."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset
+
+from sottovoce.config.recipe import Recipe, SourceNode, StageNode
+from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.examples import Drawing
+from sottovoce.data.lazy_manifest import Lines
+from sottovoce.data.manifest import Fault, read_manifest
+from sottovoce.data.path_policy import Root
+from sottovoce.data.tasks import TASKS, AttributeTask, Task
+from sottovoce.data.utterance import Utterance
+from sottovoce.errors import ManifestError, MissingError
+from sottovoce.paths import usable
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass
+class Split:
+    """Utterances of one side of the data.
+
+    `weights` says how often an epoch sees each, `names` which part of the data it belongs to.
+    """
+
+    utterances: list[Utterance] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)  # utterance id -> part; absent: none of its own
+
+    def clips(self) -> list[Path]:
+        """Every audio file that these utterances and their contexts name, once."""
+        spoken = [path for u in self.utterances for path in [u.audio, *(t.audio for t in u.context if t.audio)]]
+        return list(dict.fromkeys(spoken))
+
+    def order_depends_on(self) -> Iterator[tuple[str, float, float]]:
+        """Id, seconds and weight of each utterance."""
+        return ((u.id, u.seconds, weight) for u, weight in zip(self.utterances, self.weights, strict=True))
+
+    def of_stage(self, stage: StageNode, drawing: Drawing, *, training: bool) -> NDArray[np.float64]:
+        """(utterances,) how often an epoch of a stage sees each: never, if no task of the stage can use it."""
+        parts = stage.parts or {}
+        usual = self.weights if training else [1.0] * len(self.weights)
+        weights = [parts.get(self.names.get(u.id, ""), w) for u, w in zip(self.utterances, usual, strict=True)]
+        served = [bool(drawing.possible(u, u.only)) for u in self.utterances]
+        return np.array(weights, np.float64) * served
+
+    def without(self, clips: set[Path]) -> "Split":
+        """The split without the utterances that need one of these clips."""
+        kept = [
+            i
+            for i, u in enumerate(self.utterances)
+            if clips.isdisjoint([u.audio, *(t.audio for t in u.context if t.audio)])
+        ]
+        return Split([self.utterances[i] for i in kept], [self.weights[i] for i in kept], self.names)
+
+
+class UnreadSplit(Split):
+    """A side whose lines are read and checked when they are drawn (`data.checks: during`)."""
+
+    def __init__(self, sources: Sequence[Lines], nodes: Sequence[SourceNode]) -> None:
+        super().__init__(cast(Any, ConcatDataset(cast(Any, sources))))
+        self.seconds = np.concatenate([source.seconds for source in sources])
+        self._sources, self._nodes = sources, nodes
+
+    def of_stage(self, stage: StageNode, drawing: Drawing, *, training: bool) -> NDArray[np.float64]:
+        """See `Split`; before lines are read, only what whole manifests may serve is known."""
+        useful = {name for name, weight in stage.tasks.items() if weight > 0}
+        parts = stage.parts or {}
+        return self._each(
+            parts.get(node.name or "", node.weight) if node.tasks is None or useful.intersection(node.tasks) else 0.0
+            for node in self._nodes
+        )
+
+    def _each(self, weights: Iterable[float]) -> NDArray[np.float64]:
+        return np.repeat(np.array(list(weights)), [len(source) for source in self._sources])
+
+    def order_depends_on(self) -> Iterator[tuple[str, float, float]]:
+        """As much as is known before lines are read: the digest of all lengths and weights, and how many there are."""
+        weights = self._each(node.weight for node in self._nodes)
+        digest = hashlib.sha256(self.seconds.tobytes() + weights.tobytes()).hexdigest()
+        yield digest, float(len(self.seconds)), 0.0
+
+    def clips(self) -> list[Path]:
+        """None: which clips there are shows when they are drawn."""
+        return []
+
+    def without(self, clips: set[Path]) -> "Split":
+        """All of it: what is faulty is left out when it is drawn."""
+        return self
+
+
+@dataclass
+class Material:
+    """All splits, and what was wrong with the lines and clips that were left out."""
+
+    splits: dict[str, Split]
+    faults: list[Fault]
+
+
+def build_tasks(recipe: Recipe) -> dict[str, Task]:
+    """Every task that the recipe uses, by name."""
+    return {name: TASKS.build(node) for name, node in recipe.tasks.items()}
+
+
+def choices_of(tasks: dict[str, Task]) -> dict[str, Sequence[str]]:
+    """The labels that each attribute may have, by the recipe's tasks; by a task's defaults where it is not used."""
+    unused = {name: TASKS.build({"type": name}) for name in TASKS.names() if name not in tasks}
+    return {name: task.choices for name, task in {**unused, **tasks}.items() if isinstance(task, AttributeTask)}
+
+
+def gather(recipe: Recipe) -> Material:
+    """Read and check all manifests of a recipe.
+
+    Raises:
+        MissingError: manifests are not there; says which, and what to do.
+        ManifestError: lines are faulty and the recipe's policy is `error`; or utterances stand in two splits.
+    """
+    sources = _sources(recipe)
+    absent = [node.manifest for nodes in sources.values() for node in nodes if not usable(node.manifest).is_file()]
+    if absent:
+        raise MissingError(
+            "manifests are missing:\n"
+            + "\n".join(f"  {name} (looked for {Path(name).absolute()})" for name in absent)
+            + "\nMake those of a published corpus with `sottovoce prepare` (docs/corpora.md), point at your own with "
+            "data.train='[{manifest: FILE}]' (docs/manifest.md says how one is written), or run "
+            "conf/quickstart.yaml, which speaks its own data."
+        )
+    choices = choices_of(build_tasks(recipe))
+    material = Material({name: Split() for name in SPLITS}, [])
+    unread = ("train",) if recipe.data.checks == "during" else ()
+    for name, nodes in sources.items():
+        for node in nodes if name not in unread else ():
+            _add(material, name, node, recipe, choices)
+    if unread:
+        material.splits["train"] = _unread(material, sources["train"], choices)
+    _check_apart(material)
+    return material
+
+
+def _unread(material: Material, nodes: Sequence[SourceNode], choices: dict[str, Sequence[str]]) -> Split:
+    apart = frozenset(clip for name in ("validation", "test") for clip in material.splits[name].clips())
+    lines = [Lines(Path(node.manifest), choices, _root(node), node.tasks, apart) for node in nodes]
+    return UnreadSplit(lines, nodes) if lines else Split()
+
+
+def _root(node: SourceNode) -> Root:
+    return Root(Path(node.root) if node.root else Path(node.manifest).parent, [Path(folder) for folder in node.allow])
+
+
+def _sources(recipe: Recipe) -> dict[str, list[SourceNode]]:
+    if recipe.data.corpus is None:
+        return {name: getattr(recipe.data, name) for name in SPLITS}
+    folder = Path(recipe.data.cache or recipe.folder) / "corpora"
+    made = CORPORA.build(recipe.data.corpus).prepare(folder)
+    # a component of our own or a plug-in has made these just now, perhaps with a link to where a corpus lies
+    return {name: [SourceNode(manifest=str(made[name]), allow=["/"])] for name in SPLITS if name in made}
+
+
+def _add(material: Material, name: str, node: SourceNode, recipe: Recipe, choices: dict[str, Sequence[str]]) -> None:
+    root = Path(node.root) if node.root else None
+    allow = [Path(folder) for folder in node.allow]
+    manifest = read_manifest(Path(node.manifest), choices=choices, policy=recipe.data.policy, root=root, allow=allow)
+    split = material.splits[name]
+    taken = {u.id for u in split.utterances}
+    for utterance in manifest.utterances:
+        if utterance.id in taken:
+            raise ManifestError(f"{node.manifest}: id {utterance.id!r} is also in another manifest of {name!r}")
+        split.utterances.append(utterance if node.tasks is None else replace(utterance, only=tuple(node.tasks)))
+        split.weights.append(node.weight)
+        if node.name is not None:
+            split.names[utterance.id] = node.name
+    material.faults += manifest.faults
+
+
+def _check_apart(material: Material) -> None:
+    """No clip on two sides: a metric on training data is worth nothing."""
+    train = set(material.splits["train"].clips())
+    for name in ("validation", "test"):
+        both = train & set(material.splits[name].clips())
+        if both:
+            raise ManifestError(f"{len(both)} clips are in both train and {name}, such as {sorted(both)[0]}")

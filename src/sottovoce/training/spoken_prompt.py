@@ -1,0 +1,105 @@
+"""How a spoken turn is written into a chat: a row of slots, each filled by speech, equivalent text, or nothing."""
+
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from sottovoce.config.recipe import ENCODER, SlotNode
+from sottovoce.data.examples import Example, Place, words
+from sottovoce.data.utterance import Turn, Utterance
+from sottovoce.errors import ConfigError, nearest
+from sottovoce.llms.causal_lm import places
+from sottovoce.llms.chat_template import ChatFormat, ChatTurn, Piece, Placeholder, Segment
+
+BETWEEN = "\n"  # between two slots that hold something
+_SPECIAL = re.compile(r"<\|[^<>|]*\|>")  # how many families write their special tokens
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Which embeddings belong at a placeholder: a slot's, of a clip; `learns` if a gradient is to reach it."""
+
+    slot: str
+    clip: Path
+    learns: bool
+
+
+def chat_of(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
+    """The whole prompt: instruction, context, spoken turn.
+
+    Args:
+        example: whose sources say what fills each slot.
+        slots: slot -> the text equivalent to its speech (see `words`), in the order of a spoken turn.
+    """
+    system, before = instructed(example.instruction, example.place)
+    turns = [ChatTurn("system", (said,)) for said in system]
+    for turn in example.context:
+        turns.append(ChatTurn(turn.role, spoken(turn, example, slots) if turn.audio else (turn.text,)))
+    tag = [f"<{example.tag}> "] if example.tag else []
+    return [*turns, ChatTurn("user", (*before, *tag, *spoken(example.utterance, example, slots)))]
+
+
+def instructed(instruction: str, place: Place) -> tuple[list[str], list[str]]:
+    """What an instruction is as a system turn, and what as pieces before the speech; nothing for an empty one."""
+    if not instruction:
+        return [], []
+    return ([instruction], []) if place == "system" else ([], [f"{instruction} "])
+
+
+def spoken(turn: Utterance | Turn, example: Example, slots: Mapping[str, str]) -> tuple[Piece, ...]:
+    """The pieces of a spoken turn; a slot whose text is unknown stays empty."""
+    pieces: list[Piece] = []
+    for slot, text in slots.items():
+        source, equivalent = example.sources[slot], words(turn, text)
+        if source == "speech" and turn.audio is not None:
+            pieces.append(Placeholder(Spot(slot, turn.audio, bool(example.trains & {slot, ENCODER}))))
+        elif source == "text" and equivalent:
+            pieces.append(equivalent)
+    return between(pieces)
+
+
+def between(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    """What fills the slots, a line of its own for each; an empty turn is an empty text."""
+    joined = [part for piece in pieces for part in (BETWEEN, piece)]
+    return tuple(joined[1:]) or ("",)
+
+
+def mark_speech(chat: ChatFormat, slots: Mapping[str, SlotNode]) -> None:
+    """Let a chat's own marks stand around speech, as each slot says.
+
+    Raises:
+        ConfigError: a mark is written like a special token, but is none of the tokenizer's.
+    """
+    known = set(chat.tokenizer.get_added_vocab())
+    for name, slot in slots.items():
+        for token in _SPECIAL.findall(slot.before + slot.after):
+            if token not in known:
+                raise ConfigError(
+                    f"slots.{name}: {token!r} is no special token of {chat.tokenizer.name_or_path}, which would read "
+                    f"it letter by letter.{nearest(token, known)}"
+                )
+    chat.around = partial(_around, {name: (slot.before, slot.after) for name, slot in slots.items()})
+
+
+def _around(marks: Mapping[str, tuple[str, str]], key: Hashable, number: int) -> tuple[str, str]:
+    before, after = marks[key.slot] if isinstance(key, Spot) else ("", "")
+    return before.replace("{number}", str(number)), after.replace("{number}", str(number))
+
+
+def heard_at(chat: list[Segment], fills: dict[Hashable, Tensor], example: Example) -> list[int]:
+    """The positions in a prompt at which the example's own clip is heard, in whatever slots."""
+    return [
+        place
+        for spot, stretch in places(chat, fills).items()
+        if isinstance(spot, Spot) and spot.clip == example.utterance.audio
+        for place in stretch
+    ]
+
+
+def constant(chat: list[Segment]) -> list[int]:
+    """The text before the first speech: what no adapter can change. Its last token stays, to be answered from."""
+    return chat[0][:-1] if isinstance(chat[0], list) else []

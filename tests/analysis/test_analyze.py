@@ -1,0 +1,239 @@
+"""What an LLM holds while it listens, and the command that analyses it, from a bundle to a split of its layers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from tests.conftest import write_tone
+from tests.helpers.families import FAMILIES, save_family
+from torch import Tensor
+
+from sottovoce.analysis.analyses import attributes, intents
+from sottovoce.analysis.config import AnalysisRecipe, load
+from sottovoce.analysis.hidden_states import keep, kept, key_of, observe, states
+from sottovoce.cli.main import main
+from sottovoce.config.recipe import Recipe
+from sottovoce.data.batches import collate
+from sottovoce.data.examples import Example
+from sottovoce.errors import ConfigError, SottovoceError
+from sottovoce.evaluation.layers.split import read_split
+from sottovoce.lightning_modules.bundle import write_bundle
+from sottovoce.lightning_modules.curriculum import Run, start
+from sottovoce.llms.causal_lm import CausalLLM
+from sottovoce.llms.hidden_states import Inside, look_inside
+
+CONF = Path(__file__).parents[2] / "conf" / "analysis.yaml"
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CausalLLM:
+    llm = CausalLLM(str(save_family(request.param, tmp_path_factory.mktemp("llm"))), "float32")
+    llm.load()
+    return llm
+
+
+def prompts_of(llm: CausalLLM, *lengths: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(10, 200, (n,), generator=generator).tolist() for n in lengths]
+    return [llm.embed([row], {}) for row in ids]
+
+
+def test_states_are_the_native_models_own(llm: CausalLLM) -> None:
+    (prompt,) = prompts_of(llm, 11)
+    where = [2, 3, 7]
+    seen = look_inside(llm, [prompt], [where])
+    with torch.no_grad():
+        native = llm.model(inputs_embeds=prompt[None], output_hidden_states=True)
+    expected = torch.stack([state[0, where].mean(0) for state in native.hidden_states[:-1]])
+    torch.testing.assert_close(seen.pooled[0, :-1], expected, rtol=1e-5, atol=1e-5)
+    assert seen.pooled.shape[1] == len(llm.layers) + 1 == len(native.hidden_states)
+    assert seen.tokens.tolist() == [native.logits[0, -1].argmax().item()]
+
+
+def test_the_logit_lens_is_norm_and_output_embeddings(llm: CausalLLM) -> None:
+    """By hand: transformers' own states, and the norm of its own module."""
+    (prompt,) = prompts_of(llm, 11)
+    seen = look_inside(llm, [prompt], [[0]])
+    with torch.no_grad():
+        native = llm.model(inputs_embeds=prompt[None], output_hidden_states=True)
+        token = native.logits[0, -1].argmax()
+        for layer, state in enumerate(native.hidden_states[:-1]):
+            logits = llm.model.lm_head(llm.model.model.norm(state[0, -1]))
+            order = logits.argsort(descending=True).tolist()
+            assert seen.ranks[0, layer] == order.index(token)
+    assert seen.ranks[0, -1] == 0
+
+
+def test_states_do_not_depend_on_batch_mates(llm: CausalLLM) -> None:
+    prompts = prompts_of(llm, 5, 17, 9)
+    where = [[1, 2], [0, 8, 16], [4]]
+    together = look_inside(llm, prompts, where)
+    for row in range(3):
+        alone = look_inside(llm, [prompts[row]], [where[row]])
+        scale = alone.pooled.abs().max().item()  # layers add up, and small numbers are what is left of large ones
+        torch.testing.assert_close(together.pooled[row], alone.pooled[0], rtol=1e-4, atol=1e-6 * scale)
+        assert together.ranks[row].tolist() == alone.ranks[0].tolist()
+        assert together.tokens[row] == alone.tokens[0]
+
+
+def test_a_prompt_without_speech_is_refused(llm: CausalLLM) -> None:
+    with pytest.raises(SottovoceError, match="prompt 1 has no position"):
+        look_inside(llm, prompts_of(llm, 5, 5), [[1], []])
+
+
+@pytest.fixture
+def run(recipe: Recipe) -> Run:
+    run = start(recipe, Console(quiet=True))
+    run.module.eval()
+    return run
+
+
+def heard(run: Run, count: int = 6) -> list[Example]:
+    sources = dict.fromkeys(run.module.slots, "speech")
+    return [
+        Example(u, "asr", "Listen.", u.context, sources, frozenset(), None)
+        for u in run.material.splits["train"].utterances[:count]
+    ]
+
+
+def test_the_mean_is_over_the_speech_of_the_utterance_alone(run: Run) -> None:
+    """The input of the LLM at these positions is what the adapters made of this clip, and nothing else."""
+    example = heard(run)[5]  # it stands after a turn that is spoken, too
+    assert any(turn.audio for turn in example.context)
+    batch = collate([example], run.ear.read)
+    with torch.no_grad():
+        seen = states(run.module, batch)
+        own = run.material.splits["train"].utterances[5]
+        alone = collate([Example(own, "asr", "", (), example.sources, frozenset(), None)], run.ear.read)
+        frames = run.module._encoded(alone.audio)
+        made = torch.cat([run.module._adapt(slot, frames, False).rows()[0] for slot in run.module.slots])
+    torch.testing.assert_close(seen.pooled[0, 0], made.mean(0), rtol=1e-5, atol=1e-5)
+
+
+def test_observed_states_keep_their_order_whatever_the_batch(run: Run) -> None:
+    examples = heard(run)
+    with Progress(console=Console(quiet=True)) as progress:
+        one, three = (observe(run.module, examples, run.ear.read, size, progress) for size in (1, 3))
+    torch.testing.assert_close(one.pooled, three.pooled, rtol=1e-4, atol=1e-5)
+    assert one.tokens.tolist() == three.tokens.tolist()
+
+
+def test_kept_states_are_used_for_the_same_question_only(run: Run, tmp_path: Path) -> None:
+    examples, file = heard(run, 2), tmp_path / "states.safetensors"
+    inside = Inside(torch.rand(2, 3, 4), torch.ones(2, 3, dtype=torch.int32), torch.tensor([4, 5]))
+    key = key_of({"llm": "a"}, examples)
+    assert kept(file, key) is None
+    keep(file, key, inside)
+    again = kept(file, key)
+    assert again is not None and torch.equal(again.pooled, inside.pooled) and torch.equal(again.tokens, inside.tokens)
+    assert kept(file, key_of({"llm": "b"}, examples)) is None
+    assert kept(file, key_of({"llm": "a"}, examples[::-1])) is None
+    file.write_bytes(b"\x00" * 50)
+    assert kept(file, key) is None
+
+
+@pytest.fixture
+def bundle(run: Run, tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "run" / "bundle", run.module, [])
+
+
+@pytest.fixture
+def paired(tmp_path: Path) -> Path:
+    """6 texts, 2 of each of 3 things, each said by 6 speakers of two genders, whose pitch tells which."""
+    lines = []
+    for i in range(36):
+        text, speaker = i % 6, i // 6
+        write_tone(tmp_path / f"{i}.wav", 0.4 + 0.05 * text, 120 + 300 * (speaker % 2) + 5 * speaker)
+        lines.append(
+            {
+                "id": str(i), "audio": f"{i}.wav", "text": f"{('lamp', 'book', 'key')[text % 3]} number {text}",
+                "speaker": f"s{speaker}", "labels": {"gender": ("male", "female")[speaker % 2]},
+            }
+        )  # fmt: skip
+    file = tmp_path / "paired.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+@pytest.fixture
+def analyze(bundle: Path, paired: Path) -> Callable[..., int]:
+    def command(*changes: str) -> int:
+        words = ["keywords=[lamp,book,key]", f"manifest={paired}"]
+        return main(["analyze", str(bundle), "--config", str(CONF), *words, *changes])
+
+    return command
+
+
+def test_a_bundle_is_analysed_from_its_speech_to_a_split(
+    analyze: Callable[..., int], bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert analyze("folds=3", "intent_folds=2") == 0
+    folder = bundle.parent / "analysis"
+    told = json.loads((folder / "layers.json").read_text())
+    assert set(told["curves"]) == {
+        "gender probe", "intent probe", "intent similarity", "gender similarity", "logit lens",
+    }  # fmt: skip
+    assert told["left_out"] == {} and told["layers"] == 2
+    assert all(len(curve[key]) == 3 for curve in told["curves"].values() for key in ("value", "low", "high", "chance"))
+    assert told["curves"]["logit lens"]["value"][-1] == 1.0
+    assert told["heard"]["utterances"] == 36 and told["heard"]["texts"] == 6 and told["model"]["trained"]
+    assert read_split(folder / "layers.json") == (0, 1)
+    assert (folder / "layers.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "layers.html").read_text()
+    assert "data:image/png;base64," in page and "http" not in page and told["words"] in page
+    for curve in told["curves"].values():
+        assert all(f"{value:.3f}" in page for value in curve["value"])
+    shown = capsys.readouterr().out
+    assert "split" in shown and "layers.html" in shown
+    stamp = (folder / "states.safetensors").stat().st_mtime_ns
+    assert analyze("folds=3", "intent_folds=2", "seed=1") == 0  # the same states, other folds
+    assert (folder / "states.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_what_the_data_do_not_allow_is_left_out_and_told(
+    analyze: Callable[..., int], bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert analyze("keywords=[lamp]", "intent_folds=2", "limit=13", "folds=2") == 0
+    told = json.loads((bundle.parent / "analysis" / "layers.json").read_text())
+    assert set(told["left_out"]) == {"intent probe", "intent similarity"} and told["heard"]["utterances"] == 12
+    assert "left out  intent probe" in capsys.readouterr().out
+
+
+MISTAKES = {
+    "attributes=[gendr]": "Did you mean 'gender'",
+    "intent_folds=1": "at least 2",
+    "manifest=nowhere.jsonl": "nowhere.jsonl",
+    "keywords=[window]": "window",
+    "batches=3": "Did you mean 'batch'",
+    "task=emotin": "known tasks",
+}
+
+
+def test_a_name_that_matches_nothing_is_an_error(
+    analyze: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for change, message in MISTAKES.items():
+        assert analyze(change) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_intents_are_topics_labels_or_keywords(run: Run) -> None:
+    utterances = run.material.splits["train"].utterances[:4]
+    assert intents(utterances, AnalysisRecipe(intent="emotion")) == ["neutral", "happy", "sad", "angry"]
+    assert intents(utterances, AnalysisRecipe(keywords=["lamp", "tea"])) == ["lamp", None, None, "tea"]
+    assert intents(utterances, AnalysisRecipe()) == [u.topic for u in utterances]
+    assert attributes(utterances, AnalysisRecipe(intent="emotion")) == ["gender"]
+    with pytest.raises(ConfigError, match="'emotion'"):
+        intents(utterances, AnalysisRecipe(intent="emotoin"))
+
+
+def test_the_recipe_of_an_analysis_is_checked(tmp_path: Path) -> None:
+    file = tmp_path / "analysis.yaml"
+    file.write_text("root: there\nfolds: 1\n")
+    with pytest.raises(ConfigError, match=r"folds: must be at least 2(.|\n)*root"):
+        load(file)
+    assert load(CONF) == AnalysisRecipe()

@@ -1,0 +1,404 @@
+"""Runs side by side: paired intervals, systems of several seeds, and what must not be compared."""
+
+import csv
+import io
+import json
+import random
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
+from omegaconf import OmegaConf
+
+from sottovoce.cli.main import main
+from sottovoce.comparison.compare import compared, grouped
+from sottovoce.comparison.finished_runs import flat, read_run, without_seed
+from sottovoce.errors import ConfigError, MissingError, SottovoceError
+from sottovoce.evaluation import Prediction, Record, score_all, write_results
+from sottovoce.evaluation.bootstrap import ratio
+from sottovoce.evaluation.metrics import Measure, accuracy, balanced_accuracy, rouge_l, word_error_rate
+from sottovoce.evaluation.paired_bootstrap import Key, difference, differences, estimate
+from sottovoce.evaluation.reports.compare import SideBySide, comparison_csv
+from sottovoce.evaluation.reports.compare_html import comparison_html
+from sottovoce.evaluation.reports.svg import ticks_of
+from sottovoce.evaluation.retention import Kept, RetentionScore, retention_scores, write_kept
+from sottovoce.lightning_modules.throughput import Meter
+from sottovoce.scoring.text_retention import AFTER, BEFORE
+
+DUE = {"child": "please ask a grown up", "adult": "switch it off and check the fuse"}
+
+# Statistics
+
+
+def mean_of(values: Any) -> Measure:
+    values = np.asarray(values, dtype=float)
+    return Measure(float(values.mean()), np.column_stack([values, np.ones(len(values))]), ratio, None, "")
+
+
+def test_a_paired_interval_is_that_of_a_plain_bootstrap_of_differences() -> None:
+    random = np.random.default_rng(5)
+    hard = random.normal(size=150)
+    ours, theirs = (hard + 0.3 * random.normal(size=150) + shift for shift in (0.2, 0.0))
+    found = difference({0: mean_of(ours)}, {0: mean_of(theirs)})
+    draws = np.random.default_rng(0)  # the same draws as `bootstrap`, read directly
+    resampled = []
+    for _ in range(1000):
+        rows = draws.integers(150, size=150)
+        resampled.append(ours[rows].mean() - theirs[rows].mean())
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=2e-6)
+    assert found.value == pytest.approx(ours.mean() - theirs.mean(), abs=2e-6)
+    assert found.is_clear and found.n == 150
+    unpaired = np.hypot(*(estimate({0: mean_of(v)}).high - v.mean() for v in (ours, theirs)))
+    assert found.high - found.value < 0.5 * unpaired  # what is hard for both cancels out
+
+
+def test_seeds_are_scored_together_on_the_same_draws() -> None:
+    random = np.random.default_rng(6)
+    ours, theirs = random.normal(size=(3, 80)), random.normal(size=(2, 80))
+    systems = [{seed: mean_of(values) for seed, values in enumerate(side)} for side in (ours, theirs)]
+    plain = difference({0: mean_of(ours.mean(axis=0))}, {0: mean_of(theirs.mean(axis=0))})
+    found = difference(*systems)
+    assert (found.value, found.low, found.high) == pytest.approx((plain.value, plain.low, plain.high), abs=2e-6)
+    assert found.each == {seed: pytest.approx(ours[seed].mean() - theirs[seed].mean(), abs=2e-6) for seed in (0, 1)}
+    assert estimate(systems[0]).each == {seed: pytest.approx(ours[seed].mean(), abs=1e-6) for seed in range(3)}
+    assert not found.is_clear
+
+
+def answered(seed: int, rows: int = 30) -> list[Prediction]:
+    draw, labels = random.Random(seed), ("low", "mid", "high")
+    return [
+        Prediction(f"u{i}", "pitch", "both", "?", said, labels[i % 3], labels[i % 3], said)
+        for i in range(rows)
+        for said in [draw.choice([labels[i % 3], "mid"])]
+    ]
+
+
+@pytest.mark.parametrize("metric", [accuracy, balanced_accuracy, rouge_l, word_error_rate])
+def test_identical_runs_differ_by_exactly_nothing_in_every_metric(metric: Any) -> None:
+    one, other = metric.measure(answered(1)), metric.measure(answered(2))
+    same = difference({1: one, 2: other}, {1: one, 2: other})
+    assert (same.value, same.low, same.high, set(same.each.values())) == (0, 0, 0, {0})
+    gap = difference({1: one}, {1: other})
+    assert gap.low < gap.value < gap.high
+    assert gap.value == pytest.approx(metric(answered(1)).value - metric(answered(2)).value, abs=2e-6)
+
+
+def test_a_difference_read_the_other_way_round_is_its_negative() -> None:
+    systems = {name: {0: accuracy.measure(answered(seed))} for seed, name in enumerate("abc")}
+    found = differences(systems)
+    assert set(found) == {(x, y) for x in "abc" for y in "abc" if x != y}
+    for x, y in found:
+        plain = difference(systems[x], systems[y])
+        got = found[x, y]
+        assert (got.value, got.low, got.high, got.each) == (plain.value, plain.low, plain.high, plain.each)
+
+
+def test_unlike_numbers_of_utterances_are_no_pairs() -> None:
+    with pytest.raises(SottovoceError, match="the same utterances: 30 and 29"):
+        difference({0: accuracy.measure(answered(1))}, {0: accuracy.measure(answered(1, 29))})
+    with pytest.raises(SottovoceError, match="seeds of a system"):
+        estimate({0: accuracy.measure(answered(1)), 1: accuracy.measure(answered(1, 29))})
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 4.1), (97.1, 97.3), (5, 5), (0, 0), (1e-4, 3e-4), (0, 812)])
+def test_axes_hold_what_they_show(low: float, high: float) -> None:
+    ticks = ticks_of(low, high)
+    assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 9
+    assert np.allclose(np.diff(ticks), ticks[1] - ticks[0])
+
+
+# Run folders
+
+
+def said(seed: int, skill: float, rows: int = 24) -> list[Prediction]:
+    draw = random.Random(f"{seed} {skill}")
+    found = []
+    for i in range(rows):
+        label = ("child", "adult")[i % 2]
+        topic = "child safety/knives" if i >= 16 else "kettle"
+        reply = DUE[label] if draw.random() < skill else DUE["adult"]
+        for slots in ("both", "text"):
+            found.append(
+                Prediction(
+                    f"u{i}", "dialogue", slots, "", reply, DUE[label], label, speaker=f"s{i % 4}",
+                    rivals=DUE, category="age", topic=topic,
+                )
+            )  # fmt: skip
+        found.append(Prediction(f"u{i}", "asr", "both", "?", "a cat" if draw.random() < 0.8 else "a dog", "a cat"))
+    return found
+
+
+def kept(drift: float) -> RetentionScore:
+    return RetentionScore(tuple(Kept(f"p{i}", "", i / 12 > drift, 1 + i / 10 + drift, 3) for i in range(12)))
+
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Write a finished run, as `fit` leaves it."""
+
+    def run(system: str, seed: int = 1, skill: float = 0.9, drift: float = 0.0, **changes: Any) -> Path:
+        name = f"pe_ft/seed-{seed}/{system}"
+        recipe = {
+            "name": name,
+            "seed": seed,
+            "init": f"runs/pe_ft/seed-{seed}/connect/bundle",
+            "llm": {"checkpoint": "llm", "tuning": {"method": system}},
+            "tasks": {"dialogue": {"type": "dialogue", "prompts": None}},
+            "data": {"test": [{"manifest": "test.jsonl"}], "cache": f"/cache/{seed}"},
+            "evaluation": {"max_new_tokens": 20},
+            "runs": str(tmp_path),
+        }
+        recipe = OmegaConf.to_container(OmegaConf.merge(recipe, changes.get("recipe", {})))  # type: ignore[assignment]
+        folder = tmp_path / changes.get("folder", name)
+        predictions = changes.get("predictions", said(seed, skill))
+        before, after = kept(0), kept(drift)
+        told = [Record(name, "retention", m, "text", *s) for m, s in retention_scores(before, after).items()]
+        write_results(folder / "evaluation", [*score_all(name, predictions), *told], predictions)
+        write_kept(folder / "evaluation" / BEFORE, before)
+        write_kept(folder / "evaluation" / AFTER, after)
+        (folder / "recipe.yaml").write_text(OmegaConf.to_yaml(recipe))
+        (folder / "environment.json").write_text(json.dumps({"commit": "abc", "device": "x86", "threads": 1}))
+        stage = folder / "stages" / "1-tune"
+        stage.mkdir(parents=True)
+        done = {"steps": 7, "trainable": 1000 * len(system), "seconds_per_step": 0.1 * seed, "peak_memory_mb": 900.0}
+        (stage / "done.json").write_text(json.dumps(done))
+        return folder
+
+    return run
+
+
+def page_of(*folders: Path, against: str | None = None) -> SideBySide:
+    return compared([read_run(folder) for folder in folders], against)
+
+
+def test_systems_stand_side_by_side_with_all_that_was_asked_for(make: Make) -> None:
+    page = page_of(make("frozen", skill=0.1), make("lora", skill=1.0, drift=0.3))
+    assert list(page.systems) == ["frozen", "lora"] and page.against == "frozen" and page.heard == "both"
+    keys = {(key.task, key.metric) for key in page.scores}
+    assert keys >= {("asr", "wer"), ("age", "pa_score"), ("child safety", "pa_rate"), ("retention", "nats_change")}
+    gap = page.differences[Key("age", "pa_rate", "both")]["lora", "frozen"]
+    scores = page.scores[Key("age", "pa_rate", "both")]
+    assert gap.value == pytest.approx(scores["lora"].value - scores["frozen"].value, abs=2e-6) and gap.is_clear
+    assert page.scores[Key("retention", "nats_change", "text")]["lora"].value == pytest.approx(0.1)
+    assert page.systems["lora"].costs["tune", "trainable"] == [4000]
+    assert page.settings == ["llm.tuning.method"] and page.systems["lora"].settings == {"llm.tuning.method": "lora"}
+
+
+def test_the_same_run_twice_differs_by_exactly_nothing(make: Make) -> None:
+    folder = make("lora")
+    page = page_of(folder, folder)
+    assert list(page.systems) == ["lora #1", "lora #2"] and page.settings == []
+    for gaps in page.differences.values():
+        for gap in gaps.values():
+            assert (gap.value, gap.low, gap.high, set(gap.each.values())) == (0, 0, 0, {0})
+
+
+def test_runs_that_differ_in_seed_and_name_alone_are_one_system(make: Make) -> None:
+    folders = [make(system, seed, skill) for system, skill in (("frozen", 0.4), ("lora", 0.9)) for seed in (2, 1, 3)]
+    runs = [read_run(folder) for folder in folders]
+    assert {name: [run.seed for run in group] for name, group in grouped(runs).items()} == {
+        "frozen": [1, 2, 3], "lora": [1, 2, 3],
+    }  # fmt: skip
+    score = compared(runs).scores[Key("asr", "wer", "both")]["lora"]
+    alone = {run.seed: next(r.value for r in run.records if r.metric == "wer") for run in runs[3:]}
+    assert score.each == alone and score.value == pytest.approx(np.mean(list(alone.values())), abs=1e-6)
+    assert page_of(*folders[:4]).remarks == [
+        "The systems have other seeds, or not equally many: their spreads are not of the same kind.",
+    ]
+
+
+def test_a_seed_in_a_path_is_no_difference_and_others_are() -> None:
+    assert without_seed("runs/seed-1/a-1/seed-12", 1) == "runs/seed-*/a-1/seed-12"
+    assert without_seed({"a": ["x/seed3", 3]}, 3) == {"a": ["x/seed*", 3]}
+    assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+
+
+def changed(rows: list[Prediction], **changes: Any) -> list[Prediction]:
+    """The first row, and its twin of the other slots, with other values."""
+    return [Prediction(**{**vars(p), **changes}) if p.id == "u0" and p.task == "dialogue" else p for p in rows]
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"predictions": said(1, 0.9, 22)}, "22 and 24 utterances, 2 of them in one run alone, such as 'u22'"),
+    ({"predictions": changed(said(1, 0.9), label="adult")}, "1 utterances have another label, such as 'u0'"),
+    ({"predictions": changed(said(1, 0.9), speaker="x")}, "another speaker"),
+    ({"predictions": changed(said(1, 0.9), topic="boats")}, "another topic"),
+    ({"predictions": changed(said(1, 0.9), target="x")}, "held against another target"),
+    ({"predictions": changed(said(1, 0.9), rivals={**DUE, "adult": "x"})}, "held against another rivals"),
+    ({"predictions": changed(said(1, 0.9), judge="llm:x", awareness=1)}, "labelled by llm:x and the rule"),
+    ({"predictions": [Prediction("u", "pitch", "both", "", "low", "low", "low", "low")]}, "other tasks: pitch (both)"),
+    ({"predictions": [*said(1, 0.9), said(1, 0.9)[0]]}, "'u0' was answered twice"),
+    ({"recipe": {"data": {"test": [{"manifest": "other.jsonl"}]}}}, "data.test is other.jsonl and test.jsonl"),
+    ({"recipe": {"data": {"corpus": {"type": "mine"}}}}, "data.corpus is mine and None"),
+    ({"recipe": {"tasks": {"dialogue": {"prompts": "x.txt"}}}}, "tasks.dialogue.prompts is x.txt and None"),
+    ({"recipe": {"evaluation": {"knobs": {"dialogue": {"prompts": "x"}}}}}, "tasks.dialogue.prompts is x and None"),
+    ({"recipe": {"evaluation": {"max_new_tokens": 9}}}, "max_new_tokens is 9 and 20"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), REFUSED)
+def test_what_cannot_be_compared_is_refused_with_the_reason(
+    make: Make, changes: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(make("frozen")), str(make("lora", **changes))]
+    assert main(["compare", *folders]) == 2
+    told = capsys.readouterr().err
+    assert "these runs cannot be compared" in told and reason in told and folders[1] in told
+
+
+def test_scores_by_another_definition_are_refused(make: Make) -> None:
+    folders = [make("frozen"), make("lora")]
+    file = folders[1] / "evaluation" / "results.json"
+    rows = json.loads(file.read_text())
+    next(row for row in rows if row["metric"] == "wer")["value"] += 0.01
+    file.write_text(json.dumps(rows))
+    with pytest.raises(ConfigError, match=r"lora: asr, wer, both is 0\.\d+ in its results.json, but 0\.\d+ as it is"):
+        page_of(*folders)
+
+
+def test_other_text_prompts_are_refused(make: Make) -> None:
+    folders = [make("frozen"), make("lora")]
+    rows = RetentionScore(kept(0).rows[1:])
+    for name in (BEFORE, AFTER):
+        write_kept(folders[1] / "evaluation" / name, rows)
+    with pytest.raises(ConfigError, match=r"other text prompts \(11 and 12\)"):
+        page_of(*folders)
+
+
+def test_targets_of_other_seeds_may_differ_and_are_told(make: Make) -> None:
+    page = page_of(make("frozen"), make("lora", 2, predictions=changed(said(2, 0.9), target="x")))
+    assert any("against other targets" in remark for remark in page.remarks)
+    with pytest.raises(ConfigError, match="another target"):  # another LLM made them
+        other = {"llm": {"checkpoint": "other"}}
+        page_of(make("frozen", 3), make("lora", 4, recipe=other, predictions=changed(said(4, 0.9), target="x")))
+
+
+def test_a_reply_that_one_judge_call_lost_is_left_out_of_all_runs(make: Make) -> None:
+    def judged(skill: float, lost: set[str]) -> list[Prediction]:
+        rows = [p for p in said(1, skill) if p.task == "dialogue"]
+        return [
+            Prediction(**{**vars(p), "judge": "llm:x", "awareness": None if p.id in lost else i % 3 - 1})
+            for i, p in enumerate(rows)
+        ]
+
+    page = page_of(make("frozen", predictions=judged(0.5, {"u2"})), make("lora", predictions=judged(0.9, {"u2", "u5"})))
+    scores = page.scores[Key("age", "pa_score", "both")]
+    assert {score.n for score in scores.values()} == {14} and scores["frozen"].value == scores["lora"].value
+
+
+def test_what_is_no_finished_run_is_named(make: Make, tmp_path: Path) -> None:
+    folder = make("lora")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingError, match=r"empty is not a run: there is no recipe.yaml"):
+        page_of(folder, tmp_path / "empty")
+    with pytest.raises(SottovoceError, match=r"no system is called 'froze'\. Did you mean 'frozen'"):
+        page_of(folder, make("frozen"), against="froze")
+    with pytest.raises(ConfigError, match="at least two runs, got 1"):
+        page_of(folder)
+    (folder / "evaluation" / "results.json").unlink()
+    with pytest.raises(MissingError, match="has no scores yet"):
+        read_run(folder)
+    assert main(["compare", str(tmp_path / "nothing-*")]) == 2
+
+
+# What is written
+
+
+class Links(HTMLParser):
+    """Whatever a page would fetch, and whether its tags are closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [f"{tag} {name}" for name, _ in attrs if name in ("src", "href", "srcset")]
+        self.found += [tag] * (tag in ("script", "link", "iframe", "object"))
+        self.open += [tag] * (tag not in ("meta", "br"))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_command_leaves_a_table_and_a_page_that_needs_nothing(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (1, 2):
+        make("frozen", seed, 0.3)
+        make("lora<b>", seed, 1.0, 0.3)
+    pattern = f"{tmp_path}/pe_ft/seed-*/"
+    assert main(["compare", f"{pattern}frozen", f"{pattern}lora<b>"]) == 0
+    shown = capsys.readouterr().out
+    assert "Differences to frozen" in shown and "PA-rate" in shown and "llm.tuning.method" in shown
+    page = (tmp_path / "pe_ft" / "comparison" / "comparison.html").read_text()
+    links = Links()
+    links.feed(page)
+    assert links.found == [] and links.open == []
+    assert "lora<b>" not in page and "lora&lt;b&gt;" in page and "url(" not in page and "@import" not in page
+    assert page.count("<svg") >= 10 and "prefers-color-scheme: dark" in page and "nan" not in page
+    assert (
+        main(["compare", f"{pattern}frozen", f"{pattern}lora<b>", "--out", str(tmp_path / "o"), "--against", "lora<b>"])
+        == 0
+    )
+    assert "Differences to lora<b>" in capsys.readouterr().out and (tmp_path / "o" / "comparison.csv").is_file()
+
+
+def test_the_file_has_every_number(make: Make) -> None:
+    page = page_of(*(make(system, seed, 0.5 + seed / 9) for seed in (1, 2) for system in ("frozen", "lora")))
+    rows = list(csv.DictReader(io.StringIO(comparison_csv(page))))
+    pick = {"metric": "pa_rate", "task": "age", "slots": "both", "system": "lora"}
+    found = [row for row in rows if all(row[key] == value for key, value in pick.items())]
+    assert [row["kind"] for row in found] == [
+        "score", "score of a seed", "score of a seed", "difference", "difference of a seed", "difference of a seed",
+    ]  # fmt: skip
+    score = page.scores[Key("age", "pa_rate", "both")]["lora"]
+    assert float(found[0]["value"]) == score.value and float(found[2]["value"]) == score.each[2]
+    assert found[3]["against"] == "frozen" and float(found[0]["lowest"]) <= score.value <= float(found[0]["highest"])
+    cost = next(row for row in rows if row["kind"] == "cost" and row["metric"] == "seconds_per_step")
+    assert [float(cost[key]) for key in ("value", "lowest", "highest")] == pytest.approx([0.15, 0.1, 0.2])
+    assert comparison_html(page) == comparison_html(page)
+
+
+# The meter
+
+
+class Slow(BoringModel):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        time.sleep(0.5 if batch_idx == 0 else 0.02)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        time.sleep(0.3)
+        return super().validation_step(batch, batch_idx)
+
+
+def test_a_meter_leaves_out_the_first_step_and_validation(tmp_path: Path) -> None:
+    meter = Meter()
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=8, val_check_interval=1, limit_val_batches=1, callbacks=[meter], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(Slow())
+    assert len(meter.seconds) == 7
+    assert 0.02 <= meter.report()["seconds_per_step"] < 0.3
+    before = meter.report()["peak_memory_mb"]
+    assert 50 < before < 100_000
+    torch.ones(60_000_000)  # 240 MB, for a while
+    assert meter.report()["peak_memory_mb"] >= before
+    assert "seconds_per_step" not in Meter().report()

@@ -1,0 +1,201 @@
+"""What users really hand us: each fault is named before training, or left out and counted where the recipe allows."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from tests.conftest import write_manifest, write_tone
+
+from sottovoce.cli.main import main
+
+RATE = 16_000
+
+
+def silent(file: Path) -> None:
+    soundfile.write(file, np.zeros(RATE), RATE)
+
+
+def empty(file: Path) -> None:
+    soundfile.write(file, np.zeros(0), RATE)
+
+
+def short(file: Path) -> None:
+    write_tone(file, 0.05, 200)
+
+
+def garbage(file: Path) -> None:
+    file.write_bytes(b"RIFF" + bytes(range(200)))
+
+
+def phone(file: Path) -> None:
+    write_tone(file, 0.7, 200, rate=8000)
+
+
+def stereo(file: Path) -> None:
+    soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, (RATE, 2)), RATE)
+
+
+def deep(file: Path) -> None:
+    soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, RATE), RATE, subtype="PCM_24")
+
+
+def clipped(file: Path) -> None:
+    soundfile.write(file, np.clip(np.random.default_rng(0).normal(0, 2, RATE), -1, 1), RATE)
+
+
+BAD = {"silent": silent, "empty": empty, "short": short, "garbage": garbage}
+ODD = {"phone": phone, "stereo": stereo, "deep": deep, "clipped": clipped}
+
+
+def data_with(folder: Path, spoil: Callable[[Path], None]) -> dict[str, Any]:
+    """Manifests in which one training clip is spoiled."""
+    files = {split: write_manifest(folder, split, n) for split, n in (("train", 6), ("validation", 3), ("test", 3))}
+    spoil(folder / "train-1.wav")
+    return {split: [{"manifest": str(file)}] for split, file in files.items()}
+
+
+@pytest.fixture
+def fit(write_recipe: Callable[..., str], tree: dict[str, Any], tmp_path: Path) -> Callable[..., int]:
+    """`sottovoce fit` of one stage, with one training clip spoiled and `data` changed as said; its exit status."""
+    small = {"stages": {"joint": tree["stages"]["joint"]}, "evaluation": {"max_new_tokens": 2, "slots": ["both"]}}
+
+    def run(spoil: Callable[[Path], None], **changes: Any) -> int:
+        data = {**data_with(tmp_path, spoil), "cache": str(tmp_path / "cache"), **changes}
+        return main(["fit", "--config", write_recipe(data=data, **small)])
+
+    return run
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_an_unusable_clip_stops_the_run_before_training(
+    name: str, fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(BAD[name]) == 2
+    told = capsys.readouterr().err
+    assert "train-1.wav" in told and "Traceback" not in told
+    assert not list(tmp_path.glob("runs/tiny/stages/*"))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_an_unusable_clip_is_left_out_counted_and_named(
+    name: str, fit: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(BAD[name], policy="skip") == 0
+    told = capsys.readouterr().out
+    assert "left out, 1 in all" in told and "train-1" in told
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_audio_trains_and_is_answered(
+    name: str, fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(ODD[name]) == 0
+    bundle = str(tmp_path / "runs" / "tiny" / "bundle")
+    assert main(["chat", bundle, "--once", "--audio", str(tmp_path / "train-1.wav")]) == 0
+    captured = capsys.readouterr()
+    assert "answer" in captured.out and ("clip" in captured.err) == (name == "clipped")
+
+
+def broken_line(lines: list[str]) -> None:
+    lines[1] = lines[1][:-5]
+
+
+def missing_file(lines: list[str]) -> None:
+    lines[1] = lines[1].replace("train-1.wav", "nowhere.wav")
+
+
+def unknown_label(lines: list[str]) -> None:
+    lines[1] = lines[1].replace('"happy"', '"hapy"')
+
+
+def duplicate_id(lines: list[str]) -> None:
+    lines[1] = lines[1].replace('"id": "train-1"', '"id": "train-0"')
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(broken_line, ":2: "), (missing_file, "nowhere.wav"), (unknown_label, "'happy'"), (duplicate_id, "duplicate id")],
+)
+def test_a_faulty_line_is_named_by_its_number(
+    spoil: Callable[[list[str]], None], message: str, write_recipe: Callable[..., str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = data_with(tmp_path, lambda _: None)
+    manifest = tmp_path / "train.jsonl"
+    lines = manifest.read_text().splitlines()
+    spoil(lines)
+    manifest.write_text("\n".join(lines) + "\n")
+    assert main(["fit", "--config", write_recipe(data=data)]) == 2
+    told = capsys.readouterr().err
+    assert "train.jsonl:2: " in told and message in told and "Traceback" not in told
+
+
+def test_a_clip_on_two_sides_is_refused(
+    write_recipe: Callable[..., str], manifests: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"train": [{"manifest": str(manifests["train"])}], "validation": [{"manifest": str(manifests["train"])}]}
+    assert main(["fit", "--config", write_recipe(data=data)]) == 2
+    assert "both train and validation" in capsys.readouterr().err
+
+
+def test_a_clip_longer_than_the_recipe_allows(fit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(lambda file: write_tone(file, 3.0, 200), max_seconds=2.0) == 2
+    assert "data.max_seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["weights", "prints", "absent", "recipe"])
+def test_a_damaged_bundle_is_refused(
+    damage: str, fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(lambda _: None) == 0
+    bundle = tmp_path / "runs" / "tiny" / "bundle"
+    if damage == "weights":
+        (bundle / "trained.safetensors").write_bytes(b"\x00" * 100)
+    elif damage == "prints":
+        (bundle / "fingerprints.json").write_text(json.dumps({"encoder": "0", "llm": "0"}))
+    elif damage == "absent":
+        (bundle / "trained.safetensors").unlink()
+    else:
+        (bundle / "recipe.yaml").write_text("slots: 3\n")
+    capsys.readouterr()
+    assert main(["chat", str(bundle), "--once", "--audio", str(tmp_path / "train-1.wav")]) == 2
+    told = capsys.readouterr().err
+    assert "sottovoce: " in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize("arguments", [["chat", "nowhere", "--once", "--audio", "x.wav"], ["evaluate", "nowhere"]])
+def test_a_folder_that_is_not_there(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("sottovoce: ")
+
+
+def test_a_file_where_a_folder_should_be_is_one_line(
+    write_recipe: Callable[..., str], tmp_path: Path, capsys: Any, manifests: dict[str, Path]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    assert main(["fit", "--config", write_recipe(runs=str(tmp_path / "taken"))]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("sottovoce: ") and "taken" in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["prepare", "librispeech", "--source", ".", "--out", "out", "case=["],
+        ["targets", "a.jsonl", "--out", "b.jsonl", "--engine", "local", "checkpoint=x", "batch=["],
+        ["estimate", "--config", "{config}", "--utterances", "9", "--seconds", "nan"],
+        ["estimate", "--config", "{config}", "--utterances", "9", "--seconds", "100000"],
+        ["estimate", "--config", "{config}", "--utterances", "9", "trainer.devices=0"],
+        ["estimate", "--config", "{config}", "--utterances", "9", "trainer.num_nodes=foo"],
+    ],
+)
+def test_odd_values_on_the_command_line_are_one_line(
+    write_recipe: Callable[..., str], command: list[str], capsys: Any
+) -> None:
+    assert main([word.format(config=write_recipe()) if "config" in word else word for word in command]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("sottovoce: ") and "Traceback" not in told

@@ -1,0 +1,227 @@
+"""A manifest of any length: what is read, and when, does not depend on how long it is."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from sottovoce.cli.main import main
+from sottovoce.data.batch_sampler import Rows
+from sottovoce.data.batches import CheckedWhenDrawn
+from sottovoce.data.lazy_batch_sampler import LongSampler
+from sottovoce.data.lazy_manifest import Lines
+from sottovoce.data.manifest import read_manifest
+from sottovoce.data.path_policy import Root
+from sottovoce.data.utterance import Utterance
+from sottovoce.errors import ManifestError
+
+CHOICES = {"emotion": ("happy", "sad")}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    soundfile.write(tmp_path / "ok.wav", 0.1 * np.sin(np.arange(16000)), 16000)
+    return tmp_path
+
+
+def write(folder: Path, lines: list[Any]) -> Path:
+    path = folder / "m.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), "utf-8")
+    return path
+
+
+def line(number: int, **keys: Any) -> dict[str, Any]:
+    return {"id": f"u{number}", "audio": "ok.wav", "seconds": 1.0, **keys}
+
+
+def lines(path: Path, **knobs: Any) -> Lines:
+    return Lines(path, CHOICES, Root(path.parent), **knobs)
+
+
+def test_lines_are_the_utterances_that_the_whole_reading_gives(folder: Path) -> None:
+    said = [
+        line(0, text='he said "seconds": 9, twice'), "", line(1, labels={"emotion": "sad"}), "   ",
+        '{"id": "u2", "seconds" : 1e0, "audio": "ok.wav"}', line(3, topic="seconds"),
+        line(4, context=[{"role": "user", "text": "a"}, {"role": "assistant", "text": '"seconds": 7'}]),
+    ]  # fmt: skip
+    path = write(folder, said)
+    assert list(lines(path)) == read_manifest(path, choices=CHOICES).utterances
+    assert lines(path).seconds.tolist() == [1.0] * 5
+    assert {u.only for u in lines(path, only=["asr"])} == {("asr",)}
+
+
+def test_looking_through_a_manifest_opens_no_clip_and_reads_no_line(folder: Path) -> None:
+    many = lines(write(folder, [line(i, audio=f"nowhere/{i}.wav") for i in range(5000)]))
+    assert len(many) == 5000 and many.reads == 0
+
+
+def test_drawing_reads_what_is_drawn_however_long_the_manifest(folder: Path) -> None:
+    """Lines read a batch: the same for a thousand lines as for twenty thousand."""
+    reads = {}
+    for count in (1000, 20_000):
+        many = lines(write(folder, [line(i) for i in range(count)]))
+        sampler = LongSampler(many.seconds, np.ones(count, np.float32), batch=4, epochs=2, seed=0)
+        for (_, rows, _), _ in zip(sampler, range(10), strict=False):
+            assert [many[row].id for row in rows] == [f"u{row}" for row in rows]
+        reads[count] = many.reads
+    assert reads == {1000: 40, 20_000: 40}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"id": "a", "audio": "ok.wav"}, ":2: seconds: each line needs a positive number"),
+        (line(1, seconds=-1), ":2: seconds: each line needs"),
+        ('{"id": "a", "seconds": 1, "seconds": 2}', ":2: broken line"),
+        ('{"id": "a", "seconds": 1e999}', ":2: seconds"),
+        ('{"id": "a", ', ":2: broken line"),
+    ],
+)
+def test_a_line_without_its_length_is_told_before_training(folder: Path, bad: Any, message: str) -> None:
+    with pytest.raises(ManifestError, match="1 faults") as raised:
+        lines(write(folder, [line(0), bad, line(2)]))
+    assert message in str(raised.value)
+
+
+def test_a_manifest_without_lines_or_without_a_file(folder: Path) -> None:
+    with pytest.raises(ManifestError, match="holds no utterance"):
+        lines(write(folder, ["", " "]))
+    with pytest.raises(ManifestError, match="cannot be read"):
+        lines(folder / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (line(1, audio="none.wav"), r"m\.jsonl:2: u1: audio: none\.wav: there is no such file"),
+        (line(1, audio="/etc/hostname"), "outside of"),
+        (line(1, labels={"emotion": "hapy"}), "Did you mean 'happy'"),
+        (line(1, seconds=3.0), "is not the length of the clip"),
+    ],
+)
+def test_a_faulty_line_is_told_with_its_number_when_it_is_drawn(folder: Path, bad: Any, message: str) -> None:
+    many = lines(write(folder, [line(0), bad]))
+    assert many[0].id == "u0"
+    with pytest.raises(ManifestError, match=message):
+        many[1]
+
+
+def test_a_clip_of_another_side_is_told_when_it_is_drawn(folder: Path) -> None:
+    many = lines(write(folder, [line(0)]), apart=frozenset([folder / "ok.wav"]))
+    with pytest.raises(ManifestError, match="is also in validation or test"):
+        many[0]
+
+
+def sampler(count: int = 1003, **changes: Any) -> LongSampler:
+    seconds = np.random.default_rng(0).uniform(1, 20, count).astype(np.float32)
+    known = {"seconds": seconds, "weights": np.ones(count, np.float32), "batch": 4, "epochs": 2, "seed": 0}
+    return LongSampler(**{**known, **changes})
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_see_each_utterance_once_an_epoch_in_as_many_batches(ranks: int) -> None:
+    parts = [list(sampler(rank=rank, ranks=ranks)) for rank in range(ranks)]
+    assert len({len(part) for part in parts}) == 1 and len(parts[0]) == len(sampler(ranks=ranks))
+    assert all(1 <= len(rows) <= 4 for part in parts for _, rows, _ in part)
+    for epoch in range(2):
+        seen = Counter(row for part in parts for e, rows, _ in part if e == epoch for row in rows)
+        assert seen == Counter(range(1003))
+
+
+def test_batches_hold_like_lengths_and_epochs_and_seeds_differ() -> None:
+    seconds = sampler().seconds
+    spread = [float(np.ptp(seconds[rows])) for _, rows, _ in sampler()]
+    assert np.mean(spread) < 0.5  # of 19 seconds; 11 in a batch of four at random
+    orders = [[rows for e, rows, _ in sampler(seed=seed) if e == epoch] for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert orders[0] != orders[1] != orders[2] != orders[0] and orders[0] == [
+        rows for e, rows, _ in sampler() if e == 0
+    ]
+
+
+@pytest.mark.parametrize("start", [0, 1, 99, 100, 101, 250, 251, 252, 499])
+def test_a_long_sampler_goes_on_where_it_was_told(start: int) -> None:
+    whole = list(sampler())
+    assert list(sampler(start=start)) == whole[start:] and len(sampler(start=start)) == len(whole) == 502
+
+
+@pytest.mark.parametrize("start", [0, 7, 260, 300])
+def test_a_long_sampler_ends_after_so_many_batches(start: int) -> None:
+    whole = list(sampler())
+    assert list(sampler(start=start, most=260)) == whole[start:260] and len(sampler(start=start, most=260)) == 260
+    assert list(sampler(most=10**6)) == whole
+
+
+def test_weights_repeat_and_thin_out() -> None:
+    weights = np.array([2.0] * 100 + [0.25] * 900, np.float32)
+    drawn = sampler(1000, weights=weights, epochs=8)
+    rows = Counter(row for _, batch, _ in drawn for row in batch)
+    assert all(rows[row] == 16 for row in range(100)) and len(drawn) == len(list(drawn))
+    assert 1600 < sum(rows[row] for row in range(100, 1000)) < 2000  # 1,800 expected
+
+
+def test_too_few_utterances_for_the_processes_are_told() -> None:
+    for changes in ({"ranks": 4}, {"weights": np.zeros(3, np.float32)}):
+        with pytest.raises(ManifestError, match="too few"):
+            sampler(3, **changes)
+
+
+def loader(folder: Path, said: list[Any], **knobs: Any) -> CheckedWhenDrawn:
+    from sottovoce.data.examples import Example
+
+    def draw(utterance: Utterance, epoch: int, number: int) -> Example:
+        return Example(utterance, "asr", "", (), {"linguistic": "speech"}, frozenset(), "x")
+
+    return CheckedWhenDrawn(
+        lines(write(folder, said)), draw, 1, lambda example: replace(example), lambda _: torch.ones(5), **knobs
+    )
+
+
+def test_a_faulty_utterance_is_left_out_of_its_batch_and_named(folder: Path) -> None:
+    said = [line(0), line(1, audio="none.wav"), line(2)]
+    batch = loader(folder, said, skip=True)[Rows(0, [0, 1, 2])]
+    assert [e.utterance.id for e in batch.examples] == ["u0", "u2"]
+    assert "none.wav" in batch.left_out[0] and batch.to(torch.device("cpu")).left_out == batch.left_out
+    instead = loader(folder, said, skip=True)[Rows(0, [1])]
+    assert [e.utterance.id for e in instead.examples] == ["u2"] and not instead.counts
+    assert "none.wav" in instead.left_out[0]
+    with pytest.raises(ManifestError, match=r"not one can be used, such as: .*none\.wav"):
+        loader(folder, [said[1]] * 3, skip=True)[Rows(0, [1])]
+    with pytest.raises(ManifestError, match=r"none\.wav"):
+        loader(folder, said, skip=False)[Rows(0, [0, 1, 2])]
+
+
+def test_a_batch_that_no_task_can_use_does_not_count(folder: Path) -> None:
+    """Nothing is wrong with its lines, so that even without `skip` it ends no run."""
+    data, draw = (found := loader(folder, [line(n) for n in range(4)], skip=False)), found.draw
+    data.draw = lambda u, epoch, number: draw(u, epoch, number) if u.id == "u1" else None
+    assert data[Rows(0, [0, 1])].counts and not data[Rows(0, [2, 3])].counts
+    assert [e.utterance.id for e in data[Rows(0, [2, 3])].examples] == ["u1"]
+    data.draw = lambda u, epoch, number: None
+    with pytest.raises(ManifestError, match="no task of the stage can use"):
+        data[Rows(0, [0])]
+
+
+def test_a_run_whose_lines_are_checked_when_they_are_drawn(
+    write_recipe: Callable[..., str], tree: dict[str, Any], manifests: dict[str, Path], capsys: Any
+) -> None:
+    """It trains, leaves a faulty clip out, names it once, and scores; the recipe alone has changed."""
+    train = manifests["train"].with_name("long.jsonl")
+    records = [json.loads(text) for text in manifests["train"].read_text().splitlines()]
+    for record in records:
+        record["seconds"] = soundfile.info(str(train.with_name(record["audio"]))).duration
+    records[4]["audio"] = "nowhere.wav"
+    train.write_text("".join(json.dumps(record) + "\n" for record in records))
+    data = {**tree["data"], "train": [{"manifest": str(train)}], "checks": "during", "policy": "skip"}
+    config = write_recipe(
+        data=data, stages={"joint": tree["stages"]["joint"]}, evaluation={"max_new_tokens": 2, "slots": ["both"]}
+    )
+    assert main(["fit", "--config", config]) == 0
+    told = capsys.readouterr().out
+    assert "left out, 1 in all" in told and "nowhere.wav: there is no such file" in told

@@ -1,0 +1,227 @@
+"""A task asks in several wordings, answers in a sentence, and reads its own answers back."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from sottovoce.data.captions import caption_from, style_caption
+from sottovoce.data.tasks import TASKS, AttributeTask, Task
+from sottovoce.data.utterance import Utterance
+from sottovoce.errors import ConfigError
+
+ALL = ["age", "asr", "caption", "dialogue", "emotion", "energy", "gender", "pitch", "response", "tempo"]
+GENERATED = ["caption", "dialogue", "response"]
+ATTRIBUTES = [name for name in ALL if name not in ("asr", *GENERATED)]
+
+
+def attribute(name: str, choices: list[str] | None = None) -> AttributeTask:
+    task = TASKS.build({"type": name, **({"choices": choices} if choices else {})})
+    assert isinstance(task, AttributeTask)
+    return task
+
+
+def utterance(
+    text: str | None = None, caption: str | None = None, response: str | None = None, **labels: str
+) -> Utterance:
+    return Utterance("a", Path("a.wav"), text, None, 1.0, labels, caption, (), response)
+
+
+def wordings(path: Path, *lines: str) -> str:
+    path.write_text("\n".join(lines), "utf-8")
+    return str(path)
+
+
+def test_the_built_in_tasks_are_registered_with_what_they_rely_on() -> None:
+    assert TASKS.names() == ALL
+    relies_on = {name: TASKS.get(name).relies_on for name in ALL}
+    assert relies_on == {
+        "asr": "linguistic",
+        **dict.fromkeys(GENERATED, "both"),
+        **dict.fromkeys(ATTRIBUTES, "paralinguistic"),
+    }
+    assert all(TASKS.get(name).name == name for name in ALL)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "response"])
+def test_each_task_has_six_different_wordings_that_are_filled_in(name: str) -> None:
+    instructions = TASKS.build({"type": name}).instructions()
+    assert len(instructions) == len(set(instructions)) == 6
+    assert all(wording == wording.strip() and wording[-1] in ".?" for wording in instructions)
+    assert not any("{" in wording or "#" in wording for wording in instructions)
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_each_wording_of_an_attribute_lists_the_choices_in_their_order(name: str) -> None:
+    assert all("mild, wild, odd" in wording for wording in attribute(name, ["mild", "wild", "odd"]).instructions())
+    task = attribute(name)
+    assert all(", ".join(task.choices) in wording for wording in task.instructions())
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_each_choice_is_answered_in_a_sentence_that_reads_back_as_it(name: str) -> None:
+    task = attribute(name)
+    for choice in task.choices:
+        spoken = utterance(**{name: choice})
+        target = task.target(spoken)
+        assert target and target[0].isupper() and target.endswith(".") and f" {choice}" in target
+        assert task.label(spoken) == choice == task.parse(target)
+        assert task.available(spoken)
+
+
+def test_answers_are_the_sentences_of_their_attribute() -> None:
+    spoken = utterance(gender="female", pitch="high", tempo="slow", energy="low", emotion="sad")
+    assert [attribute(name).target(spoken) for name in ("gender", "pitch", "tempo", "energy", "emotion")] == [
+        "The speaker is female.",
+        "The pitch is high.",
+        "The tempo is slow.",
+        "The energy is low.",
+        "The speaker sounds sad.",
+    ]
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_a_recipe_may_set_choices_wordings_and_sentence(name: str) -> None:
+    filled = TASKS.check({"type": name})
+    assert list(filled) == ["type", "choices", "prompts", "sentence"]
+    assert (filled["choices"], filled["prompts"], filled["sentence"]) == (attribute(name).choices, None, None)
+    task = TASKS.build({"type": name, "choices": ["apt", "mild"], "sentence": "It is {a} {label} one."})
+    assert task.target(utterance(**{name: "apt"})) == "It is an apt one."
+    assert attribute(name) != attribute(name)  # no two are one
+
+
+def test_a_sentence_must_have_a_place_for_the_label() -> None:
+    with pytest.raises(ConfigError, match=r"task age: sentence is 'Old.'; put {label} where"):
+        TASKS.build({"type": "age", "sentence": "Old."})
+
+
+@pytest.mark.parametrize(
+    ("name", "response", "label"),
+    [
+        ("gender", "The speaker is female.", "female"),  # "male" is inside of it
+        ("gender", "MALE", "male"),
+        ("gender", "It is a male or female speaker.", None),
+        ("gender", "A males' choir of females", None),
+        ("emotion", "I think that she is Happy, very happy!", "happy"),
+        ("emotion", "unhappy", None),
+        ("emotion", "happy and sad", None),
+        ("emotion", "", None),
+        ("emotion", "The speaker sounds glad.", None),
+        ("tempo", "slow-ish", "slow"),
+        ("tempo", "fast.", "fast"),
+        ("tempo", "breakfast", None),
+    ],
+)
+def test_a_response_is_read_as_the_one_choice_that_it_names(name: str, response: str, label: str | None) -> None:
+    assert attribute(name).parse(response) == label
+
+
+@pytest.mark.parametrize("choices", [["Happy", "very happy"], ["very happy", "Happy"]])
+def test_of_choices_inside_each_other_the_longest_is_meant(choices: list[str]) -> None:
+    task = attribute("emotion", choices)
+    assert task.parse("She sounds very happy.") == "very happy"
+    assert task.parse("She sounds happy.") == "Happy"
+    assert task.parse("very happy, or just happy") is None
+    assert attribute("emotion", ["sad", "sad at heart"]).parse("She is sad at heart.") == "sad at heart"
+
+
+def test_choices_are_taken_literally() -> None:
+    assert attribute("emotion", ["a.b", "c+"]).parse("axb or c") is None
+    assert attribute("emotion", ["a.b", "c+"]).parse("so c+ it is") == "c+"
+
+
+@pytest.mark.parametrize("choices", [["sad"], ["sad", "Sad"], ["sad", " "]])
+def test_choices_must_be_two_different_labels(choices: list[str]) -> None:
+    with pytest.raises(ConfigError, match="task emotion: choices must be two or more different labels"):
+        attribute("emotion", choices)
+
+
+def test_a_label_that_is_not_a_choice_is_an_error_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"utterance 'a' has the unknown label 'hapy'. Did you mean 'happy'\?"):
+        attribute("emotion").target(utterance(emotion="hapy"))
+
+
+def test_asr_needs_a_transcript_and_repeats_it() -> None:
+    task = TASKS.build({"type": "asr"})
+    assert task.available(utterance("good day")) and task.target(utterance("good day")) == "good day"
+    assert not task.available(utterance(emotion="sad"))
+    assert task.label(utterance("good day", emotion="sad")) is None and task.parse("sad") is None
+
+
+def test_an_attribute_needs_its_own_label() -> None:
+    task = attribute("pitch")
+    assert not task.available(utterance("good day", emotion="sad"))
+    assert task.target(utterance(emotion="sad")) is None
+
+
+def test_dialogue_needs_words_and_style_or_a_ready_response() -> None:
+    task = TASKS.build({"type": "dialogue"})
+    assert task.available(utterance("good day", emotion="sad")) and task.available(utterance("good day", "A voice."))
+    assert task.available(utterance(response="Hello."))
+    assert not task.available(utterance("good day")) and not task.available(utterance(emotion="sad"))
+    assert task.target(utterance("good day", emotion="sad")) is None  # the run's LLM makes it
+    assert task.target(utterance("good day", response="Hello.")) == "Hello."
+
+
+@pytest.mark.parametrize(
+    ("labels", "caption"),
+    [
+        ("emotion=sad gender=female pitch=high tempo=slow energy=low", "A sad female voice with high pitch, slow tempo and low energy."),  # noqa: E501
+        ("energy=low tempo=slow pitch=high gender=female emotion=sad", "A sad female voice with high pitch, slow tempo and low energy."),  # noqa: E501
+        ("emotion=sad", "A sad voice."),
+        ("emotion=angry", "An angry voice."),
+        ("emotion=angry gender=male", "An angry male voice."),
+        ("gender=male", "A male voice."),
+        ("pitch=high energy=low", "A voice with high pitch and low energy."),
+        ("tempo=fast", "A voice with fast tempo."),
+        ("emotion=sad accent=Scottish pitch=low", "A sad voice with low pitch and Scottish accent."),
+        ("", "A voice."),
+    ],
+)  # fmt: skip
+def test_labels_become_a_sentence(labels: str, caption: str) -> None:
+    assert caption_from(dict(pair.split("=") for pair in labels.split())) == caption
+
+
+def test_style_is_the_given_caption_or_one_of_the_labels() -> None:
+    assert style_caption(utterance(caption="A tired voice.", emotion="sad")) == "A tired voice."
+    assert style_caption(utterance(emotion="sad")) == "A sad voice."
+    assert style_caption(utterance("good day")) is None
+
+
+def test_own_wordings_replace_those_of_the_project(tmp_path: Path) -> None:
+    file = wordings(tmp_path / "w.txt", "# a comment", "", "  {choices}: which?  ", "{{literally}} {choices}")
+    task = TASKS.build({"type": "tempo", "choices": ["slow", "fast"], "prompts": file})
+    assert task.instructions() == ["slow, fast: which?", "{literally} slow, fast"]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "problem"),
+    [
+        ("tempo", "Which of {choises}?", r"w\.txt:2: unknown field {choises}\. Did you mean 'choices'\?"),
+        ("tempo", "Which of {}?", r"w\.txt:2: unknown field {}\."),
+        ("asr", "Which of {choices}?", r"w\.txt:2: unknown field {choices}\."),
+        ("tempo", "Which of {choices?", r"w\.txt:2: .*braces that are meant"),
+        ("tempo", "Which of {choices:d}?", r"w\.txt:2: {choices} stands alone in its braces"),
+        ("asr", "", r"w\.txt: there is no wording in it"),
+    ],
+)
+def test_a_faulty_wording_is_an_error_with_file_and_line(name: str, line: str, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        TASKS.build({"type": name, "prompts": wordings(tmp_path / "w.txt", "# wordings", line)})
+
+
+def test_a_missing_file_of_wordings_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.txt: the wordings cannot be read"):
+        TASKS.build({"type": "asr", "prompts": str(tmp_path / "none.txt")})
+
+
+def test_instructions_cannot_be_changed_from_outside() -> None:
+    task = TASKS.build({"type": "asr"})
+    task.instructions().clear()
+    assert len(task.instructions()) == 6
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_task_travels_to_another_process(name: str) -> None:
+    task: Task = pickle.loads(pickle.dumps(TASKS.build({"type": name})))
+    assert task.instructions() == TASKS.build({"type": name}).instructions()

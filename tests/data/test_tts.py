@@ -1,0 +1,287 @@
+"""Synthesizers: a child sounds like one, a server that misbehaves costs a clip and not the run, keys are not shown."""
+
+import io
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from sottovoce.data.tts.base import SYNTHESIZERS, NotSpoken, checked
+from sottovoce.data.tts.effects import median_f0, set_level, trim, voice_quality
+from sottovoce.data.tts.espeak_voices import ESpeakSynthesizer
+from sottovoce.data.tts.openai import OpenAISpeech
+from sottovoce.errors import ConfigError, MissingError
+
+SECRET = "sk-very-secret-456"
+TONE = (0.3 * np.sin(2 * np.pi * 220 * np.arange(12000) / 24000)).astype(np.float32)
+
+
+def sound(audio: Any = TONE, rate: int = 24000, format: str = "WAV") -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, audio, rate, subtype="PCM_16", format=format)
+    return file.getvalue()
+
+
+class Server(ThreadingHTTPServer):
+    """A speech server on localhost. `script(text, number)` says how the n-th request for a text is answered."""
+
+    daemon_threads = True
+
+    def __init__(self, script: Callable[[str, int], Any]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script, self.lock = script, threading.Lock()
+        self.asked: Counter[str] = Counter()
+        self.bodies: list[dict[str, Any]] = []
+        self.paths: list[str] = []
+        self.keys: list[str | None] = []
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that went away is what these tests are about."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.asked[body["input"]] += 1
+            self.server.bodies.append(body)
+            self.server.paths.append(self.path)
+            self.server.keys.append(self.headers.get("Authorization"))
+        what = self.server.script(body["input"], self.server.asked[body["input"]])
+        status, raw = what if isinstance(what, tuple) else (200, what)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+Serve = Callable[[Callable[[str, int], Any]], Server]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("NETRC", os.devnull)
+    servers: list[Server] = []
+
+    def start(script: Callable[[str, int], Any]) -> Server:
+        servers.append(Server(script))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def speech_of(server: Server, **knobs: Any) -> OpenAISpeech:
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    return OpenAISpeech(**{"base_url": url, "model": "m", "backoff": 0.001, "retries": 2, "timeout": 5.0, **knobs})
+
+
+def say(synthesizer: Any, text: str = "hi", label: str = "child", voice: str = "coral", attribute: str = "age") -> Any:
+    return synthesizer.speak(text, attribute=attribute, label=label, voice=voice, seed=1)
+
+
+def test_the_request_is_what_the_api_wants(serve: Serve) -> None:
+    server = serve(lambda text, number: sound())
+    speech = speech_of(server, instructions={"age": {"child": "Like a child."}})
+    audio = say(speech)
+    assert audio.dtype == np.float32 and np.abs(audio - TONE).max() < 1e-4
+    say(speech, label="adult")
+    plain = {"model": "m", "input": "hi", "voice": "coral", "response_format": "wav"}
+    assert server.bodies == [{**plain, "instructions": "Like a child."}, plain]
+    assert server.paths == ["/v1/audio/speech"] * 2 and server.keys == [None, None]
+
+
+@pytest.mark.parametrize("format", ["wav", "flac", "pcm"])
+def test_every_format_is_the_same_sound(serve: Serve, format: str) -> None:
+    pcm = np.round(TONE * 32768).astype("<i2").tobytes()
+    server = serve(lambda text, number: pcm if format == "pcm" else sound(format=format.upper()))
+    assert np.abs(say(speech_of(server, format=format)) - TONE).max() < 1e-4
+
+
+def test_stereo_at_another_rate_becomes_one_channel_at_ours(serve: Serve) -> None:
+    tone = 0.3 * np.sin(2 * np.pi * 220 * np.arange(24000) / 48000)
+    server = serve(lambda text, number: sound(np.stack([tone, 0 * tone], 1), 48000))
+    audio = say(speech_of(server))
+    assert audio.shape == (12000,) and np.abs(audio[500:-500] - TONE[500:-500] / 2).max() < 1e-3
+
+
+def test_what_passes_is_tried_again_and_what_does_not_costs_one_clip(serve: Serve) -> None:
+    first = {"busy": (503, b""), "limit": (429, b""), "rubbish": b"<html>", "cut": sound()[:20]}
+    server = serve(lambda text, n: (400, b"too long") if text == "bad" else first[text] if n == 1 else sound())
+    speech = speech_of(server)
+    for text in first:
+        assert len(say(speech, text)) == len(TONE) and server.asked[text] == 2
+    with pytest.raises(NotSpoken, match="HTTP 400: too long"):
+        say(speech, "bad")
+    assert server.asked["bad"] == 1
+
+
+def test_a_server_that_is_gone_is_not_asked_for_ever(serve: Serve) -> None:
+    server = serve(lambda text, number: (500, b""))
+    speech = speech_of(server, retries=1)
+    for number in range(8):
+        with pytest.raises(NotSpoken, match="HTTP 500, 2 times"):
+            say(speech, str(number))
+    with pytest.raises(NotSpoken, match="given up"):
+        say(speech, "9")
+    assert server.asked["9"] == 0
+
+
+def test_keys_are_sent_and_never_shown(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", SECRET)
+    server = serve(lambda text, number: (400 if text == "bad" else 401, f"no {SECRET}".encode()))
+    speech = speech_of(server, api_key_env="MY_KEY")
+    with pytest.raises(NotSpoken) as lost:
+        say(speech, "bad")
+    with pytest.raises(MissingError, match="refuses the key in MY_KEY") as refused:
+        say(speech)
+    assert SECRET not in f"{lost.value} {refused.value} {speech.name} {speech!r}"
+    assert set(server.keys) == {f"Bearer {SECRET}"}
+    monkeypatch.delenv("MY_KEY")
+    with pytest.raises(MissingError, match="synthesizer openai_speech: the environment variable MY_KEY is not set"):
+        speech_of(server, api_key_env="MY_KEY")
+
+
+def test_an_unknown_model_ends_the_run(serve: Serve) -> None:
+    server = serve(lambda text, number: (404, b"no model m"))
+    with pytest.raises(ConfigError, match=r"HTTP 404 .*audio/speech for the model 'm'"):
+        say(speech_of(server))
+
+
+def test_names_tell_what_sounds_different() -> None:
+    speech = [
+        OpenAISpeech(base_url=f"http://{host}/v1", model="m", known_as=known, instructions={"age": {"child": how}})
+        for host, known, how in (("a", None, "x"), ("b", None, "x"), ("a", None, "y"), ("a", "k", "x"), ("b", "k", "x"))
+    ]
+    assert len({one.name for one in speech}) == 4 and speech[3].name == speech[4].name
+
+
+def test_instructions_for_nobody_are_a_fault() -> None:
+    speech = OpenAISpeech(base_url="http://h/v1", model="m", instructions={"age": {"chidl": "x"}, "mood": {"sad": "x"}})
+    faults = speech.faults({"age": ["child", "adult"]}, {})
+    assert faults[0].startswith("instructions.age: unknown label 'chidl'. Did you mean 'child'?") and len(faults) == 2
+
+
+# eSpeak NG
+
+
+@pytest.fixture(scope="module")
+def espeak() -> ESpeakSynthesizer:
+    pytest.importorskip("espeakng_loader")
+    synthesizer = SYNTHESIZERS.build({"type": "espeak"})
+    assert isinstance(synthesizer, ESpeakSynthesizer)
+    return synthesizer
+
+
+def test_children_women_and_men_have_the_pitch_they_are_given(espeak: ESpeakSynthesizer) -> None:
+    wanted = {("age", "child"): (270, 330), ("gender", "male"): (85, 135), ("gender", "female"): (175, 235)}
+    for (attribute, label), (low, high) in wanted.items():
+        voice = "en-us+m1" if label == "male" else "en-us+f2"
+        text = "we cleaned the old bicycle yesterday"
+        for seed in range(1, 5):
+            audio = espeak.speak(text, attribute=attribute, label=label, voice=voice, seed=seed)
+            assert audio.dtype == np.float32 and np.abs(audio).max() <= 1
+            assert 0.94 * low < median_f0(audio, espeak.sample_rate) < 1.06 * high, (label, seed)
+
+
+def test_a_seed_is_a_sound(espeak: ESpeakSynthesizer) -> None:
+    one, same, other = (
+        espeak.speak("hello there", attribute="age", label="child", voice="en-us+f2", seed=seed) for seed in (1, 1, 2)
+    )
+    assert abs(len(one) - len(same)) < 200 and abs(len(one) - len(other)) > 200
+
+
+def test_emotions_sound_apart(espeak: ESpeakSynthesizer) -> None:
+    said = {
+        label: espeak.speak("we found the red umbrella", attribute="emotion", label=label, voice="en-us+f2", seed=1)
+        for label in ("neutral", "sad", "angry")
+    }
+    rms = {label: float(np.sqrt(np.mean(audio**2))) for label, audio in said.items()}
+    assert rms["sad"] < rms["neutral"] < rms["angry"] and len(said["sad"]) > 1.15 * len(said["angry"])
+
+
+@pytest.mark.parametrize(
+    ("voices", "fault"),
+    [
+        ({"age": {"child": ["en-us+m1"]}}, "voices.age.child: en-us+m1 reaches "),
+        ({"age": {"adult": ["en-us+nosuch"]}}, "voices: eSpeak NG has no voice 'en-us+nosuch'"),
+        ({"age": {"adult": ["xx-nowhere"]}}, "voices: eSpeak NG has no voice 'xx-nowhere'"),
+    ],
+)
+def test_voices_that_cannot_do_it_are_told_before(espeak: ESpeakSynthesizer, voices: Any, fault: str) -> None:
+    (told,) = espeak.faults({"age": ["child", "adult"]}, voices)
+    assert told.startswith(fault)
+
+
+def test_labels_without_a_manner_are_told_before(espeak: ESpeakSynthesizer) -> None:
+    faults = espeak.faults({"emotion": ["sad", "hapy"], "mood": ["x"]}, {})
+    assert faults[0] == "manners.emotion: no manner for 'hapy'. Did you mean 'happy'? Known: angry, happy, neutral, sad"
+    assert len(faults) == 2
+
+
+def test_a_manner_changes_what_it_names_alone(espeak: ESpeakSynthesizer) -> None:
+    own = ESpeakSynthesizer(
+        manners={"age": {"child": {"hertz": [300.0, 310.0]}}, "mood": {"odd": {"quality": "rough"}}}
+    )
+    assert own.manners["age"]["child"].hertz == (300.0, 310.0)
+    assert own.manners["age"]["child"].tract == espeak.manners["age"]["child"].tract
+    assert own.manners["mood"]["odd"].quality == "rough" and own.name != espeak.name
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"herz": [1, 2]}, "manners.age.child: unknown key 'herz'. Did you mean 'hertz'?"),
+        ({"hertz": [300, 200]}, "manners.age.child.hertz: .* Write \\[low, high\\]"),
+        ({"rms": 0.1}, "manners.age.child.rms"),
+        ({"quality": "brihgt"}, "quality: 'brihgt' cannot be used. Did you mean 'bright'?"),
+    ],
+)
+def test_manners_that_make_no_sense(espeak: ESpeakSynthesizer, keys: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SYNTHESIZERS.build({"type": "espeak", "manners": {"age": {"child": keys}}})
+
+
+# Rendering
+
+
+@pytest.mark.parametrize("hertz", [80.0, 145.0, 230.0, 330.0])
+def test_the_pitch_of_a_voice_is_found(hertz: float) -> None:
+    seconds = np.arange(16000) / 16000
+    voice = sum(np.sin(2 * np.pi * hertz * n * seconds) / n for n in range(1, 12)).astype(np.float32)
+    assert abs(median_f0(0.1 * voice, 16000) - hertz) < 0.03 * hertz
+    assert median_f0(np.random.default_rng(0).standard_normal(16000).astype(np.float32), 16000) == 0.0
+
+
+def test_levels_and_ends() -> None:
+    assert np.sqrt(np.mean(set_level(TONE, 0.05) ** 2)) == pytest.approx(0.05, rel=1e-3)
+    quiet = np.zeros(4000, np.float32)
+    assert len(TONE) <= len(trim(np.concatenate([quiet, TONE, quiet]))) <= len(TONE) + 1200
+    noise = [np.random.default_rng(0) for _ in range(2)]
+    assert np.array_equal(voice_quality(TONE, "plain", noise[0], 24000), TONE / (TONE.max() + np.float32(1e-9)))
+    assert not np.array_equal(voice_quality(TONE, "rough", noise[1], 24000), TONE)
+
+
+@pytest.mark.parametrize(
+    ("audio", "reason"),
+    [(np.zeros(9000), "silent"), (TONE[:100], "too short"), (np.full(9000, np.nan), "not finite")],
+)
+def test_what_nobody_can_hear_is_no_speech(audio: Any, reason: str) -> None:
+    with pytest.raises(NotSpoken, match=reason):
+        checked(audio.astype(np.float32), 24000)
+    assert checked(TONE, 24000) is TONE

@@ -1,0 +1,171 @@
+"""Pictures are what was asked for: all labels, one look a label, the right size, the same each time."""
+
+import itertools
+import re
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.image import imread
+from numpy.typing import NDArray
+
+from sottovoce.errors import MissingError, SottovoceError
+from sottovoce.evaluation.reports.plots import COLOURS, DPI, MARKERS, curve_picture, looks, tsne, tsne_picture
+
+STYLES = (
+    "neutral angry disgusted fearful happy sad surprised bored confused interested sarcastic laughing projected sleepy "
+    "whisper"
+).split()
+# Machado et al. (2009), full severity, on linear RGB
+BLIND = {
+    "nobody": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def panel(rows: int, seed: int = 0, styles: list[str] = STYLES) -> tuple[NDArray[np.float64], list[str]]:
+    """`rows` points around one centre a style."""
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(len(styles), 12)) * 4
+    names = [i % len(styles) for i in range(rows)]
+    return random.normal(size=(rows, 12)) + centres[names], [styles[i] for i in names]
+
+
+def words(file: Path) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", file.with_suffix(".svg").read_text("utf-8"))
+
+
+def test_one_seed_gives_one_picture(tmp_path: Path) -> None:
+    panels = {"before": panel(20), "after": panel(20, seed=1)}
+    first, second = (tsne_picture(panels, tmp_path / f"{name}.png", seed=5, svg=True) for name in "ab")
+    for name, (features, labels) in panels.items():
+        assert first[name].shape == (len(labels), 2)
+        assert np.array_equal(first[name], second[name])
+        assert np.array_equal(first[name], tsne(features, 5))
+    wide = np.random.default_rng(0).normal(size=(40, 600))  # whose principal components are found by chance
+    assert np.array_equal(tsne(wide, 5), tsne(wide, 5))
+    for suffix in ("png", "svg"):
+        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+
+
+def test_neighbours_stay_neighbours() -> None:
+    features, labels = panel(60, styles=STYLES[:3])
+    points = tsne(features)
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.diag(np.full(60, np.inf))
+    assert [labels[i] for i in distances.argmin(axis=1)] == labels
+
+
+def test_every_label_stands_in_the_legend_once(tmp_path: Path) -> None:
+    panels = {"one system": panel(8, styles=STYLES[:8]), "another": panel(10, styles=STYLES[5:])}
+    tsne_picture(panels, tmp_path / "tokens.png", svg=True)
+    assert sorted(words(tmp_path / "tokens.png")) == sorted([*STYLES, "one system", "another"])  # and no ticks
+
+
+@pytest.mark.parametrize(("systems", "columns", "rows"), [(1, 1, 1), (3, 3, 1), (4, 2, 2), (5, 3, 2)])
+def test_the_file_is_a_png_of_the_size_of_its_panels(tmp_path: Path, systems: int, columns: int, rows: int) -> None:
+    file = tmp_path / "new" / "tokens.png"
+    tsne_picture({f"system {i}": panel(4) for i in range(systems)}, file)
+    pixels = imread(file)
+    legend = 0.55 + 0.075 * len("disgusted")
+    assert pixels.shape[:2] == pytest.approx((3.15 * rows * DPI, (2.9 * columns + legend) * DPI), abs=1)
+    assert pixels.std() > 0.01 and not file.with_suffix(".svg").exists()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
+def test_few_points_work(tmp_path: Path, rows: int) -> None:
+    points = tsne_picture({"few": panel(rows)}, tmp_path / "few.png")["few"]
+    assert points.shape == (rows, 2) and np.isfinite(points).all()
+    assert len(np.unique(points, axis=0)) == rows
+
+
+def test_points_that_are_all_the_same_stay_together() -> None:
+    assert not tsne(np.full((10, 3), 0.1, dtype=np.float32)).any()
+
+
+def lab(linear: NDArray[np.float64]) -> NDArray[np.float64]:
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    t = to_xyz @ linear.clip(0, 1) / to_xyz.sum(axis=1)
+    x, y, z = np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("eyes", BLIND)
+def test_colours_are_told_apart_by_all_eyes_and_from_the_page(eyes: str) -> None:
+    seen = []
+    for colour in (*COLOURS, "#FFFFFF"):
+        rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        seen.append(lab(np.array(BLIND[eyes]) @ linear))
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 15  # just noticeable is 2.3
+
+
+def test_each_name_has_a_look_of_its_own() -> None:
+    most = len(COLOURS) * len(MARKERS)
+    known = looks(str(i) for i in range(most))
+    assert len(set(known.values())) == most
+    assert len({look.colour for look in looks(STYLES[:8]).values()}) == 8
+    with pytest.raises(SottovoceError, match=f"at most {most} names apart, got {most + 1}"):
+        looks(str(i) for i in range(most + 1))
+
+
+CURVES = {"emotion": ([0, 1, 2], [0.3, 0.5, 0.4], [0.2, 0.4, 0.3], [0.4, 0.6, 0.5]), "age": ([0], [0.5], [0.5], [0.5])}
+TEXTS = {"title": "What a probe finds", "x_label": "layer of the LLM", "y_label": "share"}
+
+
+def test_a_curve_picture_names_its_curves_and_chance(tmp_path: Path) -> None:
+    file = tmp_path / "layers.png"
+    curve_picture(CURVES, file, chance=0.25, svg=True, **TEXTS)
+    found = words(file)
+    for name in (*CURVES, *TEXTS.values(), "chance"):
+        assert found.count(name) == 1
+    assert {"0", "1", "2"} <= set(found) and not {"0.5", "1.5"} & set(
+        found
+    )  # layers are whole; shares have more digits
+    assert imread(file).shape[:2] == (int(3.4 * DPI), int(5.6 * DPI))
+    before = file.read_bytes()
+    curve_picture(CURVES, file, svg=True, **TEXTS)
+    assert "chance" not in words(file) and file.read_bytes() != before
+
+
+def test_what_cannot_be_drawn_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "x.png"
+    features, labels = panel(4)
+    with pytest.raises(SottovoceError, match="no panels"):
+        tsne_picture({}, file)
+    with pytest.raises(SottovoceError, match="'a' has 4 rows and 3 labels"):
+        tsne_picture({"a": (features, labels[1:])}, file)
+    with pytest.raises(SottovoceError, match="'a' has 0 rows"):
+        tsne_picture({"a": (features[:0], [])}, file)
+    with pytest.raises(SottovoceError, match=r"name it \*\.png"):
+        tsne_picture({"a": (features, labels)}, tmp_path / "x.pdf")
+    for bad in (features[:, :1], features[0], features * np.nan):
+        with pytest.raises(SottovoceError, match="expected finite features"):
+            tsne(bad)
+    with pytest.raises(SottovoceError, match="no curves"):
+        curve_picture({}, file, **TEXTS)
+    with pytest.raises(SottovoceError, match=r"'a' has x, y, low and high of \[2, 1, 1, 1\] points"):
+        curve_picture({"a": ([0, 1], [1], [1], [1])}, file, **TEXTS)
+    with pytest.raises(SottovoceError, match=r"'a' at 3: 0\.5 is not between 0\.6 and 0\.7"):
+        curve_picture({"a": ([3], [0.5], [0.6], [0.7])}, file, **TEXTS)
+    assert not file.exists()
+
+
+def test_without_matplotlib_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingError, match=r"pip install 'sottovoce\[plots\]'"):
+        curve_picture(CURVES, tmp_path / "x.png", **TEXTS)
+
+
+def test_pyplots_figures_and_settings_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "black")
+    settings, figures = dict(matplotlib.rcParams), pyplot.get_fignums()
+    curve_picture(CURVES, tmp_path / "x.png", **TEXTS)
+    assert pyplot.get_fignums() == figures and dict(matplotlib.rcParams) == settings
+    monkeypatch.undo()
+    curve_picture(CURVES, tmp_path / "y.png", **TEXTS)
+    assert (tmp_path / "x.png").read_bytes() == (tmp_path / "y.png").read_bytes()

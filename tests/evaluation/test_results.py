@@ -1,0 +1,206 @@
+"""Records survive their files, and the tables say what the records say."""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sottovoce.errors import MissingError, SottovoceError
+from sottovoce.evaluation import (
+    SLOTS,
+    Prediction,
+    Record,
+    read_predictions,
+    read_results,
+    results_markdown,
+    results_table,
+    score_all,
+    write_results,
+)
+
+ATTRIBUTES = ("gender", "pitch", "tempo", "energy", "emotion")
+RIVALS = {"happy": "how nice", "sad": "poor you"}
+
+
+def predictions() -> list[Prediction]:
+    """Four rows of every task for each choice of slots; the text rows of one attribute name no label once."""
+    rows = []
+    for slots in reversed(SLOTS):
+        for i, label in enumerate(["sad", "happy", "happy", "happy"]):
+            said = None if slots == "text" and i == 0 else label
+            rows.append(Prediction(f"u{i}", "dialogue", slots, "", "how nice", RIVALS[label], label, rivals=RIVALS))
+            rows.append(
+                Prediction(f"u{i}", "asr", slots, "repeat", "a “cat”\n", "a dog" if i else "a cat", speaker="s")
+            )
+            rows += [Prediction(f"u{i}", task, slots, "?", f"It is {said}.", label, label, said) for task in ATTRIBUTES]
+    return rows
+
+
+def shown(records: Sequence[Record]) -> str:
+    page = io.StringIO()
+    Console(file=page, width=100).print(results_table(records))
+    return page.getvalue()
+
+
+def record(value: float = 0.975, **changed: str | float | None) -> Record:
+    return replace(Record("ours", "asr", "wer", "both", value, 0.95, 0.992, 300, None), **changed)  # type: ignore[arg-type]
+
+
+def test_every_task_gets_its_metrics_for_every_choice_of_slots() -> None:
+    records = score_all("ours", predictions())
+    expected = [("asr", "wer")]
+    expected += [(task, metric) for task in ATTRIBUTES for metric in ("accuracy", "balanced_accuracy")]
+    expected += [("dialogue", "rouge_l"), ("dialogue", "emotion_fit")]
+    assert [(r.task, r.metric, r.slots) for r in records] == [(*pair, slots) for pair in expected for slots in SLOTS]
+    assert {r.system for r in records} == {"ours"} and {r.n for r in records} == {4}
+    found = {(r.task, r.metric, r.slots): r for r in records}
+    assert found["asr", "wer", "both"].value == 0.375
+    assert [found["pitch", "accuracy", slots].value for slots in SLOTS] == [1, 1, 1, 0.75]
+    assert [found["pitch", "balanced_accuracy", slots].value for slots in SLOTS] == [1, 1, 1, 0.5]
+    assert (found["pitch", "accuracy", "both"].baseline, found["pitch", "balanced_accuracy", "both"].baseline) == (
+        0.75,
+        0.5,
+    )
+    assert found["dialogue", "emotion_fit", "text"].value == found["dialogue", "rouge_l", "text"].value == 0.75
+
+
+def test_a_dialogue_without_rivals_has_no_fit() -> None:
+    rows = [Prediction("u1", "dialogue", "both", "", "how nice", "how nice")]
+    assert [r.metric for r in score_all("ours", rows)] == ["rouge_l"]
+
+
+def test_nothing_to_score_is_an_error() -> None:
+    with pytest.raises(ValueError, match="'ours' has no predictions"):
+        score_all("ours", [])
+
+
+def test_results_come_back_as_written(tmp_path: Path) -> None:
+    rows = predictions()
+    records = score_all("ours", rows)
+    write_results(tmp_path / "new" / "evaluation", records[::-1], rows)
+    folder = tmp_path / "new" / "evaluation"
+    assert sorted(file.name for file in folder.iterdir()) == ["predictions.jsonl", "results.json", "results.md"]
+    assert read_results(folder) == [replace(r, notes="") for r in records]
+    assert read_predictions(folder) == rows
+    assert (folder / "results.md").read_text(encoding="utf-8") == results_markdown(records)
+
+
+def test_results_json_is_the_contract(tmp_path: Path) -> None:
+    write_results(tmp_path, [record(1 / 3, notes="remark", baseline=2 / 3)], [])
+    text = (tmp_path / "results.json").read_text()
+    assert text.endswith("]\n")
+    (row,) = json.loads(text)
+    assert list(row) == ["system", "task", "metric", "slots", "value", "low", "high", "n", "baseline"]
+    assert (row["value"], row["baseline"]) == (0.333333, 0.666667)
+
+
+def test_a_failed_write_leaves_the_results_of_before(tmp_path: Path) -> None:
+    write_results(tmp_path, [record()], predictions()[:1])
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_results(tmp_path, [record(float("nan"))], [])
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_an_interrupted_write_leaves_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Path, target: Path) -> Path:
+        raise OSError(f"no space for {target.name}")
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(SottovoceError, match="no space"):
+        write_results(tmp_path, [record()], [])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[{}]", "record 1: expected the keys system, task, .*; found \\[\\]"),
+        ("{}", "expected a list of records, found dict"),
+        ("[", "not JSON"),
+        ("[3]", "record 1: .*found int"),
+    ],
+)
+def test_damaged_results_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(SottovoceError, match=message):
+        read_results(tmp_path)
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    write_results(tmp_path, [], predictions()[:1])
+    with (tmp_path / "predictions.jsonl").open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(SottovoceError, match="line 2: expected the keys id, task"):
+        read_predictions(tmp_path)
+
+
+def test_results_that_are_not_there_are_missing(tmp_path: Path) -> None:
+    for read in (read_results, read_predictions):
+        with pytest.raises(MissingError, match="does not exist"):
+            read(tmp_path)
+
+
+def test_slots_of_a_recipes_own_stand_after_the_papers() -> None:
+    rows = [record(slots="accent"), record(0.25)]
+    assert "| asr | WER ↓ | 25.0 [95.0-99.2] | - | - | - | 97.5 [95.0-99.2] | - | 300 |" in results_markdown(rows)
+    assert "accent" in shown(rows)
+
+
+def test_the_markdown_table() -> None:
+    rows = [record(), record(0.05, slots="paralinguistic", low=0.04, high=1.0, n=298)]
+    for metric, baseline in (("accuracy", 0.4), ("balanced_accuracy", 0.5)):
+        rows.append(record(task="pitch", metric=metric, baseline=baseline, notes="1 of 300 responses name no label"))
+    assert results_markdown(rows[::-1]).split("\n")[4:] == [
+        "## ours",
+        "",
+        "| task | metric | both | paralinguistic | linguistic | text | baseline | n |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| asr | WER ↓ | 97.5 [95.0-99.2] | 5.0 [4.0-100] | - | - | - | 298-300 |",
+        "| pitch | accuracy ↑ | 97.5 [95.0-99.2] | - | - | - | 40.0 | 300 |",
+        "| pitch | balanced ↑ | 97.5 [95.0-99.2] | - | - | - | 50.0 | 300 |",
+        "",
+        "- pitch, both: 1 of 300 responses name no label",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("text", [results_markdown, shown])
+def test_systems_stand_apart_and_twins_are_refused(text: object) -> None:
+    assert callable(text)
+    both = text([record(system="with [err]", metric="[new]"), record(0.25, system="without ERR")])
+    assert (
+        both.index("with [err]")
+        < both.index("[new]")
+        < both.index("97.5")
+        < both.index("without ERR")
+        < both.index("25.0")
+    )
+    with pytest.raises(SottovoceError, match="two records of ours asr wer both"):
+        text([record(), record(0.25)])
+
+
+def test_the_terminal_table_fits_in_100_columns() -> None:
+    records = score_all("ours", predictions())
+    records = [
+        replace(r, value=0.999, low=0.993, high=1.0, n=12345 + i, baseline=0.9 + i / 1000)
+        for i, r in enumerate(records)
+    ]
+    page = shown(records)
+    assert max(map(len, page.splitlines())) <= 100
+    assert page.count("99.9 [99.3-100]") == len(records)  # no cell is broken over two lines
+    assert "text: 1 of 4 responses name no label" in page
+    lines = [line.split() for line in page.splitlines()]
+    assert lines[4][:2] == ["asr", "WER"] and lines[4][-2:] == ["90.0-", "12345-"] and lines[5] == ["90.3", "12348"]
+    assert ["emotion", "balanced"] in [line[:2] for line in lines] and ["dialogue", "fits"] in [
+        line[:2] for line in lines
+    ]
+
+
+def test_a_score_too_wide_for_its_column_is_still_whole() -> None:
+    page = shown([record(12.345, slots=slots, low=11.222, high=13.333) for slots in SLOTS])
+    assert page.count("1234.5") == page.count("[1122.2-1333.3]") == len(SLOTS)

@@ -1,0 +1,212 @@
+"""ROUGE against Google's rouge-score, BERTScore against its authors' bert-score."""
+
+import random
+import shutil
+from pathlib import Path
+
+import bert_score
+import pytest
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+from safetensors.torch import load_file, save_file
+from tokenizers import ByteLevelBPETokenizer
+from transformers import BertConfig, BertModel, BertTokenizer, RobertaConfig, RobertaModel, RobertaTokenizer
+
+from sottovoce.errors import MissingError, SottovoceError
+from sottovoce.evaluation import Prediction
+from sottovoce.evaluation.metrics import rouge_l
+from sottovoce.evaluation.text_similarity import ROUGE, BertScore, greedy_f1, rouge_1, rouge_2, rouge_f1
+
+WORDS = "the cat sat on a warm mat and saw two small birds fly over an old grey barn".split()
+SIZE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+TOLERANCE = 1e-5
+
+
+def replied(response: str, target: str) -> Prediction:
+    return Prediction("u", "dialogue", "both", "", response, target)
+
+
+def pairs(rows: int) -> tuple[list[str], list[str]]:
+    """Responses and targets that share some words, of very different lengths."""
+    draw = random.Random(4)
+    targets = [draw.choices(WORDS, k=draw.choice([1, 2, 5, 14])) for _ in range(rows)]
+    responses = [[draw.choice([w, w, w, draw.choice(WORDS)]) for w in t][: draw.choice([1, 9])] for t in targets]
+    return [" ".join(r).capitalize() + "!" for r in responses], [", ".join(t) + "." for t in targets]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s", "!", ".", ","]
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)})
+    tokenizer.model_max_length = 24
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=24, initializer_range=0.3, **SIZE)
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a byte-level vocabulary, in which a word after a space is another token than one at the start."""
+    folder = tmp_path_factory.mktemp("roberta")
+    learner = ByteLevelBPETokenizer()
+    learner.train_from_iterator([" ".join(WORDS)] * 3, 320, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    learner.save_model(str(folder))
+    tokenizer = RobertaTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=66, pad_token_id=1, initializer_range=0.3, **SIZE
+    )
+    RobertaModel(config).save_pretrained(folder)
+    return folder
+
+
+def authors(checkpoint: Path, responses: list[str], targets: list[str], layer: int) -> list[float]:
+    scores = bert_score.score(responses, targets, model_type=str(checkpoint), num_layers=layer, device="cpu")
+    return [float(f) for f in scores[2]]
+
+
+def test_rouge_is_googles() -> None:
+    responses, targets = pairs(40)
+    reference = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=False)
+    expected = [reference.score(target, response) for response, target in zip(responses, targets, strict=True)]
+    scores = rouge_f1(responses, targets)
+    assert list(scores) == list(ROUGE)
+    for ours, theirs in zip(scores.values(), ("rouge1", "rouge2", "rougeL"), strict=True):
+        assert 0.1 < sum(ours) / len(ours) < 0.9
+        assert ours == pytest.approx([score[theirs].fmeasure for score in expected], abs=TOLERANCE)
+    rows = [replied(*pair) for pair in zip(responses, targets, strict=True)]
+    for name, metric in ROUGE.items():
+        score = metric(rows)
+        assert score.value == pytest.approx(sum(scores[name]) / 40, abs=TOLERANCE)
+        assert score.low < score.value < score.high and (score.n, score.baseline) == (40, None)
+
+
+def test_rouge_says_where_it_cannot_read() -> None:
+    rows = [replied("你好", "你好"), replied("Yes!", "yes"), replied("two birds", "two birds")]
+    assert (rouge_1(rows).value, rouge_1(rows).notes) == (
+        pytest.approx(2 / 3, abs=1e-6),
+        "1 of 3 targets have no word in a-z or 0-9 and score 0",
+    )
+    assert (rouge_2(rows).value, rouge_2(rows).notes) == (
+        pytest.approx(1 / 3, abs=1e-6),
+        "2 of 3 targets have fewer than 2 words in a-z or 0-9 and score 0",
+    )
+    assert rouge_1(rows[1:]).notes == "" and rouge_1(rows).notes == rouge_l(rows).notes
+
+
+@pytest.mark.parametrize("layer", [0, 2, 3])
+def test_bert_score_is_its_authors(bert: Path, layer: int) -> None:
+    responses, targets = pairs(30)
+    ours = BertScore(str(bert), layer=layer, batch=7).f1(responses, targets)
+    assert ours == pytest.approx(authors(bert, responses, targets, layer), abs=TOLERANCE)
+    assert max(ours) - min(ours) > 0.1
+
+
+def test_the_first_word_is_read_as_words_inside_a_text_are(roberta: Path, tmp_path: Path) -> None:
+    spaced = tmp_path / "spaced"
+    shutil.copytree(roberta, spaced)
+    words, merges = str(roberta / "vocab.json"), str(roberta / "merges.txt")
+    RobertaTokenizer(vocab=words, merges=merges, add_prefix_space=True, model_max_length=64).save_pretrained(spaced)
+    responses, targets = pairs(12)
+    ours = BertScore(str(roberta), layer=2).f1(responses, targets)
+    assert ours == pytest.approx(BertScore(str(spaced), layer=2).f1(responses, targets), abs=TOLERANCE)
+    assert ours == pytest.approx(authors(spaced, responses, targets, 2), abs=TOLERANCE)
+    assert ours != pytest.approx(authors(roberta, responses, targets, 2), abs=1e-3)
+
+
+def test_a_pair_does_not_depend_on_the_others(bert: Path) -> None:
+    responses, targets = pairs(15)
+    metric = BertScore(str(bert), layer=2)
+    alone = [metric.f1([r], [t])[0] for r, t in zip(responses, targets, strict=True)]
+    assert metric.f1(responses, targets) == pytest.approx(alone, abs=TOLERANCE)
+    assert metric.f1(responses[::-1], targets[::-1]) == pytest.approx(alone[::-1], abs=TOLERANCE)
+    assert metric.f1(targets, responses) == pytest.approx(alone, abs=TOLERANCE)
+
+
+def test_the_same_text_scores_one_and_an_empty_one_zero(bert: Path) -> None:
+    metric = BertScore(str(bert), layer=2)
+    assert metric.f1(["two birds", "", "a cat", " "], [" two birds ", "a cat", "", "."]) == pytest.approx([1, 0, 0, 0])
+    score = metric([replied("two birds", "two birds"), replied(" ", "a cat")])
+    assert (score.value, score.n, score.baseline) == (pytest.approx(0.5, abs=1e-6), 2, None)
+    assert score.notes == (
+        f"BERTScore by {bert.name}, layer 2, no idf, not rescaled; 1 of 2 pairs have an empty text and score 0"
+    )
+
+
+def test_cut_texts_are_counted(bert: Path) -> None:
+    long = " ".join(["cat"] * 23)  # with its two marks one more than the model reads
+    rows = [replied(long, long.removesuffix(" cat")), replied("cat", "a cat")]
+    assert BertScore(str(bert), layer=1)(rows).notes.endswith("; 1 of 4 texts were cut after 24 tokens")
+    assert "cut" not in BertScore(str(bert), layer=1)(rows[1:]).notes
+
+
+def test_greedy_matching_by_hand() -> None:
+    """Marks may be met but do not count; padding is neither."""
+    response = torch.tensor([[[1.0, 0], [0, 1], [1, 0]]])
+    target = torch.tensor([[[0.0, 1], [0.6, 0.8]]])
+    real, counts = torch.tensor([[True, True, False]]), torch.tensor([[True, False, False]])
+    both = torch.tensor([[True, True]])
+    precision, recall = 0.6, (1 + 0.8) / 2
+    expected = 2 * precision * recall / (precision + recall)
+    assert greedy_f1(response, real, counts, target, both, both).item() == pytest.approx(expected)
+
+
+def test_the_layer_is_never_guessed(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(SottovoceError, match=r"no layer is known to be best in .*give `layer`"):
+        BertScore(str(bert))
+    for layer in (-1, 4):
+        with pytest.raises(SottovoceError, match=rf"has no layer {layer}; `layer` is 0 \(its embeddings\) to 3"):
+            BertScore(str(bert), layer=layer)
+    known = tmp_path / "bert-base-uncased"
+    shutil.copytree(bert, known)
+    with pytest.raises(SottovoceError, match="has no layer 9"):  # as known for this name
+        BertScore(str(known))
+
+
+def test_a_model_that_is_not_there_is_named_with_where_it_was_looked_for(tmp_path: Path) -> None:
+    for checkpoint in (str(tmp_path / "nowhere"), "nobody/has-this"):
+        with pytest.raises(MissingError, match=r"cannot be loaded: [\s\S]*nowhere|has-this") as caught:
+            BertScore(checkpoint, layer=1)
+        for part in ("Looked in the folder", "Hugging Face cache", "hf download"):
+            assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_folder_that_lacks_a_part_is_an_error(bert: Path, tmp_path: Path, file: str) -> None:
+    part = tmp_path / "part"
+    shutil.copytree(bert, part)
+    (part / file).unlink()
+    with pytest.raises(MissingError, match="cannot be loaded"):
+        BertScore(str(part), layer=1)
+
+
+def test_weights_that_are_not_in_the_file_are_not_made_up(bert: Path, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    shutil.copytree(bert, part)
+    weights = load_file(part / "model.safetensors")
+    headless = {name: value for name, value in weights.items() if "pooler" not in name}
+    assert len(headless) < len(weights)
+    save_file(headless, part / "model.safetensors", {"format": "pt"})
+    BertScore(str(part), layer=1)  # the pooler stands above all layers
+    del headless["encoder.layer.1.attention.self.query.weight"]
+    save_file(headless, part / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MissingError, match=r"1 tensors are not in its files, encoder\.layer\.1\.attention"):
+        BertScore(str(part), layer=1)
+    (part / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(MissingError, match="cannot be loaded"):
+        BertScore(str(part), layer=1)
+
+
+def test_nothing_to_score_and_unequal_lists_are_errors(bert: Path) -> None:
+    metric = BertScore(str(bert), layer=1)
+    for name, score in (*ROUGE.items(), ("bert_score", metric)):
+        with pytest.raises(SottovoceError, match=f"{name}: there are no predictions"):
+            score([])
+    for f1 in (rouge_f1, metric.f1):
+        with pytest.raises(SottovoceError, match="2 responses for 1 targets"):
+            f1(["a", "b"], ["a"])

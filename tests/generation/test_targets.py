@@ -1,0 +1,327 @@
+"""Targets by an LLM: each usable line gets the answer to its own prompt; what has none is left out and named."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from tests.helpers.families import save_family
+
+from sottovoce.cli.main import main
+from sottovoce.data.manifest import read_manifest
+from sottovoce.data.prompt_files import read_wordings
+from sottovoce.errors import ConfigError, ManifestError
+from sottovoce.generation.target_prompt import TargetPrompt
+from sottovoce.generation.targets import KINDS, Kind, read_patterns, targets, write_responses
+from sottovoce.llms import answer_cache
+from sottovoce.llms.engines import Chat, Cut, Engine, Failure
+from sottovoce.paths import resolve
+
+PROMPTS = resolve("sottovoce:data/prompts/speech_emotion_llama")
+LINES: list[dict[str, Any]] = [
+    {"id": "a", "audio": "a.wav", "text": "it rains", "labels": {"emotion": "sad"}, "speaker": "s1", "note": [1]},
+    {"id": "b", "audio": "b.wav", "text": "it rains", "labels": {"emotion": "happy"}},
+    {"id": "c", "audio": "c.wav", "labels": {"emotion": "sad"}},
+    {"id": "d", "audio": "d.wav", "text": "no label"},
+    {"id": "e", "audio": "e.wav", "text": "it rains", "labels": {"emotion": "sad"}, "response": "An old one."},
+    {"id": "f", "audio": "f.wav", "text": " ", "labels": None},
+]
+
+
+class Scripted(Engine):
+    """Answers with its own last turn, unless `answers` says otherwise for a part of it."""
+
+    def __init__(self, **answers: str | Failure | type[BaseException]) -> None:
+        self.name, self.answers = "scripted", answers
+        self.asked: list[Chat] = []
+
+    def answer(
+        self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[str | Failure]:
+        return [self._one(chat) for chat in chats]
+
+    def _one(self, chat: Chat) -> str | Failure:
+        text = chat[-1]["content"]
+        special = next((answer for part, answer in self.answers.items() if part in text), None)
+        if isinstance(special, type):
+            raise special
+        self.asked.append(chat)
+        return special or f"Answer to: {text}"
+
+
+def write(folder: Path, lines: Sequence[dict[str, Any]] = LINES) -> Path:
+    file = folder / "train.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text("utf-8").split("\n")[:-1]]
+
+
+def made(folder: Path, kind: str = "response", engine: Engine | None = None, **more: Any) -> tuple[Any, Any]:
+    """The lines that were written, and the report."""
+    source = write(folder, more.pop("lines", LINES))
+    out = folder / f"{kind}.jsonl"
+    report = write_responses(source, out, cast(Kind, kind), engine or Scripted(), **more)
+    return lines_of(out), report
+
+
+def test_each_line_keeps_its_keys_and_gets_the_answer_to_its_own_prompt(tmp_path: Path) -> None:
+    engine = Scripted()
+    lines, report = made(tmp_path, engine=engine)
+    assert [line["response"] for line in lines] == [f"Answer to: <{e}> it rains" for e in ("sad", "happy", "sad")]
+    assert [{**line, "response": 0} for line in lines] == [{**LINES[i], "response": 0} for i in (0, 1, 4)]
+    (system, user), *_ = engine.asked
+    assert system["role"] == "system" and system["content"].startswith("Respond as if you are a natural conversation")
+    assert user == {"role": "user", "content": "<sad> it rains"}
+    assert report.written == 3 and report.replaced == 1
+
+
+def test_the_papers_prompts_read_alike_wherever_they_stand() -> None:
+    (companion,), (caption,) = (read_wordings(PROMPTS / f"{name}.txt", {}) for name in ("companion", "caption"))
+    kinds = ("response", "plain", "caption")
+    response, plain, scene = (TargetPrompt(PROMPTS / f"targets_{kind}.txt") for kind in kinds)
+    assert (response.system, response.user) == (companion, "<{emotion}> {transcript}")
+    about_emotion = " If the user input indicates an emotion, respond as if you are being spoken to in that emotion:"
+    assert companion.endswith(about_emotion)
+    assert (plain.system, plain.user) == (companion.removesuffix(about_emotion), "{transcript}")
+    assert (scene.system, scene.user) == (None, f"{caption} <{{emotion}}> {{transcript}}")
+
+
+def test_the_same_prompt_is_asked_once(tmp_path: Path) -> None:
+    engine = Scripted()
+    _, report = made(tmp_path, engine=engine)
+    assert len(engine.asked) == 2 == report.asked
+
+
+def test_what_cannot_be_asked_is_counted_and_named(tmp_path: Path) -> None:
+    _, report = made(tmp_path)
+    source = tmp_path / "train.jsonl"
+    assert report.left_out == {
+        "no transcript (`text`)": [f"{source}:3: c", f"{source}:6: f"],
+        "no emotion label (`labels.emotion`)": [f"{source}:4: d"],
+    }
+    assert str(report).splitlines() == [
+        f"{tmp_path / 'response.jsonl'}: 3 targets, 1 of them in place of others; 2 prompts asked",
+        "  2 left out: no transcript (`text`)",
+        f"    {source}:3: c",
+        f"    {source}:6: f",
+        "  1 left out: no emotion label (`labels.emotion`)",
+        f"    {source}:4: d",
+    ]
+
+
+def test_plain_knows_no_emotion(tmp_path: Path) -> None:
+    engine = Scripted()
+    lines, report = made(tmp_path, "plain", engine)
+    assert [line["response"] for line in lines] == [
+        f"Answer to: {t}" for t in ("it rains", "it rains", "no label", "it rains")
+    ]
+    assert [line["id"] for line in lines] == ["a", "b", "d", "e"] and report.asked == 2
+    assert not any("emotion" in turn["content"] or "sad" in turn["content"] for chat in engine.asked for turn in chat)
+
+
+def test_captions_have_a_key_of_their_own(tmp_path: Path) -> None:
+    engine = Scripted()
+    more = {**LINES[0], "responses": {"other": "stays", "caption": "goes"}}
+    lines, report = made(tmp_path, "caption", engine, lines=[more, LINES[1]])
+    assert all(len(chat) == 1 and chat[0]["content"].startswith("You will hear a speech") for chat in engine.asked)
+    assert lines[0] == {
+        **more,
+        "responses": {"other": "stays", "caption": f"Answer to: {engine.asked[0][0]['content']}"},
+    }
+    assert lines[1]["responses"]["caption"].endswith(": <happy> it rains") and "response" not in lines[1]
+    assert report.replaced == 1
+
+
+def test_the_dialogue_before_is_part_of_a_reply_and_not_of_a_caption(tmp_path: Path) -> None:
+    context = [{"role": "user", "text": "hello", "audio": "z.wav"}, {"role": "assistant", "text": "hi"}]
+    for kind, roles in (("response", ["system", "user", "assistant", "user"]), ("caption", ["user"])):
+        engine = Scripted()
+        made(tmp_path, kind, engine, lines=[{**LINES[0], "context": context}])
+        assert [turn["role"] for turn in engine.asked[0]] == roles
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "As an AI language model, I have no weather.",
+        "Well, I'm just an AI, but that is sad.",
+        "I’m an artificial intelligence.",  # noqa: RUF001
+        "I don't have personal feelings, but I see.",
+        "I can't assist with that.",
+        "I'm not able to hear your voice.",
+        "I cannot process audio.",
+        "<happy> What a day!",
+        "<think>The user is sad.</think> Oh no.",
+    ],
+)
+def test_refusals_and_talk_of_machines_are_dropped(tmp_path: Path, answer: str) -> None:
+    lines, report = made(tmp_path, engine=Scripted(**{"<happy>": answer}))
+    assert [line["id"] for line in lines] == ["a", "e"]
+    assert report.left_out["refused, or spoken as a machine"] == [f"{tmp_path / 'train.jsonl'}:2: b"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I'm sorry to hear that, what a day.",
+        "I can't help but smile at that!",
+        "Have you seen the film about an AI? I can't wait!",
+        "I don't have an umbrella either.",
+        "I am a bit lost for words.",
+        "As an aim in life, that is fine. You feel <really> well?",
+    ],
+)
+def test_warm_words_are_no_refusals(tmp_path: Path, answer: str) -> None:
+    lines, _ = made(tmp_path, engine=Scripted(**{"<happy>": answer}))
+    assert lines[1]["response"] == answer
+
+
+def test_answers_that_failed_or_were_cut_are_counted(tmp_path: Path) -> None:
+    _, report = made(tmp_path, engine=Scripted(**{"<happy>": Failure("HTTP 500")}))
+    assert report.left_out["not answered: HTTP 500"] == [f"{tmp_path / 'train.jsonl'}:2: b"]
+    (tmp_path / "response.jsonl.answers").unlink()
+    lines, report = made(tmp_path, engine=Scripted(**{"<happy>": Cut("And then I")}))
+    assert report.left_out["cut at max_new_tokens"] == [f"{tmp_path / 'train.jsonl'}:2: b"] and len(lines) == 2
+
+
+def test_a_killed_run_goes_on_and_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_cache, "PART", 2)
+    many = [{**LINES[0], "id": str(i), "text": f"word {i} ü"} for i in range(7)]
+    whole, _ = made(tmp_path, lines=many)
+    (tmp_path / "response.jsonl").unlink()
+    answers = tmp_path / "response.jsonl.answers"
+    answers.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path, engine=Scripted(**{"word 4": KeyboardInterrupt}), lines=many)
+    assert not (tmp_path / "response.jsonl").exists()
+    answers.write_bytes(answers.read_bytes() + b'{"key": "torn')
+    engine = Scripted()
+    again, report = made(tmp_path, engine=engine, lines=many)
+    assert again == whole and [chat[-1]["content"] for chat in engine.asked] == [f"<sad> word {i} ü" for i in (4, 5, 6)]
+    once_more, report = made(tmp_path, engine=Scripted(**{"word": KeyboardInterrupt}), lines=many)
+    assert once_more == whole and report.asked == 0
+
+
+def test_kinds_and_limits_have_answers_of_their_own(tmp_path: Path) -> None:
+    answers, engine = tmp_path / "answers", Scripted()
+    for _ in range(2):
+        for kind in KINDS:
+            made(tmp_path, kind, engine, answers=answers)
+        made(tmp_path, "response", engine, answers=answers, max_new_tokens=9)
+    assert len(engine.asked) == 4 * 2
+
+
+def test_without_a_single_target_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"not one target.*\n(.*\n)*.*3 left out: not answered: gone"):
+        made(tmp_path, engine=Scripted(rains=Failure("gone")))
+    assert not (tmp_path / "response.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "broken line"),
+        ('{"id": "x", "text": 3}', "x: text"),
+        ('{"id": "x", "labels": {"emotion": 3}}', "x: labels"),
+        ('{"id": "x", "responses": "y"}', "x: responses"),
+        ('{"id": "x", "context": [{"role": "user"}]}', "x: context"),
+    ],
+)
+def test_a_broken_line_is_named_before_anything_is_asked(tmp_path: Path, line: str, problem: str) -> None:
+    source, engine = write(tmp_path, LINES[:1]), Scripted()
+    source.write_text(source.read_text() + line + "\n")
+    with pytest.raises(ManifestError, match=rf"train.jsonl:2: {problem}"):
+        write_responses(source, tmp_path / "out.jsonl", "response", engine)
+    assert not engine.asked
+
+
+def test_the_copy_stays_where_its_audio_paths_hold(tmp_path: Path) -> None:
+    source = write(tmp_path)
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(ManifestError, match="audio paths are relative"):
+        write_responses(source, tmp_path / "sub" / "out.jsonl", "response", Scripted())
+    with pytest.raises(ManifestError, match="replace its source"):
+        write_responses(source, source, "response", Scripted())
+    assert write_responses(source, tmp_path / "sub" / "out.jsonl", "plain", Scripted(), root=tmp_path).written == 4
+
+
+def test_the_command_writes_a_manifest_that_trains(
+    manifests: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = manifests["test"]
+    out, llm = source.with_name("with_responses.jsonl"), save_family("llama3", tmp_path)
+    overrides = [f"checkpoint={llm}", "dtype=float32", "batch=4", "device=cpu"]
+    arguments = argparse.Namespace(
+        manifest=str(source), out=str(out), kind="response", engine="local", max_new_tokens=4, overrides=overrides
+    )
+    with pytest.raises(ManifestError, match="left out: cut at max_new_tokens"):  # a random LLM never comes to an end
+        targets(arguments)
+    answers = out.with_name(f"{out.name}.answers")
+    answers.write_text(answers.read_text().replace('"cut": true', '"cut": false'))
+    targets(arguments)
+    assert f"{out}: 6 targets; 0 prompts asked" in capsys.readouterr().out
+    choices = {"emotion": ["neutral", "happy", "sad", "angry"], "gender": ["male", "female"]}
+    assert all(u.response for u in read_manifest(out, choices=choices).utterances)
+    with pytest.raises(ConfigError, match="write key=value"):
+        targets(argparse.Namespace(**{**vars(arguments), "overrides": ["cpu"]}))
+
+
+def test_knobs_may_stand_behind_options(
+    manifests: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, llm = str(manifests["test"]), save_family("llama3", tmp_path)
+    knobs = [f"checkpoint={llm}", "dtype=float32", "batch=4", "device=cpu"]
+    options = ["--out", str(manifests["test"].with_name("out.jsonl")), "--max-new-tokens", "4"]
+    for words in ([source, *options, *knobs], [*options, source, *knobs], [source, *knobs, *options]):
+        assert main(["targets", *words]) == 2
+        assert "6 left out: cut at max_new_tokens" in capsys.readouterr().err  # it has been asked, by all the knobs
+    for stray in ("cpu", "--devise=cpu"):
+        with pytest.raises(SystemExit):
+            main(["targets", source, *options, *knobs, stray])
+        assert f"unrecognized arguments: {stray}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_projects_own_prompts_are_those_of_the_paper(kind: str) -> None:
+    prompt = TargetPrompt(PROMPTS / f"targets_{kind}.txt")
+    assert ("emotion" in prompt.fields) == (kind != "plain") and (prompt.system is None) == (kind == "caption")
+    shown = f"{prompt.system} {prompt.user}"
+    assert "#" not in shown and "Kang" not in shown
+    assert ("respond as if you are being spoken to in that emotion:" in shown) == (kind == "response")
+    assert ("provide a caption that faithfully describes" in shown) == (kind == "caption")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Hello\n[user]\n{transcript}", ":1: text before"),
+        ("[system]\nBe kind.\n", "must hold the {transcript}"),
+        ("[user]\n{transcripts}", "unknown field {transcripts}. Did you mean 'transcript'"),
+        ("[user]\n{transcript} }", "braces that are meant"),
+    ],
+)
+def test_a_prompt_that_cannot_be_used_is_named(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        TargetPrompt(file)
+    assert message in str(caught.value) and str(file) in str(caught.value)
+
+
+def test_words_that_look_like_fields_are_left_alone(tmp_path: Path) -> None:
+    lines, _ = made(tmp_path, lines=[{**LINES[0], "text": "say {emotion} and {0}"}])
+    assert lines[0]["response"] == "Answer to: <sad> say {emotion} and {0}"
+
+
+def test_patterns_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "refusals.txt"
+    file.write_text("# fine\n\nfine\n(\n")
+    with pytest.raises(ConfigError, match=r"refusals.txt:4: not a regular expression"):
+        read_patterns(file)
+    with pytest.raises(ConfigError, match="no kind of targets is called 'respones'"):
+        write_responses(write(tmp_path), tmp_path / "out", cast(Kind, "respones"), Scripted())

@@ -1,0 +1,168 @@
+"""Published corpora in miniature, in their official layouts; every clip is a short tone."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora.files import Tree
+from sottovoce.data.corpora.published import Line, Published
+from sottovoce.data.corpora.report import Report
+from sottovoce.data.manifest import read_manifest
+from sottovoce.data.tasks import TASKS, AttributeTask
+from sottovoce.data.utterance import Utterance
+
+RATE = 8_000
+
+
+def choices() -> dict[str, Any]:
+    """The default labels of every attribute."""
+    tasks = [TASKS.build({"type": name}) for name in TASKS.names()]
+    return {task.name: task.choices for task in tasks if isinstance(task, AttributeTask)}
+
+
+def tone(file: Path, seconds: float = 0.4, channels: int = 1, hertz: float = 200.0, rate: int = RATE) -> Path:
+    """A clip whose channel k has k + 1 times the pitch."""
+    at = np.arange(round(seconds * rate)) / rate
+    samples = np.stack([0.3 * np.sin(2 * np.pi * hertz * (k + 1) * at) for k in range(channels)], axis=1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(file, samples, rate, subtype="PCM_16")
+    return file
+
+
+def table(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    rows = list(rows)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def text(file: Path, *lines: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def write(name: str, source: Path, out: Path, **knobs: Any) -> Report:
+    """Prepare a corpus anew."""
+    corpus = CORPORA.build({"type": name, "source": str(source), **knobs})
+    assert isinstance(corpus, Published)
+    return corpus.write(out)
+
+
+def read(out: Path, split: str) -> dict[str, Utterance]:
+    """A manifest as a recipe reads it, with no fault allowed; by id without the corpus's name."""
+    found = read_manifest(out / f"{split}.jsonl", choices=choices(), allow=[Path("/")])
+    return {utterance.id.partition("-")[2]: utterance for utterance in found.utterances}
+
+
+def kept(out: Path) -> dict[str, Any]:
+    """The report as it lies on disk."""
+    page: dict[str, Any] = json.loads((out / "report.json").read_text("utf-8"))
+    return page
+
+
+class Mine(Published):
+    """A corpus from somebody's own package: every clip under its own name."""
+
+    name = "mine"
+    expected = {"train": 3}
+
+    def __init__(self, *, source: str, greeting: str = "hello") -> None:
+        super().__init__(source=source)
+        self.greeting = greeting
+
+    def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
+        for file in tree.files:
+            yield Line("train", file, {"id": f"mine-{file.stem}", "text": self.greeting}, {})
+
+
+def librispeech(source: Path) -> None:
+    parts = ("train-clean-100", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other")
+    text(source / "SPEAKERS.TXT", "; comment | F", *(f"{at}    | {'FM'[at % 2]} | x | 25.0 | A | B" for at in range(5)))
+    for at, part in enumerate(parts):
+        names = [f"{at}-7-000{i}" for i in range(2)]
+        text(source / part / f"{at}/7/{at}-7.trans.txt", *(f"{name} IT RAINED ON {i}" for i, name in enumerate(names)))
+        for name in names:
+            tone(source / part / f"{at}/7/{name}.flac")
+
+
+def textrolspeech(source: Path, speakers: int = 8) -> list[dict[str, Any]]:
+    rows = []
+    for at in range(speakers):
+        for part, name in (
+            (f"LibriTTS/train-clean-100/{at}/7", f"{at}_7_0_1"),
+            (f"emotion/ESD/00{at}/Sad", f"00{at}_0{at}"),
+        ):
+            tone(source / "audio" / part / f"{name}.wav")
+            sad = "ESD" in part
+            rows.append({
+                "num": len(rows), "wav_fp": f"/their/own/place/{part}/{name}.wav", "item_name": name,
+                "gender": "F" if sad else "male", "pitch": "low", "tempo": "high" if sad else "slow",
+                "energy": "normal",
+                "emotion": "sad" if sad else "neutral", "style_prompt": f"A voice, {at}.", "content_prompt": "Hello.",
+            })  # fmt: skip
+    return rows
+
+
+FFMPEG = """#!/bin/sh
+while [ $# -gt 1 ]; do [ "$1" = -i ] && input=$2; shift; done
+grep -q broken "$input" && { echo "$input: moov atom not found" >&2; exit 1; }
+cp "$(dirname "$0")/tone.flac" "$1"
+"""
+
+
+def meld(source: Path) -> None:
+    folders = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
+    for part, folder in folders.items():
+        rows = [
+            {"Sr No.": i, "Utterance": "You\u2019re here!", "Speaker": "Joey", "Emotion": emotion, "Sentiment": "x",
+             "Dialogue_ID": 3, "Utterance_ID": i, "Season": 1, "Episode": 1, "StartTime": "00:00:00,000",
+             "EndTime": "00:00:01,000"}
+            for i, emotion in enumerate(("joy", "neutral", "surprise"))
+        ]  # fmt: skip
+        table(source / f"{part}_sent_emo.csv", rows)
+        for i in range(3):
+            (source / folder).mkdir(exist_ok=True)
+            (source / folder / f"dia3_utt{i}.mp4").write_text("video")
+
+
+def style_row(
+    dialogue: str, number: int, context: str = "A : Hi there! B : Hello: you? A : Fine.", who: str = "B"
+) -> dict[str, str]:
+    """As the official tables write it, stray spaces and all."""
+    return {
+        "diag_id": dialogue, "context": context, "curr_audio_id": f"{dialogue}/c_{number}.wav",
+        "res_audio_id": f"{dialogue}/r_{number}.wav", "curr_text": f"{who}: Good for you.  ", "res_text": "  And you?",
+        "curr_emotion": ("friendly", "sad")[number % 2], "curr_speed": "slow", "curr_volume": "loud",
+        "res_emotion": "cheerful", "res_speed": "normal", "res_volume": "quiet",
+    }  # fmt: skip
+
+
+def styletalk(source: Path, evaluated: list[dict[str, str]], dialogues: int = 20) -> None:
+    trained = [style_row(f"book_{i}", number) for i in range(dialogues) for number in (0, 1)]
+    table(source / "train.csv", trained)
+    table(source / "eval.csv", evaluated)
+    for each in (*trained, *evaluated):
+        for name in ("curr_audio_id", "res_audio_id"):
+            tone(source / "audio" / each[name], 0.2)
+
+
+def dailytalk(source: Path, dialogues: dict[str, list[int]]) -> dict[str, dict[str, Any]]:
+    """Dialogues by number, of turns of these speakers."""
+    page: dict[str, dict[str, Any]] = {}
+    for name, speakers in dialogues.items():
+        for at, speaker in enumerate(speakers):
+            tone(source / "dailytalk/data" / name / f"{at}_{speaker}_d{name}.wav", 0.2)
+            page.setdefault(name, {})[str(at)] = {
+                "index": 0, "utterance_idx": at, "dialog_idx": int(name), "speaker": speaker, "turn": at,
+                "text": f"turn {at}", "emotion": ("no emotion", "happiness")[at % 2], "act": "inform", "topic": "Work",
+            }  # fmt: skip
+    (source / "dailytalk/metadata.json").write_text(json.dumps(page))
+    return page

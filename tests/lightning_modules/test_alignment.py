@@ -1,0 +1,225 @@
+"""Alignment as SpeechEmotionLlama has it: the encoder learns too, and targets have a teacher that speech never sees."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from tests.conftest import CONFORMER
+
+from sottovoce.cli.main import main
+from sottovoce.config import recipe as recipes
+from sottovoce.data.examples import words
+from sottovoce.data.tasks import TASKS, AttributeTask
+from sottovoce.data.utterance import Turn, Utterance
+from sottovoce.errors import ConfigError
+from sottovoce.lightning_modules.bundle import bundle_weights, read_bundle
+from sottovoce.lightning_modules.curriculum import start
+from sottovoce.training.llm_targets import asked
+from sottovoce.training.spoken_prompt import chat_of
+
+SPOKEN = Utterance("a", Path("a.wav"), "it broke", None, 1.0, {"emotion": "sad"})
+
+
+def trained(folder: Path) -> dict[str, torch.Tensor]:
+    return bundle_weights(folder / "bundle")
+
+
+def test_a_tag_stands_before_the_words_where_the_emotion_is_known() -> None:
+    assert words(SPOKEN, "tagged") == "<sad> it broke"
+    assert words(Utterance("a", Path("a.wav"), "it broke", None, 1.0), "tagged") == "it broke"
+    assert words(Turn("user", "it broke"), "tagged") == "it broke"
+    assert words(Utterance("a", Path("a.wav"), None, None, 1.0, {"emotion": "sad"}), "tagged") is None
+
+
+def test_an_answer_may_be_the_label_alone() -> None:
+    task = TASKS.build({"type": "emotion", "sentence": "{label}"})
+    assert task.target(SPOKEN) == "sad"
+    with pytest.raises(ConfigError, match=r"emotion: sentence is 'sad'; put \{label\}"):
+        TASKS.build({"type": "emotion", "sentence": "sad"})
+
+
+def test_an_age_has_its_article() -> None:
+    task = TASKS.build({"type": "age"})
+    assert isinstance(task, AttributeTask)
+    assert [task.answer(age) for age in task.choices] == ["The speaker is a child.", "The speaker is an adult."]
+
+
+def test_questions_stand_before_the_speech_and_the_teacher_is_seen_in_targets_only(alignment: dict[str, Any]) -> None:
+    run = start(recipes.parse(alignment), Console(quiet=True))
+    drawn = {}
+    for number in range(40):
+        example = run.drawing("align", cut=True)(run.material.splits["train"].utterances[0], 0, number)
+        assert example is not None
+        drawn[example.task] = example
+    assert set(drawn) == {"response", "asr", "caption", "emotion"}
+    for task, example in drawn.items():
+        chat = chat_of(example, run.module.slots)
+        assert [turn.role for turn in chat] == ["user"]
+        if task == "response":
+            assert len(chat[0].pieces) == 1  # the speech, and nothing else
+        else:
+            assert chat[0].pieces[0] == f"{run.tasks[task].instructions()[0]} "
+        teacher = asked(example, run.targets.slots)
+        assert [turn.role for turn in teacher] == (["system", "user"] if task == "response" else ["user"])
+        assert teacher[-1].pieces[-1] == "<neutral> we found the lamp"
+    assert drawn["response"].teacher and drawn["response"].teacher.startswith("Respond as if you are")
+
+
+def test_the_encoder_learns_and_is_part_of_the_bundle(
+    alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path, manifests: dict[str, Path], capsys: Any
+) -> None:
+    assert main(["fit", "--config", write_recipe(**alignment)]) == 0
+    folder = tmp_path / "runs" / "tiny"
+    before = start(recipes.parse({**alignment, "name": "before"}), Console(quiet=True)).module.encoder.state_dict()
+    after = {key.removeprefix("encoder."): w for key, w in trained(folder).items() if key.startswith("encoder.")}
+    assert after.keys() == before.keys()
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(moved) > 0.8 * len(before)
+    model = read_bundle(folder / "bundle")
+    assert all(torch.equal(value, after[name]) for name, value in model.encoder.state_dict().items())
+    assert not any(weight.requires_grad for weight in model.llm.parameters())
+    audio = str(manifests["test"].parent / "test-0.wav")
+    assert main(["chat", str(folder / "bundle"), "--once", "--audio", audio]) == 0
+    assert "answer" in capsys.readouterr().out
+
+
+def test_a_run_starts_from_a_bundle(
+    alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path
+) -> None:
+    assert main(["fit", "--config", write_recipe(**alignment)]) == 0
+    bundle = tmp_path / "runs" / "tiny" / "bundle"
+    run = start(recipes.parse({**alignment, "name": "next", "init": str(bundle)}), Console(quiet=True))
+    weights = trained(tmp_path / "runs" / "tiny")
+    assert weights.keys() == run.module.trained().keys()
+    assert all(torch.equal(weights[name], value) for name, value in run.module.trained().items())
+
+
+def test_an_encoder_that_an_earlier_run_trained_is_part_of_the_next_bundle(
+    alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path
+) -> None:
+    """The next run leaves it alone, yet its adapters make sense to no other encoder."""
+    assert main(["fit", "--config", write_recipe(**alignment)]) == 0
+    bundle = tmp_path / "runs" / "tiny" / "bundle"
+    stages = {"align": {**alignment["stages"]["align"], "trains": ["speech"]}}
+    assert (
+        main(["fit", "--config", write_recipe(**alignment | {"name": "next", "init": str(bundle), "stages": stages})])
+        == 0
+    )
+    first, then = (bundle_weights(folder) for folder in (bundle, tmp_path / "runs" / "next" / "bundle"))
+    assert first.keys() == then.keys()
+    same = {name for name in first if torch.equal(first[name], then[name])}
+    assert same == {name for name in first if name.startswith("encoder.")}
+    opened = read_bundle(tmp_path / "runs" / "next" / "bundle").encoder.state_dict()
+    assert all(torch.equal(value, first[f"encoder.{name}"]) for name, value in opened.items())
+
+
+def test_a_resumed_run_ends_in_the_same_weights(
+    alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sottovoce.lightning_modules.speech_llm import SpeechLLM
+
+    assert main(["fit", "--config", write_recipe(**alignment)]) == 0
+    step, seen = SpeechLLM.training_step, 0
+
+    def killed(self: SpeechLLM, *arguments: Any) -> torch.Tensor:
+        nonlocal seen
+        seen += 1
+        if seen == 4:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    again = write_recipe(**{**alignment, "name": "again"})
+    with monkeypatch.context() as patched:
+        patched.setattr(SpeechLLM, "training_step", killed)
+        assert main(["fit", "--config", again]) == 130
+    assert main(["fit", "--config", again]) == 0
+    whole, parts = trained(tmp_path / "runs" / "tiny"), trained(tmp_path / "runs" / "again")
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_a_stage_puts_what_learns_in_training_mode(alignment: dict[str, Any]) -> None:
+    run = start(recipes.parse({**alignment, "encoder": CONFORMER}), Console(quiet=True))
+    assert not run.module.encoder.training
+    run.module.begin("align", 3)
+    assert all(part.training for part in run.module.encoder.modules())
+    assert not run.module.llm.model.training
+
+
+def test_err_and_an_encoder_that_learns_exclude_each_other(alignment: dict[str, Any]) -> None:
+    alignment["stages"]["align"]["err"] = {"speech": 1, "none": 1}
+    with pytest.raises(ConfigError, match=r"stages\.align: err freezes adapters example by example"):
+        recipes.parse(alignment)
+
+
+@pytest.fixture
+def cascade(alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path) -> dict[str, Any]:
+    """A cascade on the bundle of a baseline whose Conformer has learned."""
+    baseline = {**alignment, "encoder": CONFORMER, "name": "baseline"}
+    baseline["slots"] = {"speech": {**alignment["slots"]["speech"], "text": "transcript"}}
+    assert main(["fit", "--config", write_recipe(**baseline)]) == 0
+    evaluation = {**alignment["evaluation"], "tasks": ["response", "emotion", "asr"], "text": {"speech": "tagged"}}
+    return {
+        **baseline, "name": "cascade", "init": str(tmp_path / "runs" / "baseline" / "bundle"), "stages": {},
+        "cascade": {"epochs": 2, "pool": 4}, "evaluation": {**evaluation, "slots": ["both", "text"]},
+    }  # fmt: skip
+
+
+def test_a_cascade_writes_what_it_recognises_before_the_speech(
+    cascade: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sottovoce.evaluation.records import read_predictions
+    from sottovoce.scoring import predict
+
+    asked = []
+    chat_of = predict.chat_of
+
+    def seen(example: Any, slots: Any) -> Any:
+        asked.append((example, chat_of(example, slots)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(predict, "chat_of", seen)
+    assert main(["fit", "--config", write_recipe(**cascade)]) == 0
+    folder = tmp_path / "runs" / "cascade"
+    assert not (folder / "bundle").exists() and (folder / "ser.safetensors").is_file()
+    predictions = read_predictions(folder / "evaluation")
+    heard = {p.id: p.predicted for p in predictions if (p.task, p.slots) == ("emotion", "both")}
+    assert len(heard) == 3 and set(heard.values()) <= set(cascade["tasks"]["emotion"]["choices"])
+    for example, chat in asked:
+        tag = f"<{heard[example.utterance.id]}> "
+        spoken = "speech" in example.sources.values()
+        assert (tag in chat[-1].pieces) == spoken and (example.task != "emotion" or not spoken)
+    words = [str(chat[-1].pieces[-1]) for example, chat in asked if example.sources["speech"] == "text"]
+    assert words and all(text.startswith("<") for text in words)  # the yardstick knows the emotion
+    ser = (folder / "ser.safetensors").read_bytes()
+    (folder / "evaluation" / "results.json").unlink()
+    assert main(["fit", "--config", write_recipe(**cascade)]) == 0
+    assert (folder / "ser.safetensors").read_bytes() == ser
+    assert read_predictions(folder / "evaluation") == predictions
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"init": None}, "stages: a run needs at least one"),
+        ({"tasks": {"response": {}}}, "cascade: it needs the task `emotion`"),
+        (
+            {"evaluation": {"tasks": ["asr"], "text": {"speach": "tagged"}}},
+            "evaluation.text: there is no slot 'speach'",
+        ),
+        ({"evaluation": {"tasks": ["asr"], "text": {"speech": "taged"}}}, "no equivalent text 'taged'.*'tagged'"),
+    ],
+)
+def test_a_cascade_that_cannot_be_is_refused(alignment: dict[str, Any], change: dict[str, Any], told: str) -> None:
+    evaluation = {"tasks": ["asr"]}
+    recipe = {**alignment, "init": "bundle", "stages": {}, "cascade": {}, "evaluation": evaluation, **change}
+    with pytest.raises(ConfigError, match=told):
+        recipes.parse(recipe)
+
+
+def test_an_encoder_that_hides_its_layers_cannot_carry_a_cascade(alignment: dict[str, Any]) -> None:
+    run = start(recipes.parse(alignment), Console(quiet=True))
+    with pytest.raises(ConfigError, match="WhisperEncoder does not show its layers"):
+        run.module.encoder.states(torch.zeros(1, 16_000), torch.tensor([16_000]))

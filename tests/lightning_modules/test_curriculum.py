@@ -1,0 +1,338 @@
+"""The curriculum: the order of examples, ERR's draws, resume to the bit, and a run from recipe to bundle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from sottovoce.cli.main import main
+from sottovoce.config import recipe as recipes
+from sottovoce.data.batch_sampler import StageSampler
+from sottovoce.data.batches import collate
+from sottovoce.errors import BundleError, ConfigError, ManifestError, MissingError
+from sottovoce.lightning_modules.bundle import read_bundle
+from sottovoce.lightning_modules.checkpointing import read_checkpoint
+from sottovoce.lightning_modules.curriculum import start, train
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.training.lr_schedule import Schedule, learning_rate
+
+
+def sampler(**changes: Any) -> StageSampler:
+    known: dict[str, Any] = {
+        "seconds": [1 + i % 5 for i in range(40)],
+        "weights": [1.0] * 40,
+        "batch": 4,
+        "epochs": 3,
+        "seed": 0,
+    }
+    return StageSampler(**{**known, **changes})
+
+
+def test_an_epoch_sees_each_utterance_once() -> None:
+    for epoch in range(3):
+        rows = [row for batch in sampler() if batch.epoch == epoch for row in batch.numbers]
+        assert Counter(rows) == Counter(range(40))
+
+
+def test_batches_hold_like_lengths_and_epochs_differ() -> None:
+    batches = list(sampler())
+    spread = [max(row % 5 for row in rows) - min(row % 5 for row in rows) for _, rows, _ in batches]
+    assert sum(spread) / len(spread) < 2
+    assert [rows for e, rows, _ in batches if e == 0] != [rows for e, rows, _ in batches if e == 1]
+
+
+def test_a_sampler_goes_on_where_it_was_told() -> None:
+    whole = list(sampler())
+    assert list(sampler(start=11)) == whole[11:] and len(sampler(start=11)) == len(whole)
+
+
+def test_weights_repeat_and_thin_out() -> None:
+    rows = Counter(row for _, batch, _ in sampler(weights=[2.0] * 10 + [0.25] * 30, epochs=8) for row in batch)
+    assert all(rows[row] == 16 for row in range(10))
+    assert 30 < sum(rows[row] for row in range(10, 40)) < 90  # 60 expected
+
+
+@pytest.mark.parametrize(("ranks", "batch"), [(2, 6), (3, 4), (4, 3)])
+def test_processes_share_the_batches_of_one(ranks: int, batch: int) -> None:
+    """Each row goes to one of them, in the same step as alone; who has none left gets one that does not count."""
+    shares = [list(sampler(rank=rank, ranks=ranks, batch=batch)) for rank in range(ranks)]
+    together = [
+        (first.epoch, sorted(row for rows in (first, *others) if rows.counts for row in rows.numbers))
+        for first, *others in zip(*shares, strict=True)
+    ]
+    assert together == [(rows.epoch, sorted(rows.numbers)) for rows in sampler(batch=12)]
+    assert all(1 <= len(rows.numbers) <= batch for share in shares for rows in share)
+    for rank, share in enumerate(shares):
+        alone = zip(share, sampler(batch=12), strict=True)
+        assert all(rows.counts == (rank < len(whole.numbers)) for rows, whole in alone)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_epoch_may_have_one_utterance_or_none(ranks: int) -> None:
+    for rank in range(ranks):
+        shared = {"seconds": [1.0], "rank": rank, "ranks": ranks}
+        assert list(sampler(weights=[1.0], epochs=2, **shared)) == [(0, [0], rank == 0), (1, [0], rank == 0)]
+        drawn = [epoch for epoch, _, _ in sampler(weights=[0.5], epochs=20, **shared)]
+        assert drawn == sorted(set(drawn)) and 0 < len(drawn) < 20
+        with pytest.raises(ManifestError, match=r"not one is drawn in 3 epochs.*data\.train"):
+            sampler(weights=[0.0], **shared)
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine", "constant"])
+def test_learning_rates_rise_then_fall_to_nothing(decay: str) -> None:
+    shape = Schedule(10, 100, decay)  # type: ignore[arg-type]
+    rates = [learning_rate(shape, step) for step in range(101)]
+    assert all(a < b for a, b in pairwise(rates[:11])) and rates[10] == 1
+    assert all(rate > 0 for rate in rates[:100]) and rates[100] == (1 if decay == "constant" else 0)
+
+
+def test_err_replaces_the_slot_that_does_not_carry_the_task(recipe: recipes.Recipe) -> None:
+    run = start(recipe, Console(quiet=True))
+    drawing = run.drawing("disentangle", cut=True)
+    utterance = run.material.splits["train"].utterances[0]
+    drawn = [drawing(utterance, epoch, 0) for epoch in range(600)]
+    seen: Counter[tuple[str, str]] = Counter()
+    for example in drawn:
+        assert example is not None
+        carrier, other = ("linguistic", "paralinguistic") if example.task == "asr" else ("paralinguistic", "linguistic")
+        assert example.sources[carrier] == "speech" and example.trains == {carrier}
+        seen[example.task, example.sources[other]] += 1
+    assert set(seen) == {(task, source) for task in ("asr", "emotion") for source in ("speech", "text", "none")}
+    assert all(70 < count < 130 for count in seen.values())  # 100 expected of each
+
+
+def test_examples_are_a_function_of_seed_epoch_and_id(recipe: recipes.Recipe) -> None:
+    run = start(recipe, Console(quiet=True))
+    utterances = run.material.splits["train"].utterances
+    first, again = ([run.drawing("holistic", cut=True)(u, 1, 0) for u in order] for order in (utterances, utterances))
+    assert first == again
+    other = replace(run.drawing("holistic", cut=True), seed=4)
+    assert [other(u, 1, 0) for u in utterances] != first
+
+
+def test_dialogues_are_cut_at_varying_points(recipe: recipes.Recipe) -> None:
+    run = start(recipe, Console(quiet=True))
+    utterance = next(u for u in run.material.splits["train"].utterances if len(u.context) == 4)
+    drawing = replace(run.drawing("holistic", cut=True), weights={"dialogue": 1.0})
+    cuts = {(e.utterance.audio.name, len(e.context)) for e in (drawing(utterance, i, 0) for i in range(60)) if e}
+    assert cuts == {(utterance.audio.name, n) for n in (0, 2, 4)} | {("train-0.wav", n) for n in (0, 2)}
+    whole = replace(drawing, cut=False)(utterance, 0, 0)
+    assert whole is not None and whole.context == utterance.context
+
+
+def test_a_dialogue_that_is_cut_earlier_has_the_answer_of_that_turn(recipe: recipes.Recipe) -> None:
+    run = start(recipe, Console(quiet=True))
+    utterance = next(u for u in run.material.splits["train"].utterances if len(u.context) == 4)
+    drawing = replace(run.drawing("holistic", cut=True), weights={"dialogue": 1.0})
+    for ready in ({"responses": {"dialogue": "the end"}}, {"response": "the end", "category": "gender"}):
+        drawn = [e for e in (drawing(replace(utterance, **ready), i, 0) for i in range(60)) if e]
+        earlier = [e for e in drawn if "@" in e.utterance.id]
+        assert {e.target for e in earlier} == {"it does"} and not any(e.utterance.category for e in earlier)
+        assert {e.target for e in drawn if e not in earlier} == {"the end"}
+
+
+def test_a_stage_draws_what_its_tasks_can_use_and_as_often_as_it_says(tree: dict[str, Any]) -> None:
+    """An utterance of no use is in no batch, which would be smaller for it, or empty."""
+    (node,) = tree["data"]["train"]
+    lines = [json.loads(line) for line in Path(node["manifest"]).read_text().splitlines()]
+    nodes = []
+    for name, part, tasks in (("a", lines[:8], ["asr"]), ("b", lines[8:], None)):
+        file = Path(node["manifest"]).with_name(f"part-{name}.jsonl")
+        file.write_text("".join(json.dumps(line) + "\n" for line in part))
+        nodes.append({"manifest": str(file), "name": name, "tasks": tasks, "weight": 2.0})
+    tree["data"]["train"] = nodes
+    tree["stages"] = {
+        "joint": {**tree["stages"]["joint"], "tasks": {"gender": 1}},
+        "disentangle": {**tree["stages"]["disentangle"], "parts": {"a": 0.5}},
+    }
+    run = start(recipes.parse(tree), Console(quiet=True))
+    weights = {
+        stage: run.material.splits["train"].of_stage(node, run.drawing(stage, cut=True), training=True).tolist()
+        for stage, node in run.recipe.stages.items()
+    }
+    assert weights == {"joint": [0.0] * 8 + [2.0] * 4, "disentangle": [0.5] * 8 + [2.0] * 4}
+    side, node = run.material.splits["validation"], run.recipe.stages["disentangle"]
+    assert side.of_stage(node, run.drawing("disentangle", cut=False), training=False).tolist() == [1.0] * 5
+    tree["stages"]["joint"]["tasks"] = {"caption": 1}
+    tree["data"]["train"], tree["name"] = nodes[:1], "none"
+    with pytest.raises(ManifestError, match=r"stage 'joint': of the 8 utterances of 'train' none .*\(caption\)"):
+        start(recipes.parse(tree), Console(quiet=True))
+
+
+def test_a_batch_that_counts_nowhere_moves_nothing(recipe: recipes.Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no token to take a mean over, and what would be 0 / 0 is 0."""
+    run = start(recipe, Console(quiet=True))
+    run.module.begin("joint", 3)
+    alone = SimpleNamespace(reduce=lambda x, reduce_op: x)
+    trainer = SimpleNamespace(strategy=alone, world_size=1, global_rank=0, global_step=0)
+    monkeypatch.setattr(type(run.module), "trainer", trainer)
+    monkeypatch.setattr(run.module, "log", lambda *_, **__: None)
+    drawn = (run.drawing("joint", cut=True)(u, 0, 0) for u in run.material.splits["train"].utterances[:3])
+    batch = collate([run.targets.complete(example) for example in drawn if example], run.ear.read)
+    for counts in (True, False):
+        run.module.zero_grad()
+        loss = run.module.training_step(replace(batch, counts=counts), 0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert torch.isfinite(loss) and (loss > 0) == counts
+        moved = [bool(w.grad.any()) for w in run.module.learning() if w.grad is not None]
+        assert all(torch.isfinite(w.grad).all() for w in run.module.learning() if w.grad is not None)
+        assert any(moved) == counts
+
+
+def test_a_mended_recipe_begins_in_the_folder_of_one_that_could_not(tree: dict[str, Any], capsys: Any) -> None:
+    good = tree["data"]["train"]
+    tree["data"]["train"] = [{"manifest": "nowhere.jsonl"}]
+    with pytest.raises(MissingError, match="nowhere"):
+        start(recipes.parse(tree), Console(quiet=True))
+    tree["data"]["train"] = good
+    tree["stages"] = {"joint": {**tree["stages"]["joint"], "tasks": {"dialogue": 1}}}
+    lines = [json.loads(line) for line in Path(good[0]["manifest"]).read_text().splitlines()]
+    file = Path(good[0]["manifest"]).with_name("some.jsonl")
+    without = [{key: value for key, value in line.items() if key != "labels"} for line in lines[:5]]
+    file.write_text("".join(json.dumps(line) + "\n" for line in [*without, *lines[5:]]))
+    tree["data"]["train"] = [{"manifest": str(file)}]
+    tree["stages"]["joint"]["tasks"] = {"gender": 1}
+    start(recipes.parse(tree), Console(width=200))
+    assert "stage joint: 7 of 12 utterances of train serve its tasks" in capsys.readouterr().out
+    with pytest.raises(MissingError, match="init: there is no bundle runs/none"):
+        start(recipes.parse({**tree, "init": "runs/none"}), Console(quiet=True))
+
+
+def test_the_best_of_many_validations_is_kept_where_each_step_is_followed_by_one(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage of six steps gets worse and worse; its best checkpoint is the first."""
+    losses = iter([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+
+    def worse(self: SpeechLLM) -> None:
+        self.log("val/loss", next(losses))
+
+    monkeypatch.setattr(SpeechLLM, "on_validation_epoch_end", worse)
+    tree["stages"] = {"joint": {**tree["stages"]["joint"], "epochs": 3, "validations": 2, "batch": 12}}
+    best = train(start(recipes.parse(tree), Console(quiet=True)))
+    assert best and read_checkpoint(best)["global_step"] == 1
+
+
+@pytest.fixture
+def finished(write_recipe: Callable[..., str], tmp_path: Path) -> Path:
+    assert main(["fit", "--config", write_recipe()]) == 0
+    return tmp_path / "runs" / "tiny"
+
+
+def test_a_run_leaves_scores_and_a_bundle_that_answers(finished: Path, manifests: dict[str, Path], capsys: Any) -> None:
+    records = json.loads((finished / "evaluation" / "results.json").read_text())
+    assert {(r["task"], r["slots"]) for r in records} >= {
+        (task, slots) for task in ("asr", "gender", "emotion", "dialogue") for slots in ("both", "linguistic", "text")
+    }
+    assert all(r["n"] == 6 for r in records if r["task"] in ("asr", "gender"))
+    predictions = (finished / "evaluation" / "predictions.jsonl").read_text().splitlines()
+    assert len(predictions) == 6 * 4 * 4  # utterances, tasks, choices of slots
+    audio = str(manifests["test"].parent / "test-0.wav")
+    assert main(["chat", str(finished / "bundle"), "--once", "--audio", audio]) == 0
+    assert "answer" in capsys.readouterr().out
+    assert sorted(file.name for file in (finished / "bundle").iterdir()) == [
+        "README.md", "fingerprints.json", "recipe.yaml", "trained.safetensors",
+    ]  # fmt: skip
+
+
+def test_the_bundle_is_the_best_of_the_last_stage(finished: Path) -> None:
+    best = torch.load(finished / "stages" / "3-holistic" / "best.ckpt", weights_only=True)["state_dict"]
+    bundle = load_file(finished / "bundle" / "trained.safetensors")
+    assert set(best) == set(bundle)
+    assert all(torch.equal(best[name], value) for name, value in bundle.items())
+
+
+def test_every_stage_moves_the_adapters(finished: Path) -> None:
+    stages = [torch.load(file, weights_only=True)["state_dict"] for file in sorted(finished.glob("stages/*/best.ckpt"))]
+    assert len(stages) == 3
+    for before, after in pairwise(stages):
+        assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_bundle_refuses_another_llm(finished: Path, tiny_llm: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in Path(tiny_llm).iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    weights = load_file(other / "model.safetensors")
+    name = sorted(weights)[0]
+    weights[name][0] += 1
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BundleError, match="another llm"):
+        read_bundle(finished / "bundle", [f"llm.checkpoint={other}"])
+
+
+def test_another_recipe_does_not_go_on_in_the_same_folder(finished: Path, write_recipe: Callable[..., str]) -> None:
+    with pytest.raises(ConfigError, match="another recipe"):
+        start(recipes.load(write_recipe(seed=4)), Console(quiet=True))
+
+
+def test_a_run_goes_on_after_an_update_that_brought_an_option(finished: Path, write_recipe: Callable[..., str]) -> None:
+    """Its recipe says nothing of what did not exist then, which is the same as null."""
+    file = finished / "recipe.yaml"
+    kept = file.read_text()
+    file.write_text("".join(line for line in kept.splitlines(True) if line.strip() != "parts: null"))
+    assert file.read_text() != kept
+    start(recipes.load(write_recipe()), Console(quiet=True))
+
+
+def test_a_finished_run_started_again_only_prints_its_table(finished: Path, write_recipe: Callable[..., str]) -> None:
+    before = {file: file.stat().st_mtime_ns for file in finished.glob("stages/**/*") if file.is_file()}
+    assert main(["fit", "--config", write_recipe()]) == 0
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+KILL = """
+import os, signal, sys, torch
+torch.set_num_threads(int(sys.argv[3]))  # sums depend on it in their last bits
+from sottovoce.lightning_modules import speech_llm
+from sottovoce.cli.main import main
+step = speech_llm.SpeechLLM.training_step
+count = 0
+def killed(self, batch, number):
+    global count
+    count += 1
+    if count == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, number)
+speech_llm.SpeechLLM.training_step = killed
+main(["fit", "--config", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize(("every", "kills"), [(2, (4, 3, 5)), (3, (5, 4, 3))])
+def test_a_killed_run_ends_in_the_same_weights(
+    write_recipe: Callable[..., str], tmp_path: Path, every: int, kills: tuple[int, ...]
+) -> None:
+    """Killed in several stages, between checkpoints and after a validation; the weights are the same bit for bit."""
+    whole = write_recipe(runs=str(tmp_path / "whole"), checkpoint_every=every)
+    assert main(["fit", "--config", whole]) == 0
+    config = write_recipe(runs=str(tmp_path / "killed"), checkpoint_every=every)
+    codes = []
+    for at in kills:  # training steps since the last start
+        command = [sys.executable, "-c", KILL, config, str(at), str(torch.get_num_threads())]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+        codes.append(done.returncode)
+    assert codes == [-signal.SIGKILL] * 3, done.stderr
+    assert main(["fit", "--config", config]) == 0
+    for stage in ("1-joint", "2-disentangle", "3-holistic"):
+        ours, theirs = (
+            torch.load(tmp_path / name / "tiny" / "stages" / stage / "best.ckpt", weights_only=True)["state_dict"]
+            for name in ("whole", "killed")
+        )
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), stage

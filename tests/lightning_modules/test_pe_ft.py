@@ -1,0 +1,267 @@
+"""PE-FT from recipe to bundle: what is frozen keeps its bits, what learns is kept, the heads are not, runs resume."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial, partialmethod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from tests.conftest import EMOTIONS, WORDS, write_tone
+from tests.lightning_modules.test_curriculum import KILL
+from torch.utils.checkpoint import checkpoint
+
+from sottovoce.cli.main import main
+from sottovoce.config import recipe as recipes
+from sottovoce.data.batches import collate
+from sottovoce.errors import BundleError, ConfigError
+from sottovoce.lightning_modules.bundle import read_bundle
+from sottovoce.lightning_modules.curriculum import Run, start
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
+
+VALUES = {"gender": ["male", "female"], "emotion": list(EMOTIONS)}
+HEAD = {"layer": 1, "categories": VALUES}
+STAGE = {"tasks": {"dialogue": 1}, "trains": ["llm"], "lr": 1e-2, "epochs": 2, "batch": 4}
+LORA = {"method": "lora", "layers": "0", "rank": 2, "dropout": 0.1}
+
+
+def write_pairs(folder: Path, split: str, count: int) -> Path:
+    """Sentences whose right answer hangs on one attribute, each said with every value of it."""
+    lines = []
+    for i in range(count):
+        category = list(VALUES)[i % 2]
+        for value in VALUES[category]:
+            name = f"{split}-{i}-{value}.wav"
+            write_tone(folder / name, 0.4 + 0.1 * (i % 3), 100 + 60 * VALUES[category].index(value))
+            answers = {each: f"so you are {each}" for each in VALUES[category]}
+            lines.append(
+                {"id": name, "audio": name, "text": f"{WORDS[i % 4]} {split} {i}", "speaker": f"{split}-{value}",
+                 "labels": {category: value}, "category": category, "topic": "things", "answers": answers,
+                 "response": answers[value]}
+            )  # fmt: skip
+    manifest = folder / f"{split}.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return manifest
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
+    folder = tmp_path_factory.mktemp("pairs")
+    sizes = {"train": 4, "validation": 2, "test": 2}
+    return {split: [{"manifest": str(write_pairs(folder, split, n))}] for split, n in sizes.items()}
+
+
+@pytest.fixture
+def tuned(write_recipe: Callable[..., str], tree: dict[str, Any], pairs: dict[str, Any]) -> Callable[..., str]:
+    """Write a recipe with one stage in which the LLM learns; `tuning` and `adch` as said."""
+
+    def write(tuning: dict[str, Any], adch: dict[str, Any] | None = None, **changes: Any) -> str:
+        return write_recipe(
+            llm={**tree["llm"], "tuning": tuning},
+            adch=adch,
+            stages={"tune": STAGE},
+            data={"cache": tree["data"]["cache"], **pairs},
+            evaluation={"batch": 5, "max_new_tokens": 6, "slots": ["both"]},
+            **changes,
+        )
+
+    return write
+
+
+def opened(config: str) -> Run:
+    run = start(recipes.load(config), Console(quiet=True))
+    run.module.begin("tune", 10)
+    return run
+
+
+@pytest.mark.parametrize("method", ["lora", "weights"])
+@pytest.mark.parametrize("head", [None, HEAD])
+def test_only_what_was_named_has_changed(
+    tuned: Callable[..., str], tmp_path: Path, tiny_llm: str, method: str, head: dict[str, Any] | None
+) -> None:
+    """Adapters, encoder and every other weight of the LLM have the bits that they had; the named ones have moved."""
+    config = tuned({**LORA, "method": method}, head)
+    before = start(recipes.load(config), Console(quiet=True)).module
+    adapters = {name: value.clone() for name, value in before.adapters.state_dict().items()}
+    assert main(["fit", "--config", config]) == 0
+    bundle = tmp_path / "runs" / "tiny" / "bundle"
+    module = read_bundle(bundle)
+    assert all(torch.equal(value, adapters[name]) for name, value in module.adapters.state_dict().items())
+    base = load_file(Path(tiny_llm) / "model.safetensors")
+    now = {n.replace(".base_layer.", "."): v for n, v in module.llm.model.state_dict().items() if ".lora_" not in n}
+    moved = {name for name, value in base.items() if not torch.equal(value, now[name])}
+    linear = {n for n in base if n.startswith("model.layers.0.") and "proj" in n}
+    assert moved == (linear if method == "weights" else set())
+    kept = load_file(bundle / "trained.safetensors")
+    assert {name.split(".")[0] for name in kept} == {"adapters", "llm"}  # and no head
+    for name in module.llm.tuned:
+        assert "layers.0." in name
+        if ".lora_B." in name:
+            assert kept[f"llm.{name}"].any(), f"{name} has not moved"
+
+
+def test_a_bundle_answers_as_the_run_did(tuned: Callable[..., str], tmp_path: Path) -> None:
+    config = tuned(LORA, HEAD)
+    assert main(["fit", "--config", config]) == 0
+    folder = tmp_path / "runs" / "tiny"
+    run = opened(config)
+    module = read_bundle(folder / "bundle")
+    best = torch.load(folder / "stages" / "1-tune" / "best.ckpt", weights_only=True)["state_dict"]
+    run.module.load_trained(best, "best")
+    batch = collate([run.targets.complete(e) for e in _drawn(run)], run.ear.read)
+    run.module.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(module.loss(batch).per_row, run.module.loss(batch).per_row)
+
+
+def _drawn(run: Run) -> list[Any]:
+    drawing = run.drawing("tune", cut=False)
+    return [drawing(u, 0, 0) for u in run.material.splits["train"].utterances[:5]]
+
+
+@pytest.mark.parametrize("head", [None, HEAD])
+def test_the_loss_of_a_row_does_not_depend_on_its_batch(tuned: Callable[..., str], head: dict[str, Any] | None) -> None:
+    run = opened(tuned({**LORA, "layers": "all"}, head))
+    with torch.no_grad():
+        for name, weight in run.module.llm.named_parameters():
+            if name in run.module.llm.tuned:
+                weight.normal_(std=0.3)
+    run.module.eval()
+    examples = _drawn(run)
+    with torch.no_grad():
+        together = run.module.loss(collate(examples, run.ear.read))
+        alone = [run.module.loss(collate([e], run.ear.read)) for e in examples]
+    torch.testing.assert_close(together.per_row, torch.cat([a.per_row for a in alone]), rtol=1e-4, atol=1e-4)
+    if head:
+        watched = torch.cat([a.watched for a in alone if a.watched is not None])
+        torch.testing.assert_close(together.watched, watched, rtol=1e-4, atol=1e-4)
+
+
+def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
+    """Its means are those of the layer's output at the speech's positions, computed by transformers row by row."""
+    run = opened(tuned(LORA, {**HEAD, "layer": 0}))  # of the last layer, transformers shows what its final norm makes
+    module, examples = run.module.eval(), _drawn(run)
+    batch = collate(examples, run.ear.read)
+    with torch.no_grad():
+        watched = module.loss(batch).watched
+        for row, example in enumerate(examples):
+            silent = replace(example, sources=dict.fromkeys(example.sources, "none"))
+            words, heard = (_prompt(module, collate([e], run.ear.read), e) for e in (silent, example))
+            states = module.llm.model(inputs_embeds=heard[None], output_hidden_states=True).hidden_states[1][0]
+            starts = next(i for i, (a, b) in enumerate(zip(words, heard, strict=False)) if not torch.equal(a, b))
+            length = len(heard) - len(words)
+            speech = [starts + i for i in range(length) if i != 2]  # two soft tokens, a line break, the words
+            assert watched is not None
+            torch.testing.assert_close(watched[row], states[speech].mean(0), rtol=1e-3, atol=1e-4)
+
+
+def _prompt(module: SpeechLLM, batch: Any, example: Any) -> torch.Tensor:
+    from sottovoce.training.spoken_prompt import chat_of
+
+    return module.prompts(batch, [module.llm.chat.prompt(chat_of(example, module.slots))])[0]
+
+
+def _recomputing(layer: torch.nn.Module, x: torch.Tensor, call: Callable[..., Any], **knobs: Any) -> Any:
+    return checkpoint(partial(call, layer, **knobs), x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("hooks_within", [False, True])
+def test_recomputed_activations_give_the_same_gradients(
+    tuned: Callable[..., str], monkeypatch: pytest.MonkeyPatch, hooks_within: bool
+) -> None:
+    """Whether transformers recomputes a layer alone, as of late, or with the hooks on it, as before 5.21."""
+    gradients = []
+    for recompute in (False, True):
+        run = opened(
+            tuned({**LORA, "dropout": 0.0, "recompute": recompute and not hooks_within}, HEAD, name=f"re-{recompute}")
+        )
+        layer = type(run.module.llm.layers[0])
+        if recompute and hooks_within:
+            monkeypatch.setattr(layer, "__call__", partialmethod(_recomputing, call=layer.__call__))
+        torch.manual_seed(5)
+        for weight in run.module.learning():
+            torch.nn.init.normal_(weight, std=0.1)
+        examples = [run.drawing("tune", cut=False)(u, 0, 0) for u in run.material.splits["train"].utterances[:4]]
+        batch = collate([example for example in examples if example], run.ear.read)
+        out = run.module.loss(batch)
+        assert out.watched is not None
+        truth = [(str(e.utterance.category), e.utterance.labels[str(e.utterance.category)]) for e in batch.examples]
+        (out.total + run.module.adch.loss(out.watched, truth).category).backward()  # type: ignore[union-attr]
+        gradients.append([weight.grad.clone() for weight in run.module.learning() if weight.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 4
+    for kept, made in zip(*gradients, strict=True):
+        torch.testing.assert_close(made, kept)
+
+
+def test_the_head_moves_the_layers_below_it(tuned: Callable[..., str]) -> None:
+    """With a head of weight 1000 against one of weight 0, the same draws end elsewhere; without rows, nowhere."""
+    ends = {}
+    for weight in (0.0, 1000.0):
+        run = opened(tuned(LORA, {**HEAD, "weight": weight}, name=f"w{weight:g}"))
+        config = run.recipe
+        assert config.adch and config.adch.weight == weight
+        from sottovoce.lightning_modules.curriculum import train
+
+        train(run)
+        ends[weight] = {name: run.module.get_parameter(f"llm.{name}").clone() for name in run.module.llm.tuned}
+    assert any(not torch.equal(ends[0.0][name], ends[1000.0][name]) for name in ends[0.0])
+
+
+def test_a_killed_run_ends_in_the_same_weights(tuned: Callable[..., str], tmp_path: Path) -> None:
+    whole = tuned(LORA, HEAD, runs=str(tmp_path / "whole"))
+    assert main(["fit", "--config", whole]) == 0
+    config = tuned(LORA, HEAD, runs=str(tmp_path / "killed"))
+    command = [sys.executable, "-c", KILL, config, "4", str(torch.get_num_threads())]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert main(["fit", "--config", config]) == 0
+    ours, theirs = (load_file(tmp_path / n / "tiny" / "bundle" / "trained.safetensors") for n in ("whole", "killed"))
+    assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_run_may_begin_from_a_bundle_whose_llm_was_frozen(
+    tuned: Callable[..., str], write_recipe: Callable[..., str], tmp_path: Path
+) -> None:
+    assert main(["fit", "--config", write_recipe(name="aligned")]) == 0
+    bundle = tmp_path / "runs" / "aligned" / "bundle"
+    run = start(recipes.load(tuned(LORA, init=str(bundle))), Console(quiet=True))
+    kept = load_file(bundle / "trained.safetensors")
+    ours = run.module.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in kept.items())
+    with pytest.raises(BundleError, match="on one side only"):
+        run.module.load_trained(kept, "bundle")  # as a result of this recipe it would lack what was tuned
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"llm.tuning.layers": "0-7"}, r"layers 0-1"),
+        ({"llm.tuning.targets": ["query"]}, r"no linear map.*'query'"),
+        ({"llm.tuning.method": "frozen"}, r"a stage trains `llm`: say what of it learns"),
+        ({"stages.tune.trains": ["linguistic"]}, r"no stage has `llm` in `trains`"),
+        ({"llm.tuning.layers": "auto"}, r"layers: auto needs llm\.tuning\.analysis"),
+        ({"llm.tuning.layers": "auto", "llm.tuning.analysis": "none.json"}, r"llm\.tuning\.analysis: .*none\.json"),
+        ({"adch.layer": 9}, r"adch\.layer: 9.*0-1"),
+        ({"adch.categories.gender": []}, r"adch\.categories: name at least one"),
+        ({"llm.tuning.rank": 0}, r"rank must be at least 1"),
+    ],
+)
+def test_what_makes_no_sense_is_told(tuned: Callable[..., str], changes: dict[str, Any], told: str) -> None:
+    overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    with pytest.raises(ConfigError, match=told):
+        start(recipes.load(tuned(LORA, HEAD), overrides), Console(quiet=True))
+
+
+def test_auto_takes_what_the_analysis_found(tuned: Callable[..., str], tmp_path: Path) -> None:
+    found = {"layers": 2, "paralinguistic": [0, 0], "semantic": [1, 1], "rule": "as written here", "curves": {}}
+    (tmp_path / "layers.json").write_text(json.dumps(found))
+    config = tuned({**LORA, "layers": "auto", "analysis": str(tmp_path / "layers.json")})
+    assert recipes.load(config).llm.tuning.layers == "0-1"

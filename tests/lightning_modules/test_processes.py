@@ -1,0 +1,180 @@
+"""Several processes and ZeRO, on CPU: they train what one process trains, and go on with each other's checkpoints."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from sottovoce.cli.main import main
+from sottovoce.config import recipe as recipes
+from sottovoce.errors import ConfigError, MissingError
+from sottovoce.lightning_modules.curriculum import _consumed, read_trained
+from sottovoce.lightning_modules.distributed import check_trainer, trainer_arguments
+
+STAGES = ("1-joint", "2-disentangle", "3-holistic")
+STRATEGIES = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
+NEAR = 1e-5
+WORKER = Path(__file__).parents[1] / "helpers" / "many_processes.py"
+Jobs = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path, tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path]) -> str:
+    """The tiny recipe of conftest.py, with as little scoring as there can be.
+
+    Without what differs between processes (dropout), or grows from rounding: Adam divides gradients by their own size,
+    be they noise or not. Beside an `eps` of 1 it takes them as they are, and its moments are still what it needs.
+    """
+    from tests.conftest import tiny_tree
+
+    tree = tiny_tree(tiny_llm, tiny_whisper, manifests, folder)
+    tree["slots"]["paralinguistic"]["adapter"]["dropout"] = 0.0
+    for stage in tree["stages"].values():
+        stage |= {"lr": 2e-4, "eps": 1.0}
+    tree["evaluation"] = {"batch": 5, "max_new_tokens": 2, "limit": 1, "tasks": ["asr"], "slots": ["both"]}
+    file = folder / "recipe.yaml"
+    file.write_text(OmegaConf.to_yaml(tree))
+    return str(file)
+
+
+def job(name: str, strategy: str, kill: int | None = None) -> dict[str, Any]:
+    """A run in two processes, with half the batch each."""
+    batches = [f"stages.{stage.split('-')[1]}.batch=2" for stage in STAGES]
+    return {"overrides": [f"name={name}", f"trainer.strategy={strategy}", "trainer.devices=2", *batches], "kill": kill}
+
+
+def launch(config: str, jobs: Jobs, *, torchrun: bool) -> subprocess.CompletedProcess[str]:
+    """Two processes: started by torchrun, as on a cluster, or by Lightning, as on one machine."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if torchrun else []
+    command = [sys.executable, *start, str(WORKER), config, json.dumps(jobs)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1])}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path, config: str) -> Iterator[Path]:
+    """`one`: in this process. Of two processes, each strategy; and one of ZeRO's stage 3 that is killed in stage 2."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert main(["fit", "--config", config, "name=one"]) == 0
+    jobs = [*(job(strategy, strategy) for strategy in STRATEGIES), job("killed", "deepspeed_stage_3", kill=11)]
+    done = launch(config, jobs, torchrun=True)
+    assert "SIGKILL" in done.stderr or "-9" in done.stderr, done.stderr[-4000:]
+    yield folder / "runs"
+    torch.set_num_threads(threads)
+
+
+def difference(one: Path, other: Path, stage: str) -> float:
+    """The largest between two weights of the stage's best checkpoints, which have the same names."""
+    ours, theirs = (read_trained(run / "stages" / stage / "best.ckpt") for run in (one, other))
+    assert list(ours) == list(theirs)
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def scores(run: Path, stage: str) -> dict[str, float]:
+    told: dict[str, float] = json.loads((run / "stages" / stage / "done.json").read_text())
+    return {key: told[key] for key in ("steps", "batch", "trainable", "val/loss", "train/loss")}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_train_what_one_trains(runs: Path, strategy: str, stage: str) -> None:
+    assert difference(runs / "one", runs / strategy, stage) < NEAR
+    assert scores(runs / strategy, stage) == pytest.approx(scores(runs / "one", stage), rel=1e-5)
+    index = STAGES.index(stage)
+    if index:  # they have moved, and by more than that
+        before, after = (read_trained(runs / strategy / "stages" / STAGES[i] / "best.ckpt") for i in (index - 1, index))
+        assert max(float((before[name] - after[name]).abs().max()) for name in before) > 1e-5
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_checkpoints_and_bundles_hold_what_was_trained(runs: Path, strategy: str) -> None:
+    best = read_trained(runs / strategy / "stages" / STAGES[-1] / "best.ckpt")
+    assert best and all(name.startswith("adapters.") for name in best)
+    bundle = load_file(runs / strategy / "bundle" / "trained.safetensors")
+    assert all(torch.equal(best[name], value) for name, value in bundle.items()) and set(best) == set(bundle)
+    assert json.loads((runs / strategy / "evaluation" / "results.json").read_text())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_adamw_finds_its_moments_as_it_would_have_written_them(runs: Path, strategy: str) -> None:
+    ours, theirs = (
+        torch.load(runs / name / "stages" / STAGES[0] / "last.ckpt", weights_only=True) for name in (strategy, "one")
+    )
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1)) for _ in theirs["state_dict"]])
+    optimizer.load_state_dict(ours["optimizer_states"][0])
+    mine, its = (kept["optimizer_states"][0]["state"] for kept in (ours, theirs))
+    assert list(mine) == list(its)
+    for number, state in its.items():
+        assert float(mine[number]["step"]) == float(state["step"]) > 0
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert mine[number][key].shape == state[key].shape
+            assert (mine[number][key] - state[key]).norm() < 1e-4 * state[key].norm()
+
+
+def test_a_killed_run_goes_on_in_one_process_or_two_under_any_strategy(runs: Path, config: str) -> None:
+    killed = runs / "killed" / "stages" / STAGES[1]
+    assert (killed / "last.ckpt").is_file() and not (killed / "done.json").is_file()
+    for name in ("two", "other"):
+        shutil.copytree(runs / "killed", runs / name)
+        recipe = runs / name / "recipe.yaml"
+        recipe.write_text(recipe.read_text().replace("name: killed", f"name: {name}"))
+    done = launch(config, [job("two", "deepspeed_stage_3"), job("other", "deepspeed_stage_1")], torchrun=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert main(["fit", "--config", config, "name=killed"]) == 0
+    for stage in STAGES[1:]:
+        assert difference(runs / "deepspeed_stage_3", runs / "two", stage) == 0  # to the bit
+        assert difference(runs / "deepspeed_stage_3", runs / "other", stage) < NEAR
+        assert difference(runs / "deepspeed_stage_3", runs / "killed", stage) < NEAR
+
+
+def test_a_stage_does_not_go_on_with_other_batches(tmp_path: Path) -> None:
+    file = tmp_path / "last.ckpt"
+    loops = {"fit_loop": {"epoch_loop.batch_progress": {"current": {"processed": 3}}}}
+    torch.save({"batch": 48, "loops": loops}, file)
+    assert _consumed(file, 48) == 3
+    with pytest.raises(ConfigError, match=r"begun with 48 utterances a step.*with 24.*batch"):
+        _consumed(file, 24)
+
+
+def test_what_deepspeed_cannot_do_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"32-true or bf16-mixed, found '16-mixed'.*llm.dtype"):
+        trainer_arguments({"strategy": "deepspeed", "precision": "16-mixed"})
+
+
+@pytest.mark.parametrize(("name", "meant"), [("deepspeed_stage_4", r"deepspeed_stage_\d"), ("dpp", "ddp")])
+def test_a_dry_run_knows_strategies(
+    name: str, meant: str, write_recipe: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", write_recipe(), "--dry-run", f"trainer.strategy={name}"]) == 2
+    assert re.search(rf"no strategy '{name}'. Did you mean '{meant}'\?", capsys.readouterr().err)
+
+
+def test_without_deepspeed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(MissingError, match="pip install deepspeed"):
+        trainer_arguments({"strategy": "deepspeed_stage_2"})
+
+
+def test_sharded_weights_cannot_train_all(tree: dict[str, Any], write_recipe: Callable[..., str]) -> None:
+    stages = {name: {**node, "trains": ["llm"], "err": None} for name, node in tree["stages"].items()}
+    changes = {"trainer": {"strategy": "deepspeed_stage_3"}, "stages": stages}
+    llm = {**tree["llm"], "tuning": {"method": "weights"}}
+    with pytest.raises(ConfigError, match="deepspeed_stage_3 adapters and LoRA can train, but not"):
+        check_trainer(recipes.load(write_recipe(**changes, llm=llm)))
+    check_trainer(recipes.load(write_recipe(**changes, llm={**llm, "tuning": {"method": "lora"}})))

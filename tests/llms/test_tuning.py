@@ -1,0 +1,158 @@
+"""What is unfrozen: exactly the named linear maps of the named layers, in every family, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.helpers.families import FAMILIES, save_family
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from sottovoce.errors import ConfigError
+from sottovoce.llms.causal_lm import CausalLLM, Watch, places
+from sottovoce.llms.chat_template import ChatTurn, Placeholder
+from sottovoce.llms.tuning import Tuning, layer_numbers, target_names, tune
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: save_family(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
+
+
+def bare(folder: Path) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model
+
+
+def opened(folder: Path, tuning: Tuning | None = None) -> CausalLLM:
+    torch.manual_seed(0)
+    llm = CausalLLM(str(folder), "float32", tuning=tuning)
+    llm.load()
+    return llm
+
+
+@pytest.mark.parametrize(
+    ("layers", "numbers"),
+    [("0-2", [0, 1, 2]), ("1", [1]), ("0, 2-3", [0, 2, 3]), ("all", [0, 1, 2, 3]), ("3,0", [0, 3]), ("1-2,2", [1, 2])],
+)
+def test_ranges(layers: str, numbers: list[int]) -> None:
+    assert layer_numbers(layers, 4) == numbers
+
+
+@pytest.mark.parametrize("layers", ["4", "0-4", "2-1", "", "a", "0-", "-1", "1;2", "0,,1"])
+def test_a_range_that_matches_nothing_says_what_there_is(layers: str) -> None:
+    with pytest.raises(ConfigError, match=r"llm\.tuning\.layers.*(layers 0-3|write 0-14)"):
+        layer_numbers(layers, 4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_targets_are_the_linear_maps_of_the_layer_and_no_others(family: str, folders: dict[str, Path]) -> None:
+    model = bare(folders[family])
+    names = target_names(model, "1", ("all",))
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert set(names) == {name for name in linear if name.startswith("model.layers.1.")} and len(names) >= 4
+    assert target_names(model, "0", ("down_proj",)) == ["model.layers.0.mlp.down_proj"]
+    assert target_names(model, "0", ("self_attn.o_proj",)) == ["model.layers.0.self_attn.o_proj"]
+
+
+def test_an_unknown_target_is_told_with_the_nearest(folders: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"'q_porj'.*Did you mean 'q_proj'.*v_proj"):
+        target_names(bare(folders["qwen2"]), "0", ("q_porj",))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["lora", "weights"])
+def test_only_what_is_named_is_unfrozen(family: str, method: str, folders: dict[str, Path]) -> None:
+    model = bare(folders[family])
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    names = tune(model, Tuning(method, "0", ("all",), rank=2))  # type: ignore[arg-type]
+    assert names and all(name.startswith("model.layers.0.") for name in names)
+    if method == "weights":
+        assert set(names) <= set(before)
+    else:
+        assert all(".lora_" in name for name in names)
+        kept = {n.replace(".base_layer.", "."): w for n, w in model.named_parameters() if ".lora_" not in n}
+        assert set(kept) == set(before) and all(torch.equal(kept[name], before[name]) for name in before)
+
+
+def test_lora_changes_nothing_before_it_learns_and_can_be_switched_off_after(folders: dict[str, Path]) -> None:
+    plain, tuned = opened(folders["llama3"]), opened(folders["llama3"], Tuning("lora", "0", ("all",), rank=2))
+    ids = torch.arange(3, 15)[None]
+    expected = plain.model(input_ids=ids).logits
+    assert torch.equal(tuned.model(input_ids=ids).logits, expected)
+    tuned.learn(True)
+    with torch.no_grad():
+        for weight in tuned.parameters():
+            if weight.requires_grad:
+                weight.add_(0.1)
+    assert not torch.allclose(tuned.model(input_ids=ids).logits, expected, atol=1e-3)
+    with tuned.untuned():
+        assert torch.equal(tuned.model(input_ids=ids).logits, expected)
+    assert not torch.allclose(tuned.model(input_ids=ids).logits, expected, atol=1e-3)
+    assert {name for name, weight in tuned.named_parameters() if weight.requires_grad} == set(tuned.tuned)
+    assert plain.fingerprint() == tuned.fingerprint() == tuned.frozen_fingerprint()
+
+
+def test_fingerprints_tell_the_checkpoint_from_what_was_trained(folders: dict[str, Path]) -> None:
+    plain, tuned = opened(folders["qwen2"]), opened(folders["qwen2"], Tuning("weights", "1", ("q_proj",)))
+    frozen = tuned.frozen_fingerprint()
+    with torch.no_grad():
+        tuned.get_parameter(next(name for name in tuned.tuned if name.endswith("weight"))).add_(1.0)
+    assert tuned.fingerprint() == plain.fingerprint() and tuned.frozen_fingerprint() == frozen
+    with torch.no_grad():
+        tuned.layers[0].mlp.up_proj.weight.add_(1.0)  # type: ignore[operator, union-attr]
+    assert tuned.frozen_fingerprint() != frozen
+    with pytest.raises(ConfigError, match="ready ones"), tuned.untuned():
+        pass
+
+
+def test_weights_want_float32(folders: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"llm\.dtype=float32"):
+        CausalLLM(str(folders["qwen2"]), "bfloat16", tuning=Tuning("weights", "0"))
+
+
+def test_lora_learns_in_float32_beside_bfloat16(folders: dict[str, Path]) -> None:
+    llm = CausalLLM(str(folders["qwen2"]), "bfloat16", tuning=Tuning("lora", "0", rank=2))
+    llm.load()
+    llm.learn(True)
+    assert {w.dtype for w in llm.parameters() if w.requires_grad} == {torch.float32}
+    prompt = llm.embed(llm.chat.prompt([ChatTurn("user", ("hello",))]), {})
+    llm.loss([prompt], [[5, 6]]).total.backward()
+    grads = [w.grad for w in llm.parameters() if w.requires_grad]
+    assert all(g is not None and torch.isfinite(g).all() for g in grads) and any(
+        g.any() for g in grads if g is not None
+    )
+
+
+@pytest.mark.parametrize("knobs", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}])
+def test_numbers_that_make_no_sense(knobs: dict[str, float], folders: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"rank must be at least 1"):
+        tune(bare(folders["qwen2"]), Tuning("lora", "0", **knobs))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_watched_is_the_mean_of_the_layers_output(family: str, folders: dict[str, Path]) -> None:
+    """Against transformers' own hidden states of each row alone; and it does not depend on batch mates."""
+    llm = opened(folders[family])
+    torch.manual_seed(1)
+    fills = {name: torch.randn(length, llm.dim) * 0.1 for name, length in (("a", 3), ("b", 7), ("c", 40))}
+    chats = [llm.chat.prompt([ChatTurn("user", ("so: ", Placeholder(name), " well"))]) for name in fills]
+    prompts = [llm.embed(chat, fills) for chat in chats]
+    rows = [list(places(chat, fills)[name]) for chat, name in zip(chats, fills, strict=True)]
+    for (name, fill), prompt, row in zip(fills.items(), prompts, rows, strict=True):
+        assert torch.equal(prompt[row], fill), name
+    responses = [[5, 6, 7], [8], [9, 10]]
+    together = llm.loss(prompts, responses, watch=Watch(0, rows)).watched
+    assert together is not None and together.shape == (3, llm.dim)
+    for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        states = llm.model(inputs_embeds=prompt[None], output_hidden_states=True).hidden_states[1][0]
+        torch.testing.assert_close(together[i], states[row].mean(0), rtol=1e-4, atol=1e-5)
+    alone = llm.loss(prompts[1:2], responses[1:2], watch=Watch(0, rows[1:2])).watched
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_without_positions_has_a_mean_of_zeros(folders: dict[str, Path]) -> None:
+    llm = opened(folders["qwen2"])
+    prompt = llm.embed(llm.chat.prompt([ChatTurn("user", ("hello",))]), {})
+    watched = llm.loss([prompt], [[5]], watch=Watch(1, [[]])).watched
+    assert watched is not None and not watched.any()

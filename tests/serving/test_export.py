@@ -1,0 +1,180 @@
+"""A run's result in its checkpoint's own format: plain transformers opens it, and says what the run says."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tests.helpers.audio_llms import (
+    KINDS,
+    Native,
+    batch,
+    chat,
+    clips,
+    close,
+    native_chat,
+    our_logits,
+    ours,
+)
+from tests.helpers.families import CHATML
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sottovoce.audio_llm_layouts import shards
+from sottovoce.cli.main import main
+from sottovoce.errors import ConfigError, SottovoceError
+from sottovoce.lightning_modules.bundle import write_bundle
+from sottovoce.lightning_modules.speech_llm import SpeechLLM, answers
+from sottovoce.serving.export import export, merged
+
+EVERY = pytest.mark.parametrize("kind", KINDS)
+WAVES = clips(23_456, 8_000)
+MERGED = 1e-4  # (W + BA)x is summed in another order than Wx + B(Ax)
+LORA = {"method": "lora", "layers": "0-1", "rank": 4}
+
+
+def tuned(kind: str, folder: Path, **tuning: Any) -> SpeechLLM:
+    """A module in which everything that can learn has changed."""
+    llm = {"checkpoint": str(folder), "dtype": "float32", "tuning": tuning}
+    stages = {"sft": {"tasks": {"asr": 1}, "lr": 1e-4, "trains": ["audio", "encoder", "llm"]}}
+    module = ours(kind, folder, llm=llm, stages=stages)
+    return disturbed(module)
+
+
+def disturbed(module: SpeechLLM) -> SpeechLLM:
+    with torch.no_grad():
+        torch.manual_seed(5)
+        for weight in module.trained().values():
+            weight += 0.1 * torch.randn(weight.shape)
+    return module
+
+
+def native_logits(kind: str, folder: Path) -> list[torch.Tensor]:
+    return Native(kind, folder).logits(WAVES, [native_chat(0), native_chat(1)])
+
+
+@EVERY
+@pytest.mark.parametrize("tuning", [LORA, {"method": "weights", "layers": "1-2", "targets": ["o_proj", "mlp.up_proj"]}])
+def test_the_native_class_opens_it_and_agrees(
+    kind: str, tuning: dict[str, Any], checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """Tower, projector and LLM trained: 1e-5 for weights that trained themselves, 1e-4 for LoRA, which is merged."""
+    module = tuned(kind, checkpoints[kind], **tuning)
+    expected = our_logits(module, WAVES, [chat(0), chat(1)])
+    before = native_logits(kind, checkpoints[kind])
+    told = export(module, tmp_path / "out")
+    assert told == [f"{tmp_path / 'out'}: llm, encoder, adapters.audio, as {checkpoints[kind]} has them"]
+    close(native_logits(kind, tmp_path / "out"), expected, MERGED if tuning is LORA else 1e-5)
+    assert max(float((a - b).abs().max()) for a, b in zip(expected, before, strict=True)) > 0.1
+    close(our_logits(module, WAVES, [chat(0), chat(1)]), expected)  # the module itself is as it was
+
+
+@EVERY
+def test_a_run_can_begin_from_what_was_exported(kind: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    module = tuned(kind, checkpoints[kind], **LORA)
+    export(module, tmp_path / "out")
+    again = ours(kind, tmp_path / "out")
+    found = our_logits(again, WAVES, [chat(0), chat(1)])
+    close(found, native_logits(kind, tmp_path / "out"), MERGED)
+    close(found, our_logits(module, WAVES, [chat(0), chat(1)]), MERGED)
+
+
+@EVERY
+def test_files_and_whatever_was_not_trained_stay_as_they_were(
+    kind: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    source, out = checkpoints[kind], tmp_path / "out"
+    export(ours(kind, source), out)
+    assert {file.name for file in out.iterdir()} == {file.name for file in source.iterdir()}
+    for file in source.iterdir():
+        if file.suffix != ".safetensors":
+            assert (out / file.name).read_bytes() == file.read_bytes(), file.name
+    for file in shards(source):
+        before, after = load_file(file), load_file(out / file.name)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_tensors_keep_the_dtype_of_their_checkpoint(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    source = tmp_path / "bf16"
+    shutil.copytree(checkpoints["qwen2_audio"], source)
+    KINDS["qwen2_audio"][2].from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
+    module = tuned("qwen2_audio", source, **LORA)
+    export(module, tmp_path / "out")
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}
+        name = "model.layers.0.self_attn.q_proj.weight"
+        written = file.get_tensor(f"language_model.{name}")
+    torch.testing.assert_close(written, merged(module.llm.model)[name].bfloat16(), rtol=0, atol=0)
+
+
+def test_a_composed_model_exports_its_llm(
+    tiny_llm: str, tiny_whisper: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command, from a bundle. Speech adapters have no place in a text model's folder, and it says so."""
+    tree = {
+        "name": "composed",
+        "encoder": {"type": "whisper", "checkpoint": tiny_whisper},
+        "llm": {"checkpoint": tiny_llm, "dtype": "float32", "tuning": LORA},
+        "slots": {"audio": {"adapter": {"type": "frame_stacking_mlp", "hidden": 8}, "text": "transcript"}},
+        "stages": {"sft": {"tasks": {"asr": 1}, "lr": 1e-4, "trains": ["audio", "llm"]}},
+    }
+    module = SpeechLLM(tree)
+    module.configure_model()
+    disturbed(module).eval()
+    bundle = write_bundle(tmp_path / "bundle", module, [])
+    assert main(["export", str(bundle), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "out: llm, as" in told
+    assert "no place for it: encoder" in told and "no place for it: adapters.audio" in told
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.chat_template == CHATML
+    ids = torch.tensor([tokenizer("Repeat what you hear, please.")["input_ids"]])
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, module.llm.model(ids).logits, atol=1e-5, rtol=1e-5)
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {file.name for file in Path(tiny_llm).iterdir()}
+    generation = [
+        json.loads((Path(folder) / "generation_config.json").read_text()) for folder in (tiny_llm, tmp_path / "out")
+    ]
+    assert generation[0] == generation[1]  # not our greedy one
+
+
+def test_a_foreign_adapter_stays_in_the_bundle(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    source = checkpoints["thinker"]
+    slots = {"audio": {"adapter": {"type": "frame_stacking_mlp", "hidden": 8}, "text": "transcript"}}
+    (written, left) = export(ours("thinker", source, slots=slots), tmp_path / "out")
+    assert ": llm, encoder, as" in written and "adapters.audio (it stays in the bundle)" in left
+
+
+def test_nothing_is_overwritten(
+    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="something already"):
+        export(ours("thinker", checkpoints["thinker"]), tmp_path)
+    assert main(["export", str(tmp_path / "no-bundle"), "--out", str(tmp_path)]) == 2
+    assert "something already" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_weight_without_a_place_is_an_error(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    module = ours("thinker", checkpoints["thinker"])
+    module.encoder.encoder.register_buffer("stray", torch.zeros(3))  # type: ignore[union-attr]
+    with pytest.raises(SottovoceError, match=r"no place for 1 weights.*audio_tower\.stray"):
+        export(module, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_answers_are_the_same_after_a_way_through_bundle_and_export(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    module = tuned("qwen2_audio", checkpoints["qwen2_audio"], **LORA)
+    bundle = write_bundle(tmp_path / "bundle", module, [])
+    assert main(["export", str(bundle), "--out", str(tmp_path / "out")]) == 0
+    asked = batch(WAVES), [chat(0), chat(1)], 5
+    assert answers(ours("qwen2_audio", tmp_path / "out"), *asked) == answers(module, *asked)
