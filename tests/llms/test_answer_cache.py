@@ -11,7 +11,7 @@ from sottovoce.llms import answer_cache
 from sottovoce.llms.answer_cache import KeptAnswers
 from sottovoce.llms.engines import Chat, Engine, Failure
 
-from .test_engines import chat
+from tests.llms.test_engines import chat
 
 
 class Parrot(Engine):

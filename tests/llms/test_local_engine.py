@@ -13,7 +13,7 @@ from sottovoce.llms.chat_template import ChatTurn
 from sottovoce.llms.engines import ENGINES, Cut, LocalEngine, Sampling
 from sottovoce.llms.openai_engine import OpenAIEngine
 
-from .test_engines import chat
+from tests.llms.test_engines import chat
 
 
 def test_a_device_that_is_none_is_told_before_weights_are_read() -> None:
