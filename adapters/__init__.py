@@ -1,8 +1,8 @@
 """Trainable bridges from speech frames to the embedding space of a frozen LLM, one file an adapter."""
 
-from sottovoce.adapters.base import ADAPTERS, Adapter, small_at_first
+from sottovoce.adapters.base import ADAPTERS, Adapter, init_small
 
-__all__ = ["ADAPTERS", "Adapter", "small_at_first"]
+__all__ = ["ADAPTERS", "Adapter", "init_small"]
 
 from sottovoce.adapters import (  # noqa: F401  (importing a module registers it)
     checkpoint_projector,

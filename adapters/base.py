@@ -25,7 +25,7 @@ class Adapter(nn.Module, ABC):
         """
 
 
-def small_at_first(last: nn.Linear, std: float = 0.03) -> nn.Linear:
+def init_small(last: nn.Linear, std: float = 0.03) -> nn.Linear:
     """Let an adapter's last layer begin with outputs as small as an LLM's word embeddings (0.01-0.06 for most).
 
     With PyTorch's own initialisation they are ten times larger, drown what the LLM's layers add to them, and take

@@ -5,7 +5,7 @@ from torch import nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from sottovoce.adapters import ADAPTERS, Adapter, small_at_first
+from sottovoce.adapters import ADAPTERS, Adapter, init_small
 from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
 
@@ -58,7 +58,7 @@ class EmotionAligned(Adapter):
         self.dropout = nn.Dropout(dropout)
         self.rotary = LlamaRotaryEmbedding(config)
         self.transformer = LlamaDecoderLayer(config, layer_idx=0)
-        self.project = small_at_first(nn.Linear(width, d_llm))
+        self.project = init_small(nn.Linear(width, d_llm))
 
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, ceil(frames / stride), d_llm)."""

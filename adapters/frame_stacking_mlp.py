@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from sottovoce.adapters import ADAPTERS, Adapter, small_at_first
+from sottovoce.adapters import ADAPTERS, Adapter, init_small
 from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
 
@@ -27,9 +27,7 @@ class FrameStackingMLP(Adapter):
             if value < 1:
                 raise ConfigError(f"frame_stacking_mlp: {knob} must be at least 1, got {value}")
         self.stack = stack
-        self.mlp = nn.Sequential(
-            nn.Linear(d_audio * stack, hidden), nn.ReLU(), small_at_first(nn.Linear(hidden, d_llm))
-        )
+        self.mlp = nn.Sequential(nn.Linear(d_audio * stack, hidden), nn.ReLU(), init_small(nn.Linear(hidden, d_llm)))
 
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, frames // stack, d_llm)."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sottovoce.adapters import ADAPTERS, Adapter, small_at_first
+from sottovoce.adapters import ADAPTERS, Adapter, init_small
 from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
 
@@ -50,7 +50,7 @@ class PooledSoftPrompt(Adapter):
             nn.TransformerEncoderLayer(d_audio, heads, feedforward, dropout, batch_first=True, norm_first=True)
             for _ in range(layers)
         )
-        self.project = small_at_first(nn.Linear(d_audio, d_llm))
+        self.project = init_small(nn.Linear(d_audio, d_llm))
 
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, tokens, d_llm)."""

@@ -3,7 +3,7 @@
     python benchmarks/million_lines.py --lines 1000 1000000
 
 Lines name a hundred clips of a second over and over, so that what is measured is the manifest and not the disk
-(`data.checks: during`). Memory is what the process has taken more at most, so shorter
+(`data.validate: lazy`). Memory is what the process has taken more at most, so shorter
 manifests come first.
 """
 
@@ -20,9 +20,9 @@ import soundfile
 import torch
 
 from sottovoce.data.audio import load_audio
-from sottovoce.data.batches import CheckedWhenDrawn
-from sottovoce.data.examples import Drawing
-from sottovoce.data.lazy_batch_sampler import LongSampler
+from sottovoce.data.batches import LazyExamples
+from sottovoce.data.examples import ExampleSampler
+from sottovoce.data.lazy_batch_sampler import LazyBatchSampler
 from sottovoce.data.lazy_manifest import Lines
 from sottovoce.data.path_policy import Root
 from sottovoce.data.tasks import TASKS
@@ -65,12 +65,12 @@ def measured(path: Path, count: int) -> str:
     """A row of the table."""
     tasks = {name: TASKS.build({"type": name}) for name in ("asr", "emotion")}
     slots = {"linguistic": "transcript"}
-    drawing = Drawing(tasks, dict.fromkeys(tasks, 1.0), slots, frozenset(slots), None, 0, "joint")
+    drawing = ExampleSampler(tasks, dict.fromkeys(tasks, 1.0), slots, frozenset(slots), None, 0, "joint")
     before, wall, cpu = peak(), time.perf_counter(), time.process_time()
     choices = {"emotion": EMOTIONS, "gender": ("male", "female"), "pitch": ("low", "normal", "high")}
     lines = Lines(path, choices, Root(path.parent))
-    sampler = LongSampler(lines.seconds, np.ones(count, np.float32), BATCH, 3, seed=0)
-    data = CheckedWhenDrawn(
+    sampler = LazyBatchSampler(lines.seconds, np.ones(count, np.float32), BATCH, 3, seed=0)
+    data = LazyExamples(
         lines, drawing, 1, lambda example: example, lambda clip: torch.from_numpy(load_audio(clip)), skip=False
     )
     order = iter(sampler)

@@ -27,7 +27,7 @@ def told(data: Path, runs: Path, rows: dict[str, list[Row]], part: int) -> Answe
     overrides = [
         f"data.{side}={_source(runs / f'age-{side}-{part}.jsonl', data, of_side)}" for side, of_side in sides.items()
     ]
-    fit(str(CONFIG), [*overrides, f"runs={runs}", f"name=age-{part}", f"seed={part}"])
+    fit(str(CONFIG), [*overrides, f"output_dir={runs}", f"name=age-{part}", f"seed={part}"])
     said = read_predictions(runs / f"age-{part}" / "evaluation")
     return Answers(AGE, TOLD, part, None, tuple(said))
 

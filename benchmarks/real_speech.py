@@ -37,7 +37,7 @@ from rich.progress import track
 from speaker_scores import BASELINE, TRAINED, UNTRAINED, Answers, results_of, write
 from speakers import ACTORS, CHILDREN, DIGITS, OTHERS, PARTS, Row, Task, read, tasks_of, tested_in, watched_of
 
-from sottovoce.cli.main import quiet
+from sottovoce.cli.main import silence_libraries
 from sottovoce.config.best_rq import load
 from sottovoce.data.audio import load_audio
 from sottovoce.encoders import ENCODERS
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--no-pretraining", action="store_true", help="leave the Conformers out, which take longest")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe, such as batch=32")
     arguments = parser.parse_args()
-    quiet()
+    silence_libraries()
     overrides = [*arguments.overrides, *([f"steps={arguments.steps}"] if arguments.steps else [])]
     rows = {name: read(arguments.data, name) for name in (CHILDREN, ACTORS, DIGITS, *OTHERS)}
     tasks = tasks_of(rows)
@@ -104,7 +104,7 @@ def conformers(
     data: Path, runs: Path, tasks: Sequence[Task], tested: set[str], part: int, overrides: list[str]
 ) -> list[Answers]:
     """Pre-train without the speakers tested, and probe what training began with and what it ended with."""
-    overrides = [*overrides, f"runs={runs}", f"name=best_rq-{part}", f"seed={part}"]
+    overrides = [*overrides, f"output_dir={runs}", f"name=best_rq-{part}", f"seed={part}"]
     folder, recipe = pretrain(str(CONFIG), overrides), load(CONFIG, overrides)
     trained = ENCODERS.build({**recipe.encoder, "checkpoint": str(folder)})
     trained.load()

@@ -57,7 +57,7 @@ def fit(folder: Path, seed: int, *overrides: str) -> float:
         "fit",
         "--config",
         "conf/quickstart.yaml",
-        f"runs={folder.parent}",
+        f"output_dir={folder.parent}",
         f"name={folder.name}",
         f"seed={seed}",
         *overrides,

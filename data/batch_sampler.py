@@ -20,7 +20,7 @@ class Rows(NamedTuple):
 
 
 @dataclass
-class StageSampler:
+class BatchSampler:
     """Batches of all epochs of a stage, one after another.
 
     Each epoch goes `weight` times through each utterance (a fraction is drawn anew each epoch), in buckets of like

@@ -52,7 +52,7 @@ def collate(examples: list[Example], read: Read) -> Batch:
 
 
 class Examples(Dataset[Batch]):
-    """Indexed by what `StageSampler` yields; `complete` gives an example its target, `read` gives a clip its sound."""
+    """Indexed by what `BatchSampler` yields; `complete` gives an example its target, `read` gives a clip its sound."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Examples(Dataset[Batch]):
         return replace(batch, counts=rows.counts)
 
 
-class CheckedWhenDrawn(Examples):
+class LazyExamples(Examples):
     """Examples of utterances that nobody has checked before: a line or a clip may turn out to be faulty.
 
     With `skip` those are left out of their batch and named in it; else the first one ends the run.

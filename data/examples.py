@@ -45,7 +45,7 @@ def carriers(task: Task, slots: Sequence[str]) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ExampleSampler:
     """How examples are drawn in a stage.
 
     Args:

@@ -14,8 +14,8 @@ _POOL = 100  # batches, of all ranks together, that are sorted by length togethe
 
 
 @dataclass
-class LongSampler:
-    """Batches of all epochs of a stage, as `StageSampler` has them, from a million utterances as from a thousand.
+class LazyBatchSampler:
+    """Batches of all epochs of a stage, as `BatchSampler` has them, from a million utterances as from a thousand.
 
     An epoch is a random order, cut into pools; within a pool, clips of like length share a batch, and the batches are
     shuffled. Every rank computes the same order and takes its share of each batch. Of an epoch's order 4 bytes an

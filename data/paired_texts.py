@@ -32,7 +32,7 @@ class Text:
 
 
 @dataclass
-class LeftOut:
+class SkippedRows:
     """What was not used, by reason; every case is counted, and the first 20 of a reason are named."""
 
     cases: dict[str, list[str]] = field(default_factory=dict)
@@ -123,7 +123,7 @@ def select(
     most: Mapping[str, int],
     held_out: Sequence[str],
     seed: int,
-    left_out: LeftOut,
+    left_out: SkippedRows,
 ) -> dict[str, list[Text]]:
     """The texts of every split, and those of the held-out topics; no two splits share a text.
 
@@ -153,7 +153,7 @@ def select(
     return splits
 
 
-def _add(splits: dict[str, list[Text]], split: str, text: Text, most: Mapping[str, int], left_out: LeftOut) -> None:
+def _add(splits: dict[str, list[Text]], split: str, text: Text, most: Mapping[str, int], left_out: SkippedRows) -> None:
     full = sum(other.category == text.category for other in splits[split]) >= most.get(split, len(splits[split]) + 1)
     if full:
         left_out.add(f"{split} has all the texts on {text.category} that were asked for", f"{text.where}: {text.text}")

@@ -38,7 +38,7 @@ class Encoder(nn.Module, ABC):
             MissingError: the weights cannot be reached; the message says where they were looked for and what to do.
         """
 
-    def take(self, weights: dict[str, Tensor]) -> None:
+    def load_trained(self, weights: dict[str, Tensor]) -> None:
         """Build the network and give it these weights, named as in its state dict, instead of the checkpoint's.
 
         Raises:

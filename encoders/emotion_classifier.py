@@ -17,7 +17,7 @@ from sottovoce.errors import BundleError, ConfigError, MissingError, SottovoceEr
 from sottovoce.frames import Frames
 
 
-class SER:
+class EmotionClassifier:
     """A TLTR whose classes have names, for the states of one encoder and no other.
 
     Args:
@@ -31,7 +31,7 @@ class SER:
 
     def __init__(self, tltr: TLTR, labels: Sequence[str], encoder: str) -> None:
         if len(labels) != tltr.classes or len(set(labels)) != len(labels):
-            raise ConfigError(f"SER: expected {tltr.classes} different labels, one a class of TLTR; got {list(labels)}")
+            raise ConfigError(f"emotion classifier: {tltr.classes} different labels are needed, found {list(labels)}")
         self.tltr, self.labels, self.encoder = tltr, tuple(labels), encoder
 
     @torch.no_grad()
@@ -50,7 +50,7 @@ class SER:
         os.replace(draft, file)
 
     @classmethod
-    def load(cls, file: Path, encoder: str) -> "SER":
+    def load(cls, file: Path, encoder: str) -> "EmotionClassifier":
         """Read what `save` wrote, ready to predict.
 
         Args:
@@ -62,12 +62,12 @@ class SER:
             BundleError: it is damaged, or was trained on another encoder.
         """
         if not file.is_file():
-            raise MissingError(f"there is no file {file.absolute()}; `SER.save` writes one after `train_ser`")
+            raise MissingError(f"there is no file {file.absolute()}; `EmotionClassifier.save` writes one")
         try:
             ser = _read(file)
         except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise BundleError(
-                f"{file}: damaged, or not written by `SER.save` ({type(error).__name__}: {error})"
+                f"{file}: damaged, or not written by `EmotionClassifier.save` ({type(error).__name__}: {error})"
             ) from None
         if ser.encoder != encoder:
             raise BundleError(
@@ -89,8 +89,8 @@ class Labelled(NamedTuple):
     labels: Sequence[str]
 
 
-def train_ser(
-    ser: SER,
+def train_emotion_classifier(
+    ser: EmotionClassifier,
     train: Labelled,
     validation: Labelled,
     *,
@@ -178,7 +178,7 @@ def _targets(given: Labelled, labels: Sequence[str], name: str) -> Tensor:
     return torch.tensor([labels.index(label) for label in given.labels])
 
 
-def _read(file: Path) -> SER:
+def _read(file: Path) -> EmotionClassifier:
     with safe_open(file, "pt") as stream:
         told = stream.metadata()
         # a copy, since the tensors of a mapped file change when somebody writes over the file
@@ -186,4 +186,4 @@ def _read(file: Path) -> SER:
     with torch.device("meta"):  # random numbers would be drawn only to be thrown away
         tltr = TLTR(**json.loads(told["dims"]))
     tltr.load_state_dict(weights, assign=True)
-    return SER(tltr.eval(), json.loads(told["labels"]), told["encoder"])
+    return EmotionClassifier(tltr.eval(), json.loads(told["labels"]), told["encoder"])

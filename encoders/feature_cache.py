@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sottovoce.errors import ConfigError, SottovoceError, nearest
-from sottovoce.io import whole
+from sottovoce.io import atomic_open
 
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 SUM = "crc32"  # of the samples' bytes, in the file's metadata; files of older versions have none
@@ -98,7 +98,7 @@ class FeatureCache:
             raise SottovoceError(f"frames of clip {key} are not finite in {self.dtype}; float32 holds larger values")
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path, shared=True, lasting=False) as stream:
+        with atomic_open(path, shared=True, lasting=False) as stream:
             stream.write(save({"frames": kept}, {SUM: _sum(kept)}))
 
     def _path(self, key: str) -> Path:

@@ -156,7 +156,7 @@ class HFConformerEncoder(Encoder):
         self.loaded = True
         self.eval()
 
-    def take(self, weights: dict[str, Tensor]) -> None:
+    def load_trained(self, weights: dict[str, Tensor]) -> None:
         """Build the network as the checkpoint's configuration says and give it these weights instead of its own.
 
         Raises:
@@ -165,7 +165,7 @@ class HFConformerEncoder(Encoder):
         """
         self._settle(_reach(self.checkpoint, weights=False))
         self.encoder = None
-        super().take(weights)
+        super().load_trained(weights)
 
     def _settle(self, folder: Path) -> None:
         """Weights come: from here on, the checkpoint's own files say what it is, and no table."""

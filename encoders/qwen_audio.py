@@ -117,10 +117,10 @@ class AudioTower(Encoder):
             raise _HUB.missing(self.checkpoint, f"{folder}: {' '.join(str(error).split())}") from None
         self.loaded = True
 
-    def take(self, weights: dict[str, Tensor]) -> None:
+    def load_trained(self, weights: dict[str, Tensor]) -> None:
         """Build the tower as the checkpoint's configuration says and give it these weights instead of its own."""
         self._settle(_HUB.snapshot(self.checkpoint, SETTINGS))
-        super().take(weights)
+        super().load_trained(weights)
 
     def _settle(self, folder: Path) -> None:
         """Weights come: from here on, the checkpoint's own files say what it is, and no table."""

@@ -20,7 +20,7 @@ from sottovoce.evaluation.metrics import (
 )
 from sottovoce.evaluation.reports.results import in_order, results_markdown
 from sottovoce.evaluation.text_similarity import ROUGE
-from sottovoce.io import write_whole
+from sottovoce.io import atomic_write
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def write_results(folder: Path, records: Sequence[Record], predictions: Sequence
         "results.json": _json(in_order(records)),
     }
     for name, text in texts.items():
-        write_whole(folder / name, text)
+        atomic_write(folder / name, text)
 
 
 def read_results(folder: Path) -> list[Record]:

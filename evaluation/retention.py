@@ -167,7 +167,7 @@ def _columns(score: RetentionScore) -> Array:
     return np.array([[row.right, 1.0, row.nats, row.tokens] for row in score.rows], dtype=np.float64)
 
 
-def write_kept(file: Path, score: RetentionScore) -> None:
+def write_scores(file: Path, score: RetentionScore) -> None:
     """One line an item; the file appears whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.draft")
@@ -176,8 +176,8 @@ def write_kept(file: Path, score: RetentionScore) -> None:
     draft.replace(file)
 
 
-def read_kept(file: Path) -> RetentionScore:
-    """What `write_kept` wrote.
+def read_scores(file: Path) -> RetentionScore:
+    """What `write_scores` wrote.
 
     Raises:
         MissingError: there is no such file.

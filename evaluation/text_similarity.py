@@ -98,14 +98,14 @@ class BertScore:
         layer: whose vectors are compared, 0 being the embeddings; by default the one in `LAYERS`, where `checkpoint`
             ends with such a name.
         device: where the model runs.
-        batch: pairs that go through the model together.
+        batch_size: pairs that go through the model together.
 
     Raises:
         MissingError: the model or a part of it is not there; the message says where it was looked for.
         SottovoceError: `layer` is not given and not known, or the model does not have it.
     """
 
-    def __init__(self, checkpoint: str, *, layer: int | None = None, device: str = "cpu", batch: int = 32) -> None:
+    def __init__(self, checkpoint: str, *, layer: int | None = None, device: str = "cpu", batch_size: int = 32) -> None:
         self.name = checkpoint.rstrip("/").rsplit("/", 1)[-1]
         self.layer = _known_layer(self.name) if layer is None else layer
         self.tokenizer, model = _load(checkpoint)
@@ -116,7 +116,7 @@ class BertScore:
             )
         self.model = model.to(device).eval().requires_grad_(False)
         self.limit = _limit(self.tokenizer, model.config)
-        self.batch = batch
+        self.batch_size = batch_size
 
     def __call__(self, predictions: Sequence[Prediction]) -> Score:
         """Mean F1 of responses and targets; empty texts score 0, and these and texts that were cut are counted.
@@ -141,8 +141,8 @@ class BertScore:
         """
         _require_pairs("BertScore", responses, targets)
         scores: list[float] = []
-        for start in range(0, len(responses), self.batch):
-            part = slice(start, start + self.batch)
+        for start in range(0, len(responses), self.batch_size):
+            part = slice(start, start + self.batch_size)
             scores += greedy_f1(*self._vectors(responses[part]), *self._vectors(targets[part])).tolist()
         return scores
 

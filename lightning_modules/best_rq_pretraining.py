@@ -24,23 +24,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sottovoce.config.best_rq import PretrainRecipe, load, parse
-from sottovoce.data.batch_sampler import StageSampler
-from sottovoce.data.lazy_batch_sampler import LongSampler
+from sottovoce.data.batch_sampler import BatchSampler
+from sottovoce.data.lazy_batch_sampler import LazyBatchSampler
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.best_rq import BestRQ, CodeLoss, Masking, RandomQuantizer, blind_guess
 from sottovoce.encoders.conformer import ConformerEncoder
 from sottovoce.errors import ConfigError
-from sottovoce.io import write_whole
+from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.checkpointing import (
     LAST,
-    Recent,
+    ResumeCheckpoint,
+    ignore_signals,
     latest,
     read_checkpoint,
-    undisturbed,
-    use_whole_files,
+    write_checkpoints_atomically,
 )
-from sottovoce.lightning_modules.error_messages import told_plainly
-from sottovoce.lightning_modules.nonfinite_guard import Guard, poisoned
+from sottovoce.lightning_modules.error_messages import readable_errors
+from sottovoce.lightning_modules.nonfinite_guard import NonFiniteGuard, propagate_nonfinite
 from sottovoce.signals import Terminated
 from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, gather, told
 from sottovoce.training.lr_schedule import Schedule, learning_rate
@@ -83,7 +83,7 @@ class Pretraining(L.LightningModule):
         loss: Tensor = out.total * self.trainer.world_size / everywhere  # strategies average gradients over ranks
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.mask))
         self.log("train/accuracy", out.hits / max(out.asked, 1), prog_bar=True, batch_size=len(batch.mask))
-        return poisoned(loss)
+        return propagate_nonfinite(loss)
 
     def names(self, batch: Batch) -> list[str]:
         """Whose clips a batch has, to say what is wrong with it."""
@@ -118,7 +118,7 @@ class Pretraining(L.LightningModule):
         optimizer = torch.optim.AdamW(
             weights, recipe.lr, betas=(recipe.betas[0], recipe.betas[1]), weight_decay=recipe.weight_decay
         )
-        shape = Schedule(recipe.warmup_steps, recipe.steps, recipe.decay)
+        shape = Schedule(recipe.warmup_steps, recipe.steps, recipe.lr_schedule)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(shape, step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -185,13 +185,13 @@ def train(recipe: PretrainRecipe, console: Console) -> None:
     module, resume = begin(recipe), latest(recipe.folder, console)
     if resume is None:  # a checkpoint has them
         measure(recipe, module, speech.train, console)
-    recent = Recent(recipe.folder / LAST, recipe.checkpoint_every)
-    guard = Guard(recipe.folder / "skipped.jsonl", recipe.name, console)
+    recent = ResumeCheckpoint(recipe.folder / LAST, recipe.checkpoint_every)
+    guard = NonFiniteGuard(recipe.folder / "skipped.jsonl", recipe.name, console)
     trainer = _trainer(recipe, [guard, recent])
     training = training_loader(recipe, speech.train, trainer, _steps_done(resume))
     validation = validation_loader(recipe, speech.validation, trainer)
     _announce(recipe, speech, console)
-    with told_plainly(trainer):
+    with readable_errors(trainer):
         trainer.fit(module, training, validation, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -201,7 +201,7 @@ def train(recipe: PretrainRecipe, console: Console) -> None:
     if trainer.is_global_zero:
         module.best_rq.encoder.save(recipe.folder / "encoder")
         done = {"steps": recipe.steps, "skipped": len(guard.skipped), **scores}
-        write_whole(recipe.folder / "done.json", json.dumps(done, indent=2) + "\n")
+        atomic_write(recipe.folder / "done.json", json.dumps(done, indent=2) + "\n")
     trainer.strategy.barrier()
 
 
@@ -216,10 +216,10 @@ def measure(recipe: PretrainRecipe, module: Pretraining, clips: Sequence[Clip], 
 
 def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer, start: int) -> DataLoader[Any]:
     """This rank's batches of all steps from `start` on; epochs follow one another until there are enough."""
-    epochs = ceil(recipe.steps * recipe.batch * trainer.world_size / len(clips))
+    epochs = ceil(recipe.steps * recipe.batch_size * trainer.world_size / len(clips))
     seconds = np.array(_lengths(recipe, clips), np.float32)
-    sampler = LongSampler(
-        seconds, np.ones(len(clips)), recipe.batch, epochs, recipe.seed, trainer.global_rank, trainer.world_size,
+    sampler = LazyBatchSampler(
+        seconds, np.ones(len(clips)), recipe.batch_size, epochs, recipe.seed, trainer.global_rank, trainer.world_size,
         start, recipe.steps,
     )  # fmt: skip
     return _loader(recipe, "train", clips, sampler)
@@ -228,7 +228,7 @@ def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Tr
 def validation_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer) -> DataLoader[Any]:
     """This rank's batches of every clip once."""
     lengths, rank, ranks = _lengths(recipe, clips), trainer.global_rank, trainer.world_size
-    sampler = StageSampler(lengths, [1.0] * len(clips), recipe.batch, 1, recipe.seed, rank, ranks)
+    sampler = BatchSampler(lengths, [1.0] * len(clips), recipe.batch_size, 1, recipe.seed, rank, ranks)
     return _loader(recipe, "validation", clips, sampler)
 
 
@@ -237,12 +237,12 @@ def _lengths(recipe: PretrainRecipe, clips: Sequence[Clip]) -> list[float]:
 
 
 def _loader(
-    recipe: PretrainRecipe, side: str, clips: Sequence[Clip], sampler: StageSampler | LongSampler
+    recipe: PretrainRecipe, side: str, clips: Sequence[Clip], sampler: BatchSampler | LazyBatchSampler
 ) -> DataLoader[Any]:
     masking = Masking(**asdict(recipe.masking))
     crops = Crops(clips, recipe.data.crop_seconds, masking, recipe.seed, side)
-    workers = recipe.data.workers
-    return DataLoader(crops, batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=undisturbed)
+    workers = recipe.data.num_workers
+    return DataLoader(crops, batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=ignore_signals)
 
 
 def _trainer(recipe: PretrainRecipe, callbacks: list[Callback]) -> L.Trainer:
@@ -260,7 +260,7 @@ def _trainer(recipe: PretrainRecipe, callbacks: list[Callback]) -> L.Trainer:
             max_epochs=1,
             num_sanity_val_steps=0,
             val_check_interval=min(recipe.validate_every, recipe.steps),
-            gradient_clip_val=recipe.clip,
+            gradient_clip_val=recipe.grad_clip,
             use_distributed_sampler=False,
             enable_model_summary=False,
             callbacks=[*callbacks, *shown],
@@ -269,7 +269,7 @@ def _trainer(recipe: PretrainRecipe, callbacks: list[Callback]) -> L.Trainer:
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: Lightning refuses these arguments: {error}") from None
-    use_whole_files(trainer)
+    write_checkpoints_atomically(trainer)
     return trainer
 
 

@@ -18,7 +18,7 @@ from sottovoce.config_tree import Tree
 from sottovoce.errors import BundleError, brief
 from sottovoce.evaluation.records import Record
 from sottovoce.evaluation.reports.results import results_markdown
-from sottovoce.io import storing, write_whole
+from sottovoce.io import atomic_write, storage_errors
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.training.environment import environment
 
@@ -31,13 +31,13 @@ def write_bundle(folder: Path, module: SpeechLLM, records: Sequence[Record]) -> 
     draft = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in module.trained().items()}
-    with storing(folder):
+    with storage_errors(folder):
         draft.mkdir(parents=True)
         save_file(weights, draft / WEIGHTS)
-        write_whole(draft / RECIPE, OmegaConf.to_yaml(module.recipe.plain()))
+        atomic_write(draft / RECIPE, OmegaConf.to_yaml(module.recipe.plain()))
         prints = {**fingerprints(module), TRAINED: _digest(draft / WEIGHTS)}
-        write_whole(draft / PRINTS, json.dumps(prints, indent=2) + "\n")
-        write_whole(draft / CARD, _card(module, records))
+        atomic_write(draft / PRINTS, json.dumps(prints, indent=2) + "\n")
+        atomic_write(draft / CARD, _card(module, records))
     shutil.rmtree(folder, ignore_errors=True)
     draft.replace(folder)
     return folder

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from sottovoce import checkpoint_digest
 from sottovoce.errors import CheckpointError, TrainingError
-from sottovoce.io import whole
-from sottovoce.locks import in_turn
+from sottovoce.io import atomic_open
+from sottovoce.locks import file_lock
 from sottovoce.signals import WARNINGS, Terminated
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -31,14 +31,14 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with whole(Path(path)) as stream:
+        with atomic_open(Path(path)) as stream:
             checkpoint_digest.save(checkpoint, stream)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(Path(path))
 
 
-def use_whole_files(trainer: L.Trainer) -> None:
+def write_checkpoints_atomically(trainer: L.Trainer) -> None:
     """Let one process, or the first of several, write whole files. Strategies that write shards do as they do."""
     if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | DeepSpeedStrategy):
         trainer.strategy.checkpoint_io = WholeCheckpoints()
@@ -75,7 +75,7 @@ def latest(folder: Path, console: Console) -> Path | None:
     """
     if not any((folder / name).exists() for name in (LAST, PREVIOUS)):
         return None
-    with in_turn(folder):  # one process sets aside what the others then do not find
+    with file_lock(folder):  # one process sets aside what the others then do not find
         return _whole(folder, console)
 
 
@@ -102,7 +102,7 @@ def _whole(folder: Path, console: Console) -> Path | None:
     return None
 
 
-class Recent(Checkpoint):
+class ResumeCheckpoint(Checkpoint):
     """Keeps the checkpoint that a killed run goes on from, and the one before it; stops at a cluster's warning.
 
     Where a validation is due the checkpoint waits for its end: Lightning would skip that validation after a resume, and
@@ -181,7 +181,7 @@ def check_weights(module: L.LightningModule, step: int) -> None:
         )
 
 
-def undisturbed(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """For processes that read audio: a cluster warns them, too, but the one that trains decides when they stop."""
     for number in WARNINGS:
         signal.signal(number, signal.SIG_IGN)

@@ -16,37 +16,37 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch.utils.data import DataLoader
 
-from sottovoce.config.recipe import Recipe, StageNode
-from sottovoce.data.batch_sampler import StageSampler
-from sottovoce.data.batches import CheckedWhenDrawn, Examples
-from sottovoce.data.examples import Drawing, Example
-from sottovoce.data.lazy_batch_sampler import LongSampler
+from sottovoce.config.recipe import Recipe, StageConfig
+from sottovoce.data.batch_sampler import BatchSampler
+from sottovoce.data.batches import Examples, LazyExamples
+from sottovoce.data.examples import Example, ExampleSampler
+from sottovoce.data.lazy_batch_sampler import LazyBatchSampler
 from sottovoce.data.tasks import Task
 from sottovoce.data.utterance import Utterance
 from sottovoce.device import on_device
 from sottovoce.errors import ConfigError, ManifestError, MissingError
-from sottovoce.io import write_whole
+from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.bundle import bundle_weights
 from sottovoce.lightning_modules.checkpointing import (
     LAST,
-    Recent,
+    ResumeCheckpoint,
+    ignore_signals,
     latest,
     read_checkpoint,
-    undisturbed,
-    use_whole_files,
+    write_checkpoints_atomically,
 )
 from sottovoce.lightning_modules.distributed import check_trainer, is_sharded, trainer_arguments
-from sottovoce.lightning_modules.error_messages import told_plainly
-from sottovoce.lightning_modules.nonfinite_guard import Guard
-from sottovoce.lightning_modules.skipped_rows import LeftOut
+from sottovoce.lightning_modules.error_messages import readable_errors
+from sottovoce.lightning_modules.nonfinite_guard import NonFiniteGuard
+from sottovoce.lightning_modules.skipped_rows import SkippedRows
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.lightning_modules.throughput import Meter
-from sottovoce.locks import in_turn
+from sottovoce.lightning_modules.throughput import ThroughputMeter
+from sottovoce.locks import file_lock
 from sottovoce.signals import Terminated
-from sottovoce.training.audio_reader import Ear
+from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.llm_targets import Targets
 from sottovoce.training.run_folder import check_data, check_folder, open_folder
-from sottovoce.training.splits import Material, UnreadSplit, build_tasks, gather
+from sottovoce.training.splits import DataSplits, LazySplit, build_tasks, read_splits
 
 
 @dataclass
@@ -55,9 +55,9 @@ class Run:
 
     recipe: Recipe
     tasks: dict[str, Task]
-    material: Material
+    data: DataSplits
     module: SpeechLLM
-    ear: Ear
+    audio_reader: AudioReader
     targets: Targets
     console: Console
 
@@ -65,21 +65,21 @@ class Run:
         columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         return Progress(*columns, console=self.console)
 
-    def drawing(self, stage: str | None, *, cut: bool) -> Drawing:
-        return drawing_of(self.recipe, self.tasks, stage, cut=cut)
+    def example_sampler(self, stage: str | None, *, cut: bool) -> ExampleSampler:
+        return example_sampler_of(self.recipe, self.tasks, stage, cut=cut)
 
 
-def drawing_of(recipe: Recipe, tasks: dict[str, Task], stage: str | None, *, cut: bool) -> Drawing:
+def example_sampler_of(recipe: Recipe, tasks: dict[str, Task], stage: str | None, *, cut: bool) -> ExampleSampler:
     """How examples of a stage are drawn; None: for scoring, where the task and the slots are given."""
-    node = recipe.stages[stage] if stage else StageNode(tasks={}, lr=0.0)
+    node = recipe.stages[stage] if stage else StageConfig(tasks={}, lr=0.0)
     slots = {name: slot.text for name, slot in recipe.slots.items()}
-    trains = frozenset(node.trains or slots)
-    return Drawing(
+    trains = frozenset(node.train or slots)
+    return ExampleSampler(
         tasks, node.tasks, slots, trains, node.err, recipe.seed, stage or "evaluation", cut, recipe.instructions
     )
 
 
-def start(recipe: Recipe, console: Console) -> Run:
+def prepare_run(recipe: Recipe, console: Console) -> Run:
     """Everything that must be right before training: the folder, the data, every clip, the frozen parts.
 
     Raises:
@@ -87,47 +87,47 @@ def start(recipe: Recipe, console: Console) -> Run:
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
     check_trainer(recipe)
-    if recipe.init and not Path(recipe.init).is_dir():
-        raise MissingError(f"init: there is no bundle {recipe.init}: train the recipe that leaves it first")
+    if recipe.init_from and not Path(recipe.init_from).is_dir():
+        raise MissingError(f"init_from: there is no bundle {recipe.init_from}: train the recipe that leaves it first")
     cache = Path(recipe.data.cache or recipe.folder / "cache")
-    with in_turn(cache):  # the first process reads weights from disk, and makes what a corpus makes
+    with file_lock(cache):  # the first process reads weights from disk, and makes what a corpus makes
         check_folder(recipe.folder, recipe.plain())
         L.seed_everything(recipe.seed, workers=True, verbose=False)
-        material = gather(recipe)
+        material = read_splits(recipe)
         module = SpeechLLM(recipe.plain())
         module.configure_model()
         open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
-    if recipe.init:
-        module.load_trained(bundle_weights(Path(recipe.init)), recipe.init, begins=True)
+    if recipe.init_from:
+        module.load_trained(bundle_weights(Path(recipe.init_from)), recipe.init_from, begins=True)
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
-    ear = Ear(module.encoder, cache if kept else None, recipe.data.max_seconds)
+    ear = AudioReader(module.encoder, cache if kept else None, recipe.data.max_seconds)
     slots = {name: slot.text for name, slot in recipe.slots.items()}
     targets = Targets(cache, module.llm.fingerprint(), slots, recipe.evaluation.max_new_tokens)
     run = Run(recipe, build_tasks(recipe), material, module, ear, targets, console)
-    with in_turn(cache):
-        listen(run)
-    check_data(recipe.folder, {name: split.order_depends_on() for name, split in run.material.splits.items()})
+    with file_lock(cache):
+        encode_clips(run)
+    check_data(recipe.folder, {name: split.order_depends_on() for name, split in run.data.splits.items()})
     return run
 
 
-def listen(run: Run) -> None:
+def encode_clips(run: Run) -> None:
     """Check and encode every clip; leave out what is faulty, or stop, as the recipe says.
 
     Raises:
         ManifestError: clips are faulty and the policy is `error`, or nothing is left.
     """
-    clips = [clip for split in run.material.splits.values() for clip in split.clips()]
+    clips = [clip for split in run.data.splits.values() for clip in split.clips()]
     with run.progress() as progress, on_device(run.module.encoder):
-        faults = run.ear.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
+        faults = run.audio_reader.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
     if faults and run.recipe.data.policy == "error":
         shown = "\n".join(f"  {fault.problem}" for fault in faults[:20])
         more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise ManifestError(f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):\n{shown}{more}")
-    run.material.faults += faults
+    run.data.faults += faults
     bad = {Path(fault.path) for fault in faults}
-    run.material.splits = {name: split.without(bad) for name, split in run.material.splits.items()}
+    run.data.splits = {name: split.without(bad) for name, split in run.data.splits.items()}
     for name in ("train", "validation"):
-        if not run.material.splits[name].utterances:
+        if not run.data.splits[name].utterances:
             raise ManifestError(f"no utterance is left in {name!r}: data.{name} must name a manifest with usable lines")
         for stage in run.recipe.stages:
             _check_serves(run, stage, name)
@@ -139,8 +139,8 @@ def _check_serves(run: Run, stage: str, split: str) -> None:
     Raises:
         ManifestError: all of them, so that it could not train, which is told before the stages before it do.
     """
-    node, material, training = run.recipe.stages[stage], run.material.splits[split], split == "train"
-    weights = material.of_stage(node, run.drawing(stage, cut=training), training=training)
+    node, material, training = run.recipe.stages[stage], run.data.splits[split], split == "train"
+    weights = material.of_stage(node, run.example_sampler(stage, cut=training), training=training)
     served, count = int((weights > 0).sum()), len(material.utterances)
     if not served:
         raise ManifestError(
@@ -173,28 +173,28 @@ def train_stage(run: Run, number: int, name: str, before: Path | None) -> Path:
     if before is not None:
         run.module.load_trained(read_trained(before), str(before))
     resume = latest(folder, run.console)
-    meter, guard = Meter(), Guard(folder / "skipped.jsonl", name, run.console)
-    recent = Recent(folder / LAST, run.recipe.checkpoint_every)
-    trainer = _trainer(run, folder, node, [meter, guard, recent, LeftOut(run.material.faults)])
-    batch = node.batch * trainer.world_size
+    meter, guard = ThroughputMeter(), NonFiniteGuard(folder / "skipped.jsonl", name, run.console)
+    recent = ResumeCheckpoint(folder / LAST, run.recipe.checkpoint_every)
+    trainer = _trainer(run, folder, node, [meter, guard, recent, SkippedRows(run.data.faults)])
+    batch = node.batch_size * trainer.world_size
     sampler = _sampler(run, name, "train", _consumed(resume, batch), trainer)
-    run.module.begin(name, len(sampler))
+    run.module.start_stage(name, len(sampler))
     module = _trained_module(run, trainer, name, len(sampler))
-    trainer.val_check_interval = max(1, len(sampler) // (node.epochs * node.validations))
+    trainer.val_check_interval = max(1, len(sampler) // (node.epochs * node.val_checks_per_epoch))
     training, validation = _loader(run, name, "train", sampler), _validation_loader(run, name, trainer)
     if is_sharded(run.recipe.trainer):
         run.module.llm.unload()  # until a stage wants targets, or the scoring: the one that trains is another
     run.console.rule(f"stage {number} of {len(run.recipe.stages)}: {name}, {len(sampler)} steps")
-    with told_plainly(trainer):
+    with readable_errors(trainer):
         trainer.fit(module, training, validation, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        trainable = sum(weight.numel() for weight in run.module.learning())
+        trainable = sum(weight.numel() for weight in run.module.trainable_parameters())
         told = {"steps": trainer.global_step, "batch": batch, "skipped": len(guard.skipped), "trainable": trainable}
-        write_whole(done, json.dumps({**told, **meter.report(), **scores}, indent=2) + "\n")
+        atomic_write(done, json.dumps({**told, **meter.report(), **scores}, indent=2) + "\n")
     if recent.agreed(trainer):  # in the last validation, or since
         raise Terminated
     return best
@@ -207,10 +207,10 @@ def _trained_module(run: Run, trainer: L.Trainer, stage: str, steps: int) -> Spe
     """
     if not isinstance(trainer.strategy, DeepSpeedStrategy):
         return run.module
-    owned, weights = run.module.owned, run.module.state_dict()
+    owned, weights = run.module.trained_prefixes, run.module.state_dict()
     module = SpeechLLM(run.recipe.plain())
-    module.begin_from({name: weight for name, weight in weights.items() if name.startswith(owned)})
-    module.begin(stage, steps)
+    module.init_from({name: weight for name, weight in weights.items() if name.startswith(owned)})
+    module.start_stage(stage, steps)
     return module
 
 
@@ -221,7 +221,7 @@ def read_trained(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def _consumed(checkpoint: Path | None, batch: int) -> int:
-    """Batches of the stage that a killed run has trained on, of `batch` utterances from all processes together.
+    """Batches of the stage that a killed run has trained on, of `batch_size` utterances from all processes together.
 
     Raises:
         ConfigError: its batches were larger or smaller, so that their number says nothing here.
@@ -229,15 +229,15 @@ def _consumed(checkpoint: Path | None, batch: int) -> int:
     if checkpoint is None:
         return 0
     kept = read_checkpoint(checkpoint, mapped=True)
-    if kept.get("batch", batch) != batch:
+    if kept.get("batch_size", batch) != batch:
         raise ConfigError(
-            f"{checkpoint}: this stage was begun with {kept['batch']} utterances a step, all processes together, and "
-            f"would go on with {batch}: change the stage's `batch` with the number of processes"
+            f"{checkpoint}: this stage was begun with {kept['batch_size']} utterances a step in all processes, and "
+            f"would go on with {batch}: change the stage's `batch_size` with the number of processes"
         )
     return int(kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"])
 
 
-def _trainer(run: Run, folder: Path, node: StageNode, callbacks: list[Callback]) -> L.Trainer:
+def _trainer(run: Run, folder: Path, node: StageConfig, callbacks: list[Callback]) -> L.Trainer:
     """One Lightning epoch is a whole stage: its sampler goes through all epochs, so a place in it is one number.
 
     Raises:
@@ -255,7 +255,7 @@ def _trainer(run: Run, folder: Path, node: StageNode, callbacks: list[Callback])
             **trainer_arguments(chosen),
             max_epochs=1,
             num_sanity_val_steps=0,
-            gradient_clip_val=node.clip,
+            gradient_clip_val=node.grad_clip,
             use_distributed_sampler=False,
             enable_model_summary=False,
             callbacks=[best, *callbacks, *shown],
@@ -264,23 +264,23 @@ def _trainer(run: Run, folder: Path, node: StageNode, callbacks: list[Callback])
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: Lightning refuses these arguments: {error}") from None
-    use_whole_files(trainer)
+    write_checkpoints_atomically(trainer)
     return trainer
 
 
-def _sampler(run: Run, stage: str, split: str, start: int, trainer: L.Trainer) -> StageSampler | LongSampler:
-    node, material = run.recipe.stages[stage], run.material.splits[split]
+def _sampler(run: Run, stage: str, split: str, start: int, trainer: L.Trainer) -> BatchSampler | LazyBatchSampler:
+    node, material = run.recipe.stages[stage], run.data.splits[split]
     training = split == "train"
-    weights = material.of_stage(node, run.drawing(stage, cut=training), training=training)
-    if isinstance(material, UnreadSplit):
-        return LongSampler(
-            material.seconds, weights, node.batch, node.epochs, run.recipe.seed, trainer.global_rank,
+    weights = material.of_stage(node, run.example_sampler(stage, cut=training), training=training)
+    if isinstance(material, LazySplit):
+        return LazyBatchSampler(
+            material.seconds, weights, node.batch_size, node.epochs, run.recipe.seed, trainer.global_rank,
             trainer.world_size, start,
         )  # fmt: skip
-    return StageSampler(
+    return BatchSampler(
         seconds=[utterance.seconds for utterance in material.utterances],
         weights=weights.tolist(),
-        batch=node.batch,
+        batch=node.batch_size,
         epochs=node.epochs if training else 1,
         seed=run.recipe.seed,
         rank=trainer.global_rank,
@@ -289,28 +289,34 @@ def _sampler(run: Run, stage: str, split: str, start: int, trainer: L.Trainer) -
     )
 
 
-def _loader(run: Run, stage: str, split: str, sampler: StageSampler | LongSampler) -> DataLoader[Any]:
+def _loader(run: Run, stage: str, split: str, sampler: BatchSampler | LazyBatchSampler) -> DataLoader[Any]:
     """Batches of a stage; targets that only the LLM can give are made first, for all its epochs."""
-    node, material = run.recipe.stages[stage], run.material.splits[split]
-    drawing = run.drawing(stage, cut=split == "train")
+    node, material = run.recipe.stages[stage], run.data.splits[split]
+    drawing = run.example_sampler(stage, cut=split == "train")
 
     def draw(utterance: Utterance, epoch: int, number: int) -> Example | None:
         return drawing(utterance, epoch, number, utterance.only)
 
-    parts = (material.utterances, draw, node.draws if split == "train" else 1, run.targets.complete, run.ear.read)
-    if isinstance(sampler, LongSampler):
-        unread = CheckedWhenDrawn(*parts, skip=run.recipe.data.policy == "skip")
-        return _reading(unread, sampler, run.recipe.data.workers)
+    parts = (
+        material.utterances,
+        draw,
+        node.tasks_per_utterance if split == "train" else 1,
+        run.targets.complete,
+        run.audio_reader.read,
+    )
+    if isinstance(sampler, LazyBatchSampler):
+        unread = LazyExamples(*parts, skip=run.recipe.data.policy == "skip")
+        return _reading(unread, sampler, run.recipe.data.num_workers)
     data = Examples(*parts)
     if any(weight and run.tasks[task].generated for task, weight in node.tasks.items()):
         wanted = (example for rows in sampler.order for example in data.examples(rows))
         with run.progress() as progress:
             run.targets.make(run.module.llm, wanted, progress)
-    return _reading(data, sampler, run.recipe.data.workers)
+    return _reading(data, sampler, run.recipe.data.num_workers)
 
 
-def _reading(data: Examples, sampler: StageSampler | LongSampler, workers: int) -> DataLoader[Any]:
-    return DataLoader(data, batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=undisturbed)
+def _reading(data: Examples, sampler: BatchSampler | LazyBatchSampler, workers: int) -> DataLoader[Any]:
+    return DataLoader(data, batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=ignore_signals)
 
 
 def _validation_loader(run: Run, stage: str, trainer: L.Trainer) -> DataLoader[Any]:

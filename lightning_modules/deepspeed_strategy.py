@@ -101,9 +101,11 @@ class ZeRO(DeepSpeedStrategy):
         import deepspeed
 
         module: Any = self.lightning_module
-        owned = [weight for name, weight in module.named_parameters() if name.startswith(module.owned)]
+        owned = [weight for name, weight in module.named_parameters() if name.startswith(module.trained_prefixes)]
         with deepspeed.zero.GatheredParameters(owned, enabled=self.zero_stage_3):
-            whole = {name: value for name, value in module.state_dict().items() if name.startswith(module.owned)}
+            whole = {
+                name: value for name, value in module.state_dict().items() if name.startswith(module.trained_prefixes)
+            }
             return {name: value.detach().cpu().clone() for name, value in whole.items()}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
@@ -152,7 +154,7 @@ class ZeRO(DeepSpeedStrategy):
 
     def _learning(self) -> list[nn.Parameter]:
         module: Any = self.lightning_module
-        weights: list[nn.Parameter] = module.learning()
+        weights: list[nn.Parameter] = module.trainable_parameters()
         return weights
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:

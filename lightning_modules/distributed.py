@@ -34,7 +34,7 @@ KNOWN = (
 )  # to Lightning
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process speaks for all: there is no other, or it has rank 0 of those that were started together."""
     return (getattr(rank_zero_only, "rank", None) or 0) == 0
 
@@ -77,9 +77,11 @@ def check_trainer(recipe: Recipe) -> None:
     name, known = recipe.trainer.get("strategy", "auto"), ["auto", *StrategyRegistry.available_strategies()]
     if not isinstance(name, str) or name not in known:
         raise ConfigError(f"trainer.strategy: there is no strategy {name!r}.{nearest(str(name), known)}")
-    if is_sharded(recipe.trainer) and (recipe.adch or recipe.trains_encoder or recipe.llm.tuning.method == "weights"):
+    if is_sharded(recipe.trainer) and (
+        recipe.auxiliary_head or recipe.trains_encoder or recipe.llm.tuning.method == "weights"
+    ):
         raise ConfigError(
-            f"trainer.strategy: under {recipe.trainer['strategy']} adapters and LoRA can train, but not adch, the "
+            f"trainer.strategy: under {recipe.trainer['strategy']} adapters and LoRA can train, but not auxiliary_head, the "
             "encoder, or the LLM's own weights (llm.tuning.method=weights): take deepspeed_stage_2, or ddp"
         )
 

@@ -15,7 +15,7 @@ _PARTED = re.compile(r"closed by peer|reset by peer|broken pipe|gloo|nccl|connec
 
 
 @contextmanager
-def told_plainly(trainer: L.Trainer) -> Iterator[None]:
+def readable_errors(trainer: L.Trainer) -> Iterator[None]:
     """Around `fit`: errors that are no fault of the program leave it as one line.
 
     Raises:
@@ -36,7 +36,7 @@ def told_plainly(trainer: L.Trainer) -> Iterator[None]:
         if reader := _READER.search(str(error)):
             raise TrainingError(
                 f"a process that reads audio (pid {reader['pid'].strip()}) has died: {reader['fate'].strip()} Often "
-                "memory has run out: lower data.workers. The same command goes on from the last checkpoint"
+                "memory has run out: lower data.num_workers. The same command goes on from the last checkpoint"
             ) from None
         if trainer.world_size > 1 and (isinstance(error, DistError) or _PARTED.search(str(error))):
             raise TrainingError(

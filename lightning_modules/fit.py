@@ -17,8 +17,8 @@ from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation.records import Record, read_results, score_all, write_results
 from sottovoce.evaluation.reports.results import results_table
 from sottovoce.lightning_modules.bundle import frozen, write_bundle
-from sottovoce.lightning_modules.curriculum import Run, read_trained, stage_folder, start, train
-from sottovoce.lightning_modules.distributed import check_trainer, is_first
+from sottovoce.lightning_modules.curriculum import Run, prepare_run, read_trained, stage_folder, train
+from sottovoce.lightning_modules.distributed import check_trainer, is_rank_zero
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.paths import resolve
 from sottovoce.scoring.judging import aware, judged
@@ -45,18 +45,23 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     learns = recipe.trains_encoder
     table.add_row("encoder", _told(recipe.encoder), f"{count(module.encoder):,}", "trains" if learns else "frozen")
     for name, slot in recipe.slots.items():
-        learns = any(name in (node.trains or recipe.slots) for node in recipe.stages.values())
+        learns = any(name in (node.train or recipe.slots) for node in recipe.stages.values())
         table.add_row(
             f"adapter {name}",
             _told(slot.adapter),
             f"{count(module.adapters[name]):,}",
             "trains" if learns else "frozen",
         )
-    tuned = sum(module.llm.get_parameter(name).numel() for name in module.llm.tuned)
+    tuned = sum(module.llm.get_parameter(name).numel() for name in module.llm.trainable_names)
     told = f"{tuned:,} train" if tuned else "frozen"
     table.add_row("llm", f"{recipe.llm.checkpoint} ({recipe.llm.dtype})", f"{count(module.llm):,}", told)
-    if module.adch and recipe.adch:
-        table.add_row("adch", f"at layer {recipe.adch.layer}", f"{count(module.adch):,}", "trains, then dropped")
+    if module.auxiliary_head and recipe.auxiliary_head:
+        table.add_row(
+            "auxiliary_head",
+            f"at layer {recipe.auxiliary_head.layer}",
+            f"{count(module.auxiliary_head):,}",
+            "trains, then dropped",
+        )
     table.add_row("all", "", f"{count(module):,}", f"{_trained(module):,} train")
     Console().print(table)
 
@@ -65,7 +70,7 @@ def _trained(module: SpeechLLM) -> int:
     """Parameters that some stage trains."""
     names: set[str] = set()
     for stage in module.recipe.stages:
-        module.begin(stage, 1)
+        module.start_stage(stage, 1)
         names |= {name for name, weight in module.named_parameters() if weight.requires_grad}
     return sum(module.get_parameter(name).numel() for name in names)
 
@@ -82,15 +87,17 @@ def _told(node: dict[str, object]) -> str:
 
 def fit(config: str, overrides: Sequence[str]) -> None:
     """Train all stages, score, write the bundle, print the table. The same command again goes on where it stopped."""
-    console = Console(quiet=not is_first())
+    console = Console(quiet=not is_rank_zero())
     recipe = recipes.load(config, overrides)
-    run = start(recipe, console)
-    before = frozen(run.module) if is_first() else {}
+    run = prepare_run(recipe, console)
+    before = frozen(run.module) if is_rank_zero() else {}
     folder = recipe.folder / "evaluation"
-    if recipe.evaluation.retention and is_first():
-        retention_before(run.module.llm, resolve(recipe.evaluation.retention), folder, batch=recipe.evaluation.batch)
+    if recipe.evaluation.retention and is_rank_zero():
+        retention_before(
+            run.module.llm, resolve(recipe.evaluation.retention), folder, batch_size=recipe.evaluation.batch_size
+        )
     best = train(run)
-    if not is_first():  # the others are done; what is left is written by one
+    if not is_rank_zero():  # the others are done; what is left is written by one
         return
     if best is not None:
         run.module.load_trained(read_trained(best), str(best))
@@ -107,12 +114,12 @@ def score(run: Run, system: str, folder: Path) -> list[Record]:
         return read_results(folder)
     node = run.recipe.evaluation
     with on_device(run.module):
-        test = run.material.splits["test"].utterances
+        test = run.data.splits["test"].utterances
         predictions = aware(run.recipe, predict(run), test, folder)
         records = score_all(system, predictions)
         if node.retention and (folder / BEFORE).is_file():
             file = resolve(node.retention)
-            records += retention_after(system, run.module.llm, file, folder, batch=node.batch)
+            records += retention_after(system, run.module.llm, file, folder, batch_size=node.batch_size)
     write_results(folder, records, predictions)  # before anybody is asked who may not be there
     if node.judges:
         records += judged(system, run.recipe, predictions, test, folder, run.console)
@@ -124,9 +131,9 @@ def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
     """The end of a run: table, what was left out, what to try next."""
     console, folder = run.console, run.recipe.folder
     console.print(results_table(records))
-    if run.material.faults:
-        console.print(f"left out, {len(run.material.faults)} in all:")
-        for fault in run.material.faults[:20]:
+    if run.data.faults:
+        console.print(f"left out, {len(run.data.faults)} in all:")
+        for fault in run.data.faults[:20]:
             console.print(f"  {fault}", markup=False, highlight=False)
     for name, count in skipped_steps(run).items():
         file = stage_folder(run.recipe, name) / "skipped.jsonl"
@@ -136,7 +143,7 @@ def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
         return
     size = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
     console.print(f"bundle  {bundle} ({size:.1f} MB)", highlight=False)
-    test = run.material.splits["test"].utterances
+    test = run.data.splits["test"].utterances
     if test:
         console.print(f"try     sottovoce chat {bundle} --audio {test[0].audio}", highlight=False, soft_wrap=True)
 
@@ -160,7 +167,7 @@ def evaluate(folder: str, stage: str | None, overrides: Sequence[str] = ()) -> N
     best = stage_folder(recipe, name) / "best.ckpt"
     if not best.is_file():
         raise MissingError(f"{best} is not there: stage {name!r} of this run has not been trained")
-    run = start(recipe, Console())
+    run = prepare_run(recipe, Console())
     run.module.load_trained(read_trained(best), str(best))
     records = score(run, f"{recipe.name}/{name}", recipe.folder / "evaluation" / name)
     run.console.print(results_table(records))

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from sottovoce.errors import TrainingError
-from sottovoce.io import write_whole
+from sottovoce.io import atomic_write
 
 IN_A_ROW = 3  # steps that may be left out one after another; more say that it is not the data
 IN_A_ROW_SCALED = 20  # with fp16, whose scale begins too high on purpose and is halved each time
 
 
-class Guard(Callback):
+class NonFiniteGuard(Callback):
     """Leaves out an optimizer step whose loss or gradient is not finite.
 
     Weights and the optimizer's state stay as they were, on every rank. The order of the data and the learning rate go
@@ -98,7 +98,7 @@ class Guard(Callback):
         step = trainer.global_step + 1
         self.skipped.append({"step": step, "not finite": what, "utterances": names})
         if trainer.is_global_zero:
-            write_whole(self.file, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.skipped))
+            atomic_write(self.file, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.skipped))
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         told = f"stage {self.stage}, step {step}: the {what} is not finite; utterances: {', '.join(names)}"
         if self.in_a_row >= (IN_A_ROW if scaler is None else IN_A_ROW_SCALED):
@@ -118,6 +118,6 @@ def _suspects(module: Any, batch: Any) -> tuple[str, list[str]]:
     return ("loss", bad) if bad else ("gradient", list(dict.fromkeys(names)))
 
 
-def poisoned(loss: Tensor) -> Tensor:
+def propagate_nonfinite(loss: Tensor) -> Tensor:
     """The same loss; if it is not finite, every weight that it depends on gets a gradient that is not, either."""
     return loss * (1 + 0 * loss.detach())

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from sottovoce.data.manifest import Fault
 
 
-class LeftOut(Callback):
+class SkippedRows(Callback):
     """Adds what batches of the training side have left out to a run's faults."""
 
     def __init__(self, faults: list[Fault]) -> None:

@@ -12,23 +12,28 @@ from torch import Tensor, nn
 from sottovoce.adapters import ADAPTERS, Adapter
 from sottovoce.config import recipe as recipes
 from sottovoce.config.recipe import ENCODER, LLM
-from sottovoce.config.tuning import TuningNode
+from sottovoce.config.tuning import TuningConfig
 from sottovoce.data.batches import Batch
 from sottovoce.device import check_fits
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import BundleError, ConfigError, brief
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.distributed import in_lockstep
-from sottovoce.lightning_modules.nonfinite_guard import poisoned
-from sottovoce.llms.auxiliary_head import ADCH
+from sottovoce.lightning_modules.nonfinite_guard import propagate_nonfinite
+from sottovoce.llms.auxiliary_head import AuxiliaryHead
 from sottovoce.llms.causal_lm import CausalLLM, TokenLoss, Watch
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
 from sottovoce.llms.tuning import Tuning
 from sottovoce.training.lr_schedule import Schedule, learning_rate
-from sottovoce.training.spoken_prompt import Spot, chat_of, constant, heard_at, mark_speech
+from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, mark_speech, speech_positions
 
-PARTS = ("adapters", "encoder", "llm", "adch")  # what may be trained; only that is saved, and insisted on when loading
-HEADS = "adch"  # guides training, and is no part of the result
+PARTS = (
+    "adapters",
+    "encoder",
+    "llm",
+    "auxiliary_head",
+)  # what may be trained; only that is saved, and insisted on when loading
+HEADS = "auxiliary_head"  # guides training, and is no part of the result
 
 
 class SpeechLLM(L.LightningModule):
@@ -50,10 +55,12 @@ class SpeechLLM(L.LightningModule):
         self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code, tuning_of(node.tuning))
         self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
         self.adapters = nn.ModuleDict({name: self._adapter(name) for name in self.recipe.slots})
-        head = self.recipe.adch
+        head = self.recipe.auxiliary_head
         if head and not 0 <= head.layer < self.llm.depth:
-            raise ConfigError(f"adch.layer: {head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}")
-        self.adch = ADCH(self.llm.dim, head.categories) if head else None
+            raise ConfigError(
+                f"auxiliary_head.layer: {head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}"
+            )
+        self.auxiliary_head = AuxiliaryHead(self.llm.dim, head.categories) if head else None
         self.encoder_learns = self.llm_learns = False
         self.owns_encoder = self.recipe.trains_encoder  # or has taken one that another run trained, which is kept, too
         self.row_losses: Tensor | None = None  # of the step at hand, (rows,)
@@ -69,27 +76,27 @@ class SpeechLLM(L.LightningModule):
         except (RuntimeError, OverflowError) as error:  # how torch refuses shapes
             raise ConfigError(f"{what}: {brief(error, 200)}") from None
 
-    def begin(self, stage: str, steps: int) -> None:
+    def start_stage(self, stage: str, steps: int) -> None:
         """Get ready to train a stage of so many optimizer steps: its adapters learn, the others are frozen."""
         self.node, self.steps = self.recipe.stages[stage], steps
-        self.llm_learns = LLM in (self.node.trains or ())
+        self.llm_learns = LLM in (self.node.train or ())
         for name, adapter in self.adapters.items():
-            adapter.requires_grad_(name in (self.node.trains or self.slots))
-        self.encoder_learns = ENCODER in (self.node.trains or ())
-        self._grant()
+            adapter.requires_grad_(name in (self.node.train or self.slots))
+        self.encoder_learns = ENCODER in (self.node.train or ())
+        self._set_requires_grad()
         self.train()  # Lightning leaves modes alone, and an encoder may be born in eval mode
 
     def configure_model(self) -> None:
         """Fetch the large parts. Lightning calls this more than once; all of it is idempotent."""
         self.encoder.load()
         self._load_llm()
-        self._grant()
+        self._set_requires_grad()
         if self._begins is not None:
             self.load_trained(self._begins, "the run's own weights")
             self._begins = None
             self.train(self.training)  # what has come now, too
 
-    def begin_from(self, weights: dict[str, Tensor]) -> None:
+    def init_from(self, weights: dict[str, Tensor]) -> None:
         """Take these trained weights when the large parts are there, which a strategy may shard as they come."""
         self._begins = weights
 
@@ -100,18 +107,18 @@ class SpeechLLM(L.LightningModule):
         self.llm.load()
         mark_speech(self.llm.chat, self.recipe.slots)
 
-    def _grant(self) -> None:
+    def _set_requires_grad(self) -> None:
         """Gradients for what this stage trains of the large parts, and for the heads if the LLM learns."""
         self.encoder.requires_grad_(self.encoder_learns)
-        self.llm.learn(self.llm_learns)
-        if self.adch:
-            self.adch.requires_grad_(self.llm_learns)
+        self.llm.set_trainable(self.llm_learns)
+        if self.auxiliary_head:
+            self.auxiliary_head.requires_grad_(self.llm_learns)
 
     @property
-    def owned(self) -> tuple[str, ...]:
+    def trained_prefixes(self) -> tuple[str, ...]:
         """What some stage trains: the beginnings of names in the state dict. Of the LLM, once it is loaded."""
-        parts = ["adapters."] + ["encoder."] * self.owns_encoder + [f"{HEADS}."] * (self.adch is not None)
-        return (*parts, *(f"llm.{name}" for name in self.llm.tuned))
+        parts = ["adapters."] + ["encoder."] * self.owns_encoder + [f"{HEADS}."] * (self.auxiliary_head is not None)
+        return (*parts, *(f"llm.{name}" for name in self.llm.trainable_names))
 
     def train(self, mode: bool = True) -> "SpeechLLM":
         """What learns follows `mode`; frozen parts stay in eval."""
@@ -125,7 +132,7 @@ class SpeechLLM(L.LightningModule):
         return self.llm.embed_all(chats, self.fills(batch, chats))
 
     def fills(self, batch: Batch, chats: Iterable[list[Segment]]) -> dict[Hashable, Tensor]:
-        """What the adapters make of the clips, (tokens, dim) for each `Spot` of the chats."""
+        """What the adapters make of the clips, (tokens, dim) for each `SpeechPlaceholder` of the chats."""
         return self._adapted(batch, chats)[0]
 
     def _adapted(self, batch: Batch, chats: Iterable[list[Segment]]) -> tuple[dict[Hashable, Tensor], Tensor | float]:
@@ -142,7 +149,7 @@ class SpeechLLM(L.LightningModule):
         fills: dict[Hashable, Tensor] = {}
         for slot in self.slots:
             for learns in (True, False):
-                wanted = [s for s in spots if isinstance(s, Spot) and (s.slot, s.learns) == (slot, learns)]
+                wanted = [s for s in spots if isinstance(s, SpeechPlaceholder) and (s.slot, s.learns) == (slot, learns)]
                 wanted.sort(key=lambda spot: batch.clips[spot.clip])
                 if wanted or in_lockstep(self._trainer):
                     numbers = [batch.clips[spot.clip] for spot in wanted] or [0]
@@ -173,14 +180,16 @@ class SpeechLLM(L.LightningModule):
     def loss(self, batch: Batch) -> TokenLoss:
         """How surprising the targets are; with heads, also what they look at."""
         examples, write = batch.examples, self.llm.chat
-        turns = [chat_of(example, self.slots) for example in examples]
+        turns = [dialogue_of(example, self.slots) for example in examples]
         chats = [write.prompt(chat) for chat in turns]
         responses = [write.response(chat, e.target or "") for chat, e in zip(turns, examples, strict=True)]
         fills, thread = self._adapted(batch, chats)
         prompts = [prompt + thread for prompt in self.llm.embed_all(chats, fills)]
-        head, watch = self.recipe.adch, None
+        head, watch = self.recipe.auxiliary_head, None
         if head and self.llm_learns:
-            watch = Watch(head.layer, [heard_at(chat, fills, e) for chat, e in zip(chats, examples, strict=True)])
+            watch = Watch(
+                head.layer, [speech_positions(chat, fills, e) for chat, e in zip(chats, examples, strict=True)]
+            )
         return self.llm.loss(prompts, responses, [constant(chat) for chat in chats], watch)
 
     def _heads(self, batch: Batch, out: TokenLoss) -> Tensor | float:
@@ -188,20 +197,20 @@ class SpeechLLM(L.LightningModule):
 
         PE-FT, section 5: SFT + 0.5 x (category + attribute).
         """
-        if self.adch is None or self.recipe.adch is None or out.watched is None:
+        if self.auxiliary_head is None or self.recipe.auxiliary_head is None or out.watched is None:
             return 0.0
         rows = [i for i, example in enumerate(batch.examples) if batch.counts and example.utterance.category]
         truth = [(str(u.category), u.labels[str(u.category)]) for u in (batch.examples[i].utterance for i in rows)]
         count = self.trainer.strategy.reduce(torch.tensor(float(len(rows)), device=self.device), reduce_op="sum")
         if not rows and not in_lockstep(self._trainer):
             return 0.0
-        category, values = next(iter(self.recipe.adch.categories.items()))
-        told = self.adch.loss(out.watched[rows or [0]], truth or [(category, values[0])])
+        category, values = next(iter(self.recipe.auxiliary_head.categories.items()))
+        told = self.auxiliary_head.loss(out.watched[rows or [0]], truth or [(category, values[0])])
         both: Tensor = (told.category + told.attribute) * bool(rows) * self.trainer.world_size / count.clamp(min=1)
         if rows:
-            self.log("train/adch_accuracy", told.right / told.rows, batch_size=told.rows)
-            self.log("train/adch", both, batch_size=told.rows)
-        return self.recipe.adch.weight * both
+            self.log("train/auxiliary_head_accuracy", told.right / told.rows, batch_size=told.rows)
+            self.log("train/auxiliary_head", both, batch_size=told.rows)
+        return self.recipe.auxiliary_head.weight * both
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
         """The mean over response tokens of all ranks (not a mean of the ranks' means)."""
@@ -216,24 +225,24 @@ class SpeechLLM(L.LightningModule):
         # Strategies average gradients over ranks.
         loss: Tensor = out.total * batch.counts * self.trainer.world_size / tokens
         # Every rank has a gradient for every weight, if only 0; in lockstep, the thread sees to that.
-        touch = 0.0 if in_lockstep(self._trainer) else 0.0 * sum(weight.sum() for weight in self.learning())
-        return poisoned(loss + self._heads(batch, out) + touch)
+        touch = 0.0 if in_lockstep(self._trainer) else 0.0 * sum(weight.sum() for weight in self.trainable_parameters())
+        return propagate_nonfinite(loss + self._heads(batch, out) + touch)
 
-    def learning(self) -> list[nn.Parameter]:
+    def trainable_parameters(self) -> list[nn.Parameter]:
         """The weights that this stage trains, heads included."""
         parts = (getattr(self, part) for part in PARTS)
         return [weight for part in parts if part is not None for weight in part.parameters() if weight.requires_grad]
 
     def on_validation_epoch_start(self) -> None:
-        self._surprise = torch.zeros(2, dtype=torch.float64)
+        self._response_nll = torch.zeros(2, dtype=torch.float64)
 
     def validation_step(self, batch: Batch, number: int) -> None:
         out = self.loss(batch)
         self.row_losses = out.per_row
-        self._surprise += torch.tensor([out.total.item(), out.tokens], dtype=torch.float64) * batch.counts
+        self._response_nll += torch.tensor([out.total.item(), out.tokens], dtype=torch.float64) * batch.counts
 
     def on_validation_epoch_end(self) -> None:
-        total, tokens = self.trainer.strategy.reduce(self._surprise.to(self.device), reduce_op="sum").tolist()
+        total, tokens = self.trainer.strategy.reduce(self._response_nll.to(self.device), reduce_op="sum").tolist()
         self.log("val/loss", total / max(tokens, 1), prog_bar=True, rank_zero_only=False)
 
     def names(self, batch: Batch) -> list[str]:
@@ -244,22 +253,26 @@ class SpeechLLM(L.LightningModule):
         """AdamW over what this stage trains, with its schedule (section IV-C)."""
         node = self.node
         optimizer = torch.optim.AdamW(
-            self.learning(), node.lr, betas=(node.betas[0], node.betas[1]), eps=node.eps, weight_decay=node.weight_decay
+            self.trainable_parameters(),
+            node.lr,
+            betas=(node.betas[0], node.betas[1]),
+            eps=node.eps,
+            weight_decay=node.weight_decay,
         )
-        shape = Schedule(node.warmup_steps, self.steps, node.decay)
+        shape = Schedule(node.warmup_steps, self.steps, node.lr_schedule)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(shape, step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds what was trained, and nothing that was frozen; and what its place in the data means."""
-        checkpoint["batch"] = self.node.batch * self.trainer.world_size
+        checkpoint["batch_size"] = self.node.batch_size * self.trainer.world_size
         weights = checkpoint["state_dict"]
-        owned = self.owned
+        owned = self.trained_prefixes
         checkpoint["state_dict"] = {key: value for key, value in weights.items() if key.startswith(owned)}
 
     def trained(self) -> dict[str, Tensor]:
         """The weights that some stage trains, named as in a checkpoint; without the heads, which are only a help."""
-        owned = tuple(name for name in self.owned if name != f"{HEADS}.")
+        owned = tuple(name for name in self.trained_prefixes if name != f"{HEADS}.")
         return {key: value for key, value in self.state_dict().items() if key.startswith(owned)}
 
     def load_trained(self, weights: dict[str, Tensor], source: str, *, begins: bool = False) -> None:
@@ -272,7 +285,7 @@ class SpeechLLM(L.LightningModule):
             BundleError: a weight is missing, unknown, or of another shape; `source` is named.
         """
         self._load_llm()  # what of it trains is known then, and nothing that comes later overwrites these weights
-        owned = self.owned
+        owned = self.trained_prefixes
         due = {name for name in PARTS if any(key.startswith(f"{name}.") for key in owned)} - {HEADS}
         due -= {ENCODER, LLM} if begins else set()
         parts = {name: _part(weights, name) for name in PARTS if name in due or _part(weights, name)}
@@ -282,12 +295,12 @@ class SpeechLLM(L.LightningModule):
         try:
             self.adapters.load_state_dict(parts["adapters"])
             if ENCODER in parts:
-                self.encoder.take(parts[ENCODER])
+                self.encoder.load_trained(parts[ENCODER])
                 self.owns_encoder = True
             if LLM in parts:
-                self.llm.take(parts[LLM])
-            if HEADS in parts and self.adch:
-                self.adch.load_state_dict(parts[HEADS])
+                self.llm.load_trained(parts[LLM])
+            if HEADS in parts and self.auxiliary_head:
+                self.auxiliary_head.load_state_dict(parts[HEADS])
         except RuntimeError as error:
             raise BundleError(
                 f"{source}: its trained weights do not fit this recipe: {' '.join(str(error).split())}"
@@ -302,7 +315,7 @@ def answers(module: SpeechLLM, batch: Batch, chats: list[list[ChatTurn]], max_ne
         return module.llm.generate(prompts, max_new_tokens)
 
 
-def tuning_of(node: TuningNode) -> Tuning:
+def tuning_of(node: TuningConfig) -> Tuning:
     """What a recipe unfreezes, in the words of the LLM's room."""
     fields = {key: value for key, value in asdict(node).items() if key != "analysis"}
     return Tuning(**{**fields, "targets": tuple(node.targets)})
@@ -314,4 +327,6 @@ def _part(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 def _frozen_weights_may_be_absent(module: nn.Module, keys: Any) -> None:
     """Keep loading strict where it matters: every weight that trains must be there, frozen ones need not."""
-    keys.missing_keys[:] = [key for key in keys.missing_keys if key.startswith(cast(SpeechLLM, module).owned)]
+    keys.missing_keys[:] = [
+        key for key in keys.missing_keys if key.startswith(cast(SpeechLLM, module).trained_prefixes)
+    ]

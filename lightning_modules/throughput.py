@@ -12,7 +12,7 @@ import torch
 _MAXRSS = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of `ru_maxrss`
 
 
-class Meter(L.Callback):
+class ThroughputMeter(L.Callback):
     """Measures training steps on this rank, for `report`.
 
     A step lasts from the end of the one before to its own end, so that waiting for data counts; validation does not.

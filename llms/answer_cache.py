@@ -14,7 +14,7 @@ from sottovoce.llms.engines import Chat, Cut, Engine, Failure
 PART = 256  # chats after which answers are written down
 
 
-class KeptAnswers(Engine):
+class CachedEngine(Engine):
     """An engine that remembers, in a JSONL file that only grows; the same question is asked once.
 
     Answers are kept by the engine's name, the whole chat, the limits and the seed. Failures are not: the next run asks

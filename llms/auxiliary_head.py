@@ -19,7 +19,7 @@ class HeadLoss(NamedTuple):
     right: Tensor  # rows whose attribute value is the likeliest
 
 
-class ADCH(nn.Module):
+class AuxiliaryHead(nn.Module):
     """Linear heads on the mean of the audio positions' hidden states (Yang et al., 2026, section 5).
 
     The attribute head of a row is that of its true category: all attribute heads are one linear map, of whose outputs

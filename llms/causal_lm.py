@@ -108,7 +108,7 @@ class CausalLLM(LoadedLLM):
             )
         self._check(prompts, [len(response) for response in responses])
         sharded = self.sharded  # then each process makes the same calls: one, whatever its rows are
-        constant = prefixes is not None and all(prefixes) and not self.tuned and watch is None and not sharded
+        constant = prefixes is not None and all(prefixes) and not self.trainable_names and watch is None and not sharded
         known = prefixes if constant and prefixes and self._attends_to_all() else [[]] * len(prompts)
         tails = [
             torch.cat([prompt[len(prefix) :], reply])
@@ -119,7 +119,7 @@ class CausalLLM(LoadedLLM):
         for rows in groups:
             with self._watched(watch, rows, tails) as means:
                 parts.append(
-                    self._surprise([tails[i] for i in rows], [responses[i] for i in rows], [known[i] for i in rows])
+                    self._response_nll([tails[i] for i in rows], [responses[i] for i in rows], [known[i] for i in rows])
                 )
             seen += means
         order = torch.tensor([i for rows in groups for i in rows]).argsort().to(parts[0].device)
@@ -150,7 +150,7 @@ class CausalLLM(LoadedLLM):
             handle.remove()
         means += [torch.einsum("rtd,rt->rd", x.float(), mask) / mask.sum(1, keepdim=True).clamp(min=1) for x in seen]
 
-    def _surprise(self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]]) -> Tensor:
+    def _response_nll(self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]]) -> Tensor:
         """The responses' negative log-likelihood, (rows,). A tail is (tokens, dim): all after the prefix."""
         x, real = _pad_left(tails)
         past, before = self._prefixes.read(self.model, prefixes) if any(prefixes) else (None, real[:, :0])

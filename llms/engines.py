@@ -68,7 +68,7 @@ class LocalEngine(Engine):
         checkpoint: a local folder, `sottovoce:` and a folder of the package, or a hub id.
         dtype: of the weights.
         trust_remote_code: run Python code that comes with the checkpoint.
-        batch: chats that are answered together.
+        batch_size: chats that are answered together.
         device: of PyTorch; the first GPU, if there is one, where absent.
 
     Raises:
@@ -82,7 +82,7 @@ class LocalEngine(Engine):
         checkpoint: str,
         dtype: Dtype = "bfloat16",
         trust_remote_code: bool = False,
-        batch: int = 16,
+        batch_size: int = 16,
         device: str | None = None,
     ) -> None:
         try:
@@ -91,19 +91,19 @@ class LocalEngine(Engine):
             raise ConfigError(f"engine local: device: there is no {device!r}; take cpu, cuda or cuda:0") from None
         llm = CausalLLM(checkpoint, dtype, trust_remote_code)
         llm.load()
-        self._take(llm.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), batch)
+        self._take(llm.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), batch_size)
 
     @classmethod
-    def of(cls, llm: CausalLLM, batch: int = 16) -> "LocalEngine":
+    def of(cls, llm: CausalLLM, batch_size: int = 16) -> "LocalEngine":
         """The engine of an LLM that is loaded already, such as a run's own."""
         engine = cls.__new__(cls)
-        engine._take(llm, batch)
+        engine._take(llm, batch_size)
         return engine
 
-    def _take(self, llm: CausalLLM, batch: int) -> None:
-        if batch < 1:
-            raise SottovoceError(f"engine local: batch must be at least 1, got {batch}")
-        self.llm, self.batch = llm, batch
+    def _take(self, llm: CausalLLM, batch_size: int) -> None:
+        if batch_size < 1:
+            raise SottovoceError(f"engine local: batch_size must be at least 1, got {batch_size}")
+        self.llm, self.batch_size = llm, batch_size
         self.name = f"local:{llm.fingerprint()[:16]}"
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class LocalEngine(Engine):
         prompts = [self._prompt(chat, max_new_tokens) for chat in chats]
         answers: list[str | Failure] = [p if isinstance(p, Failure) else Failure("not asked") for p in prompts]
         asked = {at: prompt for at, prompt in enumerate(prompts) if not isinstance(prompt, Failure)}
-        for rows in _parts(sorted(asked, key=lambda at: len(asked[at])), self.batch):
+        for rows in _parts(sorted(asked, key=lambda at: len(asked[at])), self.batch_size):
             noise = [Sampling(temperature, [_seed(seed, chats[at]) for at in rows])] if temperature else []
             said = self._continue([asked[at] for at in rows], max_new_tokens, LogitsProcessorList(noise))
             for at, text in zip(rows, said, strict=True):

@@ -64,7 +64,7 @@ class LoadedLLM(nn.Module):
         self.config = describe(checkpoint, trust_remote_code)
         self.dim: int = self.config.get_text_config().hidden_size
         self.tuning = tuning or Tuning("frozen")
-        self.tuned: list[str] = []
+        self.trainable_names: list[str] = []
         self.depth: int = self.config.get_text_config().num_hidden_layers
         if self.tuning.method != "frozen":
             layer_numbers(self.tuning.layers, self.depth)  # a mistake there is told before any weight is read
@@ -115,7 +115,7 @@ class LoadedLLM(nn.Module):
     def _unfrozen(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model as `tuning` wants it, with nothing learning yet."""
         tuned = tune(_frozen(model), self.tuning)
-        self.tuned = [f"model.{name}" for name in tuned]
+        self.trainable_names = [f"model.{name}" for name in tuned]
         bases = {name: weight for name, weight in model.named_parameters() if name in tuned and base_name(name)}
         self._before = {} if model.device.type == "meta" else {name: _digest(bases[name]) for name in bases}
         return _frozen(model)
@@ -130,9 +130,9 @@ class LoadedLLM(nn.Module):
         """The decoder layers, in their order."""
         return decoder_layers(self.model)
 
-    def learn(self, learns: bool) -> None:
+    def set_trainable(self, learns: bool) -> None:
         """Let the unfrozen weights learn, or let them rest; nothing else ever does."""
-        tuned = set(self.tuned) if learns else set()
+        tuned = set(self.trainable_names) if learns else set()
         for name, weight in self.named_parameters():
             weight.requires_grad_(name in tuned)
 
@@ -143,13 +143,13 @@ class LoadedLLM(nn.Module):
             self.model.train(mode and any(weight.requires_grad for weight in self.model.parameters()))
         return self
 
-    def take(self, weights: dict[str, Tensor]) -> None:
+    def load_trained(self, weights: dict[str, Tensor]) -> None:
         """Give the unfrozen weights these values, by their names in `tuned`.
 
         Raises:
             RuntimeError: one is missing, unknown, or of another shape.
         """
-        if missing := sorted(set(self.tuned) ^ set(weights)):
+        if missing := sorted(set(self.trainable_names) ^ set(weights)):
             raise RuntimeError(f"{len(missing)} weights of the LLM are on one side only, such as {missing[0]}")
         self.load_state_dict(weights, strict=False)
 
@@ -173,7 +173,7 @@ class LoadedLLM(nn.Module):
         finally:
             for layer in stacks:
                 layer.enable_adapters(True)
-            self.learn(learns)  # peft has switched gradients on with the maps
+            self.set_trainable(learns)  # peft has switched gradients on with the maps
 
     def fingerprint(self) -> str:
         """A digest of weights, architecture and chat template: two LLMs with one fingerprint answer alike.
@@ -191,7 +191,7 @@ class LoadedLLM(nn.Module):
         digest.update(json.dumps(self.tokenizer.chat_template, sort_keys=True).encode())
         bases = {base_name(name): (name, weight) for name, weight in self.model.named_parameters()}
         for base, (name, weight) in sorted((base, pair) for base, pair in bases.items() if base is not None):
-            if all_of_it or f"model.{name}" not in self.tuned:
+            if all_of_it or f"model.{name}" not in self.trainable_names:
                 told = self._before[name] if name in self._before else _digest(weight)
                 digest.update(f"{base} {told}".encode())
         return digest.hexdigest()

@@ -6,7 +6,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from sottovoce.errors import ConfigError
 from sottovoce.llms.engines import ENGINES, Chat, Cut, Engine, Failure, check_limits
-from sottovoce.openai_client import Patience, Server, Trouble
+from sottovoce.openai_client import CircuitBreaker, Retryable, Server
 
 
 @ENGINES.register("openai")
@@ -73,7 +73,7 @@ class OpenAIEngine(Engine):
         """
         check_limits(max_new_tokens, temperature)
         limits = {"max_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-        patience = Patience()
+        patience = CircuitBreaker()
         with ThreadPoolExecutor(self.concurrency) as pool:
             try:
                 asked = [
@@ -85,13 +85,13 @@ class OpenAIEngine(Engine):
             return [future.result() for future in asked]
 
 
-def _content(body: bytes) -> str | Failure | Trouble:
+def _content(body: bytes) -> str | Failure | Retryable:
     try:
         choice = json.loads(body)["choices"][0]
         text, cut = (choice["message"]["content"] or "").strip(), choice.get("finish_reason") == "length"
         text.encode()  # half of a surrogate pair is JSON, and no text
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        return Trouble("what came back is no chat completion")
+        return Retryable("what came back is no chat completion")
     if not text:
         return Failure("the answer is empty")
     return Cut(text) if cut else str(text)

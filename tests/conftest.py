@@ -12,12 +12,12 @@ import torch
 import whisper
 from whisper.model import ModelDimensions
 
-from sottovoce.cli.main import quiet
+from sottovoce.cli.main import silence_libraries
 from sottovoce.config import recipe as recipes
 from tests.helpers.families import save_family
 
 torch.set_num_threads(1)  # models this small gain nothing by a second, and the workers of the suite share the cores
-quiet()
+silence_libraries()
 
 CONFORMER = {"type": "conformer", "layers": 2, "width": 16, "feedforward": 32, "heads": 2, "kernel": 3}
 EMOTIONS = ("neutral", "happy", "sad", "angry")
@@ -85,7 +85,7 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def tiny_tree(tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
     """A whole recipe of the three stages, small enough for seconds."""
-    stage = {"lr": 1e-2, "epochs": 1, "batch": 4}
+    stage = {"lr": 1e-2, "epochs": 1, "batch_size": 4}
     return {
         "name": "tiny",
         "seed": 3,
@@ -107,10 +107,10 @@ def tiny_tree(tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_
             "disentangle": {"tasks": {"asr": 1, "emotion": 1}, "err": {"speech": 1, "text": 1, "none": 1}, **stage},
             "holistic": {"tasks": {"dialogue": 2, "asr": 1, "gender": 1}, **stage},
         },
-        "evaluation": {"batch": 5, "max_new_tokens": 6},
+        "evaluation": {"batch_size": 5, "max_new_tokens": 6},
         "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
         "checkpoint_every": 2,
-        "runs": str(tmp_path / "runs"),
+        "output_dir": str(tmp_path / "runs"),
     }  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def alignment(tree: dict[str, Any]) -> dict[str, Any]:
     prompts = "sottovoce:data/prompts/speech_emotion_llama"
     stage = {
         "tasks": {"response": 1, "asr": 1, "caption": 1, "emotion": 1},
-        "trains": ["encoder", "speech"], "lr": 1e-2, "epochs": 2, "batch": 4,
+        "train": ["encoder", "speech"], "lr": 1e-2, "epochs": 2, "batch_size": 4,
     }  # fmt: skip
     return {
         **tree,
@@ -138,7 +138,7 @@ def alignment(tree: dict[str, Any]) -> dict[str, Any]:
             "emotion": {**tree["tasks"]["emotion"], "prompts": f"{prompts}/emotion.txt", "sentence": "{label}"},
         },
         "stages": {"align": stage},
-        "evaluation": {"batch": 5, "max_new_tokens": 4, "limit": 3},
+        "evaluation": {"batch_size": 5, "max_new_tokens": 4, "limit": 3},
     }
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sottovoce.data.tts.base import SYNTHESIZERS, Labels, NotSpoken, Synthesizer, digest
 from sottovoce.errors import nearest
-from sottovoce.openai_client import Failure, Patience, Server, Trouble
+from sottovoce.openai_client import CircuitBreaker, Failure, Retryable, Server
 
 
 @SYNTHESIZERS.register("openai_speech")
@@ -68,7 +68,7 @@ class OpenAISpeech(Synthesizer):
         )
         self.instructions, self.format, self.sample_rate = instructions or {}, format, sample_rate
         self.name = f"{known_as or f'{model}@{self._server.base_url}'}:{digest(self.instructions, sample_rate)}"
-        self._patience = Patience()
+        self._patience = CircuitBreaker()
 
     def speak(self, text: str, *, attribute: str, label: str, voice: str, seed: int) -> NDArray[np.float32]:
         """See `Synthesizer`."""
@@ -89,11 +89,11 @@ class OpenAISpeech(Synthesizer):
             if label not in labels.get(attribute, ())
         ]
 
-    def _decoded(self, body: bytes) -> NDArray[np.float32] | Failure | Trouble:
+    def _decoded(self, body: bytes) -> NDArray[np.float32] | Failure | Retryable:
         try:
             if self.format == "pcm":
                 return np.frombuffer(body, "<i2").astype(np.float32) / np.float32(32768)
             audio, rate_hz = soundfile.read(io.BytesIO(body), dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, ValueError):
-            return Trouble("what came back is no audio")
+            return Retryable("what came back is no audio")
         return np.asarray(soxr.resample(audio.mean(1), rate_hz, self.sample_rate), np.float32)

@@ -148,7 +148,7 @@ class LLMJudge(Judge):
     """An LLM with a rubric for each aspect. A judgement without a score is asked for again, with another seed.
 
     Args:
-        engine: the LLM. One that keeps its answers (`sottovoce.llms.answer_cache.KeptAnswers`) makes a second
+        engine: the LLM. One that keeps its answers (`sottovoce.llms.answer_cache.CachedEngine`) makes a second
             judging of the same replies by the same rubric free.
         quality: file of the rubric for overall quality; the project's own if absent.
         emotion: file of the rubric for heed of the emotion; the project's own if absent.

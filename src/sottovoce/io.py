@@ -12,7 +12,7 @@ from sottovoce.errors import StorageError
 
 
 @contextmanager
-def whole(path: Path, *, shared: bool = False, lasting: bool = True) -> Iterator[IO[bytes]]:
+def atomic_open(path: Path, *, shared: bool = False, lasting: bool = True) -> Iterator[IO[bytes]]:
     """Open a file that appears, complete and on the disk itself, when the block ends without an error.
 
     Until then whatever stood under this name stays. A process that is killed leaves at most a hidden `.tmp` file, which
@@ -28,7 +28,7 @@ def whole(path: Path, *, shared: bool = False, lasting: bool = True) -> Iterator
         StorageError: it cannot be written: the disk is full, a quota is used up, it may only be read.
     """
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp" if shared else f".{path.name}.tmp")
-    with storing(path):
+    with storage_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with draft.open("wb") as stream:
@@ -45,7 +45,7 @@ def whole(path: Path, *, shared: bool = False, lasting: bool = True) -> Iterator
 
 
 @contextmanager
-def storing(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
     """Tell in one line that a disk takes no more, whoever tells it.
 
     Raises:
@@ -67,9 +67,9 @@ def storing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def write_whole(path: Path, content: str | bytes, *, shared: bool = False) -> None:
+def atomic_write(path: Path, content: str | bytes, *, shared: bool = False) -> None:
     """Write a file, text as UTF-8; see `whole`."""
-    with whole(path, shared=shared) as stream:
+    with atomic_open(path, shared=shared) as stream:
         stream.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 

@@ -8,7 +8,7 @@ from filelock import FileLock
 
 
 @contextmanager
-def in_turn(folder: Path) -> Iterator[None]:
+def file_lock(folder: Path) -> Iterator[None]:
     """One process at a time, of all that see this folder, on whatever node; the system frees what a dead one held.
 
     Whoever has waited should look again what there is. Not to be nested for one folder.

@@ -33,14 +33,14 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Retryable:
     """What may pass: another attempt is worth while, but not before `wait` seconds."""
 
     reason: str
     wait: float = 0.0
 
 
-class Patience:
+class CircuitBreaker:
     """What threads share: whether it is over, and how many requests in a row ran out of attempts."""
 
     def __init__(self) -> None:
@@ -105,13 +105,13 @@ class Server:
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
 
     def ask(
-        self, body: dict[str, Any], read: Callable[[bytes], T | Failure | Trouble], patience: Patience
+        self, body: dict[str, Any], read: Callable[[bytes], T | Failure | Retryable], patience: CircuitBreaker
     ) -> T | Failure:
         """What `read` makes of the answer to one request.
 
         Args:
             body: of the request, beside the model.
-            read: the body of an answer to what is wanted; `Trouble` for one that another attempt may mend.
+            read: the body of an answer to what is wanted; `Retryable` for one that another attempt may mend.
             patience: shared by requests that have a fate in common: after 8 in a row that ran out of attempts, the
                 rest fail without being sent.
 
@@ -124,7 +124,7 @@ class Server:
             if patience.over.is_set():
                 return Failure("given up: the server does not answer")
             outcome = self._attempt({"model": self.model, **body}, read)
-            if not isinstance(outcome, Trouble):
+            if not isinstance(outcome, Retryable):
                 patience.found()
                 return outcome
             reason = outcome.reason
@@ -133,11 +133,13 @@ class Server:
         patience.lost()
         return Failure(f"{reason}, {1 + self.retries} times")
 
-    def _pause(self, attempt: int, trouble: Trouble) -> float:
+    def _pause(self, attempt: int, trouble: Retryable) -> float:
         own = self.backoff * 2.0**attempt * random.uniform(0.5, 1)
         return min(max(own, trouble.wait), _LONGEST_WAIT)
 
-    def _attempt(self, body: dict[str, Any], read: Callable[[bytes], T | Failure | Trouble]) -> T | Failure | Trouble:
+    def _attempt(
+        self, body: dict[str, Any], read: Callable[[bytes], T | Failure | Retryable]
+    ) -> T | Failure | Retryable:
         """One request. Messages of libraries stay out of reasons: they may quote headers."""
         due = time.monotonic() + self.timeout
         try:
@@ -152,16 +154,16 @@ class Server:
                 raw = _received(response, due)
                 return read(raw) if response.status_code == 200 else self._refused(response, raw)
         except (requests.Timeout, PacketTimeout, TimeoutError):
-            return Trouble(f"no answer within {self.timeout:g} s")
+            return Retryable(f"no answer within {self.timeout:g} s")
         except (requests.RequestException, HTTPError) as error:
-            return Trouble(f"the server cannot be reached ({type(error).__name__})")
+            return Retryable(f"the server cannot be reached ({type(error).__name__})")
 
     def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         if self._key:
             request.headers["Authorization"] = f"Bearer {self._key}"
         return request
 
-    def _refused(self, response: requests.Response, body: bytes) -> Failure | Trouble:
+    def _refused(self, response: requests.Response, body: bytes) -> Failure | Retryable:
         status = response.status_code
         if status in (401, 403):
             known = f"the key in {self.api_key_env}" if self._key else "a request without a key; set api_key_env"
@@ -173,7 +175,7 @@ class Server:
                 f"{self._said(body or leads_to.encode())}. The server must know the model; base_url mostly ends in /v1"
             )
         if status in _MAY_PASS or status >= 500:
-            return Trouble(f"HTTP {status}", retry_after(response.headers.get("Retry-After", "")))
+            return Retryable(f"HTTP {status}", retry_after(response.headers.get("Retry-After", "")))
         return Failure(f"HTTP {status}: {self._said(body)}")
 
     def _said(self, body: bytes) -> str:

@@ -16,7 +16,7 @@ class Terminated(BaseException):
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
+def handle_sigterm() -> Iterator[None]:
     """Within this block a warning raises `Terminated` wherever the main thread is, as Ctrl-C does."""
 
     def leave(*_: object) -> None:

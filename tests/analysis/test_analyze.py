@@ -22,7 +22,7 @@ from sottovoce.data.examples import Example
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.evaluation.layers.split import read_split
 from sottovoce.lightning_modules.bundle import write_bundle
-from sottovoce.lightning_modules.curriculum import Run, start
+from sottovoce.lightning_modules.curriculum import Run, prepare_run
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.hidden_states import Inside, look_inside
 
@@ -87,7 +87,7 @@ def test_a_prompt_without_speech_is_refused(llm: CausalLLM) -> None:
 
 @pytest.fixture
 def run(recipe: Recipe) -> Run:
-    run = start(recipe, Console(quiet=True))
+    run = prepare_run(recipe, Console(quiet=True))
     run.module.eval()
     return run
 
@@ -96,7 +96,7 @@ def heard(run: Run, count: int = 6) -> list[Example]:
     sources = dict.fromkeys(run.module.slots, "speech")
     return [
         Example(u, "asr", "Listen.", u.context, sources, frozenset(), None)
-        for u in run.material.splits["train"].utterances[:count]
+        for u in run.data.splits["train"].utterances[:count]
     ]
 
 
@@ -104,11 +104,11 @@ def test_the_mean_is_over_the_speech_of_the_utterance_alone(run: Run) -> None:
     """The input of the LLM at these positions is what the adapters made of this clip, and nothing else."""
     example = heard(run)[5]  # it stands after a turn that is spoken, too
     assert any(turn.audio for turn in example.context)
-    batch = collate([example], run.ear.read)
+    batch = collate([example], run.audio_reader.read)
     with torch.no_grad():
         seen = states(run.module, batch)
-        own = run.material.splits["train"].utterances[5]
-        alone = collate([Example(own, "asr", "", (), example.sources, frozenset(), None)], run.ear.read)
+        own = run.data.splits["train"].utterances[5]
+        alone = collate([Example(own, "asr", "", (), example.sources, frozenset(), None)], run.audio_reader.read)
         frames = run.module._encoded(alone.audio)
         made = torch.cat([run.module._adapt(slot, frames, False).rows()[0] for slot in run.module.slots])
     torch.testing.assert_close(seen.pooled[0, 0], made.mean(0), rtol=1e-5, atol=1e-5)
@@ -117,7 +117,7 @@ def test_the_mean_is_over_the_speech_of_the_utterance_alone(run: Run) -> None:
 def test_observed_states_keep_their_order_whatever_the_batch(run: Run) -> None:
     examples = heard(run)
     with Progress(console=Console(quiet=True)) as progress:
-        one, three = (observe(run.module, examples, run.ear.read, size, progress) for size in (1, 3))
+        one, three = (observe(run.module, examples, run.audio_reader.read, size, progress) for size in (1, 3))
     torch.testing.assert_close(one.pooled, three.pooled, rtol=1e-4, atol=1e-5)
     assert one.tokens.tolist() == three.tokens.tolist()
 
@@ -222,7 +222,7 @@ def test_a_name_that_matches_nothing_is_an_error(
 
 
 def test_intents_are_topics_labels_or_keywords(run: Run) -> None:
-    utterances = run.material.splits["train"].utterances[:4]
+    utterances = run.data.splits["train"].utterances[:4]
     assert intents(utterances, AnalysisRecipe(intent="emotion")) == ["neutral", "happy", "sad", "angry"]
     assert intents(utterances, AnalysisRecipe(keywords=["lamp", "tea"])) == ["lamp", None, None, "tea"]
     assert intents(utterances, AnalysisRecipe()) == [u.topic for u in utterances]

@@ -65,7 +65,7 @@ def test_a_third_party_adapter_trains_from_yaml(
     slots = {**tree["slots"], "paralinguistic": {"adapter": {"type": "prosody", "width": 4}, "text": "caption"}}
     stages = {"joint": tree["stages"]["joint"]}
     assert main(["fit", "--config", write_recipe(slots=slots, stages=stages)]) == 0
-    card = (Path(tree["runs"]) / "tiny" / "bundle" / "README.md").read_text()
+    card = (Path(tree["output_dir"]) / "tiny" / "bundle" / "README.md").read_text()
     assert "| paralinguistic | prosody |" in card
 
 

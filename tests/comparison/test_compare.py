@@ -28,8 +28,8 @@ from sottovoce.evaluation.paired_bootstrap import Key, difference, differences, 
 from sottovoce.evaluation.reports.compare import SideBySide, comparison_csv
 from sottovoce.evaluation.reports.compare_html import comparison_html
 from sottovoce.evaluation.reports.svg import ticks_of
-from sottovoce.evaluation.retention import Kept, RetentionScore, retention_scores, write_kept
-from sottovoce.lightning_modules.throughput import Meter
+from sottovoce.evaluation.retention import Kept, RetentionScore, retention_scores, write_scores
+from sottovoce.lightning_modules.throughput import ThroughputMeter
 from sottovoce.scoring.text_retention import AFTER, BEFORE
 
 DUE = {"child": "please ask a grown up", "adult": "switch it off and check the fuse"}
@@ -152,12 +152,12 @@ def make(tmp_path: Path) -> Make:
         recipe = {
             "name": name,
             "seed": seed,
-            "init": f"runs/pe_ft/seed-{seed}/connect/bundle",
+            "init_from": f"runs/pe_ft/seed-{seed}/connect/bundle",
             "llm": {"checkpoint": "llm", "tuning": {"method": system}},
             "tasks": {"dialogue": {"type": "dialogue", "prompts": None}},
             "data": {"test": [{"manifest": "test.jsonl"}], "cache": f"/cache/{seed}"},
             "evaluation": {"max_new_tokens": 20},
-            "runs": str(tmp_path),
+            "output_dir": str(tmp_path),
         }
         recipe = OmegaConf.to_container(OmegaConf.merge(recipe, changes.get("recipe", {})))  # type: ignore[assignment]
         folder = tmp_path / changes.get("folder", name)
@@ -165,8 +165,8 @@ def make(tmp_path: Path) -> Make:
         before, after = kept(0), kept(drift)
         told = [Record(name, "retention", m, "text", *s) for m, s in retention_scores(before, after).items()]
         write_results(folder / "evaluation", [*score_all(name, predictions), *told], predictions)
-        write_kept(folder / "evaluation" / BEFORE, before)
-        write_kept(folder / "evaluation" / AFTER, after)
+        write_scores(folder / "evaluation" / BEFORE, before)
+        write_scores(folder / "evaluation" / AFTER, after)
         (folder / "recipe.yaml").write_text(OmegaConf.to_yaml(recipe))
         (folder / "environment.json").write_text(json.dumps({"commit": "abc", "device": "x86", "threads": 1}))
         stage = folder / "stages" / "1-tune"
@@ -271,7 +271,7 @@ def test_other_text_prompts_are_refused(make: Make) -> None:
     folders = [make("frozen"), make("lora")]
     rows = RetentionScore(kept(0).rows[1:])
     for name in (BEFORE, AFTER):
-        write_kept(folders[1] / "evaluation" / name, rows)
+        write_scores(folders[1] / "evaluation" / name, rows)
     with pytest.raises(ConfigError, match=r"other text prompts \(11 and 12\)"):
         page_of(*folders)
 
@@ -388,7 +388,7 @@ class Slow(BoringModel):
 
 
 def test_a_meter_leaves_out_the_first_step_and_validation(tmp_path: Path) -> None:
-    meter = Meter()
+    meter = ThroughputMeter()
     trainer = L.Trainer(
         accelerator="cpu", max_steps=8, val_check_interval=1, limit_val_batches=1, callbacks=[meter], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
@@ -401,4 +401,4 @@ def test_a_meter_leaves_out_the_first_step_and_validation(tmp_path: Path) -> Non
     assert 50 < before < 100_000
     torch.ones(60_000_000)  # 240 MB, for a while
     assert meter.report()["peak_memory_mb"] >= before
-    assert "seconds_per_step" not in Meter().report()
+    assert "seconds_per_step" not in ThroughputMeter().report()

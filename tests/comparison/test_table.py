@@ -29,7 +29,7 @@ from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.paths import resolve
 from sottovoce.scoring.speech_tokens import pooled_tokens
-from sottovoce.training.splits import gather
+from sottovoce.training.splits import read_splits
 
 JUDGE = {"type": "rule", "exemplars": {name: [f"{name} words about {{thing}}"] for name in EMOTIONS}}
 
@@ -37,10 +37,10 @@ JUDGE = {"type": "rule", "exemplars": {name: [f"{name} words about {{thing}}"] f
 @pytest.fixture
 def write_table(alignment: dict[str, Any], tmp_path: Path) -> Callable[..., str]:
     """A baseline and a cascade on it, as files, and the table of both; returns the path of the table's recipe."""
-    evaluation = {"batch": 5, "max_new_tokens": 4, "tasks": ["response", "emotion"], "slots": ["both"]}
+    evaluation = {"batch_size": 5, "max_new_tokens": 4, "tasks": ["response", "emotion"], "slots": ["both"]}
     baseline = {**alignment, "encoder": CONFORMER, "name": "seed-${seed}/baseline", "evaluation": evaluation}
     cascade = {
-        **baseline, "name": "seed-${seed}/cascade", "init": "${runs}/seed-${seed}/baseline/bundle", "stages": {},
+        **baseline, "name": "seed-${seed}/cascade", "init_from": "${output_dir}/seed-${seed}/baseline/bundle", "stages": {},
         "cascade": {"epochs": 2, "pool": 4},
     }  # fmt: skip
     for name, made in (("baseline", baseline), ("cascade", cascade)):
@@ -55,7 +55,7 @@ def write_table(alignment: dict[str, Any], tmp_path: Path) -> Callable[..., str]
         node = {
             "name": "table", "seeds": [1, 2], "systems": systems, "judge": JUDGE, "picture": ["baseline"],
             "bert_score": {"checkpoint": alignment["llm"]["checkpoint"], "layer": 1},
-            "runs": str(tmp_path / "runs"), **changes,
+            "output_dir": str(tmp_path / "runs"), **changes,
         }  # fmt: skip
         file = tmp_path / "table.yaml"
         file.write_text(OmegaConf.to_yaml(node))
@@ -122,7 +122,7 @@ def test_pooled_tokens_are_means_that_no_neighbour_changes(write_table: Callable
     """Against each clip alone through encoder and adapter."""
     assert main(["table", write_table(), "seeds=[1]"]) == 0
     made = system_recipe(load(Path(write_table())), "baseline", 1)
-    module, test = read_bundle(made.folder / "bundle"), gather(made).splits["test"].utterances
+    module, test = read_bundle(made.folder / "bundle"), read_splits(made).splits["test"].utterances
     together = pooled_tokens(module, test)
     for row, utterance in zip(together, test, strict=True):
         clip = torch.from_numpy(load_audio(Path(utterance.audio), 16_000))[None]
@@ -172,4 +172,4 @@ def test_scored_otherwise_than_trained(alignment: dict[str, Any]) -> None:
 
 
 def test_overrides_go_to_every_recipe(write_table: Callable[..., str], tmp_path: Path) -> None:
-    assert overrides(load(Path(write_table())), 2) == ["seed=2", f"runs={tmp_path / 'runs'}"]
+    assert overrides(load(Path(write_table())), 2) == ["seed=2", f"output_dir={tmp_path / 'runs'}"]

@@ -186,7 +186,7 @@ def test_a_file_where_a_folder_should_be_is_one_line(
     "command",
     [
         ["prepare", "librispeech", "--source", ".", "--out", "out", "case=["],
-        ["targets", "a.jsonl", "--out", "b.jsonl", "--engine", "local", "checkpoint=x", "batch=["],
+        ["targets", "a.jsonl", "--out", "b.jsonl", "--engine", "local", "checkpoint=x", "batch_size=["],
         ["estimate", "--config", "{config}", "--utterances", "9", "--seconds", "nan"],
         ["estimate", "--config", "{config}", "--utterances", "9", "--seconds", "100000"],
         ["estimate", "--config", "{config}", "--utterances", "9", "trainer.devices=0"],

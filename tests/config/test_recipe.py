@@ -69,7 +69,7 @@ MISTAKES = [
     ({"stages": {"joint": {"task": {"asr": 1}}}}, r"stages\.joint.*task"),
     ({"stages": {"joint": {"tasks": {"asrr": 1}, "lr": 1.0}}}, r"stages\.joint\.tasks: there is no task 'asrr'.*'asr'"),
     (
-        {"stages": {"joint": {"tasks": {"asr": 1}, "lr": 1.0, "trains": ["linguistics"]}}},
+        {"stages": {"joint": {"tasks": {"asr": 1}, "lr": 1.0, "train": ["linguistics"]}}},
         r"no slot 'linguistics'.*'linguistic'",
     ),
     (

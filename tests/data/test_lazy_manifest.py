@@ -14,8 +14,8 @@ import torch
 
 from sottovoce.cli.main import main
 from sottovoce.data.batch_sampler import Rows
-from sottovoce.data.batches import CheckedWhenDrawn
-from sottovoce.data.lazy_batch_sampler import LongSampler
+from sottovoce.data.batches import LazyExamples
+from sottovoce.data.lazy_batch_sampler import LazyBatchSampler
 from sottovoce.data.lazy_manifest import Lines
 from sottovoce.data.manifest import read_manifest
 from sottovoce.data.path_policy import Root
@@ -67,7 +67,7 @@ def test_drawing_reads_what_is_drawn_however_long_the_manifest(folder: Path) -> 
     reads = {}
     for count in (1000, 20_000):
         many = lines(write(folder, [line(i) for i in range(count)]))
-        sampler = LongSampler(many.seconds, np.ones(count, np.float32), batch=4, epochs=2, seed=0)
+        sampler = LazyBatchSampler(many.seconds, np.ones(count, np.float32), batch=4, epochs=2, seed=0)
         for (_, rows, _), _ in zip(sampler, range(10), strict=False):
             assert [many[row].id for row in rows] == [f"u{row}" for row in rows]
         reads[count] = many.reads
@@ -119,10 +119,10 @@ def test_a_clip_of_another_side_is_told_when_it_is_drawn(folder: Path) -> None:
         many[0]
 
 
-def sampler(count: int = 1003, **changes: Any) -> LongSampler:
+def sampler(count: int = 1003, **changes: Any) -> LazyBatchSampler:
     seconds = np.random.default_rng(0).uniform(1, 20, count).astype(np.float32)
-    known = {"seconds": seconds, "weights": np.ones(count, np.float32), "batch": 4, "epochs": 2, "seed": 0}
-    return LongSampler(**{**known, **changes})
+    known = {"seconds": seconds, "weights": np.ones(count, np.float32), "batch_size": 4, "epochs": 2, "seed": 0}
+    return LazyBatchSampler(**{**known, **changes})
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -172,13 +172,13 @@ def test_too_few_utterances_for_the_processes_are_told() -> None:
             sampler(3, **changes)
 
 
-def loader(folder: Path, said: list[Any], **knobs: Any) -> CheckedWhenDrawn:
+def loader(folder: Path, said: list[Any], **knobs: Any) -> LazyExamples:
     from sottovoce.data.examples import Example
 
     def draw(utterance: Utterance, epoch: int, number: int) -> Example:
         return Example(utterance, "asr", "", (), {"linguistic": "speech"}, frozenset(), "x")
 
-    return CheckedWhenDrawn(
+    return LazyExamples(
         lines(write(folder, said)), draw, 1, lambda example: replace(example), lambda _: torch.ones(5), **knobs
     )
 
@@ -218,7 +218,7 @@ def test_a_run_whose_lines_are_checked_when_they_are_drawn(
         record["seconds"] = soundfile.info(str(train.with_name(record["audio"]))).duration
     records[4]["audio"] = "nowhere.wav"
     train.write_text("".join(json.dumps(record) + "\n" for record in records))
-    data = {**tree["data"], "train": [{"manifest": str(train)}], "checks": "during", "policy": "skip"}
+    data = {**tree["data"], "train": [{"manifest": str(train)}], "validate": "lazy", "policy": "skip"}
     config = write_recipe(
         data=data, stages={"joint": tree["stages"]["joint"]}, evaluation={"max_new_tokens": 2, "slots": ["both"]}
     )

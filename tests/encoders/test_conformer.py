@@ -230,7 +230,7 @@ def test_what_was_saved_is_loaded_bit_by_bit(tmp_path: Path) -> None:
 def test_weights_may_be_given_instead() -> None:
     encoder, batch = tiny(), Frames.pad(clips(5_000))
     taken = ConformerEncoder(**TINY)
-    taken.take(copy.deepcopy(encoder.state_dict()))
+    taken.load_trained(copy.deepcopy(encoder.state_dict()))
     assert taken.fingerprint() == encoder.fingerprint() and torch.equal(taken(*batch).x, encoder(*batch).x)
 
 

@@ -120,7 +120,7 @@ def test_a_public_conformer_is_known_by_its_fingerprint(save: Any, tmp_path: Pat
     taken = HFConformerEncoder(checkpoint=str(tmp_path / "b"))
     with torch.device("meta"):
         taken.build()
-    taken.take(copy.deepcopy(encoder.state_dict()))
+    taken.load_trained(copy.deepcopy(encoder.state_dict()))
     assert taken.fingerprint() == encoder.fingerprint() and torch.equal(taken(*batch).x, encoder(*batch).x)
     with torch.no_grad():
         next(again.parameters()).view(-1)[0] += 1e-3

@@ -11,7 +11,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from whisper.model import ResidualAttentionBlock
 
-from sottovoce.encoders.emotion_classifier import SER, Labelled, balanced_accuracy, train_ser
+from sottovoce.encoders.emotion_classifier import (
+    EmotionClassifier,
+    Labelled,
+    balanced_accuracy,
+    train_emotion_classifier,
+)
 from sottovoce.encoders.tltr import TLTR, mean_pool
 from sottovoce.errors import BundleError, ConfigError, MissingError, SottovoceError
 from sottovoce.frames import Frames
@@ -164,9 +169,9 @@ def test_a_bad_number_is_named(knobs: dict[str, int], message: str) -> None:
         TLTR(DIM, LAYERS, CLASSES, **knobs)
 
 
-def untrained(labels: tuple[str, ...] = LABELS) -> SER:
+def untrained(labels: tuple[str, ...] = LABELS) -> EmotionClassifier:
     torch.manual_seed(3)
-    return SER(TLTR(DIM, LAYERS, len(labels), pool=POOL), labels, HERE)
+    return EmotionClassifier(TLTR(DIM, LAYERS, len(labels), pool=POOL), labels, HERE)
 
 
 def emotional_states(tltr: TLTR, count: int, seed: int) -> tuple[list[Frames], list[str]]:
@@ -179,7 +184,7 @@ def emotional_states(tltr: TLTR, count: int, seed: int) -> tuple[list[Frames], l
     return states, labels
 
 
-def emotional(ser: SER, count: int, seed: int) -> Labelled:
+def emotional(ser: EmotionClassifier, count: int, seed: int) -> Labelled:
     states, labels = emotional_states(ser.tltr, count, seed)
     return Labelled([row.half() for row in ser.tltr.pooled(states).rows()], labels)
 
@@ -187,7 +192,7 @@ def emotional(ser: SER, count: int, seed: int) -> Labelled:
 def test_it_learns_what_can_be_heard() -> None:
     ser = untrained()
     train, validation = emotional(ser, 60, seed=1), emotional(ser, 30, seed=2)
-    scores = train_ser(ser, train, validation, epochs=8, batch_size=10, learning_rate=3e-3)
+    scores = train_emotion_classifier(ser, train, validation, epochs=8, batch_size=10, learning_rate=3e-3)
     assert len(scores) <= 8 and max(scores) > 0.9
     states, labels = emotional_states(ser.tltr, 30, seed=4)  # of nobody it has met
     hits = [found == true for found, true in zip(ser.predict(states), labels, strict=True)]
@@ -198,7 +203,7 @@ def test_training_is_a_function_of_its_seed() -> None:
     runs = []
     for seed in (0, 0, 1):
         ser = untrained()
-        train_ser(ser, emotional(ser, 12, 1), emotional(ser, 6, 2), epochs=2, batch_size=4, seed=seed)
+        train_emotion_classifier(ser, emotional(ser, 12, 1), emotional(ser, 6, 2), epochs=2, batch_size=4, seed=seed)
         runs.append(torch.cat([value.flatten() for value in ser.tltr.parameters()]))
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
 
@@ -207,8 +212,8 @@ def test_it_stops_early_and_keeps_its_best_epoch() -> None:
     ser = untrained()
     train, validation = emotional(ser, 30, seed=1), emotional(ser, 30, seed=2)
     wrong = Labelled(train.clips, [LABELS[LABELS.index(label) - 1] for label in train.labels])  # it can only get worse
-    train_ser(ser, train, validation, epochs=6, batch_size=10, learning_rate=3e-3)
-    scores = train_ser(ser, wrong, validation, epochs=40, batch_size=10, learning_rate=1e-3, patience=2)
+    train_emotion_classifier(ser, train, validation, epochs=6, batch_size=10, learning_rate=3e-3)
+    scores = train_emotion_classifier(ser, wrong, validation, epochs=40, batch_size=10, learning_rate=1e-3, patience=2)
     best = scores.index(max(scores))
     assert len(scores) == best + 1 + 2 < 40 and scores[-1] < scores[best]
     again = [ser.labels.index(label) for label in _labels_found(ser, validation)]
@@ -218,7 +223,7 @@ def test_it_stops_early_and_keeps_its_best_epoch() -> None:
 
 
 @torch.no_grad()
-def _labels_found(ser: SER, clips: Labelled) -> list[str]:
+def _labels_found(ser: EmotionClassifier, clips: Labelled) -> list[str]:
     logits = ser.tltr.classify(Frames.pad([clip.float() for clip in clips.clips]))
     return [ser.labels[at] for at in logits.argmax(-1).tolist()]
 
@@ -237,7 +242,7 @@ def test_it_survives_its_file(tmp_path: Path) -> None:
     torch.manual_seed(11)
     drawn = torch.rand(1)
     torch.manual_seed(11)
-    other = SER.load(file, HERE)
+    other = EmotionClassifier.load(file, HERE)
     assert torch.equal(torch.rand(1), drawn)  # loading leaves torch's generator alone
     assert other.labels == LABELS and other.tltr.dims == ser.tltr.dims
     with torch.no_grad():
@@ -252,23 +257,23 @@ def test_it_survives_its_file(tmp_path: Path) -> None:
 def test_another_encoder_is_refused(tmp_path: Path) -> None:
     untrained().save(tmp_path / "ser.safetensors")
     with pytest.raises(BundleError, match=r"another encoder.*0123456789ab in the file, fedcba987654 here"):
-        SER.load(tmp_path / "ser.safetensors", ELSEWHERE)
+        EmotionClassifier.load(tmp_path / "ser.safetensors", ELSEWHERE)
 
 
 def test_a_file_that_is_not_there_or_not_whole_is_named(tmp_path: Path) -> None:
     file = tmp_path / "ser.safetensors"
     with pytest.raises(MissingError, match=r"there is no file .*ser\.safetensors"):
-        SER.load(file, HERE)
+        EmotionClassifier.load(file, HERE)
     untrained().save(file)
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(BundleError, match=r"ser\.safetensors: damaged"):
-        SER.load(file, HERE)
+        EmotionClassifier.load(file, HERE)
 
 
 @pytest.mark.parametrize("labels", [("angry", "happy"), ("angry", "happy", "happy")])
 def test_labels_must_be_the_classes(labels: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="expected 3 different labels"):
-        SER(TLTR(DIM, LAYERS, 3), labels, HERE)
+        EmotionClassifier(TLTR(DIM, LAYERS, 3), labels, HERE)
 
 
 @pytest.mark.parametrize(
@@ -282,10 +287,10 @@ def test_what_cannot_be_learnt_is_named(labels: list[str], message: str) -> None
     ser = untrained()
     clips = list(emotional(ser, 2, 1).clips)
     with pytest.raises(SottovoceError, match=message):
-        train_ser(ser, Labelled(clips, labels), Labelled(clips, ["angry", "sad"]))
+        train_emotion_classifier(ser, Labelled(clips, labels), Labelled(clips, ["angry", "sad"]))
 
 
 def test_an_empty_validation_is_refused() -> None:
     ser = untrained()
     with pytest.raises(SottovoceError, match=r"validation: .* at least one; got 0 and 0"):
-        train_ser(ser, emotional(ser, 2, 1), Labelled([], []))
+        train_emotion_classifier(ser, emotional(ser, 2, 1), Labelled([], []))

@@ -22,20 +22,20 @@ from sottovoce.data.batch_sampler import Rows
 from sottovoce.data.batches import collate
 from sottovoce.errors import ConfigError
 from sottovoce.estimation.estimate import TRIED, Estimate, estimate, processes
-from sottovoce.estimation.hardware import GPUS, Here, Work, chosen
-from sottovoce.estimation.meta_tensor import Hollow, Living, hollow, observed
+from sottovoce.estimation.hardware import GPUS, LocalDevice, OpCounter, chosen
+from sottovoce.estimation.meta_tensor import MetaTensor, PeakMemory, hollow, observed
 from sottovoce.estimation.placeholders import supposed
 from sottovoce.estimation.step_simulator import Rehearsal, Trial, hollow_module
-from sottovoce.lightning_modules.curriculum import Run, drawing_of, start
+from sottovoce.lightning_modules.curriculum import Run, example_sampler_of, prepare_run
 from sottovoce.llms.causal_lm import CausalLLM
-from sottovoce.training.splits import build_tasks, gather
+from sottovoce.training.splits import build_tasks, read_splits
 
 PRODUCTS = ("mm", "addmm", "bmm", "convolution", "convolution_backward")
 ROWS = Rows(0, [0, 3, 5, 8])
 
 
-def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Hollow:
-    return Hollow(torch.empty(*shape, dtype=dtype, device="meta"))
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> MetaTensor:
+    return MetaTensor(torch.empty(*shape, dtype=dtype, device="meta"))
 
 
 class Counted(TorchDispatchMode):
@@ -52,11 +52,11 @@ class Counted(TorchDispatchMode):
 
 def real_step(run: Run, stage: str) -> Callable[[], None]:
     """A step of a loaded run on the rows that are rehearsed, after one that has filled what is kept."""
-    run.module.begin(stage, 1)
-    drawing = run.drawing(stage, cut=True)
-    utterances = run.material.splits["train"].utterances
+    run.module.start_stage(stage, 1)
+    drawing = run.example_sampler(stage, cut=True)
+    utterances = run.data.splits["train"].utterances
     drawn = [drawing(utterances[n], 0, 0, utterances[n].only) for n in ROWS.numbers]
-    batch = collate([example for example in drawn if example is not None], run.ear.read)
+    batch = collate([example for example in drawn if example is not None], run.audio_reader.read)
 
     def step() -> None:
         out = run.module.loss(batch)
@@ -68,17 +68,17 @@ def real_step(run: Run, stage: str) -> Callable[[], None]:
 
 def rehearse(recipe: recipes.Recipe, stage: str) -> Any:
     module = hollow_module(recipe)
-    material = gather(recipe)
+    material = read_splits(recipe)
     rehearsal = Rehearsal(recipe, module, material.splits["train"].utterances, 1)
-    return rehearsal.stage(stage, drawing_of(recipe, build_tasks(recipe), stage, cut=True), [ROWS])
+    return rehearsal.stage(stage, example_sampler_of(recipe, build_tasks(recipe), stage, cut=True), [ROWS])
 
 
 @pytest.mark.parametrize("stage", ["joint", "disentangle"])
 def test_a_hollow_step_makes_the_products_of_a_real_one(recipe: recipes.Recipe, stage: str) -> None:
-    step = real_step(start(recipe, Console(quiet=True)), stage)
+    step = real_step(prepare_run(recipe, Console(quiet=True)), stage)
     with Counted() as counted, FlopCounterMode(display=False) as flops:
         step()
-    work: Work = rehearse(recipe, stage).steps[0]
+    work: OpCounter = rehearse(recipe, stage).steps[0]
     made: Counter[str] = Counter()
     ours = 0
     for key, times in work.times.items():
@@ -90,7 +90,7 @@ def test_a_hollow_step_makes_the_products_of_a_real_one(recipe: recipes.Recipe, 
 
 
 def test_the_peak_is_that_of_a_real_step(recipe: recipes.Recipe) -> None:
-    run = start(recipe, Console(quiet=True))
+    run = prepare_run(recipe, Console(quiet=True))
     step = real_step(run, "joint")
     for weight in run.module.parameters():
         weight.grad = None
@@ -103,12 +103,12 @@ def test_the_peak_is_that_of_a_real_step(recipe: recipes.Recipe) -> None:
             most = max(most, now)
     cost = rehearse(recipe, "joint")
     assert cost.peak - cost.moments == pytest.approx(most, rel=0.1)
-    assert cost.gradients == sum(w.numel() for w in run.module.learning()) * 4
+    assert cost.gradients == sum(w.numel() for w in run.module.trainable_parameters()) * 4
     assert cost.moments == 2 * cost.gradients
 
 
 def test_what_is_freed_no_longer_counts() -> None:
-    living = Living()
+    living = PeakMemory()
     with observed(living):
         x = empty(1000)
         first = x * 2  # 4,000 bytes
@@ -140,12 +140,12 @@ def test_hollow_modules_keep_tied_weights() -> None:
 
 @pytest.fixture
 def found(recipe: recipes.Recipe) -> Estimate:
-    return estimate(recipe, GPUS["h100"], gather(recipe))
+    return estimate(recipe, GPUS["h100"], read_splits(recipe))
 
 
 def test_checkpoints_and_steps_are_those_of_the_run(found: Estimate, write_recipe: Any, tree: dict[str, Any]) -> None:
     assert main(["fit", "--config", write_recipe()]) == 0
-    folder = Path(tree["runs"]) / "tiny"
+    folder = Path(tree["output_dir"]) / "tiny"
     for number, stage in enumerate(found.stages, 1):
         there = folder / "stages" / f"{number}-{stage.name}"
         assert stage.steps * stage.epochs == json.loads((there / "done.json").read_text())["steps"]
@@ -155,12 +155,12 @@ def test_checkpoints_and_steps_are_those_of_the_run(found: Estimate, write_recip
 
 
 def test_strategies_share_out_what_they_say(recipe: recipes.Recipe) -> None:
-    alone = estimate(recipe, GPUS["h100"], gather(recipe)).stages[0].memory
+    alone = estimate(recipe, GPUS["h100"], read_splits(recipe)).stages[0].memory
     assert len(set(alone.values())) == 1  # nobody to share with
     recipe.trainer["devices"] = 2
     module = hollow_module(recipe)
     trained = sum(w.numel() for w in module.adapters.parameters()) * 4
-    shared = estimate(recipe, GPUS["h100"], gather(recipe)).stages[0].memory
+    shared = estimate(recipe, GPUS["h100"], read_splits(recipe)).stages[0].memory
     assert shared["ddp"] - shared["deepspeed_stage_1"] == 2 * trained  # the buckets, and half of both moments
     assert shared["deepspeed_stage_1"] - shared["deepspeed_stage_2"] == trained // 2
 
@@ -174,7 +174,7 @@ def test_an_llm_too_large_for_a_gpu_is_sent_to_stage_3(recipe: recipes.Recipe, f
 
 
 def test_a_gpu_takes_what_its_sheet_says() -> None:
-    work = Work()
+    work = OpCounter()
     with observed(work):
         empty(4096, 4096, dtype=torch.bfloat16) @ empty(4096, 4096, dtype=torch.bfloat16)
     assert work.flops == 2 * 4096**3
@@ -186,9 +186,9 @@ def test_a_gpu_takes_what_its_sheet_says() -> None:
 
 def test_attention_is_counted_without_its_scores() -> None:
     query = torch.zeros(2, 4, 32, 8, device="meta")
-    work, living = Work(), Living()
+    work, living = OpCounter(), PeakMemory()
     with observed(work), observed(living):
-        torch.nn.functional.scaled_dot_product_attention(Hollow(query), Hollow(query), Hollow(query))
+        torch.nn.functional.scaled_dot_product_attention(MetaTensor(query), MetaTensor(query), MetaTensor(query))
     assert work.flops == 2 * 2 * 4 * 32 * 32 * (8 + 8)
     assert living.most < 2 * 4 * 32 * 32 * 4
 
@@ -200,7 +200,7 @@ def test_the_machine_at_hand_is_tried(recipe: recipes.Recipe) -> None:
 
     def counted(self: Trial, batch: Any, optimizer: Any) -> None:
         made(self, batch, optimizer)
-        steps.append(float(sum(weight.detach().abs().sum() for weight in self.module.learning())))
+        steps.append(float(sum(weight.detach().abs().sum() for weight in self.module.trainable_parameters())))
 
     def replying(self: CausalLLM, prompts: list[torch.Tensor], most: int) -> list[str]:
         answered.append(len(prompts))
@@ -209,7 +209,7 @@ def test_the_machine_at_hand_is_tried(recipe: recipes.Recipe) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trial, "step", counted)
         patch.setattr(CausalLLM, "generate", replying)
-        found = estimate(recipe, Here(torch.device("cpu")), gather(recipe))
+        found = estimate(recipe, LocalDevice(torch.device("cpu")), read_splits(recipe))
     assert len(steps) == len(set(steps)) == 3 * TRIED * 2  # each of them changed the weights
     assert found.listening > 0 and all(stage.step > 0 and stage.validation > 0 for stage in found.stages)
     assert any(answered)  # the tasks that the LLM makes targets for
@@ -224,10 +224,13 @@ def test_supposed_utterances_serve_every_task(tree: dict[str, Any]) -> None:
 
 
 def test_heads_of_pe_ft_are_in_the_step(tree: dict[str, Any]) -> None:
-    stage = {"tasks": {"response": 1}, "trains": ["llm"], "lr": 1e-3, "batch": 4}
+    stage = {"tasks": {"response": 1}, "train": ["llm"], "lr": 1e-3, "batch_size": 4}
     tuned = {**tree["llm"], "tuning": {"method": "lora", "rank": 2}}
     plain = {**tree, "llm": tuned, "tasks": {}, "stages": {"tune": stage}}
-    heads = {**plain, "adch": {"layer": 1, "categories": {"age": ["child", "adult"], "gender": ["male", "female"]}}}
+    heads = {
+        **plain,
+        "auxiliary_head": {"layer": 1, "categories": {"age": ["child", "adult"], "gender": ["male", "female"]}},
+    }
     with_heads, without = (
         estimate(recipe, GPUS["h100"], supposed(recipe, 8, 0.8)) for recipe in map(recipes.parse, (heads, plain))
     )
@@ -244,7 +247,7 @@ def test_finished_audio_llms_are_estimated(kind: str, checkpoints: dict[str, Pat
 
 def test_an_encoder_that_learns_is_in_the_step(alignment: dict[str, Any], tree: dict[str, Any]) -> None:
     learns = estimate(recipes.parse(alignment), GPUS["h100"], supposed(recipes.parse(alignment), 8, 0.8))
-    resting = {**alignment, "stages": {"align": {**alignment["stages"]["align"], "trains": ["speech"]}}}
+    resting = {**alignment, "stages": {"align": {**alignment["stages"]["align"], "train": ["speech"]}}}
     rests = estimate(recipes.parse(resting), GPUS["h100"], supposed(recipes.parse(resting), 8, 0.8))
     assert learns.listening == 0 < rests.listening
     assert learns.stages[0].checkpoint > rests.stages[0].checkpoint
@@ -281,6 +284,6 @@ def test_command(write_recipe: Any, capsys: pytest.CaptureFixture[str], tree: di
 def test_a_recipe_for_gpus_is_estimated_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert chosen(None, "gpu") is GPUS["h100"]
-    assert isinstance(chosen(None, "cpu"), Here) and isinstance(chosen("here", "gpu"), Here)
+    assert isinstance(chosen(None, "cpu"), LocalDevice) and isinstance(chosen("here", "gpu"), LocalDevice)
     with pytest.raises(ConfigError, match="not known"):
         chosen("v100", "gpu")

@@ -20,7 +20,7 @@ from sottovoce.evaluation.awareness import (
     labelled,
 )
 from sottovoce.evaluation.judges.awareness import AwarenessLLM, parse_label
-from sottovoce.llms.answer_cache import KeptAnswers
+from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.llms.engines import Chat, Engine, Failure
 from sottovoce.scoring.judging import aware
 
@@ -172,7 +172,7 @@ def test_judges_are_components(tmp_path: Path) -> None:
     for knobs in ({"margin": 0}, {"floor": 1.1}):
         with pytest.raises(ConfigError, match="between 0 and 1"):
             AWARENESS_JUDGES.build({"type": "rule", **knobs}, None)
-    kept = KeptAnswers(engine, tmp_path / "kept")
+    kept = CachedEngine(engine, tmp_path / "kept")
     assert AwarenessLLM(kept).judge(CASES) == AwarenessLLM(kept).judge(CASES) and len(engine.asked) == len(CASES)
 
 

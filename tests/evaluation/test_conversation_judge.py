@@ -15,7 +15,7 @@ from sottovoce.evaluation import Prediction, Reply, read_predictions, read_resul
 from sottovoce.evaluation.judges.conversation import ASPECTS, SCALES, ConversationJudge, parse_scores
 from sottovoce.llms.engines import ENGINES, Chat, Engine, Failure
 from sottovoce.scoring.judging import reply
-from sottovoce.training.splits import gather
+from sottovoce.training.splits import read_splits
 
 CS, EGS = SCALES["cs"], SCALES["egs"]
 
@@ -129,13 +129,13 @@ def judged(
     half = Path(test).with_name("half.jsonl")
     half.write_text("".join(line.replace('"id": "', '"id": "half-') + "\n" for line in lines[:3]))
     parts = [{"manifest": test, "name": "plain"}, {"manifest": str(half), "name": "reversed"}]
-    stage = {"tasks": {"dialogue": 1}, "lr": 1e-2, "epochs": 1, "batch": 12}
+    stage = {"tasks": {"dialogue": 1}, "lr": 1e-2, "epochs": 1, "batch_size": 12}
 
     def write(**judges: Any) -> str:
         return write_recipe(
             data={**tree["data"], "test": parts},
             stages={"joint": stage},
-            evaluation={"batch": 9, "max_new_tokens": 3, "slots": ["both"], "judges": judges},
+            evaluation={"batch_size": 9, "max_new_tokens": 3, "slots": ["both"], "judges": judges},
         )
 
     return write
@@ -179,7 +179,7 @@ def test_a_run_reports_its_judges_and_lives_without_them(
 
 
 def test_a_judge_sees_the_dialogue_as_it_was_written(judged: Callable[..., str]) -> None:
-    test = gather(recipes.load(judged())).splits["test"].utterances
+    test = read_splits(recipes.load(judged())).splits["test"].utterances
     spoken = next(u for u in test if len(u.context) == 4)
     shown = reply(Prediction(spoken.id, "dialogue", "both", "?", "Yes.", ""), spoken)
     assert shown.context == "User: hello\nAssistant: hi there\nUser: it rains\nAssistant: it does"

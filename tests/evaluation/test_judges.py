@@ -14,7 +14,7 @@ import pytest
 from sottovoce.errors import ConfigError
 from sottovoce.evaluation.judges import exemplar as rule_judge  # noqa: F401  (importing a module registers it)
 from sottovoce.evaluation.judges.llm import ASPECTS, JUDGES, Judge, LLMJudge, Reply, Rubric, Verdict, parse_score
-from sottovoce.llms.answer_cache import KeptAnswers
+from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.llms.engines import Chat, Engine, Failure
 
 REPLIES = [Reply(f"words {i}", ("happy", "sad")[i % 2], f"reply {i} {{braces}}") for i in range(6)]
@@ -116,15 +116,15 @@ def test_a_judge_that_is_gone_costs_a_count() -> None:
 
 def test_judging_the_same_replies_again_asks_nothing(tmp_path: Path) -> None:
     engine = Script(lambda prompt, temperature, seed: "5" if seed or number(prompt) else "?")
-    first = LLMJudge(KeptAnswers(engine, tmp_path / "kept")).judge(REPLIES)
+    first = LLMJudge(CachedEngine(engine, tmp_path / "kept")).judge(REPLIES)
     asked = len(engine.asked)
-    assert LLMJudge(KeptAnswers(engine, tmp_path / "kept")).judge(REPLIES) == first and len(engine.asked) == asked
+    assert LLMJudge(CachedEngine(engine, tmp_path / "kept")).judge(REPLIES) == first and len(engine.asked) == asked
     rubric = tmp_path / "rubric.txt"
     rubric.write_text("Another question: {response}")
     engine.rule = lambda *_: "5"
-    LLMJudge(KeptAnswers(engine, tmp_path / "kept"), quality=str(rubric)).judge(REPLIES)
+    LLMJudge(CachedEngine(engine, tmp_path / "kept"), quality=str(rubric)).judge(REPLIES)
     assert len(engine.asked) == asked + 6  # for the changed rubric alone
-    LLMJudge(KeptAnswers(engine, tmp_path / "kept")).judge([*REPLIES, replace(REPLIES[0], emotion="angry")])
+    LLMJudge(CachedEngine(engine, tmp_path / "kept")).judge([*REPLIES, replace(REPLIES[0], emotion="angry")])
     assert len(engine.asked) == asked + 6 + 2  # and for the new case
 
 

@@ -18,9 +18,9 @@ from sottovoce.evaluation.retention import (
     RetentionScore,
     is_right,
     read_items,
-    read_kept,
+    read_scores,
     retention_scores,
-    write_kept,
+    write_scores,
 )
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.tuning import Tuning
@@ -63,7 +63,7 @@ def tune(llm: CausalLLM) -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         for name, weight in llm.named_parameters():
-            if name in llm.tuned:
+            if name in llm.trainable_names:
                 weight += 0.3 * torch.randn_like(weight)
 
 
@@ -145,8 +145,8 @@ def test_before_is_the_checkpoints_llm_also_under_maps_that_are_trained(
     llm = loaded(tiny_llm, "lora")
     tune(llm)
     retention_before(llm, file, tmp_path, max_new_tokens=9)
-    assert read_kept(tmp_path / BEFORE) == retention(loaded(tiny_llm), read_items(file), max_new_tokens=9)
-    assert retention(llm, read_items(file), max_new_tokens=9) != read_kept(tmp_path / BEFORE)
+    assert read_scores(tmp_path / BEFORE) == retention(loaded(tiny_llm), read_items(file), max_new_tokens=9)
+    assert retention(llm, read_items(file), max_new_tokens=9) != read_scores(tmp_path / BEFORE)
 
 
 def score(rows: list[tuple[bool, float, int]]) -> RetentionScore:
@@ -173,8 +173,8 @@ def test_changes_are_those_of_the_sums_and_their_intervals_are_paired() -> None:
 def test_scores_come_back_as_written(tiny_llm: str, file: Path, tmp_path: Path) -> None:
     llm = loaded(tiny_llm)
     whole = retention(llm, read_items(file), max_new_tokens=9)
-    write_kept(tmp_path / "new" / "kept.jsonl", whole)
-    assert read_kept(tmp_path / "new" / "kept.jsonl") == whole
+    write_scores(tmp_path / "new" / "kept.jsonl", whole)
+    assert read_scores(tmp_path / "new" / "kept.jsonl") == whole
     retention_before(llm, file, tmp_path, max_new_tokens=9)
     records = retention_after("ours", llm, file, tmp_path, max_new_tokens=9)
     write_results(tmp_path, records, [])
@@ -214,7 +214,7 @@ def test_files_that_are_not_there_or_hold_nothing(tiny_llm: str, file: Path, tmp
         retention_after("ours", llm, file, tmp_path, max_new_tokens=9)
     (tmp_path / BEFORE).write_text("{}\n")
     with pytest.raises(SottovoceError, match="not the scores of text prompts"):
-        read_kept(tmp_path / BEFORE)
+        read_scores(tmp_path / BEFORE)
     with pytest.raises(SottovoceError, match="no prompts to score"):
         retention(llm, [])
     with pytest.raises(SottovoceError, match=r"has 8 tokens, and answers may have 7: no answer to '.*say 2' could"):

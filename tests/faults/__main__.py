@@ -15,7 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # sums depend on it in their last bits, and
 
 import torch
 
-from sottovoce.cli.main import quiet
+from sottovoce.cli.main import silence_libraries
 from tests.faults import disks, numbers, processes
 from tests.faults.bench import Bench
 from tests.faults.checks import Row
@@ -51,11 +51,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="cases that are done at once")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument(
-        "--keep", type=Path, help="a folder to work in, which is left; its undisturbed run is used again"
+        "--keep", type=Path, help="a folder to work in, which is left; its ignore_signals run is used again"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    quiet()
+    silence_libraries()
     with tempfile.TemporaryDirectory() as home:
         bench = Bench(make_world((arguments.keep or Path(home)).absolute()), arguments.seed)
         cases = chosen(arguments.short, arguments.kills)

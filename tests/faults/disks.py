@@ -58,7 +58,7 @@ def clip_gone(bench: Bench) -> Row:
     shutil.copytree(bench.world.folder / "speech", speech, dirs_exist_ok=True)
     clip, train = speech / "train-7.wav", [{"manifest": str(speech / "train.jsonl")}]
     for workers in (0, 2):
-        command = bench.world.recipe(f"gone-{workers}", data={"workers": workers, "cache": None, "train": train})
+        command = bench.world.recipe(f"gone-{workers}", data={"num_workers": workers, "cache": None, "train": train})
         ended = fit(command, at(Place("joint", 5), hide(clip)))
         row.demand_line(ended, str(clip), "no such file")
         clip.with_suffix(".hidden").rename(clip)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.scoring import predict
-from sottovoce.training.audio_reader import Ear
+from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.llm_targets import Targets
 from tests.faults.bench import Bench
 from tests.faults.checks import Row, steps_lost
@@ -41,7 +41,7 @@ def warned(bench: Bench, count: int) -> Row:
     places = [at(place, send(signal.SIGTERM)) for place in later[:count]]
     warn = send(signal.SIGTERM)
     parts = {
-        "clips are read": before(Ear, "_load", warn, 3),
+        "clips are read": before(AudioReader, "_load", warn, 3),
         "validation": before(SpeechLLM, "validation_step", warn, 2),  # the first of all
         **{f"training, {i + 1}": place for i, place in enumerate(places)},
         "the LLM is asked": before(Targets, "_keep", warn),  # before the third stage
@@ -68,8 +68,8 @@ def warned(bench: Bench, count: int) -> Row:
 def reader_killed(bench: Bench) -> Row:
     """Processes that read audio are killed, as the system does when memory is short."""
     row = Row("data workers killed", 1)
-    command = bench.world.recipe("reader", data={"workers": 2})
-    row.demand_line(fit(command, at(Place("disentangle", 4), kill_readers)), "reads audio", "data.workers")
+    command = bench.world.recipe("reader", data={"num_workers": 2})
+    row.demand_line(fit(command, at(Place("disentangle", 4), kill_readers)), "reads audio", "data.num_workers")
     row.demand_finished(fit(command))
     row.demand_same(command, bench.whole)
     row.ended = "exit 2, a line that says so; then finished: same bits"

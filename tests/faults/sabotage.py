@@ -182,19 +182,23 @@ def broken(stage: str, steps: range, what: str) -> Sabotage:
             return out._replace(per_row=rows, total=rows.sum())
 
         def told(self: SpeechLLM, batch: Any, number: int) -> Any:
-            note(stage=stage_of(self), begins=self.global_step, weights=[float(w.sum()) for w in self.learning()])
+            note(
+                stage=stage_of(self),
+                begins=self.global_step,
+                weights=[float(w.sum()) for w in self.trainable_parameters()],
+            )
             return step(self, batch, number)
 
         def after(self: SpeechLLM) -> None:
             if what == "gradient" and here(self):
-                gradient = self.learning()[0].grad
+                gradient = self.trainable_parameters()[0].grad
                 assert gradient is not None
                 gradient.view(-1)[0] = float("inf")
 
         def end(self: SpeechLLM, *_: Any) -> None:
             if what == "weight" and stage_of(self) == stage and self.global_step - 1 in steps:
                 with torch.no_grad():
-                    self.learning()[0].view(-1)[0] = float("inf")
+                    self.trainable_parameters()[0].view(-1)[0] = float("inf")
 
         SpeechLLM.loss, SpeechLLM.training_step = spoiled, told  # type: ignore[method-assign]
         SpeechLLM.on_after_backward, SpeechLLM.on_train_batch_end = after, end  # type: ignore[method-assign]

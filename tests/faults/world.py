@@ -27,7 +27,7 @@ class World:
     tree: dict[str, Any]
 
     def recipe(self, name: str, **changes: Any) -> "Command":
-        """A recipe like all others but for its name and the values of these keys, such as `data={"workers": 2}`."""
+        """A recipe like all others but for its name and the values of these keys, such as `data={"num_workers": 2}`."""
         tree = deepcopy(self.tree)
         for key, value in changes.items():
             tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
@@ -67,7 +67,7 @@ def make_world(folder: Path) -> World:
 
 
 def _tree(folder: Path, llm: str, manifests: dict[str, Path]) -> dict[str, Any]:
-    stage = {"lr": 1e-2, "epochs": EPOCHS, "batch": BATCH}
+    stage = {"lr": 1e-2, "epochs": EPOCHS, "batch_size": BATCH}
     pooled = {"type": "pooled_soft_prompt", "tokens": 2, "feedforward": 16, "dropout": 0.1}
     return {
         "seed": 3,
@@ -87,8 +87,8 @@ def _tree(folder: Path, llm: str, manifests: dict[str, Path]) -> dict[str, Any]:
             "disentangle": {"tasks": {"asr": 1, "emotion": 1}, "err": {"speech": 1, "text": 1, "none": 1}, **stage},
             "holistic": {"tasks": {"dialogue": 2, "asr": 1, "gender": 1}, **stage},
         },
-        "evaluation": {"tasks": ["asr"], "slots": ["both"], "batch": 4, "max_new_tokens": 4},
+        "evaluation": {"tasks": ["asr"], "slots": ["both"], "batch_size": 4, "max_new_tokens": 4},
         "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
         "checkpoint_every": 4,
-        "runs": str(folder / "runs"),
+        "output_dir": str(folder / "runs"),
     }  # fmt: skip

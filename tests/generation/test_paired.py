@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sottovoce.cli.main import main
 from sottovoce.data.manifest import Manifest, read_manifest
-from sottovoce.data.paired_texts import LeftOut, Text, read_texts, select, split_of
+from sottovoce.data.paired_texts import SkippedRows, Text, read_texts, select, split_of
 from sottovoce.data.tts.base import SYNTHESIZERS, NotSpoken, Synthesizer
 from sottovoce.errors import ConfigError, ManifestError
 from sottovoce.generation import paired
@@ -148,7 +148,7 @@ def test_the_report_counts_what_was_made(made: tuple[Path, paired.Report]) -> No
 
 def test_a_text_keeps_its_split_whatever_else_is_said() -> None:
     texts = [Text(f"words {n}", "age", None, {}, "") for n in range(2000)]
-    left = LeftOut()
+    left = SkippedRows()
     whole = select(texts, SHARES, {}, [], 0, left)
     half = select(texts[:1000], SHARES, {}, [], 7, left)
     assert all({t.text for t in half[split]} <= {t.text for t in whole[split]} for split in SHARES)
@@ -167,7 +167,7 @@ def test_duplicates_and_words_of_held_out_topics_are_left_out_and_named() -> Non
         at("3", "Fire?", "a"),
         at("4", "fire", "x", "emotion"),
     ]
-    left = LeftOut()
+    left = SkippedRows()
     splits = select(texts, SHARES, {}, ["x"], 0, left)
     assert [t.where for t in splits["held_out"]] == ["4"]
     assert [t.where for split in SHARES for t in splits[split]] == ["1"]
@@ -273,7 +273,7 @@ def test_a_file_of_texts_with_a_fault_is_refused(tmp_path: Path, bad: dict[str, 
 
 BAD_KEYS: list[tuple[dict[str, Any], str]] = [
     ({"held_outs": []}, "unknown key 'held_outs'. Did you mean 'held_out_topics'?"),
-    ({"workers": 0}, "workers: must be at least 1, found 0"),
+    ({"num_workers": 0}, "workers: must be at least 1, found 0"),
     ({"shares": {"dev": 1.0}}, "shares: one of 0 or more is needed for each of train, validation, test"),
     ({"texts": {"tain": 3}}, "texts: unknown 'tain'. Did you mean 'train'?"),
     ({"files": []}, "files, writer: no text comes from anywhere"),
@@ -333,7 +333,7 @@ def test_the_published_scale_adds_up(capsys: pytest.CaptureFixture[str]) -> None
 def test_the_demo_recipe_holds_out_what_it_says() -> None:
     recipe = load(CONF / "paired_data_demo.yaml")
     texts = [t for file in recipe.files for t in read_texts(resolve(file), recipe.values)]
-    left = LeftOut()
+    left = SkippedRows()
     splits = select(texts, recipe.shares, recipe.texts, recipe.held_out_topics, recipe.seed, left)
     assert not left.cases and len(splits["held_out"]) == 72
     assert {t.category for t in splits["train"]} == {t.category for t in splits["test"]} == set(recipe.categories)

@@ -9,7 +9,7 @@ from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
 from sottovoce.data.corpora.base import CORPORA
 from sottovoce.data.corpora.published import Published
-from sottovoce.training.splits import gather
+from sottovoce.training.splits import read_splits
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -39,7 +39,7 @@ def test_five_commands_are_all_that_the_recipe_needs(tmp_path: Path, monkeypatch
     for name in ("librispeech", "textrolspeech", "meld", "styletalk", "dailytalk"):
         knobs = [f"ffmpeg={tmp_path / 'ffmpeg'}"] if name == "meld" else []
         assert main(["prepare", name, "--source", name, "--out", f"manifests/{name}", *knobs]) == 0
-    material = gather(recipes.load(CONF / "dual_adapter.yaml"))
+    material = read_splits(recipes.load(CONF / "dual_adapter.yaml"))
     assert material.faults == []
     assert {name: len(split.utterances) for name, split in material.splits.items()} == {
         "train": 4 + 12 + 3 + 36 + 3, "validation": 4 + 2 + 3 + 4 + 2, "test": 2 + 2 + 2 + 3 + 2 + 2

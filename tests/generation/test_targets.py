@@ -255,7 +255,7 @@ def test_the_command_writes_a_manifest_that_trains(
 ) -> None:
     source = manifests["test"]
     out, llm = source.with_name("with_responses.jsonl"), save_family("llama3", tmp_path)
-    overrides = [f"checkpoint={llm}", "dtype=float32", "batch=4", "device=cpu"]
+    overrides = [f"checkpoint={llm}", "dtype=float32", "batch_size=4", "device=cpu"]
     arguments = argparse.Namespace(
         manifest=str(source), out=str(out), kind="response", engine="local", max_new_tokens=4, overrides=overrides
     )
@@ -275,7 +275,7 @@ def test_knobs_may_stand_behind_options(
     manifests: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, llm = str(manifests["test"]), save_family("llama3", tmp_path)
-    knobs = [f"checkpoint={llm}", "dtype=float32", "batch=4", "device=cpu"]
+    knobs = [f"checkpoint={llm}", "dtype=float32", "batch_size=4", "device=cpu"]
     options = ["--out", str(manifests["test"].with_name("out.jsonl")), "--max-new-tokens", "4"]
     for words in ([source, *options, *knobs], [*options, source, *knobs], [source, *knobs, *options]):
         assert main(["targets", *words]) == 2

@@ -26,7 +26,7 @@ from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.causal_lm import _pad_left
 from sottovoce.llms.chat_template import ChatTurn, Placeholder
-from sottovoce.training.spoken_prompt import Spot
+from sottovoce.training.spoken_prompt import SpeechPlaceholder
 
 SPECIALS = ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
 SECONDS = 2  # of Qwen2-Audio's window, which is 30 s in the true model
@@ -176,7 +176,7 @@ def ours_as_it_is(kind: str, folder: Path) -> SpeechLLM:
 
 
 def chat(question: int, clip: int | None = None) -> list[ChatTurn]:
-    spot = Spot("audio", Path(f"{question if clip is None else clip}.wav"), False)
+    spot = SpeechPlaceholder("audio", Path(f"{question if clip is None else clip}.wav"), False)
     return [ChatTurn("user", (Placeholder(spot), QUESTIONS[question]))]
 
 

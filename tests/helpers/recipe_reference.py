@@ -6,11 +6,11 @@ from pathlib import Path
 
 SOURCES = ("recipe.py", "tuning.py", "judges.py")
 PLACES = {
-    "Recipe": "A recipe", "LLMNode": "`llm`", "TuningNode": "`llm.tuning`", "SlotNode": "`slots.NAME`",
-    "DataNode": "`data`", "SourceNode": "An entry of `data.train`, `validation` or `test`",
-    "StageNode": "`stages.NAME`",
-    "HeadNode": "`adch`", "CascadeNode": "`cascade`", "EvaluationNode": "`evaluation`",
-    "JudgeNode": "`evaluation.judges.NAME`", "AwarenessNode": "`evaluation.awareness`",
+    "Recipe": "A recipe", "LLMConfig": "`llm`", "TuningConfig": "`llm.tuning`", "SlotConfig": "`slots.NAME`",
+    "DataConfig": "`data`", "SourceConfig": "An entry of `data.train`, `validation` or `test`",
+    "StageConfig": "`stages.NAME`",
+    "HeadConfig": "`adch`", "CascadeConfig": "`cascade`", "EvaluationConfig": "`evaluation`",
+    "JudgeConfig": "`evaluation.judges.NAME`", "AwarenessConfig": "`evaluation.awareness`",
 }  # fmt: skip
 ROOM = Path(__file__).parents[2] / "src" / "sottovoce" / "config"
 HEAD = """# Every key of a recipe

@@ -16,9 +16,9 @@ from sottovoce.data.tasks import TASKS, AttributeTask
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import ConfigError
 from sottovoce.lightning_modules.bundle import bundle_weights, read_bundle
-from sottovoce.lightning_modules.curriculum import start
+from sottovoce.lightning_modules.curriculum import prepare_run
 from sottovoce.training.llm_targets import asked
-from sottovoce.training.spoken_prompt import chat_of
+from sottovoce.training.spoken_prompt import dialogue_of
 
 SPOKEN = Utterance("a", Path("a.wav"), "it broke", None, 1.0, {"emotion": "sad"})
 
@@ -48,15 +48,15 @@ def test_an_age_has_its_article() -> None:
 
 
 def test_questions_stand_before_the_speech_and_the_teacher_is_seen_in_targets_only(alignment: dict[str, Any]) -> None:
-    run = start(recipes.parse(alignment), Console(quiet=True))
+    run = prepare_run(recipes.parse(alignment), Console(quiet=True))
     drawn = {}
     for number in range(40):
-        example = run.drawing("align", cut=True)(run.material.splits["train"].utterances[0], 0, number)
+        example = run.example_sampler("align", cut=True)(run.data.splits["train"].utterances[0], 0, number)
         assert example is not None
         drawn[example.task] = example
     assert set(drawn) == {"response", "asr", "caption", "emotion"}
     for task, example in drawn.items():
-        chat = chat_of(example, run.module.slots)
+        chat = dialogue_of(example, run.module.slots)
         assert [turn.role for turn in chat] == ["user"]
         if task == "response":
             assert len(chat[0].pieces) == 1  # the speech, and nothing else
@@ -73,7 +73,9 @@ def test_the_encoder_learns_and_is_part_of_the_bundle(
 ) -> None:
     assert main(["fit", "--config", write_recipe(**alignment)]) == 0
     folder = tmp_path / "runs" / "tiny"
-    before = start(recipes.parse({**alignment, "name": "before"}), Console(quiet=True)).module.encoder.state_dict()
+    before = prepare_run(
+        recipes.parse({**alignment, "name": "before"}), Console(quiet=True)
+    ).module.encoder.state_dict()
     after = {key.removeprefix("encoder."): w for key, w in trained(folder).items() if key.startswith("encoder.")}
     assert after.keys() == before.keys()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
@@ -91,7 +93,7 @@ def test_a_run_starts_from_a_bundle(
 ) -> None:
     assert main(["fit", "--config", write_recipe(**alignment)]) == 0
     bundle = tmp_path / "runs" / "tiny" / "bundle"
-    run = start(recipes.parse({**alignment, "name": "next", "init": str(bundle)}), Console(quiet=True))
+    run = prepare_run(recipes.parse({**alignment, "name": "next", "init_from": str(bundle)}), Console(quiet=True))
     weights = trained(tmp_path / "runs" / "tiny")
     assert weights.keys() == run.module.trained().keys()
     assert all(torch.equal(weights[name], value) for name, value in run.module.trained().items())
@@ -103,9 +105,15 @@ def test_an_encoder_that_an_earlier_run_trained_is_part_of_the_next_bundle(
     """The next run leaves it alone, yet its adapters make sense to no other encoder."""
     assert main(["fit", "--config", write_recipe(**alignment)]) == 0
     bundle = tmp_path / "runs" / "tiny" / "bundle"
-    stages = {"align": {**alignment["stages"]["align"], "trains": ["speech"]}}
+    stages = {"align": {**alignment["stages"]["align"], "train": ["speech"]}}
     assert (
-        main(["fit", "--config", write_recipe(**alignment | {"name": "next", "init": str(bundle), "stages": stages})])
+        main(
+            [
+                "fit",
+                "--config",
+                write_recipe(**alignment | {"name": "next", "init_from": str(bundle), "stages": stages}),
+            ]
+        )
         == 0
     )
     first, then = (bundle_weights(folder) for folder in (bundle, tmp_path / "runs" / "next" / "bundle"))
@@ -141,9 +149,9 @@ def test_a_resumed_run_ends_in_the_same_weights(
 
 
 def test_a_stage_puts_what_learns_in_training_mode(alignment: dict[str, Any]) -> None:
-    run = start(recipes.parse({**alignment, "encoder": CONFORMER}), Console(quiet=True))
+    run = prepare_run(recipes.parse({**alignment, "encoder": CONFORMER}), Console(quiet=True))
     assert not run.module.encoder.training
-    run.module.begin("align", 3)
+    run.module.start_stage("align", 3)
     assert all(part.training for part in run.module.encoder.modules())
     assert not run.module.llm.model.training
 
@@ -162,7 +170,7 @@ def cascade(alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_pat
     assert main(["fit", "--config", write_recipe(**baseline)]) == 0
     evaluation = {**alignment["evaluation"], "tasks": ["response", "emotion", "asr"], "text": {"speech": "tagged"}}
     return {
-        **baseline, "name": "cascade", "init": str(tmp_path / "runs" / "baseline" / "bundle"), "stages": {},
+        **baseline, "name": "cascade", "init_from": str(tmp_path / "runs" / "baseline" / "bundle"), "stages": {},
         "cascade": {"epochs": 2, "pool": 4}, "evaluation": {**evaluation, "slots": ["both", "text"]},
     }  # fmt: skip
 
@@ -174,13 +182,13 @@ def test_a_cascade_writes_what_it_recognises_before_the_speech(
     from sottovoce.scoring import predict
 
     asked = []
-    chat_of = predict.chat_of
+    dialogue_of = predict.dialogue_of
 
     def seen(example: Any, slots: Any) -> Any:
-        asked.append((example, chat_of(example, slots)))
+        asked.append((example, dialogue_of(example, slots)))
         return asked[-1][1]
 
-    monkeypatch.setattr(predict, "chat_of", seen)
+    monkeypatch.setattr(predict, "dialogue_of", seen)
     assert main(["fit", "--config", write_recipe(**cascade)]) == 0
     folder = tmp_path / "runs" / "cascade"
     assert not (folder / "bundle").exists() and (folder / "ser.safetensors").is_file()
@@ -203,7 +211,7 @@ def test_a_cascade_writes_what_it_recognises_before_the_speech(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"init": None}, "stages: a run needs at least one"),
+        ({"init_from": None}, "stages: a run needs at least one"),
         ({"tasks": {"response": {}}}, "cascade: it needs the task `emotion`"),
         (
             {"evaluation": {"tasks": ["asr"], "text": {"speach": "tagged"}}},
@@ -214,12 +222,12 @@ def test_a_cascade_writes_what_it_recognises_before_the_speech(
 )
 def test_a_cascade_that_cannot_be_is_refused(alignment: dict[str, Any], change: dict[str, Any], told: str) -> None:
     evaluation = {"tasks": ["asr"]}
-    recipe = {**alignment, "init": "bundle", "stages": {}, "cascade": {}, "evaluation": evaluation, **change}
+    recipe = {**alignment, "init_from": "bundle", "stages": {}, "cascade": {}, "evaluation": evaluation, **change}
     with pytest.raises(ConfigError, match=told):
         recipes.parse(recipe)
 
 
 def test_an_encoder_that_hides_its_layers_cannot_carry_a_cascade(alignment: dict[str, Any]) -> None:
-    run = start(recipes.parse(alignment), Console(quiet=True))
+    run = prepare_run(recipes.parse(alignment), Console(quiet=True))
     with pytest.raises(ConfigError, match="WhisperEncoder does not show its layers"):
         run.module.encoder.states(torch.zeros(1, 16_000), torch.tensor([16_000]))

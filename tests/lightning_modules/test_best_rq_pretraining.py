@@ -67,13 +67,13 @@ def write(speech: Path, tmp_path: Path) -> Write:
             "validation": [{"folder": str(speech / "held")}],
         },
         "steps": 7,
-        "batch": 4,
+        "batch_size": 4,
         "lr": 1e-2,
         "warmup_steps": 2,
         "validate_every": 3,
         "checkpoint_every": 2,
         "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
-        "runs": str(tmp_path / "runs"),
+        "output_dir": str(tmp_path / "runs"),
     }
 
     def written(**changes: Any) -> str:
@@ -281,7 +281,7 @@ def test_a_manifest_needs_no_more_than_audio(write: Write, speech: Path) -> None
         ({"stepz": 5}, r"recipe.yaml: unknown key 'stepz'. Did you mean 'steps'\?"),
         ({"steps": "many"}, "steps: .*many"),
         ({"steps": 0}, "steps: must be at least 1, found 0"),
-        ({"batch": None}, "batch: "),
+        ({"batch_size": None}, "batch: "),
         ({"masking": {"spam": 32}}, r"masking.*spam.*'span'"),
         ({"masking": {"probability": 0.0}}, "masking.probability: must be above 0"),
         ({"quantizer": {"codes": 0}}, "quantizer.codes: must be at least 1"),

@@ -20,25 +20,25 @@ from safetensors.torch import load_file
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
-from sottovoce.data.batch_sampler import StageSampler
+from sottovoce.data.batch_sampler import BatchSampler
 from sottovoce.data.batches import collate
 from sottovoce.errors import BundleError, ConfigError, ManifestError, MissingError
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.checkpointing import read_checkpoint
-from sottovoce.lightning_modules.curriculum import start, train
+from sottovoce.lightning_modules.curriculum import prepare_run, train
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.training.lr_schedule import Schedule, learning_rate
 
 
-def sampler(**changes: Any) -> StageSampler:
+def sampler(**changes: Any) -> BatchSampler:
     known: dict[str, Any] = {
         "seconds": [1 + i % 5 for i in range(40)],
         "weights": [1.0] * 40,
-        "batch": 4,
+        "batch_size": 4,
         "epochs": 3,
         "seed": 0,
     }
-    return StageSampler(**{**known, **changes})
+    return BatchSampler(**{**known, **changes})
 
 
 def test_an_epoch_sees_each_utterance_once() -> None:
@@ -100,9 +100,9 @@ def test_learning_rates_rise_then_fall_to_nothing(decay: str) -> None:
 
 
 def test_err_replaces_the_slot_that_does_not_carry_the_task(recipe: recipes.Recipe) -> None:
-    run = start(recipe, Console(quiet=True))
-    drawing = run.drawing("disentangle", cut=True)
-    utterance = run.material.splits["train"].utterances[0]
+    run = prepare_run(recipe, Console(quiet=True))
+    drawing = run.example_sampler("disentangle", cut=True)
+    utterance = run.data.splits["train"].utterances[0]
     drawn = [drawing(utterance, epoch, 0) for epoch in range(600)]
     seen: Counter[tuple[str, str]] = Counter()
     for example in drawn:
@@ -115,18 +115,20 @@ def test_err_replaces_the_slot_that_does_not_carry_the_task(recipe: recipes.Reci
 
 
 def test_examples_are_a_function_of_seed_epoch_and_id(recipe: recipes.Recipe) -> None:
-    run = start(recipe, Console(quiet=True))
-    utterances = run.material.splits["train"].utterances
-    first, again = ([run.drawing("holistic", cut=True)(u, 1, 0) for u in order] for order in (utterances, utterances))
+    run = prepare_run(recipe, Console(quiet=True))
+    utterances = run.data.splits["train"].utterances
+    first, again = (
+        [run.example_sampler("holistic", cut=True)(u, 1, 0) for u in order] for order in (utterances, utterances)
+    )
     assert first == again
-    other = replace(run.drawing("holistic", cut=True), seed=4)
+    other = replace(run.example_sampler("holistic", cut=True), seed=4)
     assert [other(u, 1, 0) for u in utterances] != first
 
 
 def test_dialogues_are_cut_at_varying_points(recipe: recipes.Recipe) -> None:
-    run = start(recipe, Console(quiet=True))
-    utterance = next(u for u in run.material.splits["train"].utterances if len(u.context) == 4)
-    drawing = replace(run.drawing("holistic", cut=True), weights={"dialogue": 1.0})
+    run = prepare_run(recipe, Console(quiet=True))
+    utterance = next(u for u in run.data.splits["train"].utterances if len(u.context) == 4)
+    drawing = replace(run.example_sampler("holistic", cut=True), weights={"dialogue": 1.0})
     cuts = {(e.utterance.audio.name, len(e.context)) for e in (drawing(utterance, i, 0) for i in range(60)) if e}
     assert cuts == {(utterance.audio.name, n) for n in (0, 2, 4)} | {("train-0.wav", n) for n in (0, 2)}
     whole = replace(drawing, cut=False)(utterance, 0, 0)
@@ -134,9 +136,9 @@ def test_dialogues_are_cut_at_varying_points(recipe: recipes.Recipe) -> None:
 
 
 def test_a_dialogue_that_is_cut_earlier_has_the_answer_of_that_turn(recipe: recipes.Recipe) -> None:
-    run = start(recipe, Console(quiet=True))
-    utterance = next(u for u in run.material.splits["train"].utterances if len(u.context) == 4)
-    drawing = replace(run.drawing("holistic", cut=True), weights={"dialogue": 1.0})
+    run = prepare_run(recipe, Console(quiet=True))
+    utterance = next(u for u in run.data.splits["train"].utterances if len(u.context) == 4)
+    drawing = replace(run.example_sampler("holistic", cut=True), weights={"dialogue": 1.0})
     for ready in ({"responses": {"dialogue": "the end"}}, {"response": "the end", "category": "gender"}):
         drawn = [e for e in (drawing(replace(utterance, **ready), i, 0) for i in range(60)) if e]
         earlier = [e for e in drawn if "@" in e.utterance.id]
@@ -158,37 +160,37 @@ def test_a_stage_draws_what_its_tasks_can_use_and_as_often_as_it_says(tree: dict
         "joint": {**tree["stages"]["joint"], "tasks": {"gender": 1}},
         "disentangle": {**tree["stages"]["disentangle"], "parts": {"a": 0.5}},
     }
-    run = start(recipes.parse(tree), Console(quiet=True))
+    run = prepare_run(recipes.parse(tree), Console(quiet=True))
     weights = {
-        stage: run.material.splits["train"].of_stage(node, run.drawing(stage, cut=True), training=True).tolist()
+        stage: run.data.splits["train"].of_stage(node, run.example_sampler(stage, cut=True), training=True).tolist()
         for stage, node in run.recipe.stages.items()
     }
     assert weights == {"joint": [0.0] * 8 + [2.0] * 4, "disentangle": [0.5] * 8 + [2.0] * 4}
-    side, node = run.material.splits["validation"], run.recipe.stages["disentangle"]
-    assert side.of_stage(node, run.drawing("disentangle", cut=False), training=False).tolist() == [1.0] * 5
+    side, node = run.data.splits["validation"], run.recipe.stages["disentangle"]
+    assert side.of_stage(node, run.example_sampler("disentangle", cut=False), training=False).tolist() == [1.0] * 5
     tree["stages"]["joint"]["tasks"] = {"caption": 1}
     tree["data"]["train"], tree["name"] = nodes[:1], "none"
     with pytest.raises(ManifestError, match=r"stage 'joint': of the 8 utterances of 'train' none .*\(caption\)"):
-        start(recipes.parse(tree), Console(quiet=True))
+        prepare_run(recipes.parse(tree), Console(quiet=True))
 
 
 def test_a_batch_that_counts_nowhere_moves_nothing(recipe: recipes.Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no token to take a mean over, and what would be 0 / 0 is 0."""
-    run = start(recipe, Console(quiet=True))
-    run.module.begin("joint", 3)
+    run = prepare_run(recipe, Console(quiet=True))
+    run.module.start_stage("joint", 3)
     alone = SimpleNamespace(reduce=lambda x, reduce_op: x)
     trainer = SimpleNamespace(strategy=alone, world_size=1, global_rank=0, global_step=0)
     monkeypatch.setattr(type(run.module), "trainer", trainer)
     monkeypatch.setattr(run.module, "log", lambda *_, **__: None)
-    drawn = (run.drawing("joint", cut=True)(u, 0, 0) for u in run.material.splits["train"].utterances[:3])
-    batch = collate([run.targets.complete(example) for example in drawn if example], run.ear.read)
+    drawn = (run.example_sampler("joint", cut=True)(u, 0, 0) for u in run.data.splits["train"].utterances[:3])
+    batch = collate([run.targets.complete(example) for example in drawn if example], run.audio_reader.read)
     for counts in (True, False):
         run.module.zero_grad()
         loss = run.module.training_step(replace(batch, counts=counts), 0)
         loss.backward()  # type: ignore[no-untyped-call]
         assert torch.isfinite(loss) and (loss > 0) == counts
-        moved = [bool(w.grad.any()) for w in run.module.learning() if w.grad is not None]
-        assert all(torch.isfinite(w.grad).all() for w in run.module.learning() if w.grad is not None)
+        moved = [bool(w.grad.any()) for w in run.module.trainable_parameters() if w.grad is not None]
+        assert all(torch.isfinite(w.grad).all() for w in run.module.trainable_parameters() if w.grad is not None)
         assert any(moved) == counts
 
 
@@ -196,7 +198,7 @@ def test_a_mended_recipe_begins_in_the_folder_of_one_that_could_not(tree: dict[s
     good = tree["data"]["train"]
     tree["data"]["train"] = [{"manifest": "nowhere.jsonl"}]
     with pytest.raises(MissingError, match="nowhere"):
-        start(recipes.parse(tree), Console(quiet=True))
+        prepare_run(recipes.parse(tree), Console(quiet=True))
     tree["data"]["train"] = good
     tree["stages"] = {"joint": {**tree["stages"]["joint"], "tasks": {"dialogue": 1}}}
     lines = [json.loads(line) for line in Path(good[0]["manifest"]).read_text().splitlines()]
@@ -205,10 +207,10 @@ def test_a_mended_recipe_begins_in_the_folder_of_one_that_could_not(tree: dict[s
     file.write_text("".join(json.dumps(line) + "\n" for line in [*without, *lines[5:]]))
     tree["data"]["train"] = [{"manifest": str(file)}]
     tree["stages"]["joint"]["tasks"] = {"gender": 1}
-    start(recipes.parse(tree), Console(width=200))
+    prepare_run(recipes.parse(tree), Console(width=200))
     assert "stage joint: 7 of 12 utterances of train serve its tasks" in capsys.readouterr().out
     with pytest.raises(MissingError, match="init: there is no bundle runs/none"):
-        start(recipes.parse({**tree, "init": "runs/none"}), Console(quiet=True))
+        prepare_run(recipes.parse({**tree, "init_from": "runs/none"}), Console(quiet=True))
 
 
 def test_the_best_of_many_validations_is_kept_where_each_step_is_followed_by_one(
@@ -221,8 +223,8 @@ def test_the_best_of_many_validations_is_kept_where_each_step_is_followed_by_one
         self.log("val/loss", next(losses))
 
     monkeypatch.setattr(SpeechLLM, "on_validation_epoch_end", worse)
-    tree["stages"] = {"joint": {**tree["stages"]["joint"], "epochs": 3, "validations": 2, "batch": 12}}
-    best = train(start(recipes.parse(tree), Console(quiet=True)))
+    tree["stages"] = {"joint": {**tree["stages"]["joint"], "epochs": 3, "val_checks_per_epoch": 2, "batch_size": 12}}
+    best = train(prepare_run(recipes.parse(tree), Console(quiet=True)))
     assert best and read_checkpoint(best)["global_step"] == 1
 
 
@@ -279,7 +281,7 @@ def test_a_bundle_refuses_another_llm(finished: Path, tiny_llm: str, tmp_path: P
 
 def test_another_recipe_does_not_go_on_in_the_same_folder(finished: Path, write_recipe: Callable[..., str]) -> None:
     with pytest.raises(ConfigError, match="another recipe"):
-        start(recipes.load(write_recipe(seed=4)), Console(quiet=True))
+        prepare_run(recipes.load(write_recipe(seed=4)), Console(quiet=True))
 
 
 def test_a_run_goes_on_after_an_update_that_brought_an_option(finished: Path, write_recipe: Callable[..., str]) -> None:
@@ -288,7 +290,7 @@ def test_a_run_goes_on_after_an_update_that_brought_an_option(finished: Path, wr
     kept = file.read_text()
     file.write_text("".join(line for line in kept.splitlines(True) if line.strip() != "parts: null"))
     assert file.read_text() != kept
-    start(recipes.load(write_recipe()), Console(quiet=True))
+    prepare_run(recipes.load(write_recipe()), Console(quiet=True))
 
 
 def test_a_finished_run_started_again_only_prints_its_table(finished: Path, write_recipe: Callable[..., str]) -> None:

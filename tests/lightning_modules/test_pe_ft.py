@@ -24,12 +24,12 @@ from sottovoce.config import recipe as recipes
 from sottovoce.data.batches import collate
 from sottovoce.errors import BundleError, ConfigError
 from sottovoce.lightning_modules.bundle import read_bundle
-from sottovoce.lightning_modules.curriculum import Run, start
+from sottovoce.lightning_modules.curriculum import Run, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 
 VALUES = {"gender": ["male", "female"], "emotion": list(EMOTIONS)}
 HEAD = {"layer": 1, "categories": VALUES}
-STAGE = {"tasks": {"dialogue": 1}, "trains": ["llm"], "lr": 1e-2, "epochs": 2, "batch": 4}
+STAGE = {"tasks": {"dialogue": 1}, "train": ["llm"], "lr": 1e-2, "epochs": 2, "batch_size": 4}
 LORA = {"method": "lora", "layers": "0", "rank": 2, "dropout": 0.1}
 
 
@@ -60,7 +60,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
 
 
 @pytest.fixture
-def tuned(write_recipe: Callable[..., str], tree: dict[str, Any], pairs: dict[str, Any]) -> Callable[..., str]:
+def trainable_names(
+    write_recipe: Callable[..., str], tree: dict[str, Any], pairs: dict[str, Any]
+) -> Callable[..., str]:
     """Write a recipe with one stage in which the LLM learns; `tuning` and `adch` as said."""
 
     def write(tuning: dict[str, Any], adch: dict[str, Any] | None = None, **changes: Any) -> str:
@@ -69,7 +71,7 @@ def tuned(write_recipe: Callable[..., str], tree: dict[str, Any], pairs: dict[st
             adch=adch,
             stages={"tune": STAGE},
             data={"cache": tree["data"]["cache"], **pairs},
-            evaluation={"batch": 5, "max_new_tokens": 6, "slots": ["both"]},
+            evaluation={"batch_size": 5, "max_new_tokens": 6, "slots": ["both"]},
             **changes,
         )
 
@@ -77,8 +79,8 @@ def tuned(write_recipe: Callable[..., str], tree: dict[str, Any], pairs: dict[st
 
 
 def opened(config: str) -> Run:
-    run = start(recipes.load(config), Console(quiet=True))
-    run.module.begin("tune", 10)
+    run = prepare_run(recipes.load(config), Console(quiet=True))
+    run.module.start_stage("tune", 10)
     return run
 
 
@@ -89,7 +91,7 @@ def test_only_what_was_named_has_changed(
 ) -> None:
     """Adapters, encoder and every other weight of the LLM have the bits that they had; the named ones have moved."""
     config = tuned({**LORA, "method": method}, head)
-    before = start(recipes.load(config), Console(quiet=True)).module
+    before = prepare_run(recipes.load(config), Console(quiet=True)).module
     adapters = {name: value.clone() for name, value in before.adapters.state_dict().items()}
     assert main(["fit", "--config", config]) == 0
     bundle = tmp_path / "runs" / "tiny" / "bundle"
@@ -102,7 +104,7 @@ def test_only_what_was_named_has_changed(
     assert moved == (linear if method == "weights" else set())
     kept = load_file(bundle / "trained.safetensors")
     assert {name.split(".")[0] for name in kept} == {"adapters", "llm"}  # and no head
-    for name in module.llm.tuned:
+    for name in module.llm.trainable_names:
         assert "layers.0." in name
         if ".lora_B." in name:
             assert kept[f"llm.{name}"].any(), f"{name} has not moved"
@@ -116,15 +118,15 @@ def test_a_bundle_answers_as_the_run_did(tuned: Callable[..., str], tmp_path: Pa
     module = read_bundle(folder / "bundle")
     best = torch.load(folder / "stages" / "1-tune" / "best.ckpt", weights_only=True)["state_dict"]
     run.module.load_trained(best, "best")
-    batch = collate([run.targets.complete(e) for e in _drawn(run)], run.ear.read)
+    batch = collate([run.targets.complete(e) for e in _drawn(run)], run.audio_reader.read)
     run.module.eval()
     with torch.no_grad():
         torch.testing.assert_close(module.loss(batch).per_row, run.module.loss(batch).per_row)
 
 
 def _drawn(run: Run) -> list[Any]:
-    drawing = run.drawing("tune", cut=False)
-    return [drawing(u, 0, 0) for u in run.material.splits["train"].utterances[:5]]
+    drawing = run.example_sampler("tune", cut=False)
+    return [drawing(u, 0, 0) for u in run.data.splits["train"].utterances[:5]]
 
 
 @pytest.mark.parametrize("head", [None, HEAD])
@@ -132,13 +134,13 @@ def test_the_loss_of_a_row_does_not_depend_on_its_batch(tuned: Callable[..., str
     run = opened(tuned({**LORA, "layers": "all"}, head))
     with torch.no_grad():
         for name, weight in run.module.llm.named_parameters():
-            if name in run.module.llm.tuned:
+            if name in run.module.llm.trainable_names:
                 weight.normal_(std=0.3)
     run.module.eval()
     examples = _drawn(run)
     with torch.no_grad():
-        together = run.module.loss(collate(examples, run.ear.read))
-        alone = [run.module.loss(collate([e], run.ear.read)) for e in examples]
+        together = run.module.loss(collate(examples, run.audio_reader.read))
+        alone = [run.module.loss(collate([e], run.audio_reader.read)) for e in examples]
     torch.testing.assert_close(together.per_row, torch.cat([a.per_row for a in alone]), rtol=1e-4, atol=1e-4)
     if head:
         watched = torch.cat([a.watched for a in alone if a.watched is not None])
@@ -149,12 +151,12 @@ def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
     """Its means are those of the layer's output at the speech's positions, computed by transformers row by row."""
     run = opened(tuned(LORA, {**HEAD, "layer": 0}))  # of the last layer, transformers shows what its final norm makes
     module, examples = run.module.eval(), _drawn(run)
-    batch = collate(examples, run.ear.read)
+    batch = collate(examples, run.audio_reader.read)
     with torch.no_grad():
         watched = module.loss(batch).watched
         for row, example in enumerate(examples):
             silent = replace(example, sources=dict.fromkeys(example.sources, "none"))
-            words, heard = (_prompt(module, collate([e], run.ear.read), e) for e in (silent, example))
+            words, heard = (_prompt(module, collate([e], run.audio_reader.read), e) for e in (silent, example))
             states = module.llm.model(inputs_embeds=heard[None], output_hidden_states=True).hidden_states[1][0]
             starts = next(i for i, (a, b) in enumerate(zip(words, heard, strict=False)) if not torch.equal(a, b))
             length = len(heard) - len(words)
@@ -164,9 +166,9 @@ def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
 
 
 def _prompt(module: SpeechLLM, batch: Any, example: Any) -> torch.Tensor:
-    from sottovoce.training.spoken_prompt import chat_of
+    from sottovoce.training.spoken_prompt import dialogue_of
 
-    return module.prompts(batch, [module.llm.chat.prompt(chat_of(example, module.slots))])[0]
+    return module.prompts(batch, [module.llm.chat.prompt(dialogue_of(example, module.slots))])[0]
 
 
 def _recomputing(layer: torch.nn.Module, x: torch.Tensor, call: Callable[..., Any], **knobs: Any) -> Any:
@@ -187,15 +189,17 @@ def test_recomputed_activations_give_the_same_gradients(
         if recompute and hooks_within:
             monkeypatch.setattr(layer, "__call__", partialmethod(_recomputing, call=layer.__call__))
         torch.manual_seed(5)
-        for weight in run.module.learning():
+        for weight in run.module.trainable_parameters():
             torch.nn.init.normal_(weight, std=0.1)
-        examples = [run.drawing("tune", cut=False)(u, 0, 0) for u in run.material.splits["train"].utterances[:4]]
-        batch = collate([example for example in examples if example], run.ear.read)
+        examples = [run.example_sampler("tune", cut=False)(u, 0, 0) for u in run.data.splits["train"].utterances[:4]]
+        batch = collate([example for example in examples if example], run.audio_reader.read)
         out = run.module.loss(batch)
         assert out.watched is not None
         truth = [(str(e.utterance.category), e.utterance.labels[str(e.utterance.category)]) for e in batch.examples]
         (out.total + run.module.adch.loss(out.watched, truth).category).backward()  # type: ignore[union-attr]
-        gradients.append([weight.grad.clone() for weight in run.module.learning() if weight.grad is not None])
+        gradients.append(
+            [weight.grad.clone() for weight in run.module.trainable_parameters() if weight.grad is not None]
+        )
     assert len(gradients[0]) == len(gradients[1]) > 4
     for kept, made in zip(*gradients, strict=True):
         torch.testing.assert_close(made, kept)
@@ -211,7 +215,9 @@ def test_the_head_moves_the_layers_below_it(tuned: Callable[..., str]) -> None:
         from sottovoce.lightning_modules.curriculum import train
 
         train(run)
-        ends[weight] = {name: run.module.get_parameter(f"llm.{name}").clone() for name in run.module.llm.tuned}
+        ends[weight] = {
+            name: run.module.get_parameter(f"llm.{name}").clone() for name in run.module.llm.trainable_names
+        }
     assert any(not torch.equal(ends[0.0][name], ends[1000.0][name]) for name in ends[0.0])
 
 
@@ -232,7 +238,7 @@ def test_a_run_may_begin_from_a_bundle_whose_llm_was_frozen(
 ) -> None:
     assert main(["fit", "--config", write_recipe(name="aligned")]) == 0
     bundle = tmp_path / "runs" / "aligned" / "bundle"
-    run = start(recipes.load(tuned(LORA, init=str(bundle))), Console(quiet=True))
+    run = prepare_run(recipes.load(tuned(LORA, init=str(bundle))), Console(quiet=True))
     kept = load_file(bundle / "trained.safetensors")
     ours = run.module.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in kept.items())
@@ -246,7 +252,7 @@ def test_a_run_may_begin_from_a_bundle_whose_llm_was_frozen(
         ({"llm.tuning.layers": "0-7"}, r"layers 0-1"),
         ({"llm.tuning.targets": ["query"]}, r"no linear map.*'query'"),
         ({"llm.tuning.method": "frozen"}, r"a stage trains `llm`: say what of it learns"),
-        ({"stages.tune.trains": ["linguistic"]}, r"no stage has `llm` in `trains`"),
+        ({"stages.tune.train": ["linguistic"]}, r"no stage has `llm` in `trains`"),
         ({"llm.tuning.layers": "auto"}, r"layers: auto needs llm\.tuning\.analysis"),
         ({"llm.tuning.layers": "auto", "llm.tuning.analysis": "none.json"}, r"llm\.tuning\.analysis: .*none\.json"),
         ({"adch.layer": 9}, r"adch\.layer: 9.*0-1"),
@@ -257,7 +263,7 @@ def test_a_run_may_begin_from_a_bundle_whose_llm_was_frozen(
 def test_what_makes_no_sense_is_told(tuned: Callable[..., str], changes: dict[str, Any], told: str) -> None:
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     with pytest.raises(ConfigError, match=told):
-        start(recipes.load(tuned(LORA, HEAD), overrides), Console(quiet=True))
+        prepare_run(recipes.load(tuned(LORA, HEAD), overrides), Console(quiet=True))
 
 
 def test_auto_takes_what_the_analysis_found(tuned: Callable[..., str], tmp_path: Path) -> None:

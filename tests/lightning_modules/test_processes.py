@@ -46,7 +46,7 @@ def config(folder: Path, tiny_llm: str, tiny_whisper: str, manifests: dict[str, 
     tree["slots"]["paralinguistic"]["adapter"]["dropout"] = 0.0
     for stage in tree["stages"].values():
         stage |= {"lr": 2e-4, "eps": 1.0}
-    tree["evaluation"] = {"batch": 5, "max_new_tokens": 2, "limit": 1, "tasks": ["asr"], "slots": ["both"]}
+    tree["evaluation"] = {"batch_size": 5, "max_new_tokens": 2, "limit": 1, "tasks": ["asr"], "slots": ["both"]}
     file = folder / "recipe.yaml"
     file.write_text(OmegaConf.to_yaml(tree))
     return str(file)
@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on_in_one_process_or_two_under_any_strategy(runs: Pat
 def test_a_stage_does_not_go_on_with_other_batches(tmp_path: Path) -> None:
     file = tmp_path / "last.ckpt"
     loops = {"fit_loop": {"epoch_loop.batch_progress": {"current": {"processed": 3}}}}
-    torch.save({"batch": 48, "loops": loops}, file)
+    torch.save({"batch_size": 48, "loops": loops}, file)
     assert _consumed(file, 48) == 3
     with pytest.raises(ConfigError, match=r"begun with 48 utterances a step.*with 24.*batch"):
         _consumed(file, 24)
@@ -172,7 +172,7 @@ def test_without_deepspeed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_sharded_weights_cannot_train_all(tree: dict[str, Any], write_recipe: Callable[..., str]) -> None:
-    stages = {name: {**node, "trains": ["llm"], "err": None} for name, node in tree["stages"].items()}
+    stages = {name: {**node, "train": ["llm"], "err": None} for name, node in tree["stages"].items()}
     changes = {"trainer": {"strategy": "deepspeed_stage_3"}, "stages": stages}
     llm = {**tree["llm"], "tuning": {"method": "weights"}}
     with pytest.raises(ConfigError, match="deepspeed_stage_3 adapters and LoRA can train, but not"):

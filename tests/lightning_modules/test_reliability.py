@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader
 from sottovoce.cli import commands, main
 from sottovoce.encoders.feature_cache import FeatureCache
 from sottovoce.errors import AudioError, CheckpointError, ConfigError, SottovoceError, StorageError, TrainingError
-from sottovoce.io import whole, write_whole
+from sottovoce.io import atomic_open, atomic_write
 from sottovoce.lightning_modules import checkpointing
 from sottovoce.lightning_modules.checkpointing import LAST, PREVIOUS, WholeCheckpoints, latest, read_checkpoint
-from sottovoce.lightning_modules.error_messages import told_plainly
-from sottovoce.lightning_modules.nonfinite_guard import Guard, poisoned
+from sottovoce.lightning_modules.error_messages import readable_errors
+from sottovoce.lightning_modules.nonfinite_guard import NonFiniteGuard, propagate_nonfinite
 from sottovoce.training.run_folder import check_data
 
 QUIET = Console(quiet=True)
@@ -42,10 +42,10 @@ def small_disk() -> Iterator[None]:
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_file_that_cannot_be_written_stays_what_it_was(tmp_path: Path, small_disk: None, shared: bool) -> None:
     file = tmp_path / "a.txt"
-    write_whole(file, "before")
+    atomic_write(file, "before")
     with (
         pytest.raises(StorageError, match=r"a\.txt cannot be written: File too large"),
-        whole(file, shared=shared) as s,
+        atomic_open(file, shared=shared) as s,
     ):
         s.write(b"x" * 9000)
     assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
@@ -60,7 +60,7 @@ def test_a_checkpoint_that_cannot_be_written_stays_what_it_was(tmp_path: Path, s
 
 
 def test_an_error_within_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), whole(tmp_path / "a") as stream:
+    with pytest.raises(KeyError), atomic_open(tmp_path / "a") as stream:
         stream.write(b"half")
         raise KeyError
     assert not list(tmp_path.iterdir())
@@ -176,15 +176,15 @@ class Slope(L.LightningModule):
     def training_step(self, batch: Any, number: int) -> torch.Tensor:
         self.seen.append(self.weight.item())
         self.row_losses = (self.weight * batch[1]).detach()
-        return poisoned((self.weight * batch[1]).sum())
+        return propagate_nonfinite((self.weight * batch[1]).sum())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def slide(factors: list[float], folder: Path, **options: Any) -> tuple[Slope, Guard]:
+def slide(factors: list[float], folder: Path, **options: Any) -> tuple[Slope, NonFiniteGuard]:
     batches = [([f"clip-{i}"], torch.tensor([factor])) for i, factor in enumerate(factors)]
-    module, guard = Slope(), Guard(folder / "skipped.jsonl", "joint", QUIET)
+    module, guard = Slope(), NonFiniteGuard(folder / "skipped.jsonl", "joint", QUIET)
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[guard], default_root_dir=folder, **options,
@@ -204,10 +204,10 @@ def test_a_step_that_is_not_finite_is_left_out_and_named(tmp_path: Path) -> None
 
 def test_a_loss_that_no_weight_can_help_is_left_out_too(tmp_path: Path) -> None:
     weight = torch.ones(1, requires_grad=True)
-    poisoned(weight.sum() + float("nan")).backward()  # type: ignore[no-untyped-call]
+    propagate_nonfinite(weight.sum() + float("nan")).backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None and weight.grad.isnan().all()
     weight.grad = None
-    poisoned(weight.sum() * 3).backward()  # type: ignore[no-untyped-call]
+    propagate_nonfinite(weight.sum() * 3).backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None and weight.grad.item() == 3
 
 
@@ -227,7 +227,7 @@ def test_an_overflow_of_fp16_is_counted_and_lowers_the_scale(tmp_path: Path) -> 
 
 def test_what_was_left_out_is_kept_in_checkpoints(tmp_path: Path) -> None:
     _, guard = slide([1, float("nan")], tmp_path)
-    again = Guard(tmp_path / "skipped.jsonl", "joint", QUIET)
+    again = NonFiniteGuard(tmp_path / "skipped.jsonl", "joint", QUIET)
     again.load_state_dict(guard.state_dict())
     assert again.skipped == guard.skipped and again.in_a_row == 1
 
@@ -244,8 +244,8 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (RuntimeError("DataLoader worker (pid 71) is killed by signal: Killed. "), "pid 71.*data.workers"),
-        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "pid 7, 8.*data.workers"),
+        (RuntimeError("DataLoader worker (pid 71) is killed by signal: Killed. "), "pid 71.*data.num_workers"),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "pid 7, 8.*data.num_workers"),
         (
             AudioError("Caught AudioError in DataLoader worker process 0.\nTraceback\n  x\nu.AudioError: a.wav: gone"),
             r"^a\.wav: gone$",
@@ -253,13 +253,16 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
     ],
 )
 def test_what_ends_a_run_from_outside_is_one_line(error: Exception, told: str) -> None:
-    with pytest.raises(SottovoceError, match=told) as caught, told_plainly(L.Trainer(accelerator="cpu", logger=False)):
+    with (
+        pytest.raises(SottovoceError, match=told) as caught,
+        readable_errors(L.Trainer(accelerator="cpu", logger=False)),
+    ):
         raise error
     assert "\n" not in str(caught.value)
 
 
 def test_an_error_of_the_program_keeps_its_traceback() -> None:
-    with pytest.raises(RuntimeError, match="sizes"), told_plainly(L.Trainer(accelerator="cpu", logger=False)):
+    with pytest.raises(RuntimeError, match="sizes"), readable_errors(L.Trainer(accelerator="cpu", logger=False)):
         raise RuntimeError("sizes do not match")
 
 

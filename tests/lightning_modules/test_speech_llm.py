@@ -12,24 +12,24 @@ from sottovoce.config.recipe import Recipe
 from sottovoce.data.batches import collate
 from sottovoce.data.examples import Example
 from sottovoce.errors import BundleError
-from sottovoce.lightning_modules.curriculum import Run, start
+from sottovoce.lightning_modules.curriculum import Run, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM, answers
-from sottovoce.training.audio_reader import Ear
-from sottovoce.training.spoken_prompt import chat_of
+from sottovoce.training.audio_reader import AudioReader
+from sottovoce.training.spoken_prompt import dialogue_of
 
 SOURCES = [("speech", "speech"), ("speech", "none"), ("text", "speech"), ("none", "speech"), ("text", "text")]
 
 
 @pytest.fixture
 def run(recipe: Recipe) -> Run:
-    run = start(recipe, Console(quiet=True))
-    run.module.begin("joint", 10)
+    run = prepare_run(recipe, Console(quiet=True))
+    run.module.start_stage("joint", 10)
     return run
 
 
 def drawn(run: Run, sources: tuple[str, str] = ("speech", "speech"), count: int = 5) -> list[Example]:
-    drawing = run.drawing("joint", cut=True)
-    examples = [drawing(u, 0, 0) for u in run.material.splits["train"].utterances[:count]]
+    drawing = run.example_sampler("joint", cut=True)
+    examples = [drawing(u, 0, 0) for u in run.data.splits["train"].utterances[:count]]
     filled = dict(zip(run.module.slots, sources, strict=True))
     return [replace(e, sources=filled) for e in examples if e is not None]
 
@@ -39,9 +39,9 @@ def test_the_loss_of_a_row_does_not_depend_on_its_batch(run: Run, sources: tuple
     examples = drawn(run, sources)
     run.module.eval()
     with torch.no_grad():
-        together = run.module.loss(collate(examples, run.ear.read)).per_row
-        backwards = run.module.loss(collate(examples[::-1], run.ear.read)).per_row.flip(0)
-        alone = torch.cat([run.module.loss(collate([e], run.ear.read)).per_row for e in examples])
+        together = run.module.loss(collate(examples, run.audio_reader.read)).per_row
+        backwards = run.module.loss(collate(examples[::-1], run.audio_reader.read)).per_row.flip(0)
+        alone = torch.cat([run.module.loss(collate([e], run.audio_reader.read)).per_row for e in examples])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(backwards, alone, rtol=1e-5, atol=1e-5)
 
@@ -51,7 +51,9 @@ def test_an_answer_does_not_depend_on_its_batch(run: Run, sources: tuple[str, st
     examples = drawn(run, sources)
 
     def ask(rows: list[Example]) -> list[str]:
-        return answers(run.module, collate(rows, run.ear.read), [chat_of(e, run.module.slots) for e in rows], 8)
+        return answers(
+            run.module, collate(rows, run.audio_reader.read), [dialogue_of(e, run.module.slots) for e in rows], 8
+        )
 
     assert ask(examples) == [ask([example])[0] for example in examples]
 
@@ -59,11 +61,11 @@ def test_an_answer_does_not_depend_on_its_batch(run: Run, sources: tuple[str, st
 def test_text_in_every_slot_is_the_plain_llm(run: Run) -> None:
     """The topline's loss equals Hugging Face's own on the same chat, written as text."""
     example = drawn(run, ("text", "text"))[2]
-    batch = collate([example], run.ear.read)
+    batch = collate([example], run.audio_reader.read)
     assert not batch.clips
     chat = [
         {"role": turn.role, "content": "".join(str(piece) for piece in turn.pieces)}
-        for turn in chat_of(example, run.module.slots)
+        for turn in dialogue_of(example, run.module.slots)
     ]
     llm = run.module.llm
     prompt = llm.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
@@ -79,9 +81,9 @@ def test_text_in_every_slot_is_the_plain_llm(run: Run) -> None:
 def test_cached_frames_and_waveforms_give_the_same_loss(run: Run, recipe: Recipe) -> None:
     examples = drawn(run)
     run.module.eval()
-    live = Ear(run.module.encoder, None, 60.0)
+    live = AudioReader(run.module.encoder, None, 60.0)
     with torch.no_grad():
-        cached = run.module.loss(collate(examples, run.ear.read)).per_row
+        cached = run.module.loss(collate(examples, run.audio_reader.read)).per_row
         heard = run.module.loss(collate(examples, live.read)).per_row
     torch.testing.assert_close(cached, heard, rtol=2e-3, atol=2e-3)  # the cache is float16
 
@@ -103,7 +105,7 @@ def test_a_row_trains_only_the_slots_it_names(run: Run) -> None:
     for slot, other in (("linguistic", "paralinguistic"), ("paralinguistic", "linguistic")):
         run.module.zero_grad()
         examples = [replace(e, trains=frozenset({slot})) for e in drawn(run)]
-        run.module.loss(collate(examples, run.ear.read)).total.backward()
+        run.module.loss(collate(examples, run.audio_reader.read)).total.backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in run.module.adapters[slot].parameters())
         assert all(p.grad is None for p in run.module.adapters[other].parameters())
 
@@ -111,16 +113,16 @@ def test_a_row_trains_only_the_slots_it_names(run: Run) -> None:
 def test_a_frozen_slot_is_still_heard_and_has_no_dropout(run: Run) -> None:
     run.module.train()
     frozen = [replace(e, trains=frozenset({"linguistic"})) for e in drawn(run)]
-    first, second = (run.module.loss(collate(frozen, run.ear.read)).total for _ in range(2))
+    first, second = (run.module.loss(collate(frozen, run.audio_reader.read)).total for _ in range(2))
     assert first == second  # the paralinguistic adapter has dropout 0.1, the linguistic one has none
     silent = [replace(e, sources={"paralinguistic": "none", "linguistic": "speech"}) for e in frozen]
-    assert run.module.loss(collate(silent, run.ear.read)).total != first
+    assert run.module.loss(collate(silent, run.audio_reader.read)).total != first
 
 
 def test_a_clip_goes_through_an_adapter_once_whatever_asks_for_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     example = drawn(run, count=1)[0]
     batch = collate(
-        [example, replace(example, instruction="Repeat."), replace(example, trains=frozenset())], run.ear.read
+        [example, replace(example, instruction="Repeat."), replace(example, trains=frozenset())], run.audio_reader.read
     )
     seen: list[int] = []
     adapter = run.module.adapters["linguistic"]

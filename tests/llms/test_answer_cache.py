@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.llms.test_engines import chat
 
 from sottovoce.errors import SottovoceError
 from sottovoce.llms import answer_cache
-from sottovoce.llms.answer_cache import KeptAnswers
+from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.llms.engines import Chat, Engine, Failure
-
-from tests.llms.test_engines import chat
 
 
 class Parrot(Engine):
@@ -33,16 +32,16 @@ class Parrot(Engine):
 
 def test_the_same_question_is_asked_once_ever(tmp_path: Path) -> None:
     parrot, chats = Parrot(), [chat("a"), chat("b"), chat("a")]
-    kept = KeptAnswers(parrot, tmp_path / "new" / "kept")
+    kept = CachedEngine(parrot, tmp_path / "new" / "kept")
     said = kept.answer(chats, max_new_tokens=5)
     assert said == ["a 0 \u2028 ü", "b 0 \u2028 ü", "a 0 \u2028 ü"] and parrot.calls == [["a", "b"]] and kept.asked == 2
-    again = KeptAnswers(Parrot(stops="a"), tmp_path / "new" / "kept")
+    again = CachedEngine(Parrot(stops="a"), tmp_path / "new" / "kept")
     assert again.answer(chats, max_new_tokens=5) == said and again.asked == 0
 
 
 def test_what_changes_an_answer_is_in_its_key(tmp_path: Path) -> None:
     parrot = Parrot()
-    kept = KeptAnswers(parrot, tmp_path / "kept")
+    kept = CachedEngine(parrot, tmp_path / "kept")
     limits: list[dict[str, Any]] = [
         {"max_new_tokens": 5},
         {"max_new_tokens": 6},
@@ -53,15 +52,15 @@ def test_what_changes_an_answer_is_in_its_key(tmp_path: Path) -> None:
         kept.answer([chat("a")], **each)
     kept.answer([[{"role": "system", "content": "s"}, *chat("a")]], max_new_tokens=5)
     parrot.name = "another"
-    KeptAnswers(parrot, tmp_path / "kept").answer([chat("a")], max_new_tokens=5)
+    CachedEngine(parrot, tmp_path / "kept").answer([chat("a")], max_new_tokens=5)
     assert len(parrot.calls) == 6
 
 
 def test_failures_are_asked_again(tmp_path: Path) -> None:
-    kept = KeptAnswers(Parrot(fails=["b"]), tmp_path / "kept")
+    kept = CachedEngine(Parrot(fails=["b"]), tmp_path / "kept")
     assert kept.answer([chat("a"), chat("b")], max_new_tokens=5) == ["a 0 \u2028 ü", Failure("no")]
     parrot = Parrot()
-    again = KeptAnswers(parrot, tmp_path / "kept").answer([chat("a"), chat("b")], max_new_tokens=5)
+    again = CachedEngine(parrot, tmp_path / "kept").answer([chat("a"), chat("b")], max_new_tokens=5)
     assert again == ["a 0 \u2028 ü", "b 0 \u2028 ü"] and parrot.calls == [["b"]]
 
 
@@ -69,28 +68,28 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(answer_cache, "PART", 2)
     file, chats = tmp_path / "kept", [chat(text) for text in "abcdef"]
     with pytest.raises(KeyboardInterrupt):
-        KeptAnswers(Parrot(stops="e"), file).answer(chats, max_new_tokens=5)
+        CachedEngine(Parrot(stops="e"), file).answer(chats, max_new_tokens=5)
     whole = file.read_bytes()
     file.write_bytes(whole + '{"key": "ü'.encode()[:-1])  # killed in the middle of a line, and of a letter
     parrot = Parrot()
-    said = KeptAnswers(parrot, file).answer(chats, max_new_tokens=5)
+    said = CachedEngine(parrot, file).answer(chats, max_new_tokens=5)
     assert parrot.calls == [["e", "f"]] and said == [f"{text} 0 \u2028 ü" for text in "abcdef"]
     assert file.read_bytes().startswith(whole)
-    assert KeptAnswers(Parrot(stops="a"), file).answer(chats, max_new_tokens=5) == said
+    assert CachedEngine(Parrot(stops="a"), file).answer(chats, max_new_tokens=5) == said
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     file = tmp_path / "kept"
-    KeptAnswers(Parrot(), file).answer([chat("a")], max_new_tokens=5)
+    CachedEngine(Parrot(), file).answer([chat("a")], max_new_tokens=5)
     file.write_bytes(file.read_bytes() + b"{}\n")
     with pytest.raises(SottovoceError, match=r"kept:2: damaged line"):
-        KeptAnswers(Parrot(), file)
+        CachedEngine(Parrot(), file)
 
 
 def test_a_dead_engine_is_not_asked_for_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_cache, "PART", 2)
     parrot = Parrot(fails=["c", "d"])
-    said = KeptAnswers(parrot, tmp_path / "kept").answer([chat(text) for text in "abcdefgh"], max_new_tokens=5)
+    said = CachedEngine(parrot, tmp_path / "kept").answer([chat(text) for text in "abcdefgh"], max_new_tokens=5)
     assert parrot.calls == [["a", "b"], ["c", "d"]]
     assert (
         said[2:4] == [Failure("no")] * 2

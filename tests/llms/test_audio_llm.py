@@ -132,11 +132,11 @@ def test_only_the_tensors_that_are_asked_for_are_read(
 ) -> None:
     read: list[str] = []
 
-    class Told:
+    class LabelledStates:
         def __init__(self, file: Path, framework: str) -> None:
             self.file = safe_open(file, framework)
 
-        def __enter__(self) -> "Told":
+        def __enter__(self) -> "LabelledStates":
             return self
 
         def __exit__(self, *_: object) -> None:
@@ -149,7 +149,7 @@ def test_only_the_tensors_that_are_asked_for_are_read(
             read.append(name)
             return self.file.get_tensor(name)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr("sottovoce.audio_llm_layouts.safe_open", Told)
+    monkeypatch.setattr("sottovoce.audio_llm_layouts.safe_open", LabelledStates)
     folder = checkpoints["whole omni"]
     encoder_of("whole omni", folder)
     assert read and all(name.startswith("thinker.audio_tower.") and ".proj." not in name for name in read)
@@ -234,7 +234,7 @@ def test_weights_that_were_given_are_not_overwritten(kind: str, checkpoints: dic
     tower = {key: value + 1 for key, value in module.encoder.state_dict().items()}
     other = SpeechLLM(recipe(kind, checkpoints[kind]))
     other.adapters.load_state_dict(weights)
-    other.encoder.take(tower)
+    other.encoder.load_trained(tower)
     other.configure_model()
     for key, value in {**weights, **tower}.items():
         assert torch.equal({**other.adapters.state_dict(), **other.encoder.state_dict()}[key], value), key

@@ -5,15 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from sottovoce.errors import ConfigError
-from sottovoce.llms.auxiliary_head import ADCH
+from sottovoce.llms.auxiliary_head import AuxiliaryHead
 
 CATEGORIES = {"age": ["child", "adult"], "gender": ["male", "female"], "emotion": ["neutral", "happy", "sad", "angry"]}
 TRUTH = [("age", "adult"), ("emotion", "sad"), ("gender", "male"), ("age", "child"), ("emotion", "neutral")]
 
 
-def head() -> ADCH:
+def head() -> AuxiliaryHead:
     torch.manual_seed(0)
-    return ADCH(8, CATEGORIES)
+    return AuxiliaryHead(8, CATEGORIES)
 
 
 def test_it_is_one_head_for_each_category_row_by_row() -> None:

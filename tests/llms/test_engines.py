@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from sottovoce.errors import ConfigError, MissingError
-from sottovoce.llms.answer_cache import KeptAnswers
+from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.llms.engines import ENGINES, Chat, Cut, Failure
 from sottovoce.llms.openai_engine import OpenAIEngine
-from sottovoce.openai_client import Trouble, retry_after
+from sottovoce.openai_client import Retryable, retry_after
 
 SECRET = "sk-very-secret-123"
 
@@ -197,10 +197,10 @@ def test_retry_after_is_kept_to(serve: Callable[..., Server]) -> None:
 
 def test_a_server_cannot_make_us_wait_for_ever() -> None:
     engine = OpenAIEngine(base_url="http://h/v1", model="m", backoff=1.0)
-    assert engine.server._pause(0, Trouble("", retry_after("86400"))) == 60.0
-    pauses = [engine.server._pause(n, Trouble("")) for n in range(4)]
+    assert engine.server._pause(0, Retryable("", retry_after("86400"))) == 60.0
+    pauses = [engine.server._pause(n, Retryable("")) for n in range(4)]
     assert all(2**n / 2 <= pause <= 2**n for n, pause in enumerate(pauses))
-    assert len({engine.server._pause(0, Trouble("")) for _ in range(9)}) > 1  # clients do not come back together
+    assert len({engine.server._pause(0, Retryable("")) for _ in range(9)}) > 1  # clients do not come back together
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_secrets_stay_out_of_names_reasons_and_files(
     monkeypatch.setenv("MY_KEY", SECRET)
     server = serve(lambda text, number: (400, f"no {SECRET}".encode(), {}) if text == "bad" else echo(text, number))
     engine = engine_of(server, api_key_env="MY_KEY")
-    kept = KeptAnswers(engine, tmp_path / "kept")
+    kept = CachedEngine(engine, tmp_path / "kept")
     answers = kept.answer([chat("bad"), chat("a")], max_new_tokens=7)
     assert answers == [Failure("HTTP 400: no ***"), "you said a"]
     assert SECRET not in f"{engine.name} {kept.name} {engine!r} {(tmp_path / 'kept').read_text()}"
@@ -330,7 +330,7 @@ def test_an_answer_that_was_cut_says_so(serve: Callable[..., Server], tmp_path: 
     server = serve(lambda text, number: says("and then", "length" if text == "long" else "stop"))
     engine = engine_of(server)
     for _ in range(2):  # the second time from the file
-        answers = KeptAnswers(engine, tmp_path / "kept").answer([chat("long"), chat("short")], max_new_tokens=2)
+        answers = CachedEngine(engine, tmp_path / "kept").answer([chat("long"), chat("short")], max_new_tokens=2)
         assert answers == ["and then", "and then"] and [isinstance(a, Cut) for a in answers] == [True, False]
     assert sum(server.asked.values()) == 2
 

@@ -6,14 +6,13 @@ from typing import Any
 import pytest
 import torch
 from tests.helpers.families import save_family
+from tests.llms.test_engines import chat
 
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.chat_template import ChatTurn
 from sottovoce.llms.engines import ENGINES, Cut, LocalEngine, Sampling
 from sottovoce.llms.openai_engine import OpenAIEngine
-
-from tests.llms.test_engines import chat
 
 
 def test_a_device_that_is_none_is_told_before_weights_are_read() -> None:

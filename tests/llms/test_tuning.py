@@ -80,7 +80,7 @@ def test_lora_changes_nothing_before_it_learns_and_can_be_switched_off_after(fol
     ids = torch.arange(3, 15)[None]
     expected = plain.model(input_ids=ids).logits
     assert torch.equal(tuned.model(input_ids=ids).logits, expected)
-    tuned.learn(True)
+    tuned.set_trainable(True)
     with torch.no_grad():
         for weight in tuned.parameters():
             if weight.requires_grad:
@@ -89,7 +89,7 @@ def test_lora_changes_nothing_before_it_learns_and_can_be_switched_off_after(fol
     with tuned.untuned():
         assert torch.equal(tuned.model(input_ids=ids).logits, expected)
     assert not torch.allclose(tuned.model(input_ids=ids).logits, expected, atol=1e-3)
-    assert {name for name, weight in tuned.named_parameters() if weight.requires_grad} == set(tuned.tuned)
+    assert {name for name, weight in tuned.named_parameters() if weight.requires_grad} == set(tuned.trainable_names)
     assert plain.fingerprint() == tuned.fingerprint() == tuned.frozen_fingerprint()
 
 
@@ -97,7 +97,7 @@ def test_fingerprints_tell_the_checkpoint_from_what_was_trained(folders: dict[st
     plain, tuned = opened(folders["qwen2"]), opened(folders["qwen2"], Tuning("weights", "1", ("q_proj",)))
     frozen = tuned.frozen_fingerprint()
     with torch.no_grad():
-        tuned.get_parameter(next(name for name in tuned.tuned if name.endswith("weight"))).add_(1.0)
+        tuned.get_parameter(next(name for name in tuned.trainable_names if name.endswith("weight"))).add_(1.0)
     assert tuned.fingerprint() == plain.fingerprint() and tuned.frozen_fingerprint() == frozen
     with torch.no_grad():
         tuned.layers[0].mlp.up_proj.weight.add_(1.0)  # type: ignore[operator, union-attr]
@@ -114,7 +114,7 @@ def test_weights_want_float32(folders: dict[str, Path]) -> None:
 def test_lora_learns_in_float32_beside_bfloat16(folders: dict[str, Path]) -> None:
     llm = CausalLLM(str(folders["qwen2"]), "bfloat16", tuning=Tuning("lora", "0", rank=2))
     llm.load()
-    llm.learn(True)
+    llm.set_trainable(True)
     assert {w.dtype for w in llm.parameters() if w.requires_grad} == {torch.float32}
     prompt = llm.embed(llm.chat.prompt([ChatTurn("user", ("hello",))]), {})
     llm.loss([prompt], [[5, 6]]).total.backward()

@@ -36,10 +36,10 @@ MERGED = 1e-4  # (W + BA)x is summed in another order than Wx + B(Ax)
 LORA = {"method": "lora", "layers": "0-1", "rank": 4}
 
 
-def tuned(kind: str, folder: Path, **tuning: Any) -> SpeechLLM:
+def trainable_names(kind: str, folder: Path, **tuning: Any) -> SpeechLLM:
     """A module in which everything that can learn has changed."""
     llm = {"checkpoint": str(folder), "dtype": "float32", "tuning": tuning}
-    stages = {"sft": {"tasks": {"asr": 1}, "lr": 1e-4, "trains": ["audio", "encoder", "llm"]}}
+    stages = {"sft": {"tasks": {"asr": 1}, "lr": 1e-4, "train": ["audio", "encoder", "llm"]}}
     module = ours(kind, folder, llm=llm, stages=stages)
     return disturbed(module)
 
@@ -120,7 +120,7 @@ def test_a_composed_model_exports_its_llm(
         "encoder": {"type": "whisper", "checkpoint": tiny_whisper},
         "llm": {"checkpoint": tiny_llm, "dtype": "float32", "tuning": LORA},
         "slots": {"audio": {"adapter": {"type": "frame_stacking_mlp", "hidden": 8}, "text": "transcript"}},
-        "stages": {"sft": {"tasks": {"asr": 1}, "lr": 1e-4, "trains": ["audio", "llm"]}},
+        "stages": {"sft": {"tasks": {"asr": 1}, "lr": 1e-4, "train": ["audio", "llm"]}},
     }
     module = SpeechLLM(tree)
     module.configure_model()

@@ -21,7 +21,7 @@ TOPIC = "topic"
 Job = Callable[[], Curve]
 
 
-class Told(NamedTuple):
+class LabelledStates(NamedTuple):
     """The rows whose label is known: states (rows, states, dim), and (rows,) of everything else."""
 
     states: States
@@ -38,12 +38,12 @@ class Heard:
     inside: Inside
     vocabulary: int
 
-    def told(self, labels: Sequence[str | None]) -> Told:
+    def told(self, labels: Sequence[str | None]) -> LabelledStates:
         """What is known where the label is."""
         rows = [row for row, label in enumerate(labels) if label is not None]
         pooled: States = self.inside.pooled.numpy()
         known = [self.utterances[row] for row in rows]
-        return Told(
+        return LabelledStates(
             pooled if len(rows) == len(pooled) else pooled[rows],
             [label for label in labels if label is not None],
             [str(u.speaker) for u in known],

@@ -31,8 +31,8 @@ from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.hidden_states import Inside
 from sottovoce.paths import sha256_of
 from sottovoce.serving.chat import wording
-from sottovoce.training.audio_reader import Ear
-from sottovoce.training.splits import build_tasks, choices_of, gather
+from sottovoce.training.audio_reader import AudioReader
+from sottovoce.training.splits import build_tasks, choices_of, read_splits
 
 STATES, PICTURE, PAGE = "states.safetensors", "layers.png", "layers.html"
 
@@ -78,7 +78,7 @@ def listened(module: SpeechLLM, recipe: AnalysisRecipe) -> list[Utterance]:
         manifest = read_manifest(Path(recipe.manifest), choices=choices, policy=policy, root=root, allow=allow)
         found = manifest.utterances
     else:
-        found = gather(module.recipe).splits[recipe.split].utterances
+        found = read_splits(module.recipe).splits[recipe.split].utterances
     known = [u for u in found if u.speaker and u.text]  # the others could be on both sides of a probe
     if not known:
         where = recipe.manifest or f"the split {recipe.split!r} of the bundle's recipe"
@@ -119,11 +119,11 @@ def _read(
     key = key_of(model, examples)
     if (known := kept(file, key)) is not None:
         return known
-    ear = Ear(module.encoder, None, module.recipe.data.max_seconds)
+    ear = AudioReader(module.encoder, None, module.recipe.data.max_seconds)
     if faults := ear.prepare(module.encoder, [u.audio for u in utterances], progress):
         shown = "\n".join(f"  {fault.problem}" for fault in faults[:20])
         raise ManifestError(f"{len(faults)} clips cannot be used:\n{shown}")
-    inside = observe(module, examples, ear.read, recipe.batch, progress)
+    inside = observe(module, examples, ear.read, recipe.batch_size, progress)
     keep(file, key, inside)
     return inside
 

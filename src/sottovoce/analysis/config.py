@@ -25,7 +25,7 @@ class AnalysisRecipe:
     keywords: list[str] = field(default_factory=list)  # or: the only one of these words that its text has
     folds: int = 5  # of speakers, for the probes of attributes
     intent_folds: int = 3  # of speakers and of texts, for the probe of intents: squared, probes a layer
-    batch: int = 16
+    batch_size: int = 16
     limit: int | None = 600  # utterances; whole texts are drawn, since pairs share their words
     seed: int = 0
     recipe: list[str] = field(default_factory=list)  # changes to the bundle's recipe: llm.checkpoint=/path
@@ -46,7 +46,7 @@ def load(path: Path, overrides: Iterable[str] = ()) -> AnalysisRecipe:
     recipe = checked(AnalysisRecipe, read_tree(path, overrides), str(path))
     faults = [
         f"{path}: {key}: must be at least {least}, found {value}"
-        for key, least in (("folds", 2), ("intent_folds", 2), ("batch", 1), ("limit", 1))
+        for key, least in (("folds", 2), ("intent_folds", 2), ("batch_size", 1), ("limit", 1))
         if (value := getattr(recipe, key)) is not None and value < least
     ]
     if (recipe.root or recipe.allow) and not recipe.manifest:

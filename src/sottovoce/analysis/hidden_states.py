@@ -16,7 +16,7 @@ from sottovoce.data.examples import Example
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.causal_lm import places
 from sottovoce.llms.hidden_states import Inside, look_inside
-from sottovoce.training.spoken_prompt import Spot, chat_of
+from sottovoce.training.spoken_prompt import SpeechPlaceholder, dialogue_of
 
 VERSION = 1  # of what is kept: a new number makes old files anew
 
@@ -26,7 +26,7 @@ def states(module: SpeechLLM, batch: Batch) -> Inside:
 
     All slots that hold speech count, also where there are several; speech of the context does not.
     """
-    chats = [module.llm.chat.prompt(chat_of(example, module.slots)) for example in batch.examples]
+    chats = [module.llm.chat.prompt(dialogue_of(example, module.slots)) for example in batch.examples]
     fills = module.fills(batch, chats)
     prompts = [module.llm.embed(chat, fills) for chat in chats]
     spans = [places(chat, fills) for chat in chats]
@@ -36,7 +36,7 @@ def states(module: SpeechLLM, batch: Batch) -> Inside:
 
 def _own(spans: Mapping[Hashable, range], clip: Path) -> list[int]:
     """The positions of one clip, in all slots."""
-    own = [span for spot, span in spans.items() if isinstance(spot, Spot) and spot.clip == clip]
+    own = [span for spot, span in spans.items() if isinstance(spot, SpeechPlaceholder) and spot.clip == clip]
     return [place for span in own for place in span]
 
 

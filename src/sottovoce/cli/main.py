@@ -10,17 +10,17 @@ from collections.abc import Sequence
 
 from sottovoce.cli.commands import parser
 from sottovoce.errors import SottovoceError, printable
-from sottovoce.signals import EXIT, Terminated, terminable
+from sottovoce.signals import EXIT, Terminated, handle_sigterm
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk says that takes no more
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that are the user's to mend are printed as one message and exit with 2."""
-    quiet()
+    silence_libraries()
     arguments = _arguments(argv)
     try:
-        with terminable():
+        with handle_sigterm():
             arguments.run(arguments)
     except SottovoceError as error:
         print(f"sottovoce: {printable(error)}", file=sys.stderr)
@@ -54,7 +54,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Advice of the libraries that a user of a recipe can do nothing about."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -11,7 +11,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from rich.console import Console
 
-from sottovoce.comparison.finished_runs import Finished, read_run, refuse_incomparable, settings, without_seed
+from sottovoce.comparison.finished_runs import FinishedRun, read_run, refuse_incomparable, settings, without_seed
 from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.evaluation.awareness import AWARENESS
 from sottovoce.evaluation.metrics import Measure, Prediction
@@ -29,7 +29,7 @@ from sottovoce.evaluation.reports.compare_html import comparison_html
 from sottovoce.evaluation.retention import SLOTS, TASK, retention_measures
 
 CLOSE = 2e-5  # of a score that is computed again: files have six decimals, and ROUGE is summed in float32
-Systems = dict[str, list[Finished]]
+Systems = dict[str, list[FinishedRun]]
 
 
 def compare(folders: Sequence[str], out: str | None = None, against: str | None = None) -> None:
@@ -69,7 +69,7 @@ def _beside(folders: Sequence[Path]) -> Path:
     return Path(os.path.relpath(os.path.commonpath(parents))) / "comparison"
 
 
-def compared(runs: Sequence[Finished], against: str | None = None) -> SideBySide:
+def compared(runs: Sequence[FinishedRun], against: str | None = None) -> SideBySide:
     """Group runs into systems, and hold these side by side.
 
     Raises:
@@ -83,12 +83,12 @@ def compared(runs: Sequence[Finished], against: str | None = None) -> SideBySide
     return side_by_side(described, _measured(systems), against or next(iter(systems)), _remarks(systems))
 
 
-def grouped(runs: Sequence[Finished]) -> Systems:
+def grouped(runs: Sequence[FinishedRun]) -> Systems:
     """Runs whose recipes differ in seed and name alone are one system; the same seed again is another.
 
     A system is called as its runs are, without what speaks of the seed and without what all systems share.
     """
-    groups: list[tuple[dict[str, Any], list[Finished]]] = []
+    groups: list[tuple[dict[str, Any], list[FinishedRun]]] = []
     for run in runs:
         made = settings(run)
         mates = next((g for known, g in groups if known == made and run.seed not in [r.seed for r in g]), None)
@@ -106,7 +106,7 @@ def grouped(runs: Sequence[Finished]) -> Systems:
     return systems
 
 
-def _name(run: Finished) -> list[str]:
+def _name(run: FinishedRun) -> list[str]:
     """The run's name in parts, without the seed."""
     parts = str(without_seed(str(run.recipe.get("name", run.folder.name)), run.seed)).split("/")
     plain = [re.sub(r"(?i)[-_.]?seed[-_=]?\*", "", part) for part in parts]
@@ -121,13 +121,13 @@ def _short(names: Sequence[list[str]]) -> list[str]:
     return ["/".join(name[shared:]) for name in names]
 
 
-def _differing(groups: Sequence[Sequence[Finished]]) -> list[str]:
+def _differing(groups: Sequence[Sequence[FinishedRun]]) -> list[str]:
     made = [settings(group[0]) for group in groups]
     keys = dict.fromkeys(key for each in made for key in each)
     return [key for key in keys if len({_written(each.get(key)) for each in made}) > 1]
 
 
-def _system(group: Sequence[Finished], keys: Sequence[str]) -> System:
+def _system(group: Sequence[FinishedRun], keys: Sequence[str]) -> System:
     costs: dict[tuple[str, str], list[float]] = {}
     for run in group:
         for stage, done in run.stages:
@@ -162,7 +162,7 @@ def _measured(systems: Systems) -> dict[Key, dict[str, Seeds]]:
     return found
 
 
-def _judged(runs: Sequence[Finished]) -> set[tuple[str, str, str]]:
+def _judged(runs: Sequence[FinishedRun]) -> set[tuple[str, str, str]]:
     """Replies that were labelled in every run: a judge may fail on one alone."""
     sides = [{_place(p) for p in run.predictions if p.judge is None or p.awareness is not None} for run in runs]
     answered = [{_place(p) for p in run.predictions} for run in runs]
@@ -174,7 +174,7 @@ def _place(prediction: Prediction) -> tuple[str, str, str]:
     return prediction.task, prediction.slots, prediction.id
 
 
-def _scores(run: Finished, judged: set[tuple[str, str, str]]) -> dict[Key, Measure]:
+def _scores(run: FinishedRun, judged: set[tuple[str, str, str]]) -> dict[Key, Measure]:
     """Every score of a run, computed again from what it said.
 
     Raises:
@@ -208,7 +208,7 @@ def _of_judged(due: Due, judged: set[tuple[str, str, str]]) -> Measure:
     return due.metric.measure(rows)
 
 
-def _remarks(systems: Mapping[str, Sequence[Finished]]) -> list[str]:
+def _remarks(systems: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
     runs = [run for group in systems.values() for run in group]
     return [
         *_seeds_differ(systems),
@@ -217,12 +217,12 @@ def _remarks(systems: Mapping[str, Sequence[Finished]]) -> list[str]:
     ]
 
 
-def _seeds_differ(systems: Mapping[str, Sequence[Finished]]) -> Iterator[str]:
+def _seeds_differ(systems: Mapping[str, Sequence[FinishedRun]]) -> Iterator[str]:
     if len({tuple(run.seed for run in group) for group in systems.values()}) > 1:
         yield "The systems have other seeds, or not equally many: their spreads are not of the same kind."
 
 
-def _elsewhere(runs: Sequence[Finished]) -> Iterator[str]:
+def _elsewhere(runs: Sequence[FinishedRun]) -> Iterator[str]:
     """What is not the same about where runs ran."""
     for what in ("device", "threads"):
         values = sorted({str(run.environment.get(what)) for run in runs})
@@ -233,7 +233,7 @@ def _elsewhere(runs: Sequence[Finished]) -> Iterator[str]:
         yield f"Ran at other commits: {', '.join(commits)}."
 
 
-def _targets_differ(runs: Sequence[Finished]) -> Iterator[str]:
+def _targets_differ(runs: Sequence[FinishedRun]) -> Iterator[str]:
     targets = [{_place(p): p.target for p in run.predictions} for run in runs]
     if any(other.get(place, target) != target for other in targets[1:] for place, target in targets[0].items()):
         yield "Runs of other seeds hold some replies against other targets, since the wordings of questions are drawn."

@@ -1,4 +1,4 @@
-"""Finished runs, as they lie on disk: read whole, and held against each other before their numbers are."""
+"""FinishedRun runs, as they lie on disk: read whole, and held against each other before their numbers are."""
 
 import hashlib
 import json
@@ -12,17 +12,25 @@ from sottovoce.config_tree import Tree, read_yaml
 from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.evaluation.metrics import Prediction
 from sottovoce.evaluation.records import Record, read_predictions, read_results
-from sottovoce.evaluation.retention import RetentionScore, read_kept
+from sottovoce.evaluation.retention import RetentionScore, read_scores
 from sottovoce.scoring.text_retention import AFTER, BEFORE
 from sottovoce.training.run_folder import RECIPE
 
 # Keys of a recipe that say which run of a system it is, or how it is run, and not what is run.
-OF_THE_RUN = ("name", "seed", "runs", "checkpoint_every", "data.cache", "data.workers", "trainer.enable_progress_bar")
+OF_THE_RUN = (
+    "name",
+    "seed",
+    "output_dir",
+    "checkpoint_every",
+    "data.cache",
+    "data.num_workers",
+    "trainer.enable_progress_bar",
+)
 Place = tuple[str, str]  # task, slots
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A run that has been scored.
 
     Args:
@@ -56,7 +64,7 @@ class Finished:
         return found
 
 
-def read_run(folder: Path) -> Finished:
+def read_run(folder: Path) -> FinishedRun:
     """Read a run's folder.
 
     Raises:
@@ -70,14 +78,14 @@ def read_run(folder: Path) -> Finished:
         raise MissingError(f"{folder} has no scores yet: run its recipe to the end (`sottovoce fit` goes on)")
     said = sorted(read_predictions(scores), key=lambda p: (p.task, p.slots, p.id))
     scored = (scores / BEFORE).is_file() and (scores / AFTER).is_file()
-    return Finished(
+    return FinishedRun(
         folder,
         _recipe(folder / RECIPE),
         _json(folder / "environment.json"),
         read_results(scores),
         said,
         [(_stage(file), _json(file)) for file in sorted(folder.glob("stages/*/done.json"), key=_number)],
-        (read_kept(scores / BEFORE), read_kept(scores / AFTER)) if scored else None,
+        (read_scores(scores / BEFORE), read_scores(scores / AFTER)) if scored else None,
     )
 
 
@@ -121,7 +129,7 @@ def flat(tree: Tree, before: str = "") -> dict[str, Any]:
     return found
 
 
-def settings(run: Finished) -> dict[str, Any]:
+def settings(run: FinishedRun) -> dict[str, Any]:
     """What is run, by flat key: the recipe without what is the run's alone. The seed in a path is written `*`."""
     kept = flat(run.recipe)
     return {key: without_seed(value, run.seed) for key, value in kept.items() if key not in OF_THE_RUN}
@@ -138,7 +146,7 @@ def without_seed(value: Any, seed: int) -> Any:
     return value
 
 
-def refuse_incomparable(runs: Sequence[Finished]) -> None:
+def refuse_incomparable(runs: Sequence[FinishedRun]) -> None:
     """Nothing where every run can be held against the first.
 
     Raises:
@@ -153,7 +161,7 @@ def refuse_incomparable(runs: Sequence[Finished]) -> None:
         raise ConfigError("these runs cannot be compared:\n" + "\n".join(f"  {fault}" for fault in told))
 
 
-def _own_faults(run: Finished) -> Iterator[str]:
+def _own_faults(run: FinishedRun) -> Iterator[str]:
     seen: set[tuple[str, str, str]] = set()
     for p in run.predictions:
         if (p.task, p.slots, p.id) in seen:
@@ -162,7 +170,7 @@ def _own_faults(run: Finished) -> Iterator[str]:
         seen.add((p.task, p.slots, p.id))
 
 
-def _against(first: Finished, run: Finished) -> Iterator[str]:
+def _against(first: FinishedRun, run: FinishedRun) -> Iterator[str]:
     where = f"{run.folder} and {first.folder}"
     ours, theirs = run.places, first.places
     if not set(ours) & set(theirs):
@@ -182,7 +190,7 @@ def _told(places: Iterable[Place]) -> str:
     return ", ".join(f"{task} ({slots})" for task, slots in sorted(places))
 
 
-def _other_side(first: Finished, run: Finished) -> Iterator[str]:
+def _other_side(first: FinishedRun, run: FinishedRun) -> Iterator[str]:
     """Other test manifests: by their names, unless their bytes are the same; of a corpus, by its type."""
     sides = [without_seed((each.recipe.get("data") or {}), each.seed) for each in (run, first)]
     corpora = [(side.get("corpus") or {}).get("type") for side in sides]
@@ -193,7 +201,7 @@ def _other_side(first: Finished, run: Finished) -> Iterator[str]:
         yield f"other test data: data.test is {', '.join(names[0]) or 'empty'} and {', '.join(names[1]) or 'empty'}"
 
 
-def _same_bytes(first: Finished, run: Finished) -> bool:
+def _same_bytes(first: FinishedRun, run: FinishedRun) -> bool:
     digests = []
     for each in (first, run):
         files = [Path(str(node.get("manifest"))) for node in (each.recipe.get("data") or {}).get("test") or []]
@@ -203,7 +211,7 @@ def _same_bytes(first: Finished, run: Finished) -> bool:
     return digests[0] == digests[1]
 
 
-def _other_questions(first: Finished, run: Finished) -> Iterator[str]:
+def _other_questions(first: FinishedRun, run: FinishedRun) -> Iterator[str]:
     """What a task asks, and how an answer is read, as it was when it was scored."""
     tasks = {task for task, _ in run.places} & {task for task, _ in first.places}
     for task in sorted(tasks):
@@ -216,12 +224,12 @@ def _other_questions(first: Finished, run: Finished) -> Iterator[str]:
         yield f"other answers: evaluation.max_new_tokens is {longest[0]} and {longest[1]}"
 
 
-def _knobs(run: Finished, task: str) -> Tree:
-    scored = (run.recipe.get("evaluation") or {}).get("knobs") or {}
+def _knobs(run: FinishedRun, task: str) -> Tree:
+    scored = (run.recipe.get("evaluation") or {}).get("task_overrides") or {}
     return {**((run.recipe.get("tasks") or {}).get(task) or {}), **(scored.get(task) or {})}
 
 
-def _other_rows(theirs: list[Prediction], ours: list[Prediction], first: Finished, run: Finished) -> str | None:
+def _other_rows(theirs: list[Prediction], ours: list[Prediction], first: FinishedRun, run: FinishedRun) -> str | None:
     """Why two runs' answers to one task are not answers to the same."""
     ids = [{p.id for p in rows} for rows in (ours, theirs)]
     if odd := sorted(ids[0] ^ ids[1]):
@@ -244,5 +252,5 @@ def _other_rows(theirs: list[Prediction], ours: list[Prediction], first: Finishe
     return None
 
 
-def _llm(run: Finished) -> Any:
+def _llm(run: FinishedRun) -> Any:
     return (run.recipe.get("llm") or {}).get("checkpoint")

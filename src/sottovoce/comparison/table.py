@@ -23,11 +23,11 @@ from sottovoce.evaluation.reports.systems_table import Cell, Comparison, compari
 from sottovoce.evaluation.text_similarity import ROUGE, BertScore
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.fit import fit
-from sottovoce.llms.answer_cache import KeptAnswers
+from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.llms.engines import ENGINES
 from sottovoce.scoring.speech_tokens import pooled_tokens
 from sottovoce.training.run_folder import check_folder
-from sottovoce.training.splits import gather
+from sottovoce.training.splits import read_splits
 
 EMOTION, RESPONSE, HEARD = "emotion", "response", "both"  # tasks, and the choice of slots that is compared
 PICTURE = "tokens.png"
@@ -80,7 +80,7 @@ class Scorer:
         self.bert = BertScore(node.checkpoint, layer=node.layer) if node else None
         engine = ENGINES.build(recipe.engine) if recipe.engine else None
         progress = Progress(console=console)
-        kept = KeptAnswers(engine, recipe.folder / "judgements.jsonl", progress) if engine else None
+        kept = CachedEngine(engine, recipe.folder / "judgements.jsonl", progress) if engine else None
         self.judge: Judge = JUDGES.build(recipe.judge, kept)
 
     def cells(self, name: str, seed: int) -> Iterator[Cell]:
@@ -95,7 +95,7 @@ class Scorer:
         scores = {name: metric(replies) for name, metric in ROUGE.items()}
         if self.bert:
             scores["bert_score"] = self.bert(replies)
-        splits = {name: split.utterances for name, split in gather(made).splits.items()}
+        splits = {name: split.utterances for name, split in read_splits(made).splits.items()}
         for aspect, verdict in self.judge.judge(_judged(replies, splits["test"])).items():
             scores |= {str(aspect): score for score in _score(verdict)}
         scores["ser"] = accuracy([p for p in said if p.task == EMOTION])
@@ -155,7 +155,7 @@ def draw(recipe: TableRecipe) -> Path | None:
     panels = {}
     for name in recipe.picture:
         made = system_recipe(recipe, name, recipe.seeds[0])
-        test = _labelled(gather(made).splits["test"].utterances)
+        test = _labelled(read_splits(made).splits["test"].utterances)
         panels[recipe.systems[name].title] = (_tokens(made, test).numpy(), [u.labels[EMOTION] for u in test])
     if not panels:
         return None

@@ -18,7 +18,7 @@ from sottovoce.llms.engines import ENGINES
 
 
 @dataclass
-class SystemNode:
+class SystemConfig:
     """A row: its recipe, beside the table's own file, and what the paper reports, `[value, half of the interval]`."""
 
     title: str = MISSING
@@ -28,7 +28,7 @@ class SystemNode:
 
 
 @dataclass
-class BertScoreNode:
+class BertScoreConfig:
     """The model whose vectors are compared; null in the recipe: no BERTScore."""
 
     checkpoint: str = MISSING
@@ -41,18 +41,18 @@ class TableRecipe:
 
     name: str = MISSING
     seeds: list[int] = MISSING
-    systems: dict[str, SystemNode] = MISSING  # in the order of the rows; trained in this order, too
+    systems: dict[str, SystemConfig] = MISSING  # in the order of the rows; trained in this order, too
     judge: dict[str, Any] = MISSING  # a component node
     engine: dict[str, Any] | None = None  # whom a judge asks that asks somebody
-    bert_score: BertScoreNode | None = None
+    bert_score: BertScoreConfig | None = None
     probe_train: int = 800  # utterances of the training side that the linear probe learns from
     picture: list[str] = field(default_factory=list)  # systems whose speech tokens are drawn, of the first seed
-    runs: str = "runs"
+    output_dir: str = "runs"
     trust_remote_code: bool = False  # of the systems' LLMs; by the command line alone
 
     @property
     def folder(self) -> Path:
-        return Path(self.runs) / self.name
+        return Path(self.output_dir) / self.name
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> TableRecipe:
@@ -90,7 +90,7 @@ def system_recipe(table: TableRecipe, name: str, seed: int) -> Recipe:
 def overrides(table: TableRecipe, seed: int) -> list[str]:
     """What a table says to each recipe."""
     trusted = ["llm.trust_remote_code=true"] if table.trust_remote_code else []
-    return [f"seed={seed}", f"runs={table.runs}", *trusted]
+    return [f"seed={seed}", f"output_dir={table.output_dir}", *trusted]
 
 
 def _unknown(path: Path, where: str, names: Iterable[str], known: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from sottovoce.errors import ConfigError
 
 
 @dataclass
-class SourceNode:
+class SourceConfig:
     """Recorded speech, by a manifest or by a folder. Nobody has to have written down what was said."""
 
     manifest: str | None = None  # JSONL; of each line, `audio` is read, and `id` and `seconds` where they are given
@@ -26,19 +26,19 @@ class SourceNode:
 
 
 @dataclass
-class DataNode:
+class DataConfig:
     """Where clips come from and how they are read."""
 
-    train: list[SourceNode] = field(default_factory=list)
-    validation: list[SourceNode] = field(default_factory=list)
+    train: list[SourceConfig] = field(default_factory=list)
+    validation: list[SourceConfig] = field(default_factory=list)
     crop_seconds: float = 60.0  # longer clips are cut at a random place each time: 6,000 mel frames
     policy: Literal["error", "skip"] = "error"  # of faulty lines and clips: stop, or leave out, count and name
     decode: bool = True  # every clip to its end before the first step; false: headers alone
-    workers: int = 0  # processes that read audio
+    num_workers: int = 0  # processes that read audio
 
 
 @dataclass
-class MaskingNode:
+class MaskingConfig:
     """What is hidden; see `encoders.best_rq.Masking`."""
 
     span: int = 32  # mel frames of 10 ms
@@ -47,7 +47,7 @@ class MaskingNode:
 
 
 @dataclass
-class QuantizerNode:
+class QuantizerConfig:
     """What names frames; see `encoders.best_rq.RandomQuantizer`."""
 
     codebooks: int = 16
@@ -63,25 +63,25 @@ class PretrainRecipe:
     name: str = MISSING
     seed: int = 0
     encoder: dict[str, Any] = MISSING  # a `conformer`, with random weights or those of a checkpoint
-    masking: MaskingNode = field(default_factory=MaskingNode)
-    quantizer: QuantizerNode = field(default_factory=QuantizerNode)
-    data: DataNode = field(default_factory=DataNode)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     steps: int = MISSING
-    batch: int = MISSING  # clips a step and process
+    batch_size: int = MISSING  # clips a step and process
     lr: float = MISSING
     warmup_steps: int = 0
-    decay: Literal["linear", "cosine", "constant"] = "linear"
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: float = 0.0  # 0 makes AdamW plain Adam
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    clip: float = 1.0  # gradient norm
+    grad_clip: float = 1.0  # gradient norm
     validate_every: int = 1000  # steps
     checkpoint_every: int = 1000  # steps between checkpoints that a killed run resumes from
     trainer: dict[str, Any] = field(default_factory=dict)  # keyword arguments of lightning.Trainer
-    runs: str = "runs"
+    output_dir: str = "runs"
 
     @property
     def folder(self) -> Path:
-        return Path(self.runs) / self.name
+        return Path(self.output_dir) / self.name
 
     def plain(self) -> Tree:
         """The whole recipe as nested dicts, to print, to save, and to put into checkpoints."""
@@ -106,14 +106,14 @@ def parse(tree: Tree, source: str = "recipe") -> PretrainRecipe:
 
 
 def _ranges(recipe: PretrainRecipe) -> Iterator[str]:
-    counts = {name: getattr(recipe, name) for name in ("steps", "batch", "validate_every", "checkpoint_every")}
+    counts = {name: getattr(recipe, name) for name in ("steps", "batch_size", "validate_every", "checkpoint_every")}
     counts |= {f"quantizer.{name}": getattr(recipe.quantizer, name) for name in ("codebooks", "codes", "code_dim")}
     counts["masking.span"] = recipe.masking.span
     yield from (f"{key}: must be at least 1, found {value}" for key, value in counts.items() if value < 1)
-    above = {"lr": recipe.lr, "data.crop_seconds": recipe.data.crop_seconds, "clip": recipe.clip}
+    above = {"lr": recipe.lr, "data.crop_seconds": recipe.data.crop_seconds, "grad_clip": recipe.grad_clip}
     yield from (f"{key}: must be positive, found {value:g}" for key, value in above.items() if value <= 0)
     least = {"masking.noise": recipe.masking.noise, "warmup_steps": recipe.warmup_steps}
-    least |= {"weight_decay": recipe.weight_decay, "data.workers": recipe.data.workers}
+    least |= {"weight_decay": recipe.weight_decay, "data.num_workers": recipe.data.num_workers}
     yield from (f"{key}: must not be negative, found {value:g}" for key, value in least.items() if value < 0)
     if not 0 < recipe.masking.probability <= 1:
         yield f"masking.probability: must be above 0 and at most 1, found {recipe.masking.probability:g}"
@@ -121,7 +121,7 @@ def _ranges(recipe: PretrainRecipe) -> Iterator[str]:
         yield f"betas: two numbers from 0 to below 1 are needed, found {recipe.betas}"
 
 
-def _sources(data: DataNode) -> Iterator[str]:
+def _sources(data: DataConfig) -> Iterator[str]:
     for side in ("train", "validation"):
         if not getattr(data, side):
             yield f"data.{side}: name at least one source, such as [{{folder: recordings/{side}}}]"

@@ -12,7 +12,7 @@ from sottovoce.registry import Registry
 
 
 @dataclass
-class JudgeNode:
+class JudgeConfig:
     """A judge of replies, and whom it asks. Replies are judged once they are written down."""
 
     judge: dict[str, Any] = field(default_factory=lambda: {"type": "conversation"})  # a component node
@@ -22,14 +22,14 @@ class JudgeNode:
 
 
 @dataclass
-class AwarenessNode:
+class AwarenessConfig:
     """Who labels replies to paired data -1, 0 or +1 (PA-score and PA-rate), and whom that judge asks."""
 
     judge: dict[str, Any] = field(default_factory=lambda: {"type": "rule"})  # a component node
     engine: dict[str, Any] | None = None  # of a judge that asks an LLM, a component node
 
 
-def check_judges(judges: Mapping[str, JudgeNode], awareness: AwarenessNode | None, where: str) -> list[str]:
+def check_judges(judges: Mapping[str, JudgeConfig], awareness: AwarenessConfig | None, where: str) -> list[str]:
     """Fill in the defaults of all components; returns what is wrong, each with its key."""
     faults: list[str] = []
 

@@ -9,19 +9,19 @@ from typing import Any
 _LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "epochs": (1, 100_000),
-    "batch": (1, 1_000_000),
-    "draws": (1, 10_000),
-    "validations": (1, 10_000),
+    "batch_size": (1, 1_000_000),
+    "tasks_per_utterance": (1, 10_000),
+    "val_checks_per_epoch": (1, 10_000),
     "warmup_steps": (0, 10**9),
     "checkpoint_every": (1, 10**9),
     "max_new_tokens": (1, 1_000_000),
     "limit": (1, 10**9),
     "max_seconds": (0, 3600),
-    "workers": (0, 1024),
+    "num_workers": (0, 1024),
     "rank": (0, 100_000),
     "pool": (1, 100_000),
     "patience": (0, 100_000),
-    "clip": (0, math.inf),
+    "grad_clip": (0, math.inf),
 }
 
 

@@ -8,11 +8,11 @@ from typing import Any, Literal
 from omegaconf import MISSING
 
 from sottovoce.adapters import ADAPTERS
-from sottovoce.config.judges import AwarenessNode, JudgeNode, check_judges, without_null_judges
+from sottovoce.config.judges import AwarenessConfig, JudgeConfig, check_judges, without_null_judges
 from sottovoce.config.limits import beyond_limits
 from sottovoce.config.schema import checked
 from sottovoce.config.trainer import reserved_arguments
-from sottovoce.config.tuning import TuningNode, check_tuning
+from sottovoce.config.tuning import TuningConfig, check_tuning
 from sottovoce.config_tree import Tree, read_tree
 from sottovoce.data.corpora.base import CORPORA
 from sottovoce.data.tasks import TASKS
@@ -25,17 +25,17 @@ ENCODER, LLM = "encoder", "llm"  # among the names of what a stage trains, besid
 
 
 @dataclass
-class LLMNode:
+class LLMConfig:
     """The LLM, in a dtype of its own, frozen but for `tuning`."""
 
     checkpoint: str = MISSING  # a hub id, a local folder, or sottovoce:<room>/<folder>
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     trust_remote_code: bool = False
-    tuning: TuningNode = field(default_factory=TuningNode)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
 
 
 @dataclass
-class SlotNode:
+class SlotConfig:
     """One slot of a spoken turn: the adapter that fills it from speech, and the text that is equivalent."""
 
     adapter: dict[str, Any] = MISSING  # a component node: `type` and its knobs
@@ -45,7 +45,7 @@ class SlotNode:
 
 
 @dataclass
-class SourceNode:
+class SourceConfig:
     """A manifest, how many times an epoch goes through it, and which tasks it may serve."""
 
     manifest: str = MISSING
@@ -57,56 +57,58 @@ class SourceNode:
 
 
 @dataclass
-class DataNode:
+class DataConfig:
     """Where utterances come from and how they are read."""
 
     corpus: dict[str, Any] | None = None  # a component that makes the manifests, instead of the lists below
-    train: list[SourceNode] = field(default_factory=list)
-    validation: list[SourceNode] = field(default_factory=list)
-    test: list[SourceNode] = field(default_factory=list)
+    train: list[SourceConfig] = field(default_factory=list)
+    validation: list[SourceConfig] = field(default_factory=list)
+    test: list[SourceConfig] = field(default_factory=list)
     policy: Literal["error", "skip"] = "error"  # of faulty lines and clips: stop, or leave out, count and name
     cache: str | None = ".cache/sottovoce"  # folder of encoder outputs and LLM targets; null: encode every time
-    checks: Literal["before", "during"] = "before"  # of training lines and clips: all at first, or each when drawn
+    validate: Literal["eager", "lazy"] = "eager"  # of training lines and clips: all at first, or each when drawn
     max_seconds: float = 60.0  # longer clips are faulty
-    workers: int = 0  # processes that read audio
+    num_workers: int = 0  # processes that read audio
 
 
 @dataclass
-class StageNode:
+class StageConfig:
     """One stage of the curriculum. It starts from the best checkpoint of the stage before it."""
 
     tasks: dict[str, float] = MISSING  # task -> weight: how often it is drawn, of those that an utterance can serve
     parts: dict[str, float] | None = None  # named part of the data -> its `weight` in this stage
     err: dict[str, float] | None = None  # Equivalence Replacement Regularization: source -> weight
-    trains: list[str] | None = None  # slots whose adapters learn; `encoder`, `llm` if they do; null: all slots
+    train: list[str] | None = None  # slots whose adapters learn; `encoder`, `llm` if they do; null: all slots
     lr: float = MISSING
     warmup_steps: int = 0
-    decay: Literal["linear", "cosine", "constant"] = "linear"
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
-    clip: float = 1.0  # gradient norm
+    grad_clip: float = 1.0  # gradient norm
     epochs: int = 3
-    batch: int = 48  # utterances a step and process
-    draws: int = 1  # tasks drawn from each utterance of a batch; they share its pass through encoder and adapters
-    validations: int = 1  # an epoch
+    batch_size: int = 48  # utterances a step and process
+    tasks_per_utterance: int = (
+        1  # tasks drawn from each utterance of a batch; they share its pass through encoder and adapters
+    )
+    val_checks_per_epoch: int = 1
 
 
 @dataclass
-class CascadeNode:
+class CascadeConfig:
     """A recogniser of emotion (TLTR) that is trained on the frozen encoder; its label stands before the speech."""
 
     pool: int = 20  # frames whose mean is a step in time
     width: int | None = None  # of its blocks; null: the encoder's
     epochs: int = 30
-    batch: int = 48
+    batch_size: int = 48
     lr: float = 5e-5
     weight_decay: float = 0.01
     patience: int = 5  # epochs without a better balanced accuracy
 
 
 @dataclass
-class HeadNode:
+class HeadConfig:
     """The auxiliary dual-level classification head of PE-FT (ADCH), for stages in which the LLM learns."""
 
     layer: int = MISSING  # whose output it reads, counted from 0
@@ -115,18 +117,20 @@ class HeadNode:
 
 
 @dataclass
-class EvaluationNode:
+class EvaluationConfig:
     """What is scored on the test side."""
 
     tasks: list[str] | None = None  # null: every task of the stages
     slots: list[str] | None = None  # both, text, or a slot that is heard alone; null: all of them
-    batch: int = 48
+    batch_size: int = 48
     max_new_tokens: int = 200
     limit: int | None = None  # utterances a task; null: all
     text: dict[str, str] = field(default_factory=dict)  # slot -> the text that targets are made of, if not its own
-    knobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # task -> knobs it is scored with, if others
-    judges: dict[str, JudgeNode] = field(default_factory=dict)  # name -> who judges replies
-    awareness: AwarenessNode | None = None  # who labels replies to paired data; null: the rule
+    task_overrides: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # task -> knobs it is scored with, if others
+    judges: dict[str, JudgeConfig] = field(default_factory=dict)  # name -> who judges replies
+    awareness: AwarenessConfig | None = None  # who labels replies to paired data; null: the rule
     retention: str | None = None  # a JSONL file of text prompts, which the LLM is asked before training and after
 
 
@@ -137,33 +141,33 @@ class Recipe:
     name: str = MISSING
     seed: int = 0
     encoder: dict[str, Any] = MISSING
-    llm: LLMNode = field(default_factory=LLMNode)
-    slots: dict[str, SlotNode] = MISSING  # in this order in a spoken turn
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    slots: dict[str, SlotConfig] = MISSING  # in this order in a spoken turn
     instructions: Literal["system", "user"] = "system"  # a turn of their own, or before the speech in its turn
-    init: str | None = None  # a bundle whose trained weights the first stage starts from
+    init_from: str | None = None  # a bundle whose trained weights the first stage starts from
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)  # knobs of tasks, such as their choices
-    data: DataNode = field(default_factory=DataNode)
-    stages: dict[str, StageNode] = MISSING  # run in this order; {}: `init` is scored as it is
-    adch: HeadNode | None = None
-    cascade: CascadeNode | None = None
-    evaluation: EvaluationNode = field(default_factory=EvaluationNode)
+    data: DataConfig = field(default_factory=DataConfig)
+    stages: dict[str, StageConfig] = MISSING  # run in this order; {}: `init_from` is scored as it is
+    auxiliary_head: HeadConfig | None = None
+    cascade: CascadeConfig | None = None
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     trainer: dict[str, Any] = field(default_factory=dict)  # keyword arguments of lightning.Trainer
     checkpoint_every: int = 50  # steps between checkpoints that a killed run resumes from
-    runs: str = "runs"
+    output_dir: str = "runs"
 
     @property
     def folder(self) -> Path:
-        return Path(self.runs) / self.name
+        return Path(self.output_dir) / self.name
 
     @property
     def trains_encoder(self) -> bool:
         """Whether the encoder learns in some stage; otherwise its outputs can be kept and it is no part of a bundle."""
-        return any(ENCODER in (node.trains or []) for node in self.stages.values())
+        return any(ENCODER in (node.train or []) for node in self.stages.values())
 
     @property
     def trains_llm(self) -> bool:
         """Whether the LLM learns in some stage."""
-        return any(LLM in (node.trains or []) for node in self.stages.values())
+        return any(LLM in (node.train or []) for node in self.stages.values())
 
     @property
     def modes(self) -> list[str]:
@@ -236,8 +240,8 @@ def _check_components(recipe: Recipe, source: str) -> list[str]:
         node = {"type": name, **recipe.tasks.get(name, {})}
         recipe.tasks[name] = attempt(TASKS.check, node, f"{source}: tasks.{name}") or node
         attempt(TASKS.build, recipe.tasks[name])
-        if name in recipe.evaluation.knobs:
-            attempt(TASKS.build, {**recipe.tasks[name], **recipe.evaluation.knobs[name]})
+        if name in recipe.evaluation.task_overrides:
+            attempt(TASKS.build, {**recipe.tasks[name], **recipe.evaluation.task_overrides[name]})
     return faults
 
 
@@ -261,7 +265,7 @@ def _check_names(recipe: Recipe, source: str) -> list[str]:
     parts = sorted({node.name for node in (*recipe.data.train, *recipe.data.validation) if node.name})
     for name, stage in recipe.stages.items():
         known(f"stages.{name}.tasks", stage.tasks, TASKS.names(), "task")
-        known(f"stages.{name}.trains", stage.trains or [], [*recipe.slots, ENCODER, LLM], "slot")
+        known(f"stages.{name}.train", stage.train or [], [*recipe.slots, ENCODER, LLM], "slot")
         known(f"stages.{name}.err", stage.err or {}, SOURCES, "source")
         known(f"stages.{name}.parts", stage.parts or {}, parts, "part, `name` of a manifest,")
         faults += _check_stage(stage, f"{source}: stages.{name}")
@@ -272,22 +276,22 @@ def _check_names(recipe: Recipe, source: str) -> list[str]:
         for i, node in enumerate(getattr(recipe.data, split)):
             known(f"data.{split}[{i}].tasks", node.tasks or [], TASKS.names(), "task")
     for name in {ENCODER, LLM} & set(recipe.slots):
-        faults.append(f"{source}: slots.{name}: a slot cannot have this name, since `trains` means the {name} by it")
+        faults.append(f"{source}: slots.{name}: a slot cannot have this name, since `train` means the {name} by it")
     if not recipe.slots:
         faults.append(f"{source}: slots: a spoken turn needs at least one")
-    if not recipe.stages and not (recipe.init and recipe.evaluation.tasks):
+    if not recipe.stages and not (recipe.init_from and recipe.evaluation.tasks):
         faults.append(
-            f"{source}: stages: a run needs at least one, or `init` and `evaluation.tasks`, to score a bundle"
+            f"{source}: stages: a run needs at least one, or `init_from` and `evaluation.tasks`, to score a bundle"
         )
     if recipe.cascade and (recipe.stages or "emotion" not in recipe.tasks):
         faults.append(f"{source}: cascade: it needs the task `emotion`, whose labels it learns, and no stages")
-    known("evaluation.knobs", recipe.evaluation.knobs, recipe.tasks, "task of this recipe")
+    known("evaluation.task_overrides", recipe.evaluation.task_overrides, recipe.tasks, "task of this recipe")
     known("evaluation.text", recipe.evaluation.text, recipe.slots, "slot")
     known("evaluation.text", recipe.evaluation.text.values(), ("caption", "transcript", "tagged"), "equivalent text")
     return faults
 
 
-def _check_stage(stage: StageNode, where: str) -> list[str]:
+def _check_stage(stage: StageConfig, where: str) -> list[str]:
     faults = []
     for key, weights in (("tasks", stage.tasks), ("err", stage.err)):
         if weights is not None and (not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0):
@@ -297,7 +301,7 @@ def _check_stage(stage: StageNode, where: str) -> list[str]:
             f"{where}.err: an utterance may lack the text of a slot, so `speech` or `none` needs a weight, too; found "
             f"{stage.err}"
         )
-    if stage.err is not None and ENCODER in (stage.trains or []):
+    if stage.err is not None and ENCODER in (stage.train or []):
         faults.append(
             f"{where}: err freezes adapters example by example, but the encoder serves them all: take `{ENCODER}` out "
             "of trains, or err out of the stage"

@@ -8,8 +8,8 @@ from sottovoce.errors import SottovoceError
 
 
 @dataclass
-class TuningNode:
-    """What of the LLM is unfrozen, for stages that name `llm` in `trains`. Full tuning is `layers: all`."""
+class TuningConfig:
+    """What of the LLM is unfrozen, for stages that name `llm` in `train`. Full tuning is `layers: all`."""
 
     method: Literal["frozen", "lora", "weights"] = "frozen"
     layers: str = "all"  # 0-14, or 0-6,9; auto: the paralinguistic and semantic layers that an analysis has found
@@ -23,11 +23,11 @@ class TuningNode:
 
 def check_tuning(recipe: Any, source: str) -> list[str]:
     """Whether what is unfrozen also learns, and `layers: auto` has an analysis to go by, which is read here."""
-    faults, tuning, head = [], recipe.llm.tuning, recipe.adch
+    faults, tuning, head = [], recipe.llm.tuning, recipe.auxiliary_head
     if recipe.trains_llm != (tuning.method != "frozen"):
         faults.append(
             f"{source}: llm.tuning.method is {tuning.method!r}, but "
-            + ("a stage trains `llm`: say what of it learns" if recipe.trains_llm else "no stage has `llm` in `trains`")
+            + ("a stage trains `llm`: say what of it learns" if recipe.trains_llm else "no stage has `llm` in `train`")
         )
     if tuning.layers == "auto" and tuning.analysis is None:
         faults.append(f"{source}: llm.tuning.layers: auto needs llm.tuning.analysis, a file of `sottovoce analyze`")
@@ -40,7 +40,7 @@ def check_tuning(recipe: Any, source: str) -> list[str]:
         except SottovoceError as error:
             faults.append(f"{source}: llm.tuning.analysis: {error}")
     if head and not recipe.trains_llm:
-        faults.append(f"{source}: adch: no stage has `llm` in `trains`, which its loss is for")
+        faults.append(f"{source}: auxiliary_head: no stage has `llm` in `train`, which its loss is for")
     if head and (not head.categories or not all(head.categories.values())):
         faults.append(f"{source}: adch.categories: name at least one category, each with its attribute values")
     return faults

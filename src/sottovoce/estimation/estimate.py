@@ -11,19 +11,19 @@ from rich.table import Table
 
 from sottovoce.config import recipe as recipes
 from sottovoce.config.recipe import Recipe
-from sottovoce.data.batch_sampler import Rows, StageSampler
+from sottovoce.data.batch_sampler import BatchSampler, Rows
 from sottovoce.device import check_fits
 from sottovoce.errors import ConfigError, MissingError
-from sottovoce.estimation.hardware import GPU, Hardware, Here, chosen
+from sottovoce.estimation.hardware import GPU, Hardware, LocalDevice, chosen
 from sottovoce.estimation.placeholders import supposed
 from sottovoce.estimation.step_simulator import Cost, Rehearsal, Trial, hollow_module, unfilled_module
-from sottovoce.lightning_modules.curriculum import drawing_of
+from sottovoce.lightning_modules.curriculum import example_sampler_of
 from sottovoce.lightning_modules.distributed import check_trainer, is_sharded
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.throughput import taken
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.training.audio_reader import BATCH
-from sottovoce.training.splits import Material, Split, build_tasks, gather
+from sottovoce.training.splits import DataSplits, Split, build_tasks, read_splits
 
 SAMPLES = 3  # steps of a stage that are rehearsed for their time, from short clips to long ones
 TRIED = 12  # and that are made on the machine at hand: what their rows ask for differs much
@@ -75,15 +75,15 @@ class Estimate:
         return self.needed(strategy) <= self.hardware.memory
 
 
-def estimate(recipe: Recipe, hardware: Hardware, material: Material) -> Estimate:
+def estimate(recipe: Recipe, hardware: Hardware, material: DataSplits) -> Estimate:
     """Rehearse every stage and add up."""
-    on_cpu = isinstance(hardware, Here) and hardware.device.type == "cpu"
+    on_cpu = isinstance(hardware, LocalDevice) and hardware.device.type == "cpu"
     program = taken() if on_cpu else 0
     module = hollow_module(recipe)
     ranks = processes(recipe.trainer)
     train, validation = material.splits["train"], material.splits["validation"]
     rehearsal, trial = Rehearsal(recipe, module, train.utterances, ranks), None
-    if isinstance(hardware, Here):
+    if isinstance(hardware, LocalDevice):
         check_fits(module, f"--gpu here: {recipe.name}")
         trial = Trial(recipe, unfilled_module(recipe, hardware.device), train.utterances, ranks)
     heard = 0.0
@@ -91,11 +91,11 @@ def estimate(recipe: Recipe, hardware: Hardware, material: Material) -> Estimate
         heard = trial.listening_time() if trial else cast(GPU, hardware).seconds(rehearsal.listening())
     tasks, stages = build_tasks(recipe), []
     for name, node in recipe.stages.items():
-        drawing = drawing_of(recipe, tasks, name, cut=True)
+        drawing = example_sampler_of(recipe, tasks, name, cut=True)
         weights = train.of_stage(node, drawing, training=True).tolist()
-        order = StageSampler([u.seconds for u in train.utterances], weights, node.batch, 1, recipe.seed, 0, ranks)
+        order = BatchSampler([u.seconds for u in train.utterances], weights, node.batch_size, 1, recipe.seed, 0, ranks)
         checked = validation.of_stage(node, drawing, training=False).sum()
-        checks = ceil(checked / (node.batch * ranks)) * node.validations
+        checks = ceil(checked / (node.batch_size * ranks)) * node.val_checks_per_epoch
         longest, *typical = _typical(order, train, ranks, TRIED if trial else SAMPLES)
         cost = rehearsal.stage(name, drawing, [longest] if trial else [longest, *typical])
         step, check = trial.times(name, drawing, typical) if trial else _by_sheet(cast(GPU, hardware), cost)
@@ -122,7 +122,7 @@ def processes(trainer: dict[str, Any]) -> int:
     return each * int(trainer.get("num_nodes", 1))
 
 
-def _typical(order: StageSampler, split: Split, ranks: int, count: int) -> list[Rows]:
+def _typical(order: BatchSampler, split: Split, ranks: int, count: int) -> list[Rows]:
     """The batch of the most seconds, then some of an epoch from short to long, as one process has them."""
     seconds = [u.seconds for u in split.utterances]
     by_length = sorted(order.order, key=lambda rows: sum(seconds[number] for number in rows.numbers))
@@ -150,7 +150,7 @@ def _memory(module: SpeechLLM, cost: Cost, strategy: str, ranks: int) -> int:
 
 def _owned(module: SpeechLLM) -> int:
     """Bytes of what some stage trains."""
-    owned = module.owned
+    owned = module.trained_prefixes
     return sum(w.numel() * w.element_size() for name, w in module.state_dict().items() if name.startswith(owned))
 
 
@@ -169,7 +169,7 @@ def command(config: str, gpu: str | None, utterances: int | None, seconds: float
         raise ConfigError(f"--utterances must be positive, and --seconds from 0 to {most}")
     hardware = chosen(gpu, str(recipe.trainer.get("accelerator", "auto")))
     try:
-        material = supposed(recipe, utterances, seconds) if utterances else gather(recipe)
+        material = supposed(recipe, utterances, seconds) if utterances else read_splits(recipe)
     except MissingError as error:
         raise MissingError(f"{error}\nOr suppose what they will hold: --utterances 100000 --seconds 5") from None
     report(estimate(recipe, hardware, material), recipe, Console())

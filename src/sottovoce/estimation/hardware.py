@@ -25,7 +25,7 @@ class Kind(NamedTuple):
     moved: int  # bytes read and written
 
 
-class Work:
+class OpCounter:
     """Which operations were made, and how often. An observer of hollow tensors."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class GPU:
     per_kernel: float = 4e-6
     per_launch: float = 8e-6
 
-    def seconds(self, work: Work) -> float:
+    def seconds(self, work: OpCounter) -> float:
         """How long this work takes."""
         kernels = sum(self._kernel(work.kinds[key]) * times for key, times in work.times.items())
         return max(kernels, (work.operations + work.looks / 2) * self.per_launch)
@@ -122,7 +122,7 @@ GPUS = {
 
 
 @dataclass
-class Here:
+class LocalDevice:
     """The machine at hand. What it takes is not looked up but tried: `rehearsal.Trial`."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -133,7 +133,7 @@ class Here:
         self.memory = torch.cuda.get_device_properties(0).total_memory if cuda else installed()
 
 
-Hardware: TypeAlias = GPU | Here
+Hardware: TypeAlias = GPU | LocalDevice
 
 
 def chosen(name: str | None, accelerator: str) -> Hardware:
@@ -146,4 +146,8 @@ def chosen(name: str | None, accelerator: str) -> Hardware:
         return GPUS[name]
     if name not in (None, "here"):
         raise ConfigError(f"--gpu: {name!r} is not known.{nearest(str(name), [*GPUS, 'here'])}")
-    return GPUS["h100"] if name is None and accelerator in ("gpu", "cuda") and not torch.cuda.is_available() else Here()
+    return (
+        GPUS["h100"]
+        if name is None and accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
+        else LocalDevice()
+    )

@@ -33,7 +33,7 @@ def observed(by: Observer) -> Iterator[None]:
         _observers.remove(by)
 
 
-class Hollow(Tensor):
+class MetaTensor(Tensor):
     """A tensor of the meta device that says it were on the CPU.
 
     So code that is written for values runs as it is: tensors that it makes itself, such as lengths and masks, are real
@@ -51,8 +51,8 @@ class Hollow(Tensor):
     within: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor, requires_grad: bool = False) -> "Hollow":
-        hollow: Hollow = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    def __new__(cls, inner: Tensor, requires_grad: bool = False) -> "MetaTensor":
+        hollow: MetaTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
             device=torch.device("cpu"), requires_grad=requires_grad,
         )  # fmt: skip
@@ -62,7 +62,7 @@ class Hollow(Tensor):
         self.within = inner
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
-        return f"Hollow({tuple(self.shape)}, {self.dtype})"
+        return f"MetaTensor({tuple(self.shape)}, {self.dtype})"
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -76,7 +76,7 @@ class Hollow(Tensor):
                 func(*args, **(kwargs or {}))
         for observer in _observers:
             observer.saw(func, arguments, knobs, result)
-        known = {id(leaf.within): leaf for leaf in leaves if isinstance(leaf, Hollow)}
+        known = {id(leaf.within): leaf for leaf in leaves if isinstance(leaf, MetaTensor)}
         if isinstance(result, Tensor):
             return _outside(result, known)
         return tree_map(lambda one: _outside(one, known), result)
@@ -108,7 +108,7 @@ def _picked(function: Any, arguments: Sequence[Any]) -> Sequence[Any]:
         return arguments
     places: list[Any] = []
     for index in arguments[1]:
-        if index is not None and index.dtype == torch.bool and not isinstance(index, Hollow):
+        if index is not None and index.dtype == torch.bool and not isinstance(index, MetaTensor):
             places += index.nonzero().unbind(1)
         else:
             places.append(index)
@@ -116,18 +116,18 @@ def _picked(function: Any, arguments: Sequence[Any]) -> Sequence[Any]:
 
 
 def _inside(one: Any) -> Any:
-    if isinstance(one, Hollow):
+    if isinstance(one, MetaTensor):
         return one.within
     if isinstance(one, Tensor):
         return one.to(_META)
     return _META if isinstance(one, torch.device) else one
 
 
-def _outside(one: Any, known: dict[int, Hollow]) -> Any:
+def _outside(one: Any, known: dict[int, MetaTensor]) -> Any:
     """What comes out is hollow; what an operation has changed in place is the tensor that it was."""
     if not isinstance(one, Tensor) or not one.is_meta:
         return one
-    return known[id(one)] if id(one) in known else Hollow(one)
+    return known[id(one)] if id(one) in known else MetaTensor(one)
 
 
 def hollow(module: nn.Module) -> None:
@@ -136,14 +136,14 @@ def hollow(module: nn.Module) -> None:
     for part in module.modules():
         for name, weight in part._parameters.items():
             if weight is not None:
-                empty = Hollow(weight.detach().to(_META))
+                empty = MetaTensor(weight.detach().to(_META))
                 made.setdefault(id(weight), nn.Parameter(empty, requires_grad=weight.requires_grad))
                 part._parameters[name] = made[id(weight)]
         for name, buffer in part._buffers.items():
-            part._buffers[name] = None if buffer is None else Hollow(buffer.detach().to(_META))
+            part._buffers[name] = None if buffer is None else MetaTensor(buffer.detach().to(_META))
 
 
-class Living:
+class PeakMemory:
     """Bytes of the hollow tensors that are in use, and the most that were at once. An observer."""
 
     def __init__(self) -> None:

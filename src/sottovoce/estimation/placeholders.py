@@ -9,7 +9,7 @@ from sottovoce.data.captions import caption_from
 from sottovoce.data.tasks import AttributeTask
 from sottovoce.data.utterance import Utterance
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
-from sottovoce.training.splits import Material, Split, build_tasks
+from sottovoce.training.splits import DataSplits, Split, build_tasks
 
 LETTERS = 4  # of a token, in English
 
@@ -43,11 +43,11 @@ def _joined(segments: list[Segment]) -> list[Segment]:
     return out
 
 
-def supposed(recipe: Recipe, count: int, seconds: float) -> Material:
+def supposed(recipe: Recipe, count: int, seconds: float) -> DataSplits:
     """So many utterances of a length, which any task can use, in place of manifests that are not there yet."""
     tasks = build_tasks(recipe)
     labels = {name: task.choices[0] for name, task in tasks.items() if isinstance(task, AttributeTask)}
-    category, values = next(iter(recipe.adch.categories.items())) if recipe.adch else (None, [])
+    category, values = next(iter(recipe.auxiliary_head.categories.items())) if recipe.auxiliary_head else (None, [])
     if category:
         labels[category] = values[0]
     caption = caption_from(labels)  # "A voice." where nothing is labelled
@@ -56,4 +56,4 @@ def supposed(recipe: Recipe, count: int, seconds: float) -> Material:
         Utterance(str(i), Path(f"{i}.wav"), words, None, seconds, labels, caption, category=category)
         for i in range(count)
     ]
-    return Material({"train": Split(lines, [1.0] * count), "validation": Split(), "test": Split()}, [])
+    return DataSplits({"train": Split(lines, [1.0] * count), "validation": Split(), "test": Split()}, [])

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 from sottovoce.config.recipe import Recipe
 from sottovoce.data.batch_sampler import Rows
 from sottovoce.data.batches import Batch, collate
-from sottovoce.data.examples import Drawing, Example
+from sottovoce.data.examples import Example, ExampleSampler
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import MissingError
-from sottovoce.estimation.hardware import Work
-from sottovoce.estimation.meta_tensor import Hollow, Living, hollow, observed
+from sottovoce.estimation.hardware import OpCounter
+from sottovoce.estimation.meta_tensor import MetaTensor, PeakMemory, hollow, observed
 from sottovoce.estimation.placeholders import SupposedChat
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
@@ -44,21 +44,21 @@ class Cost:
     optimizer's and `gradients` the gradients'. `checking` is the work of a validation step.
     """
 
-    steps: list[Work]
-    checking: Work
+    steps: list[OpCounter]
+    checking: OpCounter
     peak: int
     moments: int
     gradients: int
 
 
-class KnownPrefixes(Prefixes):
+class PrefixCache(Prefixes):
     """Constant text as if it had been read long ago, which it has in all steps but the first."""
 
     def _read(self, model: PreTrainedModel, prefix: tuple[int, ...], device: torch.device) -> Known:
         config = model.config.get_text_config()
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = config.num_key_value_heads, len(prefix), size
-        known = Hollow(torch.empty(shape, dtype=model.dtype, device="meta"))
+        known = MetaTensor(torch.empty(shape, dtype=model.dtype, device="meta"))
         return [(known, known)] * config.num_hidden_layers
 
 
@@ -67,7 +67,7 @@ def hollow_module(recipe: Recipe) -> SpeechLLM:
     module = unfilled_module(recipe, torch.device("meta"))
     hollow(module)
     module.cpu()  # where hollow tensors say they are
-    module.llm._prefixes = KnownPrefixes()
+    module.llm._prefixes = PrefixCache()
     return module
 
 
@@ -106,42 +106,42 @@ class Rehearsal:
         module._trainer = cast(Any, SimpleNamespace(world_size=ranks, global_rank=0, global_step=0, strategy=alone))
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
 
-    def stage(self, name: str, drawing: Drawing, batches: Sequence[Rows]) -> Cost:
+    def stage(self, name: str, drawing: ExampleSampler, batches: Sequence[Rows]) -> Cost:
         """Make a training step of each batch; the first should be the largest: the peak is its, with moments there."""
         optimizer = self.begin(name, len(batches))
         made = [self.batch(name, drawing, rows) for rows in batches]
-        living, steps, checking = Living(), [], Work()
+        living, steps, checking = PeakMemory(), [], OpCounter()
         self.step(made[0], optimizer)  # makes the moments, which stay
         for batch in made:
-            steps.append(Work())
+            steps.append(OpCounter())
             with observed(steps[-1]), observed(living) if batch is made[0] else nullcontext():
                 self.step(batch, optimizer)
         with observed(checking):
             self.check(made[len(made) // 2])
-        moments = _bytes(s for state in optimizer.state.values() for s in state.values() if isinstance(s, Hollow))
-        gradients = _bytes(iter(self.module.learning()))
+        moments = _bytes(s for state in optimizer.state.values() for s in state.values() if isinstance(s, MetaTensor))
+        gradients = _bytes(iter(self.module.trainable_parameters()))
         return Cost(steps, checking, living.most + moments, moments, gradients)
 
-    def listening(self) -> Work:
+    def listening(self) -> OpCounter:
         """The encoder's work for `BATCH` clips of mean length."""
-        work = Work()
+        work = OpCounter()
         with observed(work):
             self.listen()
         return work
 
     def begin(self, stage: str, steps: int) -> torch.optim.Optimizer:
-        self.module.begin(stage, steps)
+        self.module.start_stage(stage, steps)
         return self.module.configure_optimizers()["optimizer"]
 
-    def batch(self, stage: str, drawing: Drawing, rows: Rows) -> Batch:
+    def batch(self, stage: str, drawing: ExampleSampler, rows: Rows) -> Batch:
         """The rows' examples, with clips of their lengths."""
         batch = collate([_answered(example) for example in self.drawn(stage, drawing, rows)], self._heard)
         return replace(batch, audio=Frames(self.clips(*batch.audio.x.shape), batch.audio.lengths))
 
-    def drawn(self, stage: str, drawing: Drawing, rows: Rows) -> list[Example]:
+    def drawn(self, stage: str, drawing: ExampleSampler, rows: Rows) -> list[Example]:
         """The rows' examples; those that the LLM is to answer have no target yet."""
         made = [drawing(self.utterances[row], rows.epoch, k, self.utterances[row].only)
-                for row in rows.numbers for k in range(self.recipe.stages[stage].draws)]  # fmt: skip
+                for row in rows.numbers for k in range(self.recipe.stages[stage].tasks_per_utterance)]  # fmt: skip
         return [example for example in made if example is not None]
 
     def step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
@@ -149,7 +149,7 @@ class Rehearsal:
         with self._autocast():
             loss = self.module.training_step(batch, 0)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.module.learning(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.module.trainable_parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -170,7 +170,7 @@ class Rehearsal:
 
     def clips(self, *shape: int) -> Tensor:
         """What is heard. Waveforms, (clips, samples), are real: some encoders take them through NumPy first."""
-        return torch.zeros(*shape) if len(shape) == 2 else Hollow(torch.empty(*shape, device="meta"))
+        return torch.zeros(*shape) if len(shape) == 2 else MetaTensor(torch.empty(*shape, device="meta"))
 
     def _heard(self, clip: Path) -> Tensor:
         """(frames, dim) where they come from the cache, else (samples,); a clip of an earlier turn is like another."""
@@ -191,7 +191,7 @@ class Trial(Rehearsal):
     Args: see `Rehearsal`; the module is from `unfilled_module`, on the device.
     """
 
-    def times(self, stage: str, drawing: Drawing, batches: Sequence[Rows]) -> tuple[float, float]:
+    def times(self, stage: str, drawing: ExampleSampler, batches: Sequence[Rows]) -> tuple[float, float]:
         """Seconds of a training step, drawing and collating included, and of a step of validation."""
         optimizer = self.begin(stage, len(batches))
         training = []
@@ -200,7 +200,7 @@ class Trial(Rehearsal):
         batch = self.batch(stage, drawing, batches[len(batches) // 2])
         return mean(training), self._seconds_of(lambda: self.check(batch))
 
-    def reply(self, stage: str, drawing: Drawing, batches: Sequence[Rows]) -> None:
+    def reply(self, stage: str, drawing: ExampleSampler, batches: Sequence[Rows]) -> None:
         """Have the LLM answer as many prompts at once as before a stage, to their full lengths, for the memory of it.
 
         Where its tokenizer is not at hand nothing is made.

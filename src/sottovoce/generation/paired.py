@@ -17,13 +17,13 @@ from rich.progress import Progress
 
 from sottovoce.data.audio import read_header
 from sottovoce.data.manifest import read_manifest
-from sottovoce.data.paired_texts import HELD_OUT, LeftOut, Text, is_held_out, number_of, read_texts, select
+from sottovoce.data.paired_texts import HELD_OUT, SkippedRows, Text, is_held_out, number_of, read_texts, select
 from sottovoce.data.tts.base import SYNTHESIZERS, Synthesizer, digest
 from sottovoce.errors import ConfigError, ManifestError, nearest
 from sottovoce.generation.paired_config import SPLITS, PairedRecipe, load
 from sottovoce.generation.speak import Clip, speak
 from sottovoce.generation.writer import Writer
-from sottovoce.llms.answer_cache import KeptAnswers
+from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.llms.engines import ENGINES
 from sottovoce.paths import resolve
 
@@ -40,7 +40,7 @@ class Report:
     made: dict[str, Counter[str]] = field(default_factory=dict)  # split -> clips of each category
     texts: dict[str, Counter[str]] = field(default_factory=dict)
     short: list[str] = field(default_factory=list)
-    left_out: LeftOut = field(default_factory=LeftOut)
+    left_out: SkippedRows = field(default_factory=SkippedRows)
 
     def __str__(self) -> str:
         asked = f"; {self.asked} chats asked, {self.again} of them again" if self.asked else ""
@@ -104,7 +104,7 @@ def make(recipe: PairedRecipe, progress: Progress | None = None) -> Report:
     ]
     out.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(recipe.plain()), out / "recipe.yaml")
-    reasons = speak(recipe.synthesizer, synthesizer, clips, out, recipe.workers, report, progress)
+    reasons = speak(recipe.synthesizer, synthesizer, clips, out, recipe.num_workers, report, progress)
     _write(recipe, out, splits, clips, reasons, report)
     return report
 
@@ -135,7 +135,7 @@ def _synthesizer(recipe: PairedRecipe) -> Synthesizer:
 
 def _written(recipe: PairedRecipe, out: Path, report: Report, progress: Progress | None) -> list[Text]:
     assert recipe.writer is not None
-    kept = KeptAnswers(ENGINES.build(recipe.writer.engine), out / "writer.answers", progress)
+    kept = CachedEngine(ENGINES.build(recipe.writer.engine), out / "writer.answers", progress)
     writer = Writer(recipe.writer, kept, recipe.values, report.left_out, recipe.seed)
     texts = writer.answers(writer.questions(), lambda text: labels_of(recipe, text))
     report.asked, report.again = kept.asked, writer.again

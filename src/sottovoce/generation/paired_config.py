@@ -19,7 +19,7 @@ ANY = "any"  # voices that say every label of an attribute: then each text is sa
 
 
 @dataclass
-class CategoryNode:
+class CategoryConfig:
     """An attribute that the right answer may hang on."""
 
     values: list[str] = MISSING  # its labels
@@ -27,7 +27,7 @@ class CategoryNode:
 
 
 @dataclass
-class WriterNode:
+class WriterConfig:
     """An LLM that writes questions and their answers."""
 
     engine: dict[str, Any] = MISSING  # a component node
@@ -48,15 +48,15 @@ class PairedRecipe:
     """Everything paired data need. They are written to the folder `out`."""
 
     out: str = MISSING
-    categories: dict[str, CategoryNode] = MISSING
+    categories: dict[str, CategoryConfig] = MISSING
     files: list[str] = field(default_factory=list)  # JSONL of texts with their answers
-    writer: WriterNode | None = None
+    writer: WriterConfig | None = None
     synthesizer: dict[str, Any] = MISSING  # a component node
     voices: dict[str, dict[str, dict[str, list[str]]]] = MISSING  # split -> category -> label, or `any` -> voices
     shares: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "validation": 0.1, "test": 0.1})
     texts: dict[str, int] = field(default_factory=dict)  # split -> at most as many texts of each category
     held_out_topics: list[str] = field(default_factory=list)  # topics or groups; they stand in held_out.jsonl alone
-    workers: int = 2
+    num_workers: int = 2
     seed: int = 0
 
     @property
@@ -96,8 +96,8 @@ def load(path: Path, overrides: Iterable[str] = ()) -> PairedRecipe:
 
 
 def _numbers(recipe: PairedRecipe) -> Iterator[str]:
-    if recipe.workers < 1:
-        yield f"workers: must be at least 1, found {recipe.workers}"
+    if recipe.num_workers < 1:
+        yield f"num_workers: must be at least 1, found {recipe.num_workers}"
     for name, node in recipe.categories.items():
         if len(node.values) < 2 or len(set(node.values)) < len(node.values):
             yield f"categories.{name}.values: two or more different labels are needed, found {node.values}"

@@ -18,7 +18,7 @@ from sottovoce.config_tree import read_overrides
 from sottovoce.data.manifest import Fault, read_lines
 from sottovoce.errors import ConfigError, ManifestError, nearest
 from sottovoce.generation.target_prompt import TargetPrompt
-from sottovoce.llms.answer_cache import KeptAnswers
+from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.llms.engines import ENGINES, Cut, Engine, Failure
 from sottovoce.paths import read_text, resolve
 
@@ -105,7 +105,7 @@ def write_responses(
     unwanted = read_patterns(refusals or _PROMPTS / "refusals.txt")
     report = Report(out)
     lines = [line for line in _read(source) if _usable(line, template, report)]
-    kept = KeptAnswers(engine, answers or out.with_name(f"{out.name}.answers"), progress)
+    kept = CachedEngine(engine, answers or out.with_name(f"{out.name}.answers"), progress)
     chats = [template.chat(line.record) for line in lines]
     said = kept.answer(chats, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     report.asked = kept.asked

@@ -8,9 +8,9 @@ from pathlib import Path
 from string import Formatter
 from typing import TypeVar
 
-from sottovoce.data.paired_texts import LeftOut, Text
+from sottovoce.data.paired_texts import SkippedRows, Text
 from sottovoce.errors import ConfigError, nearest
-from sottovoce.generation.paired_config import WriterNode
+from sottovoce.generation.paired_config import WriterConfig
 from sottovoce.generation.target_prompt import read_turns
 from sottovoce.llms.engines import Chat, Cut, Engine, Failure
 from sottovoce.paths import resolve
@@ -63,10 +63,10 @@ class Writer:
         seed: of the engine's draws; every further attempt at an answer has another.
     """
 
-    node: WriterNode
+    node: WriterConfig
     engine: Engine
     values: Mapping[str, Sequence[str]]
-    left_out: LeftOut
+    left_out: SkippedRows
     seed: int = 0
     again: int = 0  # answers that could not be used and were asked for again
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sottovoce.data.audio import load_audio
 from sottovoce.data.tasks import AttributeTask
 from sottovoce.data.utterance import Utterance
-from sottovoce.encoders.emotion_classifier import SER, Labelled, train_ser
+from sottovoce.encoders.emotion_classifier import EmotionClassifier, Labelled, train_emotion_classifier
 from sottovoce.encoders.tltr import TLTR
 from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
@@ -31,24 +31,24 @@ def tags(run: Run, split: str) -> dict[str, str]:
     with run.progress() as progress:
         ser = _recogniser(run, progress)
         heard: dict[str, str] = {}
-        for part in _batches(run.material.splits[split].utterances, progress, f"tagging {split}"):
+        for part in _batches(run.data.splits[split].utterances, progress, f"tagging {split}"):
             heard |= zip((u.id for u in part), ser.predict(_states(run, part)), strict=True)
     return heard
 
 
-def _recogniser(run: Run, progress: Progress) -> SER:
+def _recogniser(run: Run, progress: Progress) -> EmotionClassifier:
     file, fingerprint = run.recipe.folder / "ser.safetensors", run.module.encoder.fingerprint()
     if file.is_file():
-        return SER.load(file, fingerprint)
+        return EmotionClassifier.load(file, fingerprint)
     node, task = run.recipe.cascade, run.tasks[TASK]
     assert node is not None and isinstance(task, AttributeTask)  # the recipe has been checked
-    layers = len(_states(run, run.material.splits["train"].utterances[:1])) - 1
+    layers = len(_states(run, run.data.splits["train"].utterances[:1])) - 1
     torch.manual_seed(run.recipe.seed)
     tltr = TLTR(run.module.encoder.dim, layers, len(task.choices), pool=node.pool, width=node.width)
-    ser = SER(tltr.to(run.module.device), task.choices, fingerprint)
+    ser = EmotionClassifier(tltr.to(run.module.device), task.choices, fingerprint)
     train, validation = (_labelled(run, split, ser, progress) for split in ("train", "validation"))
-    scores = train_ser(
-        ser, train, validation, epochs=node.epochs, batch_size=node.batch, learning_rate=node.lr,
+    scores = train_emotion_classifier(
+        ser, train, validation, epochs=node.epochs, batch_size=node.batch_size, learning_rate=node.lr,
         weight_decay=node.weight_decay, patience=node.patience, seed=run.recipe.seed,
     )  # fmt: skip
     ser.save(file)
@@ -56,9 +56,9 @@ def _recogniser(run: Run, progress: Progress) -> SER:
     return ser
 
 
-def _labelled(run: Run, split: str, ser: SER, progress: Progress) -> Labelled:
+def _labelled(run: Run, split: str, ser: EmotionClassifier, progress: Progress) -> Labelled:
     """What the recogniser reads of each labelled utterance, in half precision."""
-    known = [u for u in run.material.splits[split].utterances if TASK in u.labels]
+    known = [u for u in run.data.splits[split].utterances if TASK in u.labels]
     if not known:
         raise ConfigError(f"cascade: no utterance of {split!r} has the label {TASK!r}, which the recogniser learns")
     clips: list[Tensor] = []

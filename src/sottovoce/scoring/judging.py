@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sottovoce.config import recipe as recipes
-from sottovoce.config.judges import JudgeNode
+from sottovoce.config.judges import JudgeConfig
 from sottovoce.config.recipe import Recipe
 from sottovoce.data.captions import style_caption
 from sottovoce.data.utterance import Utterance
@@ -28,10 +28,10 @@ from sottovoce.evaluation import (
 )
 from sottovoce.evaluation import write_results as write
 from sottovoce.evaluation.reports.results import results_table
-from sottovoce.llms.answer_cache import KeptAnswers
+from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.llms.engines import ENGINES
 from sottovoce.training.run_folder import RECIPE
-from sottovoce.training.splits import gather
+from sottovoce.training.splits import read_splits
 
 KEPT = "judgements.jsonl"  # beside the results: what was asked once is not asked again
 
@@ -80,14 +80,14 @@ def aware(recipe: Recipe, said: list[Prediction], utterances: Sequence[Utterance
         return said
     folder.mkdir(parents=True, exist_ok=True)
     with Progress(transient=True) as progress:
-        engine = KeptAnswers(ENGINES.build(node.engine), folder / KEPT, progress) if node.engine else None
+        engine = CachedEngine(ENGINES.build(node.engine), folder / KEPT, progress) if node.engine else None
         judge = AWARENESS_JUDGES.build(node.judge, engine)
         return labelled(said, judge, {u.id: u.text or "" for u in utterances})
 
 
 def _of(
     name: str,
-    node: JudgeNode,
+    node: JudgeConfig,
     system: str,
     predictions: Sequence[Prediction],
     utterances: Sequence[Utterance],
@@ -97,7 +97,7 @@ def _of(
     """What one judge says, for each part of the test side apart."""
     rows, shown = _to_judge(node, predictions, utterances)
     with Progress(console=console, transient=True) as progress:
-        engine = KeptAnswers(ENGINES.build(node.engine), folder / KEPT, progress) if node.engine else None
+        engine = CachedEngine(ENGINES.build(node.engine), folder / KEPT, progress) if node.engine else None
         judge = JUDGES.build(node.judge, engine)
         verdicts = judge.judge(shown)
     records: list[Record] = []
@@ -118,7 +118,7 @@ def _of(
 
 
 def _to_judge(
-    node: JudgeNode, predictions: Sequence[Prediction], utterances: Sequence[Utterance]
+    node: JudgeConfig, predictions: Sequence[Prediction], utterances: Sequence[Utterance]
 ) -> tuple[list[Prediction], list[Reply]]:
     """The replies that a judge is for, and what it is shown of each."""
     spoken = {u.id: u for u in utterances}
@@ -167,7 +167,7 @@ def command(folder: str, changes: Sequence[str]) -> None:
         )
     scores, console = Path(folder) / "evaluation", Console()
     predictions, before = read_predictions(scores), read_results(scores)
-    test = gather(replace(recipe, data=replace(recipe.data, train=[], validation=[]))).splits["test"].utterances
+    test = read_splits(replace(recipe, data=replace(recipe.data, train=[], validation=[]))).splits["test"].utterances
     system = before[0].system
     new = judged(system, recipe, predictions, test, scores, console)
     records = merged([*score_all(system, predictions), *before], new)

@@ -16,7 +16,7 @@ from sottovoce.evaluation.metrics import Prediction
 from sottovoce.lightning_modules.curriculum import Run
 from sottovoce.lightning_modules.speech_llm import answers
 from sottovoce.scoring.cascade import TASK, tags
-from sottovoce.training.spoken_prompt import chat_of
+from sottovoce.training.spoken_prompt import dialogue_of
 
 Row = tuple[str, Example]  # (choice of slots, example)
 Rivals = dict[tuple[str, str], dict[str, str]]  # (task, utterance) -> emotion -> reply
@@ -29,15 +29,17 @@ def predict(run: Run, split: str = "test") -> list[Prediction]:
         ManifestError: there is nothing to score.
     """
     recipe = run.recipe
-    scored = {name: TASKS.build({**recipe.tasks[name], **knobs}) for name, knobs in recipe.evaluation.knobs.items()}
+    scored = {
+        name: TASKS.build({**recipe.tasks[name], **knobs}) for name, knobs in recipe.evaluation.task_overrides.items()
+    }
     run.tasks = {**run.tasks, **scored}
-    examples = [e for utterance in run.material.splits[split].utterances for e in _questions(run, split, utterance)]
+    examples = [e for utterance in run.data.splits[split].utterances for e in _questions(run, split, utterance)]
     if not examples:
         raise ManifestError(f"nothing to score: no utterance of {split!r} has what the tasks need")
-    examples = _limited(examples, recipe.evaluation.limit, run.material.splits[split].names)
+    examples = _limited(examples, recipe.evaluation.limit, run.data.splits[split].names)
     run.targets.slots = run.module.slots = {**run.module.slots, **recipe.evaluation.text}
     heard = tags(run, split) if recipe.cascade else {}
-    names = run.material.splits[split].names
+    names = run.data.splits[split].names
     with run.progress() as progress:
         rivals = _rivals(run, examples, progress)
         run.targets.make(run.module.llm, examples, progress)
@@ -52,7 +54,7 @@ def predict(run: Run, split: str = "test") -> list[Prediction]:
 def _questions(run: Run, split: str, utterance: Utterance) -> Iterator[Example]:
     """Each task that the utterance is good for, in one wording, with its whole context."""
     for task in run.recipe.evaluation.tasks or used_tasks(run.recipe):
-        drawing = replace(run.drawing(None, cut=False), weights={task: 1.0})
+        drawing = replace(run.example_sampler(None, cut=False), weights={task: 1.0})
         example = drawing(utterance, 0, 0, utterance.only)
         if example is not None:
             yield example
@@ -87,11 +89,11 @@ def _with_slots(example: Example, mode: str, heard: dict[str, str]) -> Example:
 def _answers(run: Run, rows: list[Row], rivals: Rivals, progress: Progress) -> Iterator[Prediction]:
     """Generate in batches of like length."""
     rows = sorted(rows, key=lambda row: (row[0], row[1].task, row[1].utterance.seconds))
-    size = run.recipe.evaluation.batch
+    size = run.recipe.evaluation.batch_size
     for start in progress.track(range(0, len(rows), size), description="answering"):
         part = rows[start : start + size]
-        batch = collate([example for _, example in part], run.ear.read).to(run.module.device)
-        chats = [chat_of(example, run.module.slots) for _, example in part]
+        batch = collate([example for _, example in part], run.audio_reader.read).to(run.module.device)
+        chats = [dialogue_of(example, run.module.slots) for _, example in part]
         said = answers(run.module, batch, chats, run.recipe.evaluation.max_new_tokens)
         for (mode, example), response in zip(part, said, strict=True):
             yield _prediction(run, mode, example, response, rivals)

@@ -17,9 +17,9 @@ from sottovoce.evaluation.retention import (
     RetentionScore,
     is_right,
     read_items,
-    read_kept,
+    read_scores,
     retention_scores,
-    write_kept,
+    write_scores,
 )
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.chat_template import ChatTurn, Role
@@ -28,7 +28,9 @@ BEFORE, AFTER = "retention-before.jsonl", "retention.jsonl"  # in a run's folder
 
 
 @torch.no_grad()
-def retention(llm: CausalLLM, items: Sequence[Item], *, batch: int = 48, max_new_tokens: int = 64) -> RetentionScore:
+def retention(
+    llm: CausalLLM, items: Sequence[Item], *, batch_size: int = 48, max_new_tokens: int = 64
+) -> RetentionScore:
     """How an LLM does on prompts in text, as it is now.
 
     Items of like length go through it together, by lengths that do not depend on weights: an LLM that has not changed
@@ -37,7 +39,7 @@ def retention(llm: CausalLLM, items: Sequence[Item], *, batch: int = 48, max_new
     Args:
         llm: loaded.
         items: see `read_items`.
-        batch: items that are scored together.
+        batch_size: items that are scored together.
         max_new_tokens: of an answer.
 
     Raises:
@@ -57,7 +59,7 @@ def retention(llm: CausalLLM, items: Sequence[Item], *, batch: int = 48, max_new
     kept: dict[int, Kept] = {}
     learns = llm.training
     llm.eval()
-    for rows in _batches([len(prompt) for prompt in prompts], batch):
+    for rows in _batches([len(prompt) for prompt in prompts], batch_size):
         said = llm.generate([prompts[i] for i in rows], max_new_tokens)
         nats = llm.loss([prompts[i] for i in rows], [responses[i] for i in rows]).per_row.tolist()
         for i, text, surprise in zip(rows, said, nats, strict=True):
@@ -72,7 +74,9 @@ def _batches(lengths: list[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def retention_before(llm: CausalLLM, file: Path, folder: Path, *, batch: int = 48, max_new_tokens: int = 64) -> None:
+def retention_before(
+    llm: CausalLLM, file: Path, folder: Path, *, batch_size: int = 48, max_new_tokens: int = 64
+) -> None:
     """Score the LLM before anything of it is trained, and keep that in `folder`; what is there already is kept.
 
     With LoRA it is the checkpoint's own LLM, also in a run that starts from maps that are trained. With method
@@ -84,11 +88,13 @@ def retention_before(llm: CausalLLM, file: Path, folder: Path, *, batch: int = 4
     if (folder / BEFORE).is_file():
         return
     with llm.untuned() if llm.tuning.method == "lora" else nullcontext():
-        write_kept(folder / BEFORE, retention(llm, read_items(file), batch=batch, max_new_tokens=max_new_tokens))
+        write_scores(
+            folder / BEFORE, retention(llm, read_items(file), batch_size=batch_size, max_new_tokens=max_new_tokens)
+        )
 
 
 def retention_after(
-    system: str, llm: CausalLLM, file: Path, folder: Path, *, batch: int = 48, max_new_tokens: int = 64
+    system: str, llm: CausalLLM, file: Path, folder: Path, *, batch_size: int = 48, max_new_tokens: int = 64
 ) -> list[Record]:
     """Score the LLM as it is now, and hold it against what it was.
 
@@ -96,8 +102,8 @@ def retention_after(
         MissingError: `retention_before` has not been called for this folder.
         SottovoceError: as `read_items` and `retention`; or the prompts are others than before.
     """
-    before, items = read_kept(folder / BEFORE), read_items(file)
-    after = retention(llm, items, batch=batch, max_new_tokens=max_new_tokens)
+    before, items = read_scores(folder / BEFORE), read_items(file)
+    after = retention(llm, items, batch_size=batch_size, max_new_tokens=max_new_tokens)
     scores = retention_scores(before, after)
-    write_kept(folder / AFTER, after)
+    write_scores(folder / AFTER, after)
     return [Record(system, TASK, metric, SLOTS, **score._asdict()) for metric, score in scores.items()]

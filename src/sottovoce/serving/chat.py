@@ -16,7 +16,7 @@ from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM, answers
 from sottovoce.llms.chat_template import ChatTurn, Piece, Placeholder
-from sottovoce.training.spoken_prompt import Spot, between, instructed
+from sottovoce.training.spoken_prompt import SpeechPlaceholder, between, instructed
 
 
 class Conversation:
@@ -57,7 +57,7 @@ class Conversation:
         return answer
 
     def _spoken(self, audio: Path) -> tuple[Piece, ...]:
-        return between(Placeholder(Spot(slot, audio, False)) for slot in self.model.slots)
+        return between(Placeholder(SpeechPlaceholder(slot, audio, False)) for slot in self.model.slots)
 
     def _batch(self) -> Batch:
         clips = {path: row for row, path in enumerate(self.heard)}

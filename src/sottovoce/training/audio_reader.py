@@ -19,7 +19,7 @@ from sottovoce.frames import Frames
 BATCH = 16  # clips that go through the encoder together
 
 
-class Ear:
+class AudioReader:
     """Reads clips, as encoder outputs from the cache or as waveforms.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from sottovoce.config.best_rq import DataNode, SourceNode
+from sottovoce.config.best_rq import DataConfig, SourceConfig
 from sottovoce.data.audio import inspect_audio, load_audio, read_header
 from sottovoce.data.batch_sampler import Rows
 from sottovoce.data.manifest import Fault, read_lines
@@ -60,7 +60,7 @@ class Batch:
 
 
 class Crops(Dataset[Batch]):
-    """Indexed by what `StageSampler` yields: each clip, cut to a length, and a mask.
+    """Indexed by what `BatchSampler` yields: each clip, cut to a length, and a mask.
 
     Cut and mask are functions of seed, side, epoch and the clip's id, whatever the batch, the process or the worker.
     The whole file is decoded for a cut, so recordings of hours should be segmented first.
@@ -94,7 +94,7 @@ class Crops(Dataset[Batch]):
         return Batch(Frames.pad(list(audio)), pad_sequence(list(masks), batch_first=True) & rows.counts, ids)
 
 
-def gather(data: DataNode, track: Track) -> Speech:
+def gather(data: DataConfig, track: Track) -> Speech:
     """Find and check all clips of a recipe.
 
     Raises:
@@ -118,7 +118,7 @@ def gather(data: DataNode, track: Track) -> Speech:
     return Speech(train, validation, faults)
 
 
-def _require_there(nodes: Sequence[SourceNode]) -> None:
+def _require_there(nodes: Sequence[SourceConfig]) -> None:
     absent = [Path(node.manifest) for node in nodes if node.manifest and not Path(node.manifest).is_file()]
     absent += [Path(node.folder) for node in nodes if node.folder and not Path(node.folder).is_dir()]
     if absent:
@@ -130,12 +130,12 @@ def _require_there(nodes: Sequence[SourceNode]) -> None:
         )
 
 
-def _clips(nodes: Sequence[SourceNode], faults: list[str]) -> Iterator[Clip]:
+def _clips(nodes: Sequence[SourceConfig], faults: list[str]) -> Iterator[Clip]:
     for node in nodes:
         yield from _of_manifest(node, faults) if node.manifest is not None else _of_folder(node, faults)
 
 
-def _of_manifest(node: SourceNode, faults: list[str]) -> Iterator[Clip]:
+def _of_manifest(node: SourceConfig, faults: list[str]) -> Iterator[Clip]:
     path = Path(str(node.manifest))
     reader = LineReader({}, Root(path.parent if node.root is None else Path(node.root), [Path(p) for p in node.allow]))
     for line, record in read_lines(path):
@@ -148,7 +148,7 @@ def _of_manifest(node: SourceNode, faults: list[str]) -> Iterator[Clip]:
             yield Clip(utterance.id, utterance.audio, utterance.seconds)
 
 
-def _of_folder(node: SourceNode, faults: list[str]) -> Iterator[Clip]:
+def _of_folder(node: SourceConfig, faults: list[str]) -> Iterator[Clip]:
     folder = Path(str(node.folder)).absolute()
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:

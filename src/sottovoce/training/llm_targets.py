@@ -17,11 +17,11 @@ from rich.progress import Progress
 from sottovoce.data.examples import Example
 from sottovoce.device import on_device
 from sottovoce.errors import SottovoceError
-from sottovoce.io import storing
+from sottovoce.io import storage_errors
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.chat_template import ChatTurn
-from sottovoce.locks import in_turn
-from sottovoce.training.spoken_prompt import chat_of
+from sottovoce.locks import file_lock
+from sottovoce.training.spoken_prompt import dialogue_of
 
 BATCH = 64  # prompts that are answered together
 
@@ -40,7 +40,7 @@ class Targets:
         self.file = folder / "targets" / f"{fingerprint[:16]}.jsonl"
         self.slots, self.max_new_tokens = slots, max_new_tokens
         self.known: dict[str, str] = {}
-        with in_turn(self.file.parent):
+        with file_lock(self.file.parent):
             self._read()
 
     def _read(self) -> None:
@@ -79,7 +79,7 @@ class Targets:
         missing = {self._key(e): e for e in examples if e.target is None and self._key(e) not in self.known}
         if not missing:
             return 0
-        with in_turn(self.file.parent):
+        with file_lock(self.file.parent):
             self._read()
             missing = {key: example for key, example in missing.items() if key not in self.known}
             if missing:
@@ -99,7 +99,7 @@ class Targets:
         self.known |= zip(keys, responses, strict=True)
         entries = [{"key": k, "response": r} for k, r in zip(keys, responses, strict=True)]
         lines = [json.dumps({**entry, "sum": _sum(entry)}) + "\n" for entry in entries]
-        with storing(self.file), self.file.open("a", encoding="utf-8") as stream:
+        with storage_errors(self.file), self.file.open("a", encoding="utf-8") as stream:
             stream.write("".join(lines))  # a line that breaks off is asked for again
             stream.flush()
             os.fsync(stream.fileno())
@@ -117,7 +117,7 @@ def _sum(entry: Mapping[str, str]) -> str:
 def asked(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
     """The example's chat with text in every slot, under the teacher's system prompt where the task has one."""
     teacher = [ChatTurn("system", (example.teacher,))] if example.teacher else []
-    return [*teacher, *chat_of(in_text(example), slots)]
+    return [*teacher, *dialogue_of(in_text(example), slots)]
 
 
 def in_text(example: Example) -> Example:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from sottovoce.config_tree import Tree, read_tree
 from sottovoce.errors import ConfigError
-from sottovoce.io import write_whole
+from sottovoce.io import atomic_write
 from sottovoce.training.environment import environment
 
 RECIPE, DATA = "recipe.yaml", "data.json"
@@ -26,8 +26,8 @@ def open_folder(folder: Path, recipe: Tree) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / RECIPE
     if not file.is_file():  # another process may be reading it
-        write_whole(file, OmegaConf.to_yaml(recipe), shared=True)
-    write_whole(folder / "environment.json", json.dumps(environment(), indent=2) + "\n", shared=True)
+        atomic_write(file, OmegaConf.to_yaml(recipe), shared=True)
+    atomic_write(folder / "environment.json", json.dumps(environment(), indent=2) + "\n", shared=True)
 
 
 def check_data(folder: Path, sides: Mapping[str, Iterable[object]]) -> None:
@@ -45,7 +45,7 @@ def check_data(folder: Path, sides: Mapping[str, Iterable[object]]) -> None:
     file = folder / DATA
     found = {name: _digest(rows) for name, rows in sides.items()}
     if not file.is_file():
-        write_whole(file, json.dumps(found, indent=2) + "\n", shared=True)
+        atomic_write(file, json.dumps(found, indent=2) + "\n", shared=True)
         return
     began = json.loads(file.read_text("utf-8"))
     if changed := [name for name in found if found[name] != began.get(name)]:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
-from sottovoce.config.recipe import Recipe, SourceNode, StageNode
+from sottovoce.config.recipe import Recipe, SourceConfig, StageConfig
 from sottovoce.data.corpora.base import CORPORA
-from sottovoce.data.examples import Drawing
+from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.lazy_manifest import Lines
 from sottovoce.data.manifest import Fault, read_manifest
 from sottovoce.data.path_policy import Root
@@ -44,7 +44,7 @@ class Split:
         """Id, seconds and weight of each utterance."""
         return ((u.id, u.seconds, weight) for u, weight in zip(self.utterances, self.weights, strict=True))
 
-    def of_stage(self, stage: StageNode, drawing: Drawing, *, training: bool) -> NDArray[np.float64]:
+    def of_stage(self, stage: StageConfig, drawing: ExampleSampler, *, training: bool) -> NDArray[np.float64]:
         """(utterances,) how often an epoch of a stage sees each: never, if no task of the stage can use it."""
         parts = stage.parts or {}
         usual = self.weights if training else [1.0] * len(self.weights)
@@ -62,15 +62,15 @@ class Split:
         return Split([self.utterances[i] for i in kept], [self.weights[i] for i in kept], self.names)
 
 
-class UnreadSplit(Split):
+class LazySplit(Split):
     """A side whose lines are read and checked when they are drawn (`data.checks: during`)."""
 
-    def __init__(self, sources: Sequence[Lines], nodes: Sequence[SourceNode]) -> None:
+    def __init__(self, sources: Sequence[Lines], nodes: Sequence[SourceConfig]) -> None:
         super().__init__(cast(Any, ConcatDataset(cast(Any, sources))))
         self.seconds = np.concatenate([source.seconds for source in sources])
         self._sources, self._nodes = sources, nodes
 
-    def of_stage(self, stage: StageNode, drawing: Drawing, *, training: bool) -> NDArray[np.float64]:
+    def of_stage(self, stage: StageConfig, drawing: ExampleSampler, *, training: bool) -> NDArray[np.float64]:
         """See `Split`; before lines are read, only what whole manifests may serve is known."""
         useful = {name for name, weight in stage.tasks.items() if weight > 0}
         parts = stage.parts or {}
@@ -98,7 +98,7 @@ class UnreadSplit(Split):
 
 
 @dataclass
-class Material:
+class DataSplits:
     """All splits, and what was wrong with the lines and clips that were left out."""
 
     splits: dict[str, Split]
@@ -116,7 +116,7 @@ def choices_of(tasks: dict[str, Task]) -> dict[str, Sequence[str]]:
     return {name: task.choices for name, task in {**unused, **tasks}.items() if isinstance(task, AttributeTask)}
 
 
-def gather(recipe: Recipe) -> Material:
+def read_splits(recipe: Recipe) -> DataSplits:
     """Read and check all manifests of a recipe.
 
     Raises:
@@ -134,8 +134,8 @@ def gather(recipe: Recipe) -> Material:
             "conf/quickstart.yaml, which speaks its own data."
         )
     choices = choices_of(build_tasks(recipe))
-    material = Material({name: Split() for name in SPLITS}, [])
-    unread = ("train",) if recipe.data.checks == "during" else ()
+    material = DataSplits({name: Split() for name in SPLITS}, [])
+    unread = ("train",) if recipe.data.validate == "lazy" else ()
     for name, nodes in sources.items():
         for node in nodes if name not in unread else ():
             _add(material, name, node, recipe, choices)
@@ -145,26 +145,28 @@ def gather(recipe: Recipe) -> Material:
     return material
 
 
-def _unread(material: Material, nodes: Sequence[SourceNode], choices: dict[str, Sequence[str]]) -> Split:
+def _unread(material: DataSplits, nodes: Sequence[SourceConfig], choices: dict[str, Sequence[str]]) -> Split:
     apart = frozenset(clip for name in ("validation", "test") for clip in material.splits[name].clips())
     lines = [Lines(Path(node.manifest), choices, _root(node), node.tasks, apart) for node in nodes]
-    return UnreadSplit(lines, nodes) if lines else Split()
+    return LazySplit(lines, nodes) if lines else Split()
 
 
-def _root(node: SourceNode) -> Root:
+def _root(node: SourceConfig) -> Root:
     return Root(Path(node.root) if node.root else Path(node.manifest).parent, [Path(folder) for folder in node.allow])
 
 
-def _sources(recipe: Recipe) -> dict[str, list[SourceNode]]:
+def _sources(recipe: Recipe) -> dict[str, list[SourceConfig]]:
     if recipe.data.corpus is None:
         return {name: getattr(recipe.data, name) for name in SPLITS}
     folder = Path(recipe.data.cache or recipe.folder) / "corpora"
     made = CORPORA.build(recipe.data.corpus).prepare(folder)
     # a component of our own or a plug-in has made these just now, perhaps with a link to where a corpus lies
-    return {name: [SourceNode(manifest=str(made[name]), allow=["/"])] for name in SPLITS if name in made}
+    return {name: [SourceConfig(manifest=str(made[name]), allow=["/"])] for name in SPLITS if name in made}
 
 
-def _add(material: Material, name: str, node: SourceNode, recipe: Recipe, choices: dict[str, Sequence[str]]) -> None:
+def _add(
+    material: DataSplits, name: str, node: SourceConfig, recipe: Recipe, choices: dict[str, Sequence[str]]
+) -> None:
     root = Path(node.root) if node.root else None
     allow = [Path(folder) for folder in node.allow]
     manifest = read_manifest(Path(node.manifest), choices=choices, policy=recipe.data.policy, root=root, allow=allow)
@@ -180,7 +182,7 @@ def _add(material: Material, name: str, node: SourceNode, recipe: Recipe, choice
     material.faults += manifest.faults
 
 
-def _check_apart(material: Material) -> None:
+def _check_apart(material: DataSplits) -> None:
     """No clip on two sides: a metric on training data is worth nothing."""
     train = set(material.splits["train"].clips())
     for name in ("validation", "test"):

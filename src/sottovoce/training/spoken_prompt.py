@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sottovoce.config.recipe import ENCODER, SlotNode
+from sottovoce.config.recipe import ENCODER, SlotConfig
 from sottovoce.data.examples import Example, Place, words
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import ConfigError, nearest
@@ -20,7 +20,7 @@ _SPECIAL = re.compile(r"<\|[^<>|]*\|>")  # how many families write their special
 
 
 @dataclass(frozen=True)
-class Spot:
+class SpeechPlaceholder:
     """Which embeddings belong at a placeholder: a slot's, of a clip; `learns` if a gradient is to reach it."""
 
     slot: str
@@ -28,7 +28,7 @@ class Spot:
     learns: bool
 
 
-def chat_of(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
+def dialogue_of(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
     """The whole prompt: instruction, context, spoken turn.
 
     Args:
@@ -56,7 +56,7 @@ def spoken(turn: Utterance | Turn, example: Example, slots: Mapping[str, str]) -
     for slot, text in slots.items():
         source, equivalent = example.sources[slot], words(turn, text)
         if source == "speech" and turn.audio is not None:
-            pieces.append(Placeholder(Spot(slot, turn.audio, bool(example.trains & {slot, ENCODER}))))
+            pieces.append(Placeholder(SpeechPlaceholder(slot, turn.audio, bool(example.trains & {slot, ENCODER}))))
         elif source == "text" and equivalent:
             pieces.append(equivalent)
     return between(pieces)
@@ -68,7 +68,7 @@ def between(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     return tuple(joined[1:]) or ("",)
 
 
-def mark_speech(chat: ChatFormat, slots: Mapping[str, SlotNode]) -> None:
+def mark_speech(chat: ChatFormat, slots: Mapping[str, SlotConfig]) -> None:
     """Let a chat's own marks stand around speech, as each slot says.
 
     Raises:
@@ -86,16 +86,16 @@ def mark_speech(chat: ChatFormat, slots: Mapping[str, SlotNode]) -> None:
 
 
 def _around(marks: Mapping[str, tuple[str, str]], key: Hashable, number: int) -> tuple[str, str]:
-    before, after = marks[key.slot] if isinstance(key, Spot) else ("", "")
+    before, after = marks[key.slot] if isinstance(key, SpeechPlaceholder) else ("", "")
     return before.replace("{number}", str(number)), after.replace("{number}", str(number))
 
 
-def heard_at(chat: list[Segment], fills: dict[Hashable, Tensor], example: Example) -> list[int]:
+def speech_positions(chat: list[Segment], fills: dict[Hashable, Tensor], example: Example) -> list[int]:
     """The positions in a prompt at which the example's own clip is heard, in whatever slots."""
     return [
         place
         for spot, stretch in places(chat, fills).items()
-        if isinstance(spot, Spot) and spot.clip == example.utterance.audio
+        if isinstance(spot, SpeechPlaceholder) and spot.clip == example.utterance.audio
         for place in stretch
     ]
 
