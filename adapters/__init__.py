@@ -1,12 +1,21 @@
-"""Trainable bridges from speech frames to the embedding space of a frozen LLM, one file an adapter."""
+"""Adapters: trainable maps from speech frames into the embedding space of a frozen LLM, one file an adapter."""
 
-from sottovoce.adapters.base import ADAPTERS, Adapter, init_small
+from typing import TYPE_CHECKING
 
-__all__ = ["ADAPTERS", "Adapter", "init_small"]
+from sottovoce.lazy import lazy_attributes
+from sottovoce.registry import Registry
 
-from sottovoce.adapters import (  # noqa: F401  (importing a module registers it)
-    checkpoint_projector,
-    emotion_aligned,
-    frame_stacking_mlp,
-    pooled_soft_prompt,
+if TYPE_CHECKING:
+    from sottovoce.adapters.base import Adapter, init_small
+
+ADAPTERS: "Registry[Adapter]" = Registry(
+    "adapter",
+    {
+        "checkpoint_projector": "sottovoce.adapters.checkpoint_projector",
+        "emotion_aligned": "sottovoce.adapters.emotion_aligned",
+        "frame_stacking_mlp": "sottovoce.adapters.frame_stacking_mlp",
+        "pooled_soft_prompt": "sottovoce.adapters.pooled_soft_prompt",
+    },
 )
+__all__ = ["ADAPTERS", "Adapter", "init_small"]
+__getattr__ = lazy_attributes(__name__, {"Adapter": "base", "init_small": "base"})

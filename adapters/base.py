@@ -5,7 +5,6 @@ from abc import ABC, abstractmethod
 from torch import nn
 
 from sottovoce.frames import Frames
-from sottovoce.registry import Registry
 
 
 class Adapter(nn.Module, ABC):
@@ -34,6 +33,3 @@ def init_small(last: nn.Linear, std: float = 0.03) -> nn.Linear:
     nn.init.normal_(last.weight, std=std * last.in_features**-0.5)
     nn.init.zeros_(last.bias)
     return last
-
-
-ADAPTERS: Registry[Adapter] = Registry("adapter")

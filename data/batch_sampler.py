@@ -30,7 +30,7 @@ class BatchSampler:
     Args:
         seconds: length of each utterance.
         weights: how often an epoch sees each utterance.
-        batch: utterances a batch and rank.
+        batch_size: utterances a batch and rank.
         epochs: of the stage.
         seed: of the order.
         rank: of this process, of `ranks`.
@@ -46,7 +46,7 @@ class BatchSampler:
 
     seconds: Sequence[float]
     weights: Sequence[float]
-    batch: int
+    batch_size: int
     epochs: int
     seed: int
     rank: int = 0
@@ -78,7 +78,7 @@ class BatchSampler:
         )
         bounds: list[float] | None = [] if len(cuts) < 2 else None  # Lhotse finds none among fewer than two lengths
         sampler = DynamicBucketingSampler(
-            cuts, max_cuts=self.batch * self.ranks, num_buckets=self._buckets(len(cuts)), duration_bins=bounds,
+            cuts, max_cuts=self.batch_size * self.ranks, num_buckets=self._buckets(len(cuts)), duration_bins=bounds,
             shuffle=True, seed=self.seed + epoch, rank=0, world_size=1, drop_last=False,
         )  # fmt: skip
         for cuts in sampler:
@@ -90,4 +90,4 @@ class BatchSampler:
 
     def _buckets(self, cuts: int) -> int:
         """As many buckets as leave some four batches in each; Lhotse wants at least two."""
-        return max(2, min(20, cuts // (self.batch * self.ranks * 4)))
+        return max(2, min(20, cuts // (self.batch_size * self.ranks * 4)))

@@ -24,7 +24,7 @@ class LazyBatchSampler:
     Args:
         seconds: (utterances,) length of each.
         weights: (utterances,) how often an epoch sees each; a fraction is drawn anew each epoch.
-        batch: utterances a batch and rank, at most: batches are as even as they can be.
+        batch_size: utterances a batch and rank, at most: batches are as even as they can be.
         epochs: of the stage.
         seed: of the order.
         rank: of this process, of `ranks`.
@@ -38,7 +38,7 @@ class LazyBatchSampler:
 
     seconds: NDArray[np.float32]
     weights: NDArray[np.float64]
-    batch: int
+    batch_size: int
     epochs: int
     seed: int
     rank: int = 0
@@ -50,12 +50,12 @@ class LazyBatchSampler:
         fractions = bool((self.weights % 1).any())  # without, all epochs are of one size, and there may be very many
         rows = [int(self._copies(epoch).sum()) for epoch in range(self.epochs if fractions else 1)]
         rows = rows if fractions else rows * self.epochs
-        self.lengths = [-(-count // (self.batch * self.ranks)) for count in rows]
+        self.lengths = [-(-count // (self.batch_size * self.ranks)) for count in rows]
         least = min(count // max(length, 1) for count, length in zip(rows, self.lengths, strict=True))
         if least < self.ranks:
             raise ManifestError(
-                f"{len(self.weights)} utterances are too few for {self.ranks} processes and batches of {self.batch}: "
-                "give a source of the recipe more weight (data.train)"
+                f"{len(self.weights)} utterances are too few for {self.ranks} processes and batches of "
+                f"{self.batch_size}: give a source of the recipe more weight (data.train)"
             )
 
     def __len__(self) -> int:

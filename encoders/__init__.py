@@ -1,12 +1,22 @@
-"""Frozen speech encoders behind one small face."""
+"""Speech encoders: waveforms to frames."""
 
-from sottovoce.encoders.base import ENCODERS, Encoder
+from typing import TYPE_CHECKING
 
-__all__ = ["ENCODERS", "Encoder"]
+from sottovoce.lazy import lazy_attributes
+from sottovoce.registry import Registry
 
-from sottovoce.encoders import (  # noqa: F401  (importing a module registers it)
-    conformer,
-    hf_conformer,
-    qwen_audio,
-    whisper,
+if TYPE_CHECKING:
+    from sottovoce.encoders.base import Encoder
+
+ENCODERS: "Registry[Encoder]" = Registry(
+    "encoder",
+    {
+        "conformer": "sottovoce.encoders.conformer",
+        "hf_conformer": "sottovoce.encoders.hf_conformer",
+        "qwen2_audio": "sottovoce.encoders.qwen_audio",
+        "qwen2_5_omni": "sottovoce.encoders.qwen_audio",
+        "whisper": "sottovoce.encoders.whisper",
+    },
 )
+__all__ = ["ENCODERS", "Encoder"]
+__getattr__ = lazy_attributes(__name__, {"Encoder": "base"})

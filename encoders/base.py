@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
-from sottovoce.registry import Registry
 
 
 class Encoder(nn.Module, ABC):
@@ -66,9 +65,6 @@ class Encoder(nn.Module, ABC):
             ConfigError: this encoder does not show its layers.
         """
         raise ConfigError(f"{type(self).__name__} does not show its layers: take another encoder, such as `conformer`")
-
-
-ENCODERS: Registry[Encoder] = Registry("encoder")
 
 
 def precision(encoder: nn.Module, device: torch.device) -> AbstractContextManager[None]:

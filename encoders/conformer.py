@@ -19,8 +19,8 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
     Wav2Vec2BertSelfAttention,
 )
 
-from sottovoce.encoders import log_mel
-from sottovoce.encoders.base import ENCODERS, Encoder, fingerprint, precision
+from sottovoce.encoders import ENCODERS, log_mel
+from sottovoce.encoders.base import Encoder, fingerprint, precision
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.frames import Frames
 from sottovoce.paths import resolve

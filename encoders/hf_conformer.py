@@ -14,7 +14,8 @@ from transformers import (
     SeamlessM4TFeatureExtractor,
 )
 
-from sottovoce.encoders.base import ENCODERS, Encoder, fingerprint, precision
+from sottovoce.encoders import ENCODERS
+from sottovoce.encoders.base import Encoder, fingerprint, precision
 from sottovoce.encoders.log_mel import check_clips, zeroed
 from sottovoce.errors import AudioError, ConfigError, nearest
 from sottovoce.frames import Frames

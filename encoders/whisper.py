@@ -15,7 +15,8 @@ from safetensors import safe_open
 from torch import Tensor
 from whisper.model import AudioEncoder
 
-from sottovoce.encoders.base import ENCODERS, Encoder, fingerprint
+from sottovoce.encoders import ENCODERS
+from sottovoce.encoders.base import Encoder, fingerprint
 from sottovoce.encoders.log_mel import check_clips
 from sottovoce.errors import ConfigError, MissingError, nearest
 from sottovoce.frames import Frames

@@ -1,12 +1,24 @@
-"""How well the ear hears: scores with their intervals, records of them, and tables."""
+"""Evaluation: metrics with intervals, judges, records, layer-wise analyses, reports."""
 
-from sottovoce.evaluation.awareness import AWARENESS_JUDGES, AwarenessJudge, labelled
-from sottovoce.evaluation.judges import awareness, conversation, exemplar  # noqa: F401  (registers them)
-from sottovoce.evaluation.judges.llm import JUDGES, Judge, Reply, Verdict
-from sottovoce.evaluation.metrics import SLOTS, Prediction, Score
-from sottovoce.evaluation.records import Record, read_predictions, read_results, score_all, write_results
-from sottovoce.evaluation.reports.results import results_markdown, results_table
+from typing import TYPE_CHECKING
 
+from sottovoce.lazy import lazy_attributes
+from sottovoce.registry import Registry
+
+if TYPE_CHECKING:
+    from sottovoce.evaluation.awareness import AwarenessJudge, labelled
+    from sottovoce.evaluation.judges.llm import Judge, Reply, Verdict
+    from sottovoce.evaluation.metrics import SLOTS, Prediction, Score
+    from sottovoce.evaluation.records import Record, read_predictions, read_results, score_all, write_results
+    from sottovoce.evaluation.reports.results import results_markdown, results_table
+
+_JUDGES = "sottovoce.evaluation.judges"
+JUDGES: "Registry[Judge]" = Registry(
+    "judge", {"llm": f"{_JUDGES}.llm", "rule": f"{_JUDGES}.exemplar", "conversation": f"{_JUDGES}.conversation"}
+)
+AWARENESS_JUDGES: "Registry[AwarenessJudge]" = Registry(
+    "awareness_judge", {"llm": f"{_JUDGES}.awareness", "rule": "sottovoce.evaluation.awareness"}
+)
 __all__ = [
     "AWARENESS_JUDGES",
     "JUDGES",
@@ -26,3 +38,13 @@ __all__ = [
     "score_all",
     "write_results",
 ]
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        **dict.fromkeys(("AwarenessJudge", "labelled"), "awareness"),
+        **dict.fromkeys(("Judge", "Reply", "Verdict"), "judges.llm"),
+        **dict.fromkeys(("SLOTS", "Prediction", "Score"), "metrics"),
+        **dict.fromkeys(("Record", "read_predictions", "read_results", "score_all", "write_results"), "records"),
+        **dict.fromkeys(("results_markdown", "results_table"), "reports.results"),
+    },
+)

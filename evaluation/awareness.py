@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from sottovoce.errors import ConfigError, SottovoceError, nearest
+from sottovoce.evaluation import AWARENESS_JUDGES
 from sottovoce.evaluation.bootstrap import ratio
 from sottovoce.evaluation.judges.llm import Answerer, Verdict
 from sottovoce.evaluation.metrics import Measure, Metric, Prediction, rouge_l_of_each
-from sottovoce.registry import Registry
 
 MARGIN = 0.25  # of the way between two answers, by which a reply must be nearer to one of them
 FLOOR = 0.3  # ROUGE-L to the nearest answer, below which a reply is none of them
@@ -55,9 +55,6 @@ class AwarenessJudge(ABC):
 
         A reply that cannot be judged costs its own label, and is counted; it never costs the others theirs.
         """
-
-
-AWARENESS_JUDGES: Registry[AwarenessJudge] = Registry("awareness_judge")
 
 
 @AWARENESS_JUDGES.register("rule")

@@ -280,7 +280,7 @@ def _sampler(run: Run, stage: str, split: str, start: int, trainer: L.Trainer) -
     return BatchSampler(
         seconds=[utterance.seconds for utterance in material.utterances],
         weights=weights.tolist(),
-        batch=node.batch_size,
+        batch_size=node.batch_size,
         epochs=node.epochs if training else 1,
         seed=run.recipe.seed,
         rank=trainer.global_rank,

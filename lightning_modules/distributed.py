@@ -81,8 +81,9 @@ def check_trainer(recipe: Recipe) -> None:
         recipe.auxiliary_head or recipe.trains_encoder or recipe.llm.tuning.method == "weights"
     ):
         raise ConfigError(
-            f"trainer.strategy: under {recipe.trainer['strategy']} adapters and LoRA can train, but not auxiliary_head, the "
-            "encoder, or the LLM's own weights (llm.tuning.method=weights): take deepspeed_stage_2, or ddp"
+            f"trainer.strategy: under {recipe.trainer['strategy']} adapters and LoRA can train, but not "
+            "auxiliary_head, the encoder, or the LLM's own weights (llm.tuning.method=weights): take "
+            "deepspeed_stage_2, or ddp"
         )
 
 

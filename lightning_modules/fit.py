@@ -1,12 +1,17 @@
-"""What the commands `fit` and `evaluate` do, from a recipe's file to its table."""
+"""`python -m lightning_modules.fit --config conf/quickstart.yaml`: train a recipe, score it, leave a bundle."""
+
+import sys
+
+if __name__ == "__main__":  # before the imports below, which take seconds that `--print-config` need not wait for
+    from sottovoce.cli.main import main
+
+    sys.exit(main(["fit", *sys.argv[1:]]))
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -24,11 +29,6 @@ from sottovoce.paths import resolve
 from sottovoce.scoring.judging import aware, judged
 from sottovoce.scoring.predict import predict
 from sottovoce.scoring.text_retention import BEFORE, retention_after, retention_before
-
-
-def print_config(config: str, overrides: Sequence[str]) -> None:
-    """Print the whole recipe, every default filled in."""
-    print(OmegaConf.to_yaml(recipes.load(config, overrides).plain()), end="")
 
 
 def dry_run(config: str, overrides: Sequence[str]) -> None:
@@ -171,9 +171,3 @@ def evaluate(folder: str, stage: str | None, overrides: Sequence[str] = ()) -> N
     run.module.load_trained(read_trained(best), str(best))
     records = score(run, f"{recipe.name}/{name}", recipe.folder / "evaluation" / name)
     run.console.print(results_table(records))
-
-
-if __name__ == "__main__":
-    from sottovoce.cli.main import main
-
-    sys.exit(main(["fit", *sys.argv[1:]]))

@@ -1,10 +1,22 @@
-"""A causal LM behind one face: it is given a dialogue with slots, and answers or says how likely an answer is."""
+"""Causal LMs: chat templates with speech slots, loss, generation, and engines that answer text."""
 
-from sottovoce.llms import openai_engine  # noqa: F401  (registers it)
-from sottovoce.llms.causal_lm import CausalLLM, TokenLoss
-from sottovoce.llms.chat_template import ChatFormat, ChatTurn, Piece, Placeholder, Segment
-from sottovoce.llms.engines import ENGINES, Cut, Engine, Failure
+from typing import TYPE_CHECKING
 
+from sottovoce.lazy import lazy_attributes
+from sottovoce.registry import Registry
+
+if TYPE_CHECKING:
+    from sottovoce.llms.causal_lm import CausalLLM, TokenLoss
+    from sottovoce.llms.chat_template import ChatFormat, ChatTurn, Piece, Placeholder, Segment
+    from sottovoce.llms.engines import Cut, Engine, Failure
+
+ENGINES: "Registry[Engine]" = Registry(
+    "engine",
+    {
+        "local": "sottovoce.llms.engines",
+        "openai": "sottovoce.llms.openai_engine",
+    },
+)
 __all__ = [
     "ENGINES",
     "CausalLLM",
@@ -18,3 +30,11 @@ __all__ = [
     "Segment",
     "TokenLoss",
 ]
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        **dict.fromkeys(("CausalLLM", "TokenLoss"), "causal_lm"),
+        **dict.fromkeys(("ChatFormat", "ChatTurn", "Piece", "Placeholder", "Segment"), "chat_template"),
+        **dict.fromkeys(("Cut", "Engine", "Failure"), "engines"),
+    },
+)

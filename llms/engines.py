@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from sottovoce.errors import ConfigError, SottovoceError
+from sottovoce.llms import ENGINES
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.chat_template import ChatTurn
 from sottovoce.llms.hf_model import Dtype
 from sottovoce.openai_client import Failure as Failure  # what an engine gives for a chat without answer
-from sottovoce.registry import Registry
 
 Chat = list[dict[str, str]]  # messages with `role` and `content`, as OpenAI and Hugging Face write them
 
@@ -53,9 +53,6 @@ class Engine(ABC):
             SottovoceError: nothing can be answered, whatever is asked: limits that make no sense, a server that
                 refuses the key or does not know the model.
         """
-
-
-ENGINES: Registry[Engine] = Registry("engine")
 
 
 @ENGINES.register("local")

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from sottovoce.errors import ConfigError
-from sottovoce.llms.engines import ENGINES, Chat, Cut, Engine, Failure, check_limits
+from sottovoce.llms import ENGINES
+from sottovoce.llms.engines import Chat, Cut, Engine, Failure, check_limits
 from sottovoce.openai_client import CircuitBreaker, Retryable, Server
 
 

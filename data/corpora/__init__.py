@@ -1,28 +1,24 @@
-"""Published corpora in their official layouts: each turns itself into manifests with its official splits.
+"""Corpora that a recipe or `prepare` names: each writes manifests with its official splits."""
 
-Lhotse has recipes for LibriSpeech and DailyTalk. They log what is missing and go on, or stop at the first; here all
-of it is to be named, which takes no more lines than calling them would.
-"""
+from typing import TYPE_CHECKING
 
-from sottovoce.data.corpora import (
-    dailytalk,
-    expresso,
-    librispeech,
-    meld,
-    styletalk,
-    textrolspeech,
-    voicebench,
+from sottovoce.lazy import lazy_attributes
+from sottovoce.registry import Registry
+
+if TYPE_CHECKING:
+    from sottovoce.data.corpora.base import Corpus
+
+CORPORA: "Registry[Corpus]" = Registry(
+    "corpus",
+    {
+        "dailytalk": "sottovoce.data.corpora.dailytalk",
+        "expresso": "sottovoce.data.corpora.expresso",
+        "librispeech": "sottovoce.data.corpora.librispeech",
+        "meld": "sottovoce.data.corpora.meld",
+        "styletalk": "sottovoce.data.corpora.styletalk",
+        "textrolspeech": "sottovoce.data.corpora.textrolspeech",
+        "voicebench": "sottovoce.data.corpora.voicebench",
+    },
 )
-from sottovoce.data.corpora.base import CORPORA, Corpus
-
-__all__ = [
-    "CORPORA",
-    "Corpus",
-    "dailytalk",
-    "expresso",
-    "librispeech",
-    "meld",
-    "styletalk",
-    "textrolspeech",
-    "voicebench",
-]
+__all__ = ["CORPORA", "Corpus"]
+__getattr__ = lazy_attributes(__name__, {"Corpus": "base"})

@@ -3,8 +3,6 @@
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from sottovoce.registry import Registry
-
 
 class Corpus(ABC):
     """Makes manifests. A subclass takes its knobs as keyword-only parameters."""
@@ -15,6 +13,3 @@ class Corpus(ABC):
 
         A second call with the same knobs finds everything in place and returns at once.
         """
-
-
-CORPORA: Registry[Corpus] = Registry("corpus")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from sottovoce.data.captions import caption_from
-from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.files import Tree, find_file, read_text
 from sottovoce.data.corpora.published import Line, Published
 from sottovoce.data.corpora.report import Report

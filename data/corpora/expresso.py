@@ -10,7 +10,7 @@ from typing import ClassVar
 import soundfile
 import soxr
 
-from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.files import Tree, find_file, read_text, write_clip
 from sottovoce.data.corpora.published import CLIPS, Line, Published
 from sottovoce.data.corpora.report import Report

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.files import Tree, read_text
 from sottovoce.data.corpora.published import Line, Published
 from sottovoce.data.corpora.report import Report

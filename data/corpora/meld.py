@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
-from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.files import Tree, find_file, read_table
 from sottovoce.data.corpora.published import CLIPS, Line, Published
 from sottovoce.data.corpora.report import Report

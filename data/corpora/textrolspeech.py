@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.files import Tree, find_file, read_table
 from sottovoce.data.corpora.published import Line, Published, check_share, held_out
 from sottovoce.data.corpora.report import Report

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.files import Tree, written_whole
 from sottovoce.data.corpora.published import CLIPS, Line, Published
 from sottovoce.data.corpora.report import Report

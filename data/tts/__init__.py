@@ -1,6 +1,19 @@
 """Text to speech: eSpeak NG, OpenAI-compatible servers, voice effects."""
 
-from sottovoce.data.tts import espeak_voices, openai
-from sottovoce.data.tts.base import SYNTHESIZERS, Synthesizer
+from typing import TYPE_CHECKING
 
-__all__ = ["SYNTHESIZERS", "Synthesizer", "espeak_voices", "openai"]
+from sottovoce.lazy import lazy_attributes
+from sottovoce.registry import Registry
+
+if TYPE_CHECKING:
+    from sottovoce.data.tts.base import Synthesizer
+
+SYNTHESIZERS: "Registry[Synthesizer]" = Registry(
+    "synthesizer",
+    {
+        "espeak": "sottovoce.data.tts.espeak_voices",
+        "openai_speech": "sottovoce.data.tts.openai",
+    },
+)
+__all__ = ["SYNTHESIZERS", "Synthesizer"]
+__getattr__ = lazy_attributes(__name__, {"Synthesizer": "base"})

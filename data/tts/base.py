@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from sottovoce.data.audio import MIN_RMS, MIN_SECONDS
 from sottovoce.errors import SottovoceError
-from sottovoce.registry import Registry
 
 Labels = Mapping[str, Sequence[str]]  # attribute -> its labels
 
@@ -55,9 +54,6 @@ class Synthesizer(ABC):
             voices: attribute -> label -> the voices that will speak it.
         """
         return []
-
-
-SYNTHESIZERS: Registry[Synthesizer] = Registry("synthesizer")
 
 
 def checked(audio: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:

@@ -4,7 +4,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import signal
 
 Audio = NDArray[np.float32]
 Quality: TypeAlias = Literal["plain", "bright", "breathy", "rough"]
@@ -23,6 +22,8 @@ def trim(audio: Audio) -> Audio:
 
 def voice_quality(audio: Audio, quality: Quality, noise: np.random.Generator, sample_rate: int) -> Audio:
     """A voice (samples,) made bright, breathy and trembling, or rough; its level changes too."""
+    from scipy import signal  # takes a second, which nobody who speaks no such voice need wait for
+
     sound: NDArray[np.floating[Any]] = audio / (np.abs(audio).max() + 1e-9)
     seconds = np.arange(len(sound)) / sample_rate
     if quality == "bright":  # everything above 1.5 kHz some 9 dB up

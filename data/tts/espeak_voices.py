@@ -9,7 +9,8 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from sottovoce.data.tts.base import SYNTHESIZERS, Labels, NotSpoken, Synthesizer, digest
+from sottovoce.data.tts import SYNTHESIZERS
+from sottovoce.data.tts.base import Labels, NotSpoken, Synthesizer, digest
 from sottovoce.data.tts.effects import Quality, median_f0, set_level, trim, voice_quality
 from sottovoce.data.tts.espeak import ESpeak
 from sottovoce.errors import ConfigError, nearest

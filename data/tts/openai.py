@@ -9,7 +9,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from sottovoce.data.tts.base import SYNTHESIZERS, Labels, NotSpoken, Synthesizer, digest
+from sottovoce.data.tts import SYNTHESIZERS
+from sottovoce.data.tts.base import Labels, NotSpoken, Synthesizer, digest
 from sottovoce.errors import nearest
 from sottovoce.openai_client import CircuitBreaker, Failure, Retryable, Server
 

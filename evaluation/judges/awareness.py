@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sottovoce.evaluation.awareness import AWARENESS_JUDGES, AwarenessJudge, Case
+from sottovoce.evaluation import AWARENESS_JUDGES
+from sottovoce.evaluation.awareness import AwarenessJudge, Case
 from sottovoce.evaluation.judges.llm import THOUGHTS, Answerer, Rubric, Verdict, ask, who_answers
 from sottovoce.paths import resolve
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sottovoce.errors import ConfigError, nearest
+from sottovoce.evaluation import JUDGES
 from sottovoce.evaluation.judges.llm import (
-    JUDGES,
     THOUGHTS,
     Answerer,
     Aspect,

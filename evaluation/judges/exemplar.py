@@ -10,7 +10,8 @@ from typing import Any
 
 from sottovoce.config_tree import read_yaml
 from sottovoce.errors import ConfigError, nearest
-from sottovoce.evaluation.judges.llm import HIGHEST, JUDGES, LOWEST, Answerer, Aspect, Judge, Reply, Verdict
+from sottovoce.evaluation import JUDGES
+from sottovoce.evaluation.judges.llm import HIGHEST, LOWEST, Answerer, Aspect, Judge, Reply, Verdict
 from sottovoce.evaluation.metrics import rouge_l_of_each
 from sottovoce.paths import resolve
 

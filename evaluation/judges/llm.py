@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from sottovoce.errors import ConfigError, nearest
+from sottovoce.evaluation import JUDGES
 from sottovoce.evaluation.bootstrap import Interval, bootstrap, ratio
 from sottovoce.paths import read_text, resolve
-from sottovoce.registry import Registry
 
 T = TypeVar("T")
 Aspect: TypeAlias = str  # what is scored
@@ -123,9 +123,6 @@ class Judge(ABC):
 
         A reply that cannot be judged costs its own score, and is counted; it never costs the others theirs.
         """
-
-
-JUDGES: Registry[Judge] = Registry("judge")
 
 
 def who_answers(judge: str, engine: "Answerer | None", retries: int, max_new_tokens: int) -> "Answerer":

@@ -1,13 +1,57 @@
 """Errors that are the user's to mend: the commands print them as one message, without a traceback."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal, TypeAlias
+
+from typing_extensions import Self
 
 _LONGEST_NAME = 100  # nobody means a spelling of ours by a longer one, and comparing it takes long
 
 
+Code: TypeAlias = Literal[
+    "unknown-key",  # a key that nothing reads
+    "missing-key",  # a key that is needed and not there
+    "unknown-name",  # a name that matches nothing: a task, slot, component, stage, GPU ...
+    "bad-value",  # a value of the wrong type or outside its range
+    "conflict",  # keys, options or files that contradict each other
+    "not-found",  # a file, folder, weight or manifest that is not where it was looked for
+    "damaged",  # a file that cannot be read as what it should be
+    "mismatch",  # parts that do not belong together: weights, data, checkpoints, runs
+    "empty",  # nothing is left to work on
+    "unsafe",  # a path that leaves its folder, code that would run, a file that would fill the memory
+    "unavailable",  # a package, device or server that is not there
+    "storage",  # a disk that takes no more
+    "nonfinite",  # numbers that are not finite
+    "died",  # another process that this one needs
+]
+
+
 class SottovoceError(ValueError):
-    """What is wrong, where, and what to do about it."""
+    """An error that is the user's to mend: what is wrong, where, and what to do about it.
+
+    Args:
+        message: what the user reads.
+        code: the kind of fault, for programs and tests.
+        where: its place: a recipe's key (`stages.joint.lr`), a file, or a line of one (`train.jsonl:7`).
+        faults: where one error tells of several, each of them.
+    """
+
+    code: Code | None = None
+
+    def __init__(
+        self, message: str = "", *, code: Code | None = None, where: object = "", faults: Iterable[SottovoceError] = ()
+    ) -> None:
+        super().__init__(message)
+        self.code, self.where, self.faults = code or self.code, str(where), tuple(faults)
+
+    @classmethod
+    def of(cls, faults: Iterable[SottovoceError]) -> Self:
+        """One error that tells of several, a line each."""
+        faults = tuple(faults)
+        return cls("\n".join(map(str, faults)), code=faults[0].code, where=faults[0].where, faults=faults)
 
 
 class ConfigError(SottovoceError):
@@ -25,6 +69,8 @@ class AudioError(SottovoceError):
 class MissingError(SottovoceError):
     """Weights or data that are not where they were looked for."""
 
+    code = "not-found"
+
 
 class BundleError(SottovoceError):
     """A bundle that is damaged, or that belongs to other frozen parts."""
@@ -33,9 +79,13 @@ class BundleError(SottovoceError):
 class StorageError(SottovoceError):
     """A file that cannot be written; what it held before is still there."""
 
+    code = "storage"
+
 
 class CheckpointError(SottovoceError):
     """A checkpoint that is damaged; the message names the file and how a run goes on without it."""
+
+    code = "damaged"
 
 
 class TrainingError(SottovoceError):

@@ -1,16 +1,20 @@
 """Components by short name: the one place where a YAML `type:` becomes an object."""
 
+import ast
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import field, make_dataclass
+from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar, cast, get_type_hints
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, cast, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 
-from sottovoce.errors import ConfigError, brief, nearest
+from sottovoce.errors import Code, ConfigError, brief, nearest
 
 T = TypeVar("T")
+_ROOT = Path(__file__).parents[1]
 
 
 class Registry(Generic[T]):
@@ -18,12 +22,18 @@ class Registry(Generic[T]):
 
     A class's signature is its schema: positional parameters are wiring that the framework supplies, keyword-only
     parameters are the knobs that a YAML node may set. A package adds a component of kind `adapter` by the entry
-    point group `sottovoce.adapter`; nothing is imported until a recipe names it.
+    point group `sottovoce.adapter`. Nothing is imported until a component is built, or until a plug-in is named: a
+    recipe is checked by reading the sources of ours, since importing PyTorch takes seconds.
+
+    Args:
+        kind: of the components, for messages.
+        modules: name -> module of ours that registers it.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, modules: Mapping[str, str] | None = None) -> None:
         self.kind = kind
         self.group = f"sottovoce.{kind}"
+        self._modules = dict(modules or {})
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
@@ -42,7 +52,7 @@ class Registry(Generic[T]):
         return add
 
     def names(self) -> list[str]:
-        return sorted({*self._classes, *(plugin.name for plugin in entry_points(group=self.group))})
+        return sorted({*self._classes, *self._modules, *(plugin.name for plugin in entry_points(group=self.group))})
 
     def get(self, name: str) -> type[T]:
         """The class called `name`; a broken plug-in fails here, loudly, and only for those who named it.
@@ -50,11 +60,13 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: nothing has that name.
         """
+        if name in self._modules:
+            import_module(self._modules[name])
         if name in self._classes:
             return self._classes[name]
         for plugin in entry_points(group=self.group, name=name):
             return cast(type[T], plugin.load())
-        raise ConfigError(f"no {self.kind} is called {name!r}.{nearest(name, self.names())}")
+        raise ConfigError(f"no {self.kind} is called {name!r}.{nearest(name, self.names())}", code="unknown-name")
 
     def knobs(self, name: str) -> dict[str, inspect.Parameter]:
         """The keyword-only parameters of a component, by name."""
@@ -69,17 +81,20 @@ class Registry(Generic[T]):
         """
         where = where or self.kind
         if not isinstance(node, Mapping) or not isinstance(node.get("type"), str):
-            raise ConfigError(f"{where}: `type` is missing. Known: {', '.join(self.names())}")
+            told = f"{where}: `type` is missing. Known: {', '.join(self.names())}"
+            raise ConfigError(told, code="missing-key", where=f"{where}.type")
         try:
             schema = OmegaConf.structured(self._schema(node["type"]))
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
+            raise ConfigError(f"{where}: {error}", code=error.code, where=f"{where}.type") from None
         knobs = {key: value for key, value in node.items() if key != "type"}
         try:
             filled = OmegaConf.to_container(OmegaConf.merge(schema, knobs), throw_on_missing=True)
         except Exception as error:  # a value that fits nothing can be a TypeError of OmegaConf's own making
             told = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"{where}: {brief(told, 300)}") from None
+            key = str(getattr(error, "full_key", None) or "")
+            code: Code = "unknown-key" if "not in" in told else "missing-key" if "missing" in told else "bad-value"
+            raise ConfigError(f"{where}: {brief(told, 300)}", code=code, where=f"{where}.{key}") from None
         return {"type": node["type"], **cast(dict[str, Any], filled)}
 
     def build(self, node: Mapping[str, Any], *wiring: Any) -> T:
@@ -88,13 +103,33 @@ class Registry(Generic[T]):
         return self.get(knobs.pop("type"))(*wiring, **knobs)
 
     def _schema(self, name: str) -> type:
-        cls = self.get(name)
-        hints = get_type_hints(cls.__init__)
-        return make_dataclass(
-            cls.__name__, [(p.name, hints.get(p.name, Any), _default(p)) for p in self.knobs(name).values()]
-        )
+        knobs = _written(self._modules[name], name) if name in self._modules and name not in self._classes else None
+        if knobs is None:
+            hints = get_type_hints(self.get(name).__init__)
+            knobs = [(p.name, hints.get(p.name, Any), p.default) for p in self.knobs(name).values()]
+        return make_dataclass(name, [(knob, hint, _default(value)) for knob, hint, value in knobs])
 
 
-def _default(knob: inspect.Parameter) -> Any:
-    value = MISSING if knob.default is knob.empty else knob.default
+def _written(module: str, name: str) -> list[tuple[str, Any, Any]] | None:
+    """Knobs of the class that registers `name` in a module of ours, by its source; None where that does not say."""
+    tree = ast.parse(_ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    own = next(
+        (node for node in classes if any(f".register('{name}')" in ast.unparse(d) for d in node.decorator_list)), None
+    )
+    made = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"] if own else []
+    if not made:
+        return None
+    try:
+        return [
+            (arg.arg, eval(ast.unparse(arg.annotation or ast.Name("Any")), {"Literal": Literal, "Any": Any}),
+             inspect.Parameter.empty if value is None else ast.literal_eval(value))
+            for arg, value in zip(made[0].args.kwonlyargs, made[0].args.kw_defaults, strict=True)
+        ]  # fmt: skip
+    except (NameError, ValueError, AttributeError):  # a type or a default with a name of its own
+        return None
+
+
+def _default(value: Any) -> Any:
+    value = MISSING if value is inspect.Parameter.empty else value
     return field(default_factory=lambda: value)

@@ -208,7 +208,7 @@ MISTAKES = {
     "intent_folds=1": "at least 2",
     "manifest=nowhere.jsonl": "nowhere.jsonl",
     "keywords=[window]": "window",
-    "batches=3": "Did you mean 'batch'",
+    "batches=3": "Did you mean 'batch_size'",
     "task=emotin": "known tasks",
 }
 

@@ -40,7 +40,8 @@ def write_table(alignment: dict[str, Any], tmp_path: Path) -> Callable[..., str]
     evaluation = {"batch_size": 5, "max_new_tokens": 4, "tasks": ["response", "emotion"], "slots": ["both"]}
     baseline = {**alignment, "encoder": CONFORMER, "name": "seed-${seed}/baseline", "evaluation": evaluation}
     cascade = {
-        **baseline, "name": "seed-${seed}/cascade", "init_from": "${output_dir}/seed-${seed}/baseline/bundle", "stages": {},
+        **baseline, "name": "seed-${seed}/cascade", "init_from": "${output_dir}/seed-${seed}/baseline/bundle",
+        "stages": {},
         "cascade": {"epochs": 2, "pool": 4},
     }  # fmt: skip
     for name, made in (("baseline", baseline), ("cascade", cascade)):

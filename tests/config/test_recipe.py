@@ -47,13 +47,13 @@ def test_the_papers_parameter_counts(name: str, linguistic: str, capsys: pytest.
 def test_the_papers_training_details() -> None:
     """Section IV-C."""
     stages = recipes.load(CONF / "dual_adapter.yaml").stages
-    assert [(s.lr, s.warmup_steps, s.epochs, s.weight_decay, s.decay) for s in stages.values()] == [
+    assert [(s.lr, s.warmup_steps, s.epochs, s.weight_decay, s.lr_schedule) for s in stages.values()] == [
         (5e-5, 1000, 3, 0.05, "linear"),
         (5e-6, 1000, 3, 0.05, "linear"),
         (5e-6, 0, 3, 0.05, "linear"),
     ]
     assert [s.err for s in stages.values()] == [None, *[{"speech": 1, "text": 1, "none": 1}] * 2]
-    assert all(s.batch * 4 == 48 for s in stages.values())
+    assert all(s.batch_size * 4 == 48 for s in stages.values())
 
 
 def test_llama_differs_from_qwen_in_the_llm_alone() -> None:

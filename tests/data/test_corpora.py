@@ -17,7 +17,7 @@ from tests.helpers.corpora import FFMPEG, kept, librispeech, meld, read, table, 
 from sottovoce import registry
 from sottovoce.cli.main import main
 from sottovoce.data.captions import style_caption
-from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora import CORPORA
 from sottovoce.errors import ConfigError, MissingError
 
 

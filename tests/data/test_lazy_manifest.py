@@ -67,7 +67,7 @@ def test_drawing_reads_what_is_drawn_however_long_the_manifest(folder: Path) -> 
     reads = {}
     for count in (1000, 20_000):
         many = lines(write(folder, [line(i) for i in range(count)]))
-        sampler = LazyBatchSampler(many.seconds, np.ones(count, np.float32), batch=4, epochs=2, seed=0)
+        sampler = LazyBatchSampler(many.seconds, np.ones(count, np.float32), batch_size=4, epochs=2, seed=0)
         for (_, rows, _), _ in zip(sampler, range(10), strict=False):
             assert [many[row].id for row in rows] == [f"u{row}" for row in rows]
         reads[count] = many.reads

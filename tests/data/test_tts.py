@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from sottovoce.data.tts.base import SYNTHESIZERS, NotSpoken, checked
+from sottovoce.data.tts import SYNTHESIZERS
+from sottovoce.data.tts.base import NotSpoken, checked
 from sottovoce.data.tts.effects import median_f0, set_level, trim, voice_quality
 from sottovoce.data.tts.espeak_voices import ESpeakSynthesizer
 from sottovoce.data.tts.openai import OpenAISpeech

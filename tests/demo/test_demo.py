@@ -176,7 +176,7 @@ def test_the_deeper_llm_has_layers_enough_to_tell_apart(deep: CausalLLM) -> None
 
 def test_the_deeper_llm_is_asked_again_what_it_knows(deep: CausalLLM) -> None:
     items = read_items(resolve("sottovoce:demo/backbones/retention.jsonl"))
-    assert len(items) == 220 and retention(deep, items[::10], batch=22).right >= 0.8
+    assert len(items) == 220 and retention(deep, items[::10], batch_size=22).right >= 0.8
 
 
 def test_growing_changes_nothing_yet_and_narrowing_leaves_what_weighs_most() -> None:

@@ -10,15 +10,8 @@ import pytest
 
 from sottovoce.config import recipe as recipes
 from sottovoce.errors import ConfigError, SottovoceError
-from sottovoce.evaluation import Prediction, Record, read_predictions, score_all, write_results
-from sottovoce.evaluation.awareness import (
-    AWARENESS_JUDGES,
-    AwarenessJudge,
-    AwarenessRule,
-    Case,
-    groups,
-    labelled,
-)
+from sottovoce.evaluation import AWARENESS_JUDGES, Prediction, Record, read_predictions, score_all, write_results
+from sottovoce.evaluation.awareness import AwarenessJudge, AwarenessRule, Case, groups, labelled
 from sottovoce.evaluation.judges.awareness import AwarenessLLM, parse_label
 from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.llms.engines import Chat, Engine, Failure

@@ -13,7 +13,8 @@ from sottovoce.config import recipe as recipes
 from sottovoce.errors import ConfigError
 from sottovoce.evaluation import Prediction, Reply, read_predictions, read_results, results_markdown, score_all
 from sottovoce.evaluation.judges.conversation import ASPECTS, SCALES, ConversationJudge, parse_scores
-from sottovoce.llms.engines import ENGINES, Chat, Engine, Failure
+from sottovoce.llms import ENGINES
+from sottovoce.llms.engines import Chat, Engine, Failure
 from sottovoce.scoring.judging import reply
 from sottovoce.training.splits import read_splits
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from sottovoce.errors import ConfigError
+from sottovoce.evaluation import JUDGES
 from sottovoce.evaluation.judges import exemplar as rule_judge  # noqa: F401  (importing a module registers it)
-from sottovoce.evaluation.judges.llm import ASPECTS, JUDGES, Judge, LLMJudge, Reply, Rubric, Verdict, parse_score
+from sottovoce.evaluation.judges.llm import ASPECTS, Judge, LLMJudge, Reply, Rubric, Verdict, parse_score
 from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.llms.engines import Chat, Engine, Failure
 

@@ -99,9 +99,9 @@ def plain_loss(llm: CausalLLM, item: Item) -> tuple[float, int]:
 
 def test_a_loss_is_the_models_own_and_does_not_depend_on_batch_mates(tiny_llm: str, file: Path) -> None:
     llm, items = loaded(tiny_llm), read_items(file)
-    together = retention(llm, items, batch=4, max_new_tokens=9)
+    together = retention(llm, items, batch_size=4, max_new_tokens=9)
     alone = [retention(llm, [item], max_new_tokens=9) for item in items]
-    backwards = retention(llm, items[::-1], batch=3, max_new_tokens=9).rows[::-1]
+    backwards = retention(llm, items[::-1], batch_size=3, max_new_tokens=9).rows[::-1]
     for item, row, single, turned in zip(items, together.rows, alone, backwards, strict=True):
         nats, tokens = plain_loss(llm, item)
         assert row.tokens == tokens and row.nats == pytest.approx(nats, rel=1e-4)
@@ -116,9 +116,9 @@ def test_what_was_not_tuned_has_changed_by_exactly_nothing(
     tiny_llm: str, file: Path, tmp_path: Path, method: str
 ) -> None:
     llm = loaded(tiny_llm, method)
-    retention_before(llm, file, tmp_path, batch=4, max_new_tokens=9)
+    retention_before(llm, file, tmp_path, batch_size=4, max_new_tokens=9)
     llm.train()
-    records = {r.metric: r for r in retention_after("ours", llm, file, tmp_path, batch=4, max_new_tokens=9)}
+    records = {r.metric: r for r in retention_after("ours", llm, file, tmp_path, batch_size=4, max_new_tokens=9)}
     for name in ("right_change", "nats_change"):
         assert (records[name].value, records[name].low, records[name].high) == (0, 0, 0)
     assert (tmp_path / BEFORE).read_bytes() == (tmp_path / AFTER).read_bytes()

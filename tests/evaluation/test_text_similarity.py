@@ -102,7 +102,7 @@ def test_rouge_says_where_it_cannot_read() -> None:
 @pytest.mark.parametrize("layer", [0, 2, 3])
 def test_bert_score_is_its_authors(bert: Path, layer: int) -> None:
     responses, targets = pairs(30)
-    ours = BertScore(str(bert), layer=layer, batch=7).f1(responses, targets)
+    ours = BertScore(str(bert), layer=layer, batch_size=7).f1(responses, targets)
     assert ours == pytest.approx(authors(bert, responses, targets, layer), abs=TOLERANCE)
     assert max(ours) - min(ours) > 0.1
 

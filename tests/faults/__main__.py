@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="cases that are done at once")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument(
-        "--keep", type=Path, help="a folder to work in, which is left; its ignore_signals run is used again"
+        "--keep", type=Path, help="a folder to work in, which is left; its undisturbed run is used again"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)

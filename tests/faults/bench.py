@@ -1,4 +1,4 @@
-"""The ignore_signals run, and moments of it."""
+"""The undisturbed run, and moments of it."""
 
 import random
 
@@ -8,7 +8,7 @@ from tests.faults.world import World
 
 
 class Bench:
-    """A world, and the ignore_signals run that all others are held against."""
+    """A world, and the undisturbed run that all others are held against."""
 
     def __init__(self, world: World, seed: int) -> None:
         self.world, self.seed = world, seed
@@ -17,7 +17,7 @@ class Bench:
         if not (self.whole.run / "bundle").is_dir():  # a folder that is used again has it
             ended = fit(self.whole, counted)
             if ended.code:
-                raise RuntimeError(f"the ignore_signals run failed:\n{ended.said}")
+                raise RuntimeError(f"the undisturbed run failed:\n{ended.said}")
         entries = self.whole.entries()
         steps = [(entry["stage"], entry["step"]) for entry in entries if "rows" in entry]
         calls = [*[entry["calls"] for entry in entries if "calls" in entry][1:], 1]  # those of a step stand after it

@@ -37,7 +37,7 @@ class Row:
         self.demand(ended.code == 0, f"the same command did not finish: exit {ended.code}: {ended.said[-800:]}")
 
     def demand_same(self, command: Command, whole: Command) -> None:
-        """A run ends in the weights and scores of the ignore_signals one, bit for bit, and each step had its examples."""
+        """A run ends in the weights and scores of the undisturbed one, bit for bit, and each step had its examples."""
         self.faults += differences(command, whole)
 
 
@@ -59,7 +59,7 @@ def _same(weights: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> b
 
 
 def order_faults(entries: Sequence[dict[str, Any]], whole: Sequence[dict[str, Any]]) -> list[str]:
-    """Whether every step was made with the examples of the ignore_signals run, and none was left out on the way."""
+    """Whether every step was made with the examples of the undisturbed run, and none was left out on the way."""
     due = {_key(entry): entry["rows"] for entry in whole if "rows" in entry}
     number = {key: i for rank in (0, 1) for i, key in enumerate(key for key in due if key[2] == rank)}
     faults, done = [], {(rank, -1) for rank in (0, 1)}
@@ -68,7 +68,7 @@ def order_faults(entries: Sequence[dict[str, Any]], whole: Sequence[dict[str, An
             continue
         key = _key(entry)
         if due.get(key) != entry["rows"]:
-            faults.append(f"{key}: other examples than in the ignore_signals run")
+            faults.append(f"{key}: other examples than in the undisturbed run")
         elif (key[2], number[key] - 1) not in done:
             faults.append(f"{key}: begun before the step before it")
         else:

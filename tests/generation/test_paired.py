@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from sottovoce.cli.main import main
 from sottovoce.data.manifest import Manifest, read_manifest
 from sottovoce.data.paired_texts import SkippedRows, Text, read_texts, select, split_of
-from sottovoce.data.tts.base import SYNTHESIZERS, NotSpoken, Synthesizer
+from sottovoce.data.tts import SYNTHESIZERS
+from sottovoce.data.tts.base import NotSpoken, Synthesizer
 from sottovoce.errors import ConfigError, ManifestError
 from sottovoce.generation import paired
 from sottovoce.generation.paired_config import load
-from sottovoce.llms.engines import ENGINES, Chat, Cut, Engine, Failure
+from sottovoce.llms import ENGINES
+from sottovoce.llms.engines import Chat, Cut, Engine, Failure
 from sottovoce.paths import resolve
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -7,7 +7,7 @@ from tests.helpers.corpora import FFMPEG, dailytalk, librispeech, meld, style_ro
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
-from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.published import Published
 from sottovoce.training.splits import read_splits
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.files import Tree
 from sottovoce.data.corpora.published import Line, Published
 from sottovoce.data.corpora.report import Report

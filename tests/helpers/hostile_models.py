@@ -143,7 +143,8 @@ def tiny_tree(folder: Path) -> dict[str, Any]:
         "data": {"cache": None, "train": [{"manifest": "m.jsonl", "weight": 2.0, "allow": ["/x"]}],
         "max_seconds": 30},
         "stages": {
-            "joint": {"tasks": {"asr": 2, "emotion": 1}, "lr": 1e-2, "epochs": 1, "batch_size": 4, "betas": [0.9, 0.98]},
+            "joint": {"tasks": {"asr": 2, "emotion": 1}, "lr": 1e-2, "epochs": 1, "batch_size": 4,
+                      "betas": [0.9, 0.98]},
             "apart": {"tasks": {"asr": 1}, "err": {"speech": 1, "none": 1}, "lr": 1e-2, "train": ["linguistic"]},
         },
         "evaluation": {"batch_size": 5, "max_new_tokens": 6, "tasks": ["asr"]}, "trainer": {"accelerator": "cpu"},

@@ -281,7 +281,7 @@ def test_a_manifest_needs_no_more_than_audio(write: Write, speech: Path) -> None
         ({"stepz": 5}, r"recipe.yaml: unknown key 'stepz'. Did you mean 'steps'\?"),
         ({"steps": "many"}, "steps: .*many"),
         ({"steps": 0}, "steps: must be at least 1, found 0"),
-        ({"batch_size": None}, "batch: "),
+        ({"batch_size": None}, "batch_size: "),
         ({"masking": {"spam": 32}}, r"masking.*spam.*'span'"),
         ({"masking": {"probability": 0.0}}, "masking.probability: must be above 0"),
         ({"quantizer": {"codes": 0}}, "quantizer.codes: must be at least 1"),
@@ -351,7 +351,7 @@ def test_the_recipes_of_the_package_are_the_published_numbers(capsys: Any) -> No
     assert (recipe.masking.span, recipe.masking.probability, recipe.masking.noise) == (32, 0.025, 0.1)
     assert (recipe.quantizer.codebooks, recipe.quantizer.codes, recipe.quantizer.code_dim) == (16, 8192, 16)
     assert recipe.steps == 500_000 and recipe.data.crop_seconds == 60
-    assert recipe.batch * recipe.trainer["devices"] * recipe.trainer["num_nodes"] == 2048
+    assert recipe.batch_size * recipe.trainer["devices"] * recipe.trainer["num_nodes"] == 2048
     dry_run(config, [])
     shown = capsys.readouterr().out
     encoder = next(line for line in shown.splitlines() if "trains, is kept" in line)

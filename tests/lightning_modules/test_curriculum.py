@@ -68,15 +68,15 @@ def test_weights_repeat_and_thin_out() -> None:
 @pytest.mark.parametrize(("ranks", "batch"), [(2, 6), (3, 4), (4, 3)])
 def test_processes_share_the_batches_of_one(ranks: int, batch: int) -> None:
     """Each row goes to one of them, in the same step as alone; who has none left gets one that does not count."""
-    shares = [list(sampler(rank=rank, ranks=ranks, batch=batch)) for rank in range(ranks)]
+    shares = [list(sampler(rank=rank, ranks=ranks, batch_size=batch)) for rank in range(ranks)]
     together = [
         (first.epoch, sorted(row for rows in (first, *others) if rows.counts for row in rows.numbers))
         for first, *others in zip(*shares, strict=True)
     ]
-    assert together == [(rows.epoch, sorted(rows.numbers)) for rows in sampler(batch=12)]
+    assert together == [(rows.epoch, sorted(rows.numbers)) for rows in sampler(batch_size=12)]
     assert all(1 <= len(rows.numbers) <= batch for share in shares for rows in share)
     for rank, share in enumerate(shares):
-        alone = zip(share, sampler(batch=12), strict=True)
+        alone = zip(share, sampler(batch_size=12), strict=True)
         assert all(rows.counts == (rank < len(whole.numbers)) for rows, whole in alone)
 
 

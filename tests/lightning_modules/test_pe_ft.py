@@ -60,15 +60,13 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
 
 
 @pytest.fixture
-def trainable_names(
-    write_recipe: Callable[..., str], tree: dict[str, Any], pairs: dict[str, Any]
-) -> Callable[..., str]:
-    """Write a recipe with one stage in which the LLM learns; `tuning` and `adch` as said."""
+def tuned(write_recipe: Callable[..., str], tree: dict[str, Any], pairs: dict[str, Any]) -> Callable[..., str]:
+    """Write a recipe with one stage in which the LLM learns; `tuning` and `auxiliary_head` as said."""
 
-    def write(tuning: dict[str, Any], adch: dict[str, Any] | None = None, **changes: Any) -> str:
+    def write(tuning: dict[str, Any], head: dict[str, Any] | None = None, **changes: Any) -> str:
         return write_recipe(
             llm={**tree["llm"], "tuning": tuning},
-            adch=adch,
+            auxiliary_head=head,
             stages={"tune": STAGE},
             data={"cache": tree["data"]["cache"], **pairs},
             evaluation={"batch_size": 5, "max_new_tokens": 6, "slots": ["both"]},
@@ -196,7 +194,7 @@ def test_recomputed_activations_give_the_same_gradients(
         out = run.module.loss(batch)
         assert out.watched is not None
         truth = [(str(e.utterance.category), e.utterance.labels[str(e.utterance.category)]) for e in batch.examples]
-        (out.total + run.module.adch.loss(out.watched, truth).category).backward()  # type: ignore[union-attr]
+        (out.total + run.module.auxiliary_head.loss(out.watched, truth).category).backward()  # type: ignore[union-attr]
         gradients.append(
             [weight.grad.clone() for weight in run.module.trainable_parameters() if weight.grad is not None]
         )
@@ -211,7 +209,7 @@ def test_the_head_moves_the_layers_below_it(tuned: Callable[..., str]) -> None:
     for weight in (0.0, 1000.0):
         run = opened(tuned(LORA, {**HEAD, "weight": weight}, name=f"w{weight:g}"))
         config = run.recipe
-        assert config.adch and config.adch.weight == weight
+        assert config.auxiliary_head and config.auxiliary_head.weight == weight
         from sottovoce.lightning_modules.curriculum import train
 
         train(run)
@@ -222,9 +220,9 @@ def test_the_head_moves_the_layers_below_it(tuned: Callable[..., str]) -> None:
 
 
 def test_a_killed_run_ends_in_the_same_weights(tuned: Callable[..., str], tmp_path: Path) -> None:
-    whole = tuned(LORA, HEAD, runs=str(tmp_path / "whole"))
+    whole = tuned(LORA, HEAD, output_dir=str(tmp_path / "whole"))
     assert main(["fit", "--config", whole]) == 0
-    config = tuned(LORA, HEAD, runs=str(tmp_path / "killed"))
+    config = tuned(LORA, HEAD, output_dir=str(tmp_path / "killed"))
     command = [sys.executable, "-c", KILL, config, "4", str(torch.get_num_threads())]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -252,7 +250,7 @@ def test_a_run_may_begin_from_a_bundle_whose_llm_was_frozen(
         ({"llm.tuning.layers": "0-7"}, r"layers 0-1"),
         ({"llm.tuning.targets": ["query"]}, r"no linear map.*'query'"),
         ({"llm.tuning.method": "frozen"}, r"a stage trains `llm`: say what of it learns"),
-        ({"stages.tune.train": ["linguistic"]}, r"no stage has `llm` in `trains`"),
+        ({"stages.tune.train": ["linguistic"]}, r"no stage has `llm` in `train`"),
         ({"llm.tuning.layers": "auto"}, r"layers: auto needs llm\.tuning\.analysis"),
         ({"llm.tuning.layers": "auto", "llm.tuning.analysis": "none.json"}, r"llm\.tuning\.analysis: .*none\.json"),
         ({"adch.layer": 9}, r"adch\.layer: 9.*0-1"),

@@ -54,7 +54,7 @@ def config(folder: Path, tiny_llm: str, tiny_whisper: str, manifests: dict[str, 
 
 def job(name: str, strategy: str, kill: int | None = None) -> dict[str, Any]:
     """A run in two processes, with half the batch each."""
-    batches = [f"stages.{stage.split('-')[1]}.batch=2" for stage in STAGES]
+    batches = [f"stages.{stage.split('-')[1]}.batch_size=2" for stage in STAGES]
     return {"overrides": [f"name={name}", f"trainer.strategy={strategy}", "trainer.devices=2", *batches], "kill": kill}
 
 

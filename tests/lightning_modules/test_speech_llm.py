@@ -156,7 +156,7 @@ def test_a_checkpoint_holds_the_adapters_and_nothing_else(run: Run, monkeypatch:
     monkeypatch.setattr(SpeechLLM, "trainer", SimpleNamespace(world_size=2))
     checkpoint: dict[str, Any] = {"state_dict": run.module.state_dict()}
     run.module.on_save_checkpoint(checkpoint)
-    assert checkpoint["batch"] == 2 * run.recipe.stages["joint"].batch
+    assert checkpoint["batch_size"] == 2 * run.recipe.stages["joint"].batch_size
     assert set(checkpoint["state_dict"]) == {f"adapters.{k}" for k in run.module.adapters.state_dict()}
 
 

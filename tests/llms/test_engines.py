@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from sottovoce.errors import ConfigError, MissingError
+from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
-from sottovoce.llms.engines import ENGINES, Chat, Cut, Failure
+from sottovoce.llms.engines import Chat, Cut, Failure
 from sottovoce.llms.openai_engine import OpenAIEngine
 from sottovoce.openai_client import Retryable, retry_after
 

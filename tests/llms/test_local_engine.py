@@ -9,9 +9,10 @@ from tests.helpers.families import save_family
 from tests.llms.test_engines import chat
 
 from sottovoce.errors import ConfigError, SottovoceError
+from sottovoce.llms import ENGINES
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.chat_template import ChatTurn
-from sottovoce.llms.engines import ENGINES, Cut, LocalEngine, Sampling
+from sottovoce.llms.engines import Cut, LocalEngine, Sampling
 from sottovoce.llms.openai_engine import OpenAIEngine
 
 
@@ -46,7 +47,7 @@ def test_an_answer_does_not_depend_on_its_company(local: LocalEngine, temperatur
     limits: dict[str, Any] = {"max_new_tokens": 8, "temperature": temperature, "seed": 5}
     together = local.answer(CHATS, **limits)
     assert together == [local.answer([one], **limits)[0] for one in CHATS]
-    assert together == LocalEngine.of(local.llm, batch=2).answer(CHATS, **limits)
+    assert together == LocalEngine.of(local.llm, batch_size=2).answer(CHATS, **limits)
     assert together[::-1] == local.answer(CHATS[::-1], **limits)
 
 

@@ -36,7 +36,7 @@ MERGED = 1e-4  # (W + BA)x is summed in another order than Wx + B(Ax)
 LORA = {"method": "lora", "layers": "0-1", "rank": 4}
 
 
-def trainable_names(kind: str, folder: Path, **tuning: Any) -> SpeechLLM:
+def tuned(kind: str, folder: Path, **tuning: Any) -> SpeechLLM:
     """A module in which everything that can learn has changed."""
     llm = {"checkpoint": str(folder), "dtype": "float32", "tuning": tuning}
     stages = {"sft": {"tasks": {"asr": 1}, "lr": 1e-4, "train": ["audio", "encoder", "llm"]}}

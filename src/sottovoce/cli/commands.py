@@ -147,10 +147,14 @@ def _takes_recipe(command: Parser, config: str, override: str) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from sottovoce.lightning_modules.fit import dry_run, fit, print_config
+    if arguments.print_config:
+        from sottovoce.config.recipe import print_config
 
-    action = dry_run if arguments.dry_run else print_config if arguments.print_config else fit
-    action(arguments.config, arguments.overrides)
+        print_config(arguments.config, arguments.overrides)
+        return
+    from sottovoce.lightning_modules.fit import dry_run, fit
+
+    (dry_run if arguments.dry_run else fit)(arguments.config, arguments.overrides)
 
 
 def _estimate(arguments: argparse.Namespace) -> None:

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sottovoce.adapters import ADAPTERS
-from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora import CORPORA
 from sottovoce.data.tasks import TASKS
-from sottovoce.data.tts.base import SYNTHESIZERS
+from sottovoce.data.tts import SYNTHESIZERS
 from sottovoce.encoders import ENCODERS
 from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
 from sottovoce.llms import ENGINES

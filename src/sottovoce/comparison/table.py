@@ -23,8 +23,8 @@ from sottovoce.evaluation.reports.systems_table import Cell, Comparison, compari
 from sottovoce.evaluation.text_similarity import ROUGE, BertScore
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.fit import fit
+from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
-from sottovoce.llms.engines import ENGINES
 from sottovoce.scoring.speech_tokens import pooled_tokens
 from sottovoce.training.run_folder import check_folder
 from sottovoce.training.splits import read_splits

@@ -14,7 +14,7 @@ from sottovoce.config_tree import read_tree
 from sottovoce.errors import ConfigError, nearest
 from sottovoce.evaluation import JUDGES
 from sottovoce.evaluation.reports.systems_table import COLUMNS
-from sottovoce.llms.engines import ENGINES
+from sottovoce.llms import ENGINES
 
 
 @dataclass

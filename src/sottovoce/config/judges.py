@@ -7,7 +7,7 @@ from typing import Any
 from sottovoce.config_tree import Tree
 from sottovoce.errors import ConfigError
 from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
-from sottovoce.llms.engines import ENGINES
+from sottovoce.llms import ENGINES
 from sottovoce.registry import Registry
 
 

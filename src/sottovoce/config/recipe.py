@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config.judges import AwarenessConfig, JudgeConfig, check_judges, without_null_judges
@@ -14,7 +14,7 @@ from sottovoce.config.schema import checked
 from sottovoce.config.trainer import reserved_arguments
 from sottovoce.config.tuning import TuningConfig, check_tuning
 from sottovoce.config_tree import Tree, read_tree
-from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora import CORPORA
 from sottovoce.data.tasks import TASKS
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError, nearest
@@ -191,6 +191,11 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     for key in (text.partition("=")[0] for text in overrides if text.endswith("=null")):
         _check_switched_off(read_tree(Path(path), [o for o in overrides if o != f"{key}=null"]), key)
     return parse(tree, str(path))
+
+
+def print_config(path: str | Path, overrides: Iterable[str] = ()) -> None:
+    """Print the whole recipe, every default filled in."""
+    print(OmegaConf.to_yaml(load(path, overrides).plain()), end="")
 
 
 def _check_switched_off(tree: Tree, key: str) -> None:

@@ -18,13 +18,14 @@ from rich.progress import Progress
 from sottovoce.data.audio import read_header
 from sottovoce.data.manifest import read_manifest
 from sottovoce.data.paired_texts import HELD_OUT, SkippedRows, Text, is_held_out, number_of, read_texts, select
-from sottovoce.data.tts.base import SYNTHESIZERS, Synthesizer, digest
+from sottovoce.data.tts import SYNTHESIZERS
+from sottovoce.data.tts.base import Synthesizer, digest
 from sottovoce.errors import ConfigError, ManifestError, nearest
 from sottovoce.generation.paired_config import SPLITS, PairedRecipe, load
 from sottovoce.generation.speak import Clip, speak
 from sottovoce.generation.writer import Writer
+from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
-from sottovoce.llms.engines import ENGINES
 from sottovoce.paths import resolve
 
 

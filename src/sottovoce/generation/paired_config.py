@@ -10,9 +10,9 @@ from omegaconf import MISSING
 from sottovoce.config.schema import checked
 from sottovoce.config_tree import read_tree
 from sottovoce.data.paired_texts import HELD_OUT
-from sottovoce.data.tts.base import SYNTHESIZERS
+from sottovoce.data.tts import SYNTHESIZERS
 from sottovoce.errors import ConfigError, nearest
-from sottovoce.llms.engines import ENGINES
+from sottovoce.llms import ENGINES
 
 SPLITS = ("train", "validation", "test")
 ANY = "any"  # voices that say every label of an attribute: then each text is said by one and the same voice

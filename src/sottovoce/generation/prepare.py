@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from sottovoce.config_tree import read_overrides
-from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.published import Published
 from sottovoce.errors import ConfigError
 

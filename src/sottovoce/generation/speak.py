@@ -13,7 +13,8 @@ from rich.progress import Progress
 
 from sottovoce.data.audio import read_header
 from sottovoce.data.paired_texts import Text
-from sottovoce.data.tts.base import SYNTHESIZERS, NotSpoken, Synthesizer, checked
+from sottovoce.data.tts import SYNTHESIZERS
+from sottovoce.data.tts.base import NotSpoken, Synthesizer, checked
 from sottovoce.errors import AudioError
 
 _own: Synthesizer | None = None  # of a worker process

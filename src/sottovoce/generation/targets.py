@@ -18,8 +18,9 @@ from sottovoce.config_tree import read_overrides
 from sottovoce.data.manifest import Fault, read_lines
 from sottovoce.errors import ConfigError, ManifestError, nearest
 from sottovoce.generation.target_prompt import TargetPrompt
+from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
-from sottovoce.llms.engines import ENGINES, Cut, Engine, Failure
+from sottovoce.llms.engines import Cut, Engine, Failure
 from sottovoce.paths import read_text, resolve
 
 Kind: TypeAlias = Literal["response", "plain", "caption"]

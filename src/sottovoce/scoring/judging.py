@@ -28,8 +28,8 @@ from sottovoce.evaluation import (
 )
 from sottovoce.evaluation import write_results as write
 from sottovoce.evaluation.reports.results import results_table
+from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
-from sottovoce.llms.engines import ENGINES
 from sottovoce.training.run_folder import RECIPE
 from sottovoce.training.splits import read_splits
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
 from sottovoce.config.recipe import Recipe, SourceConfig, StageConfig
-from sottovoce.data.corpora.base import CORPORA
+from sottovoce.data.corpora import CORPORA
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.lazy_manifest import Lines
 from sottovoce.data.manifest import Fault, read_manifest
