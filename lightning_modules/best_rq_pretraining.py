@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader
 
 from sottovoce.config.best_rq import PretrainRecipe, load, parse
 from sottovoce.data.batch_sampler import BatchSampler
-from sottovoce.data.lazy_batch_sampler import LazyBatchSampler
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.best_rq import BestRQ, CodeLoss, Masking, RandomQuantizer, blind_guess
 from sottovoce.encoders.conformer import ConformerEncoder
@@ -217,10 +216,9 @@ def measure(recipe: PretrainRecipe, module: Pretraining, clips: Sequence[Clip], 
 def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer, start: int) -> DataLoader[Any]:
     """This rank's batches of all steps from `start` on; epochs follow one another until there are enough."""
     epochs = ceil(recipe.steps * recipe.batch_size * trainer.world_size / len(clips))
-    seconds = np.array(_lengths(recipe, clips), np.float32)
-    sampler = LazyBatchSampler(
-        seconds, np.ones(len(clips)), recipe.batch_size, epochs, recipe.seed, trainer.global_rank, trainer.world_size,
-        start, recipe.steps,
+    sampler = BatchSampler(
+        _lengths(recipe, clips), np.ones(len(clips)), recipe.batch_size, epochs, recipe.seed, trainer.global_rank,
+        trainer.world_size, start, max_batches=recipe.steps,
     )  # fmt: skip
     return _loader(recipe, "train", clips, sampler)
 
@@ -228,7 +226,7 @@ def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Tr
 def validation_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer) -> DataLoader[Any]:
     """This rank's batches of every clip once."""
     lengths, rank, ranks = _lengths(recipe, clips), trainer.global_rank, trainer.world_size
-    sampler = BatchSampler(lengths, [1.0] * len(clips), recipe.batch_size, 1, recipe.seed, rank, ranks)
+    sampler = BatchSampler(lengths, np.ones(len(clips)), recipe.batch_size, 1, recipe.seed, rank, ranks)
     return _loader(recipe, "validation", clips, sampler)
 
 
@@ -236,9 +234,7 @@ def _lengths(recipe: PretrainRecipe, clips: Sequence[Clip]) -> list[float]:
     return [min(clip.seconds, recipe.data.crop_seconds) for clip in clips]
 
 
-def _loader(
-    recipe: PretrainRecipe, side: str, clips: Sequence[Clip], sampler: BatchSampler | LazyBatchSampler
-) -> DataLoader[Any]:
+def _loader(recipe: PretrainRecipe, side: str, clips: Sequence[Clip], sampler: BatchSampler) -> DataLoader[Any]:
     masking = Masking(**asdict(recipe.masking))
     crops = Crops(clips, recipe.data.crop_seconds, masking, recipe.seed, side)
     workers = recipe.data.num_workers

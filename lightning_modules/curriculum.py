@@ -20,7 +20,6 @@ from sottovoce.config.recipe import Recipe, StageConfig
 from sottovoce.data.batch_sampler import BatchSampler
 from sottovoce.data.batches import Examples, LazyExamples
 from sottovoce.data.examples import Example, ExampleSampler
-from sottovoce.data.lazy_batch_sampler import LazyBatchSampler
 from sottovoce.data.tasks import Task
 from sottovoce.data.utterance import Utterance
 from sottovoce.device import on_device
@@ -268,28 +267,24 @@ def _trainer(run: Run, folder: Path, node: StageConfig, callbacks: list[Callback
     return trainer
 
 
-def _sampler(run: Run, stage: str, split: str, start: int, trainer: L.Trainer) -> BatchSampler | LazyBatchSampler:
+def _sampler(run: Run, stage: str, split: str, start: int, trainer: L.Trainer) -> BatchSampler:
     node, material = run.recipe.stages[stage], run.data.splits[split]
     training = split == "train"
-    weights = material.of_stage(node, run.example_sampler(stage, cut=training), training=training)
-    if isinstance(material, LazySplit):
-        return LazyBatchSampler(
-            material.seconds, weights, node.batch_size, node.epochs, run.recipe.seed, trainer.global_rank,
-            trainer.world_size, start,
-        )  # fmt: skip
+    drawing = run.example_sampler(stage, cut=training)
     return BatchSampler(
-        seconds=[utterance.seconds for utterance in material.utterances],
-        weights=weights.tolist(),
+        seconds=material.seconds,
+        weights=material.of_stage(node, drawing, training=training),
         batch_size=node.batch_size,
         epochs=node.epochs if training else 1,
         seed=run.recipe.seed,
         rank=trainer.global_rank,
         ranks=trainer.world_size,
         start=start,
+        groups=material.groups(drawing),
     )
 
 
-def _loader(run: Run, stage: str, split: str, sampler: BatchSampler | LazyBatchSampler) -> DataLoader[Any]:
+def _loader(run: Run, stage: str, split: str, sampler: BatchSampler) -> DataLoader[Any]:
     """Batches of a stage; targets that only the LLM can give are made first, for all its epochs."""
     node, material = run.recipe.stages[stage], run.data.splits[split]
     drawing = run.example_sampler(stage, cut=split == "train")
@@ -304,18 +299,18 @@ def _loader(run: Run, stage: str, split: str, sampler: BatchSampler | LazyBatchS
         run.targets.complete,
         run.audio_reader.read,
     )
-    if isinstance(sampler, LazyBatchSampler):
+    if isinstance(material, LazySplit):
         unread = LazyExamples(*parts, skip=run.recipe.data.policy == "skip")
         return _reading(unread, sampler, run.recipe.data.num_workers)
     data = Examples(*parts)
     if any(weight and run.tasks[task].generated for task, weight in node.tasks.items()):
-        wanted = (example for rows in sampler.order for example in data.examples(rows))
+        wanted = (example for rows in sampler.global_batches() for example in data.examples(rows))
         with run.progress() as progress:
             run.targets.make(run.module.llm, wanted, progress)
     return _reading(data, sampler, run.recipe.data.num_workers)
 
 
-def _reading(data: Examples, sampler: BatchSampler | LazyBatchSampler, workers: int) -> DataLoader[Any]:
+def _reading(data: Examples, sampler: BatchSampler, workers: int) -> DataLoader[Any]:
     return DataLoader(data, batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=ignore_signals)
 
 

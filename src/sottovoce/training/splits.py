@@ -40,6 +40,17 @@ class Split:
         spoken = [path for u in self.utterances for path in [u.audio, *(t.audio for t in u.context if t.audio)]]
         return list(dict.fromkeys(spoken))
 
+    @property
+    def seconds(self) -> NDArray[np.float32]:
+        """(utterances,) length of each."""
+        return np.array([u.seconds for u in self.utterances], np.float32)
+
+    def groups(self, drawing: ExampleSampler) -> NDArray[np.int64]:
+        """(utterances,) number of each one's part of the data and tasks of a stage: batches mix these evenly."""
+        keys = [(self.names.get(u.id), *drawing.possible(u, u.only)) for u in self.utterances]
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        return np.array([numbers[key] for key in keys], np.int64)
+
     def order_depends_on(self) -> Iterator[tuple[str, float, float]]:
         """Id, seconds and weight of each utterance."""
         return ((u.id, u.seconds, weight) for u, weight in zip(self.utterances, self.weights, strict=True))
@@ -67,8 +78,16 @@ class LazySplit(Split):
 
     def __init__(self, sources: Sequence[Lines], nodes: Sequence[SourceConfig]) -> None:
         super().__init__(cast(Any, ConcatDataset(cast(Any, sources))))
-        self.seconds = np.concatenate([source.seconds for source in sources])
+        self._seconds = np.concatenate([source.seconds for source in sources])
         self._sources, self._nodes = sources, nodes
+
+    @property
+    def seconds(self) -> NDArray[np.float32]:
+        return self._seconds
+
+    def groups(self, drawing: ExampleSampler) -> NDArray[np.int64]:
+        """See `Split`; before lines are read, only their manifests are known."""
+        return self._each(range(len(self._sources))).astype(np.int64)
 
     def of_stage(self, stage: StageConfig, drawing: ExampleSampler, *, training: bool) -> NDArray[np.float64]:
         """See `Split`; before lines are read, only what whole manifests may serve is known."""
