@@ -78,14 +78,8 @@ def tiny_recipe(folder: Path) -> Path:
     """The recipe of the tests, with random weights and a few tones as speech, in `folder`."""
     import torch
     import whisper
+    from tests.conftest import save_family, tiny_tree, write_manifest
     from whisper.model import ModelDimensions
-
-    from tests.conftest import tiny_tree, write_manifest
-
-    try:
-        from tests.helpers.families import save_family
-    except ImportError:  # before the tests had a folder for helpers
-        from tests.families import save_family  # type: ignore[import-not-found, no-redef]
 
     llm = str(save_family("qwen2", folder))
     dims = ModelDimensions(80, 50, 32, 4, 2, 100, 16, 32, 4, 2)
@@ -103,13 +97,8 @@ def table(title: str, calls: Calls) -> str:
     for (file, _), count in calls.items():
         files.setdefault(file, []).append(count)
     rows = [f"| {file} | {len(counts)} | {sum(counts):,} |" for file, counts in files.items()]
-    head = [
-        f"{title}: **{len(files)} files, {len(calls)} functions**",
-        "",
-        "| file | functions | calls |",
-        "|---|--:|--:|",
-    ]
-    return "\n".join([*head, *rows])
+    title += f": **{len(files)} files, {len(calls)} functions**"
+    return "\n".join([title, "", "| file | functions | calls |", "|---|--:|--:|", *rows])
 
 
 def main() -> None:
@@ -120,9 +109,8 @@ def main() -> None:
         done = subprocess.run(
             command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True, check=True
         )
-    before, step = (
-        Calls({(file, name): n for file, name, n in rows}) for rows in json.loads(done.stdout.splitlines()[-1])
-    )
+    counted = json.loads(done.stdout.splitlines()[-1])
+    before, step = (Calls({(file, name): n for file, name, n in rows}) for rows in counted)
     print(table("One steady training step, loader included", step))
     print()
     print(table("From the command to the first loss", before))
