@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sottovoce.data.audio import read_header
+from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.path_policy import Root
 from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Turn, Utterance

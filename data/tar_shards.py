@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-from sottovoce.data.audio import Header, place_of, read_header
+from sottovoce.data.audio_decoder import Header, read_bytes, read_header, tar_member
 from sottovoce.data.manifest import Fault, read_lines
 from sottovoce.data.path_policy import Root
 from sottovoce.errors import AudioError, ConfigError, ManifestError
@@ -142,14 +142,14 @@ class _Writer:
     def _append(self, clip: Path, header: Header, said: dict[str, Any]) -> str:
         assert self._tar is not None and self._cuts is not None
         key = f"{len(self.places):09d}"
-        data = _read(clip)
+        data = read_bytes(clip)
         recording = {
             "id": key, "sources": [{"type": "shar", "channels": list(range(header.channels)), "source": ""}],
             "sampling_rate": header.sample_rate, "num_samples": header.frames, "duration": header.seconds,
             "channel_ids": list(range(header.channels)),
         }  # fmt: skip
         offset = self._tar.offset + _BLOCK
-        suffix = (place.archive if (place := place_of(clip)) else clip).suffix.lower() or ".audio"
+        suffix = (member.archive if (member := tar_member(clip)) else clip).suffix.lower() or ".audio"
         self._member(f"{key}{suffix}", data)
         self._member(f"{key}.json", json.dumps(recording).encode())
         one = header.channels == 1
@@ -171,10 +171,3 @@ class _Writer:
         member.size = len(data)
         self._tar.addfile(member, BytesIO(data))
 
-
-def _read(clip: Path) -> bytes:
-    if place := place_of(clip):
-        with place.archive.open("rb") as archive:
-            archive.seek(place.offset)
-            return archive.read(place.size)
-    return clip.read_bytes()

@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from sottovoce.data.audio import read_header
-from sottovoce.errors import AudioError, ManifestError, MissingError
+from sottovoce.errors import ManifestError, MissingError
 
 AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".sph")
-_TAIL = 16  # samples: reading the last ones tells whether a compressed file breaks off
 
 
 class Tree:
@@ -69,23 +67,6 @@ def _shared(mine: tuple[str, ...], named: tuple[str, ...]) -> int:
             break
         count += 1
     return count
-
-
-def seconds_of(file: Path) -> float:
-    """Length of a clip that is whole, as far as its header and its last samples tell.
-
-    Raises:
-        AudioError: it is missing, or what is wrong with it, without its path.
-    """
-    header = read_header(file)
-    try:
-        with soundfile.SoundFile(file) as stream:
-            stream.seek(max(0, header.frames - _TAIL))
-            if len(stream.read(_TAIL)) < min(_TAIL, header.frames):
-                raise AudioError("damaged: it breaks off before the length that its header claims")
-    except (soundfile.SoundFileError, OSError):
-        raise AudioError("damaged: it breaks off before the length that its header claims") from None
-    return header.seconds
 
 
 def read_text(file: Path) -> str:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.corpora.base import Corpus
-from sottovoce.data.corpora.files import AUDIO, Tree, seconds_of, written_whole
+from sottovoce.data.corpora.files import AUDIO, Tree, written_whole
 from sottovoce.data.corpora.report import Report, read_report
 from sottovoce.errors import AudioError, ConfigError, MissingError
 
@@ -157,7 +158,7 @@ class Published(Corpus):
 
 def _length(file: Path) -> float | str:
     try:
-        return seconds_of(file)
+        return read_header(file, tail=True).seconds
     except AudioError as error:
         return str(error)
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from tests.helpers.errors import refused
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
@@ -24,6 +25,7 @@ from sottovoce.data.batches import collate
 from sottovoce.errors import BundleError, ConfigError, ManifestError, MissingError
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.checkpointing import read_checkpoint
+from sottovoce.lightning_modules.curriculum import train_stages
 from sottovoce.lightning_modules.run import prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 

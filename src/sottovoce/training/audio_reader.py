@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor
 
-from sottovoce.data.audio import load_audio, read_header
+from sottovoce.data.audio import load_audio
+from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.manifest import Fault
 from sottovoce.encoders import Encoder
 from sottovoce.encoders.feature_cache import FeatureCache, audio_key

@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from sottovoce.config.best_rq import DataConfig, SourceConfig
-from sottovoce.data.audio import inspect_audio, load_audio, read_header
+from sottovoce.data.audio import inspect_audio, load_audio
+from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.batch_sampler import Rows
 from sottovoce.data.manifest import Fault, read_lines
 from sottovoce.data.manifest_schema import LineReader

@@ -47,7 +47,7 @@ class Split:
 
     def groups(self, drawing: ExampleSampler) -> NDArray[np.int64]:
         """(utterances,) number of each one's part of the data and tasks of a stage: batches mix these evenly."""
-        keys = [(self.names.get(u.id), *drawing.possible(u, u.only)) for u in self.utterances]
+        keys = [(self.names.get(u.id), *drawing.possible(u)) for u in self.utterances]
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         return np.array([numbers[key] for key in keys], np.int64)
 
