@@ -1,4 +1,4 @@
-"""Which files a manifest may name: those under its root, and those under folders that the user allows besides."""
+"""Path policy of manifests: they may name files under their root, and under folders that the user allows besides."""
 
 import os
 from collections.abc import Sequence
@@ -35,11 +35,12 @@ class Root:
         try:
             real = os.path.realpath(member.archive if member else named)
         except ValueError:  # a NUL in it
-            raise AudioError(f"{given!r}: no file can have this name") from None
+            raise AudioError(f"{given!r}: no file can have this name", code="bad-value") from None
         if not any(os.path.commonpath([folder, real]) == folder for folder in self._within):
             where = "is" if real == str(member.archive if member else named) else f"leads to {real}, which is"
             raise AudioError(
                 f"{given} {where} outside of {self.folder}; move the clip there, give a `root` that holds it, or name "
-                "its folder under `allow`"
+                "its folder under `allow`",
+                code="unsafe",
             )
         return Path(named)

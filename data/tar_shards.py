@@ -1,4 +1,4 @@
-"""Clips packed into tar files, for storage that is slow to open a million small ones.
+"""Tar shards: clips packed into tar files, for storage that is slow to open a million small ones.
 
 The files are in Lhotse's Shar format, so that Lhotse reads them, too (`CutSet.from_shar`); the bytes of a clip stay as
 they are. Beside them lies a manifest like any other, whose `audio` says archive, offset and size.
@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from sottovoce.data.audio_decoder import Header, read_bytes, read_header, tar_member
-from sottovoce.data.manifest import Fault, read_lines
+from sottovoce.data.manifest import line_fault, no_utterance, read_lines, refuse
 from sottovoce.data.path_policy import Root
-from sottovoce.errors import AudioError, ConfigError, ManifestError
+from sottovoce.errors import AudioError, ConfigError, ManifestError, SottovoceError
 
 _BLOCK = tarfile.BLOCKSIZE  # bytes of a member's header in the USTAR format
-_SHOWN = 20
 FOLDER = "shards"
 
 
@@ -56,40 +55,38 @@ def write_shards(
         ManifestError: lines are broken, or clips cannot be used; the first 20 are named.
     """
     if out.exists():
-        raise ConfigError(f"{out} is there already: name another folder, or delete it")
+        raise ConfigError(f"{out} is there already: name another folder, or delete it", code="conflict", where=out)
     if size < 1:
-        raise ConfigError(f"--size: must be at least 1, found {size}")
+        raise ConfigError(f"--size: must be at least 1, found {size}", code="bad-value", where="--size")
     draft = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     (draft / FOLDER).mkdir(parents=True)
     within = Root(source.parent if root is None else root, allow)
-    faults: list[Fault] = []
+    faults: list[ManifestError] = []
     utterances = 0
     with _Writer(draft / FOLDER, size) as writer, (draft / "manifest.jsonl").open("w", encoding="utf-8") as stream:
         for number, record in read_lines(source):
             try:
                 packed = _packed(record, within, writer)
-            except AudioError as error:
-                name = record.get("id") if isinstance(record, dict) else None
-                faults.append(Fault(source, number, str(name) if name else None, str(error)))
+            except SottovoceError as error:
+                faults.append(line_fault(source, number, record, error))
                 continue
             stream.write(json.dumps(packed, ensure_ascii=False) + "\n")
             utterances += 1
     if faults or not utterances:
         shutil.rmtree(draft)
-        told = [f"{source}: {len(faults)} faults in the lines, {utterances} are good", *map(str, faults[:_SHOWN])]
-        raise ManifestError("\n".join(told))
+        refuse(f"{source}: {len(faults)} faults in the lines, {utterances} are good", faults or [no_utterance(source)])
     draft.replace(out)
     return Packed(out / "manifest.jsonl", utterances, len(writer.places), writer.shards)
 
 
-def _packed(record: dict[str, Any] | str, root: Root, writer: "_Writer") -> dict[str, Any]:
+def _packed(record: dict[str, Any] | ManifestError, root: Root, writer: "_Writer") -> dict[str, Any]:
     """The line with places in archives in place of files."""
-    if isinstance(record, str):
-        raise AudioError(record)
+    if isinstance(record, ManifestError):
+        raise record
     turns = record.get("context") or []
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise AudioError("context: a list of objects is needed")
+        raise ManifestError("context: a list of objects is needed", code="bad-value")
     place, header = _put(record, root, writer)
     context = [{**turn, "audio": _put(turn, root, writer)[0]} if turn.get("audio") else turn for turn in turns]
     known = {"context": context} if turns else {}
@@ -99,12 +96,12 @@ def _packed(record: dict[str, Any] | str, root: Root, writer: "_Writer") -> dict
 def _put(said: dict[str, Any], root: Root, writer: "_Writer") -> tuple[str, Header]:
     given = said.get("audio")
     if not isinstance(given, str):
-        raise AudioError("audio: a string is needed")
+        raise ManifestError("audio: a string is needed", code="bad-value")
     clip = root.file(given)
     try:
         header = read_header(clip)
     except AudioError as error:
-        raise AudioError(f"audio: {given}: {error}") from None
+        raise AudioError(f"audio: {given}: {error}", code=error.code) from None
     return writer.put(clip, header, said), header
 
 

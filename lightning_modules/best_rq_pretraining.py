@@ -22,6 +22,7 @@ from transformers import get_scheduler
 from sottovoce.config.best_rq import PretrainRecipe, load
 from sottovoce.config.recipe import SCHEDULES
 from sottovoce.data.batch_sampler import BatchSampler
+from sottovoce.data.manifest import listed
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.best_rq import BestRQ, CodeLoss, Masking, RandomQuantizer, blind_guess
 from sottovoce.encoders.conformer import ConformerEncoder
@@ -30,7 +31,7 @@ from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoi
 from sottovoce.lightning_modules.checkpointing import LAST, latest, read_checkpoint
 from sottovoce.lightning_modules.distributed import is_rank_zero
 from sottovoce.lightning_modules.trainer import build_trainer, loader, train_to_end
-from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, read_splits, told
+from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, read_splits
 from sottovoce.training.run_folder import open_folder
 
 MEASURED = 1000  # clips, whose log-mels say what is usual
@@ -157,7 +158,7 @@ def train(recipe: PretrainRecipe, console: Console) -> None:
         recipe.data, lambda rows, total: track(rows, "reading clips", total, console=console, disable=console.quiet)
     )
     if speech.faults:
-        console.print(f"left out, {len(speech.faults)} in all:\n{told(speech.faults)}", markup=False, highlight=False)
+        console.print(f"left out, {len(speech.faults)} in all:\n{listed(speech.faults)}", markup=False, highlight=False)
     module, resume = begin(recipe), latest(recipe.folder, console)
     if resume is None:  # a checkpoint has them
         measure(recipe, module, speech.train, console)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tests.helpers.errors import refused
 
 from sottovoce.cli.main import main
 from sottovoce.data.batch_sampler import BatchSampler, Rows
@@ -19,7 +20,7 @@ from sottovoce.data.manifest import read_manifest
 from sottovoce.data.manifest_schema import LineReader
 from sottovoce.data.path_policy import Root
 from sottovoce.data.utterance import Utterance
-from sottovoce.errors import ManifestError
+from sottovoce.errors import Code, ManifestError
 
 CHOICES = {"emotion": ("happy", "sad")}
 
@@ -73,47 +74,47 @@ def test_a_manifest_is_looked_through_without_a_clip_and_drawn_line_by_line(
 
 
 @pytest.mark.parametrize(
-    ("bad", "message"),
+    ("bad", "code"),
     [
-        ({"id": "a", "audio": "ok.wav"}, ":2: seconds: each line needs a positive number"),
-        (line(1, seconds=-1), ":2: seconds: each line needs"),
-        ('{"id": "a", "seconds": 1, "seconds": 2}', ":2: broken line"),
-        ('{"id": "a", "seconds": 1e999}', ":2: seconds"),
-        ('{"id": "a", ', ":2: broken line"),
+        ({"id": "a", "audio": "ok.wav"}, "bad-value"),
+        (line(1, seconds=-1), "bad-value"),
+        ('{"id": "a", "seconds": 1, "seconds": 2}', "damaged"),
+        ('{"id": "a", "seconds": 1e999}', "bad-value"),
+        ('{"id": "a", ', "damaged"),
     ],
 )
-def test_a_line_without_its_length_is_told_before_training(folder: Path, bad: Any, message: str) -> None:
-    with pytest.raises(ManifestError, match="1 faults") as raised:
+def test_a_line_without_its_length_is_told_before_training(folder: Path, bad: Any, code: Code) -> None:
+    with refused(code, "m.jsonl:2", ManifestError) as caught:
         lines(write(folder, [line(0), bad, line(2)]))
-    assert message in str(raised.value)
+    assert len(caught.value.faults) == 1
 
 
 def test_a_manifest_without_lines_or_without_a_file(folder: Path) -> None:
-    with pytest.raises(ManifestError, match="holds no utterance"):
+    with refused("empty", "m.jsonl"):
         lines(write(folder, ["", " "]))
-    with pytest.raises(ManifestError, match="cannot be read"):
+    with refused("not-found", "none.jsonl"):
         lines(folder / "none.jsonl")
 
 
 @pytest.mark.parametrize(
-    ("bad", "message"),
+    ("bad", "code"),
     [
-        (line(1, audio="none.wav"), r"m\.jsonl:2: u1: audio: none\.wav: there is no such file"),
-        (line(1, audio="/etc/hostname"), "outside of"),
-        (line(1, labels={"emotion": "hapy"}), "Did you mean 'happy'"),
-        (line(1, seconds=3.0), "is not the length of the clip"),
+        (line(1, audio="none.wav"), "not-found"),
+        (line(1, audio="/etc/hostname"), "unsafe"),
+        (line(1, labels={"emotion": "hapy"}), "unknown-name"),
+        (line(1, seconds=3.0), "mismatch"),
     ],
 )
-def test_a_faulty_line_is_told_with_its_number_when_it_is_drawn(folder: Path, bad: Any, message: str) -> None:
+def test_a_faulty_line_is_told_with_its_number_when_it_is_drawn(folder: Path, bad: Any, code: Code) -> None:
     many = lines(write(folder, [line(0), bad]))
     assert many[0].id == "u0"
-    with pytest.raises(ManifestError, match=message):
+    with refused(code, "m.jsonl:2", ManifestError):
         many[1]
 
 
 def test_a_clip_of_another_side_is_told_when_it_is_drawn(folder: Path) -> None:
     many = lines(write(folder, [line(0)]), apart=frozenset([folder / "ok.wav"]))
-    with pytest.raises(ManifestError, match="is also in validation or test"):
+    with refused("conflict", "m.jsonl:1", ManifestError):
         many[0]
 
 
@@ -136,9 +137,9 @@ def test_a_faulty_utterance_is_left_out_of_its_batch_and_named(folder: Path) -> 
     instead = loader(folder, said, skip=True)[Rows(0, [1])]
     assert [e.utterance.id for e in instead.examples] == ["u2"] and not instead.counts
     assert "none.wav" in instead.left_out[0]
-    with pytest.raises(ManifestError, match=r"not one can be used, such as: .*none\.wav"):
+    with refused("empty", "data.train", ManifestError):
         loader(folder, [said[1]] * 3, skip=True)[Rows(0, [1])]
-    with pytest.raises(ManifestError, match=r"none\.wav"):
+    with refused("not-found", "m.jsonl:2", ManifestError):
         loader(folder, said, skip=False)[Rows(0, [0, 1, 2])]
 
 
@@ -149,7 +150,7 @@ def test_a_batch_that_no_task_can_use_does_not_count(folder: Path) -> None:
     assert data[Rows(0, [0, 1])].counts and not data[Rows(0, [2, 3])].counts
     assert [e.utterance.id for e in data[Rows(0, [2, 3])].examples] == ["u1"]
     data.draw = lambda u, epoch, number: None
-    with pytest.raises(ManifestError, match="no task of the stage can use"):
+    with refused("empty", "data.train", ManifestError):
         data[Rows(0, [0])]
 
 

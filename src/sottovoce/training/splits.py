@@ -14,11 +14,11 @@ from sottovoce.config.recipe import Recipe, SourceConfig, StageConfig
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.lazy_manifest import Lines
-from sottovoce.data.manifest import Fault, read_manifest
+from sottovoce.data.manifest import read_manifest
 from sottovoce.data.path_policy import Root
 from sottovoce.data.tasks import TASKS, AttributeTask, Task
 from sottovoce.data.utterance import Utterance
-from sottovoce.errors import ManifestError, MissingError
+from sottovoce.errors import ManifestError, MissingError, SottovoceError
 from sottovoce.paths import usable
 
 SPLITS = ("train", "validation", "test")
@@ -74,7 +74,7 @@ class Split:
 
 
 class LazySplit(Split):
-    """A side whose lines are read and checked when they are drawn (`data.checks: during`)."""
+    """A side whose lines are read and checked when they are drawn (`data.validate: lazy`)."""
 
     def __init__(self, sources: Sequence[Lines], nodes: Sequence[SourceConfig]) -> None:
         super().__init__(cast(Any, ConcatDataset(cast(Any, sources))))
@@ -121,7 +121,7 @@ class DataSplits:
     """All splits, and what was wrong with the lines and clips that were left out."""
 
     splits: dict[str, Split]
-    faults: list[Fault]
+    faults: list[SottovoceError]
 
 
 def build_tasks(recipe: Recipe) -> dict[str, Task]:
@@ -150,7 +150,8 @@ def read_splits(recipe: Recipe) -> DataSplits:
             + "\n".join(f"  {name} (looked for {Path(name).absolute()})" for name in absent)
             + "\nMake those of a published corpus with `sottovoce prepare` (docs/corpora.md), point at your own with "
             "data.train='[{manifest: FILE}]' (docs/manifest.md says how one is written), or run "
-            "conf/quickstart.yaml, which speaks its own data."
+            "conf/quickstart.yaml, which speaks its own data.",
+            where=absent[0],
         )
     choices = choices_of(build_tasks(recipe))
     material = DataSplits({name: Split() for name in SPLITS}, [])
@@ -193,7 +194,8 @@ def _add(
     taken = {u.id for u in split.utterances}
     for utterance in manifest.utterances:
         if utterance.id in taken:
-            raise ManifestError(f"{node.manifest}: id {utterance.id!r} is also in another manifest of {name!r}")
+            problem = f"{node.manifest}: id {utterance.id!r} is also in another manifest of {name!r}"
+            raise ManifestError(problem, code="conflict", where=node.manifest)
         split.utterances.append(utterance if node.tasks is None else replace(utterance, only=tuple(node.tasks)))
         split.weights.append(node.weight)
         if node.name is not None:
@@ -207,4 +209,5 @@ def _check_apart(material: DataSplits) -> None:
     for name in ("validation", "test"):
         both = train & set(material.splits[name].clips())
         if both:
-            raise ManifestError(f"{len(both)} clips are in both train and {name}, such as {sorted(both)[0]}")
+            problem = f"{len(both)} clips are in both train and {name}, such as {sorted(both)[0]}"
+            raise ManifestError(problem, code="conflict", where=f"data.{name}")
