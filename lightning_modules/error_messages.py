@@ -36,12 +36,16 @@ def readable_errors(trainer: L.Trainer) -> Iterator[None]:
         if reader := _READER.search(str(error)):
             raise TrainingError(
                 f"a process that reads audio (pid {reader['pid'].strip()}) has died: {reader['fate'].strip()} Often "
-                "memory has run out: lower data.num_workers. The same command goes on from the last checkpoint"
+                "memory has run out: lower data.num_workers. The same command goes on from the last checkpoint",
+                code="died",
+                where="data.num_workers",
             ) from None
         if trainer.world_size > 1 and (isinstance(error, DistError) or _PARTED.search(str(error))):
             raise TrainingError(
                 f"process {trainer.global_rank} of {trainer.world_size}: another process of this run has ended, so "
                 f"this one cannot go on ({str(error).splitlines()[0][:200]}). What ended it stands above; if nothing "
-                "does, it was killed, often because memory ran out. The same command goes on from the last checkpoint"
+                "does, it was killed, often because memory ran out. The same command goes on from the last checkpoint",
+                code="died",
+                where="trainer.devices",
             ) from None
         raise

@@ -51,7 +51,8 @@ def fit(config: str, overrides: Sequence[str] = ()) -> None:
     if best is not None:
         run.module.load_trained(read_trained(best), str(best))
     if frozen(run.module) != before:
-        raise ConfigError("a frozen part has changed in training; this is a defect of Sottovoce, please report it")
+        told = "a frozen part has changed in training; this is a defect of Sottovoce, please report it"
+        raise ConfigError(told, code="mismatch")
 
     # leave the result, and score it
     bundle = recipe.folder / "bundle" if best else None
@@ -114,14 +115,15 @@ def evaluate(folder: str, stage: str | None, overrides: Sequence[str] = ()) -> N
     """Score the best checkpoint of one stage of a run, beside the run's own scores."""
     file = Path(folder) / "recipe.yaml"
     if not file.is_file():
-        raise MissingError(f"{folder} is not a run: there is no recipe.yaml in it. `sottovoce fit` makes one")
+        raise MissingError(f"{folder} is not a run: it has no recipe.yaml. `sottovoce fit` makes one", where=folder)
     recipe = load(file, overrides)
     name = stage or list(recipe.stages)[-1]
     if name not in recipe.stages:
-        raise ConfigError(f"--stage {name}: the run's stages are {', '.join(recipe.stages)}")
+        told = f"--stage {name}: the run's stages are {', '.join(recipe.stages)}"
+        raise ConfigError(told, code="unknown-name", where="--stage")
     best = stage_folder(recipe, name) / "best.ckpt"
     if not best.is_file():
-        raise MissingError(f"{best} is not there: stage {name!r} of this run has not been trained")
+        raise MissingError(f"{best} is not there: stage {name!r} of this run has not been trained", where=best)
     run = prepare_run(recipe, Console())
     run.module.load_trained(read_trained(best), str(best))
     records = score(run, f"{recipe.name}/{name}", recipe.folder / "evaluation" / name)

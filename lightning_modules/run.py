@@ -99,7 +99,8 @@ def encode_clips(run: Run) -> None:
     if faults and run.recipe.data.policy == "error":
         shown = "\n".join(f"  {fault.problem}" for fault in faults[:20])
         more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise ManifestError(f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):\n{shown}{more}")
+        told = f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):\n{shown}{more}"
+        raise ManifestError(told, code="damaged", where=faults[0].path)
     run.data.faults += faults
     bad = {Path(fault.path) for fault in faults}
     run.data.splits = {name: split.without(bad) for name, split in run.data.splits.items()}

@@ -17,7 +17,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from sottovoce.cli import commands, main
+from sottovoce.cli import components, main
 from sottovoce.encoders.feature_cache import FeatureCache
 from sottovoce.errors import AudioError, CheckpointError, ConfigError, SottovoceError, StorageError, TrainingError
 from sottovoce.io import atomic_open, atomic_write
@@ -268,6 +268,6 @@ def test_an_error_of_the_program_keeps_its_traceback() -> None:
 
 def test_a_warning_unwinds_a_command_and_is_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(commands, "_list", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(components, "print_components", lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert main.main(["list"]) == 143 and "same command" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
