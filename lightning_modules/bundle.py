@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import OmegaConf
@@ -14,17 +15,18 @@ from torch import Tensor
 from sottovoce import __version__
 from sottovoce.config.recipe import Recipe, load
 from sottovoce.errors import BundleError, brief
-from sottovoce.evaluation.records import Record
-from sottovoce.evaluation.reports.results import results_markdown
 from sottovoce.io import atomic_folder, atomic_write
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.training.environment import environment
+
+if TYPE_CHECKING:
+    from sottovoce.evaluation.records import Record
 
 WEIGHTS, RECIPE, PRINTS, CARD = "trained.safetensors", "recipe.yaml", "fingerprints.json", "README.md"
 TRAINED = "trained"  # in PRINTS, SHA-256 of WEIGHTS
 
 
-def write_bundle(folder: Path, module: SpeechLLM, records: Sequence[Record]) -> Path:
+def write_bundle(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -> Path:
     """Write all that another machine needs, beside the frozen parts, to answer speech; replaces what is there."""
     weights = {name: value.detach().cpu().contiguous() for name, value in module.trained().items()}
     with atomic_folder(folder) as draft:
@@ -36,7 +38,7 @@ def write_bundle(folder: Path, module: SpeechLLM, records: Sequence[Record]) -> 
     return folder
 
 
-def write_card(folder: Path, module: SpeechLLM, records: Sequence[Record]) -> None:
+def write_card(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -> None:
     """Write a bundle's model card: what it is made of, how it is used, and its scores."""
     atomic_write(folder / CARD, _card(module, records))
 
@@ -44,12 +46,6 @@ def write_card(folder: Path, module: SpeechLLM, records: Sequence[Record]) -> No
 def fingerprints(module: SpeechLLM) -> dict[str, str]:
     """Digests of encoder and LLM, which a bundle's adapters need as they are."""
     return {"encoder": module.encoder.fingerprint(), "llm": module.llm.fingerprint()}
-
-
-def frozen(module: SpeechLLM) -> dict[str, str]:
-    """Digests of what no stage trains: the encoder, if it does not learn, and all of the LLM that is not unfrozen."""
-    encoder = {} if module.owns_encoder else {"encoder": module.encoder.fingerprint()}
-    return {**encoder, "llm": module.llm.frozen_fingerprint()}
 
 
 def bundle_weights(folder: Path) -> dict[str, Tensor]:
@@ -149,9 +145,10 @@ def _digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _card(module: SpeechLLM, records: Sequence[Record]) -> str:
-    recipe = module.recipe
-    here = environment()
+def _card(module: SpeechLLM, records: Sequence["Record"]) -> str:
+    from sottovoce.evaluation.reports.results import results_markdown  # brings all of the metrics along
+
+    recipe, here = module.recipe, environment()
     adapters = "\n".join(
         f"| {name} | {slot.adapter['type']} | {sum(p.numel() for p in module.adapters[name].parameters()):,} |"
         for name, slot in recipe.slots.items()

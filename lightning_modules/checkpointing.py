@@ -11,8 +11,7 @@ from rich.console import Console
 
 from sottovoce import checkpoint_digest
 from sottovoce.errors import CheckpointError
-from sottovoce.io import atomic_open
-from sottovoce.locks import file_lock
+from sottovoce.io import atomic_open, file_lock
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 

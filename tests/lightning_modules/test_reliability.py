@@ -24,7 +24,7 @@ from sottovoce.io import atomic_open, atomic_write
 from sottovoce.lightning_modules import checkpointing
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import LAST, PREVIOUS, AtomicCheckpointIO, latest, read_checkpoint
-from sottovoce.lightning_modules.error_messages import readable_errors
+from sottovoce.lightning_modules.trainer import readable_errors
 from sottovoce.training.run_folder import check_data
 
 QUIET = Console(quiet=True)
