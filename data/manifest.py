@@ -140,4 +140,3 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         counts = Counter(key for key, _ in pairs)
         raise ValueError(f"the key {counts.most_common(1)[0][0]!r} stands there twice")
     return record
-

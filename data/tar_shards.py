@@ -6,7 +6,6 @@ they are. Beside them lies a manifest like any other, whose `audio` says archive
 
 import gzip
 import json
-import shutil
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from sottovoce.data.audio_decoder import Header, read_bytes, read_header, tar_me
 from sottovoce.data.manifest import line_fault, no_utterance, read_lines, refuse
 from sottovoce.data.path_policy import Root
 from sottovoce.errors import AudioError, ConfigError, ManifestError, SottovoceError
+from sottovoce.io import atomic_folder
 
 _BLOCK = tarfile.BLOCKSIZE  # bytes of a member's header in the USTAR format
 FOLDER = "shards"
@@ -58,25 +58,22 @@ def write_shards(
         raise ConfigError(f"{out} is there already: name another folder, or delete it", code="conflict", where=out)
     if size < 1:
         raise ConfigError(f"--size: must be at least 1, found {size}", code="bad-value", where="--size")
-    draft = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    (draft / FOLDER).mkdir(parents=True)
     within = Root(source.parent if root is None else root, allow)
     faults: list[ManifestError] = []
     utterances = 0
-    with _Writer(draft / FOLDER, size) as writer, (draft / "manifest.jsonl").open("w", encoding="utf-8") as stream:
-        for number, record in read_lines(source):
-            try:
-                packed = _packed(record, within, writer)
-            except SottovoceError as error:
-                faults.append(line_fault(source, number, record, error))
-                continue
-            stream.write(json.dumps(packed, ensure_ascii=False) + "\n")
-            utterances += 1
-    if faults or not utterances:
-        shutil.rmtree(draft)
-        refuse(f"{source}: {len(faults)} faults in the lines, {utterances} are good", faults or [no_utterance(source)])
-    draft.replace(out)
+    with atomic_folder(out) as draft:
+        with _Writer(draft / FOLDER, size) as writer, (draft / "manifest.jsonl").open("w", encoding="utf-8") as stream:
+            for number, record in read_lines(source):
+                try:
+                    packed = _packed(record, within, writer)
+                except SottovoceError as error:
+                    faults.append(line_fault(source, number, record, error))
+                    continue
+                stream.write(json.dumps(packed, ensure_ascii=False) + "\n")
+                utterances += 1
+        if faults or not utterances:
+            head = f"{source}: {len(faults)} faults in the lines, {utterances} are good"
+            refuse(head, faults or [no_utterance(source)])
     return Packed(out / "manifest.jsonl", utterances, len(writer.places), writer.shards)
 
 
@@ -115,6 +112,7 @@ class _Writer:
         self._cuts: IO[str] | None = None
 
     def __enter__(self) -> "_Writer":
+        self.folder.mkdir()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -167,4 +165,3 @@ class _Writer:
         member = tarfile.TarInfo(name)
         member.size = len(data)
         self._tar.addfile(member, BytesIO(data))
-

@@ -14,10 +14,10 @@ from sottovoce.data.manifest import refuse
 from sottovoce.data.tasks import Task
 from sottovoce.device import on_device
 from sottovoce.errors import ManifestError, MissingError
+from sottovoce.io import file_lock
 from sottovoce.lightning_modules.bundle import bundle_weights
 from sottovoce.lightning_modules.distributed import check_trainer
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.locks import file_lock
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.llm_targets import Targets
 from sottovoce.training.run_folder import check_data, check_folder, open_folder
@@ -132,3 +132,9 @@ def _check_serves(run: Run, stage: str, split: str) -> None:
         )
     if served < count:
         run.console.print(f"stage {stage}: {served:,} of {count:,} utterances of {split} serve its tasks")
+
+
+def frozen_fingerprints(module: SpeechLLM) -> dict[str, str]:
+    """Digests of what no stage trains: the encoder, if it does not learn, and all of the LLM that is not unfrozen."""
+    encoder = {} if module.owns_encoder else {"encoder": module.encoder.fingerprint()}
+    return {**encoder, "llm": module.llm.frozen_fingerprint()}

@@ -5,11 +5,13 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from sottovoce.errors import ManifestError, MissingError
+from sottovoce.io import atomic_open
 
 AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".sph")
 
@@ -111,23 +113,7 @@ def find_file(folder: Path, name: str) -> Path:
     return found[0]
 
 
-def written_whole(file: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, "utf-8", newline="\n")
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def write_clip(file: Path, samples: np.ndarray, sample_rate: int) -> None:  # type: ignore[type-arg]
+def write_clip(file: Path, samples: NDArray[Any], sample_rate: int) -> None:
     """Write (samples,) as 16-bit FLAC that appears whole or not at all."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(draft, samples, sample_rate, format="FLAC", subtype="PCM_16")
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
+    with atomic_open(file) as stream:
+        soundfile.write(stream, samples, sample_rate, format="FLAC", subtype="PCM_16")

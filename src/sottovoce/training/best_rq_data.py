@@ -174,4 +174,3 @@ def _decoded(clips: Sequence[Clip], faults: list[SottovoceError], track: Track) 
             else:
                 good.append(clip)
     return good
-
