@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from rich.progress import Progress
 
 from sottovoce.config_tree import read_overrides
-from sottovoce.data.manifest import line_fault, read_lines, refuse
+from sottovoce.data.manifest import check_copy, line_fault, read_lines, refuse
 from sottovoce.errors import ConfigError, ManifestError, nearest
 from sottovoce.generation.target_prompt import TargetPrompt
 from sottovoce.llms import ENGINES
@@ -152,10 +152,7 @@ def read_patterns(file: Path) -> list[re.Pattern[str]]:
 def _check(source: Path, out: Path, kind: Kind, root: Path | None) -> None:
     if kind not in KINDS:
         raise ConfigError(f"no kind of targets is called {kind!r}.{nearest(kind, KINDS)}")
-    if out.resolve() == source.resolve():
-        raise ManifestError(f"{out}: the copy would replace its source; give it another name")
-    if root is None and out.resolve().parent != source.resolve().parent:
-        raise ManifestError(f"{out}: audio paths are relative to {source.parent}; write the copy there")
+    check_copy(source, out, root)
 
 
 def _read(source: Path) -> list[_Line]:
