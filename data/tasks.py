@@ -169,18 +169,23 @@ class AttributeTask(Task):
         self.choices = tuple(self.choices)
         if strange := [choice for choice in self.choices if not isinstance(choice, str)]:
             raise ConfigError(
-                f"task {self.name}: choices must be labels in words, found {brief(repr(strange[0]), 100)}"
+                f"task {self.name}: choices must be labels in words, found {brief(repr(strange[0]), 100)}",
+                code="bad-value",
+                where=f"tasks.{self.name}.choices",
             )
         self._by_name = {choice.lower(): choice for choice in self.choices}
         if len(self._by_name) < max(2, len(self.choices)) or not all(name.strip() for name in self._by_name):
             raise ConfigError(
-                f"task {self.name}: choices must be two or more different labels, got {list(self.choices)}"
+                f"task {self.name}: choices must be two or more different labels, got {list(self.choices)}",
+                code="bad-value",
+                where=f"tasks.{self.name}.choices",
             )
         longest_first = sorted(self._by_name, key=len, reverse=True)
         self._named = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
         super().__init__(self.prompts, {"choices": ", ".join(self.choices)})
         if self.sentence is not None and "{label}" not in self.sentence:
-            raise ConfigError(f"task {self.name}: sentence is {self.sentence!r}; put {{label}} where the answer goes")
+            problem = f"task {self.name}: sentence is {self.sentence!r}; put {{label}} where the answer goes"
+            raise ConfigError(problem, code="bad-value", where=f"tasks.{self.name}.sentence")
         if self.sentence is not None:
             fill(self.sentence, {"label": "", "a": ""}, f"task {self.name}: sentence")
 
@@ -195,8 +200,8 @@ class AttributeTask(Task):
         """
         label = utterance.labels.get(self.name)
         if label is not None and label not in self.choices:
-            known = nearest(label, self.choices)
-            raise ConfigError(f"task {self.name}: utterance {utterance.id!r} has the unknown label {label!r}.{known}")
+            problem = f"task {self.name}: utterance {utterance.id!r} has the unknown label {label!r}."
+            raise ConfigError(problem + nearest(label, self.choices), code="unknown-name", where=utterance.id)
         return label
 
     def target(self, utterance: Utterance) -> str | None:
