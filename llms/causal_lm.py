@@ -7,6 +7,7 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from sottovoce.errors import SottovoceError
 from sottovoce.llms.chat_template import Placeholder, Segment
@@ -184,11 +185,13 @@ class CausalLLM(LoadedLLM):
         return getattr(config, "sliding_window", None) is None
 
     @torch.no_grad()
-    def generate(self, prompts: list[Tensor], max_new_tokens: int) -> list[str]:
+    def generate(
+        self, prompts: list[Tensor], max_new_tokens: int, processors: LogitsProcessorList | None = None
+    ) -> list[str]:
         """The likeliest next token again and again, until the turn ends: a text per prompt of (tokens, dim).
 
         Texts come without special tokens and without white space around them, and do not depend on the batch; one that
-        did not end is a `Cut`.
+        did not end is a `Cut`. `processors` change the logits of each step.
 
         Raises:
             SottovoceError: a prompt is empty, or the LLM's context cannot hold it and `max_new_tokens` more.
@@ -200,11 +203,14 @@ class CausalLLM(LoadedLLM):
         self._check(prompts, [max_new_tokens] * len(prompts))
         x, real = _pad_left(prompts)
         ids = self.model.generate(  # type: ignore[operator]  # GenerationMixin is not in PreTrainedModel's type
-            inputs_embeds=x, attention_mask=real.long(), max_new_tokens=max_new_tokens
+            inputs_embeds=x,
+            attention_mask=real.long(),
+            max_new_tokens=max_new_tokens,
+            logits_processor=processors,
         )
-        return [self.decode_answer(row) for row in ids.tolist()]
+        return [self._decode(row) for row in ids.tolist()]
 
-    def decode_answer(self, ids: list[int]) -> str:
+    def _decode(self, ids: list[int]) -> str:
         """The text of generated tokens up to the end of the turn; a `Cut` where the turn did not end."""
         end = next((at for at, token in enumerate(ids) if token in self.chat.stop_ids), None)
         text = str(self.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()

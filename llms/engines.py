@@ -100,20 +100,20 @@ class LocalEngine(Engine):
         self.llm, self.batch_size = llm, batch_size
         self.name = f"local:{llm.fingerprint()[:16]}"
 
-    @torch.no_grad()
     def answer(
         self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[str | Failure]:
         """See `Engine`; chats of like length are answered together."""
         check_limits(max_new_tokens, temperature)
         prompts = [self._prompt(chat, max_new_tokens) for chat in chats]
-        answers: list[str | Failure] = [p if isinstance(p, Failure) else Failure("not asked") for p in prompts]
+        answers: list[str | Failure] = [p if isinstance(p, Failure) else Failure("not answered") for p in prompts]
         usable = {at: prompt for at, prompt in enumerate(prompts) if not isinstance(prompt, Failure)}
         order = sorted(usable, key=lambda at: len(usable[at]))
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             noise = [Sampling(temperature, [_seed(seed, chats[at]) for at in rows])] if temperature else []
-            texts = self._continue([usable[at] for at in rows], max_new_tokens, LogitsProcessorList(noise))
+            embedded = self.llm.embed_all([[usable[at]] for at in rows], {})
+            texts = self.llm.generate(embedded, max_new_tokens, LogitsProcessorList(noise))
             for at, text in zip(rows, texts, strict=True):
                 answers[at] = text or Failure("the answer is empty")
         return answers
@@ -128,18 +128,6 @@ class LocalEngine(Engine):
         if most is not None and len(ids) + max_new_tokens > most:
             return Failure(f"{len(ids)} tokens, and {max_new_tokens} may follow: the LLM reads {most}")
         return ids
-
-    def _continue(self, prompts: list[list[int]], max_new_tokens: int, noise: LogitsProcessorList) -> list[str]:
-        longest, device = max(map(len, prompts)), self.llm.model.device
-        ids = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
-        real = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        out: Tensor = self.llm.model.generate(  # type: ignore[operator]  # GenerationMixin is not in its type
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=torch.tensor(real, device=device),
-            max_new_tokens=max_new_tokens,
-            logits_processor=noise,
-        )
-        return [self.llm.decode_answer(row) for row in out[:, longest:].tolist()]
 
 
 class Sampling(LogitsProcessor):

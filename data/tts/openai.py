@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -31,7 +31,6 @@ class OpenAISpeech(Synthesizer):
         instructions: attribute -> label -> how the voice is to speak; nothing is sent for a label without.
         known_as: what the names of clips call this synthesizer; model and `base_url` where absent. With it the clips
             outlive a change of host or port.
-        format: of the response; `pcm` is 16 bits, little-endian, one channel, at `sample_rate`.
         sample_rate: of the clips in Hz; what comes at another one is resampled.
 
     Raises:
@@ -49,7 +48,6 @@ class OpenAISpeech(Synthesizer):
         instructions: dict[str, dict[str, str]] | None = None,
         api_key_env: str | None = None,
         known_as: str | None = None,
-        format: Literal["wav", "flac", "pcm"] = "wav",
         sample_rate: int = 24000,
         timeout: float = 120.0,
         retries: int = 4,
@@ -58,13 +56,13 @@ class OpenAISpeech(Synthesizer):
             "synthesizer openai_speech",
             base_url=base_url, model=model, api_key_env=api_key_env, timeout=timeout, retries=retries,
         )  # fmt: skip
-        self.instructions, self.format, self.sample_rate = instructions or {}, format, sample_rate
+        self.instructions, self.sample_rate = instructions or {}, sample_rate
         self.name = f"{known_as or f'{model}@{self._client.base_url}'}:{digest(self.instructions, sample_rate)}"
         self._breaker = CircuitBreaker()
 
     def speak(self, text: str, *, attribute: str, label: str, voice: str, seed: int) -> NDArray[np.float32]:
         """See `Synthesizer`."""
-        body: dict[str, Any] = {"input": text, "voice": voice, "response_format": self.format}
+        body: dict[str, Any] = {"input": text, "voice": voice, "response_format": "wav"}
         if instructions := self.instructions.get(attribute, {}).get(label):
             body["instructions"] = instructions
         audio = self._client.request("audio/speech", body, self._decode, self._breaker)
@@ -84,8 +82,6 @@ class OpenAISpeech(Synthesizer):
     def _decode(self, body: bytes) -> NDArray[np.float32]:
         """A response as (samples,) at `sample_rate`."""
         try:
-            if self.format == "pcm":
-                return np.frombuffer(body, "<i2").astype(np.float32) / np.float32(32768)
             audio, rate_hz = soundfile.read(io.BytesIO(body), dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, ValueError):
             raise ValueError("what came back is no audio") from None

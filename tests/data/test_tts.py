@@ -14,15 +14,15 @@ from sottovoce.data.tts.base import NotSpoken, checked
 from sottovoce.data.tts.effects import median_f0, set_level, trim, voice_quality
 from sottovoce.data.tts.espeak_voices import ESpeakSynthesizer
 from sottovoce.data.tts.openai import OpenAISpeech
-from sottovoce.errors import ConfigError, MissingError
+from sottovoce.errors import Code
 
 SECRET = "sk-very-secret-456"
 TONE = (0.3 * np.sin(2 * np.pi * 220 * np.arange(12000) / 24000)).astype(np.float32)
 
 
-def sound(audio: Any = TONE, rate: int = 24000, format: str = "WAV") -> bytes:
+def sound(audio: Any = TONE, rate: int = 24000) -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, audio, rate, subtype="PCM_16", format=format)
+    soundfile.write(file, audio, rate, subtype="PCM_16", format="WAV")
     return file.getvalue()
 
 
@@ -45,13 +45,6 @@ def test_the_request_is_what_the_api_wants(serve: Serve) -> None:
     assert server.paths == ["/v1/audio/speech"] * 2 and server.keys == [None, None]
 
 
-@pytest.mark.parametrize("format", ["wav", "flac", "pcm"])
-def test_every_format_is_the_same_sound(serve: Serve, format: str) -> None:
-    pcm = np.round(TONE * 32768).astype("<i2").tobytes()
-    server = serve(lambda text, number: pcm if format == "pcm" else sound(format=format.upper()))
-    assert np.abs(say(speech_of(server, format=format)) - TONE).max() < 1e-4
-
-
 def test_stereo_at_another_rate_becomes_one_channel_at_ours(serve: Serve) -> None:
     tone = 0.3 * np.sin(2 * np.pi * 220 * np.arange(24000) / 48000)
     server = serve(lambda text, number: sound(np.stack([tone, 0 * tone], 1), 48000))
@@ -70,31 +63,26 @@ def test_what_passes_is_tried_again_and_what_does_not_costs_one_clip(serve: Serv
         assert server.asked[text] == 1
 
 
-def test_a_server_that_is_gone_is_not_asked_for_ever(serve: Serve) -> None:
+def test_one_server_is_given_up_for_all_clips(serve: Serve) -> None:
     server = serve(lambda text, number: (500, b"", {}))
-    speech = speech_of(server, retries=1)
+    speech = speech_of(server, retries=0)
     for number in range(9):
         with pytest.raises(NotSpoken, match="HTTP 500" if number < 8 else "given up"):
             say(speech, str(number))
-    assert server.asked["7"] == 2 and server.asked["8"] == 0
+    assert server.asked["8"] == 0
 
 
-def test_keys_are_sent_and_never_shown(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("status", "code"), [(401, "unavailable"), (404, "not-found")])
+def test_a_refused_key_or_an_unknown_model_ends_the_run(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, status: int, code: Code
+) -> None:
     monkeypatch.setenv("MY_KEY", SECRET)
-    server = serve(lambda text, number: (400 if text == "bad" else 401, f"no {SECRET}".encode(), {}))
+    server = serve(lambda text, number: (status, f"no {SECRET}".encode(), {}))
     speech = speech_of(server, api_key_env="MY_KEY")
-    with refused("unavailable", kind=NotSpoken) as lost:
-        say(speech, "bad")
-    with refused("unavailable", "api_key_env", MissingError) as stopped:
+    with refused(code) as caught:
         say(speech)
-    assert SECRET not in f"{lost.value} {stopped.value} {speech.name} {speech!r}"
-    assert set(server.keys) == {f"Bearer {SECRET}"}
-
-
-def test_an_unknown_model_ends_the_run(serve: Serve) -> None:
-    server = serve(lambda text, number: (404, b"no model m", {}))
-    with refused("not-found", "model", ConfigError):
-        say(speech_of(server))
+    assert not isinstance(caught.value, NotSpoken) and SECRET not in f"{caught.value} {speech.name} {speech!r}"
+    assert server.keys == [f"Bearer {SECRET}"]
 
 
 def test_names_tell_what_sounds_different() -> None:
@@ -162,33 +150,9 @@ def test_voices_that_cannot_do_it_are_told_before(espeak: ESpeakSynthesizer, voi
     assert told.startswith(fault)
 
 
-def test_labels_without_a_manner_are_told_before(espeak: ESpeakSynthesizer) -> None:
+def test_labels_without_a_style_are_told_before(espeak: ESpeakSynthesizer) -> None:
     faults = espeak.faults({"emotion": ["sad", "hapy"], "mood": ["x"]}, {})
-    assert faults[0] == "manners.emotion: no manner for 'hapy'. Did you mean 'happy'? Known: angry, happy, neutral, sad"
-    assert len(faults) == 2
-
-
-def test_a_manner_changes_what_it_names_alone(espeak: ESpeakSynthesizer) -> None:
-    own = ESpeakSynthesizer(
-        manners={"age": {"child": {"hertz": [300.0, 310.0]}}, "mood": {"odd": {"quality": "rough"}}}
-    )
-    assert own.manners["age"]["child"].hertz == (300.0, 310.0)
-    assert own.manners["age"]["child"].tract == espeak.manners["age"]["child"].tract
-    assert own.manners["mood"]["odd"].quality == "rough" and own.name != espeak.name
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"herz": [1, 2]}, "manners.age.child: unknown key 'herz'. Did you mean 'hertz'?"),
-        ({"hertz": [300, 200]}, "manners.age.child.hertz: .* Write \\[low, high\\]"),
-        ({"rms": 0.1}, "manners.age.child.rms"),
-        ({"quality": "brihgt"}, "quality: 'brihgt' cannot be used. Did you mean 'bright'?"),
-    ],
-)
-def test_manners_that_make_no_sense(espeak: ESpeakSynthesizer, keys: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        SYNTHESIZERS.build({"type": "espeak", "manners": {"age": {"child": keys}}})
+    assert len(faults) == 2 and "'hapy'. Did you mean 'happy'?" in faults[0]
 
 
 # Rendering
