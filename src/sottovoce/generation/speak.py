@@ -1,6 +1,6 @@
 """Synthesis of the clips of paired data, by threads that wait for a server or by processes that compute."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def speak(
         SottovoceError: nothing can be spoken at all.
     """
     missing = [clip for clip in clips if not _exists(out / clip.file)]
-    results = _all(node, synthesizer, missing, out, workers)
+    results: Iterable[tuple[Clip, str | None]] = _all(node, synthesizer, missing, out, workers)
     if progress:
         results = progress.track(results, total=len(missing), description="synthesizing speech")
     return {clip: reason for clip, reason in results if reason}, len(clips) - len(missing)
