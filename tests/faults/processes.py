@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.answer_cache import AnswerCache
-from sottovoce.scoring import predict
 from sottovoce.training.audio_reader import AudioReader
 from tests.faults.bench import Bench
 from tests.faults.checks import Row, steps_lost
@@ -45,7 +44,7 @@ def warned(bench: Bench, count: int) -> Row:
         "validation": before(SpeechLLM, "validation_step", warn, 2),  # the first of all
         **{f"training, {i + 1}": place for i, place in enumerate(places)},
         "the LLM is asked": before(AnswerCache, "add", warn),  # before the third stage
-        "scoring": before(predict, "answers", warn),
+        "scoring": before(SpeechLLM, "generate", warn),
     }
     row = Row("SIGTERM while " + ", ".join(["clips are read", "the LLM is asked", "training", "validating", "scoring"]),
               len(parts))  # fmt: skip

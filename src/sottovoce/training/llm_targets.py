@@ -5,6 +5,7 @@ speech as it answers the equivalent text, so its habits stay its own.
 """
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from rich.progress import Progress
 from sottovoce.data.examples import Example
 from sottovoce.device import on_device
 from sottovoce.errors import SottovoceError
+from sottovoce.io import file_lock
 from sottovoce.llms.answer_cache import AnswerCache, digest_key
 from sottovoce.llms.causal_lm import CausalLLM, Cut
 from sottovoce.llms.chat_template import ChatTurn
-from sottovoce.locks import file_lock
 from sottovoce.training.spoken_prompt import dialogue_of
 
 BATCH = 64  # prompts that are answered together
@@ -37,6 +38,12 @@ class Targets:
         self.folder, self.slots, self.max_new_tokens = folder / "targets", slots, max_new_tokens
         with file_lock(self.folder):
             self.cache = AnswerCache(self.folder / f"{fingerprint[:16]}.answers")
+
+    def with_slots(self, slots: Mapping[str, str]) -> "Targets":
+        """The same responses, for other texts in the slots."""
+        other = copy(self)
+        other.slots = slots
+        return other
 
     def complete(self, example: Example) -> Example:
         """The example with its target; one that has a target stays as it is."""
