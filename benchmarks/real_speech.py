@@ -146,7 +146,7 @@ def extract(data: Path, task: Task, system: str, pool: Callable[[torch.Tensor], 
 def pooled_layers(encoder: ConformerEncoder, clip: torch.Tensor) -> torch.Tensor:
     """(layers, width): the mean of every layer's frames."""
     stacked = encoder.stack(encoder.log_mel(clip, torch.tensor([clip.shape[1]])))
-    return torch.stack([frames.x[0].mean(0) for frames in encoder.hidden_states(stacked)[1:]])
+    return torch.stack([frames.x[0].mean(0) for frames in encoder.layer_outputs(stacked)[1:]])
 
 
 def pooled_mel(clip: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from sottovoce.frames import Frames
 from sottovoce.lightning_modules.distributed import in_lockstep
 from sottovoce.lightning_modules.nonfinite_guard import propagate_nonfinite
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
-from sottovoce.llms.causal_lm import CausalLLM, TokenLoss, Watch
+from sottovoce.llms.causal_lm import CausalLLM, HiddenStatePool, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
 from sottovoce.llms.tuning import Tuning
 from sottovoce.training.lr_schedule import Schedule, learning_rate
@@ -185,19 +185,19 @@ class SpeechLLM(L.LightningModule):
         responses = [write.response(chat, e.target or "") for chat, e in zip(turns, examples, strict=True)]
         fills, thread = self._adapted(batch, chats)
         prompts = [prompt + thread for prompt in self.llm.embed_all(chats, fills)]
-        head, watch = self.recipe.auxiliary_head, None
+        head, pool = self.recipe.auxiliary_head, None
         if head and self.llm_learns:
-            watch = Watch(
+            pool = HiddenStatePool(
                 head.layer, [speech_positions(chat, fills, e) for chat, e in zip(chats, examples, strict=True)]
             )
-        return self.llm.loss(prompts, responses, [constant(chat) for chat in chats], watch)
+        return self.llm.loss(prompts, responses, [constant(chat) for chat in chats], pool)
 
     def _heads(self, batch: Batch, out: TokenLoss) -> Tensor | float:
         """The auxiliary loss: mean over the rows of all ranks that have a category, of both cross-entropies.
 
         PE-FT, section 5: SFT + 0.5 x (category + attribute).
         """
-        if self.auxiliary_head is None or self.recipe.auxiliary_head is None or out.watched is None:
+        if self.auxiliary_head is None or self.recipe.auxiliary_head is None or out.pooled is None:
             return 0.0
         rows = [i for i, example in enumerate(batch.examples) if batch.counts and example.utterance.category]
         truth = [(str(u.category), u.labels[str(u.category)]) for u in (batch.examples[i].utterance for i in rows)]
@@ -205,7 +205,7 @@ class SpeechLLM(L.LightningModule):
         if not rows and not in_lockstep(self._trainer):
             return 0.0
         category, values = next(iter(self.recipe.auxiliary_head.categories.items()))
-        told = self.auxiliary_head.loss(out.watched[rows or [0]], truth or [(category, values[0])])
+        told = self.auxiliary_head.loss(out.pooled[rows or [0]], truth or [(category, values[0])])
         both: Tensor = (told.category + told.attribute) * bool(rows) * self.trainer.world_size / count.clamp(min=1)
         if rows:
             self.log("train/auxiliary_head_accuracy", told.right / told.rows, batch_size=told.rows)

@@ -114,3 +114,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
     similar = get_close_matches(name, known, n=1) if len(name) <= _LONGEST_NAME else []
     hint = "".join(f" Did you mean {match!r}?" for match in similar)
     return f"{hint} Known: {', '.join(known) or 'none'}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message; the error's class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def bad_value(key: str, why: str) -> ConfigError:
+    """The error for a recipe's value that is out of range: `key` and what is wrong with it."""
+    return ConfigError(f"{key} {why}", code="bad-value", where=key)
+
+
+def require_positive(node: str, **numbers: int | None) -> None:
+    """Refuse numbers below 1; None is left alone.
+
+    Raises:
+        ConfigError: `node.name` of the first such number.
+    """
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise bad_value(f"{node}.{name}", f"is {value}; expected at least 1")

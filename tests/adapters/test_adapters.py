@@ -70,7 +70,7 @@ def test_gradients_reach_every_parameter_and_the_frames(name: str) -> None:
     x.requires_grad_()
     out = adapter(Frames(x, lengths))
     weight = torch.randn(out.x.shape, generator=torch.Generator().manual_seed(2))
-    (out.x * weight * out.real()[..., None]).sum().backward()
+    (out.x * weight * out.mask()[..., None]).sum().backward()
     for parameter, value in adapter.named_parameters():
         assert value.requires_grad and value.grad is not None and value.grad.abs().sum() > 0, parameter
     assert x.grad is not None

@@ -86,7 +86,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(kernel: int, stride: int) -> Non
     adapter, clips = build(kernel=kernel, stride=stride), rows(*LENGTHS)
     x, lengths = Frames.pad(clips)
     wide = F.pad(x, (0, 0, 0, 7))
-    wide[~Frames(wide, lengths).real()] = float("nan")  # what lies behind a clip is nobody's business
+    wide[~Frames(wide, lengths).mask()] = float("nan")  # what lies behind a clip is nobody's business
     batch = adapter(Frames(wide, lengths))
     assert batch.lengths.tolist() == [-(-length // stride) for length in LENGTHS]
     for clip, together in zip(clips, batch.rows(), strict=True):
@@ -136,10 +136,10 @@ def test_gradients_reach_every_weight_and_the_frames() -> None:
     adapter, (x, lengths) = build().train(), Frames.pad(rows(*LENGTHS))
     x.requires_grad_()
     out = adapter(Frames(x, lengths))
-    (out.x * torch.randn(out.x.shape) * out.real()[..., None]).sum().backward()
+    (out.x * torch.randn(out.x.shape) * out.mask()[..., None]).sum().backward()
     for name, value in adapter.named_parameters():
         assert value.grad is not None and value.grad.isfinite().all() and value.grad.abs().sum() > 0, name
-    assert x.grad is not None and torch.equal(x.grad.abs().sum(-1) > 0, Frames(x, lengths).real())
+    assert x.grad is not None and torch.equal(x.grad.abs().sum(-1) > 0, Frames(x, lengths).mask())
 
 
 def test_dropout_is_there_in_training_only() -> None:

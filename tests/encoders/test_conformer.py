@@ -63,7 +63,7 @@ def test_loudness_stays_visible() -> None:
     encoder = tiny()
     assert encoder.network is not None
     before, after = (
-        encoder.hidden_states(encoder.stack(encoder.log_mel(gain * clip[None], torch.tensor([8_000]))))
+        encoder.layer_outputs(encoder.stack(encoder.log_mel(gain * clip[None], torch.tensor([8_000]))))
         for gain in (0.1, 1.0)
     )
     gained = encoder.network.project.weight.sum(-1)  # nothing between log-mel and projection normalises
@@ -127,15 +127,15 @@ def test_the_defaults_are_the_papers_billion() -> None:
 def test_a_clip_does_not_depend_on_its_batch() -> None:
     encoder, waveforms = tiny(), clips(3_000, 16_000, 50, 20_001, 640, 9_999)
     together = encoder(*Frames.pad(waveforms))
-    states = encoder.hidden_states(encoder.stack(encoder.log_mel(*Frames.pad(waveforms))))
+    states = encoder.layer_outputs(encoder.stack(encoder.log_mel(*Frames.pad(waveforms))))
     assert len(states) == 3 and all(state.lengths.equal(together.lengths) for state in states)
     close(states[-1].x, together.x)
     for i, waveform in enumerate(waveforms):
         stacked = encoder.stack(encoder.log_mel(*Frames.pad([waveform])))
-        for state, alone in zip(states, encoder.hidden_states(stacked), strict=True):
+        for state, alone in zip(states, encoder.layer_outputs(stacked), strict=True):
             close(state.rows()[i], alone.x[0])
         close(together.rows()[i], encoder.contextualize(stacked).x[0])
-    assert not any(state.x[~state.real()].any() for state in (*states, together))
+    assert not any(state.x[~state.mask()].any() for state in (*states, together))
 
 
 def attention(frames: Tensor, places: Tensor, module: RotaryAttention) -> np.ndarray[Any, Any]:

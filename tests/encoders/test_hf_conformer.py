@@ -95,7 +95,7 @@ def test_a_clip_of_a_public_conformer_does_not_depend_on_its_batch(save: Any, tm
         together = encoder(*Frames.pad(waveforms))
         for waveform, row in zip(waveforms, together.rows(), strict=True):
             close(row, encoder(*Frames.pad([waveform])).x[0])
-        assert not together.x[~together.real()].any()
+        assert not together.x[~together.mask()].any()
 
 
 @SAVE
@@ -229,7 +229,7 @@ def test_what_only_training_has_and_what_comes_behind_the_conformer_is_off(tmp_p
 def test_clips_that_are_too_short_are_named(save: Any, tmp_path: Path) -> None:
     save(tmp_path)
     encoder = public(tmp_path)
-    shortest = encoder.described.shortest
+    shortest = encoder.shortest
     out = encoder(*Frames.pad(clips(shortest, 800)))  # 0.05 s is long enough
     assert out.x.isfinite().all() and out.lengths.min() == 1
     with pytest.raises(AudioError, match=rf"row 1 has {shortest - 1} samples; .* at least {shortest}"):

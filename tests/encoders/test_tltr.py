@@ -13,7 +13,7 @@ from whisper.model import ResidualAttentionBlock
 
 from sottovoce.encoders.emotion_classifier import (
     EmotionClassifier,
-    Labelled,
+    LabelledClips,
     balanced_accuracy,
     train_emotion_classifier,
 )
@@ -106,7 +106,7 @@ def test_padding_never_changes_a_clips_logits(knobs: dict[str, int], gradients: 
     wide = [F.pad(x, (0, 0, 0, 2 * POOL + 1)) for x, _ in states]
     lengths = states[0].lengths
     for x in wide:
-        x[~Frames(x, lengths).real()] = float("nan")  # what lies behind a clip is nobody's business
+        x[~Frames(x, lengths).mask()] = float("nan")  # what lies behind a clip is nobody's business
     with torch.set_grad_enabled(gradients):
         together = tltr([Frames(x, lengths) for x in wide])
         for row, length in enumerate(LENGTHS):
@@ -116,7 +116,7 @@ def test_padding_never_changes_a_clips_logits(knobs: dict[str, int], gradients: 
 
 def test_a_step_is_the_mean_of_its_real_frames() -> None:
     frames = states_of(LENGTHS)[0]
-    frames.x[~frames.real()] = float("nan")
+    frames.x[~frames.mask()] = float("nan")
     pooled = mean_pool(frames, POOL)
     assert pooled.lengths.tolist() == [5, 8, 1, 1]
     for row, clip in zip(pooled.rows(), frames.rows(), strict=True):
@@ -184,9 +184,9 @@ def emotional_states(tltr: TLTR, count: int, seed: int) -> tuple[list[Frames], l
     return states, labels
 
 
-def emotional(ser: EmotionClassifier, count: int, seed: int) -> Labelled:
+def emotional(ser: EmotionClassifier, count: int, seed: int) -> LabelledClips:
     states, labels = emotional_states(ser.tltr, count, seed)
-    return Labelled([row.half() for row in ser.tltr.pooled(states).rows()], labels)
+    return LabelledClips([row.half() for row in ser.tltr.pooled(states).rows()], labels)
 
 
 def test_it_learns_what_can_be_heard() -> None:
@@ -211,7 +211,7 @@ def test_training_is_a_function_of_its_seed() -> None:
 def test_it_stops_early_and_keeps_its_best_epoch() -> None:
     ser = untrained()
     train, validation = emotional(ser, 30, seed=1), emotional(ser, 30, seed=2)
-    wrong = Labelled(train.clips, [LABELS[LABELS.index(label) - 1] for label in train.labels])  # it can only get worse
+    wrong = LabelledClips(train.clips, [LABELS[LABELS.index(label) - 1] for label in train.labels])
     train_emotion_classifier(ser, train, validation, epochs=6, batch_size=10, learning_rate=3e-3)
     scores = train_emotion_classifier(ser, wrong, validation, epochs=40, batch_size=10, learning_rate=1e-3, patience=2)
     best = scores.index(max(scores))
@@ -223,7 +223,7 @@ def test_it_stops_early_and_keeps_its_best_epoch() -> None:
 
 
 @torch.no_grad()
-def _labels_found(ser: EmotionClassifier, clips: Labelled) -> list[str]:
+def _labels_found(ser: EmotionClassifier, clips: LabelledClips) -> list[str]:
     logits = ser.tltr.classify(Frames.pad([clip.float() for clip in clips.clips]))
     return [ser.labels[at] for at in logits.argmax(-1).tolist()]
 
@@ -287,10 +287,10 @@ def test_what_cannot_be_learnt_is_named(labels: list[str], message: str) -> None
     ser = untrained()
     clips = list(emotional(ser, 2, 1).clips)
     with pytest.raises(SottovoceError, match=message):
-        train_emotion_classifier(ser, Labelled(clips, labels), Labelled(clips, ["angry", "sad"]))
+        train_emotion_classifier(ser, LabelledClips(clips, labels), LabelledClips(clips, ["angry", "sad"]))
 
 
 def test_an_empty_validation_is_refused() -> None:
     ser = untrained()
     with pytest.raises(SottovoceError, match=r"validation: .* at least one; got 0 and 0"):
-        train_emotion_classifier(ser, emotional(ser, 2, 1), Labelled([], []))
+        train_emotion_classifier(ser, emotional(ser, 2, 1), LabelledClips([], []))

@@ -24,7 +24,7 @@ from transformers import (
 from sottovoce.data.batches import Batch
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.llms.causal_lm import _pad_left
+from sottovoce.llms.causal_lm import pad_left
 from sottovoce.llms.chat_template import ChatTurn, Placeholder
 from sottovoce.training.spoken_prompt import SpeechPlaceholder
 
@@ -187,7 +187,7 @@ def batch(waves: list[Tensor]) -> Batch:
 @torch.no_grad()
 def our_logits(module: SpeechLLM, waves: list[Tensor], chats: list[list[ChatTurn]]) -> list[Tensor]:
     prompts = module.prompts(batch(waves), [module.llm.chat.prompt(chat) for chat in chats])
-    x, real = _pad_left(prompts)
+    x, real = pad_left(prompts)
     positions = (real.cumsum(1) - 1).clamp(min=0)
     logits = module.llm.model(inputs_embeds=x, attention_mask=real.long(), position_ids=positions).logits
     return [row[keep] for row, keep in zip(logits, real, strict=True)]

@@ -149,7 +149,7 @@ def test_only_the_tensors_that_are_asked_for_are_read(
             read.append(name)
             return self.file.get_tensor(name)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr("sottovoce.audio_llm_layouts.safe_open", LabelledStates)
+    monkeypatch.setattr("sottovoce.tensor_files.safe_open", LabelledStates)
     folder = checkpoints["whole omni"]
     encoder_of("whole omni", folder)
     assert read and all(name.startswith("thinker.audio_tower.") and ".proj." not in name for name in read)

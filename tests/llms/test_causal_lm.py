@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.llms import CausalLLM, ChatTurn, Placeholder
 from sottovoce.llms.known_models import PUBLISHED
-from sottovoce.llms.prefix_cache import Prefixes
+from sottovoce.llms.prefix_cache import PrefixCache
 
 WORDS = "The speaker sounds happy and talks fast. Repeat what you hear, please."
 HOW, WHAT = Placeholder("how"), Placeholder("what")
@@ -338,7 +338,7 @@ def test_a_config_that_says_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_what_cannot_be_computed_is_refused(qwen: CausalLLM) -> None:
     row = torch.zeros(4, 32)
-    with pytest.raises(KeyError, match=r"no fill for the placeholder 'how'; there are fills for \['what'\]"):
+    with pytest.raises(KeyError, match=r"no embeddings for placeholder 'how'; there are some for \['what'\]"):
         qwen.embed([HOW], {"what": row})
     wrong: list[tuple[Callable[[], object], str]] = [
         (lambda: qwen.embed([HOW], {"how": torch.zeros(4, 31)}), r"\(4, 31\), and must be \(tokens, 32\)"),
@@ -385,16 +385,16 @@ def test_a_prefix_is_read_once(qwen: CausalLLM, monkeypatch: pytest.MonkeyPatch)
         return forward(*arguments, **named)
 
     monkeypatch.setattr(model, "forward", counted)
-    memory = Prefixes(most_tokens=9)
-    (first, _), (both, real) = memory.read(model, [[5, 6]]), memory.read(model, [[7, 8, 9], [5, 6], [7, 8, 9]])
+    memory = PrefixCache(max_tokens=9)
+    (first, _), (both, real) = memory.batch(model, [[5, 6]]), memory.batch(model, [[7, 8, 9], [5, 6], [7, 8, 9]])
     assert read == [[5, 6], [7, 8, 9]]
     assert real.tolist() == [[True] * 3, [False, True, True], [True] * 3]
     for one, three in zip(first.layers, both.layers, strict=True):
         assert torch.equal(one.keys[0], three.keys[1, :, 1:]) and torch.equal(one.values[0], three.values[1, :, 1:])
         assert torch.equal(three.keys[0], three.keys[2]) and not three.keys[1, :, 0].any()
-    memory.read(model, [[1] * 5])
-    memory.read(model, [[7, 8, 9]])
-    memory.read(model, [[5, 6]])
+    memory.batch(model, [[1] * 5])
+    memory.batch(model, [[7, 8, 9]])
+    memory.batch(model, [[5, 6]])
     assert read[2:] == [[1] * 5, [5, 6]]  # 5, 6 was the oldest and had to go
 
 

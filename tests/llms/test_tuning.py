@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sottovoce.errors import ConfigError
-from sottovoce.llms.causal_lm import CausalLLM, Watch, places
+from sottovoce.llms.causal_lm import CausalLLM, HiddenStatePool, placeholder_spans
 from sottovoce.llms.chat_template import ChatTurn, Placeholder
 from sottovoce.llms.tuning import Tuning, layer_numbers, target_names, tune
 
@@ -131,28 +131,28 @@ def test_numbers_that_make_no_sense(knobs: dict[str, float], folders: dict[str, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_watched_is_the_mean_of_the_layers_output(family: str, folders: dict[str, Path]) -> None:
+def test_what_is_pooled_is_the_mean_of_the_layers_output(family: str, folders: dict[str, Path]) -> None:
     """Against transformers' own hidden states of each row alone; and it does not depend on batch mates."""
     llm = opened(folders[family])
     torch.manual_seed(1)
-    fills = {name: torch.randn(length, llm.dim) * 0.1 for name, length in (("a", 3), ("b", 7), ("c", 40))}
-    chats = [llm.chat.prompt([ChatTurn("user", ("so: ", Placeholder(name), " well"))]) for name in fills]
-    prompts = [llm.embed(chat, fills) for chat in chats]
-    rows = [list(places(chat, fills)[name]) for chat, name in zip(chats, fills, strict=True)]
-    for (name, fill), prompt, row in zip(fills.items(), prompts, rows, strict=True):
+    speech = {name: torch.randn(length, llm.dim) * 0.1 for name, length in (("a", 3), ("b", 7), ("c", 40))}
+    chats = [llm.chat.prompt([ChatTurn("user", ("so: ", Placeholder(name), " well"))]) for name in speech]
+    prompts = [llm.embed(chat, speech) for chat in chats]
+    rows = [list(placeholder_spans(chat, speech)[name]) for chat, name in zip(chats, speech, strict=True)]
+    for (name, fill), prompt, row in zip(speech.items(), prompts, rows, strict=True):
         assert torch.equal(prompt[row], fill), name
     responses = [[5, 6, 7], [8], [9, 10]]
-    together = llm.loss(prompts, responses, watch=Watch(0, rows)).watched
+    together = llm.loss(prompts, responses, pool=HiddenStatePool(0, rows)).pooled
     assert together is not None and together.shape == (3, llm.dim)
     for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         states = llm.model(inputs_embeds=prompt[None], output_hidden_states=True).hidden_states[1][0]
         torch.testing.assert_close(together[i], states[row].mean(0), rtol=1e-4, atol=1e-5)
-    alone = llm.loss(prompts[1:2], responses[1:2], watch=Watch(0, rows[1:2])).watched
+    alone = llm.loss(prompts[1:2], responses[1:2], pool=HiddenStatePool(0, rows[1:2])).pooled
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_row_without_positions_has_a_mean_of_zeros(folders: dict[str, Path]) -> None:
     llm = opened(folders["qwen2"])
     prompt = llm.embed(llm.chat.prompt([ChatTurn("user", ("hello",))]), {})
-    watched = llm.loss([prompt], [[5]], watch=Watch(1, [[]])).watched
-    assert watched is not None and not watched.any()
+    pooled = llm.loss([prompt], [[5]], pool=HiddenStatePool(1, [[]])).pooled
+    assert pooled is not None and not pooled.any()
