@@ -3,18 +3,9 @@
 from torch import nn
 
 from sottovoce.adapters import ADAPTERS, Adapter
-from sottovoce.audio_llm_layouts import (
-    LAYOUTS,
-    PUBLISHED,
-    SETTINGS,
-    WEIGHTS,
-    describe,
-    read_config,
-    read_shards,
-    without_prefix,
-)
+from sottovoce.audio_llm_layouts import LAYOUTS, PUBLISHED, describe, read_config, read_shards, without_prefix
 from sottovoce.frames import Frames
-from sottovoce.hub import Hub
+from sottovoce.hub import WEIGHTS, Hub
 
 _HUB = Hub("adapter", "config.json and *.safetensors", PUBLISHED)
 
@@ -51,7 +42,7 @@ class CheckpointProjector(Adapter):
         """
         if self.loaded:
             return
-        folder = _HUB.snapshot(self.checkpoint, (*SETTINGS, *WEIGHTS))
+        folder = _HUB.snapshot(self.checkpoint, ("*.json", *WEIGHTS))
         prefix = LAYOUTS[read_config(folder, _HUB).model_type].projector
         try:
             self.linear.load_state_dict(read_shards(folder, without_prefix(prefix), _HUB))

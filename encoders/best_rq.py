@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sottovoce.encoders.conformer import ConformerEncoder
-from sottovoce.encoders.log_mel import MELS, STACK
+from sottovoce.encoders.log_mel import MELS, STACK, log_mel, stack
 from sottovoce.frames import Frames
 
 _MIN_VARIANCE = 1e-10  # a constant bin is normalised to zeros
@@ -161,12 +161,12 @@ class BestRQ(nn.Module):
         Noise and dropout come from torch's global generator. A stacked frame is predicted if all of its mel frames are
         real and masked.
         """
-        mel = self.encoder.log_mel(waveform, lengths)
+        mel = log_mel(waveform, lengths)
         mask = mask & mel.mask()
         predicted = fully_masked(mask)
-        stacked = self.encoder.stack(self.quantizer.normalize(mel)).x
+        stacked = stack(self.quantizer.normalize(mel)).x
         targets = self.quantizer(stacked[:, : predicted.shape[1]][predicted])
-        states = self.encoder.contextualize(self.encoder.stack(replace_by_noise(mel, mask, self.masking.noise)))
+        states = self.encoder.contextualize(stack(replace_by_noise(mel, mask, self.masking.noise)))
         return self.code_loss(states.x[:, : predicted.shape[1]][predicted], targets)
 
     def code_loss(self, frames: Tensor, targets: Tensor) -> CodeLoss:

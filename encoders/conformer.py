@@ -177,14 +177,6 @@ class ConformerEncoder(Encoder):
         """See `Encoder.fingerprint`."""
         return fingerprint(self.loaded_network(), "conformer", self.sizes)
 
-    def log_mel(self, waveform: Tensor, lengths: Tensor) -> Frames:
-        """`encoders.log_mel.log_mel`: (batch, samples) to (batch, mel frames, 80), without gradient."""
-        return log_mel.log_mel(waveform, lengths)
-
-    def stack(self, mel: Frames) -> Frames:
-        """`encoders.log_mel.stack`: (batch, mel frames, 80) to (batch, mel frames // 4, 320), at least one frame."""
-        return log_mel.stack(mel)
-
     def layer_outputs(self, stacked: Frames) -> list[Frames]:
         """The projected input and the output of each layer: `layers + 1` times (batch, frames, dim)."""
         with float32_in_eval(self, stacked.x.device):
@@ -203,11 +195,11 @@ class ConformerEncoder(Encoder):
         The tail that fills no frame is dropped; a clip shorter than one frame is filled up with silence.
         """
         self.loaded_network()
-        return self.contextualize(self.stack(self.log_mel(waveform, lengths)))
+        return self.contextualize(log_mel.stack(log_mel.log_mel(waveform, lengths)))
 
     def hidden_states(self, waveform: Tensor, lengths: Tensor) -> list[Frames]:
         """See `Encoder.hidden_states`."""
-        return self.layer_outputs(self.stack(self.log_mel(waveform, lengths)))
+        return self.layer_outputs(log_mel.stack(log_mel.log_mel(waveform, lengths)))
 
     def _read(self, file: Path) -> None:
         try:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.base import float32_in_eval
-from sottovoce.encoders.hub_encoder import SETTINGS, WEIGHTS, HubEncoder
+from sottovoce.encoders.hub_encoder import HubEncoder
 from sottovoce.encoders.log_mel import check_waveforms
 from sottovoce.errors import AudioError, ConfigError, first_line, nearest
 from sottovoce.frames import Frames
@@ -99,29 +99,16 @@ class HFConformerEncoder(HubEncoder):
         self.sample_rate, self.frame_rate = extractor.sampling_rate, extractor.sampling_rate / hop
         self.dim = config.hidden_size
 
-    def build(self) -> None:
-        """See `Encoder.build`."""
-        if self.encoder is None:
-            from transformers import AutoModel
-
-            self.encoder = AutoModel.from_config(self.config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-            self.eval()
-
-    def load(self) -> None:
-        """See `Encoder.load`.
-
-        Raises:
-            ConfigError: the checkpoint's own files differ from what is published under its name.
-            MissingError: the weights cannot be reached or do not fit.
-        """
-        if self.loaded:
-            return
+    def _network(self) -> Any:
         from transformers import AutoModel
 
-        folder = self.hub.snapshot(self.checkpoint, (*SETTINGS, *WEIGHTS))
-        self._describe_by(folder)
+        return AutoModel.from_config(self.config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+
+    def _with_weights(self, folder: Path) -> Any:
+        from transformers import AutoModel
+
         try:
-            self.encoder, report = AutoModel.from_pretrained(
+            network, report = AutoModel.from_pretrained(
                 folder, config=self.config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
                 trust_remote_code=False, output_loading_info=True,
             )  # fmt: skip
@@ -129,8 +116,7 @@ class HFConformerEncoder(HubEncoder):
             raise self.hub.missing(self.checkpoint, f"{folder}: {first_line(error)}") from error
         if absent := sorted(report["missing_keys"]):  # transformers would go on with random numbers
             raise self.hub.missing(self.checkpoint, f"{folder} lacks {', '.join(absent[:3])} …")
-        self.loaded = True
-        self.eval()
+        return network
 
     def train(self, mode: bool = True) -> "HFConformerEncoder":
         """As in `nn.Module`, but batch norms keep their statistics: a clip must not depend on its batch."""

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sottovoce.encoders.base import Encoder, fingerprint
 from sottovoce.errors import ConfigError
-from sottovoce.hub import BOOKKEEPING, Hub
+from sottovoce.hub import BOOKKEEPING, WEIGHTS, Hub
 
-SETTINGS, WEIGHTS = ("*.json",), ("*.safetensors",)
+SETTINGS = ("*.json",)
 
 
 class HubEncoder(Encoder):
@@ -53,6 +53,34 @@ class HubEncoder(Encoder):
     @abstractmethod
     def _describe(self, config: Any, extractor: Any) -> None:
         """Set `config`, `extractor`, and the sizes of `Encoder`."""
+
+    @abstractmethod
+    def _network(self) -> Any:
+        """The network, without its weights."""
+
+    @abstractmethod
+    def _with_weights(self, folder: Path) -> Any:
+        """The network with the weights in a folder, or `MissingError`."""
+
+    def build(self) -> None:
+        """See `Encoder.build`."""
+        if self.encoder is None:
+            self.encoder = self._network()
+            self.eval()
+
+    def load(self) -> None:
+        """See `Encoder.load`.
+
+        Raises:
+            ConfigError: the checkpoint's own files differ from what is published under its name.
+        """
+        if self.loaded:
+            return
+        folder = self.hub.snapshot(self.checkpoint, (*SETTINGS, *WEIGHTS))
+        self._describe_by(folder)
+        self.encoder = self._with_weights(folder)
+        self.loaded = True
+        self.eval()
 
     def load_trained(self, weights: dict[str, Tensor]) -> None:
         """See `Encoder.load_trained`; of the checkpoint, only its JSON files are needed.

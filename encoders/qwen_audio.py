@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from sottovoce.audio_llm_layouts import (
     LAYOUTS,
     PUBLISHED,
-    WEIGHTS,
     audio_and_text,
     read_config,
     read_shards,
@@ -18,7 +17,7 @@ from sottovoce.audio_llm_layouts import (
 )
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.base import float32_in_eval
-from sottovoce.encoders.hub_encoder import SETTINGS, HubEncoder
+from sottovoce.encoders.hub_encoder import HubEncoder
 from sottovoce.encoders.log_mel import check_waveforms
 from sottovoce.errors import AudioError, ConfigError, first_line, nearest
 from sottovoce.frames import Frames
@@ -77,40 +76,28 @@ class AudioTower(HubEncoder):
                 where=_KEY,
             )
 
-    def build(self) -> None:
-        """See `Encoder.build`."""
-        if self.encoder is None:
-            from transformers.initialization import no_init_weights
+    def _network(self) -> Any:
+        from transformers.initialization import no_init_weights
 
-            with no_init_weights():  # type: ignore[no-untyped-call]
-                self.encoder = self._network()
-            self.eval()
+        with no_init_weights():  # type: ignore[no-untyped-call]
+            return self._tower()
 
     @abstractmethod
-    def _network(self) -> nn.Module:
-        """The tower of the model's own class, with weights of no meaning."""
+    def _tower(self) -> nn.Module:
+        """The tower of the model's own class."""
 
-    def load(self) -> None:
-        """See `Encoder.load`; of the files, only the tower's tensors are read.
-
-        Raises:
-            ConfigError: the checkpoint's own files differ from what is published under its name.
-            MissingError: the weights cannot be reached or do not fit.
-        """
-        if self.loaded:
-            return
-        folder = self.hub.snapshot(self.checkpoint, (*SETTINGS, *WEIGHTS))
-        self._describe_by(folder)
+    def _with_weights(self, folder: Path) -> Any:
+        """Of the files, only the tower's tensors are read."""
         weights = read_shards(folder, without_prefix(self.layout.tower, but=self.layout.projector), self.hub)
-        self.build()
+        network = self._network()
         try:
-            wanted = self.encoder.state_dict()
-            self.encoder.load_state_dict({name: weights[name].to(torch.float32, copy=True) for name in wanted})
+            wanted = network.state_dict()
+            network.load_state_dict({name: weights[name].to(torch.float32, copy=True) for name in wanted})
         except KeyError as error:
             raise self.hub.missing(self.checkpoint, f"{folder} lacks {self.layout.tower}{error.args[0]}") from None
         except RuntimeError as error:
             raise self.hub.missing(self.checkpoint, f"{folder}: {' '.join(str(error).split())}") from None
-        self.loaded = True
+        return network
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
         """See `Encoder.forward`.
@@ -183,7 +170,7 @@ class Qwen2AudioTower(AudioTower):
         super()._describe(config, extractor)
         self._check_features("log-mels", 2 * self.config.max_source_positions, extractor.nb_max_frames)
 
-    def _network(self) -> nn.Module:
+    def _tower(self) -> nn.Module:
         from transformers import Qwen2AudioEncoder
 
         return cast(nn.Module, Qwen2AudioEncoder(self.config))
@@ -223,7 +210,7 @@ class Qwen25OmniTower(AudioTower):
     def __init__(self, *, checkpoint: str) -> None:
         super().__init__(checkpoint=checkpoint)
 
-    def _network(self) -> nn.Module:
+    def _tower(self) -> nn.Module:
         from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
         tower: Any = Qwen2_5OmniAudioEncoder(self.config)

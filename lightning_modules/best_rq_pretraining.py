@@ -26,6 +26,7 @@ from sottovoce.data.lazy_batch_sampler import LazyBatchSampler
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.best_rq import BestRQ, CodeLoss, Masking, RandomQuantizer, unigram_baseline
 from sottovoce.encoders.conformer import ConformerEncoder
+from sottovoce.encoders.log_mel import log_mel
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import LAST, latest, read_checkpoint
@@ -189,8 +190,7 @@ def measure(recipe: PretrainRecipe, module: Pretraining, clips: Sequence[Clip], 
     some = clips[:: ceil(len(clips) / MEASURED)]
     crops = Crops(some, recipe.data.crop_seconds, Masking(), recipe.seed, "measured")
     cut = (crops.draw(clip, 0)[0] for clip in track(some, "measuring", console=console, disable=console.quiet))
-    encoder = module.best_rq.encoder
-    module.best_rq.quantizer.fit_normalization(encoder.log_mel(x[None], torch.tensor([len(x)])).x[0] for x in cut)
+    module.best_rq.quantizer.fit_normalization(log_mel(x[None], torch.tensor([len(x)])).x[0] for x in cut)
 
 
 def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer, start: int) -> DataLoader[Any]:

@@ -22,7 +22,7 @@ from sottovoce.errors import BundleError, ConfigError, brief
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.callbacks import propagate_nonfinite
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
-from sottovoce.llms.causal_lm import CausalLLM, HiddenStatePool, TokenLoss
+from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
 from sottovoce.llms.tuning import Tuning
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, mark_speech, speech_positions
@@ -189,16 +189,14 @@ class SpeechLLM(L.LightningModule):
         inputs = [prompt + anchor for prompt in self.llm.embed_all(prompts, speech)]  # rows of (prompt_tokens, llm_dim)
 
         prefixes = [constant(prompt) for prompt in prompts]  # text before the first speech: its keys can be cached
-        return self.llm.loss(inputs, responses, prefixes, self._pooled_positions(batch, prompts, speech))
+        return self.llm.loss(inputs, responses, prefixes, self._pool(batch, prompts, speech))
 
-    def _pooled_positions(
-        self, batch: Batch, prompts: list[list[Segment]], speech: dict[Hashable, Tensor]
-    ) -> HiddenStatePool | None:
+    def _pool(self, batch: Batch, prompts: list[list[Segment]], speech: dict[Hashable, Tensor]) -> PooledLayer | None:
         """The positions whose hidden states the auxiliary heads classify; None where these do not train."""
         if self.recipe.auxiliary_head is None or not self.llm_learns:
             return None
         rows = [speech_positions(prompt, speech, e) for prompt, e in zip(prompts, batch.examples, strict=True)]
-        return HiddenStatePool(self.recipe.auxiliary_head.layer, rows)
+        return PooledLayer(self.recipe.auxiliary_head.layer, rows)
 
     def _auxiliary_loss(self, batch: Batch, out: TokenLoss) -> Tensor | float:
         """The weighted loss of the heads: mean over the rows of all ranks that have a category, category + attribute.

@@ -4,15 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sottovoce.audio_llm_layouts import (
-    LAYOUTS,
-    SETTINGS,
-    WEIGHTS,
-    as_causal_lm,
-    audio_and_text,
-    read_config,
-    read_shards,
-)
+from sottovoce.audio_llm_layouts import LAYOUTS, as_causal_lm, audio_and_text, read_config, read_shards
 from sottovoce.hub import Hub
 
 if TYPE_CHECKING:
@@ -27,12 +19,11 @@ _FIELDS = (
 )  # fmt: skip
 
 
-def is_composite(path: str, local: bool) -> bool:
-    """Whether a folder or hub id holds an audio LLM."""
+def is_composite(folder: Path) -> bool:
+    """Whether a folder holds an audio LLM."""
     from transformers import PreTrainedConfig
 
-    raw = PreTrainedConfig.get_config_dict(path, local_files_only=local)[0]
-    return raw.get("model_type") in LAYOUTS
+    return PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type") in LAYOUTS
 
 
 def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
@@ -54,34 +45,25 @@ def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
     )
 
 
-def read_text(path: str, local: bool, dtype: "torch.dtype", hub: Hub) -> "tuple[PreTrainedModel, list[str]]":
+def read_text(folder: Path, dtype: "torch.dtype", hub: Hub) -> "tuple[PreTrainedModel, list[str]]":
     """The text model with its weights, and the names of weights that the files lack.
 
     Of the files, the text model's tensors alone are read.
     """
-    from huggingface_hub import snapshot_download
     from transformers import GenerationConfig, Qwen2ForCausalLM
 
-    files = [*SETTINGS, *WEIGHTS]
-    folder = Path(
-        path if Path(path).is_dir() else snapshot_download(path, allow_patterns=files, local_files_only=local)
-    )
     config = read_config(folder, hub)
     weights = read_shards(folder, as_causal_lm(LAYOUTS[config.model_type]), hub)
-    model, report = cast(
-        Any,
-        Qwen2ForCausalLM.from_pretrained(
-            None, config=text_config(config), state_dict=weights, dtype=dtype, output_loading_info=True
-        ),
+    loaded: Any = Qwen2ForCausalLM.from_pretrained(
+        None, config=text_config(config), state_dict=weights, dtype=dtype, output_loading_info=True
     )
+    model, report = loaded
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, sorted(report["missing_keys"])
 
 
-def processor_template(path: str, local: bool) -> str | None:
+def processor_template(folder: Path) -> str | None:
     """The chat template of a checkpoint that keeps it with its processor, and not with its tokenizer."""
-    from transformers.utils.hub import cached_file
-
-    file = cached_file(path, "chat_template.json", local_files_only=local, _raise_exceptions_for_missing_entries=False)
-    return cast(str, json.loads(Path(file).read_text("utf-8"))["chat_template"]) if file else None
+    file = folder / "chat_template.json"
+    return cast(str, json.loads(file.read_text("utf-8"))["chat_template"]) if file.is_file() else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import NamedTuple, cast
 
 import torch
@@ -10,9 +11,8 @@ from torch import Tensor
 
 from sottovoce.errors import SottovoceError
 from sottovoce.llms.chat_template import Placeholder, Segment
-from sottovoce.llms.hf_model import Dtype, LoadedLLM
+from sottovoce.llms.hf_model import LoadedLLM
 from sottovoce.llms.prefix_cache import PrefixCache, cache_argument
-from sottovoce.llms.tuning import Tuning
 
 _IGNORE = -100  # target of a position that is not in the loss
 
@@ -21,7 +21,7 @@ class TokenLoss(NamedTuple):
     """Negative log-likelihood in nats and float32, summed over response tokens.
 
     `total` is (), `tokens` counts the response tokens, `per_row` is (batch,). The mean is left to the caller, who
-    knows the other ranks. `pooled` is (batch, dim) where a `HiddenStatePool` was given.
+    knows the other ranks. `pooled` is (batch, dim) where a `PooledLayer` was given.
     """
 
     total: Tensor
@@ -30,7 +30,7 @@ class TokenLoss(NamedTuple):
     pooled: Tensor | None = None
 
 
-class HiddenStatePool(NamedTuple):
+class PooledLayer(NamedTuple):
     """Which hidden states to average: of layer `layer`, counted from 0, over some positions of each prompt.
 
     A row without positions has a mean of zeros; none may lie past its prompt's end.
@@ -46,15 +46,9 @@ class CausalLLM(LoadedLLM):
     Args: see `LoadedLLM`.
     """
 
-    def __init__(
-        self,
-        checkpoint: str,
-        dtype: Dtype = "bfloat16",
-        trust_remote_code: bool = False,
-        tuning: Tuning | None = None,
-    ) -> None:
-        super().__init__(checkpoint, dtype, trust_remote_code, tuning)
-        self.prefix_cache = PrefixCache()
+    @cached_property
+    def prefix_cache(self) -> PrefixCache:
+        return PrefixCache()
 
     def embed(self, segments: list[Segment], embeddings: Mapping[Hashable, Tensor]) -> Tensor:
         """A prompt as (tokens, dim) in the LLM's dtype: text from its own table, each placeholder from `embeddings`.
@@ -83,7 +77,7 @@ class CausalLLM(LoadedLLM):
         prompts: list[Tensor],
         responses: list[list[int]],
         prefixes: list[list[int]] | None = None,
-        pool: HiddenStatePool | None = None,
+        pool: PooledLayer | None = None,
     ) -> TokenLoss:
         """Negative log-likelihood of the responses, given their prompts.
 
@@ -128,7 +122,7 @@ class CausalLLM(LoadedLLM):
         return TokenLoss(per_row.sum(), tokens, per_row, torch.cat(means)[order] if means else None)
 
     @contextmanager
-    def _pooled(self, pool: HiddenStatePool | None, rows: list[int], tails: list[Tensor]) -> Iterator[list[Tensor]]:
+    def _pooled(self, pool: PooledLayer | None, rows: list[int], tails: list[Tensor]) -> Iterator[list[Tensor]]:
         """While a group of rows goes through the model: its pooled hidden states, (rows, dim), once it has."""
         means: list[Tensor] = []
         if pool is None:

@@ -4,15 +4,17 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from sottovoce.errors import ConfigError, nearest
+from sottovoce.hub import WEIGHTS
 from sottovoce.llms import audio_llm
 from sottovoce.llms.chat_template import ChatFormat
-from sottovoce.llms.hub_checkpoints import HUB, describe, reach, settings
+from sottovoce.llms.hub_checkpoints import HUB, SETTINGS, describe, loading, settings
 from sottovoce.llms.tuning import Tuning, base_name, decoder_layers, layer_numbers, lora_layers, tune
 from sottovoce.tensor_files import update_digest
 
@@ -95,8 +97,8 @@ class LoadedLLM(nn.Module):
             return
         from transformers import GenerationConfig
 
-        tokenizer = reach(self.checkpoint, self._read_tokenizer)
-        model = reach(self.checkpoint, self._read_model)
+        folder = HUB.snapshot(self.checkpoint, (*SETTINGS, *WEIGHTS))
+        tokenizer, model = self.read_tokenizer(folder), self._read_model(folder)
         if model.get_input_embeddings().embedding_dim != self.dim:
             raise ConfigError(
                 f"llm.checkpoint: {self.checkpoint} has embeddings of {model.get_input_embeddings().embedding_dim}, "
@@ -111,7 +113,7 @@ class LoadedLLM(nn.Module):
             do_sample=False, eos_token_id=sorted(chat.stop_ids), pad_token_id=min(chat.stop_ids)
         )
         self.model, self.config = self._tuned(model), model.config
-        self._settings = settings(self.checkpoint)
+        self._settings = settings(folder)
         self.tokenizer, self.chat = tokenizer, chat
 
     def unload(self) -> None:
@@ -201,26 +203,29 @@ class LoadedLLM(nn.Module):
                 digest.update(f"{base} {self._pretrained.get(name) or _digest(weight)}".encode())
         return digest.hexdigest()
 
-    def _read_tokenizer(self, path: str, local: bool) -> "PreTrainedTokenizerBase":
+    def read_tokenizer(self, folder: Path) -> "PreTrainedTokenizerBase":
+        """The tokenizer in a checkpoint's folder, with the chat template; errors as in `load`."""
         from transformers import AutoTokenizer
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            path, local_files_only=local, trust_remote_code=self.trust_remote_code
-        )
-        tokenizer.chat_template = tokenizer.chat_template or audio_llm.processor_template(path, local)
+        with loading(self.checkpoint):
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=self.trust_remote_code
+            )
+            tokenizer.chat_template = tokenizer.chat_template or audio_llm.processor_template(folder)
         return cast("PreTrainedTokenizerBase", tokenizer)
 
-    def _read_model(self, path: str, local: bool) -> "PreTrainedModel":
+    def _read_model(self, folder: Path) -> "PreTrainedModel":
         from transformers import AutoModelForCausalLM
 
-        if audio_llm.is_composite(path, local):
-            model, absent = audio_llm.read_text(path, local, self.dtype, HUB)
-        else:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=self.dtype, use_safetensors=True, local_files_only=local,
-                trust_remote_code=self.trust_remote_code, output_loading_info=True,
-            )  # fmt: skip
-            model, absent = loaded[0], sorted(loaded[1]["missing_keys"])
+        with loading(self.checkpoint):
+            if audio_llm.is_composite(folder):
+                model, absent = audio_llm.read_text(folder, self.dtype, HUB)
+            else:
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=self.dtype, use_safetensors=True, local_files_only=True,
+                    trust_remote_code=self.trust_remote_code, output_loading_info=True,
+                )  # fmt: skip
+                model, absent = loaded[0], sorted(loaded[1]["missing_keys"])
         if absent:  # transformers would go on with random numbers
             raise HUB.missing(self.checkpoint, f"its files lack {len(absent)} weights, such as {absent[0]}")
         return model

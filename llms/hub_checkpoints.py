@@ -1,7 +1,9 @@
-"""Finds an LLM's checkpoint: a local folder, the Hugging Face cache, or the hub."""
+"""An LLM's checkpoint: its folder, its configuration, and errors that name it."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sottovoce.errors import ConfigError, MissingError, first_line
 from sottovoce.hub import BOOKKEEPING, Hub
@@ -11,9 +13,8 @@ from sottovoce.llms.known_models import PUBLISHED
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-T = TypeVar("T")
-
 HUB = Hub("LLM", "config.json, *.safetensors and the tokenizer", PUBLISHED)
+SETTINGS = ("config.json", "*.txt", "*.model", "*.jinja", "*.py", "*.json")  # patterns; the tokenizer's files included
 
 
 def describe(checkpoint: str, trust_remote_code: bool) -> "PreTrainedConfig":
@@ -27,38 +28,34 @@ def describe(checkpoint: str, trust_remote_code: bool) -> "PreTrainedConfig":
     """
     from transformers import AutoConfig
 
-    def read(path: str, local: bool) -> Any:
-        return AutoConfig.from_pretrained(path, local_files_only=local, trust_remote_code=trust_remote_code)
-
     config = HUB.published_config(checkpoint)
-    return text_config(reach(checkpoint, read) if config is None else config)
+    if config is None:
+        folder = HUB.snapshot(checkpoint, SETTINGS)
+        with loading(checkpoint):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    return text_config(config)
 
 
-def settings(checkpoint: str) -> dict[str, Any]:
+def settings(folder: Path) -> dict[str, Any]:
     """The fields of config.json itself: what transformers adds to them changes from release to release."""
     from transformers import PreTrainedConfig
 
-    raw = reach(checkpoint, lambda path, local: PreTrainedConfig.get_config_dict(path, local_files_only=local)[0])
+    raw = PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0]
     return {key: value for key, value in raw.items() if key not in BOOKKEEPING}
 
 
-def reach(checkpoint: str, read: Callable[[str, bool], T]) -> T:
-    """Call `read(path or hub id, local files only)`: for local files first, then for the hub.
+@contextmanager
+def loading(checkpoint: str) -> Iterator[None]:
+    """Turn errors of transformers about a checkpoint's files into ours.
 
     Raises:
         ConfigError: transformers cannot make sense of the files.
-        MissingError: they are nowhere, or damaged.
+        MissingError: they are damaged, or not whole.
     """
     from safetensors import SafetensorError
 
     try:
-        if folder := HUB.folder(checkpoint):
-            return read(str(folder), True)
-        try:
-            return read(checkpoint, True)
-        except OSError:
-            _ask_hub(checkpoint)
-            return read(checkpoint, False)
+        yield
     except (OSError, SafetensorError) as error:
         raise HUB.missing(checkpoint, first_line(error)) from None
     except MissingError:
@@ -67,13 +64,3 @@ def reach(checkpoint: str, read: Callable[[str, bool], T]) -> T:
         hint = " (if you trust its code: --trust-remote-code)" if "trust_remote_code" in str(error) else ""
         why = f"{HUB.key}: {checkpoint}: {first_line(error)}{hint}"
         raise ConfigError(why, code="unsafe" if hint else "mismatch", where=HUB.key) from None
-
-
-def _ask_hub(checkpoint: str) -> None:
-    """One question without a retry: on a machine without a network, transformers itself goes on for 20 seconds."""
-    from huggingface_hub import HfApi, constants
-
-    try:
-        HfApi().model_info(checkpoint, timeout=10)
-    except Exception as error:  # their base class depends on the hub client's version (httpx, httpx2)
-        raise OSError(f"{constants.ENDPOINT}: {error}") from error

@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sottovoce.errors import ConfigError, first_line, nearest
-from sottovoce.hub import Hub
+from sottovoce.hub import WEIGHTS, Hub
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# Patterns of what a folder must hold; weights are safetensors, in one file or in shards
-SETTINGS, WEIGHTS = ("*.json", "*.txt", "*.jinja"), ("*.safetensors",)
 
 
 class Layout(NamedTuple):
@@ -104,7 +101,7 @@ def read_shards(folder: Path, rename: Callable[[str], str | None], hub: Hub) -> 
 
 def shards(folder: Path) -> list[Path]:
     """The weight files of a checkpoint, in their order."""
-    return sorted(folder.glob("*.safetensors"))
+    return sorted(folder.glob(*WEIGHTS))
 
 
 def without_prefix(prefix: str, but: str = "\0") -> Callable[[str], str | None]:

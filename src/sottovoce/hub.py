@@ -1,5 +1,6 @@
 """Checkpoints in Hugging Face's format: from a local folder, else from the local cache, else from the hub."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from huggingface_hub import constants, snapshot_download
 from sottovoce.errors import MissingError, first_line, nearest
 from sottovoce.paths import resolve
 
+WEIGHTS = ("*.safetensors",)  # in one file or in shards
 # Fields of a config.json that say nothing about the model, and change from release to release
 BOOKKEEPING = ("transformers_version", "_name_or_path", "_commit_hash", "dtype", "torch_dtype")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
@@ -62,7 +64,8 @@ class Hub:
 
         Args:
             checkpoint: a folder or hub id.
-            files: patterns of what is needed of it; of the first and the last, one file must be there.
+            files: patterns of what is needed of it; the first and the last must match a file, and none of the files
+                in an index of weights may be missing.
 
         Raises:
             MissingError: there is no such folder, or the hub has not got it.
@@ -76,9 +79,9 @@ class Hub:
             except Exception as error:  # their base class depends on the hub client's version (httpx, httpx2)
                 why = first_line(error)
                 continue
-            if any(folder.glob(files[0])) and any(folder.glob(files[-1])):
+            if any(folder.glob(files[0])) and any(folder.glob(files[-1])) and (files[-1:] != WEIGHTS or _whole(folder)):
                 return folder
-            why = f"{folder} holds no {files[-1]}"
+            why = f"{folder} holds no {files[-1]}, or not all of them"
         raise self.missing(checkpoint, why)
 
     def missing(self, checkpoint: str, why: str) -> MissingError:
@@ -91,3 +94,11 @@ class Hub:
             f"{self.key}=/path/to/folder, or run conf/quickstart.yaml, which needs no download.",
             where=self.key,
         )
+
+
+def _whole(folder: Path) -> bool:
+    """Whether every shard of the weights is there: a download may have been interrupted."""
+    indices = folder.glob("*.safetensors.index.json")
+    return all(
+        (folder / shard).is_file() for i in indices for shard in json.loads(i.read_text())["weight_map"].values()
+    )

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from tests.helpers.families import FAMILIES, save_family
 from torch import Tensor
@@ -255,7 +254,7 @@ def no_network(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize("checkpoint", PUBLISHED)
 def test_published_llms_are_built_without_weights_or_network(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HfApi, "model_info", no_network)
+    monkeypatch.setattr("sottovoce.hub.snapshot_download", no_network)
     with torch.device("meta"):
         llm = CausalLLM(checkpoint)
         llm.build()
@@ -275,7 +274,7 @@ def test_a_local_folder_of_a_published_name_comes_first(
 
 
 def test_what_cannot_be_reached_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HfApi, "model_info", no_network)
+    monkeypatch.setattr("sottovoce.hub.snapshot_download", no_network)
     attempts: list[Callable[[], object]] = [
         CausalLLM("Qwen/Qwen2.5-7B-Instruct").load,
         lambda: CausalLLM("Qwen/Qwen2.5-7B-Instrct"),

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sottovoce.errors import ConfigError
-from sottovoce.llms.causal_lm import CausalLLM, HiddenStatePool, placeholder_spans
+from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, placeholder_spans
 from sottovoce.llms.chat_template import ChatTurn, Placeholder
 from sottovoce.llms.tuning import Tuning, layer_numbers, target_names, tune
 
@@ -142,17 +142,17 @@ def test_what_is_pooled_is_the_mean_of_the_layers_output(family: str, folders: d
     for (name, fill), prompt, row in zip(speech.items(), prompts, rows, strict=True):
         assert torch.equal(prompt[row], fill), name
     responses = [[5, 6, 7], [8], [9, 10]]
-    together = llm.loss(prompts, responses, pool=HiddenStatePool(0, rows)).pooled
+    together = llm.loss(prompts, responses, pool=PooledLayer(0, rows)).pooled
     assert together is not None and together.shape == (3, llm.dim)
     for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         states = llm.model(inputs_embeds=prompt[None], output_hidden_states=True).hidden_states[1][0]
         torch.testing.assert_close(together[i], states[row].mean(0), rtol=1e-4, atol=1e-5)
-    alone = llm.loss(prompts[1:2], responses[1:2], pool=HiddenStatePool(0, rows[1:2])).pooled
+    alone = llm.loss(prompts[1:2], responses[1:2], pool=PooledLayer(0, rows[1:2])).pooled
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_row_without_positions_has_a_mean_of_zeros(folders: dict[str, Path]) -> None:
     llm = opened(folders["qwen2"])
     prompt = llm.embed(llm.chat.prompt([ChatTurn("user", ("hello",))]), {})
-    pooled = llm.loss([prompt], [[5]], pool=HiddenStatePool(1, [[]])).pooled
+    pooled = llm.loss([prompt], [[5]], pool=PooledLayer(1, [[]])).pooled
     assert pooled is not None and not pooled.any()

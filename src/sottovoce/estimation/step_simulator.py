@@ -26,7 +26,7 @@ from sottovoce.estimation.placeholders import SupposedChat
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.chat_template import ChatFormat
-from sottovoce.llms.hub_checkpoints import reach
+from sottovoce.llms.hub_checkpoints import HUB, SETTINGS
 from sottovoce.llms.prefix_cache import KeyValues, PrefixCache
 from sottovoce.training.audio_reader import BATCH
 from sottovoce.training.llm_targets import BATCH as PROMPTS
@@ -79,7 +79,7 @@ def unfilled_module(recipe: Recipe, device: torch.device) -> SpeechLLM:
         module.llm.build()
     module.encoder.loaded = True
     try:
-        module.llm.tokenizer = reach(module.llm.checkpoint, module.llm._read_tokenizer)
+        module.llm.tokenizer = module.llm.read_tokenizer(HUB.snapshot(module.llm.checkpoint, SETTINGS))
     except MissingError:
         module.llm.chat = cast(ChatFormat, SupposedChat())
         return module
