@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from sottovoce.adapters import ADAPTERS, Adapter, init_small
-from sottovoce.errors import bad_value, require_positive
+from sottovoce.errors import ConfigError, require_positive
 from sottovoce.frames import Frames
 
 
@@ -49,11 +49,14 @@ class EmotionAligned(Adapter):
         super().__init__()
         require_positive("adapter", width=width, feedforward=feedforward, heads=heads, kernel=kernel, stride=stride)
         if width % (2 * heads):
-            raise bad_value("adapter.heads", f"is {heads}: rotary heads need an even share of width={width}")
+            why = f"{heads}: rotary heads need an even share of width={width}"
+            raise ConfigError.at("adapter.heads", "bad-value", why)
         if kernel % 2 == 0:
-            raise bad_value("adapter.kernel", f"is {kernel}; expected an odd number, which has a middle")
+            why = f"expected an odd number, which has a middle; got {kernel}"
+            raise ConfigError.at("adapter.kernel", "bad-value", why)
         if kernel < stride:
-            raise bad_value("adapter.kernel", f"is {kernel}, below stride={stride}: it would skip frames")
+            why = f"{kernel} is below stride={stride}: it would skip frames"
+            raise ConfigError.at("adapter.kernel", "bad-value", why)
         config = LlamaConfig(
             hidden_size=width,
             intermediate_size=feedforward,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sottovoce.adapters import ADAPTERS, Adapter, init_small
-from sottovoce.errors import bad_value, require_positive
+from sottovoce.errors import ConfigError, require_positive
 from sottovoce.frames import Frames
 
 
@@ -43,9 +43,10 @@ class PooledSoftPrompt(Adapter):
         require_positive("adapter", tokens=tokens, heads=heads, layers=layers, feedforward=feedforward)
         for name, value, most in (("layers", layers, 1000), ("tokens", tokens, 10_000)):
             if value > most:
-                raise bad_value(f"adapter.{name}", f"must be at most {most}, got {value}")
+                raise ConfigError.at(f"adapter.{name}", "bad-value", f"expected at most {most}, got {value}")
         if d_audio % heads:
-            raise bad_value("adapter.heads", f"is {heads}, which does not divide the encoder's dim of {d_audio}")
+            why = f"{heads} does not divide the encoder's dim of {d_audio}"
+            raise ConfigError.at("adapter.heads", "bad-value", why)
         self.tokens = tokens
         self.transformer = nn.ModuleList(
             nn.TransformerEncoderLayer(d_audio, heads, feedforward, dropout, batch_first=True, norm_first=True)

@@ -75,11 +75,8 @@ class Encoder(nn.Module, ABC):
         Raises:
             ConfigError: this encoder does not expose its layers.
         """
-        raise ConfigError(
-            f"{type(self).__name__} does not expose its layers: take another encoder, such as `conformer`",
-            code="conflict",
-            where="encoder.type",
-        )
+        why = f"{type(self).__name__} does not expose its layers: take another encoder, such as `conformer`"
+        raise ConfigError.at("encoder.type", "conflict", why)
 
     def loaded_network(self) -> Any:
         """The network with its weights.

@@ -18,7 +18,7 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
 
 from sottovoce.encoders import ENCODERS, log_mel
 from sottovoce.encoders.base import Encoder, fingerprint, float32_in_eval
-from sottovoce.errors import ConfigError, MissingError, bad_value, first_line, require_positive
+from sottovoce.errors import ConfigError, MissingError, first_line, require_positive
 from sottovoce.frames import Frames
 from sottovoce.paths import resolve
 from sottovoce.tensor_files import read_metadata, read_tensors, write_tensors
@@ -139,11 +139,13 @@ class ConformerEncoder(Encoder):
         self.sizes = {"layers": layers, "width": width, "feedforward": feedforward, "heads": heads, "kernel": kernel}
         require_positive("encoder", **self.sizes)
         if width % (2 * heads):
-            raise bad_value("encoder.heads", f"is {heads}: rotary heads need an even share of encoder.width={width}")
+            why = f"{heads}: rotary heads need an even share of encoder.width={width}"
+            raise ConfigError.at("encoder.heads", "bad-value", why)
         if kernel % 2 == 0:
-            raise bad_value("encoder.kernel", f"is {kernel}; expected an odd number, which has a middle")
+            why = f"expected an odd number, which has a middle; got {kernel}"
+            raise ConfigError.at("encoder.kernel", "bad-value", why)
         if not 0 <= dropout < 1:
-            raise bad_value("encoder.dropout", f"is {dropout}; expected 0 <= dropout < 1")
+            raise ConfigError.at("encoder.dropout", "bad-value", f"expected 0 <= dropout < 1, got {dropout}")
         self.file = None if checkpoint is None else resolve(checkpoint) / FILE
         if self.file is not None and self.file.is_file():  # a dry run needs none, and a bundle brings its own weights
             _check_same(self.sizes, self.file)
@@ -211,8 +213,7 @@ class ConformerEncoder(Encoder):
         try:
             self.load_state_dict({f"network.{name}": value for name, value in weights.items()}, assign=True)
         except RuntimeError as error:
-            why = f"{file}: the tensors do not fit the sizes {self.sizes}: {error}"
-            raise MissingError(why, code="mismatch", where=file) from None
+            raise MissingError.at(file, "mismatch", f"the tensors do not fit {self.sizes}: {error}") from None
 
 
 def _check_same(sizes: dict[str, int], file: Path) -> None:
@@ -223,9 +224,9 @@ def _check_same(sizes: dict[str, int], file: Path) -> None:
         raise _unreadable(file, error) from error
     other = [name for name in sizes if saved.get(name) != sizes[name]]
     if other:
-        wrong = ", ".join(f"encoder.{name} is {sizes[name]}" for name in other)
-        right = " ".join(f"encoder.{name}={saved.get(name)}" for name in other)
-        raise ConfigError(f"{wrong}, but {file} was made with {right}", code="mismatch", where=f"encoder.{other[0]}")
+        wrong, right = ([f"encoder.{name}={numbers.get(name)}" for name in other] for numbers in (sizes, saved))
+        why = f"{' '.join(wrong)}, but {file} was made with {' '.join(right)}"
+        raise ConfigError.at(f"encoder.{other[0]}", "mismatch", why)
 
 
 def _unreadable(file: Path, error: Exception) -> MissingError:
@@ -235,9 +236,9 @@ def _unreadable(file: Path, error: Exception) -> MissingError:
             "wrote (encoder.checkpoint=/path/to/folder), or set encoder.checkpoint=null to begin with random weights",
             where=file,
         )
-    return MissingError(
-        f"{file}: damaged, or no Conformer of ours ({type(error).__name__}: {first_line(error)}). Expected safetensors "
+    return MissingError.at(
+        file,
+        "damaged",
+        f"damaged, or no Conformer of ours ({type(error).__name__}: {first_line(error)}). Expected safetensors "
         "with metadata `conformer` (JSON), as `ConformerEncoder.save` writes it",
-        code="damaged",
-        where=file,
     )

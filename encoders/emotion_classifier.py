@@ -30,8 +30,7 @@ class EmotionClassifier:
 
     def __init__(self, tltr: TLTR, labels: Sequence[str], encoder: str) -> None:
         if len(labels) != tltr.classes or len(set(labels)) != len(labels):
-            why = f"emotion classifier: {tltr.classes} different labels are needed, got {list(labels)}"
-            raise ConfigError(why, code="bad-value", where="labels")
+            raise ConfigError.at("labels", "bad-value", f"expected {tltr.classes} different ones, got {list(labels)}")
         self.tltr, self.labels, self.encoder = tltr, tuple(labels), encoder
 
     @torch.no_grad()
@@ -66,14 +65,14 @@ class EmotionClassifier:
             tltr.load_state_dict(read_tensors(file, dtype=torch.float32), assign=True)
             classifier = cls(tltr.eval(), json.loads(metadata["labels"]), metadata["encoder"])
         except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            why = f"{file}: damaged, or not written by `EmotionClassifier.save` ({type(error).__name__}: {error})"
-            raise BundleError(why, code="damaged", where=file) from None
+            why = f"damaged, or not written by `EmotionClassifier.save` ({type(error).__name__}: {error})"
+            raise BundleError.at(file, "damaged", why) from None
         if classifier.encoder != encoder:
-            raise BundleError(
-                f"{file} was trained on another encoder: fingerprint {classifier.encoder[:12]} in the file, "
+            raise BundleError.at(
+                file,
+                "mismatch",
+                f"was trained on another encoder: fingerprint {classifier.encoder[:12]} in the file, "
                 f"{encoder[:12]} here. Load the encoder of its training, or train it anew",
-                code="mismatch",
-                where=file,
             )
         return classifier
 
@@ -171,11 +170,9 @@ def _batches(tltr: TLTR, clips: Sequence[Tensor], order: Tensor, batch_size: int
 def _targets(given: LabelledClips, labels: Sequence[str], name: str) -> Tensor:
     if len(given.clips) != len(given.labels) or not given.labels:
         counts = f"got {len(given.clips)} and {len(given.labels)}"
-        raise SottovoceError(
-            f"{name}: expected clips and as many labels, at least one; {counts}", code="bad-value", where=name
-        )
+        raise SottovoceError.at(name, "bad-value", f"expected clips and as many labels, at least one; {counts}")
     for label in given.labels:
         if label not in labels:
-            why = f"{name}: label {label!r} is none of the classifier's.{nearest(label, labels)}"
-            raise SottovoceError(why, code="unknown-name", where=name)
+            why = f"label {label!r} is none of the classifier's.{nearest(label, labels)}"
+            raise SottovoceError.at(name, "unknown-name", why)
     return torch.tensor([labels.index(label) for label in given.labels])

@@ -70,8 +70,8 @@ class FeatureCache:
         except FileNotFoundError:
             raise KeyError(key) from None
         except Exception as error:  # safetensors has several errors for a broken file
-            why = f"{path}: damaged cache file; deleting it is safe, it is made again"
-            raise SottovoceError(why, code="damaged", where=path) from error
+            why = "damaged cache file; deleting it is safe, it is made again"
+            raise SottovoceError.at(path, "damaged", why) from error
         return frames.float()
 
     def put(self, key: str, frames: Tensor) -> None:
@@ -85,8 +85,8 @@ class FeatureCache:
             raise ValueError(f"expected (frames, dim), got {tuple(frames.shape)}")
         half = frames.detach().to("cpu", torch.float16).contiguous()
         if not half.isfinite().all():
-            why = f"frames of clip {key} are not finite in float16: turn the cache off (data.cache=null)"
-            raise SottovoceError(why, code="nonfinite", where=key)
+            why = "the frames of this clip are not finite in float16: turn the cache off (data.cache=null)"
+            raise SottovoceError.at(key, "nonfinite", why)
         with atomic_open(self._path(key), shared=True, lasting=False) as stream:
             stream.write(save({"frames": half}, {SUM: _checksum(half)}))
 

@@ -71,17 +71,17 @@ class HFConformerEncoder(HubEncoder):
         except OSError as error:
             raise self.hub.missing(str(folder), first_line(error)) from None
         except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
-            raise ConfigError(f"{_KEY}: {folder}: {first_line(error)}", code="mismatch", where=_KEY) from None
+            raise ConfigError.at(_KEY, "mismatch", f"{folder}: {first_line(error)}") from None
         if config.model_type == "parakeet_encoder":
             expected, made = config.num_mel_bins, extractor.feature_size
         else:
             expected, made = config.feature_projection_input_dim, extractor.num_mel_bins * extractor.stride
         if expected != made:
-            raise ConfigError(
-                f"{_KEY}: {folder}: the model in config.json takes {expected} values a frame, but the feature "
+            raise ConfigError.at(
+                _KEY,
+                "mismatch",
+                f"{folder}: the model in config.json takes {expected} values a frame, but the feature "
                 f"extractor in preprocessor_config.json makes {made}",
-                code="mismatch",
-                where=_KEY,
             )
         return config, extractor
 
@@ -146,11 +146,11 @@ class HFConformerEncoder(HubEncoder):
         """Features (batch, feature frames, dim) and their mask, (batch, feature frames), 1 where a frame is real."""
         for row, length in enumerate(lengths.tolist()):
             if length < self.shortest:
-                raise AudioError(
-                    f"row {row} has {length} samples; {self.checkpoint} needs at least {self.shortest} "
+                raise AudioError.at(
+                    f"row {row}",
+                    "bad-value",
+                    f"has {length} samples; {self.checkpoint} needs at least {self.shortest} "
                     f"({self.shortest / self.sample_rate * 1000:g} ms). Leave the clip out",
-                    code="bad-value",
-                    where=f"row {row}",
                 )
         clips = [clip.detach().float().cpu().numpy() for clip in Frames(waveform, lengths).rows()]
         with torch.autocast("cpu", enabled=False):

@@ -97,11 +97,11 @@ class HubEncoder(Encoder):
         published = self._sizes()
         self._describe(*self._read_settings(folder))
         if self._sizes() != published:
-            raise ConfigError(
-                f"encoder.checkpoint: {folder} has (Hz, frames per second, dim) {self._sizes()}, but {self.checkpoint} "
+            raise ConfigError.at(
+                "encoder.checkpoint",
+                "mismatch",
+                f"{folder} has (Hz, frames per second, dim) {self._sizes()}, but {self.checkpoint} "
                 f"was published with {published}",
-                code="mismatch",
-                where="encoder.checkpoint",
             )
         self.encoder = None
 

@@ -55,11 +55,11 @@ class AudioTower(HubEncoder):
 
     def _describe(self, config: Any, extractor: Any) -> None:
         if config.model_type not in self.families:
-            raise ConfigError(
-                f"{_KEY}: {self.checkpoint} is a {config.model_type!r}, which encoder.type does not fit."
+            raise ConfigError.at(
+                _KEY,
+                "mismatch",
+                f"{self.checkpoint} is a {config.model_type!r}, which encoder.type does not fit."
                 f"{nearest(config.model_type, ENCODERS.names())}",
-                code="mismatch",
-                where=_KEY,
             )
         self.config, self.extractor = audio_and_text(config).audio_config, extractor
         self.layout = LAYOUTS[config.model_type]
@@ -70,11 +70,8 @@ class AudioTower(HubEncoder):
 
     def _check_features(self, what: str, expected: int, made: int) -> None:
         if expected != made:
-            raise ConfigError(
-                f"{_KEY}: {self.checkpoint}: the tower takes {expected} {what}, but the feature extractor makes {made}",
-                code="mismatch",
-                where=_KEY,
-            )
+            why = f"{self.checkpoint}: the tower takes {expected} {what}, but the feature extractor makes {made}"
+            raise ConfigError.at(_KEY, "mismatch", why)
 
     def _network(self) -> Any:
         from transformers.initialization import no_init_weights
@@ -131,7 +128,7 @@ class AudioTower(HubEncoder):
                 )
             else:
                 continue
-            raise AudioError(f"row {row} {why}", code="bad-value", where=f"row {row}")
+            raise AudioError.at(f"row {row}", "bad-value", f"{why}")
 
     def _log_mel(self, clip: Tensor) -> Tensor:
         """The model's own log-mels of a clip (samples,) and of silence behind it, (bins, mel frames), on the CPU."""

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sottovoce.errors import bad_value, require_positive
+from sottovoce.errors import ConfigError, require_positive
 from sottovoce.frames import Frames
 
 
@@ -51,7 +51,7 @@ class TLTR(nn.Module):
         inner = width or dim
         for name, heads in (("time_heads", time_heads), ("layer_heads", layer_heads)):
             if inner % heads:
-                raise bad_value(f"TLTR.{name}", f"is {heads}, which does not divide the width of {inner}")
+                raise ConfigError.at(f"TLTR.{name}", "bad-value", f"{heads} does not divide the width of {inner}")
         self.narrow = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, inner)) if width else nn.Identity()
         self.over_time, self.over_layers = _block(inner, time_heads), _block(inner, layer_heads)
         self.head = nn.Sequential(nn.LayerNorm(inner), nn.Linear(inner, classes))

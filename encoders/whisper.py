@@ -54,11 +54,8 @@ def read_dims(path: Path) -> Dims:
         saved = json.loads(read_metadata(path)["dims"]) if safetensors else _torch_file(path)["dims"]
         dims = Dims(*(int(saved[name]) for name in Dims._fields))
     if dims.n_mels not in (80, 128) or min(dims) < 1 or dims.n_audio_state % dims.n_audio_head:
-        raise MissingError(
-            f"{path}: {dims} is no Whisper, which takes 80 or 128 mel bins, and whose heads divide its state",
-            code="damaged",
-            where=path,
-        )
+        why = f"{dims} is no Whisper, which takes 80 or 128 mel bins, and whose heads divide its state"
+        raise MissingError.at(path, "damaged", why)
     return dims
 
 
@@ -85,11 +82,11 @@ def _damage_reported(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # pickle, zip, JSON and safetensors each have errors of their own
-        raise MissingError(
-            f"{path}: damaged, or not a Whisper checkpoint ({type(error).__name__}). Expected openai-whisper's .pt "
+        raise MissingError.at(
+            path,
+            "damaged",
+            f"damaged, or not a Whisper checkpoint ({type(error).__name__}). Expected openai-whisper's .pt "
             "({'dims', 'model_state_dict'}), or .safetensors with tensors `encoder.*` and metadata `dims` (JSON)",
-            code="damaged",
-            where=path,
         ) from error
 
 
@@ -118,8 +115,8 @@ class WhisperEncoder(Encoder):
     def __init__(self, *, checkpoint: str, window: Literal["full", "longest"] = "full") -> None:
         super().__init__()
         if window not in ("full", "longest"):
-            why = f"encoder.window is {window!r}.{nearest(window, ('full', 'longest'))}"
-            raise ConfigError(why, code="unknown-name", where="encoder.window")
+            why = f"no window is called {window!r}.{nearest(window, ('full', 'longest'))}"
+            raise ConfigError.at("encoder.window", "unknown-name", why)
         self.checkpoint, self.window = checkpoint, window
         self.dims = PUBLISHED[checkpoint] if checkpoint in PUBLISHED else read_dims(_local(checkpoint))
         self.sample_rate, self.frame_rate = SAMPLE_RATE, SAMPLE_RATE / SAMPLES_PER_FRAME
@@ -145,8 +142,8 @@ class WhisperEncoder(Encoder):
         try:
             self.encoder.load_state_dict(weights, assign=True)
         except RuntimeError as error:
-            why = f"{path}: the encoder's tensors do not fit its dims {self.dims}: {error}"
-            raise MissingError(why, code="mismatch", where=path) from None
+            why = f"the encoder's tensors do not fit its dims {self.dims}: {error}"
+            raise MissingError.at(path, "mismatch", why) from None
         self.loaded = True
 
     def fingerprint(self) -> str:
@@ -212,11 +209,8 @@ def _local(checkpoint: str) -> Path:
         return path
     if path.suffix in (".pt", ".safetensors"):
         raise MissingError(f"{_KEY}: there is no file {path.absolute()}. {_REMEDY}", where=_KEY)
-    raise ConfigError(
-        f"{_KEY}: {checkpoint!r} is neither a file nor a name of Whisper's.{nearest(checkpoint, PUBLISHED)}",
-        code="unknown-name",
-        where=_KEY,
-    )
+    why = f"{checkpoint!r} is neither a file nor a name of Whisper's.{nearest(checkpoint, PUBLISHED)}"
+    raise ConfigError.at(_KEY, "unknown-name", why)
 
 
 def _download(name: str) -> Path:

@@ -66,11 +66,10 @@ class AuxiliaryHead(nn.Module):
         )
 
     def _number(self, category: str, value: str) -> int:
+        key = "auxiliary_head.categories"
         if category not in self.categories:
-            key, unknown = "auxiliary_head.categories", f"category {category!r}.{nearest(category, self.names)}"
-        elif value not in self.categories[category]:
-            key = f"auxiliary_head.categories.{category}"
-            unknown = f"value {value!r}.{nearest(value, self.categories[category])}"
-        else:
-            return self.values.index((category, value))
-        raise ConfigError(f"{key}: unknown {unknown}", code="unknown-name", where=key)
+            raise ConfigError.at(key, "unknown-name", f"category {category!r}.{nearest(category, self.names)}")
+        if value not in self.categories[category]:
+            known = nearest(value, self.categories[category])
+            raise ConfigError.at(f"{key}.{category}", "unknown-name", f"value {value!r}.{known}")
+        return self.values.index((category, value))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 from jinja2 import TemplateError
 
-from sottovoce.errors import SottovoceError, nearest
+from sottovoce.errors import Code, SottovoceError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,18 +56,13 @@ class ChatFormat:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]) -> None:
         if not tokenizer.chat_template:
-            raise SottovoceError(
-                f"the tokenizer of {tokenizer.name_or_path} has no chat template, so turns cannot be told apart: name "
-                "an instruction-tuned checkpoint, or set `chat_template` in its tokenizer_config.json",
-                code="unavailable",
-                where="llm.checkpoint",
-            )
+            why = "no chat template, so turns cannot be told apart: name an instruction-tuned checkpoint, or set "
+            raise _unfit(tokenizer, "unavailable", why + "`chat_template` in its tokenizer_config.json")
         self.tokenizer = tokenizer
         self.delimiters: Delimiters = _no_delimiters
         self.stop_ids = frozenset(stop_ids) | self._end_of_turn()
         if not self.stop_ids:
-            why = f"the tokenizer of {tokenizer.name_or_path} has no token that ends a turn"
-            raise SottovoceError(why, code="unavailable", where="llm.checkpoint")
+            raise _unfit(tokenizer, "unavailable", "no token that ends a turn")
         self._has_system_role = self._may_begin_with("system")  # Gemma's template raises, others drop the turn
         self._assistant_may_begin = self._may_begin_with("assistant")  # the templates of Gemma and Mistral raise
 
@@ -81,12 +76,8 @@ class ChatFormat:
         marked, keys = self._marked(turns)
         parts = _MARK.split(self._render(marked, answer=None))  # text, number, text, number, ..., text
         if [int(number) for number in parts[1::2]] != list(range(len(keys))):
-            raise SottovoceError(
-                f"the chat template of {self.tokenizer.name_or_path} drops, repeats or reorders turns: "
-                f"{len(keys)} placeholders went in, and {parts[1::2]} came out",
-                code="mismatch",
-                where="llm.checkpoint",
-            )
+            why = f"a chat template that drops, repeats or reorders turns: {len(keys)} placeholders went in, and "
+            raise _unfit(self.tokenizer, "mismatch", f"{why}{parts[1::2]} came out")
         segments: list[Segment] = []
         for i, text in enumerate(parts[::2]):
             segments += [self._ids(text)] if text else []
@@ -157,11 +148,8 @@ class ChatFormat:
             )
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
-            raise SottovoceError(
-                f"the chat template of {self.tokenizer.name_or_path} refuses a dialogue of turns ({roles}): {error}",
-                code="mismatch",
-                where="llm.checkpoint",
-            ) from None
+            why = f"a chat template that refuses a dialogue of turns ({roles}): {error}"
+            raise _unfit(self.tokenizer, "mismatch", why) from None
         return cast(str, text)
 
     def _ids(self, text: str) -> list[int]:
@@ -181,6 +169,10 @@ class ChatFormat:
             return mark in self._render([_message(role, mark), _message("user", "x")], answer=None)
         except SottovoceError:
             return False
+
+
+def _unfit(tokenizer: "PreTrainedTokenizerBase", code: Code, why: str) -> SottovoceError:
+    return SottovoceError.at("llm.checkpoint", code, f"the tokenizer of {tokenizer.name_or_path} has {why}")
 
 
 def _no_delimiters(key: Hashable, number: int) -> tuple[str, str]:

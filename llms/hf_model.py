@@ -56,8 +56,8 @@ class LoadedLLM(nn.Module):
     ) -> None:
         super().__init__()
         if dtype not in get_args(Dtype):
-            why = f"llm.dtype: no dtype is called {dtype!r}.{nearest(dtype, get_args(Dtype))}"
-            raise ConfigError(why, code="unknown-name", where="llm.dtype")
+            why = f"no dtype is called {dtype!r}.{nearest(dtype, get_args(Dtype))}"
+            raise ConfigError.at("llm.dtype", "unknown-name", why)
         self.checkpoint = checkpoint
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.trust_remote_code = trust_remote_code
@@ -69,12 +69,9 @@ class LoadedLLM(nn.Module):
         if self.tuning.method != "frozen":
             layer_numbers(self.tuning.layers, self.depth)  # a mistake there is reported before any weight is read
         if self.tuning.method == "weights" and dtype != "float32":
-            raise ConfigError(
-                f"llm.tuning: weights in {dtype} lose the small steps of training; set llm.dtype=float32 (with "
-                "trainer.precision=bf16-mixed for speed), or method: lora",
-                code="conflict",
-                where="llm.dtype",
-            )
+            why = f"weights in {dtype} lose the small steps of training; set llm.dtype=float32 (with "
+            why += "trainer.precision=bf16-mixed for speed), or llm.tuning.method=lora"
+            raise ConfigError.at("llm.dtype", "conflict", why)
         self._pretrained: dict[str, str] = {}  # digests of the weights that train, before training
 
     def build(self) -> None:
@@ -99,13 +96,9 @@ class LoadedLLM(nn.Module):
 
         folder = HUB.snapshot(self.checkpoint, (*SETTINGS, *WEIGHTS))
         tokenizer, model = self.read_tokenizer(folder), self._read_model(folder)
-        if model.get_input_embeddings().embedding_dim != self.dim:
-            raise ConfigError(
-                f"llm.checkpoint: {self.checkpoint} has embeddings of {model.get_input_embeddings().embedding_dim}, "
-                f"but was published with {self.dim}",
-                code="mismatch",
-                where=HUB.key,
-            )
+        if (dim := model.get_input_embeddings().embedding_dim) != self.dim:
+            why = f"{self.checkpoint} has embeddings of {dim}, but was published with {self.dim}"
+            raise ConfigError.at(HUB.key, "mismatch", why)
         chat = ChatFormat(tokenizer, _stop_ids(model, tokenizer))
         # A checkpoint's own generation settings (sampling, a repetition penalty that cannot see speech) would leak
         # into greedy search: transformers fills in whatever a call leaves open.
@@ -169,11 +162,11 @@ class LoadedLLM(nn.Module):
             ConfigError: its weights themselves have been trained, and there is no way back.
         """
         if self.tuning.method == "weights":
-            raise ConfigError(
-                "this LLM's own weights are trained, so it can no longer make targets as it was: give the manifest "
+            raise ConfigError.at(
+                "llm.tuning.method",
+                "conflict",
+                "the LLM's own weights are trained, so it can no longer make targets as it was: give the manifest "
                 "ready ones (`response` in its lines, by `sottovoce targets`), or tune by method: lora",
-                code="conflict",
-                where="llm.tuning.method",
             )
         layers = lora_layers(self.model.modules()) if self.tuning.method == "lora" else []
         trainable = any(weight.requires_grad for weight in self.model.parameters())

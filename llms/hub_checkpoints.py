@@ -62,5 +62,5 @@ def loading(checkpoint: str) -> Iterator[None]:
         raise
     except (ValueError, KeyError) as error:
         hint = " (if you trust its code: --trust-remote-code)" if "trust_remote_code" in str(error) else ""
-        why = f"{HUB.key}: {checkpoint}: {first_line(error)}{hint}"
-        raise ConfigError(why, code="unsafe" if hint else "mismatch", where=HUB.key) from None
+        why = f"{checkpoint}: {first_line(error)}{hint}"
+        raise ConfigError.at(HUB.key, "unsafe" if hint else "mismatch", why) from None

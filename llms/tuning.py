@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import nn
 
-from sottovoce.errors import ConfigError, bad_value, nearest
+from sottovoce.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,11 +57,11 @@ def decoder_layers(model: "PreTrainedModel") -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count
     }
     if len(lists) != 1:
-        raise ConfigError(
-            f"llm.tuning: {type(model).__name__} has {len(lists)} lists of {count} layers "
+        raise ConfigError.at(
+            "llm.tuning",
+            "mismatch",
+            f"{type(model).__name__} has {len(lists)} lists of {count} layers "
             f"({', '.join(lists) or 'none'}), so its decoder layers are not known; take another architecture",
-            code="mismatch",
-            where="llm.tuning",
         )
     return next(iter(lists.values()))
 
@@ -78,10 +78,11 @@ def layer_numbers(layers: str, count: int) -> list[int]:
     for part in layers.split(","):
         match = _RANGE.fullmatch(part.strip())
         if not match:
-            raise bad_value("llm.tuning.layers", f"is {layers!r}, which is no range; write 0-14, 0-6,9 or all")
+            raise ConfigError.at("llm.tuning.layers", "bad-value", f"{layers!r} is no range; write 0-14, 0-6,9 or all")
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < count:
-            raise bad_value("llm.tuning.layers", f"names {part.strip()!r}, but the LLM has layers 0-{count - 1}")
+            why = f"{part.strip()!r} is not there; the LLM has layers 0-{count - 1}"
+            raise ConfigError.at("llm.tuning.layers", "bad-value", why)
         numbers.update(range(first, last + 1))
     return sorted(numbers)
 
@@ -110,8 +111,8 @@ def _matching(target: str, within: Sequence[str]) -> list[str]:
     names = [name for name in within if name == target or name.endswith(f".{target}")]
     if not names:
         known = nearest(target, {name.rsplit(".", 1)[-1] for name in within})
-        why = f"llm.tuning.targets: no linear map of these layers is called {target!r}.{known}"
-        raise ConfigError(why, code="unknown-name", where="llm.tuning.targets")
+        why = f"no linear map of these layers is called {target!r}.{known}"
+        raise ConfigError.at("llm.tuning.targets", "unknown-name", why)
     return names
 
 
@@ -132,11 +133,8 @@ def tune(model: "PreTrainedModel", tuning: Tuning) -> list[str]:
         wanted = tuple(f"{name}." for name in names)
         return [name for name, _ in model.named_parameters() if name.startswith(wanted)]
     if tuning.rank < 1 or tuning.alpha <= 0 or not 0 <= tuning.dropout < 1:
-        raise bad_value(
-            "llm.tuning",
-            f"has rank {tuning.rank}, alpha {tuning.alpha}, dropout {tuning.dropout}; expected a rank of at least 1, "
-            "an alpha above 0, a dropout in [0, 1)",
-        )
+        why = f"rank must be at least 1, alpha above 0 and dropout in [0, 1), got {tuning.rank}, {tuning.alpha}, "
+        raise ConfigError.at("llm.tuning", "bad-value", f"{why}{tuning.dropout}")
     from peft import LoraConfig, inject_adapter_in_model  # late: it brings transformers' models along
     from peft.tuners.lora import LoraLayer
 
@@ -146,8 +144,8 @@ def tune(model: "PreTrainedModel", tuning: Tuning) -> list[str]:
     inject_adapter_in_model(config, model)
     wrapped = {name for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     if wrapped != set(names):
-        why = f"llm.tuning: peft wrapped {len(wrapped)} linear maps where {len(names)} were meant"
-        raise ConfigError(why, code="mismatch", where="llm.tuning")
+        why = f"peft wrapped {len(wrapped)} linear maps where {len(names)} were meant"
+        raise ConfigError.at("llm.tuning", "mismatch", why)
     for name, weight in model.named_parameters():
         if _is_lora(name):
             weight.data = weight.data.float()  # in bfloat16, small steps would be rounded away

@@ -64,13 +64,13 @@ def read_config(folder: Path, hub: Hub) -> Any:
     except OSError as error:
         raise hub.missing(str(folder), first_line(error)) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{hub.key}: {folder}: {first_line(error)}", code="damaged", where=hub.key) from None
+        raise ConfigError.at(hub.key, "damaged", f"{folder}: {first_line(error)}") from None
     if config.model_type not in LAYOUTS:
-        raise ConfigError(
-            f"{hub.key}: {folder}: it is no audio LLM that is known here, but a {config.model_type!r}."
+        raise ConfigError.at(
+            hub.key,
+            "mismatch",
+            f"{folder}: it is no audio LLM that is known here, but a {config.model_type!r}."
             f"{nearest(config.model_type, LAYOUTS)}",
-            code="mismatch",
-            where=hub.key,
         )
     return config
 

@@ -21,11 +21,8 @@ def check_fits(part: nn.Module, what: str) -> None:
     if torch.cuda.is_available():
         memory = max(memory, torch.cuda.get_device_properties(0).total_memory)
     if needed > memory:
-        raise ConfigError(
-            f"{what}: its weights take {needed / 1e9:,.0f} GB, this machine has {memory / 1e9:,.0f} GB",
-            code="bad-value",
-            where=what,
-        )
+        why = f"its weights take {needed / 1e9:,.0f} GB, this machine has {memory / 1e9:,.0f} GB"
+        raise ConfigError.at(what, "bad-value", why)
 
 
 def total_memory() -> int:

@@ -48,6 +48,11 @@ class SottovoceError(ValueError):
         self.code, self.where, self.faults = code or self.code, str(where), tuple(faults)
 
     @classmethod
+    def at(cls, where: object, code: Code, why: str) -> Self:
+        """An error whose message begins with its place."""
+        return cls(f"{where}: {why}", code=code, where=where)
+
+    @classmethod
     def of(cls, faults: Iterable[SottovoceError]) -> Self:
         """One error that tells of several, a line each."""
         faults = tuple(faults)
@@ -121,11 +126,6 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def bad_value(key: str, why: str) -> ConfigError:
-    """The error for a recipe's value that is out of range: `key` and what is wrong with it."""
-    return ConfigError(f"{key} {why}", code="bad-value", where=key)
-
-
 def require_positive(node: str, **numbers: int | None) -> None:
     """Refuse numbers below 1; None is left alone.
 
@@ -134,4 +134,4 @@ def require_positive(node: str, **numbers: int | None) -> None:
     """
     for name, value in numbers.items():
         if value is not None and value < 1:
-            raise bad_value(f"{node}.{name}", f"is {value}; expected at least 1")
+            raise ConfigError.at(f"{node}.{name}", "bad-value", f"expected at least 1, got {value}")

@@ -79,7 +79,11 @@ class Hub:
             except Exception as error:  # their base class depends on the hub client's version (httpx, httpx2)
                 why = first_line(error)
                 continue
-            if any(folder.glob(files[0])) and any(folder.glob(files[-1])) and (files[-1:] != WEIGHTS or _whole(folder)):
+            if (
+                any(folder.glob(files[0]))
+                and any(folder.glob(files[-1]))
+                and (files[-1] not in WEIGHTS or _whole(folder))
+            ):
                 return folder
             why = f"{folder} holds no {files[-1]}, or not all of them"
         raise self.missing(checkpoint, why)
