@@ -28,7 +28,7 @@ from sottovoce.evaluation.layers.plot import layer_picture, require_matplotlib
 from sottovoce.evaluation.layers.split import LAYERS, RULE, Curve, Split, propose
 from sottovoce.lightning_modules.bundle import WEIGHTS, fingerprints, read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.llms.hidden_states import Inside
+from sottovoce.llms.hidden_states import HiddenStates
 from sottovoce.paths import sha256_of
 from sottovoce.serving.chat import wording
 from sottovoce.training.audio_reader import AudioReader
@@ -108,7 +108,7 @@ def _read(
     recipe: AnalysisRecipe,
     file: Path,
     progress: Progress,
-) -> Inside:
+) -> HiddenStates:
     """The states of all utterances: from the file if it was written for these, and into it otherwise.
 
     Every slot holds speech; what was said before in a dialogue is left out: only voices and words are to differ.
