@@ -1,22 +1,19 @@
-"""How near a response comes to its target: in words (ROUGE), and in the eyes of a language model (BERTScore)."""
+"""Similarity of responses and targets: ROUGE in their words, BERTScore in the embeddings of a language model."""
+
+from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, cast
-
-import numpy as np
-import torch
-from huggingface_hub import constants
-from safetensors import SafetensorError
-from torch import Tensor
-from torchmetrics.text.rouge import ROUGEScore
-from transformers import AutoModel, AutoTokenizer
+from typing import TYPE_CHECKING, Any, cast
 
 from sottovoce.errors import MissingError, SottovoceError, nearest
-from sottovoce.evaluation.bootstrap import ratio
-from sottovoce.evaluation.metrics import Measure, Metric, Prediction, Score, rouge_l
+from sottovoce.evaluation.metrics import Measure, Metric, Prediction, Score, mean_of, require
 from sottovoce.paths import resolve
 
+if TYPE_CHECKING:  # PyTorch, transformers and torchmetrics take seconds to import
+    from torch import Tensor
+
+WORD = re.compile("[a-z0-9]+")  # of ROUGE, in lower case: other scripts have none
 # The layer whose cosines agree best with human judgements of translations (WMT16), as found by BERTScore's authors.
 LAYERS = {
     "bert-base-uncased": 9,
@@ -31,54 +28,58 @@ LAYERS = {
     "deberta-large-mnli": 18,
     "deberta-xlarge-mnli": 40,
 }
-_WORD = re.compile("[a-z0-9]+")
 
 
-def rouge_f1(responses: Sequence[str], targets: Sequence[str]) -> dict[str, list[float]]:
-    """F of each pair by `rouge_1`, `rouge_2` and `rouge_l`: shared words, shared pairs of words, and shared order.
-
-    Lin (2004), as in the reference implementation without its stemmer: words are runs of a-z and 0-9 in lower case.
+def rouge_f1(kind: str, responses: Sequence[str], targets: Sequence[str]) -> list[float]:
+    """F of each pair by `rouge_1`, `rouge_2` or `rouge_l`.
 
     Raises:
         SottovoceError: there are more of the one than of the other.
     """
-    _require_pairs("rouge_f1", responses, targets)
-    keys = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-    rouge = ROUGEScore(rouge_keys=tuple(keys.values()))
+    from torchmetrics.text.rouge import ROUGEScore
+
+    _require_pairs(kind, responses, targets)
+    key = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}[kind]
+    rouge = ROUGEScore(rouge_keys=key)
     rouge.update(list(responses), list(targets))
-    # its state is one F a pair, before the mean
-    return {ours: [float(f) for f in getattr(rouge, f"{theirs}_fmeasure")] for ours, theirs in keys.items()}
+    return [float(f) for f in getattr(rouge, f"{key}_fmeasure")]  # its state: one F a pair, before the mean
 
 
 @Metric
 def rouge_1(predictions: Sequence[Prediction]) -> Measure:
-    """Mean F of the words that response and target share, between 0 and 1.
+    """Mean ROUGE-1 F: words that response and target share, between 0 and 1 (Lin, 2004).
 
-    Lin (2004); SpeechEmotionLlama, table I. Targets without a word in a-z or 0-9 score 0, which the notes count.
+    Words are runs of a-z and 0-9 in lower case, as in the reference implementation without its stemmer. Targets without
+    one score 0, which the notes count; so it is with `rouge_2` and `rouge_l`.
 
     Raises:
         SottovoceError: there are no predictions.
     """
-    return _rouge_n("rouge_1", predictions, 1)
+    return _rouge("rouge_1", predictions)
 
 
 @Metric
 def rouge_2(predictions: Sequence[Prediction]) -> Measure:
-    """Mean F of the pairs of neighbouring words that response and target share, between 0 and 1.
-
-    Lin (2004); SpeechEmotionLlama, table I. Targets of one word have no pair and score 0, which the notes count.
-
-    Raises:
-        SottovoceError: there are no predictions.
-    """
-    return _rouge_n("rouge_2", predictions, 2)
+    """Mean ROUGE-2 F: pairs of neighbouring words that response and target share; see `rouge_1`."""
+    return _rouge("rouge_2", predictions)
 
 
-ROUGE: dict[str, Metric] = {
-    "rouge_1": rouge_1,
-    "rouge_2": rouge_2,
-    "rouge_l": rouge_l,
-}
+@Metric
+def rouge_l(predictions: Sequence[Prediction]) -> Measure:
+    """Mean ROUGE-L F: the longest common subsequence of words of response and target; see `rouge_1`."""
+    return _rouge("rouge_l", predictions)
+
+
+ROUGE: dict[str, Metric] = {"rouge_1": rouge_1, "rouge_2": rouge_2, "rouge_l": rouge_l}
+
+
+def _rouge(kind: str, predictions: Sequence[Prediction]) -> Measure:
+    require(predictions, kind)
+    scores = rouge_f1(kind, [p.response for p in predictions], [p.target for p in predictions])
+    n = 2 if kind == "rouge_2" else 1
+    short = sum(len(WORD.findall(p.target.lower())) < n for p in predictions)
+    what = "no word in a-z or 0-9" if n == 1 else f"fewer than {n} words in a-z or 0-9"
+    return mean_of(scores, None, f"{short} of {len(predictions)} targets have {what} and score 0" if short else "")
 
 
 class BertScore:
@@ -198,22 +199,9 @@ def _spaced(text: str) -> str:
     return f" {text.strip()}" if text.strip() else ""
 
 
-def _rouge_n(name: str, predictions: Sequence[Prediction], n: int) -> Measure:
-    scores = rouge_f1([p.response for p in predictions], [p.target for p in predictions])[name] if predictions else []
-    short = sum(len(_WORD.findall(p.target.lower())) < n for p in predictions)
-    what = "no word in a-z or 0-9" if n == 1 else f"fewer than {n} words in a-z or 0-9"
-    return _mean(name, scores, f"{short} of {len(predictions)} targets have {what} and score 0" if short else "")
-
-
-def _mean(metric: str, scores: Sequence[float], notes: str) -> Measure:
-    if not scores:
-        raise SottovoceError(f"{metric}: there are no predictions to score; is the test set empty?")
-    return Measure(float(np.mean(scores)), np.column_stack([scores, np.ones(len(scores))]), ratio, None, notes)
-
-
-def _require_pairs(what: str, responses: Sequence[str], targets: Sequence[str]) -> None:
+def _require_pairs(metric: str, responses: Sequence[str], targets: Sequence[str]) -> None:
     if len(responses) != len(targets):
-        raise SottovoceError(f"{what}: {len(responses)} responses for {len(targets)} targets; give one for each")
+        raise SottovoceError(f"{metric}: {len(responses)} responses for {len(targets)} targets", code="mismatch")
 
 
 def _known_layer(name: str) -> int:
