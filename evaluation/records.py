@@ -7,19 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sottovoce.errors import MissingError, SottovoceError
-from sottovoce.evaluation.awareness import AWARENESS, groups
-from sottovoce.evaluation.metrics import (
-    DECIMALS,
-    Metric,
-    Prediction,
-    accuracy,
-    balanced_accuracy,
-    emotion_fit,
-    rouge_l,
-    word_error_rate,
-)
+from sottovoce.evaluation.awareness import AWARENESS, emotion_fit, groups
+from sottovoce.evaluation.metrics import DECIMALS, Metric, Prediction, accuracy, balanced_accuracy, word_error_rate
 from sottovoce.evaluation.reports.results import in_order, results_markdown
-from sottovoce.evaluation.text_similarity import ROUGE
+from sottovoce.evaluation.text_similarity import ROUGE, rouge_l
 from sottovoce.io import atomic_write
 
 

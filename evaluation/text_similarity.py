@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -111,10 +112,8 @@ class BertScore:
         self.layer = _known_layer(self.name) if layer is None else layer
         self.tokenizer, model = _load(checkpoint)
         if not 0 <= self.layer <= model.config.num_hidden_layers:
-            raise SottovoceError(
-                f"BertScore: {checkpoint} has no layer {self.layer}; `layer` is 0 (its embeddings) to "
-                f"{model.config.num_hidden_layers}"
-            )
+            told = f"BertScore: {checkpoint} has no layer {self.layer}; `layer` is 0 (its embeddings) to "
+            raise SottovoceError(f"{told}{model.config.num_hidden_layers}", code="bad-value", where="layer")
         self.model = model.to(device).eval().requires_grad_(False)
         self.limit = _limit(self.tokenizer, model.config)
         self.batch_size = batch_size
@@ -125,6 +124,7 @@ class BertScore:
         Raises:
             SottovoceError: there are no predictions.
         """
+        require(predictions, "bert_score")
         responses, targets = [p.response for p in predictions], [p.target for p in predictions]
         notes = [f"BERTScore by {self.name}, layer {self.layer}, no idf, not rescaled"]
         empty = sum(not (r.strip() and t.strip()) for r, t in zip(responses, targets, strict=True))
@@ -132,7 +132,7 @@ class BertScore:
             notes.append(f"{empty} of {len(predictions)} pairs have an empty text and score 0")
         if cut := sum(self._is_cut(text) for text in [*responses, *targets]):
             notes.append(f"{cut} of {2 * len(predictions)} texts were cut after {self.limit} tokens")
-        return _mean("bert_score", self.f1(responses, targets), "; ".join(notes)).score()
+        return mean_of(self.f1(responses, targets), notes="; ".join(notes)).score()
 
     def f1(self, responses: Sequence[str], targets: Sequence[str]) -> list[float]:
         """F1 of each pair, about -1 to 1; in practice most of that range is empty.
@@ -147,10 +147,11 @@ class BertScore:
             scores += greedy_f1(*self._vectors(responses[part]), *self._vectors(targets[part])).tolist()
         return scores
 
-    @torch.no_grad()
     def _vectors(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors of length 1 (texts, tokens, dim); which tokens are real and which of these count (texts, tokens)."""
-        told = self.tokenizer(
+        from torch.nn.functional import normalize
+
+        inputs = self.tokenizer(
             [_spaced(text) for text in texts],
             padding=True,
             truncation=True,
@@ -158,10 +159,10 @@ class BertScore:
             return_special_tokens_mask=True,
             return_tensors="pt",
         ).to(self.model.device)
-        real = told["attention_mask"]
-        x = self.model(input_ids=told["input_ids"], attention_mask=real, output_hidden_states=True)
-        vectors = torch.nn.functional.normalize(x.hidden_states[self.layer].float(), dim=-1)
-        return vectors, real.bool(), real.bool() & ~told["special_tokens_mask"].bool()
+        real = inputs["attention_mask"]
+        x = self.model(input_ids=inputs["input_ids"], attention_mask=real, output_hidden_states=True)
+        vectors = normalize(x.hidden_states[self.layer].float(), dim=-1)
+        return vectors, real.bool(), real.bool() & ~inputs["special_tokens_mask"].bool()
 
     def _is_cut(self, text: str) -> bool:
         # every token but the few marks has a byte of its own, so that short texts need no second reading
@@ -185,10 +186,10 @@ def greedy_f1(
         target_counts: as `response_counts`.
     """
     cosine = response @ target.transpose(1, 2)  # (pairs, tokens, other tokens)
-    precision = _mean_where(response_counts, cosine.masked_fill(~target_real[:, None, :], -torch.inf).amax(dim=2))
-    recall = _mean_where(target_counts, cosine.masked_fill(~response_real[:, :, None], -torch.inf).amax(dim=1))
+    precision = _mean_where(response_counts, cosine.masked_fill(~target_real[:, None, :], -math.inf).amax(dim=2))
+    recall = _mean_where(target_counts, cosine.masked_fill(~response_real[:, :, None], -math.inf).amax(dim=1))
     f = 2 * precision * recall / (precision + recall)
-    return torch.where(response_counts.any(dim=1) & target_counts.any(dim=1), f, 0.0).nan_to_num(0.0)
+    return f.masked_fill(~(response_counts.any(dim=1) & target_counts.any(dim=1)), 0.0).nan_to_num(0.0)
 
 
 def _mean_where(counts: Tensor, values: Tensor) -> Tensor:
@@ -207,7 +208,8 @@ def _require_pairs(metric: str, responses: Sequence[str], targets: Sequence[str]
 def _known_layer(name: str) -> int:
     if name in LAYERS:
         return LAYERS[name]
-    raise SottovoceError(f"BertScore: no layer is known to be best in {name!r}; give `layer`.{nearest(name, LAYERS)}")
+    told = f"BertScore: no layer is known to be best in {name!r}; give `layer`.{nearest(name, LAYERS)}"
+    raise SottovoceError(told, code="missing-key", where="layer")
 
 
 def _limit(tokenizer: Any, config: Any) -> int:
@@ -218,6 +220,10 @@ def _limit(tokenizer: Any, config: Any) -> int:
 
 def _load(checkpoint: str) -> tuple[Any, Any]:
     """Tokenizer and model from files of this machine; every tensor of the model must be among them."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModel, AutoTokenizer
+
     folder = resolve(checkpoint)
     where = str(folder) if folder.is_dir() else checkpoint
     try:
@@ -237,9 +243,12 @@ def _load(checkpoint: str) -> tuple[Any, Any]:
 
 
 def _missing(checkpoint: str, why: str) -> MissingError:
+    from huggingface_hub import constants
+
     return MissingError(
         f"BertScore: the model {checkpoint} cannot be loaded: {why}.\n"
         f"Looked in the folder {resolve(checkpoint).absolute()} and in the Hugging Face cache "
         f"{constants.HF_HUB_CACHE}.\nPoint at a folder with config.json, *.safetensors and the tokenizer, or fetch a "
-        f"published one first: hf download FacebookAI/roberta-large"
+        f"published one first: hf download FacebookAI/roberta-large",
+        where=checkpoint,
     )

@@ -23,12 +23,13 @@ from sottovoce.comparison.finished_runs import flat, read_run, without_seed
 from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.evaluation import Prediction, Record, score_all, write_results
 from sottovoce.evaluation.bootstrap import ratio
-from sottovoce.evaluation.metrics import Measure, accuracy, balanced_accuracy, rouge_l, word_error_rate
+from sottovoce.evaluation.metrics import Measure, accuracy, balanced_accuracy, word_error_rate
 from sottovoce.evaluation.paired_bootstrap import Key, difference, differences, estimate
 from sottovoce.evaluation.reports.compare import SideBySide, comparison_csv
 from sottovoce.evaluation.reports.compare_html import comparison_html
 from sottovoce.evaluation.reports.svg import ticks_of
 from sottovoce.evaluation.retention import Kept, RetentionScore, retention_scores, write_scores
+from sottovoce.evaluation.text_similarity import rouge_l
 from sottovoce.lightning_modules.throughput import ThroughputMeter
 from sottovoce.scoring.text_retention import AFTER, BEFORE
 
