@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, update_wrapper
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jiwer
 import numpy as np
@@ -189,7 +189,9 @@ def _columns(*columns: Sequence[float] | NDArray[np.generic]) -> Array:
     return np.column_stack(columns).astype(np.float64)
 
 
-def _torchmetrics_accuracy(predicted: Codes, truth: Codes, classes: int, average: str) -> NDArray[np.float32]:
+def _torchmetrics_accuracy(
+    predicted: Codes, truth: Codes, classes: int, average: Literal["micro", "none"]
+) -> NDArray[np.float32]:
     """Accuracy (`micro`), or the recall of each class and of the class of all else (`none`)."""
     import torch
     from torchmetrics.functional.classification import multiclass_accuracy  # takes seconds to import
