@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tests.helpers.errors import refused
 
 from sottovoce.errors import Code, ConfigError
 from sottovoce.templates import Template, uncommented_lines
+from tests.helpers.errors import refused
 
 FIELDS = ("text", "label")
 

@@ -15,7 +15,7 @@ from sottovoce.errors import ConfigError
 from sottovoce.evaluation import Prediction, Record, read_predictions, read_results, results_markdown
 from sottovoce.llms import ENGINES
 from sottovoce.llms.engines import Chat, Engine, Failure
-from sottovoce.scoring.judging import aware, command, merged, reply
+from sottovoce.scoring.judging import command, label_awareness, merged, reply
 from sottovoce.training.splits import read_splits
 
 
@@ -149,10 +149,10 @@ def test_a_recipe_names_the_judge_of_awareness(tree: dict[str, Any], tmp_path: P
         Prediction("b", "asr", "both", "", "hello", "hello"),
     ]
     tree["evaluation"]["awareness"] = {"judge": {"type": "rule"}}
-    labelled = aware(recipes.parse(tree), said, [], tmp_path)
+    labelled = label_awareness(recipes.parse(tree), said, [], tmp_path)
     assert labelled[0].awareness == 1 and "margin=0.25" in str(labelled[0].judge) and labelled[1] == said[1]
     tree["evaluation"]["awareness"] = None
-    assert aware(recipes.parse(tree), said, [], tmp_path) == said
+    assert label_awareness(recipes.parse(tree), said, [], tmp_path) == said
     tree["evaluation"]["awareness"] = {"judge": {"type": "rule", "margins": 0.9}}
     with pytest.raises(ConfigError, match=r"evaluation.awareness.judge.*margin"):
         recipes.parse(tree)

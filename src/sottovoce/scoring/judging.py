@@ -70,7 +70,9 @@ def judged(
     return records
 
 
-def aware(recipe: Recipe, said: list[Prediction], utterances: Sequence[Utterance], folder: Path) -> list[Prediction]:
+def label_awareness(
+    recipe: Recipe, said: list[Prediction], utterances: Sequence[Utterance], folder: Path
+) -> list[Prediction]:
     """Predictions with labels by the recipe's judge of awareness, if it names one, on replies that have a category."""
     node = recipe.evaluation.awareness
     if node is None or not any(prediction.category for prediction in said):
