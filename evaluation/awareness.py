@@ -16,7 +16,7 @@ import numpy as np
 from sottovoce.errors import SottovoceError, nearest
 from sottovoce.evaluation import AWARENESS_JUDGES
 from sottovoce.evaluation.judges.base import Answerer, Verdict
-from sottovoce.evaluation.metrics import Measure, Metric, Prediction, mean_of, require, true_label
+from sottovoce.evaluation.metrics import Measure, Metric, Prediction, mean_measure, require, true_label
 from sottovoce.evaluation.text_similarity import WORD, rouge_f1
 
 MARGIN = 0.25  # of the way between two answers, by which a reply must be nearer to one of them
@@ -192,7 +192,7 @@ def pa_score(predictions: Sequence[Prediction]) -> Measure:
         SottovoceError: no prediction has a label.
     """
     rows, notes = _judged("pa_score", predictions)
-    return mean_of([p.awareness or 0 for p in rows], None, notes)
+    return mean_measure([p.awareness or 0 for p in rows], None, notes)
 
 
 @Metric
@@ -204,7 +204,7 @@ def pa_rate(predictions: Sequence[Prediction]) -> Measure:
     """
     rows, notes = _judged("pa_rate", predictions)
     blind = float(np.mean([1 / len(p.rivals) if p.rivals else 0 for p in rows]))
-    return mean_of([p.awareness == 1 for p in rows], blind, notes)
+    return mean_measure([p.awareness == 1 for p in rows], blind, notes)
 
 
 AWARENESS: dict[str, Metric] = {"pa_score": pa_score, "pa_rate": pa_rate}
@@ -245,7 +245,7 @@ def emotion_fit(predictions: Sequence[Prediction]) -> Measure:
     blind = float(np.mean([1 / len(replies) for replies in rivals]))
     unjudged = len(predictions) - len(judged)
     notes = f"{unjudged} of {len(predictions)} replies have no rivals and were left out of the fit" if unjudged else ""
-    return mean_of(fits, blind, notes)
+    return mean_measure(fits, blind, notes)
 
 
 def _rivals(prediction: Prediction) -> dict[str, str]:

@@ -170,7 +170,7 @@ def balanced_accuracy(predictions: Sequence[Prediction]) -> Measure:
     return Measure(float(recalls.mean()), rows, mean_of_ratios, 1 / classes, _unparsed(predictions))
 
 
-def mean_of(values: Sequence[float], baseline: float | None = None, notes: str = "") -> Measure:
+def mean_measure(values: Sequence[float], baseline: float | None = None, notes: str = "") -> Measure:
     """The mean of a value of each row."""
     return Measure(float(np.mean(values)), _columns(values, np.ones(len(values))), ratio, baseline, notes)
 

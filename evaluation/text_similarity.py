@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from sottovoce.errors import MissingError, SottovoceError, nearest
-from sottovoce.evaluation.metrics import Measure, Metric, Prediction, Score, mean_of, require
+from sottovoce.evaluation.metrics import Measure, Metric, Prediction, Score, mean_measure, require
 from sottovoce.paths import resolve
 
 if TYPE_CHECKING:  # PyTorch, transformers and torchmetrics take seconds to import
@@ -80,7 +80,7 @@ def _rouge(kind: str, predictions: Sequence[Prediction]) -> Measure:
     n = 2 if kind == "rouge_2" else 1
     short = sum(len(WORD.findall(p.target.lower())) < n for p in predictions)
     what = "no word in a-z or 0-9" if n == 1 else f"fewer than {n} words in a-z or 0-9"
-    return mean_of(scores, None, f"{short} of {len(predictions)} targets have {what} and score 0" if short else "")
+    return mean_measure(scores, None, f"{short} of {len(predictions)} targets have {what} and score 0" if short else "")
 
 
 class BertScore:
@@ -132,7 +132,7 @@ class BertScore:
             notes.append(f"{empty} of {len(predictions)} pairs have an empty text and score 0")
         if cut := sum(self._is_cut(text) for text in [*responses, *targets]):
             notes.append(f"{cut} of {2 * len(predictions)} texts were cut after {self.limit} tokens")
-        return mean_of(self.f1(responses, targets), notes="; ".join(notes)).score()
+        return mean_measure(self.f1(responses, targets), notes="; ".join(notes)).score()
 
     def f1(self, responses: Sequence[str], targets: Sequence[str]) -> list[float]:
         """F1 of each pair, about -1 to 1; in practice most of that range is empty.
