@@ -15,9 +15,8 @@ import numpy as np
 
 from sottovoce.errors import ConfigError, SottovoceError, nearest
 from sottovoce.evaluation import AWARENESS_JUDGES
-from sottovoce.evaluation.bootstrap import ratio
 from sottovoce.evaluation.judges.llm import Answerer, Verdict
-from sottovoce.evaluation.metrics import Measure, Metric, Prediction, rouge_l_of_each
+from sottovoce.evaluation.metrics import Measure, Metric, Prediction, mean_measure, rouge_l_of_each
 
 MARGIN = 0.25  # of the way between two answers, by which a reply must be nearer to one of them
 FLOOR = 0.3  # ROUGE-L to the nearest answer, below which a reply is none of them
@@ -208,7 +207,7 @@ def pa_score(predictions: Sequence[Prediction]) -> Measure:
         SottovoceError: no prediction has a label.
     """
     rows, notes = _judged("pa_score", predictions)
-    return _mean([float(p.awareness or 0) for p in rows], None, notes)
+    return mean_measure([float(p.awareness or 0) for p in rows], notes=notes)
 
 
 @Metric
@@ -220,7 +219,7 @@ def pa_rate(predictions: Sequence[Prediction]) -> Measure:
     """
     rows, notes = _judged("pa_rate", predictions)
     blind = float(np.mean([1 / len(p.rivals) if p.rivals else 0 for p in rows]))
-    return _mean([float(p.awareness == 1) for p in rows], blind, notes)
+    return mean_measure([float(p.awareness == 1) for p in rows], blind, notes)
 
 
 AWARENESS: dict[str, Metric] = {"pa_score": pa_score, "pa_rate": pa_rate}
@@ -235,8 +234,3 @@ def _judged(metric: str, predictions: Sequence[Prediction]) -> tuple[list[Predic
     left_out = len(predictions) - len(rows)
     notes = [f"{left_out} of {len(predictions)} replies could not be judged and were left out"] if left_out else []
     return rows, "; ".join([f"labels by {' and '.join(sorted({str(p.judge) for p in rows}))}", *notes])
-
-
-def _mean(values: Sequence[float], baseline: float | None, notes: str) -> Measure:
-    rows = np.column_stack([values, np.ones(len(values))])
-    return Measure(float(np.mean(values)), rows, ratio, baseline, notes)

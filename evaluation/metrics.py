@@ -185,7 +185,7 @@ def rouge_l(predictions: Sequence[Prediction]) -> Measure:
     similarity = rouge_l_of_each([p.response for p in predictions], [p.target for p in predictions])
     wordless = sum(not any(c.isascii() and c.isalnum() for c in p.target) for p in predictions)
     notes = f"{wordless} of {len(predictions)} targets have no word in a-z or 0-9 and score 0" if wordless else ""
-    return Measure(float(np.mean(similarity)), _columns(similarity, [1] * len(similarity)), ratio, None, notes)
+    return mean_measure(similarity, notes=notes)
 
 
 @Metric
@@ -213,12 +213,17 @@ def emotion_fit(predictions: Sequence[Prediction]) -> Measure:
     blind = float(np.mean([1 / len(replies) for replies in rivals]))
     unjudged = len(predictions) - len(judged)
     notes = f"{unjudged} of {len(predictions)} replies have no rivals and were left out of the fit" if unjudged else ""
-    return Measure(float(np.mean(fits)), _columns(fits, [1] * len(fits)), ratio, blind, notes)
+    return mean_measure(fits, blind, notes)
 
 
 def _require(predictions: Sequence[Prediction], metric: str) -> None:
     if not predictions:
         raise SottovoceError(f"{metric}: there are no predictions to score; is the test set empty?")
+
+
+def mean_measure(values: Sequence[float], baseline: float | None = None, notes: str = "") -> Measure:
+    """The mean of one number a row."""
+    return Measure(float(np.mean(values)), _columns(values, [1] * len(values)), ratio, baseline, notes)
 
 
 def _columns(*columns: Sequence[float]) -> Array:

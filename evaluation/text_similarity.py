@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError
@@ -13,8 +12,7 @@ from torchmetrics.text.rouge import ROUGEScore
 from transformers import AutoModel, AutoTokenizer
 
 from sottovoce.errors import MissingError, SottovoceError, nearest
-from sottovoce.evaluation.bootstrap import ratio
-from sottovoce.evaluation.metrics import Measure, Metric, Prediction, Score, rouge_l
+from sottovoce.evaluation.metrics import Measure, Metric, Prediction, Score, mean_measure, rouge_l
 from sottovoce.paths import resolve
 
 # The layer whose cosines agree best with human judgements of translations (WMT16), as found by BERTScore's authors.
@@ -119,6 +117,10 @@ class BertScore:
         self.batch_size = batch_size
 
     def __call__(self, predictions: Sequence[Prediction]) -> Score:
+        """The score of `measure`, with its interval."""
+        return self.measure(predictions).score()
+
+    def measure(self, predictions: Sequence[Prediction]) -> Measure:
         """Mean F1 of responses and targets; empty texts score 0, and these and texts that were cut are counted.
 
         Raises:
@@ -131,7 +133,7 @@ class BertScore:
             notes.append(f"{empty} of {len(predictions)} pairs have an empty text and score 0")
         if cut := sum(self._is_cut(text) for text in [*responses, *targets]):
             notes.append(f"{cut} of {2 * len(predictions)} texts were cut after {self.limit} tokens")
-        return _mean("bert_score", self.f1(responses, targets), "; ".join(notes)).score()
+        return _mean("bert_score", self.f1(responses, targets), "; ".join(notes))
 
     def f1(self, responses: Sequence[str], targets: Sequence[str]) -> list[float]:
         """F1 of each pair, about -1 to 1; in practice most of that range is empty.
@@ -208,7 +210,7 @@ def _rouge_n(name: str, predictions: Sequence[Prediction], n: int) -> Measure:
 def _mean(metric: str, scores: Sequence[float], notes: str) -> Measure:
     if not scores:
         raise SottovoceError(f"{metric}: there are no predictions to score; is the test set empty?")
-    return Measure(float(np.mean(scores)), np.column_stack([scores, np.ones(len(scores))]), ratio, None, notes)
+    return mean_measure(scores, notes=notes)
 
 
 def _require_pairs(what: str, responses: Sequence[str], targets: Sequence[str]) -> None:
