@@ -88,11 +88,15 @@ def _difference_panels(comparison: Comparison) -> Iterator[Panel]:
 def _bar(key: Key, name: str, score: Estimate | None, colour: str) -> Bar:
     if score is None:
         return Bar(name)
-    scale = 1.0 if key.metric in NATS or key.metric.startswith(POINTS) else 100.0
+    scale = 100.0 if _is_share(key) else 1.0
     value, low, high = (scale * number for number in (score.value, *score.interval))
     seeds = [scale * number for number in score.each.values()] if len(score.each) > 1 else []
     return Bar(name, (value, low, high), seeds, colour)
 
 
 def _title(key: Key) -> str:
-    return f"{key.task}: {METRICS.get(key.metric, key.metric)}"
+    return f"{key.task}: {METRICS.get(key.metric, key.metric)}" + (", %" if _is_share(key) else "")
+
+
+def _is_share(key: Key) -> bool:
+    return key.metric not in NATS and not key.metric.startswith(POINTS)

@@ -157,6 +157,7 @@ def interval_plot(panels: Sequence[Panel]) -> bytes:
     rows = math.ceil(len(panels) / columns)
     target = io.BytesIO()
     with canvas(target, 4.0 * columns, (0.75 + 0.25 * len(panels[0].bars)) * rows) as figure:
+        figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
         axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
         for panel in panels:
             _intervals(next(axes), panel)
@@ -179,6 +180,7 @@ def _intervals(axes: Axes, panel: Panel) -> None:
     axes.set_yticks(range(len(panel.bars)), [bar.name for bar in panel.bars])
     axes.set_ylim(len(panel.bars) - 0.4, -0.6)
     axes.margins(x=0.06)
+    axes.locator_params(axis="x", nbins=6)
     axes.grid(axis="x", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)

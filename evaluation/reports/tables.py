@@ -99,7 +99,7 @@ def _labels(key: Key) -> tuple[str, str, str]:
 
 
 def _score_cell(key: Key, score: Estimate) -> Cell:
-    seeds = _range(key, min(score.each.values()), max(score.each.values())) if len(score.each) > 1 else ""
+    seeds = _range(key, min(score.each.values()), max(score.each.values())) if len(set(score.each.values())) > 1 else ""
     return Cell(shown(key.metric, score.value), f"[{_range(key, score.low, score.high)}]", seeds)
 
 
@@ -161,13 +161,13 @@ def _terminal_table(grid: Grid, narrow: bool) -> Table:
     labels = [at for at, head in enumerate(grid.labels) if head != "slots"]
     columns = [at for at, head in enumerate(grid.columns) if head != "n"]
     for at in labels:
-        table.add_column(grid.labels[at])
+        table.add_column(grid.labels[at], overflow="fold", no_wrap=narrow and at == 0)
     for at in columns:
         head = grid.columns[at].replace("_", "_\n").replace("/", "/\n")  # a terminal has 80 columns
-        table.add_column(escape(head), justify="right")
+        table.add_column(escape(head), justify="right", overflow="fold")
     for texts, cells in grid.rows:
-        shown_cells = (_stacked(cells[at], narrow) for at in columns)
-        table.add_row(*map(escape, (*(texts[at] for at in labels), *shown_cells)))
+        shown_labels = (texts[at].replace(" ", "\n") if narrow else texts[at] for at in labels)
+        table.add_row(*map(escape, (*shown_labels, *(_stacked(cells[at], narrow) for at in columns))))
     return table
 
 

@@ -226,6 +226,8 @@ def _elsewhere(runs: Sequence[FinishedRun]) -> Iterator[str]:
 
 
 def _targets_differ(runs: Sequence[FinishedRun]) -> Iterator[str]:
-    targets = [{reply_of(p): p.target for p in run.predictions} for run in runs]
-    if any(other.get(reply, target) != target for other in targets[1:] for reply, target in targets[0].items()):
+    targets = [(run.seed, {reply_of(p): p.target for p in run.predictions}) for run in runs]
+    seed, first = targets[0]
+    others = [other for number, other in targets if number != seed]
+    if any(other.get(reply, target) != target for other in others for reply, target in first.items()):
         yield "Runs of other seeds hold some replies against other targets, since the wordings of questions are drawn."
