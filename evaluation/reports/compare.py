@@ -8,6 +8,7 @@ from itertools import permutations
 from statistics import mean
 
 from sottovoce.errors import SottovoceError, nearest
+from sottovoce.evaluation.metrics import DECIMALS
 from sottovoce.evaluation.paired_bootstrap import Estimate, Key, Seeds, estimate
 from sottovoce.evaluation.reports.results import METRICS, in_order_of
 
@@ -104,7 +105,7 @@ class Comparison:
         for column, (key, unit) in COLUMNS.items():
             for name, system in self.systems.items():
                 if column in system.published:
-                    found.setdefault(key, {})[name] = [unit * number for number in system.published[column]]
+                    found.setdefault(key, {})[name] = [round(unit * number, DECIMALS) for number in system.published[column]]
         return found
 
 
@@ -173,7 +174,7 @@ def _lines(comparison: Comparison) -> Iterator[list[object]]:
             yield ["cost", name, "", "", stage, what, "", mean(numbers), "", "", min(numbers), max(numbers), ""]
     for key, published in comparison.published.items():
         for name, (value, *half) in published.items():
-            ends = [value - half[0], value + half[0]] if half else ["", ""]
+            ends = [round(value - half[0], DECIMALS), round(value + half[0], DECIMALS)] if half else ["", ""]
             yield ["published", name, "", "", *key, value, *ends, "", "", ""]
 
 
