@@ -1,12 +1,15 @@
-"""Files that are whole or not there: written aside, forced to the disk, renamed."""
+"""Files and folders written atomically (aside, synced, renamed), and a lock that processes share."""
 
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from filelock import FileLock
 
 from sottovoce.errors import StorageError
 
@@ -45,6 +48,29 @@ def atomic_open(path: Path, *, shared: bool = False, lasting: bool = True) -> It
 
 
 @contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder that appears, complete and on the disk itself, when the block ends; it replaces what is there.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    draft = folder.with_name(f".{folder.name}.tmp")
+    with storage_errors(folder):
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        try:
+            yield draft
+            for file in draft.iterdir():
+                _sync(file)
+            _sync(draft)
+            shutil.rmtree(folder, ignore_errors=True)
+            draft.replace(folder)
+            _sync(folder.parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Tell in one line that a disk takes no more, whoever tells it.
 
@@ -73,10 +99,24 @@ def atomic_write(path: Path, content: str | bytes, *, shared: bool = False) -> N
         stream.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def _sync(folder: Path) -> None:
-    """A rename is kept over a power cut only when its folder is on the disk, too; not every file system can do that."""
+@contextmanager
+def file_lock(folder: Path) -> Iterator[None]:
+    """One process at a time, of all that see this folder, on whatever node; the system frees what a dead one held.
+
+    Whoever has waited should look again what there is. Not to be nested for one folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        yield
+
+
+def _sync(path: Path) -> None:
+    """Force a file or folder to the disk: a rename is kept over a power cut only when its folder is there, too.
+
+    Not every file system can do that.
+    """
     with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

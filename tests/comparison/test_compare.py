@@ -33,7 +33,7 @@ from sottovoce.evaluation.reports.compare_html import comparison_html
 from sottovoce.evaluation.reports.results import shown
 from sottovoce.evaluation.reports.tables import terminal_tables
 from sottovoce.evaluation.retention import Kept, RetentionScore, retention_scores, write_scores
-from sottovoce.lightning_modules.throughput import ThroughputMeter
+from sottovoce.lightning_modules.callbacks import ThroughputMeter
 from sottovoce.scoring.text_retention import AFTER, BEFORE
 
 DUE = {"child": "please ask a grown up", "adult": "switch it off and check the fuse"}

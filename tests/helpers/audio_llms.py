@@ -21,6 +21,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from sottovoce.config.recipe import parse
 from sottovoce.data.batches import Batch
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
@@ -164,7 +165,7 @@ def recipe(kind: str, folder: Path, **more: Any) -> dict[str, Any]:
 
 
 def ours(kind: str, folder: Path, **more: Any) -> SpeechLLM:
-    module = SpeechLLM(recipe(kind, folder, **more))
+    module = SpeechLLM(parse(recipe(kind, folder, **more)))
     module.configure_model()
     return module.eval()
 
@@ -186,7 +187,7 @@ def batch(waves: list[Tensor]) -> Batch:
 
 @torch.no_grad()
 def our_logits(module: SpeechLLM, waves: list[Tensor], chats: list[list[ChatTurn]]) -> list[Tensor]:
-    prompts = module.prompts(batch(waves), [module.llm.chat.prompt(chat) for chat in chats])
+    prompts = module.embed(batch(waves), chats)
     x, real = _pad_left(prompts)
     positions = (real.cumsum(1) - 1).clamp(min=0)
     logits = module.llm.model(inputs_embeds=x, attention_mask=real.long(), position_ids=positions).logits

@@ -24,7 +24,7 @@ from sottovoce.config import recipe as recipes
 from sottovoce.data.batches import collate
 from sottovoce.errors import BundleError, ConfigError
 from sottovoce.lightning_modules.bundle import read_bundle
-from sottovoce.lightning_modules.curriculum import Run, prepare_run
+from sottovoce.lightning_modules.run import Run, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 
 VALUES = {"gender": ["male", "female"], "emotion": list(EMOTIONS)}
@@ -166,7 +166,7 @@ def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
 def _prompt(module: SpeechLLM, batch: Any, example: Any) -> torch.Tensor:
     from sottovoce.training.spoken_prompt import dialogue_of
 
-    return module.prompts(batch, [module.llm.chat.prompt(dialogue_of(example, module.slots))])[0]
+    return module.embed(batch, [dialogue_of(example, module.slots)])[0]
 
 
 def _recomputing(layer: torch.nn.Module, x: torch.Tensor, call: Callable[..., Any], **knobs: Any) -> Any:
@@ -210,9 +210,9 @@ def test_the_head_moves_the_layers_below_it(tuned: Callable[..., str]) -> None:
         run = opened(tuned(LORA, {**HEAD, "weight": weight}, name=f"w{weight:g}"))
         config = run.recipe
         assert config.auxiliary_head and config.auxiliary_head.weight == weight
-        from sottovoce.lightning_modules.curriculum import train
+        from sottovoce.lightning_modules.curriculum import train_stages
 
-        train(run)
+        train_stages(run)
         ends[weight] = {
             name: run.module.get_parameter(f"llm.{name}").clone() for name in run.module.llm.trainable_names
         }
@@ -236,7 +236,7 @@ def test_a_run_may_begin_from_a_bundle_whose_llm_was_frozen(
 ) -> None:
     assert main(["fit", "--config", write_recipe(name="aligned")]) == 0
     bundle = tmp_path / "runs" / "aligned" / "bundle"
-    run = prepare_run(recipes.load(tuned(LORA, init=str(bundle))), Console(quiet=True))
+    run = prepare_run(recipes.load(tuned(LORA, init_from=str(bundle))), Console(quiet=True))
     kept = load_file(bundle / "trained.safetensors")
     ours = run.module.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in kept.items())

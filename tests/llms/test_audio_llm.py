@@ -25,10 +25,11 @@ from tests.helpers.audio_llms import (
 from torch import Tensor
 
 from sottovoce.adapters import ADAPTERS
+from sottovoce.config.recipe import parse
 from sottovoce.encoders import ENCODERS, Encoder
 from sottovoce.errors import AudioError, ConfigError, MissingError
 from sottovoce.frames import Frames
-from sottovoce.lightning_modules.speech_llm import SpeechLLM, answers
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.chat_template import ChatTurn
 
@@ -68,7 +69,7 @@ def test_answers_are_the_native_models(kind: str, checkpoints: dict[str, Path]) 
     with torch.no_grad():
         ids = native.model.generate(**made, max_new_tokens=6, do_sample=False)[:, made["input_ids"].shape[1] :]
     expected = [text.strip() for text in native.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-    assert answers(module, batch(waves), [chat(i) for i in range(len(waves))], 6) == expected
+    assert module.generate(batch(waves), [chat(i) for i in range(len(waves))], 6) == expected
     assert len(set(expected)) > 1
 
 
@@ -232,7 +233,7 @@ def test_weights_that_were_given_are_not_overwritten(kind: str, checkpoints: dic
     module = ours(kind, checkpoints[kind])
     weights = {key: value + 1 for key, value in module.adapters.state_dict().items()}
     tower = {key: value + 1 for key, value in module.encoder.state_dict().items()}
-    other = SpeechLLM(recipe(kind, checkpoints[kind]))
+    other = SpeechLLM(parse(recipe(kind, checkpoints[kind])))
     other.adapters.load_state_dict(weights)
     other.encoder.load_trained(tower)
     other.configure_model()

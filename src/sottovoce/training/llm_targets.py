@@ -9,6 +9,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +18,9 @@ from rich.progress import Progress
 from sottovoce.data.examples import Example
 from sottovoce.device import on_device
 from sottovoce.errors import SottovoceError
-from sottovoce.io import storage_errors
+from sottovoce.io import file_lock, storage_errors
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.chat_template import ChatTurn
-from sottovoce.locks import file_lock
 from sottovoce.training.spoken_prompt import dialogue_of
 
 BATCH = 64  # prompts that are answered together
@@ -42,6 +42,12 @@ class Targets:
         self.known: dict[str, str] = {}
         with file_lock(self.file.parent):
             self._read()
+
+    def with_slots(self, slots: Mapping[str, str]) -> "Targets":
+        """The same responses, for other texts in the slots."""
+        other = copy(self)
+        other.slots = slots
+        return other
 
     def _read(self) -> None:
         if not self.file.is_file():
