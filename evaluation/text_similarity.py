@@ -119,6 +119,10 @@ class BertScore:
         self.batch_size = batch_size
 
     def __call__(self, predictions: Sequence[Prediction]) -> Score:
+        """The score of `measure`, with its interval."""
+        return self.measure(predictions).score()
+
+    def measure(self, predictions: Sequence[Prediction]) -> Measure:
         """Mean F1 of responses and targets; empty texts score 0, and these and texts that were cut are counted.
 
         Raises:
@@ -132,7 +136,7 @@ class BertScore:
             notes.append(f"{empty} of {len(predictions)} pairs have an empty text and score 0")
         if cut := sum(self._is_cut(text) for text in [*responses, *targets]):
             notes.append(f"{cut} of {2 * len(predictions)} texts were cut after {self.limit} tokens")
-        return mean_measure(self.f1(responses, targets), notes="; ".join(notes)).score()
+        return mean_measure(self.f1(responses, targets), notes="; ".join(notes))
 
     def f1(self, responses: Sequence[str], targets: Sequence[str]) -> list[float]:
         """F1 of each pair, about -1 to 1; in practice most of that range is empty.

@@ -1,8 +1,8 @@
 """Mutation test of the numbers: `python -m tests.mutants [--list] [PATTERN]` breaks each entry of mutants.yaml alone.
 
-A mutant is one changed line in a temporary copy of the project. The tests that are responsible for it must fail there;
-a mutant that they let pass survives, and its number could be wrong tomorrow without anybody noticing. PATTERN is part of
-a file's name or of the old text. This is no part of the suite: all mutants together take half an hour.
+A mutant is one changed expression in a temporary copy of the project. The tests that are responsible must fail there; a
+mutant that they let pass survives, and its number could be wrong tomorrow without anybody noticing. PATTERN is part of a
+file's name or of the old text. This is no part of the suite: all mutants together take half an hour.
 """
 
 import argparse
