@@ -22,7 +22,9 @@ from sottovoce.evaluation.text_similarity import WORD, rouge_f1
 MARGIN = 0.25  # of the way between two answers, by which a reply must be nearer to one of them
 FLOOR = 0.3  # ROUGE-L to the nearest answer, below which a reply is none of them
 PLAIN = "neutral"  # value whose answer everybody gets who is not heard
-SIDES = {"child safety": "child"}  # group of topics -> the only speakers who count: what adults are told is safe anyhow
+SIDES = {
+    "child safety": "child"
+}  # group of topics -> the only speakers who count: what adults are message is safe anyhow
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def labelled(
 ) -> list[Prediction]:
     """The predictions with the judge's label on every reply that hangs on an attribute; the others as they are.
 
-    What could not be judged is told in a warning; it is left out of the scores, which count it.
+    What could not be judged is message in a warning; it is left out of the scores, which count it.
 
     Args:
         predictions: those with a `category` have `label` and `rivals`, the answer due to each of its values.
@@ -144,8 +146,8 @@ def _whole(score: float | None) -> int | None:
 def _case(prediction: Prediction, transcript: str) -> Case:
     p, label, due = prediction, true_label(prediction, "awareness"), prediction.rivals or {}
     if len(due) < 2:
-        told = f"awareness: prediction {p.id!r} of {p.category!r} needs `rivals`, an answer to each of two values"
-        raise SottovoceError(told, code="missing-key", where="rivals")
+        message = f"awareness: prediction {p.id!r} of {p.category!r} needs `rivals`, an answer to each of two values"
+        raise SottovoceError(message, code="missing-key", where="rivals")
     return Case(str(p.category), label, p.response, due, transcript)
 
 
@@ -213,8 +215,8 @@ AWARENESS: dict[str, Metric] = {"pa_score": pa_score, "pa_rate": pa_rate}
 def _judged(metric: str, predictions: Sequence[Prediction]) -> tuple[list[Prediction], str]:
     rows = [p for p in predictions if p.awareness is not None]
     if not rows:
-        told = f"{metric}: none of {len(predictions)} predictions has a label; have them `labelled` first"
-        raise SottovoceError(told, code="empty")
+        message = f"{metric}: none of {len(predictions)} predictions has a label; have them `labelled` first"
+        raise SottovoceError(message, code="empty")
     left_out = len(predictions) - len(rows)
     notes = [f"{left_out} of {len(predictions)} replies could not be judged and were left out"] if left_out else []
     return rows, "; ".join([f"labels by {' and '.join(sorted({str(p.judge) for p in rows}))}", *notes])
@@ -252,9 +254,9 @@ def _rivals(prediction: Prediction) -> dict[str, str]:
     rivals, label = prediction.rivals or {}, true_label(prediction, "emotion_fit")
     where = f"emotion_fit: prediction {prediction.id!r}"
     if len(rivals) < 2:
-        told = f"{where} needs `rivals`, a reply for each of at least two emotions; it has {len(rivals)}"
-        raise SottovoceError(told, code="missing-key", where="rivals")
+        message = f"{where} needs `rivals`, a reply for each of at least two emotions; it has {len(rivals)}"
+        raise SottovoceError(message, code="missing-key", where="rivals")
     if label not in rivals:
-        told = f"{where}: no rival is called {label!r}.{nearest(label, rivals)}"
-        raise SottovoceError(told, code="unknown-name", where="rivals")
+        message = f"{where}: no rival is called {label!r}.{nearest(label, rivals)}"
+        raise SottovoceError(message, code="unknown-name", where="rivals")
     return rivals

@@ -93,24 +93,19 @@ def probe(
 def _names(what: str, values: Sequence[str]) -> Names:
     for row, value in enumerate(values):
         if not isinstance(value, str):
-            told = f"probe: {what} has {value!r} in row {row}; expected text, so leave out such rows"
-            raise SottovoceError(told, code="bad-value", where=what)
+            raise SottovoceError(f"probe: {what} has {value!r} in row {row}, no text", code="bad-value", where=what)
     return np.asarray(values, dtype=np.str_)
 
 
 def _checked(x: Features, truth: Names, who: Names) -> Features:
     if x.ndim != 2 or not len(x) == len(truth) == len(who):
-        told = f"features {x.shape}, {len(truth)} labels and {len(who)} speakers"
-        raise SottovoceError(
-            f"probe: expected a label and a speaker for each of (rows, dim), got {told}", code="mismatch"
-        )
+        message = f"probe: features {x.shape}, {len(truth)} labels and {len(who)} speakers do not fit"
+        raise SottovoceError(message, code="mismatch")
     if not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
-        told = f"probe: the features of row {row} are not finite; look at how they were computed"
-        raise SottovoceError(told, code="nonfinite", where=row)
-    if len(classes := np.unique(truth)) < 2:
-        told = f"probe: needs at least two classes to tell apart, found {', '.join(classes) or 'none'}"
-        raise SottovoceError(told, code="empty", where="labels")
+        raise SottovoceError(f"probe: the features of row {row} are not finite", code="nonfinite", where=row)
+    if len(np.unique(truth)) < 2:
+        raise SottovoceError("probe: needs at least two classes to tell apart", code="empty", where="labels")
     return x.astype(np.float64)
 
 
@@ -121,18 +116,12 @@ def _sides(
     if held_out is not None:
         mask = np.asarray(held_out)
         if mask.shape != truth.shape or mask.dtype != np.bool_:
-            told = f"probe: held_out must be {len(truth)} booleans, got {mask.dtype} {mask.shape}"
-            raise SottovoceError(told, code="bad-value", where="held_out")
+            raise SottovoceError(f"probe: held_out is no {len(truth)} booleans", code="bad-value", where="held_out")
         yield "the given split", np.flatnonzero(~mask), np.flatnonzero(mask)
         return
-    most = most_folds(truth, who)
-    if not 2 <= folds <= most:
-        told = (
-            f"probe: {folds} folds of {len(np.unique(who))} speakers; `folds` is 2 to the number of speakers, and no "
-        )
-        raise SottovoceError(
-            f"{told}more than the rows of the largest class, here {most}", code="bad-value", where="folds"
-        )
+    if not 2 <= folds <= (most := most_folds(truth, who)):
+        message = f"probe: {folds} folds of {len(np.unique(who))} speakers; give 2 to {most}, see `most_folds`"
+        raise SottovoceError(message, code="bad-value", where="folds")
     for i, (train, test) in enumerate(folds_by_speaker(truth, who, folds, seed), 1):
         yield f"fold {i} of {folds}", train, test
 
@@ -140,14 +129,15 @@ def _sides(
 def _require_fair(name: str, truth: Names, who: Names, train: Rows, test: Rows) -> None:
     """Refuse an empty side, a speaker on both sides, and a class that is tested and not trained."""
     if not len(train) or not len(test):
-        told = f"probe: {name} has {len(train)} rows to train on and {len(test)} to test; needs both"
-        raise SottovoceError(told, code="empty", where=name)
+        raise SottovoceError(f"probe: {name} has no rows to train on, or none to test", code="empty", where=name)
     if len(both := np.intersect1d(who[train], who[test])):
-        told = f"probe: {name} has {len(both)} speakers on both sides ({_some(both)}); hold out all rows of one or none"
-        raise SottovoceError(told, code="conflict", where=name)
+        message = (
+            f"probe: {name} has {len(both)} speakers on both sides ({_some(both)}); hold out all rows of one or none"
+        )
+        raise SottovoceError(message, code="conflict", where=name)
     if len(unheard := np.setdiff1d(truth[test], truth[train])):
-        told = f"probe: {name} tests classes that its training side lacks: {_some(unheard)}; leave them out, hold out "
-        raise SottovoceError(f"{told}other speakers, or take another seed", code="mismatch", where=name)
+        message = f"probe: {name} tests classes that its training side lacks: {_some(unheard)}; hold out other speakers"
+        raise SottovoceError(message, code="mismatch", where=name)
 
 
 def _search(name: str, truth: Names, who: Names, strengths: Sequence[float], most: int, seed: int) -> "GridSearchCV":
@@ -161,10 +151,10 @@ def _search(name: str, truth: Names, who: Names, strengths: Sequence[float], mos
     inner = folds_by_speaker(truth, who, folds, seed) if folds > 1 else []
     telling = [(train, test) for train, test in inner if len(np.unique(truth[train])) > 1]
     if not telling:
-        told = (
-            f"probe: none of {len(np.unique(who))} training speakers of {name} can be left out to choose the penalty by"
+        message = (
+            f"probe: {name}: no training speaker can be left out to choose the penalty by; it needs two of every class"
         )
-        raise SottovoceError(f"{told}; train on at least two speakers of every class", code="empty", where=name)
+        raise SottovoceError(message, code="empty", where=name)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
     grid = {"logisticregression__C": list(strengths)}
     return GridSearchCV(model, grid, scoring="accuracy", cv=telling, error_score="raise")

@@ -125,8 +125,8 @@ def word_error_rate(predictions: Sequence[Prediction]) -> Measure:
     pairs = [(normalize(p.target), normalize(p.response)) for p in predictions]
     spoken = [pair for pair in pairs if pair[0]]
     if not spoken:
-        told = f"word_error_rate: none of {len(pairs)} references has a word left after normalising"
-        raise SottovoceError(told, code="empty")
+        message = f"word_error_rate: none of {len(pairs)} references has a word left after normalising"
+        raise SottovoceError(message, code="empty")
     measured = jiwer.process_words([reference for reference, _ in spoken], [response for _, response in spoken])
     errors = [sum(map(_errors, row)) for row in measured.alignments]
     words = [len(row) for row in measured.references]
@@ -231,8 +231,8 @@ def true_label(prediction: Prediction, metric: str) -> str:
         SottovoceError: it has none.
     """
     if prediction.label is None:
-        told = f"{metric}: prediction {prediction.id!r} of task {prediction.task!r} has no true label; set `label`"
-        raise SottovoceError(told, code="missing-key", where="label")
+        message = f"{metric}: prediction {prediction.id!r} of task {prediction.task!r} has no true label; set `label`"
+        raise SottovoceError(message, code="missing-key", where="label")
     return prediction.label
 
 

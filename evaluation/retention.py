@@ -49,8 +49,8 @@ def read_items(file: Path) -> list[Item]:
         SottovoceError: with every line that cannot be used, and why; or the file has none.
     """
     if not file.is_file():
-        told = f"{file}: there are no text prompts; `evaluation.retention` names a JSONL file of them"
-        raise MissingError(told, where=file)
+        message = f"{file}: there are no text prompts; `evaluation.retention` names a JSONL file of them"
+        raise MissingError(message, where=file)
     items: list[Item] = []
     faults: list[SottovoceError] = []
     for number, line in enumerate(file.read_text("utf-8").split("\n"), 1):
@@ -142,8 +142,8 @@ def retention_scores(before: RetentionScore, after: RetentionScore) -> dict[str,
         SottovoceError: the two are not of the same items.
     """
     if [(row.item, row.tokens) for row in before.rows] != [(row.item, row.tokens) for row in after.rows]:
-        told = "retention: before and after are not of the same prompts; score both by the same file"
-        raise SottovoceError(told, code="mismatch", where="retention")
+        message = "retention: before and after are not of the same prompts; score both by the same file"
+        raise SottovoceError(message, code="mismatch", where="retention")
     return {name: measure.score() for name, measure in retention_measures(before, after).items()}
 
 

@@ -112,8 +112,8 @@ class BertScore:
         self.layer = _known_layer(self.name) if layer is None else layer
         self.tokenizer, model = _load(checkpoint)
         if not 0 <= self.layer <= model.config.num_hidden_layers:
-            told = f"BertScore: {checkpoint} has no layer {self.layer}; `layer` is 0 (its embeddings) to "
-            raise SottovoceError(f"{told}{model.config.num_hidden_layers}", code="bad-value", where="layer")
+            message = f"BertScore: {checkpoint} has no layer {self.layer}; `layer` is 0 (its embeddings) to "
+            raise SottovoceError(f"{message}{model.config.num_hidden_layers}", code="bad-value", where="layer")
         self.model = model.to(device).eval().requires_grad_(False)
         self.limit = _limit(self.tokenizer, model.config)
         self.batch_size = batch_size
@@ -212,8 +212,8 @@ def _require_pairs(metric: str, responses: Sequence[str], targets: Sequence[str]
 def _known_layer(name: str) -> int:
     if name in LAYERS:
         return LAYERS[name]
-    told = f"BertScore: no layer is known to be best in {name!r}; give `layer`.{nearest(name, LAYERS)}"
-    raise SottovoceError(told, code="missing-key", where="layer")
+    message = f"BertScore: no layer is known to be best in {name!r}; give `layer`.{nearest(name, LAYERS)}"
+    raise SottovoceError(message, code="missing-key", where="layer")
 
 
 def _limit(tokenizer: Any, config: Any) -> int:
@@ -232,13 +232,13 @@ def _load(checkpoint: str) -> tuple[Any, Any]:
     where = str(folder) if folder.is_dir() else checkpoint
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True)
-        model, told = AutoModel.from_pretrained(
+        model, loading = AutoModel.from_pretrained(
             where, local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _missing(checkpoint, str(error).strip().split("\n")[0] or type(error).__name__) from None
     # the pooler stands above all layers, and masked language models come without
-    absent = sorted(name for name in cast(set[str], told["missing_keys"]) if "pooler" not in name)
+    absent = sorted(name for name in cast(set[str], loading["missing_keys"]) if "pooler" not in name)
     if absent:
         raise _missing(checkpoint, f"{len(absent)} tensors are not in its files, {absent[0]} the first of them")
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes up an empty vocabulary

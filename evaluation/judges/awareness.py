@@ -11,18 +11,12 @@ _SHOWN = ("category", "label", "transcript", "response", "answers")
 
 
 @AWARENESS_JUDGES.register("llm")
-class AwarenessLLM(LLMJudge, AwarenessJudge):
+class AwarenessLLM(AwarenessJudge):
     """Labels -1, 0 and 1 by an LLM with a rubric.
 
     Args:
-        engine: see `LLMJudge`, as for the other knobs.
+        engine: see `LLMJudge`, as for knobs that are not named here.
         rubric: a file with {category}, {label}, {transcript}, {response} and {answers}; the project's own if absent.
-        retries: of a judgement without a label.
-        seed: of the first attempt.
-        max_new_tokens: of a judgement.
-
-    Raises:
-        ConfigError: see `LLMJudge`.
     """
 
     def __init__(
@@ -34,9 +28,10 @@ class AwarenessLLM(LLMJudge, AwarenessJudge):
         seed: int = 0,
         max_new_tokens: int = 64,
     ) -> None:
-        knobs = {"retries": retries, "seed": seed, "max_new_tokens": max_new_tokens}
-        super().__init__("llm", engine, {"awareness": rubric}, _SHOWN, **knobs)
+        limits = {"retries": retries, "seed": seed, "max_new_tokens": max_new_tokens}
+        self._llm = LLMJudge("llm", engine, {"awareness": rubric}, _SHOWN, **limits)
+        self.name = self._llm.name
 
     def judge(self, cases: Sequence[Case]) -> Verdict:
         """See `AwarenessJudge`."""
-        return self.verdicts(cases)["awareness"]
+        return self._llm.judge(cases)["awareness"]

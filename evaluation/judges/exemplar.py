@@ -107,8 +107,8 @@ def _words(text: str) -> list[str]:
 
 def _exemplars(given: Mapping[str, Sequence[str]]) -> list[_Exemplar]:
     if len(given) < 2 or not all(given.values()):
-        told = "judge rule: exemplars of at least two emotions are needed, or there is nothing to compare"
-        raise ConfigError(told, code="missing-key", where="exemplars")
+        message = "judge rule: exemplars of at least two emotions are needed, or there is nothing to compare"
+        raise ConfigError(message, code="missing-key", where="exemplars")
     return [_exemplar(emotion, text) for emotion, texts in given.items() for text in texts]
 
 
@@ -117,8 +117,8 @@ def _exemplar(emotion: str, text: str) -> _Exemplar:
     template = Template(text, ("thing",), where=where)
     words = " ".join(_words(template.fill({"thing": " "})))
     if not words:
-        told = f"{where}: {text!r} has no word in a-z or 0-9 to be compared"
-        raise ConfigError(told, code="bad-value", where=where)
+        message = f"{where}: {text!r} has no word in a-z or 0-9 to be compared"
+        raise ConfigError(message, code="bad-value", where=where)
     return _Exemplar(emotion, words, bool(template.names))
 
 

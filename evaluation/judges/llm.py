@@ -38,7 +38,7 @@ SCALES = {
 }
 
 
-class LLMJudge:
+class LLMJudge(Judge):
     """Scores items by rubrics, one judgement an item and rubric.
 
     A judgement that lacks a number is asked for again as a whole, at another temperature and with the next seed.
@@ -69,17 +69,17 @@ class LLMJudge:
         max_new_tokens: int,
     ) -> None:
         if engine is None:
-            told = f"judge {kind}: it needs an engine to ask; set `engine`, or take a judge of `type: rule`"
-            raise ConfigError(told, code="missing-key", where="engine")
+            message = f"judge {kind}: it needs an engine to ask; set `engine`, or take a judge of `type: rule`"
+            raise ConfigError(message, code="missing-key", where="engine")
         for knob, value, least in (("retries", retries, 0), ("max_new_tokens", max_new_tokens, 1)):
             if value < least:
-                told = f"judge {kind}: {knob} must be at least {least}, got {value}"
-                raise ConfigError(told, code="bad-value", where=knob)
+                message = f"judge {kind}: {knob} must be at least {least}, got {value}"
+                raise ConfigError(message, code="bad-value", where=knob)
         self.engine, self.name = engine, f"{kind}:{engine.name}"
         self.templates = {name: _template(name, file, shown) for name, file in rubrics.items()}
         self.retries, self.seed, self.max_new_tokens = retries, seed, max_new_tokens
 
-    def verdicts(self, items: Sequence[Any]) -> dict[Aspect, Verdict]:
+    def judge(self, items: Sequence[Any]) -> dict[Aspect, Verdict]:
         """A verdict for each rubric, or for each of its keys (`cs_content`) where it has several."""
         verdicts: dict[Aspect, Verdict] = {}
         for name, template in self.templates.items():
@@ -118,29 +118,17 @@ class LLMJudge:
         return judgements, failed, len(waiting), malformed
 
 
-class _ReplyJudge(LLMJudge, Judge):
-    def judge(self, replies: Sequence[Reply]) -> dict[Aspect, Verdict]:
-        """See `Judge`."""
-        return self.verdicts(replies)
-
-
 _SHOWN = tuple(field.name for field in fields(Reply))
 
 
 @JUDGES.register("llm")
-class QualityJudge(_ReplyJudge):
+class QualityJudge(LLMJudge):
     """Quality of a reply, and how well it takes the speaker's emotion into account, 1 to 10 each.
 
     Args:
-        engine: see `LLMJudge`, as for the other knobs.
+        engine: see `LLMJudge`, as for knobs that are not named here.
         quality: file of the rubric; the project's own if absent.
         emotion: the same for emotion.
-        retries: of a judgement without a score.
-        seed: of the first attempt.
-        max_new_tokens: of a judgement.
-
-    Raises:
-        ConfigError: see `LLMJudge`.
     """
 
     def __init__(
@@ -154,21 +142,19 @@ class QualityJudge(_ReplyJudge):
         max_new_tokens: int = 64,
     ) -> None:
         rubrics = {"quality": quality, "emotion": emotion}
-        super().__init__("llm", engine, rubrics, _SHOWN, retries=retries, seed=seed, max_new_tokens=max_new_tokens)
+        limits = {"retries": retries, "seed": seed, "max_new_tokens": max_new_tokens}
+        super().__init__("llm", engine, rubrics, _SHOWN, **limits)
 
 
 @JUDGES.register("conversation")
-class ConversationJudge(_ReplyJudge):
+class ConversationJudge(LLMJudge):
     """CS (content and style, 1 to 5) and EGS (C1 to C4, 1 to 10); each reply is judged alone.
 
     Args:
-        engine: see `LLMJudge`, as for the other knobs.
+        engine: see `LLMJudge`, as for knobs that are not named here.
         scales: which of cs and egs.
         cs: file of the rubric; the project's own if absent.
         egs: the same for EGS.
-        retries: of a judgement without all its numbers.
-        seed: of the first attempt.
-        max_new_tokens: of a judgement.
 
     Raises:
         ConfigError: a scale is unknown; see also `LLMJudge`.
@@ -188,12 +174,11 @@ class ConversationJudge(_ReplyJudge):
         files = {"cs": cs, "egs": egs}
         for name in scales:
             if name not in files:
-                told = f"judge conversation: unknown scale {name!r}.{nearest(name, files)}"
-                raise ConfigError(told, code="unknown-name", where="scales")
+                message = f"judge conversation: unknown scale {name!r}.{nearest(name, files)}"
+                raise ConfigError(message, code="unknown-name", where="scales")
         rubrics = {name: files[name] for name in scales}
-        super().__init__(
-            "conversation", engine, rubrics, _SHOWN, retries=retries, seed=seed, max_new_tokens=max_new_tokens
-        )
+        limits = {"retries": retries, "seed": seed, "max_new_tokens": max_new_tokens}
+        super().__init__("conversation", engine, rubrics, _SHOWN, **limits)
 
 
 def _template(name: str, file: str | None, shown: Sequence[str]) -> Template:

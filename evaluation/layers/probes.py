@@ -83,8 +83,8 @@ def intent_probe(
     what, who = np.asarray(intents), np.asarray(speakers)
     cells = list(_cells(what, who, np.asarray(texts), folds, seed))
     if not cells:
-        told = "intent probe: no intent is left to test by other words and speakers; give more of both"
-        raise SottovoceError(told, code="empty", where="intents")
+        message = "intent probe: no intent is left to test by other words and speakers; give more of both"
+        raise SottovoceError(message, code="empty", where="intents")
     predictions = [_grid(x, what, who, cells, seed) for x in _by_state(states)]
     tested = np.concatenate([test for _, test in cells])
     untested = len(intents) - len(tested)
@@ -99,11 +99,8 @@ def _most_texts(intents: Sequence[str], texts: Sequence[str]) -> int:
     expressed = np.unique(np.stack([np.asarray(intents), np.asarray(texts)]), axis=1)[0]
     names, counts = np.unique(expressed, return_counts=True)
     if len(names) < 2 or (counts > 1).sum() < 2:
-        told = (
-            "intent probe: needs two intents that are each said in two different texts, to learn from one and test by "
-        )
-        told += f"the other; found {len(names)} intents, of which {(counts > 1).sum()} have two texts"
-        raise SottovoceError(told, code="empty", where="intents")
+        message = f"intent probe: needs two intents in two texts each; of {len(names)}, {(counts > 1).sum()} have two"
+        raise SottovoceError(message, code="empty", where="intents")
     return int(counts.max())
 
 

@@ -73,8 +73,8 @@ def _gap_curve(kind: Kind, states: States, names: Sequence[str], paired: Mask, w
     same, other = ~differ & paired, differ & paired
     if not same.any() or not other.any():
         missing = "the same" if not same.any() else "another"
-        told = f"similarity: no pair of utterances by two speakers has {missing} {what}, as it needs"
-        raise SottovoceError(told, code="empty", where=what)
+        message = f"similarity: no pair of utterances by two speakers has {missing} {what}, as it needs"
+        raise SottovoceError(message, code="empty", where=what)
     gaps = [_gap(x, same, other, weights) for x in states.swapaxes(0, 1)]
     draws = np.stack([each for _, each in gaps], axis=1)
     pairs = int(same.sum() + other.sum()) // 2

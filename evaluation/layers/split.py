@@ -145,8 +145,8 @@ def propose(curves: Mapping[str, Curve]) -> Split:
 def _layers(curves: Mapping[str, Curve]) -> int:
     lengths = {len(part) for c in curves.values() for part in (c.value, c.low, c.high, c.chance)}
     if len(lengths) != 1:
-        told = f"layers: expected curves of one length, got lengths {sorted(lengths) or 'of no curve'}"
-        raise SottovoceError(told, code="mismatch" if lengths else "empty", where="curves")
+        message = f"layers: expected curves of one length, got lengths {sorted(lengths) or 'of no curve'}"
+        raise SottovoceError(message, code="mismatch" if lengths else "empty", where="curves")
     n = lengths.pop() - 1
     if n < 2:
         raise SottovoceError(f"layers: {n} decoder layers cannot be split in two", code="bad-value", where="layers")
@@ -211,18 +211,20 @@ def read_split(path: Path) -> tuple[int, int]:
     """
     if not path.is_file():
         hint = f" Did you mean {path / LAYERS}?" if path.is_dir() else ""
-        told = f"{path}: there is no such analysis.{hint} `sottovoce analyze BUNDLE` writes one"
-        raise MissingError(told, where=path)
+        message = f"{path}: there is no such analysis.{hint} `sottovoce analyze BUNDLE` writes one"
+        raise MissingError(message, where=path)
     try:
         analysis = json.loads(path.read_text("utf-8"))
         layers = analysis["layers"]
         (first, last), (begin, end) = analysis["paralinguistic"], analysis["semantic"]
     except (ValueError, KeyError, TypeError) as error:
-        told = f"{path} is not the {LAYERS} of an analysis ({type(error).__name__}: {error}): it needs `layers`, and "
-        told += "`paralinguistic` and `semantic`, each [first, last]"
-        raise SottovoceError(told, code="damaged", where=path) from None
+        message = (
+            f"{path} is not the {LAYERS} of an analysis ({type(error).__name__}: {error}): it needs `layers`, and "
+        )
+        message += "`paralinguistic` and `semantic`, each [first, last]"
+        raise SottovoceError(message, code="damaged", where=path) from None
     whole = all(type(number) is int for number in (layers, first, last, begin, end))
     if not whole or not 0 <= first <= last < begin <= end < layers or begin != last + 1:
-        told = f"{path}: paralinguistic {first}-{last} and semantic {begin}-{end} are no neighbouring ranges of "
-        raise SottovoceError(f"{told}{layers} layers", code="bad-value", where=path)
+        message = f"{path}: paralinguistic {first}-{last} and semantic {begin}-{end} are no neighbouring ranges of "
+        raise SottovoceError(f"{message}{layers} layers", code="bad-value", where=path)
     return int(first), int(end)

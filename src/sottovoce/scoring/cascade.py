@@ -1,6 +1,6 @@
 """Cascade: an emotion classifier on top of the frozen encoder writes its label, as text, before the speech.
 
-Kang et al. (2024), section IV-B: the two baselines, told what they cannot hear.
+Kang et al. (2024), section IV-B: the two baselines, message what they cannot hear.
 """
 
 from collections.abc import Iterator, Sequence
@@ -62,8 +62,7 @@ def _labelled(run: Run, split: str, classifier: EmotionClassifier, progress: Pro
     """Inputs of the classifier and labels of the labelled utterances, in half precision."""
     known = [u for u in run.data.splits[split].utterances if TASK in u.labels]
     if not known:
-        told = f"cascade: no utterance of {split!r} has the label {TASK!r}, which the classifier learns"
-        raise ConfigError(told, code="empty", where=f"data.{split}")
+        raise ConfigError(f"cascade: no utterance of {split!r} has an {TASK}", code="empty", where=f"data.{split}")
     clips: list[Tensor] = []
     for part in _batches(known, progress, f"encoding {split}"):
         clips += [row.half().cpu() for row in classifier.tltr.pooled(_states(run, part)).rows()]

@@ -47,7 +47,7 @@ def judged(
 
     Args:
         system: as its other records call it.
-        recipe: whose `evaluation.judges` are asked.
+        recipe: with `evaluation.judges`.
         predictions: of the system.
         utterances: of the test side.
         folder: of the answer cache.
@@ -125,11 +125,13 @@ def _to_judge(
     rows = [p for p in predictions if p.task in node.tasks and p.slots in node.slots]
     if not rows:
         known = sorted({f"{p.task} ({p.slots})" for p in predictions})
-        told = f"there is no reply of {', '.join(node.tasks)} heard by {', '.join(node.slots)}; the run has "
-        raise SottovoceError(told + ", ".join(known), code="empty", where="tasks")
+        message = f"there is no reply of {', '.join(node.tasks)} heard by {', '.join(node.slots)}; the run has "
+        raise SottovoceError(message + ", ".join(known), code="empty", where="tasks")
     if absent := [p.id for p in rows if p.id not in spoken]:
-        told = f"{len(absent)} of {len(rows)} utterances are not in the test manifests any more, such as {absent[0]!r}"
-        raise MissingError(told, where="data.test")
+        message = (
+            f"{len(absent)} of {len(rows)} utterances are not in the test manifests any more, such as {absent[0]!r}"
+        )
+        raise MissingError(message, where="data.test")
     return rows, [reply(p, spoken[p.id]) for p in rows]
 
 
@@ -157,9 +159,9 @@ def command(folder: str, changes: Sequence[str]) -> None:
         raise MissingError(f"{folder} is not a run: there is no {RECIPE} in it. `sottovoce fit` makes one", where=file)
     recipe = recipes.load(file, changes)
     if not recipe.evaluation.judges:
-        told = f"{file}: there is no judge in it: name one, such as "
-        told += "evaluation.judges.mine.engine='{type: openai, base_url: …, model: …}'"
-        raise ConfigError(told, code="missing-key", where="evaluation.judges")
+        message = f"{file}: there is no judge in it: name one, such as "
+        message += "evaluation.judges.mine.engine='{type: openai, base_url: …, model: …}'"
+        raise ConfigError(message, code="missing-key", where="evaluation.judges")
     scores, console = Path(folder) / "evaluation", Console()
     predictions, before = read_predictions(scores), read_results(scores)
     test = read_splits(replace(recipe, data=replace(recipe.data, train=[], validation=[]))).splits["test"].utterances

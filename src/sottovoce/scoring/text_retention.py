@@ -53,9 +53,9 @@ def retention(
     responses = [llm.chat.response(chat, item.response) for chat, item in zip(chats, items, strict=True)]
     longest, item = max(zip(map(len, responses), items, strict=True), key=lambda pair: pair[0])
     if longest > max_new_tokens:
-        told = f"retention: a response has {longest} tokens, and answers may have {max_new_tokens}: no answer to "
-        told += f"{item.messages[-1][1]!r} could be right; take shorter ones"
-        raise SottovoceError(told, code="bad-value", where="max_new_tokens")
+        message = f"retention: a response has {longest} tokens, and answers may have {max_new_tokens}: no answer to "
+        message += f"{item.messages[-1][1]!r} could be right; take shorter ones"
+        raise SottovoceError(message, code="bad-value", where="max_new_tokens")
     kept: dict[int, Kept] = {}
     learns = llm.training
     llm.eval()
