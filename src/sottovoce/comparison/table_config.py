@@ -13,7 +13,7 @@ from sottovoce.config.schema import checked
 from sottovoce.config_tree import read_tree
 from sottovoce.errors import ConfigError, nearest
 from sottovoce.evaluation import JUDGES
-from sottovoce.evaluation.reports.systems_table import COLUMNS
+from sottovoce.evaluation.reports.compare import COLUMNS
 from sottovoce.llms import ENGINES
 
 
