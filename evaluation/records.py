@@ -70,7 +70,8 @@ def score_all(system: str, predictions: Sequence[Prediction]) -> list[Record]:
         SottovoceError: there are no predictions; a row lacks what its metric needs.
     """
     if not predictions:
-        raise SottovoceError(f"score_all: system {system!r} has no predictions to score; is the test set empty?")
+        message = f"score_all: system {system!r} has no predictions to score; is the test set empty?"
+        raise SottovoceError(message, code="empty", where=system)
     due = scores_due(predictions)
     return in_order(Record(system, d.task, d.name, d.slots, **d.metric(d.rows)._asdict()) for d in due)
 
@@ -128,7 +129,8 @@ def read_results(folder: Path) -> list[Record]:
     file = folder / "results.json"
     rows = _parse(_read(file), str(file))
     if not isinstance(rows, list):
-        raise SottovoceError(f"{file}: expected a list of records, found {type(rows).__name__}")
+        message = f"{file}: expected a list of records, found {type(rows).__name__}"
+        raise SottovoceError(message, code="damaged", where=file)
     return [Record(**_checked(row, KEYS, f"{file}: record {i}")) for i, row in enumerate(rows, 1)]
 
 
@@ -167,7 +169,8 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def _read(file: Path) -> str:
     if not file.is_file():
-        raise MissingError(f"{file} does not exist; point at the `evaluation` folder of a run that was scored")
+        message = f"{file} does not exist; point at the `evaluation` folder of a run that was scored"
+        raise MissingError(message, where=file)
     return file.read_text(encoding="utf-8")
 
 
@@ -175,7 +178,7 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise SottovoceError(f"{where}: not JSON: {error}") from None
+        raise SottovoceError(f"{where}: not JSON: {error}", code="damaged", where=where) from None
 
 
 def _checked(row: Any, keys: Iterable[str], where: str, absent: Collection[str] = ()) -> dict[str, Any]:
@@ -183,5 +186,6 @@ def _checked(row: Any, keys: Iterable[str], where: str, absent: Collection[str] 
     expected = list(keys)
     if not isinstance(row, dict) or set(row) | set(absent) != set(expected):
         found = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise SottovoceError(f"{where}: expected the keys {', '.join(expected)}; found {found}")
+        message = f"{where}: expected the keys {', '.join(expected)}; found {found}"
+        raise SottovoceError(message, code="damaged", where=where)
     return row

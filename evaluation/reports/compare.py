@@ -105,7 +105,9 @@ class Comparison:
         for column, (key, unit) in COLUMNS.items():
             for name, system in self.systems.items():
                 if column in system.published:
-                    found.setdefault(key, {})[name] = [round(unit * number, DECIMALS) for number in system.published[column]]
+                    found.setdefault(key, {})[name] = [
+                        round(unit * number, DECIMALS) for number in system.published[column]
+                    ]
         return found
 
 
