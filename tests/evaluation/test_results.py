@@ -112,7 +112,7 @@ def test_an_interrupted_write_leaves_no_draft(tmp_path: Path, monkeypatch: pytes
         raise OSError(f"no space for {target.name}")
 
     monkeypatch.setattr(Path, "replace", interrupted)
-    with refused("storage", "results.json"):
+    with refused("storage", "predictions.jsonl"):
         write_results(tmp_path, [record()], [])
     assert list(tmp_path.iterdir()) == []
 
