@@ -15,7 +15,7 @@ from tests.conftest import CONFORMER, EMOTIONS
 
 from sottovoce.cli.main import main
 from sottovoce.comparison.table import judged_in_all
-from sottovoce.comparison.table_config import load, overrides, system_recipe
+from sottovoce.comparison.table_config import load, overrides_for, system_recipe
 from sottovoce.config import recipe as recipes
 from sottovoce.data.audio import load_audio
 from sottovoce.demo.world import NOUNS, REPLIES
@@ -190,4 +190,4 @@ def test_scored_otherwise_than_trained(alignment: dict[str, Any]) -> None:
 
 
 def test_overrides_go_to_every_recipe(write_table: Callable[..., str], tmp_path: Path) -> None:
-    assert overrides(load(Path(write_table())), 2) == ["seed=2", f"output_dir={tmp_path / 'runs'}"]
+    assert overrides_for(load(Path(write_table())), 2) == ["seed=2", f"output_dir={tmp_path / 'runs'}"]
