@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch.utils.data import DataLoader
 
-from sottovoce.config.recipe import Recipe, StageConfig
+from sottovoce.config.recipe import Recipe
+from sottovoce.config.sections import StageConfig
 from sottovoce.data.batch_sampler import BatchSampler
 from sottovoce.data.batches import Examples, LazyExamples
 from sottovoce.data.examples import Example, ExampleSampler
@@ -71,7 +72,7 @@ class Run:
 
 def example_sampler_of(recipe: Recipe, tasks: dict[str, Task], stage: str | None, *, cut: bool) -> ExampleSampler:
     """How examples of a stage are drawn; None: for scoring, where the task and the slots are given."""
-    node = recipe.stages[stage] if stage else StageConfig(tasks={}, lr=0.0)
+    node = recipe.stages[stage] if stage else StageConfig(tasks={}, lr=1.0)
     slots = {name: slot.text for name, slot in recipe.slots.items()}
     trains = frozenset(node.train or slots)
     return ExampleSampler(

@@ -1,7 +1,6 @@
 """One LightningModule for every recipe: it wires parts together and leaves the work to them."""
 
 from collections.abc import Hashable, Iterable
-from dataclasses import asdict
 from typing import Any, cast
 
 import lightning as L
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from sottovoce.adapters import ADAPTERS, Adapter
 from sottovoce.config import recipe as recipes
 from sottovoce.config.recipe import ENCODER, LLM
-from sottovoce.config.tuning import TuningConfig
 from sottovoce.data.batches import Batch
 from sottovoce.device import check_fits
 from sottovoce.encoders import ENCODERS
@@ -23,7 +21,6 @@ from sottovoce.lightning_modules.nonfinite_guard import propagate_nonfinite
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
 from sottovoce.llms.causal_lm import CausalLLM, TokenLoss, Watch
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
-from sottovoce.llms.tuning import Tuning
 from sottovoce.training.lr_schedule import Schedule, learning_rate
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, mark_speech, speech_positions
 
@@ -52,7 +49,7 @@ class SpeechLLM(L.LightningModule):
         self.recipe = recipes.parse(recipe)
         self.encoder = ENCODERS.build(self.recipe.encoder)
         node = self.recipe.llm
-        self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code, tuning_of(node.tuning))
+        self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code, node.tuning)
         self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
         self.adapters = nn.ModuleDict({name: self._adapter(name) for name in self.recipe.slots})
         head = self.recipe.auxiliary_head
@@ -313,12 +310,6 @@ def answers(module: SpeechLLM, batch: Batch, chats: list[list[ChatTurn]], max_ne
     with torch.no_grad():
         prompts = module.prompts(batch, [module.llm.chat.prompt(chat) for chat in chats])
         return module.llm.generate(prompts, max_new_tokens)
-
-
-def tuning_of(node: TuningConfig) -> Tuning:
-    """What a recipe unfreezes, in the words of the LLM's room."""
-    fields = {key: value for key, value in asdict(node).items() if key != "analysis"}
-    return Tuning(**{**fields, "targets": tuple(node.targets)})
 
 
 def _part(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from sottovoce.errors import SottovoceError
 from sottovoce.llms.chat_template import Placeholder, Segment
 from sottovoce.llms.hf_model import Dtype, LoadedLLM
 from sottovoce.llms.prefix_cache import Prefixes, cache_name
-from sottovoce.llms.tuning import Tuning
+from sottovoce.llms.tuning_config import Tuning
 
 _IGNORE = -100  # target of a position that is not in the loss
 
