@@ -40,20 +40,28 @@ def _no_bool(value: object) -> object:
     return value
 
 
-Int: TypeAlias = Annotated[int, BeforeValidator(_no_bool)]
-Float: TypeAlias = Annotated[float, BeforeValidator(_no_bool)]
-Seed: TypeAlias = Annotated[Int, Field(ge=0, lt=2**32)]
-Count: TypeAlias = Annotated[Int, Field(ge=1, le=10**9)]
-BatchSize: TypeAlias = Annotated[Int, Field(ge=1, le=10**6)]
-Workers: TypeAlias = Annotated[Int, Field(ge=0, le=1024)]
-Positive: TypeAlias = Annotated[Float, Field(gt=0)]
-NonNegative: TypeAlias = Annotated[Float, Field(ge=0)]
-Betas: TypeAlias = Annotated[list[Annotated[Float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+NoBool = BeforeValidator(_no_bool)
+Int: TypeAlias = Annotated[int, NoBool]
+Float: TypeAlias = Annotated[float, NoBool]
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**32), NoBool]
+Count: TypeAlias = Annotated[int, Field(ge=1, le=10**9), NoBool]
+BatchSize: TypeAlias = Annotated[int, Field(ge=1, le=10**6), NoBool]
+Workers: TypeAlias = Annotated[int, Field(ge=0, le=1024), NoBool]
+Positive: TypeAlias = Annotated[float, Field(gt=0), NoBool]
+NonNegative: TypeAlias = Annotated[float, Field(ge=0), NoBool]
+Betas: TypeAlias = Annotated[list[Annotated[float, Field(ge=0, lt=1), NoBool]], Field(min_length=2, max_length=2)]
 
 
-def without_nulls(value: Any) -> Any:
-    """A mapping without its nulls, by which a recipe switches off entries that it has inherited."""
-    return {key: node for key, node in value.items() if node is not None} if isinstance(value, dict) else value
+def nulls_switch_off(entry: Any) -> BeforeValidator:
+    """A mapping whose nulls switch off the entries that a recipe has inherited.
+
+    Args:
+        entry: the config class of an entry.
+    """
+    return BeforeValidator(
+        lambda value: {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value,
+        json_schema_input_type=dict[str, entry | None],
+    )
 
 
 def with_defaults(defaults: Mapping[str, Any]) -> BeforeValidator:
@@ -63,9 +71,9 @@ def with_defaults(defaults: Mapping[str, Any]) -> BeforeValidator:
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(Field,))
 def config_class(cls: type[T]) -> type[T]:
-    """Class decorator: a dataclass whose values are validated, by keyword alone, and that has no other keys."""
+    """Class decorator: a dataclass whose values are validated and that has no other keys; built by keyword."""
     settings = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
-    return cast(type[T], dataclass(cls, config=settings, kw_only=True))
+    return cast(type[T], dataclass(cls, config=settings))
 
 
 @config_class

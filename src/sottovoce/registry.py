@@ -4,7 +4,6 @@ import ast
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, make_dataclass
-from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -112,9 +111,7 @@ class Registry(Generic[T]):
             if knobs is None:
                 hints = get_type_hints(self.get(name).__init__, include_extras=True)
                 knobs = [(p.name, hints.get(p.name, Any), p.default) for p in self.knobs(name).values()]
-            self._schemas[name] = config_class(
-                make_dataclass(name, [(k, h, _field(v)) for k, h, v in knobs], kw_only=True)
-            )
+            self._schemas[name] = config_class(make_dataclass(name, [(k, h, _field(v)) for k, h, v in knobs]))
         return self._schemas[name]
 
     def _written(self, name: str) -> list[tuple[str, Any, Any]] | None:
@@ -158,6 +155,4 @@ def _written_knobs(module: str, name: str) -> list[tuple[str, Any, Any]] | None:
 
 
 def _field(default: Any) -> Any:
-    return (
-        Field() if default is inspect.Parameter.empty else Field(default_factory=partial(lambda value: value, default))
-    )
+    return Field() if default is inspect.Parameter.empty else Field(default=default)

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sottovoce.config_model import BaseRecipe, BatchSize, Count, Int, Seed, config_class, fault
+from sottovoce.config_model import BaseRecipe, BatchSize, Count, NoBool, Seed, config_class, fault
 from sottovoce.config_tree import TRUST
 from sottovoce.errors import ConfigError
 
-Folds = Annotated[Int, Field(ge=2, le=10**9)]
+Folds = Annotated[int, Field(ge=2, le=10**9), NoBool]
 
 
 @config_class
@@ -18,31 +18,19 @@ class AnalysisRecipe(BaseRecipe):
 
     split: Literal["train", "validation", "test"] = Field(default="test", description="of the bundle's own recipe")
     manifest: str | None = Field(default=None, description="read instead of the split")
-    root: str | None = Field(
-        default=None, description="folder that its audio paths are relative to and stay in; null: its own"
-    )
-    allow: list[str] = Field(
-        default_factory=list, description="further folders that its paths and links may lead to; [/]: any"
-    )
-    task: str | None = Field(
-        default=None, description="whose first wording the LLM is given; null: of the task that replies"
-    )
+    root: str | None = Field(default=None, description="folder of the manifest's paths; null: its own")
+    allow: list[str] = Field(default=[], description="further folders that its paths and links may lead to; [/]: any")
+    task: str | None = Field(default=None, description="whose first wording is used; null: of the task that replies")
     instruction: str | None = Field(default=None, description='instead of a task\'s wording; "" for none')
-    attributes: list[str] | None = Field(
-        default=None, description="labels that are probed; null: all that have two values"
-    )
+    attributes: list[str] | None = Field(default=None, description="labels to probe; null: all that have two values")
     intent: str = Field(default="topic", description="what an utterance is about: its topic, or the label of this name")
-    keywords: list[str] = Field(default_factory=list, description="or: the only one of these words that its text has")
+    keywords: list[str] = Field(default=[], description="or: the only one of these words that its text has")
     folds: Folds = Field(default=5, description="of speakers, for the probes of attributes")
-    intent_folds: Folds = Field(
-        default=3, description="of speakers and of texts, for the probe of intents: squared, probes a layer"
-    )
+    intent_folds: Folds = Field(default=3, description="of speakers and of texts, for the probe of intents")
     batch_size: BatchSize = 16
-    limit: Count | None = Field(
-        default=600, description="utterances; whole texts are drawn, since pairs share their words"
-    )
+    limit: Count | None = Field(default=600, description="utterances; whole texts are drawn")
     seed: Seed = 0
-    recipe: list[str] = Field(default_factory=list, description="changes to the bundle's recipe: llm.checkpoint=/path")
+    recipe: list[str] = Field(default=[], description="changes to the bundle's recipe: llm.checkpoint=/path")
     trust_remote_code: bool = Field(default=False, description="of the bundle's LLM; by the command line alone")
     out: str | None = Field(default=None, description="folder; null: `analysis`, beside the bundle")
 

@@ -81,6 +81,9 @@ def _bundles(commands: Commands) -> None:
 
     _command(commands, "list", "show every registered component with its knobs and defaults", _list)
 
+    schema = _command(commands, "schema", "print the JSON Schema of a kind of recipe, for editors", _schema)
+    schema.add_argument("kind", choices=["fit", "pretrain", "paired", "analyze", "table"], help="whose recipes")
+
 
 def _data(commands: Commands) -> None:
     """What makes and prepares data, and the demo."""
@@ -210,6 +213,12 @@ def _list(arguments: argparse.Namespace) -> None:
     from sottovoce.cli.components import print_components
 
     print_components()
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    from sottovoce.cli.recipe_schema import print_schema
+
+    print_schema(arguments.kind)
 
 
 def _label(arguments: argparse.Namespace) -> None:

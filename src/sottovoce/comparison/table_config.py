@@ -21,10 +21,8 @@ class SystemConfig:
 
     title: str
     recipe: str = Field(description="a file, relative to the table's own")
-    probe: bool = Field(
-        default=True, description="whether its speech tokens are its own; those of a cascade are its baseline's"
-    )
-    paper: dict[str, list[Float]] = Field(default_factory=dict, description="column -> [value, half of the interval]")
+    probe: bool = Field(default=True, description="its speech tokens are its own, not its baseline's")
+    paper: dict[str, list[Float]] = Field(default={}, description="column -> [value, half of the interval]")
 
 
 @config_class
@@ -41,18 +39,12 @@ class TableRecipe(BaseRecipe):
 
     name: str
     seeds: Annotated[list[Int], Field(min_length=1)]
-    systems: Annotated[dict[str, SystemConfig], Field(min_length=1)] = Field(
-        description="in the order of the rows; trained in this order, too"
-    )
+    systems: dict[str, SystemConfig] = Field(min_length=1, description="trained in this order")
     judge: Annotated[Node, JUDGES] = Field(description="a component")
     engine: Annotated[Node, ENGINES] | None = Field(default=None, description="of a judge that asks an LLM")
     bert_score: BertScoreConfig | None = None
-    probe_train: Count = Field(
-        default=800, description="utterances of the training side that the linear probe learns from"
-    )
-    picture: list[str] = Field(
-        default_factory=list, description="systems whose speech tokens are drawn, of the first seed"
-    )
+    probe_train: Count = Field(default=800, description="training utterances of the linear probe")
+    picture: list[str] = Field(default=[], description="systems whose speech tokens are drawn, of the first seed")
     output_dir: str = "runs"
     trust_remote_code: bool = Field(default=False, description="of the systems' LLMs; by the command line alone")
 

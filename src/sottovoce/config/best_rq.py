@@ -30,16 +30,10 @@ from sottovoce.errors import ConfigError
 class SourceConfig:
     """Recorded speech, by a manifest or by a folder. It needs no transcripts."""
 
-    manifest: str | None = Field(
-        default=None, description="JSONL; of each line, `audio` is read, and `id` and `seconds` where they are given"
-    )
+    manifest: str | None = Field(default=None, description="JSONL with `audio`, and perhaps `id` and `seconds`")
     folder: str | None = Field(default=None, description="every audio file in it and below")
-    root: str | None = Field(
-        default=None, description="folder that a manifest's paths are relative to and stay in; null: the manifest's own"
-    )
-    allow: list[str] = Field(
-        default_factory=list, description="further folders that its paths and links may lead to; [/]: any"
-    )
+    root: str | None = Field(default=None, description="folder of the manifest's paths; null: its own")
+    allow: list[str] = Field(default=[], description="further folders that its paths and links may lead to; [/]: any")
 
 
 Sources = Annotated[list[SourceConfig], Field(min_length=1)]
@@ -51,12 +45,8 @@ class DataConfig:
 
     train: Sources
     validation: Sources
-    crop_seconds: Positive = Field(
-        default=60.0, description="longer clips are cut at a random place each time: 6,000 mel frames"
-    )
-    policy: Literal["error", "skip"] = Field(
-        default="error", description="of faulty lines and clips: stop, or leave out, count and name"
-    )
+    crop_seconds: Positive = Field(default=60.0, description="longer clips are cut at a random place each time")
+    policy: Literal["error", "skip"] = Field(default="error", description="of faulty clips: stop, or leave out")
     decode: bool = Field(default=True, description="every clip to its end before the first step; false: headers alone")
     num_workers: Workers = Field(default=0, description="processes that read audio")
 
@@ -95,25 +85,21 @@ class PretrainRecipe(BaseRecipe):
 
     name: str
     seed: Seed = 0
-    encoder: Annotated[Node, ENCODERS, AfterValidator(_conformer)] = Field(
-        description="a `conformer`, with random weights or those of a checkpoint"
-    )
+    encoder: Annotated[Node, ENCODERS, AfterValidator(_conformer)] = Field(description="a `conformer`")
     masking: MaskingConfig = Field(default_factory=MaskingConfig)
     quantizer: QuantizerConfig = Field(default_factory=QuantizerConfig)
-    data: DataConfig
-    steps: Count
+    data: DataConfig = Field()
+    steps: Count = Field()
     batch_size: BatchSize = Field(description="clips a step and process")
-    lr: Positive
+    lr: Positive = Field()
     warmup_steps: Int = Field(default=0, ge=0, le=10**9)
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: NonNegative = Field(default=0.0, description="0 makes AdamW plain Adam")
-    betas: Betas = Field(default_factory=lambda: [0.9, 0.98])
+    betas: Betas = Field(default=[0.9, 0.98])
     grad_clip: Positive = Field(default=1.0, description="gradient norm")
     validate_every: Count = Field(default=1000, description="steps")
-    checkpoint_every: Count = Field(
-        default=1000, description="steps between checkpoints that a killed run resumes from"
-    )
-    trainer: TrainerArguments = Field(default_factory=dict, description="keyword arguments of lightning.Trainer")
+    checkpoint_every: Count = Field(default=1000, description="steps between checkpoints to resume from")
+    trainer: TrainerArguments = Field(default={}, description="keyword arguments of lightning.Trainer")
     output_dir: str = "runs"
 
     @property

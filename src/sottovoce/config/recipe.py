@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from sottovoce.config.sections import (
     CascadeConfig,
@@ -17,7 +17,17 @@ from sottovoce.config.sections import (
     StageConfig,
 )
 from sottovoce.config.trainer import TrainerArguments
-from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown, without_nulls
+from sottovoce.config_model import (
+    BaseRecipe,
+    Count,
+    Node,
+    Seed,
+    config_class,
+    fault,
+    located,
+    nulls_switch_off,
+    unknown,
+)
 from sottovoce.config_tree import read_tree
 from sottovoce.data.tasks import TASKS
 from sottovoce.encoders import ENCODERS
@@ -37,26 +47,24 @@ class Recipe(BaseRecipe):
     name: str
     seed: Seed = 0
     encoder: Annotated[Node, ENCODERS] = Field(description="a component: `type` and its knobs")
-    llm: LLMConfig
-    slots: Annotated[dict[str, SlotConfig], BeforeValidator(without_nulls)] = Field(
+    llm: LLMConfig = Field()
+    slots: Annotated[dict[str, SlotConfig], nulls_switch_off(SlotConfig)] = Field(
         min_length=1, description="in this order in a spoken turn"
     )
     instructions: Literal["system", "user"] = Field(
-        default="system", description="a turn of their own, or before the speech in its turn"
+        default="system", description="a turn of their own, or before the speech"
     )
-    init_from: str | None = Field(
-        default=None, description="a bundle whose trained weights the first stage starts from"
-    )
-    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict, description="knobs of tasks, such as their choices")
+    init_from: str | None = Field(default=None, description="a bundle, whose weights the first stage starts from")
+    tasks: dict[str, dict[str, Any]] = Field(default={}, description="knobs of tasks, such as their choices")
     data: DataConfig = Field(default_factory=DataConfig)
-    stages: Annotated[dict[str, StageConfig], BeforeValidator(without_nulls)] = Field(
+    stages: Annotated[dict[str, StageConfig], nulls_switch_off(StageConfig)] = Field(
         description="run in this order; {}: `init_from` is scored as it is"
     )
     auxiliary_head: HeadConfig | None = None
     cascade: CascadeConfig | None = None
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
-    trainer: TrainerArguments = Field(default_factory=dict, description="keyword arguments of lightning.Trainer")
-    checkpoint_every: Count = Field(default=50, description="steps between checkpoints that a killed run resumes from")
+    trainer: TrainerArguments = Field(default={}, description="keyword arguments of lightning.Trainer")
+    checkpoint_every: Count = Field(default=50, description="steps between checkpoints to resume from")
     output_dir: str = "runs"
 
     @property

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config_model import (
@@ -11,21 +11,25 @@ from sottovoce.config_model import (
     Count,
     Float,
     Int,
+    NoBool,
     Node,
     NonNegative,
     Positive,
     Workers,
     config_class,
+    nulls_switch_off,
     with_defaults,
-    without_nulls,
 )
 from sottovoce.data.corpora import CORPORA
 from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
 from sottovoce.llms import ENGINES
 from sottovoce.llms.tuning_config import Tuning
 
+CONVERSATION, RULE = {"type": "conversation"}, {"type": "rule"}  # who judges if a recipe names no `type`
 SlotText: TypeAlias = Literal["caption", "transcript", "tagged"]
-Weight: TypeAlias = Annotated[Float, Field(ge=0, le=10_000)]
+Values: TypeAlias = Annotated[list[str], Field(min_length=1)]
+Policy: TypeAlias = Literal["error", "skip"]
+Weight: TypeAlias = Annotated[float, Field(ge=0, le=10_000), NoBool]
 
 
 @config_class
@@ -44,9 +48,7 @@ class SlotConfig:
 
     adapter: Annotated[Node, ADAPTERS] = Field(description="a component: `type` and its knobs")
     text: SlotText = Field(description='tagged: "<emotion> transcript"')
-    before: str = Field(
-        default="", description="what the LLM's own format writes before speech; {number} counts the clips of a chat"
-    )
+    before: str = Field(default="", description="what the LLM's format has before speech; {number} counts clips")
     after: str = Field(default="", description="and behind it")
 
 
@@ -57,35 +59,23 @@ class SourceConfig:
     manifest: str = Field(description="a JSONL file")
     weight: Weight = Field(default=1.0, description="2: twice an epoch; 0.25: another quarter each epoch")
     tasks: list[str] | None = Field(default=None, description="null: every task that its utterances have labels for")
-    root: str | None = Field(
-        default=None, description="folder that audio paths are relative to and stay in; null: the manifest's own"
-    )
-    allow: list[str] = Field(
-        default_factory=list, description="further folders that its paths and links may lead to; [/]: any"
-    )
-    name: str | None = Field(
-        default=None, description="of a part: weighted by stages (`parts`), and scored apart on the test side"
-    )
+    root: str | None = Field(default=None, description="folder of the manifest's paths; null: its own")
+    allow: list[str] = Field(default=[], description="further folders that its paths and links may lead to; [/]: any")
+    name: str | None = Field(default=None, description="of a part, for `parts` of stages; scored apart")
 
 
 @config_class
 class DataConfig:
     """Where utterances come from and how they are read."""
 
-    corpus: Annotated[Node, CORPORA] | None = Field(
-        default=None, description="a component that makes the manifests, instead of the lists below"
-    )
-    train: list[SourceConfig] = Field(default_factory=list)
-    validation: list[SourceConfig] = Field(default_factory=list)
-    test: list[SourceConfig] = Field(default_factory=list)
-    policy: Literal["error", "skip"] = Field(
-        default="error", description="of faulty lines and clips: stop, or leave out, count and name"
-    )
-    cache: str | None = Field(
-        default=".cache/sottovoce", description="folder of encoder outputs and LLM targets; null: encode every time"
-    )
+    corpus: Annotated[Node, CORPORA] | None = Field(default=None, description="makes the manifests, not these lists")
+    train: list[SourceConfig] = Field(default=[])
+    validation: list[SourceConfig] = Field(default=[])
+    test: list[SourceConfig] = Field(default=[])
+    policy: Policy = Field(default="error", description="of faulty lines and clips: stop, or leave out")
+    cache: str | None = Field(default=".cache/sottovoce", description="for encoder outputs and LLM targets; null: none")
     validate: Literal["eager", "lazy"] = Field(
-        default="eager", description="of training lines and clips: all at first, or each when drawn"
+        default="eager", description="training clips: all at first, or when drawn"
     )
     max_seconds: Float = Field(default=60.0, ge=0, le=3600, description="longer clips are faulty")
     num_workers: Workers = Field(default=0, description="processes that read audio")
@@ -95,33 +85,20 @@ class DataConfig:
 class StageConfig:
     """One stage of the curriculum. It starts from the best checkpoint of the stage before it."""
 
-    tasks: dict[str, NonNegative] = Field(
-        description="task -> weight: how often it is drawn, of those that an utterance can serve"
-    )
-    parts: dict[str, Weight] | None = Field(
-        default=None, description="named part of the data -> its `weight` in this stage"
-    )
-    err: dict[str, NonNegative] | None = Field(
-        default=None, description="Equivalence Replacement Regularization: source -> weight"
-    )
-    train: list[str] | None = Field(
-        default=None, description="slots whose adapters learn; `encoder`, `llm` if they do; null: all slots"
-    )
-    lr: Positive
+    tasks: dict[str, NonNegative] = Field(description="task -> how often it is drawn for an utterance")
+    parts: dict[str, Weight] | None = Field(default=None, description="`name` in the data -> its `weight` here")
+    err: dict[str, NonNegative] | None = Field(default=None, description="equivalence replacement: source -> weight")
+    train: list[str] | None = Field(default=None, description="slots that learn, and `encoder`, `llm`; null: all slots")
+    lr: Positive = Field()
     warmup_steps: Int = Field(default=0, ge=0, le=10**9)
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: NonNegative = 0.05
-    betas: Betas = Field(default_factory=lambda: [0.9, 0.999])
+    betas: Betas = Field(default=[0.9, 0.999])
     eps: NonNegative = 1e-8
     grad_clip: NonNegative = Field(default=1.0, description="gradient norm")
     epochs: Int = Field(default=3, ge=1, le=100_000)
     batch_size: BatchSize = Field(default=48, description="utterances a step and process")
-    tasks_per_utterance: Int = Field(
-        default=1,
-        ge=1,
-        le=10_000,
-        description="tasks drawn from each utterance of a batch; they share its pass through encoder and adapters",
-    )
+    tasks_per_utterance: Int = Field(default=1, ge=1, le=10_000, description="tasks drawn from each utterance")
     val_checks_per_epoch: Int = Field(default=1, ge=1, le=10_000)
 
 
@@ -143,9 +120,7 @@ class HeadConfig:
     """The auxiliary dual-level classification head of PE-FT (ADCH), for stages in which the LLM learns."""
 
     layer: Int = Field(description="whose output it reads, counted from 0")
-    categories: Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)] = Field(
-        description="category -> its attribute values, as the manifests name them"
-    )
+    categories: dict[str, Values] = Field(min_length=1, description="category -> its values in the manifests")
     weight: Float = Field(default=0.5, description="of its loss")
 
 
@@ -153,26 +128,18 @@ class HeadConfig:
 class JudgeConfig:
     """A judge of replies, and whom it asks. Replies are judged once they are written down."""
 
-    judge: Annotated[Node, with_defaults({"type": "conversation"}), JUDGES] = Field(
-        default_factory=dict, validate_default=True, description="a component; its type is `conversation` if absent"
-    )
-    engine: Annotated[Node, ENGINES] | None = Field(
-        default=None, description="of a judge that asks an LLM, a component"
-    )
-    tasks: list[str] = Field(default_factory=lambda: ["dialogue"], description="whose replies")
-    slots: list[str] = Field(default_factory=lambda: ["both"], description="heard how")
+    judge: Annotated[Node, with_defaults(CONVERSATION), JUDGES] = Field(default=CONVERSATION, validate_default=True)
+    engine: Annotated[Node, ENGINES] | None = Field(default=None, description="of a judge that asks an LLM")
+    tasks: list[str] = Field(default=["dialogue"], description="whose replies")
+    slots: list[str] = Field(default=["both"], description="heard how")
 
 
 @config_class
 class AwarenessConfig:
     """Who labels replies to paired data -1, 0 or +1 (PA-score and PA-rate), and whom that judge asks."""
 
-    judge: Annotated[Node, with_defaults({"type": "rule"}), AWARENESS_JUDGES] = Field(
-        default_factory=dict, validate_default=True, description="a component; its type is `rule` if absent"
-    )
-    engine: Annotated[Node, ENGINES] | None = Field(
-        default=None, description="of a judge that asks an LLM, a component"
-    )
+    judge: Annotated[Node, with_defaults(RULE), AWARENESS_JUDGES] = Field(default=RULE, validate_default=True)
+    engine: Annotated[Node, ENGINES] | None = Field(default=None, description="of a judge that asks an LLM")
 
 
 @config_class
@@ -180,24 +147,14 @@ class EvaluationConfig:
     """What is scored on the test side."""
 
     tasks: list[str] | None = Field(default=None, description="null: every task of the stages")
-    slots: list[str] | None = Field(
-        default=None, description="both, text, or a slot that is heard alone; null: all of them"
-    )
+    slots: list[str] | None = Field(default=None, description="both, text, or a slot alone; null: all of them")
     batch_size: BatchSize = 48
     max_new_tokens: Int = Field(default=200, ge=1, le=10**6)
     limit: Count | None = Field(default=None, description="utterances a task; null: all")
-    text: dict[str, SlotText] = Field(
-        default_factory=dict, description="slot -> the text that targets are made of, if not its own"
+    text: dict[str, SlotText] = Field(default={}, description="slot -> the text that targets are made of, if another")
+    task_overrides: dict[str, dict[str, Any]] = Field(default={}, description="task -> knobs that it is scored with")
+    judges: Annotated[dict[str, JudgeConfig], nulls_switch_off(JudgeConfig)] = Field(
+        default={}, description="name -> who judges replies"
     )
-    task_overrides: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="task -> knobs it is scored with, if others"
-    )
-    judges: Annotated[dict[str, JudgeConfig], BeforeValidator(without_nulls)] = Field(
-        default_factory=dict, description="name -> who judges replies"
-    )
-    awareness: AwarenessConfig | None = Field(
-        default=None, description="who labels replies to paired data; null: the rule"
-    )
-    retention: str | None = Field(
-        default=None, description="a JSONL file of text prompts, which the LLM is asked before training and after"
-    )
+    awareness: AwarenessConfig | None = Field(default=None, description="labels replies to paired data; null: the rule")
+    retention: str | None = Field(default=None, description="JSONL of text prompts, asked before and after training")

@@ -10,10 +10,9 @@ from sottovoce.config_model import (
     Count,
     Float,
     Int,
+    NoBool,
     Node,
-    NonNegative,
     Seed,
-    Workers,
     config_class,
     fault,
     unknown,
@@ -27,7 +26,7 @@ from sottovoce.llms import ENGINES
 SPLITS = ("train", "validation", "test")
 ANY = "any"  # voices that say every label of an attribute: then each text is said by one and the same voice
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
-Words: TypeAlias = Annotated[Int, Field(ge=3, le=10**6)]
+Words: TypeAlias = Annotated[int, Field(ge=3, le=10**6), NoBool]
 
 
 @config_class
@@ -35,9 +34,7 @@ class CategoryConfig:
     """An attribute that the right answer may hang on."""
 
     values: Annotated[list[str], Field(min_length=2)] = Field(description="its labels")
-    realisations: Int | None = Field(
-        default=None, ge=2, description="labels in which one text is spoken, drawn for each text; null: all"
-    )
+    realisations: Int | None = Field(default=None, ge=2, description="labels drawn for each text; null: all")
 
 
 @config_class
@@ -63,20 +60,18 @@ class PairedRecipe(BaseRecipe):
 
     out: str
     categories: dict[str, CategoryConfig]
-    files: list[str] = Field(default_factory=list, description="JSONL of texts with their answers")
+    files: list[str] = Field(default=[], description="JSONL of texts with their answers")
     writer: WriterConfig | None = None
     synthesizer: Annotated[Node, SYNTHESIZERS] = Field(description="a component")
     voices: dict[str, dict[str, dict[str, list[str]]]] = Field(
         description="split -> category -> label, or `any` -> voices"
     )
-    shares: Annotated[dict[str, Annotated[NonNegative, Field(lt=2**31)]], with_defaults(SHARES)] = Field(
-        default_factory=lambda: dict(SHARES), description="split -> its share of the texts"
+    shares: Annotated[dict[str, Annotated[float, Field(ge=0, lt=2**31), NoBool]], with_defaults(SHARES)] = Field(
+        default=SHARES, description="split -> its share of the texts"
     )
-    texts: dict[str, Int] = Field(default_factory=dict, description="split -> at most as many texts of each category")
-    held_out_topics: list[str] = Field(
-        default_factory=list, description="topics or groups; they stand in held_out.jsonl alone"
-    )
-    num_workers: Workers = Field(default=2, ge=1, description="processes that synthesise speech")
+    texts: dict[str, Int] = Field(default={}, description="split -> at most as many texts of each category")
+    held_out_topics: list[str] = Field(default=[], description="topics or groups; they stand in held_out.jsonl alone")
+    num_workers: Annotated[int, Field(ge=1, le=1024), NoBool] = Field(default=2, description="synthesising processes")
     seed: Seed = 0
 
     @property
