@@ -87,7 +87,8 @@ class BaseRecipe:
         Raises:
             ConfigError: with every fault of the recipe: file, key, what was found and what is accepted.
         """
-        defaults = {f.name: f.default for f in fields(cls) if isinstance(f.default, str | int | float)}
+        known = cast(Any, cls).__pydantic_fields__
+        defaults = {key: f.default for key, f in known.items() if isinstance(f.default, str | int | float)}
         return cls.parse(resolve_references(read_tree(Path(path), overrides), defaults, str(path)), str(path))
 
     @classmethod
@@ -151,6 +152,9 @@ def validated(schema: type[T], tree: Any) -> T:
     except ValidationError as error:
         for one in error.errors(include_url=False):
             faults += (found for found in _faults(schema, cast(dict[str, Any], one)) if found.where not in wild)
+    except ValueError:  # pydantic writes no integer of more than 4,300 digits
+        if not wild:
+            raise
     faults = [*wild.values(), *faults]
     if len(faults) > _FAULTS:
         faults = [*faults[:_FAULTS], fault("bad-value", "", f"and {len(faults) - _FAULTS} more faults")]

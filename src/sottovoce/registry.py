@@ -123,15 +123,17 @@ class Registry(Generic[T]):
         return no_info_after_validator_function(self.filled, handler(source))
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: Any) -> dict[str, Any]:
-        return {"type": "object", "required": ["type"], "oneOf": [self._json_schema(name) for name in self.names()]}
+        rules = [
+            {"if": {"properties": {"type": {"const": name}}, "required": ["type"]}, "then": self._json_schema(name)}
+            for name in self.names()
+            if name in self._classes or self._written(name) is not None  # the rest needs imports that take seconds
+        ]
+        return {"type": "object", "properties": {"type": {"enum": self.names()}}, "allOf": rules}
 
     def _json_schema(self, name: str) -> dict[str, Any]:
-        """The JSON Schema of one component: of all its knobs where no package must be imported to know them."""
-        known: dict[str, Any] = {"properties": {}, "required": []}
-        if self._written(name) is not None or name in self._classes:
-            known |= TypeAdapter(self._schema(name)).json_schema()
-        known["properties"] = {"type": {"const": name}, **known["properties"]}
-        return {**known, "required": ["type", *known["required"]]}
+        """The JSON Schema of a component's knobs; it demands none, since `extends` may bring any."""
+        knobs = TypeAdapter(self._schema(name)).json_schema()
+        return {"properties": {"type": {}, **knobs["properties"]}, "additionalProperties": False}
 
 
 def _written_knobs(module: str, name: str) -> list[tuple[str, Any, Any]] | None:

@@ -101,7 +101,7 @@ def _references(value: dict[str, Any], below: str = "") -> Iterator[tuple[str, s
 def _type(value: dict[str, Any]) -> str:
     if "anyOf" in value:
         return " or ".join(_type(inner) for inner in value["anyOf"])
-    if "oneOf" in value:
+    if "allOf" in value:
         return "component"
     if "enum" in value:
         return ", ".join(f"`{name}`" for name in value["enum"])
