@@ -54,9 +54,8 @@ class SpeechLLM(L.LightningModule):
         self.adapters = nn.ModuleDict({name: self._adapter(name) for name in self.recipe.slots})
         head = self.recipe.auxiliary_head
         if head and not 0 <= head.layer < self.llm.depth:
-            raise ConfigError(
-                f"auxiliary_head.layer: {head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}"
-            )
+            told = f"auxiliary_head.layer: {head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}"
+            raise ConfigError(told, code="bad-value", where="auxiliary_head.layer")
         self.auxiliary_head = AuxiliaryHead(self.llm.dim, head.categories) if head else None
         self.encoder_learns = self.llm_learns = False
         self.owns_encoder = self.recipe.trains_encoder  # or has taken one that another run trained, which is kept, too

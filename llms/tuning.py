@@ -75,9 +75,8 @@ def _matching(target: str, within: Sequence[str]) -> list[str]:
     found = [name for name in within if name == target or name.endswith(f".{target}")]
     if not found:
         known = {name.rsplit(".", 1)[-1] for name in within}
-        raise ConfigError(
-            f"llm.tuning.targets: no linear map of these layers is called {target!r}.{nearest(target, known)}"
-        )
+        told = f"llm.tuning.targets: no linear map of these layers is called {target!r}.{nearest(target, known)}"
+        raise ConfigError(told, code="unknown-name", where="llm.tuning.targets")
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.helpers.errors import refused
 
 from sottovoce.config import recipe as recipes
 from sottovoce.errors import ConfigError, SottovoceError
@@ -284,5 +285,5 @@ def test_a_recipe_names_the_judge_of_awareness(tree: dict[str, Any], tmp_path: P
     tree["evaluation"]["awareness"] = None
     assert aware(recipes.parse(tree), said, [], tmp_path) == said
     tree["evaluation"]["awareness"] = {"judge": {"type": "rule", "margins": 0.9}}
-    with pytest.raises(ConfigError, match=r"evaluation.awareness.judge.*margin"):
+    with refused("unknown-key", "evaluation.awareness.judge.margins", ConfigError):
         recipes.parse(tree)
