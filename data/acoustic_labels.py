@@ -111,11 +111,10 @@ def label_manifest(
     """
     source, out = Path(source), Path(out)
     if out.resolve() == source.resolve():
-        problem = f"{out}: the copy would replace its source; give it another name"
-        raise ManifestError(problem, code="conflict", where=out)
+        raise ManifestError.at(out, "conflict", "the copy would replace its source; give it another name")
     if root is None and out.resolve().parent != source.resolve().parent:
-        problem = f"{out}: audio paths are relative to {source.parent}; write the copy there"
-        raise ManifestError(problem, code="conflict", where=out)
+        why = f"audio paths are relative to {source.parent}; write the copy there"
+        raise ManifestError.at(out, "conflict", why)
     lines = [_checked(source, number, record) for number, record in read_lines(source)]
     within = Root(source.parent if root is None else Path(root), allow)
     result = Labelled(out, 0, 0, [])

@@ -44,7 +44,7 @@ def read_texts(file: Path, values: Mapping[str, Sequence[str]]) -> list[Text]:
     """
     texts, faults = [], []
     for number, record in read_lines(file):
-        problems = [record] if isinstance(record, str) else _problems(record, values)
+        problems = [str(record)] if isinstance(record, ManifestError) else _problems(record, values)
         where = f"{file}:{number}"
         faults += [ManifestError(f"{where}: {problem}", code="bad-value", where=where) for problem in problems]
         if not problems and isinstance(record, dict):

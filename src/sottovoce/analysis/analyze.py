@@ -20,7 +20,7 @@ from sottovoce.analysis.analyses import Heard, attributes, intent_words, intents
 from sottovoce.analysis.config import AnalysisRecipe, load
 from sottovoce.analysis.hidden_states import keep, kept, key_of, observe
 from sottovoce.data.examples import Example
-from sottovoce.data.manifest import read_manifest
+from sottovoce.data.manifest import read_manifest, refuse
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError, MissingError
 from sottovoce.evaluation.layers.html import layer_page
@@ -125,8 +125,7 @@ def _read(
         return known
     ear = AudioReader(module.encoder, None, module.recipe.data.max_seconds)
     if faults := ear.prepare(module.encoder, [u.audio for u in utterances], progress):
-        shown = "\n".join(f"  {fault.problem}" for fault in faults[:20])
-        raise ManifestError(f"{len(faults)} clips cannot be used:\n{shown}")
+        refuse(f"{len(faults)} clips cannot be used:", faults)
     inside = observe(module, examples, ear.read, recipe.batch_size, progress)
     keep(file, key, inside)
     return inside
