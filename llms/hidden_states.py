@@ -54,7 +54,7 @@ def look_inside(llm: CausalLLM, prompts: list[Tensor], positions: Sequence[Seque
             in another way than norm and output embeddings.
     """
     if empty := [row for row, places in enumerate(positions) if not len(places)]:
-        raise SottovoceError(f"prompt {empty[0]} has no position to look at: its slots are empty")
+        raise SottovoceError(f"prompt {empty[0]} has no position to look at: its slots are empty", code="empty")
     llm._check(prompts, [0] * len(prompts))
     x, real = _pad_left(prompts)
     mask = torch.zeros(real.shape, device=x.device)
