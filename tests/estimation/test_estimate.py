@@ -224,6 +224,7 @@ def test_steps_are_timed_on_this_machine(recipe: recipes.Recipe) -> None:
         answered.append(len(prompts))
         return generate(self, prompts, most)
 
+    recipe.stages["joint"].warmup_steps = 0  # whose first step would change nothing
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StepTimer, "step", counted)
         patch.setattr(CausalLLM, "generate", replying)
@@ -296,7 +297,7 @@ def test_command(write_recipe: Any, capsys: pytest.CaptureFixture[str], tree: di
     with refused("bad-value", "--seconds"):
         command(write_recipe(), "h100", 9, 0.0, [])
     with refused("empty", "stages"):
-        command(write_recipe(stages={}), "h100", None, 5.0, [])
+        command(write_recipe(stages={}, init_from="bundle", evaluation={"tasks": ["asr"]}), "h100", None, 5.0, [])
     gone = write_recipe(data={**tree["data"], "train": [{"manifest": "gone.jsonl"}]})
     with refused("not-whole"):
         command(gone, "h100", None, 5.0, [])
