@@ -51,9 +51,8 @@ class SpeechLLM(L.LightningModule):
         self.adapters = nn.ModuleDict({name: self._adapter(name) for name in self.recipe.slots})
         head = self.recipe.auxiliary_head
         if head and not 0 <= head.layer < self.llm.depth:
-            raise ConfigError(
-                f"auxiliary_head.layer: {head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}"
-            )
+            told = f"auxiliary_head.layer: {head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}"
+            raise ConfigError(told, code="bad-value", where="auxiliary_head.layer")
         self.auxiliary_head = AuxiliaryHead(self.llm.dim, head.categories) if head else None
         self.encoder_learns = self.llm_learns = False
         self.owns_encoder = self.recipe.trains_encoder  # or has taken one that another run trained, which is kept, too
@@ -68,7 +67,7 @@ class SpeechLLM(L.LightningModule):
                 check_fits(ADAPTERS.build(node, *wiring), what)
             return ADAPTERS.build(node, *wiring)
         except (RuntimeError, OverflowError) as error:  # how torch refuses shapes
-            raise ConfigError(f"{what}: {brief(error, 200)}") from None
+            raise ConfigError(f"{what}: {brief(error, 200)}", code="bad-value", where=what) from None
 
     def start_stage(self, stage: str, steps: int) -> None:
         """Get ready to train a stage of so many optimizer steps: its adapters learn, the others are frozen."""
@@ -130,10 +129,6 @@ class SpeechLLM(L.LightningModule):
         """
         return self._trainer is not None and isinstance(self._trainer.strategy, DeepSpeedStrategy)
 
-    def prompts(self, batch: Batch, prompts: list[list[Segment]]) -> list[Tensor]:
-        """Tokenised prompts as the LLM reads them: a list of (tokens, llm_dim), text and the batch's speech spliced."""
-        return self.llm.embed_all(prompts, self.speech_embeddings(batch, prompts)[0])
-
     def speech_embeddings(
         self, batch: Batch, prompts: Iterable[list[Segment]]
     ) -> tuple[dict[Hashable, Tensor], Tensor | float]:
@@ -178,6 +173,17 @@ class SpeechLLM(L.LightningModule):
             out: Frames = adapter(frames)
         adapter.train(training)
         return out
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, dialogues: list[list[ChatTurn]], max_new_tokens: int) -> list[str]:
+        """The model's answer to each dialogue; the batch has their clips."""
+        self.eval()
+        return self.llm.generate(self.embed(batch, dialogues), max_new_tokens)
+
+    def embed(self, batch: Batch, dialogues: list[list[ChatTurn]]) -> list[Tensor]:
+        """Each dialogue's prompt as the LLM reads it, (tokens, llm_dim): text and the batch's speech."""
+        prompts = [self.llm.chat.prompt(dialogue) for dialogue in dialogues]
+        return self.llm.embed_all(prompts, self.speech_embeddings(batch, prompts)[0])
 
     def loss(self, batch: Batch) -> TokenLoss:
         """Negative log-likelihood of the response tokens, given prompt and speech."""
@@ -262,13 +268,8 @@ class SpeechLLM(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what this stage trains, with its schedule (section IV-C)."""
         node = self.node
-        optimizer = torch.optim.AdamW(
-            self.trainable_parameters(),
-            node.lr,
-            betas=(node.betas[0], node.betas[1]),
-            eps=node.eps,
-            weight_decay=node.weight_decay,
-        )
+        betas = (node.betas[0], node.betas[1])
+        optimizer = torch.optim.AdamW(self.trainable_parameters(), node.lr, betas, node.eps, node.weight_decay)
         scheduler = get_scheduler(SCHEDULES[node.lr_schedule], optimizer, node.warmup_steps, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -301,7 +302,8 @@ class SpeechLLM(L.LightningModule):
         parts = {name: _part(weights, name) for name in PARTS if name in due or _part(weights, name)}
         strays = [name for name in weights if not name.startswith(tuple(f"{part}." for part in PARTS))]
         if strays:
-            raise BundleError(f"{source}: {', '.join(strays[:3])} is no weight of anything that trains")
+            told = f"{source}: {', '.join(strays[:3])} is no weight of anything that trains"
+            raise BundleError(told, code="mismatch", where=source)
         try:
             self.adapters.load_state_dict(parts["adapters"])
             if ENCODER in parts:
@@ -312,17 +314,8 @@ class SpeechLLM(L.LightningModule):
             if HEADS in parts and self.auxiliary_head:
                 self.auxiliary_head.load_state_dict(parts[HEADS])
         except RuntimeError as error:
-            raise BundleError(
-                f"{source}: its trained weights do not fit this recipe: {' '.join(str(error).split())}"
-            ) from None
-
-
-def answers(module: SpeechLLM, batch: Batch, chats: list[list[ChatTurn]], max_new_tokens: int) -> list[str]:
-    """What the model answers to each chat; the batch has the clips that they speak of."""
-    module.eval()
-    with torch.no_grad():
-        prompts = module.prompts(batch, [module.llm.chat.prompt(chat) for chat in chats])
-        return module.llm.generate(prompts, max_new_tokens)
+            told = f"{source}: its trained weights do not fit this recipe: {' '.join(str(error).split())}"
+            raise BundleError(told, code="mismatch", where=source) from None
 
 
 def tuning_of(node: TuningConfig) -> Tuning:

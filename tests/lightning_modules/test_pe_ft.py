@@ -166,7 +166,7 @@ def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
 def _prompt(module: SpeechLLM, batch: Any, example: Any) -> torch.Tensor:
     from sottovoce.training.spoken_prompt import dialogue_of
 
-    return module.prompts(batch, [module.llm.chat.prompt(dialogue_of(example, module.slots))])[0]
+    return module.embed(batch, [dialogue_of(example, module.slots)])[0]
 
 
 def _recomputing(layer: torch.nn.Module, x: torch.Tensor, call: Callable[..., Any], **knobs: Any) -> Any:
@@ -236,7 +236,7 @@ def test_a_run_may_begin_from_a_bundle_whose_llm_was_frozen(
 ) -> None:
     assert main(["fit", "--config", write_recipe(name="aligned")]) == 0
     bundle = tmp_path / "runs" / "aligned" / "bundle"
-    run = prepare_run(recipes.load(tuned(LORA, init=str(bundle))), Console(quiet=True))
+    run = prepare_run(recipes.load(tuned(LORA, init_from=str(bundle))), Console(quiet=True))
     kept = load_file(bundle / "trained.safetensors")
     ours = run.module.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in kept.items())
