@@ -299,7 +299,7 @@ def test_command(write_recipe: Any, capsys: pytest.CaptureFixture[str], tree: di
     with refused("empty", "stages"):
         command(write_recipe(stages={}, init_from="bundle", evaluation={"tasks": ["asr"]}), "h100", None, 5.0, [])
     gone = write_recipe(data={**tree["data"], "train": [{"manifest": "gone.jsonl"}]})
-    with refused("not-whole"):
+    with refused("not-found"):
         command(gone, "h100", None, 5.0, [])
     command(gone, "h100", 9, 0.8, [])
 
