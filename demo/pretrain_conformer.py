@@ -22,7 +22,7 @@ from sottovoce.demo.corpus import speak_corpus
 from sottovoce.demo.optimization import ctc_decode, ctc_loss, optimize, spec_augment
 from sottovoce.demo.world import ADJECTIVES, NOUNS, PEOPLE, PLACES, TIMES, VERBS
 from sottovoce.encoders.conformer import ConformerEncoder
-from sottovoce.encoders.log_mel import SILENCE, log_mel
+from sottovoce.encoders.log_mel import SILENCE, log_mel, stack
 from sottovoce.frames import Frames
 from sottovoce.io import atomic_write
 
@@ -82,7 +82,7 @@ def pretrain(out: Path, plan: Plan | None = None) -> dict[str, Any]:
         mel = train.mel(rows)
         spec_augment(mel.x.transpose(1, 2), draws)
         with torch.autocast("cpu", torch.bfloat16):  # faster where the CPU has the instructions
-            hidden = encoder.train().contextualize(encoder.stack(mel))
+            hidden = encoder.train().contextualize(stack(mel))
         words = [torch.tensor([WORDS.index(word) + 1 for word in train.sentences[row].split()]) for row in rows]
         return ctc_loss(head(hidden.x.float()), hidden.lengths, words)
 
@@ -100,7 +100,7 @@ def pretrain(out: Path, plan: Plan | None = None) -> dict[str, Any]:
 def _word_error_rate(encoder: ConformerEncoder, head: nn.Module, corpus: Corpus) -> float:
     hypotheses: list[str] = []
     for start in range(0, len(corpus.mels), 100):
-        hidden = encoder.contextualize(encoder.stack(corpus.mel(range(start, min(start + 100, len(corpus.mels))))))
+        hidden = encoder.contextualize(stack(corpus.mel(range(start, min(start + 100, len(corpus.mels))))))
         decoded = ctc_decode(head(hidden.x), hidden.lengths)
         hypotheses += [" ".join(WORDS[symbol - 1] for symbol in symbols) for symbols in decoded]
     return float(jiwer.wer(corpus.sentences, hypotheses))

@@ -14,7 +14,7 @@ from sottovoce.errors import ConfigError, SottovoceError, nearest
 from sottovoce.evaluation.layers.probes import States, attribute_probe, intent_probe, lens_agreement
 from sottovoce.evaluation.layers.similarity import attribute_similarity, intent_similarity
 from sottovoce.evaluation.layers.split import Curve
-from sottovoce.llms.hidden_states import Inside
+from sottovoce.llms.hidden_states import HiddenStates
 
 TOPIC = "topic"
 
@@ -35,7 +35,7 @@ class StatesOfUtterances:
     """Utterances with speaker and words, the LLM's states for them, row by row, and the size of its vocabulary."""
 
     utterances: Sequence[Utterance]
-    states: Inside
+    states: HiddenStates
     vocabulary: int
 
     def labelled(self, labels: Sequence[str | None]) -> LabelledStates:

@@ -12,16 +12,15 @@ from safetensors.torch import load_file, save
 
 from sottovoce.data.batches import Batch, Read, collate
 from sottovoce.data.examples import Example
-from sottovoce.io import atomic_write
+from sottovoce.io import atomic_write, file_sha256
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.llms.hidden_states import Inside, look_inside
-from sottovoce.paths import sha256_of
+from sottovoce.llms.hidden_states import HiddenStates, read_hidden_states
 from sottovoce.training.spoken_prompt import dialogue_of, speech_positions
 
 VERSION = 1  # of what is cached: a new number makes old files anew
 
 
-def batch_states(module: SpeechLLM, batch: Batch) -> Inside:
+def batch_states(module: SpeechLLM, batch: Batch) -> HiddenStates:
     """States of the LLM for each example of a batch, averaged over the positions of its own spoken turn.
 
     All slots that hold speech count, also where there are several; speech of the context does not.
@@ -30,13 +29,13 @@ def batch_states(module: SpeechLLM, batch: Batch) -> Inside:
     speech = module.speech_embeddings(batch, prompts)[0]
     inputs = [module.llm.embed(prompt, speech) for prompt in prompts]  # rows of (tokens, llm_dim)
     spans = [speech_positions(prompt, speech, e) for prompt, e in zip(prompts, batch.examples, strict=True)]
-    return look_inside(module.llm, inputs, spans)
+    return read_hidden_states(module.llm, inputs, spans)
 
 
 @torch.no_grad()
 def collect_states(
     module: SpeechLLM, examples: Sequence[Example], read: Read, batch_size: int, progress: Progress
-) -> Inside:
+) -> HiddenStates:
     """States of all examples, in their order; clips of like length go through the model together."""
     module.eval()
     order = sorted(range(len(examples)), key=lambda row: examples[row].utterance.seconds)
@@ -45,29 +44,29 @@ def collect_states(
         rows = [examples[row] for row in order[start : start + batch_size]]
         batches.append(batch_states(module, collate(rows, read).to(module.device)))
     back = torch.tensor(order).argsort()
-    return Inside(*(torch.cat(list(kind))[back] for kind in zip(*batches, strict=True)))
+    return HiddenStates(*(torch.cat(list(kind))[back] for kind in zip(*batches, strict=True)))
 
 
 def states_key(model: dict[str, str], examples: Sequence[Example]) -> str:
     """A digest of all that states depend on: the model, and each example's clip and instruction."""
     digest = hashlib.sha256(json.dumps([VERSION, model], sort_keys=True).encode())
     for example in examples:
-        clip = sha256_of(example.utterance.audio)
+        clip = file_sha256(example.utterance.audio)
         digest.update(json.dumps([clip, example.instruction, example.place, dict(example.sources)]).encode())
     return digest.hexdigest()
 
 
-def load_states(file: Path, key: str) -> Inside | None:
+def load_states(file: Path, key: str) -> HiddenStates | None:
     """States that `save_states` has written with this key; None if there are none, or damaged or other ones."""
     try:
         with safe_open(file, "pt") as stream:  # type: ignore[no-untyped-call]
             if stream.metadata() != {"key": key}:
                 return None
-        return Inside(**load_file(file))
+        return HiddenStates(**load_file(file))
     except (SafetensorError, OSError):
         return None
 
 
-def save_states(file: Path, key: str, states: Inside) -> None:
+def save_states(file: Path, key: str, states: HiddenStates) -> None:
     """Write states, in float32, as safetensors."""
     atomic_write(file, save({name: value.contiguous() for name, value in states._asdict().items()}, {"key": key}))
