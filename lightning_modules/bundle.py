@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sottovoce import __version__
-from sottovoce.config import recipe as recipes
-from sottovoce.config_tree import Tree
+from sottovoce.config.recipe import Recipe, load
 from sottovoce.errors import BundleError, brief
 from sottovoce.evaluation.records import Record
 from sottovoce.evaluation.reports.results import results_markdown
-from sottovoce.io import atomic_write, storage_errors
+from sottovoce.io import atomic_folder, atomic_write
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.training.environment import environment
 
@@ -28,19 +26,19 @@ TRAINED = "trained"  # in PRINTS, SHA-256 of WEIGHTS
 
 def write_bundle(folder: Path, module: SpeechLLM, records: Sequence[Record]) -> Path:
     """Write all that another machine needs, beside the frozen parts, to answer speech; replaces what is there."""
-    draft = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in module.trained().items()}
-    with storage_errors(folder):
-        draft.mkdir(parents=True)
+    with atomic_folder(folder) as draft:
         save_file(weights, draft / WEIGHTS)
         atomic_write(draft / RECIPE, OmegaConf.to_yaml(module.recipe.plain()))
         prints = {**fingerprints(module), TRAINED: _digest(draft / WEIGHTS)}
         atomic_write(draft / PRINTS, json.dumps(prints, indent=2) + "\n")
-        atomic_write(draft / CARD, _card(module, records))
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.replace(folder)
+        write_card(draft, module, records)
     return folder
+
+
+def write_card(folder: Path, module: SpeechLLM, records: Sequence[Record]) -> None:
+    """Write a bundle's model card: what it is made of, how it is used, and its scores."""
+    atomic_write(folder / CARD, _card(module, records))
 
 
 def fingerprints(module: SpeechLLM) -> dict[str, str]:
@@ -73,7 +71,7 @@ def bundle_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _check_shapes(recipe: Tree, folder: Path) -> None:
+def _check_shapes(recipe: Recipe, folder: Path) -> None:
     """The file's adapters against the recipe's, before any memory is taken that a wrong number would fill."""
     with torch.device("meta"):
         asked = {f"adapters.{name}": w.shape for name, w in SpeechLLM(recipe).adapters.state_dict().items()}
@@ -107,7 +105,7 @@ def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
         raise BundleError(
             f"{folder} is not a bundle: {', '.join(absent)} is not there. A run leaves one in runs/<name>/bundle"
         )
-    recipe = recipes.load(folder / RECIPE, overrides).plain()
+    recipe = load(folder / RECIPE, overrides)
     try:
         expected = json.loads((folder / PRINTS).read_text("utf-8"))
     except (ValueError, OSError, RecursionError) as error:

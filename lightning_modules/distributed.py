@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.strategies import DeepSpeedStrategy, StrategyRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
 from sottovoce.config.recipe import Recipe
@@ -42,15 +42,6 @@ def is_rank_zero() -> bool:
 def is_sharded(trainer: dict[str, Any]) -> bool:
     """Whether a recipe's `trainer` shards the weights themselves, the frozen ones included: ZeRO's stage 3."""
     return str(trainer.get("strategy", "")).startswith("deepspeed_stage_3")
-
-
-def in_lockstep(trainer: L.Trainer | None) -> bool:
-    """Whether all processes must make the same calls in the same order, whatever their rows ask for: under DeepSpeed.
-
-    ZeRO's stage 3 gathers weights as they are used. Stages 1 and 2 add up gradients in the order in which a backward
-    pass makes them, and would add those of one weight to those of another, without a word.
-    """
-    return trainer is not None and isinstance(trainer.strategy, DeepSpeedStrategy)
 
 
 def check_trainer(recipe: Recipe) -> None:

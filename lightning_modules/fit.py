@@ -16,95 +16,50 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from sottovoce.config import recipe as recipes
+from sottovoce.config.recipe import load
 from sottovoce.device import on_device
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation.records import Record, read_results, score_all, write_results
 from sottovoce.evaluation.reports.results import results_table
-from sottovoce.lightning_modules.bundle import frozen, write_bundle
-from sottovoce.lightning_modules.curriculum import Run, prepare_run, read_trained, stage_folder, train
+from sottovoce.lightning_modules.bundle import frozen, write_bundle, write_card
+from sottovoce.lightning_modules.curriculum import read_trained, stage_folder, train_stages
 from sottovoce.lightning_modules.distributed import check_trainer, is_rank_zero
+from sottovoce.lightning_modules.run import Run, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.paths import resolve
-from sottovoce.scoring.judging import aware, judged
+from sottovoce.scoring.judging import judged, label_awareness
 from sottovoce.scoring.predict import predict
 from sottovoce.scoring.text_retention import BEFORE, retention_after, retention_before
 
 
-def dry_run(config: str, overrides: Sequence[str]) -> None:
-    """Build the recipe on the meta device and print what trains and what is frozen; nothing is downloaded."""
-    recipe = recipes.load(config, overrides)
-    check_trainer(recipe)
-    with torch.device("meta"):
-        module = SpeechLLM(recipe.plain())
-        module.encoder.build()
-        module.llm.build()
-    table = Table(title=f"{recipe.name}: what trains, what is frozen")
-    for column in ("part", "type", "parameters", ""):
-        table.add_column(column, justify="right" if column == "parameters" else "left")
-    learns = recipe.trains_encoder
-    table.add_row("encoder", _told(recipe.encoder), f"{count(module.encoder):,}", "trains" if learns else "frozen")
-    for name, slot in recipe.slots.items():
-        learns = any(name in (node.train or recipe.slots) for node in recipe.stages.values())
-        table.add_row(
-            f"adapter {name}",
-            _told(slot.adapter),
-            f"{count(module.adapters[name]):,}",
-            "trains" if learns else "frozen",
-        )
-    tuned = sum(module.llm.get_parameter(name).numel() for name in module.llm.trainable_names)
-    told = f"{tuned:,} train" if tuned else "frozen"
-    table.add_row("llm", f"{recipe.llm.checkpoint} ({recipe.llm.dtype})", f"{count(module.llm):,}", told)
-    if module.auxiliary_head and recipe.auxiliary_head:
-        table.add_row(
-            "auxiliary_head",
-            f"at layer {recipe.auxiliary_head.layer}",
-            f"{count(module.auxiliary_head):,}",
-            "trains, then dropped",
-        )
-    table.add_row("all", "", f"{count(module):,}", f"{_trained(module):,} train")
-    Console().print(table)
-
-
-def _trained(module: SpeechLLM) -> int:
-    """Parameters that some stage trains."""
-    names: set[str] = set()
-    for stage in module.recipe.stages:
-        module.start_stage(stage, 1)
-        names |= {name for name, weight in module.named_parameters() if weight.requires_grad}
-    return sum(module.get_parameter(name).numel() for name in names)
-
-
-def count(module: nn.Module) -> int:
-    """Parameters, each once."""
-    return sum(weight.numel() for weight in module.parameters())
-
-
-def _told(node: dict[str, object]) -> str:
-    knobs = ", ".join(f"{key}={value}" for key, value in node.items() if key != "type")
-    return f"{node['type']}({knobs})"
-
-
-def fit(config: str, overrides: Sequence[str]) -> None:
+def fit(config: str, overrides: Sequence[str] = ()) -> None:
     """Train all stages, score, write the bundle, print the table. The same command again goes on where it stopped."""
     console = Console(quiet=not is_rank_zero())
-    recipe = recipes.load(config, overrides)
+    recipe = load(config, overrides)
+    scores, node = recipe.folder / "evaluation", recipe.evaluation
+
+    # prepare
     run = prepare_run(recipe, console)
     before = frozen(run.module) if is_rank_zero() else {}
-    folder = recipe.folder / "evaluation"
-    if recipe.evaluation.retention and is_rank_zero():
-        retention_before(
-            run.module.llm, resolve(recipe.evaluation.retention), folder, batch_size=recipe.evaluation.batch_size
-        )
-    best = train(run)
+    if node.retention and is_rank_zero():
+        retention_before(run.module.llm, resolve(node.retention), scores, batch_size=node.batch_size)
+
+    # train
+    best = train_stages(run)
     if not is_rank_zero():  # the others are done; what is left is written by one
         return
     if best is not None:
         run.module.load_trained(read_trained(best), str(best))
     if frozen(run.module) != before:
         raise ConfigError("a frozen part has changed in training; this is a defect of Sottovoce, please report it")
-    records = score(run, recipe.name, folder)
-    bundle = write_bundle(recipe.folder / "bundle", run.module, records) if best else None
+
+    # leave the result, and score it
+    bundle = recipe.folder / "bundle" if best else None
+    if bundle:
+        write_bundle(bundle, run.module, [])  # whatever the scoring comes to
+    records = score(run, recipe.name, scores)
+    if bundle:
+        write_card(bundle, run.module, records)
     report(run, records, bundle)
 
 
@@ -115,7 +70,7 @@ def score(run: Run, system: str, folder: Path) -> list[Record]:
     node = run.recipe.evaluation
     with on_device(run.module):
         test = run.data.splits["test"].utterances
-        predictions = aware(run.recipe, predict(run), test, folder)
+        predictions = label_awareness(run.recipe, predict(run), test, folder)
         records = score_all(system, predictions)
         if node.retention and (folder / BEFORE).is_file():
             file = resolve(node.retention)
@@ -160,7 +115,7 @@ def evaluate(folder: str, stage: str | None, overrides: Sequence[str] = ()) -> N
     file = Path(folder) / "recipe.yaml"
     if not file.is_file():
         raise MissingError(f"{folder} is not a run: there is no recipe.yaml in it. `sottovoce fit` makes one")
-    recipe = recipes.load(file, overrides)
+    recipe = load(file, overrides)
     name = stage or list(recipe.stages)[-1]
     if name not in recipe.stages:
         raise ConfigError(f"--stage {name}: the run's stages are {', '.join(recipe.stages)}")
@@ -171,3 +126,57 @@ def evaluate(folder: str, stage: str | None, overrides: Sequence[str] = ()) -> N
     run.module.load_trained(read_trained(best), str(best))
     records = score(run, f"{recipe.name}/{name}", recipe.folder / "evaluation" / name)
     run.console.print(results_table(records))
+
+
+def dry_run(config: str, overrides: Sequence[str]) -> None:
+    """Build the recipe on the meta device and print what trains and what is frozen; nothing is downloaded."""
+    recipe = load(config, overrides)
+    check_trainer(recipe)
+    with torch.device("meta"):
+        module = SpeechLLM(recipe)
+        module.encoder.build()
+        module.llm.build()
+    table = Table(title=f"{recipe.name}: what trains, what is frozen")
+    for column in ("part", "type", "parameters", ""):
+        table.add_column(column, justify="right" if column == "parameters" else "left")
+    learns = recipe.trains_encoder
+    table.add_row("encoder", _shown(recipe.encoder), f"{count(module.encoder):,}", "trains" if learns else "frozen")
+    for name, slot in recipe.slots.items():
+        learns = any(name in (node.train or recipe.slots) for node in recipe.stages.values())
+        table.add_row(
+            f"adapter {name}",
+            _shown(slot.adapter),
+            f"{count(module.adapters[name]):,}",
+            "trains" if learns else "frozen",
+        )
+    tuned = sum(module.llm.get_parameter(name).numel() for name in module.llm.trainable_names)
+    told = f"{tuned:,} train" if tuned else "frozen"
+    table.add_row("llm", f"{recipe.llm.checkpoint} ({recipe.llm.dtype})", f"{count(module.llm):,}", told)
+    if module.auxiliary_head and recipe.auxiliary_head:
+        table.add_row(
+            "auxiliary_head",
+            f"at layer {recipe.auxiliary_head.layer}",
+            f"{count(module.auxiliary_head):,}",
+            "trains, then dropped",
+        )
+    table.add_row("all", "", f"{count(module):,}", f"{_trained(module):,} train")
+    Console().print(table)
+
+
+def _trained(module: SpeechLLM) -> int:
+    """Parameters that some stage trains."""
+    names: set[str] = set()
+    for stage in module.recipe.stages:
+        module.start_stage(stage, 1)
+        names |= {name for name, weight in module.named_parameters() if weight.requires_grad}
+    return sum(module.get_parameter(name).numel() for name in names)
+
+
+def count(module: nn.Module) -> int:
+    """Parameters, each once."""
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _shown(node: dict[str, object]) -> str:
+    knobs = ", ".join(f"{key}={value}" for key, value in node.items() if key != "type")
+    return f"{node['type']}({knobs})"

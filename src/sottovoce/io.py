@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,6 +46,29 @@ def atomic_open(path: Path, *, shared: bool = False, lasting: bool = True) -> It
 
 
 @contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder that appears, complete and on the disk itself, when the block ends; it replaces what is there.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    draft = folder.with_name(f".{folder.name}.tmp")
+    with storage_errors(folder):
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        try:
+            yield draft
+            for file in draft.iterdir():
+                _sync(file)
+            _sync(draft)
+            shutil.rmtree(folder, ignore_errors=True)
+            draft.replace(folder)
+            _sync(folder.parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Tell in one line that a disk takes no more, whoever tells it.
 
@@ -73,10 +97,13 @@ def atomic_write(path: Path, content: str | bytes, *, shared: bool = False) -> N
         stream.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def _sync(folder: Path) -> None:
-    """A rename is kept over a power cut only when its folder is on the disk, too; not every file system can do that."""
+def _sync(path: Path) -> None:
+    """Force a file or folder to the disk: a rename is kept over a power cut only when its folder is there, too.
+
+    Not every file system can do that.
+    """
     with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -22,7 +22,7 @@ from sottovoce.data.examples import Example
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.evaluation.layers.split import read_split
 from sottovoce.lightning_modules.bundle import write_bundle
-from sottovoce.lightning_modules.curriculum import Run, prepare_run
+from sottovoce.lightning_modules.run import Run, prepare_run
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.hidden_states import Inside, look_inside
 

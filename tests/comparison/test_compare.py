@@ -29,7 +29,7 @@ from sottovoce.evaluation.reports.compare import SideBySide, comparison_csv
 from sottovoce.evaluation.reports.compare_html import comparison_html
 from sottovoce.evaluation.reports.svg import ticks_of
 from sottovoce.evaluation.retention import Kept, RetentionScore, retention_scores, write_scores
-from sottovoce.lightning_modules.throughput import ThroughputMeter
+from sottovoce.lightning_modules.callbacks import ThroughputMeter
 from sottovoce.scoring.text_retention import AFTER, BEFORE
 
 DUE = {"child": "please ask a grown up", "adult": "switch it off and check the fuse"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from sottovoce.encoders.feature_cache import FeatureCache
 from sottovoce.errors import CheckpointError
 from sottovoce.lightning_modules import fit as run
-from sottovoce.lightning_modules.checkpointing import WholeCheckpoints, read_checkpoint
+from sottovoce.lightning_modules.checkpointing import AtomicCheckpointIO, read_checkpoint
 from sottovoce.training.llm_targets import Targets
 from tests.faults.bench import Bench
 from tests.faults.checks import Row, steps_lost
@@ -25,9 +25,9 @@ def disk_full(bench: Bench) -> Row:
     few = lambda *_: 100  # noqa: E731
     parts = {
         "features": full(FeatureCache, "put", few, 5),
-        "first checkpoint": full(WholeCheckpoints, "save_checkpoint", few),
-        "last.ckpt": full(WholeCheckpoints, "save_checkpoint", few, 2),
-        "best.ckpt": full(WholeCheckpoints, "save_checkpoint", few, 2),
+        "first checkpoint": full(AtomicCheckpointIO, "save_checkpoint", few),
+        "last.ckpt": full(AtomicCheckpointIO, "save_checkpoint", few, 2),
+        "best.ckpt": full(AtomicCheckpointIO, "save_checkpoint", few, 2),
         "targets": full(Targets, "_keep", lambda t, *_: 10 + (t.file.stat().st_size if t.file.is_file() else 0)),
         "scores": full(run, "write_results", few),
         "bundle": full(run, "write_bundle", few),

@@ -21,6 +21,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from sottovoce.config.recipe import parse
 from sottovoce.data.batches import Batch
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
@@ -164,7 +165,7 @@ def recipe(kind: str, folder: Path, **more: Any) -> dict[str, Any]:
 
 
 def ours(kind: str, folder: Path, **more: Any) -> SpeechLLM:
-    module = SpeechLLM(recipe(kind, folder, **more))
+    module = SpeechLLM(parse(recipe(kind, folder, **more)))
     module.configure_model()
     return module.eval()
 

@@ -16,7 +16,7 @@ from sottovoce.data.tasks import TASKS, AttributeTask
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import ConfigError
 from sottovoce.lightning_modules.bundle import bundle_weights, read_bundle
-from sottovoce.lightning_modules.curriculum import prepare_run
+from sottovoce.lightning_modules.run import prepare_run
 from sottovoce.training.llm_targets import asked
 from sottovoce.training.spoken_prompt import dialogue_of
 

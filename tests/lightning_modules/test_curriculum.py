@@ -25,9 +25,8 @@ from sottovoce.data.batches import collate
 from sottovoce.errors import BundleError, ConfigError, ManifestError, MissingError
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.checkpointing import read_checkpoint
-from sottovoce.lightning_modules.curriculum import prepare_run, train
+from sottovoce.lightning_modules.run import prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.training.lr_schedule import Schedule, learning_rate
 
 
 def sampler(**changes: Any) -> BatchSampler:
@@ -91,12 +90,21 @@ def test_an_epoch_may_have_one_utterance_or_none(ranks: int) -> None:
             sampler(weights=[0.0], **shared)
 
 
-@pytest.mark.parametrize("decay", ["linear", "cosine", "constant"])
-def test_learning_rates_rise_then_fall_to_nothing(decay: str) -> None:
-    shape = Schedule(10, 100, decay)  # type: ignore[arg-type]
-    rates = [learning_rate(shape, step) for step in range(101)]
+@pytest.mark.parametrize(("shape", "end"), [("linear", 0), ("cosine", 0), ("constant", 1)])
+def test_learning_rates_rise_then_fall_to_nothing(shape: str, end: float, recipe: recipes.Recipe) -> None:
+    stage = recipe.stages["joint"]
+    stage.lr, stage.warmup_steps, stage.lr_schedule = 1.0, 10, shape  # type: ignore[assignment]
+    module = SpeechLLM(recipe)
+    module.start_stage("joint", 100)
+    optimization: Any = module.configure_optimizers()
+    scheduler = optimization["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(101):
+        rates += scheduler.get_last_lr()
+        optimization["optimizer"].step()
+        scheduler.step()
     assert all(a < b for a, b in pairwise(rates[:11])) and rates[10] == 1
-    assert all(rate > 0 for rate in rates[:100]) and rates[100] == (1 if decay == "constant" else 0)
+    assert all(rate > 0 for rate in rates[1:100]) and rates[100] == end
 
 
 def test_err_replaces_the_slot_that_does_not_carry_the_task(recipe: recipes.Recipe) -> None:
@@ -209,7 +217,7 @@ def test_a_mended_recipe_begins_in_the_folder_of_one_that_could_not(tree: dict[s
     tree["stages"]["joint"]["tasks"] = {"gender": 1}
     prepare_run(recipes.parse(tree), Console(width=200))
     assert "stage joint: 7 of 12 utterances of train serve its tasks" in capsys.readouterr().out
-    with pytest.raises(MissingError, match="init: there is no bundle runs/none"):
+    with refused("not-found", "init_from"):
         prepare_run(recipes.parse({**tree, "init_from": "runs/none"}), Console(quiet=True))
 
 
@@ -224,7 +232,7 @@ def test_the_best_of_many_validations_is_kept_where_each_step_is_followed_by_one
 
     monkeypatch.setattr(SpeechLLM, "on_validation_epoch_end", worse)
     tree["stages"] = {"joint": {**tree["stages"]["joint"], "epochs": 3, "val_checks_per_epoch": 2, "batch_size": 12}}
-    best = train(prepare_run(recipes.parse(tree), Console(quiet=True)))
+    best = train_stages(prepare_run(recipes.parse(tree), Console(quiet=True)))
     assert best and read_checkpoint(best)["global_step"] == 1
 
 

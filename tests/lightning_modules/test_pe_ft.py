@@ -24,7 +24,7 @@ from sottovoce.config import recipe as recipes
 from sottovoce.data.batches import collate
 from sottovoce.errors import BundleError, ConfigError
 from sottovoce.lightning_modules.bundle import read_bundle
-from sottovoce.lightning_modules.curriculum import Run, prepare_run
+from sottovoce.lightning_modules.run import Run, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 
 VALUES = {"gender": ["male", "female"], "emotion": list(EMOTIONS)}
@@ -210,9 +210,9 @@ def test_the_head_moves_the_layers_below_it(tuned: Callable[..., str]) -> None:
         run = opened(tuned(LORA, {**HEAD, "weight": weight}, name=f"w{weight:g}"))
         config = run.recipe
         assert config.auxiliary_head and config.auxiliary_head.weight == weight
-        from sottovoce.lightning_modules.curriculum import train
+        from sottovoce.lightning_modules.curriculum import train_stages
 
-        train(run)
+        train_stages(run)
         ends[weight] = {
             name: run.module.get_parameter(f"llm.{name}").clone() for name in run.module.llm.trainable_names
         }

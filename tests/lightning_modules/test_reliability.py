@@ -22,9 +22,9 @@ from sottovoce.encoders.feature_cache import FeatureCache
 from sottovoce.errors import AudioError, CheckpointError, ConfigError, SottovoceError, StorageError, TrainingError
 from sottovoce.io import atomic_open, atomic_write
 from sottovoce.lightning_modules import checkpointing
-from sottovoce.lightning_modules.checkpointing import LAST, PREVIOUS, WholeCheckpoints, latest, read_checkpoint
+from sottovoce.lightning_modules.callbacks import NonFiniteGuard, propagate_nonfinite
+from sottovoce.lightning_modules.checkpointing import LAST, PREVIOUS, AtomicCheckpointIO, latest, read_checkpoint
 from sottovoce.lightning_modules.error_messages import readable_errors
-from sottovoce.lightning_modules.nonfinite_guard import NonFiniteGuard, propagate_nonfinite
 from sottovoce.training.run_folder import check_data
 
 QUIET = Console(quiet=True)
@@ -53,9 +53,9 @@ def test_a_file_that_cannot_be_written_stays_what_it_was(tmp_path: Path, small_d
 
 def test_a_checkpoint_that_cannot_be_written_stays_what_it_was(tmp_path: Path, small_disk: None) -> None:
     file = tmp_path / LAST
-    WholeCheckpoints().save_checkpoint({"epoch": 1}, file)
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, file)
     with pytest.raises(StorageError, match="File too large"):
-        WholeCheckpoints().save_checkpoint({"weights": torch.zeros(5000)}, file)
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(5000)}, file)
     assert read_checkpoint(file) == {"epoch": 1} and list(tmp_path.iterdir()) == [file]
 
 
@@ -69,7 +69,7 @@ def test_an_error_within_leaves_nothing(tmp_path: Path) -> None:
 def test_any_changed_bit_of_a_checkpoint_is_named_or_does_no_harm(tmp_path: Path) -> None:
     file, draw = tmp_path / LAST, random.Random(0)
     content = {"state_dict": {"a": torch.randn(40), "b": torch.randn(3, 5)}, "loops": {"step": 3}, "name": "joint"}
-    WholeCheckpoints().save_checkpoint(content, file)
+    AtomicCheckpointIO().save_checkpoint(content, file)
     good, refused = file.read_bytes(), 0
     for _ in range(300):
         bad = bytearray(good)
@@ -99,7 +99,7 @@ def test_a_checkpoint_without_a_seal_is_held_against_its_checksums(tmp_path: Pat
 
 def test_any_shorter_checkpoint_is_refused(tmp_path: Path) -> None:
     file = tmp_path / LAST
-    WholeCheckpoints().save_checkpoint({"a": torch.randn(40)}, file)
+    AtomicCheckpointIO().save_checkpoint({"a": torch.randn(40)}, file)
     good = file.read_bytes()
     for length in range(0, len(good), 7):
         file.write_bytes(good[:length])
@@ -127,7 +127,7 @@ def test_any_changed_bit_of_cached_features_is_named_or_does_no_harm(tmp_path: P
 def test_the_checkpoint_before_steps_in_for_a_damaged_one(tmp_path: Path, capsys: Any) -> None:
     assert latest(tmp_path, QUIET) is None
     for name, step in ((PREVIOUS, 4), (LAST, 8)):
-        WholeCheckpoints().save_checkpoint({"step": step}, tmp_path / name)
+        AtomicCheckpointIO().save_checkpoint({"step": step}, tmp_path / name)
     assert latest(tmp_path, QUIET) == tmp_path / LAST
     (tmp_path / LAST).write_bytes(b"PK")
     assert latest(tmp_path, Console(width=400)) == tmp_path / PREVIOUS
@@ -139,7 +139,7 @@ def test_processes_that_find_a_damaged_checkpoint_together_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each reads it slowly, so that without a lock all would set it aside."""
-    WholeCheckpoints().save_checkpoint({"step": 4}, tmp_path / PREVIOUS)
+    AtomicCheckpointIO().save_checkpoint({"step": 4}, tmp_path / PREVIOUS)
     (tmp_path / LAST).write_bytes(b"PK")
 
     def slowly(file: Path, **knobs: Any) -> Any:

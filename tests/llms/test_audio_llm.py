@@ -25,6 +25,7 @@ from tests.helpers.audio_llms import (
 from torch import Tensor
 
 from sottovoce.adapters import ADAPTERS
+from sottovoce.config.recipe import parse
 from sottovoce.encoders import ENCODERS, Encoder
 from sottovoce.errors import AudioError, ConfigError, MissingError
 from sottovoce.frames import Frames
@@ -232,7 +233,7 @@ def test_weights_that_were_given_are_not_overwritten(kind: str, checkpoints: dic
     module = ours(kind, checkpoints[kind])
     weights = {key: value + 1 for key, value in module.adapters.state_dict().items()}
     tower = {key: value + 1 for key, value in module.encoder.state_dict().items()}
-    other = SpeechLLM(recipe(kind, checkpoints[kind]))
+    other = SpeechLLM(parse(recipe(kind, checkpoints[kind])))
     other.adapters.load_state_dict(weights)
     other.encoder.load_trained(tower)
     other.configure_model()

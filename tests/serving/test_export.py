@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sottovoce.audio_llm_layouts import shards
 from sottovoce.cli.main import main
+from sottovoce.config.recipe import parse
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.lightning_modules.bundle import write_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM, answers
@@ -122,7 +123,7 @@ def test_a_composed_model_exports_its_llm(
         "slots": {"audio": {"adapter": {"type": "frame_stacking_mlp", "hidden": 8}, "text": "transcript"}},
         "stages": {"sft": {"tasks": {"asr": 1}, "lr": 1e-4, "train": ["audio", "llm"]}},
     }
-    module = SpeechLLM(tree)
+    module = SpeechLLM(parse(tree))
     module.configure_model()
     disturbed(module).eval()
     bundle = write_bundle(tmp_path / "bundle", module, [])

@@ -27,7 +27,7 @@ def states(module: SpeechLLM, batch: Batch) -> Inside:
     All slots that hold speech count, also where there are several; speech of the context does not.
     """
     chats = [module.llm.chat.prompt(dialogue_of(example, module.slots)) for example in batch.examples]
-    fills = module.fills(batch, chats)
+    fills = module.speech_embeddings(batch, chats)[0]
     prompts = [module.llm.embed(chat, fills) for chat in chats]
     spans = [places(chat, fills) for chat in chats]
     heard = [_own(span, example.utterance.audio) for span, example in zip(spans, batch.examples, strict=True)]

@@ -22,6 +22,7 @@ from sottovoce.evaluation.reports.plots import tsne_picture
 from sottovoce.evaluation.reports.systems_table import Cell, Comparison, comparison_table, write_comparison
 from sottovoce.evaluation.text_similarity import ROUGE, BertScore
 from sottovoce.lightning_modules.bundle import read_bundle
+from sottovoce.lightning_modules.distributed import is_rank_zero
 from sottovoce.lightning_modules.fit import fit
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
@@ -35,7 +36,7 @@ PICTURE = "tokens.png"
 
 def table(config: str, changes: Sequence[str] = ()) -> None:
     """The command. What is there already is used; the same command again goes on where it stopped."""
-    console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")
+    console = Console(quiet=not is_rank_zero())
     recipe = load(Path(config), changes)
     for seed in recipe.seeds:
         for name in recipe.systems:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config.judges import AwarenessConfig, JudgeConfig, check_judges, without_null_judges
@@ -21,6 +21,7 @@ from sottovoce.errors import ConfigError, nearest
 
 Source = Literal["speech", "text", "none"]  # what fills a slot
 SOURCES: tuple[Source, ...] = ("speech", "text", "none")
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}  # as transformers call them
 ENCODER, LLM = "encoder", "llm"  # among the names of what a stage trains, beside the slots
 
 
@@ -191,11 +192,6 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     for key in (text.partition("=")[0] for text in overrides if text.endswith("=null")):
         _check_switched_off(read_tree(Path(path), [o for o in overrides if o != f"{key}=null"]), key)
     return parse(tree, str(path))
-
-
-def print_config(path: str | Path, overrides: Iterable[str] = ()) -> None:
-    """Print the whole recipe, every default filled in."""
-    print(OmegaConf.to_yaml(load(path, overrides).plain()), end="")
 
 
 def _check_switched_off(tree: Tree, key: str) -> None:

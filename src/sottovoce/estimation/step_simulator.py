@@ -74,7 +74,7 @@ def hollow_module(recipe: Recipe) -> SpeechLLM:
 def unfilled_module(recipe: Recipe, device: torch.device) -> SpeechLLM:
     """The recipe's whole module on a device, with weights of no worth; the LLM's own tokenizer if that is at hand."""
     with device:
-        module = SpeechLLM(recipe.plain())
+        module = SpeechLLM(recipe)
         module.encoder.build()
         module.llm.build()
     module.encoder.loaded = True
@@ -140,7 +140,7 @@ class Rehearsal:
 
     def drawn(self, stage: str, drawing: ExampleSampler, rows: Rows) -> list[Example]:
         """The rows' examples; those that the LLM is to answer have no target yet."""
-        made = [drawing(self.utterances[row], rows.epoch, k, self.utterances[row].only)
+        made = [drawing(self.utterances[row], rows.epoch, k)
                 for row in rows.numbers for k in range(self.recipe.stages[stage].tasks_per_utterance)]  # fmt: skip
         return [example for example in made if example is not None]
 

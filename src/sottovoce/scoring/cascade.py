@@ -17,13 +17,13 @@ from sottovoce.encoders.emotion_classifier import EmotionClassifier, Labelled, t
 from sottovoce.encoders.tltr import TLTR
 from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
-from sottovoce.lightning_modules.curriculum import Run
+from sottovoce.lightning_modules.run import Run
 
 BATCH = 8  # clips that go through the encoder together
 TASK = "emotion"  # whose labels are recognised
 
 
-def tags(run: Run, split: str) -> dict[str, str]:
+def emotion_tags(run: Run, split: str) -> dict[str, str]:
     """The label that the recogniser hears in each utterance of a split, by id.
 
     It is trained first, on the recipe's training side, unless the run has one already.

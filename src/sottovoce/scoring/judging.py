@@ -1,6 +1,5 @@
 """Replies of a run are judged, once they are on disk: within the run, or later by `sottovoce judge`."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from sottovoce.evaluation import (
 )
 from sottovoce.evaluation import write_results as write
 from sottovoce.evaluation.reports.results import results_table
+from sottovoce.lightning_modules.distributed import is_rank_zero
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.training.run_folder import RECIPE
@@ -55,7 +55,7 @@ def judged(
         console: shows how far the asking is, and what went wrong.
     """
     records: list[Record] = []
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))):  # one process asks
+    if not is_rank_zero():  # one process asks
         return records
     for name, node in recipe.evaluation.judges.items():
         try:
@@ -73,7 +73,9 @@ def judged(
     return records
 
 
-def aware(recipe: Recipe, said: list[Prediction], utterances: Sequence[Utterance], folder: Path) -> list[Prediction]:
+def label_awareness(
+    recipe: Recipe, said: list[Prediction], utterances: Sequence[Utterance], folder: Path
+) -> list[Prediction]:
     """What was said; replies that hang on an attribute labelled by the recipe's judge of awareness, if it names one."""
     node = recipe.evaluation.awareness
     if node is None or not any(prediction.category for prediction in said):

@@ -94,7 +94,7 @@ class Crops(Dataset[Batch]):
         return Batch(Frames.pad(list(audio)), pad_sequence(list(masks), batch_first=True) & rows.counts, ids)
 
 
-def gather(data: DataConfig, track: Track) -> Speech:
+def read_splits(data: DataConfig, track: Track) -> Speech:
     """Find and check all clips of a recipe.
 
     Raises:

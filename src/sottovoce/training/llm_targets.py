@@ -9,6 +9,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,12 @@ class Targets:
         self.known: dict[str, str] = {}
         with file_lock(self.file.parent):
             self._read()
+
+    def with_slots(self, slots: Mapping[str, str]) -> "Targets":
+        """The same responses, for other texts in the slots."""
+        other = copy(self)
+        other.slots = slots
+        return other
 
     def _read(self) -> None:
         if not self.file.is_file():

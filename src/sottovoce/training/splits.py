@@ -49,7 +49,7 @@ class Split:
         parts = stage.parts or {}
         usual = self.weights if training else [1.0] * len(self.weights)
         weights = [parts.get(self.names.get(u.id, ""), w) for u, w in zip(self.utterances, usual, strict=True)]
-        served = [bool(drawing.possible(u, u.only)) for u in self.utterances]
+        served = [bool(drawing.possible(u)) for u in self.utterances]
         return np.array(weights, np.float64) * served
 
     def without(self, clips: set[Path]) -> "Split":
