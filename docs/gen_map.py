@@ -1,6 +1,6 @@
-"""Map of the package: its layers by imports, and the first docstring line of every file.
+"""The map of the package: its layers by imports, and the first docstring line of every file.
 
-`python docs/gen_map.py` writes it anew between the marks in docs/architecture.md.
+`python docs/gen_map.py` writes docs/map.txt, and the packages between the marks in docs/architecture.md.
 """
 
 import ast
@@ -9,8 +9,9 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "architecture.md"
-BEGIN, END = "<!-- map: python docs/gen_map.py -->\n", "<!-- end of map -->\n"
+PAGE, MAP = ROOT / "docs" / "architecture.md", ROOT / "docs" / "map.txt"
+PACKAGE = "sottovoce"
+BEGIN, END = "<!-- packages: python docs/gen_map.py -->\n", "<!-- end of packages -->\n"
 ENTRY = "sottovoce.lightning_modules.fit"  # an entry: it may import what stands above its own package
 
 
@@ -37,6 +38,8 @@ def layers(known: dict[str, Path]) -> list[list[str]]:
         own = package_of(module, known)
         for node in ast.walk(ast.parse(file.read_text("utf-8"))) if module != ENTRY else ():
             target = node.module if isinstance(node, ast.ImportFrom) else None
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):  # a command's "module:function"
+                target = f"{PACKAGE}.{node.value.partition(':')[0]}" if ":" in node.value else None
             if target in known:
                 uses[own].add(package_of(str(target), known))
         uses[own] -= {own}
@@ -50,37 +53,38 @@ def layers(known: dict[str, Path]) -> list[list[str]]:
 
 
 def summary(file: Path) -> str:
-    """The first line of a docstring, up to a colon or semicolon if that leaves three words."""
-    text = " ".join((ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").split("\n\n")[0].split())
-    for mark in ("; ", ". ", ": "):
-        head = text.partition(mark)[0]
-        text = head if len(head.split()) > 2 else text
-    return text.rstrip(".:").replace("|", "\\|")
+    """The first paragraph of a docstring, on one line."""
+    return " ".join((ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").split("\n\n")[0].split())
 
 
-def render() -> str:
-    """The map in Markdown."""
+def packages() -> str:
+    """The layers and a table of the packages, in Markdown."""
     known = modules()
     order = layers(known)
-    shown = "\n".join("    " + " | ".join(package or "sottovoce (modules)" for package in layer) for layer in order)
-    parts = ["Layers, computed from the imports; a package imports only from the lines above its own:\n", shown + "\n"]
-    for package in [package for layer in order for package in layer]:
-        files = {m: f for m, f in known.items() if package_of(m, known) == package}
-        root = known.get(f"sottovoce.{package}", known["sottovoce"])
-        rows = [
-            f"`{file.relative_to(root.parent)}`|{summary(file)}" for file in files.values() if file.name != "__init__.py"
-        ]
-        parts.append(f"### `{package or 'src/sottovoce'}`\n\n{summary(root)}.\n")
-        if rows:
-            parts.append("\n".join(["file|content", "---|---", *rows]) + "\n")
-    return "\n".join(parts)
+    shown = "\n".join("    " + "  ".join(package or "sottovoce.*" for package in layer) for layer in order)
+    rows = [f"| `{p}` | {summary(known[f'sottovoce.{p}'])} |" for layer in order for p in layer if p]
+    return "\n".join([shown, "", "| package | content |", "|---|---|", *rows]) + "\n"
+
+
+def files() -> str:
+    """A line for every file, package by package, in plain text."""
+    known, lines = modules(), [f"{__doc__.partition('.')[0]}. Written by `python docs/gen_map.py`."]
+    order = [package for layer in layers(known) for package in layer]
+    for _, file in sorted(known.items(), key=lambda item: order.index(package_of(item[0], known))):
+        place = str(file.relative_to(ROOT / "src" / "sottovoce"))
+        if file.name == "__init__.py":
+            lines += ["", f"{place.removesuffix('__init__.py'):36}{summary(file)}"]
+        else:
+            lines.append(f"  {place:34}{summary(file)}")
+    return "\n".join(lines) + "\n"
 
 
 def page() -> str:
-    """docs/architecture.md with the map as it is now."""
+    """docs/architecture.md with the packages as they are now."""
     before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-    return f"{before}{BEGIN}\n{render()}\n{END}{rest.partition(END)[2]}"
+    return f"{before}{BEGIN}\n{packages()}\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
     PAGE.write_text(page(), "utf-8")
+    MAP.write_text(files(), "utf-8")
