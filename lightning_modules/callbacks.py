@@ -105,7 +105,9 @@ def check_weights(module: L.LightningModule, step: int) -> None:
     if bad:
         raise TrainingError(
             f"step {step}: {len(bad)} weights are not finite any more, such as {bad[0]}. The last checkpoint is from "
-            "before; lower the stage's lr, or train in bfloat16 or float32"
+            "before; lower the stage's lr, or train in bfloat16 or float32",
+            code="nonfinite",
+            where=bad[0],
         )
 
 
@@ -182,7 +184,9 @@ class NonFiniteGuard(Callback):
             told = ", ".join(dict.fromkeys(self.lost)) or "not known"
             raise TrainingError(
                 f"stage {self.stage}, step {trainer.global_step}: the validation loss is not finite; utterances: "
-                f"{told}. Leave them out, lower the stage's lr, or train in bfloat16 or float32"
+                f"{told}. Leave them out, lower the stage's lr, or train in bfloat16 or float32",
+                code="nonfinite",
+                where=f"stages.{self.stage}",
             )
         self.lost = []
 
@@ -203,7 +207,9 @@ class NonFiniteGuard(Callback):
         if self.in_a_row >= (MAX_SKIPS if scaler is None else MAX_SKIPS_SCALED):
             raise TrainingError(
                 f"{told}. It is step {self.in_a_row} in a row ({self.file} has all), so it is not one clip. Weights "
-                "are as before them; lower the stage's lr, or train in bfloat16 or float32"
+                "are as before them; lower the stage's lr, or train in bfloat16 or float32",
+                code="nonfinite",
+                where=f"stages.{self.stage}",
             )
         if scaler is None:
             self.console.print(f"{told}. The step is left out", markup=False, highlight=False, soft_wrap=True)

@@ -11,8 +11,7 @@ from rich.console import Console
 
 from sottovoce import checkpoint_digest
 from sottovoce.errors import CheckpointError
-from sottovoce.io import atomic_open
-from sottovoce.locks import file_lock
+from sottovoce.io import atomic_open, file_lock
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -53,9 +52,10 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         return content
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is not there") from None
+        raise CheckpointError(f"{path} is not there", code="not-found", where=path) from None
     except Exception as error:  # zip, pickle and torch each have errors of their own
-        raise CheckpointError(f"{path} is damaged: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+        told = f"{path} is damaged: {(str(error) or type(error).__name__).splitlines()[0]}"
+        raise CheckpointError(told, where=path) from None
 
 
 def latest(folder: Path, console: Console) -> Path | None:
@@ -92,5 +92,6 @@ def _whole(folder: Path, console: Console) -> Path | None:
         return file
     if faults:
         told = "; ".join(str(fault) for _, fault in faults)
-        raise CheckpointError(f"{told}. No whole checkpoint is left: delete {folder} to train from its beginning")
+        told += f". No whole checkpoint is left: move {folder} away to train this stage from its beginning"
+        raise CheckpointError(told, where=folder, faults=[fault for _, fault in faults])
     return None

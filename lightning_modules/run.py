@@ -13,10 +13,10 @@ from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.tasks import Task
 from sottovoce.device import on_device
 from sottovoce.errors import ManifestError, MissingError
+from sottovoce.io import file_lock
 from sottovoce.lightning_modules.bundle import bundle_weights
 from sottovoce.lightning_modules.distributed import check_trainer
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.locks import file_lock
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.llm_targets import Targets
 from sottovoce.training.run_folder import check_data, check_folder, open_folder
@@ -99,7 +99,8 @@ def encode_clips(run: Run) -> None:
     if faults and run.recipe.data.policy == "error":
         shown = "\n".join(f"  {fault.problem}" for fault in faults[:20])
         more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise ManifestError(f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):\n{shown}{more}")
+        told = f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):\n{shown}{more}"
+        raise ManifestError(told, code="damaged", where=faults[0].path)
     run.data.faults += faults
     bad = {Path(fault.path) for fault in faults}
     run.data.splits = {name: split.without(bad) for name, split in run.data.splits.items()}
@@ -133,3 +134,9 @@ def _check_serves(run: Run, stage: str, split: str) -> None:
         )
     if served < count:
         run.console.print(f"stage {stage}: {served:,} of {count:,} utterances of {split} serve its tasks")
+
+
+def frozen_fingerprints(module: SpeechLLM) -> dict[str, str]:
+    """Digests of what no stage trains: the encoder, if it does not learn, and all of the LLM that is not unfrozen."""
+    encoder = {} if module.owns_encoder else {"encoder": module.encoder.fingerprint()}
+    return {**encoder, "llm": module.llm.frozen_fingerprint()}

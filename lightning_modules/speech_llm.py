@@ -51,9 +51,8 @@ class SpeechLLM(L.LightningModule):
         self.adapters = nn.ModuleDict({name: self._adapter(name) for name in self.recipe.slots})
         head = self.recipe.auxiliary_head
         if head and not 0 <= head.layer < self.llm.depth:
-            raise ConfigError(
-                f"auxiliary_head.layer: {head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}"
-            )
+            told = f"auxiliary_head.layer: {head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}"
+            raise ConfigError(told, code="bad-value", where="auxiliary_head.layer")
         self.auxiliary_head = AuxiliaryHead(self.llm.dim, head.categories) if head else None
         self.encoder_learns = self.llm_learns = False
         self.owns_encoder = self.recipe.trains_encoder  # or has taken one that another run trained, which is kept, too
@@ -68,7 +67,7 @@ class SpeechLLM(L.LightningModule):
                 check_fits(ADAPTERS.build(node, *wiring), what)
             return ADAPTERS.build(node, *wiring)
         except (RuntimeError, OverflowError) as error:  # how torch refuses shapes
-            raise ConfigError(f"{what}: {brief(error, 200)}") from None
+            raise ConfigError(f"{what}: {brief(error, 200)}", code="bad-value", where=what) from None
 
     def start_stage(self, stage: str, steps: int) -> None:
         """Get ready to train a stage of so many optimizer steps: its adapters learn, the others are frozen."""
@@ -301,7 +300,8 @@ class SpeechLLM(L.LightningModule):
         parts = {name: _part(weights, name) for name in PARTS if name in due or _part(weights, name)}
         strays = [name for name in weights if not name.startswith(tuple(f"{part}." for part in PARTS))]
         if strays:
-            raise BundleError(f"{source}: {', '.join(strays[:3])} is no weight of anything that trains")
+            told = f"{source}: {', '.join(strays[:3])} is no weight of anything that trains"
+            raise BundleError(told, code="mismatch", where=source)
         try:
             self.adapters.load_state_dict(parts["adapters"])
             if ENCODER in parts:
@@ -312,9 +312,8 @@ class SpeechLLM(L.LightningModule):
             if HEADS in parts and self.auxiliary_head:
                 self.auxiliary_head.load_state_dict(parts[HEADS])
         except RuntimeError as error:
-            raise BundleError(
-                f"{source}: its trained weights do not fit this recipe: {' '.join(str(error).split())}"
-            ) from None
+            told = f"{source}: its trained weights do not fit this recipe: {' '.join(str(error).split())}"
+            raise BundleError(told, code="mismatch", where=source) from None
 
 
 def answers(module: SpeechLLM, batch: Batch, chats: list[list[ChatTurn]], max_new_tokens: int) -> list[str]:

@@ -1,5 +1,8 @@
 """The one Lightning Trainer, for stages and for pre-training: arguments of a recipe, callbacks, checkpoints, errors."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +10,18 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from torch.distributed import DistError
 from torch.utils.data import DataLoader
 
-from sottovoce.errors import ConfigError
+from sottovoce.errors import ConfigError, SottovoceError, TrainingError
 from sottovoce.lightning_modules.callbacks import ResumeCheckpoint, ignore_signals
 from sottovoce.lightning_modules.checkpointing import write_checkpoints_atomically
 from sottovoce.lightning_modules.distributed import trainer_arguments
-from sottovoce.lightning_modules.error_messages import readable_errors
 from sottovoce.signals import Terminated
 
+_READER = re.compile(r"DataLoader worker \(pid\(?s?\)? ?(?P<pid>[\d, ]+)\) (?P<fate>.*)")
+_CAUGHT = re.compile(r"^Caught \w+ in DataLoader worker process")
+_PARTED = re.compile(r"closed by peer|reset by peer|broken pipe|gloo|nccl|connection refused", re.IGNORECASE)
 _DEFAULTS: dict[str, Any] = {"accelerator": "auto", "devices": 1, "log_every_n_steps": 10}
 
 
@@ -74,3 +80,40 @@ def train_to_end(
 def loader(data: Any, sampler: Any, num_workers: int) -> DataLoader[Any]:
     """Batches as a sampler lays them out, read by this process or by others that a cluster's warning does not stop."""
     return DataLoader(data, batch_size=None, sampler=sampler, num_workers=num_workers, worker_init_fn=ignore_signals)
+
+
+@contextmanager
+def readable_errors(trainer: L.Trainer) -> Iterator[None]:
+    """Around `fit`: errors that are no fault of the program leave it as one line.
+
+    Raises:
+        KeyboardInterrupt: somebody pressed Ctrl-C.
+        TrainingError: a process that reads audio has died, or another process of the run.
+        SottovoceError: one that happened while audio was read, without the traceback that PyTorch wraps it in.
+    """
+    try:
+        yield
+    except SystemExit:  # how Lightning ends when it is interrupted
+        raise KeyboardInterrupt from None
+    except SottovoceError as error:
+        if not _CAUGHT.match(str(error)):
+            raise
+        last = str(error).strip().splitlines()[-1]
+        raise type(error)(last.partition(": ")[2] or last) from None
+    except RuntimeError as error:
+        if reader := _READER.search(str(error)):
+            raise TrainingError(
+                f"a process that reads audio (pid {reader['pid'].strip()}) has died: {reader['fate'].strip()} Often "
+                "memory has run out: lower data.num_workers. The same command goes on from the last checkpoint",
+                code="died",
+                where="data.num_workers",
+            ) from None
+        if trainer.world_size > 1 and (isinstance(error, DistError) or _PARTED.search(str(error))):
+            raise TrainingError(
+                f"process {trainer.global_rank} of {trainer.world_size}: another process of this run has ended, so "
+                f"this one cannot go on ({str(error).splitlines()[0][:200]}). What ended it stands above; if nothing "
+                "does, it was killed, often because memory ran out. The same command goes on from the last checkpoint",
+                code="died",
+                where="trainer.devices",
+            ) from None
+        raise

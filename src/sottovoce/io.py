@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, forced to the disk, renamed."""
+"""Files and folders written atomically (aside, synced, renamed), and a lock that processes share."""
 
 import os
 import re
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from filelock import FileLock
 
 from sottovoce.errors import StorageError
 
@@ -95,6 +97,17 @@ def atomic_write(path: Path, content: str | bytes, *, shared: bool = False) -> N
     """Write a file, text as UTF-8; see `whole`."""
     with atomic_open(path, shared=shared) as stream:
         stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def file_lock(folder: Path) -> Iterator[None]:
+    """One process at a time, of all that see this folder, on whatever node; the system frees what a dead one held.
+
+    Whoever has waited should look again what there is. Not to be nested for one folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        yield
 
 
 def _sync(path: Path) -> None:

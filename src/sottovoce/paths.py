@@ -21,7 +21,7 @@ def resolve(path: str | Path) -> Path:
         return usable(text)
     room, _, rest = text.removeprefix(_PACKAGED).partition("/")
     if room not in _ROOMS:
-        raise MissingError(f"{text}: the package has no room {room!r}.{nearest(room, _ROOMS)}")
+        raise MissingError(f"{text}: the package has no room {room!r}.{nearest(room, _ROOMS)}", where=text)
     module = __import__(f"sottovoce.{room}", fromlist=["__file__"])
     return Path(str(module.__file__)).parent / rest
 

@@ -133,3 +133,14 @@ def _written(module: str, name: str) -> list[tuple[str, Any, Any]] | None:
 def _default(value: Any) -> Any:
     value = MISSING if value is inspect.Parameter.empty else value
     return field(default_factory=lambda: value)
+
+
+def lazy_attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package (PEP 562): names such as `Adapter`, from modules such as `base`."""
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{modules[name]}"), name)
+
+    return get

@@ -177,7 +177,7 @@ def test_a_file_where_a_folder_should_be_is_one_line(
     write_recipe: Callable[..., str], tmp_path: Path, capsys: Any, manifests: dict[str, Path]
 ) -> None:
     (tmp_path / "taken").write_text("")
-    assert main(["fit", "--config", write_recipe(runs=str(tmp_path / "taken"))]) == 2
+    assert main(["fit", "--config", write_recipe(output_dir=str(tmp_path / "taken"))]) == 2
     told = capsys.readouterr().err
     assert told.startswith("sottovoce: ") and "taken" in told and told.count("\n") == 1
 

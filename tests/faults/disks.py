@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sottovoce.encoders.feature_cache import FeatureCache
 from sottovoce.errors import CheckpointError
-from sottovoce.lightning_modules import fit as run
 from sottovoce.lightning_modules.checkpointing import AtomicCheckpointIO, read_checkpoint
+from sottovoce.scoring import evaluate
 from sottovoce.training.llm_targets import Targets
 from tests.faults.bench import Bench
 from tests.faults.checks import Row, steps_lost
@@ -29,8 +29,8 @@ def disk_full(bench: Bench) -> Row:
         "last.ckpt": full(AtomicCheckpointIO, "save_checkpoint", few, 2),
         "best.ckpt": full(AtomicCheckpointIO, "save_checkpoint", few, 2),
         "targets": full(Targets, "_keep", lambda t, *_: 10 + (t.file.stat().st_size if t.file.is_file() else 0)),
-        "scores": full(run, "write_results", few),
-        "bundle": full(run, "write_bundle", few),
+        "scores": full(evaluate, "write_results", few),
+        "bundle": full(evaluate, "write_bundle", few),
     }
     row = Row("disk full while " + ", ".join(parts) + " are written", len(parts))
     for part, act in parts.items():

@@ -17,6 +17,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from tests.helpers.errors import refused
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
@@ -25,6 +26,7 @@ from sottovoce.data.batches import collate
 from sottovoce.errors import BundleError, ConfigError, ManifestError, MissingError
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.checkpointing import read_checkpoint
+from sottovoce.lightning_modules.curriculum import train_stages
 from sottovoce.lightning_modules.run import prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 
@@ -330,9 +332,9 @@ def test_a_killed_run_ends_in_the_same_weights(
     write_recipe: Callable[..., str], tmp_path: Path, every: int, kills: tuple[int, ...]
 ) -> None:
     """Killed in several stages, between checkpoints and after a validation; the weights are the same bit for bit."""
-    whole = write_recipe(runs=str(tmp_path / "whole"), checkpoint_every=every)
+    whole = write_recipe(output_dir=str(tmp_path / "whole"), checkpoint_every=every)
     assert main(["fit", "--config", whole]) == 0
-    config = write_recipe(runs=str(tmp_path / "killed"), checkpoint_every=every)
+    config = write_recipe(output_dir=str(tmp_path / "killed"), checkpoint_every=every)
     codes = []
     for at in kills:  # training steps since the last start
         command = [sys.executable, "-c", KILL, config, str(at), str(torch.get_num_threads())]

@@ -236,7 +236,7 @@ def test_a_run_may_begin_from_a_bundle_whose_llm_was_frozen(
 ) -> None:
     assert main(["fit", "--config", write_recipe(name="aligned")]) == 0
     bundle = tmp_path / "runs" / "aligned" / "bundle"
-    run = prepare_run(recipes.load(tuned(LORA, init=str(bundle))), Console(quiet=True))
+    run = prepare_run(recipes.load(tuned(LORA, init_from=str(bundle))), Console(quiet=True))
     kept = load_file(bundle / "trained.safetensors")
     ours = run.module.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in kept.items())

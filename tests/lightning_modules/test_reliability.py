@@ -17,14 +17,14 @@ from lightning.pytorch.plugins import MixedPrecision
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from sottovoce.cli import commands, main
+from sottovoce.cli import components, main
 from sottovoce.encoders.feature_cache import FeatureCache
 from sottovoce.errors import AudioError, CheckpointError, ConfigError, SottovoceError, StorageError, TrainingError
 from sottovoce.io import atomic_open, atomic_write
 from sottovoce.lightning_modules import checkpointing
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import LAST, PREVIOUS, AtomicCheckpointIO, latest, read_checkpoint
-from sottovoce.lightning_modules.error_messages import readable_errors
+from sottovoce.lightning_modules.trainer import readable_errors
 from sottovoce.training.run_folder import check_data
 
 QUIET = Console(quiet=True)
@@ -268,6 +268,6 @@ def test_an_error_of_the_program_keeps_its_traceback() -> None:
 
 def test_a_warning_unwinds_a_command_and_is_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(commands, "_list", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(components, "print_components", lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert main.main(["list"]) == 143 and "same command" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before

@@ -72,7 +72,7 @@ COMMANDS = (
         dry_run="lightning_modules.best_rq_pretraining:dry_run", loader="config.best_rq:load",
     ),
     Command(
-        "evaluate", "lightning_modules.fit:evaluate", "score a stage of a run again",
+        "evaluate", "scoring.evaluate:evaluate", "score a stage of a run again",
         (
             arg("folder", help="of the run, such as runs/quickstart"),
             arg("--stage", help="whose best checkpoint; the last if absent"),

@@ -18,10 +18,9 @@ from rich.progress import Progress
 from sottovoce.data.examples import Example
 from sottovoce.device import on_device
 from sottovoce.errors import SottovoceError
-from sottovoce.io import storage_errors
+from sottovoce.io import file_lock, storage_errors
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.chat_template import ChatTurn
-from sottovoce.locks import file_lock
 from sottovoce.training.spoken_prompt import dialogue_of
 
 BATCH = 64  # prompts that are answered together
