@@ -6,6 +6,7 @@
 import ast
 import os
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,12 @@ def modules() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+@cache
+def tree(file: Path) -> ast.Module:
+    """The syntax tree of a file, read once."""
+    return ast.parse(file.read_text("utf-8"))
+
+
 def package_of(module: str, known: dict[str, Path]) -> str:
     """`data` for `sottovoce.data.tts.base`; "" for the modules directly in `sottovoce`."""
     name = ".".join(module.split(".")[:2])
@@ -36,7 +43,7 @@ def layers(known: dict[str, Path]) -> list[list[str]]:
     uses: dict[str, set[str]] = defaultdict(set)
     for module, file in known.items():
         own = package_of(module, known)
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))) if module != ENTRY else ():
+        for node in ast.walk(tree(file)) if module != ENTRY else ():
             target = node.module if isinstance(node, ast.ImportFrom) else None
             if isinstance(node, ast.Constant) and isinstance(node.value, str):  # a command's "module:function"
                 target = f"{PACKAGE}.{node.value.partition(':')[0]}" if ":" in node.value else None
@@ -54,7 +61,7 @@ def layers(known: dict[str, Path]) -> list[list[str]]:
 
 def summary(file: Path) -> str:
     """The first paragraph of a docstring, on one line."""
-    return " ".join((ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").split("\n\n")[0].split())
+    return " ".join((ast.get_docstring(tree(file)) or "").split("\n\n")[0].split())
 
 
 def packages() -> str:
