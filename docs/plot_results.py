@@ -19,7 +19,7 @@ def scores() -> dict[tuple[str, str], list[tuple[float, float, float]]]:
     for part in (DOCS / "results.md").read_text("utf-8").split("\n## "):
         slot = re.match(r"The (\w+) slot alone", part)
         for row in (line.split("|") for line in part.splitlines() if slot and line.startswith("| ")):
-            cells = [re.fullmatch(r" ([\d.]+) \(([\d.]+)-([\d.]+)\) ", cell) for cell in row[4:6]]
+            cells = [re.fullmatch(r" ([\d.]+) \(([\d.]+)-([\d.]+)\) ", cell) for cell in row[3:5]]
             if slot and all(cells):
                 found[row[1].strip(), slot[1]] = [tuple(map(float, cell.groups())) for cell in cells if cell]
     return found  # type: ignore[return-value]
