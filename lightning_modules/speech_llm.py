@@ -129,10 +129,6 @@ class SpeechLLM(L.LightningModule):
         """
         return self._trainer is not None and isinstance(self._trainer.strategy, DeepSpeedStrategy)
 
-    def prompts(self, batch: Batch, prompts: list[list[Segment]]) -> list[Tensor]:
-        """Tokenised prompts as the LLM reads them: a list of (tokens, llm_dim), text and the batch's speech spliced."""
-        return self.llm.embed_all(prompts, self.speech_embeddings(batch, prompts)[0])
-
     def speech_embeddings(
         self, batch: Batch, prompts: Iterable[list[Segment]]
     ) -> tuple[dict[Hashable, Tensor], Tensor | float]:
@@ -177,6 +173,17 @@ class SpeechLLM(L.LightningModule):
             out: Frames = adapter(frames)
         adapter.train(training)
         return out
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, dialogues: list[list[ChatTurn]], max_new_tokens: int) -> list[str]:
+        """The model's answer to each dialogue; the batch has their clips."""
+        self.eval()
+        return self.llm.generate(self.embed(batch, dialogues), max_new_tokens)
+
+    def embed(self, batch: Batch, dialogues: list[list[ChatTurn]]) -> list[Tensor]:
+        """Each dialogue's prompt as the LLM reads it, (tokens, llm_dim): text and the batch's speech."""
+        prompts = [self.llm.chat.prompt(dialogue) for dialogue in dialogues]
+        return self.llm.embed_all(prompts, self.speech_embeddings(batch, prompts)[0])
 
     def loss(self, batch: Batch) -> TokenLoss:
         """Negative log-likelihood of the response tokens, given prompt and speech."""
@@ -261,13 +268,8 @@ class SpeechLLM(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what this stage trains, with its schedule (section IV-C)."""
         node = self.node
-        optimizer = torch.optim.AdamW(
-            self.trainable_parameters(),
-            node.lr,
-            betas=(node.betas[0], node.betas[1]),
-            eps=node.eps,
-            weight_decay=node.weight_decay,
-        )
+        betas = (node.betas[0], node.betas[1])
+        optimizer = torch.optim.AdamW(self.trainable_parameters(), node.lr, betas, node.eps, node.weight_decay)
         scheduler = get_scheduler(SCHEDULES[node.lr_schedule], optimizer, node.warmup_steps, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -314,14 +316,6 @@ class SpeechLLM(L.LightningModule):
         except RuntimeError as error:
             told = f"{source}: its trained weights do not fit this recipe: {' '.join(str(error).split())}"
             raise BundleError(told, code="mismatch", where=source) from None
-
-
-def answers(module: SpeechLLM, batch: Batch, chats: list[list[ChatTurn]], max_new_tokens: int) -> list[str]:
-    """What the model answers to each chat; the batch has the clips that they speak of."""
-    module.eval()
-    with torch.no_grad():
-        prompts = module.prompts(batch, [module.llm.chat.prompt(chat) for chat in chats])
-        return module.llm.generate(prompts, max_new_tokens)
 
 
 def tuning_of(node: TuningConfig) -> Tuning:

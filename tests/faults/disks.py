@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sottovoce.encoders.feature_cache import FeatureCache
 from sottovoce.errors import CheckpointError
+from sottovoce.lightning_modules import fit as training
 from sottovoce.lightning_modules.checkpointing import AtomicCheckpointIO, read_checkpoint
 from sottovoce.scoring import evaluate
 from sottovoce.training.llm_targets import Targets
@@ -30,7 +31,7 @@ def disk_full(bench: Bench) -> Row:
         "best.ckpt": full(AtomicCheckpointIO, "save_checkpoint", few, 2),
         "targets": full(Targets, "_keep", lambda t, *_: 10 + (t.file.stat().st_size if t.file.is_file() else 0)),
         "scores": full(evaluate, "write_results", few),
-        "bundle": full(evaluate, "write_bundle", few),
+        "bundle": full(training, "write_bundle", few),
     }
     row = Row("disk full while " + ", ".join(parts) + " are written", len(parts))
     for part, act in parts.items():

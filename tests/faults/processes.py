@@ -4,7 +4,6 @@ import signal
 from collections.abc import Iterator
 
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.scoring import predict
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.llm_targets import Targets
 from tests.faults.bench import Bench
@@ -45,7 +44,7 @@ def warned(bench: Bench, count: int) -> Row:
         "validation": before(SpeechLLM, "validation_step", warn, 2),  # the first of all
         **{f"training, {i + 1}": place for i, place in enumerate(places)},
         "the LLM is asked": before(Targets, "_keep", warn),  # before the third stage
-        "scoring": before(predict, "answers", warn),
+        "scoring": before(SpeechLLM, "generate", warn),
     }
     row = Row("SIGTERM while " + ", ".join(["clips are read", "the LLM is asked", "training", "validating", "scoring"]),
               len(parts))  # fmt: skip

@@ -187,7 +187,7 @@ def batch(waves: list[Tensor]) -> Batch:
 
 @torch.no_grad()
 def our_logits(module: SpeechLLM, waves: list[Tensor], chats: list[list[ChatTurn]]) -> list[Tensor]:
-    prompts = module.prompts(batch(waves), [module.llm.chat.prompt(chat) for chat in chats])
+    prompts = module.embed(batch(waves), chats)
     x, real = _pad_left(prompts)
     positions = (real.cumsum(1) - 1).clamp(min=0)
     logits = module.llm.model(inputs_embeds=x, attention_mask=real.long(), position_ids=positions).logits

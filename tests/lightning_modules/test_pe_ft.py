@@ -166,7 +166,7 @@ def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
 def _prompt(module: SpeechLLM, batch: Any, example: Any) -> torch.Tensor:
     from sottovoce.training.spoken_prompt import dialogue_of
 
-    return module.prompts(batch, [module.llm.chat.prompt(dialogue_of(example, module.slots))])[0]
+    return module.embed(batch, [dialogue_of(example, module.slots)])[0]
 
 
 def _recomputing(layer: torch.nn.Module, x: torch.Tensor, call: Callable[..., Any], **knobs: Any) -> Any:

@@ -13,7 +13,7 @@ from sottovoce.data.batches import collate
 from sottovoce.data.examples import Example
 from sottovoce.errors import BundleError
 from sottovoce.lightning_modules.run import Run, prepare_run
-from sottovoce.lightning_modules.speech_llm import SpeechLLM, answers
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.spoken_prompt import dialogue_of
 
@@ -51,9 +51,8 @@ def test_an_answer_does_not_depend_on_its_batch(run: Run, sources: tuple[str, st
     examples = drawn(run, sources)
 
     def ask(rows: list[Example]) -> list[str]:
-        return answers(
-            run.module, collate(rows, run.audio_reader.read), [dialogue_of(e, run.module.slots) for e in rows], 8
-        )
+        batch = collate(rows, run.audio_reader.read)
+        return run.module.generate(batch, [dialogue_of(e, run.module.slots) for e in rows], 8)
 
     assert ask(examples) == [ask([example])[0] for example in examples]
 

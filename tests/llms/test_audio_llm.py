@@ -29,7 +29,7 @@ from sottovoce.config.recipe import parse
 from sottovoce.encoders import ENCODERS, Encoder
 from sottovoce.errors import AudioError, ConfigError, MissingError
 from sottovoce.frames import Frames
-from sottovoce.lightning_modules.speech_llm import SpeechLLM, answers
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.chat_template import ChatTurn
 
@@ -69,7 +69,7 @@ def test_answers_are_the_native_models(kind: str, checkpoints: dict[str, Path]) 
     with torch.no_grad():
         ids = native.model.generate(**made, max_new_tokens=6, do_sample=False)[:, made["input_ids"].shape[1] :]
     expected = [text.strip() for text in native.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-    assert answers(module, batch(waves), [chat(i) for i in range(len(waves))], 6) == expected
+    assert module.generate(batch(waves), [chat(i) for i in range(len(waves))], 6) == expected
     assert len(set(expected)) > 1
 
 

@@ -28,7 +28,7 @@ from sottovoce.cli.main import main
 from sottovoce.config.recipe import parse
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.lightning_modules.bundle import write_bundle
-from sottovoce.lightning_modules.speech_llm import SpeechLLM, answers
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.serving.export import export, merged
 
 EVERY = pytest.mark.parametrize("kind", KINDS)
@@ -178,4 +178,4 @@ def test_answers_are_the_same_after_a_way_through_bundle_and_export(
     bundle = write_bundle(tmp_path / "bundle", module, [])
     assert main(["export", str(bundle), "--out", str(tmp_path / "out")]) == 0
     asked = batch(WAVES), [chat(0), chat(1)], 5
-    assert answers(ours("qwen2_audio", tmp_path / "out"), *asked) == answers(module, *asked)
+    assert ours("qwen2_audio", tmp_path / "out").generate(*asked) == module.generate(*asked)

@@ -14,7 +14,6 @@ from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError
 from sottovoce.evaluation.metrics import Prediction
 from sottovoce.lightning_modules.run import Run
-from sottovoce.lightning_modules.speech_llm import answers
 from sottovoce.scoring.cascade import TASK, emotion_tags
 from sottovoce.training.spoken_prompt import dialogue_of
 
@@ -96,7 +95,7 @@ def _answers(run: Run, rows: list[Row], rivals: Rivals, progress: Progress) -> I
         part = rows[start : start + size]
         batch = collate([example for _, example in part], run.audio_reader.read).to(run.module.device)
         chats = [dialogue_of(example, run.targets.slots) for _, example in part]
-        responses = answers(run.module, batch, chats, run.recipe.evaluation.max_new_tokens)
+        responses = run.module.generate(batch, chats, run.recipe.evaluation.max_new_tokens)
         for (mode, example), response in zip(part, responses, strict=True):
             yield _prediction(run, mode, example, response, rivals)
 
