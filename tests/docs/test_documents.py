@@ -1,18 +1,17 @@
 """Documents name files, modules, commands and links that exist; lines are short; what is generated is up to date."""
 
 import re
-import sys
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sottovoce.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "docs"))
-import gen_map  # noqa: E402
-
+gen_map = SimpleNamespace(**runpy.run_path(str(ROOT / "docs/gen_map.py")))
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 MODULES = gen_map.modules()
