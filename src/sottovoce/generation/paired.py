@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.progress import Progress
 
-from sottovoce.data.audio import read_header
+from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.manifest import read_manifest
 from sottovoce.data.paired_texts import HELD_OUT, Text, is_held_out, number_of, read_texts, select
 from sottovoce.data.skipped import Skipped

@@ -11,7 +11,7 @@ from typing import Any
 import soundfile
 from rich.progress import Progress
 
-from sottovoce.data.audio import read_header
+from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.paired_texts import Text
 from sottovoce.data.tts import SYNTHESIZERS
 from sottovoce.data.tts.base import NotSpoken, Synthesizer, checked

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from rich.progress import Progress
 
 from sottovoce.config_tree import read_overrides
-from sottovoce.data.manifest import Fault, read_lines
+from sottovoce.data.manifest import line_fault, read_lines, refuse
 from sottovoce.data.skipped import Skipped
 from sottovoce.errors import ConfigError, ManifestError, nearest
 from sottovoce.generation.chat_prompt import ChatPrompt
@@ -153,16 +153,14 @@ def _check(source: Path, out: Path, kind: Kind) -> None:
 def _read(source: Path) -> list[_Line]:
     lines, faults = [], []
     for number, record in read_lines(source):
-        problem = record if isinstance(record, str) else _problem(record)
-        name = record.get("id") if isinstance(record, dict) else None
-        if problem or isinstance(record, str):
-            fault = Fault(source, number, str(name) if name else None, str(problem))
-            faults.append(ManifestError(str(fault), code="bad-value", where=f"{source}:{number}"))
+        if isinstance(record, ManifestError):
+            faults.append(line_fault(source, number, None, record))
+        elif problem := _problem(record):
+            faults.append(line_fault(source, number, record, ManifestError(problem, code="bad-value")))
         else:
-            lines.append(_Line(f"{source}:{number}: {name}", record))
+            lines.append(_Line(f"{source}:{number}: {record.get('id')}", record))
     if faults:
-        message = "\n".join([f"{source}: {len(faults)} broken lines", *map(str, faults[:_SHOWN])])
-        raise ManifestError(message, code="bad-value", where=source, faults=faults)
+        refuse(f"{source}: {len(faults)} broken lines", faults)
     return lines
 
 
