@@ -22,7 +22,7 @@ from transformers import get_scheduler
 from sottovoce.config.best_rq import PretrainRecipe, load
 from sottovoce.config.recipe import SCHEDULES
 from sottovoce.data.batch_sampler import BatchSampler
-from sottovoce.data.lazy_batch_sampler import LazyBatchSampler
+from sottovoce.data.manifest import listed
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.best_rq import BestRQ, CodeLoss, Masking, RandomQuantizer, unigram_baseline
 from sottovoce.encoders.conformer import ConformerEncoder
@@ -32,7 +32,7 @@ from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoi
 from sottovoce.lightning_modules.checkpointing import LAST, latest, read_checkpoint
 from sottovoce.lightning_modules.distributed import is_rank_zero
 from sottovoce.lightning_modules.trainer import build_trainer, loader, train_to_end
-from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, read_splits, told
+from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, read_splits
 from sottovoce.training.run_folder import open_folder
 
 MEASURED = 1000  # clips, whose log-mels say what is usual
@@ -159,7 +159,7 @@ def train(recipe: PretrainRecipe, console: Console) -> None:
         recipe.data, lambda rows, total: track(rows, "reading clips", total, console=console, disable=console.quiet)
     )
     if speech.faults:
-        console.print(f"left out, {len(speech.faults)} in all:\n{told(speech.faults)}", markup=False, highlight=False)
+        console.print(f"left out, {len(speech.faults)} in all:\n{listed(speech.faults)}", markup=False, highlight=False)
     module, resume = begin(recipe), latest(recipe.folder, console)
     if resume is None:  # a checkpoint has them
         measure(recipe, module, speech.train, console)
@@ -196,10 +196,9 @@ def measure(recipe: PretrainRecipe, module: Pretraining, clips: Sequence[Clip], 
 def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer, start: int) -> DataLoader[Any]:
     """This rank's batches of all steps from `start` on; epochs follow one another until there are enough."""
     epochs = ceil(recipe.steps * recipe.batch_size * trainer.world_size / len(clips))
-    seconds = np.array(_lengths(recipe, clips), np.float32)
-    sampler = LazyBatchSampler(
-        seconds, np.ones(len(clips)), recipe.batch_size, epochs, recipe.seed, trainer.global_rank, trainer.world_size,
-        start, recipe.steps,
+    sampler = BatchSampler(
+        _lengths(recipe, clips), np.ones(len(clips)), recipe.batch_size, epochs, recipe.seed, trainer.global_rank,
+        trainer.world_size, start, max_batches=recipe.steps,
     )  # fmt: skip
     return _loader(recipe, "train", clips, sampler)
 
@@ -207,7 +206,7 @@ def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Tr
 def validation_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer) -> DataLoader[Any]:
     """This rank's batches of every clip once."""
     lengths, rank, ranks = _lengths(recipe, clips), trainer.global_rank, trainer.world_size
-    sampler = BatchSampler(lengths, [1.0] * len(clips), recipe.batch_size, 1, recipe.seed, rank, ranks)
+    sampler = BatchSampler(lengths, np.ones(len(clips)), recipe.batch_size, 1, recipe.seed, rank, ranks)
     return _loader(recipe, "validation", clips, sampler)
 
 
@@ -215,9 +214,7 @@ def _lengths(recipe: PretrainRecipe, clips: Sequence[Clip]) -> list[float]:
     return [min(clip.seconds, recipe.data.crop_seconds) for clip in clips]
 
 
-def _loader(
-    recipe: PretrainRecipe, side: str, clips: Sequence[Clip], sampler: BatchSampler | LazyBatchSampler
-) -> DataLoader[Any]:
+def _loader(recipe: PretrainRecipe, side: str, clips: Sequence[Clip], sampler: BatchSampler) -> DataLoader[Any]:
     crops = Crops(clips, recipe.data.crop_seconds, Masking(**asdict(recipe.masking)), recipe.seed, side)
     return loader(crops, sampler, recipe.data.num_workers)
 

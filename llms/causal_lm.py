@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from sottovoce.errors import SottovoceError
 from sottovoce.llms.chat_template import Placeholder, Segment
@@ -15,6 +16,12 @@ from sottovoce.llms.hf_model import LoadedLLM
 from sottovoce.llms.prefix_cache import PrefixCache, cache_argument
 
 _IGNORE = -100  # target of a position that is not in the loss
+
+
+class Cut(str):
+    """An answer that reached `max_new_tokens` before its turn ended."""
+
+    __slots__ = ()
 
 
 class TokenLoss(NamedTuple):
@@ -168,10 +175,13 @@ class CausalLLM(LoadedLLM):
         return getattr(config, "sliding_window", None) is None
 
     @torch.no_grad()
-    def generate(self, prompts: list[Tensor], max_new_tokens: int) -> list[str]:
+    def generate(
+        self, prompts: list[Tensor], max_new_tokens: int, processors: LogitsProcessorList | None = None
+    ) -> list[str]:
         """Greedy search until the turn ends: a text per prompt of (tokens, dim).
 
-        Texts come without special tokens and without white space around them, and do not depend on the batch.
+        Texts come without special tokens and without white space around them, and do not depend on the batch; one that
+        did not end is a `Cut`. `processors` change the logits of each step.
 
         Raises:
             SottovoceError: a prompt is empty, or the LLM's context cannot hold it and `max_new_tokens` more.
@@ -183,9 +193,18 @@ class CausalLLM(LoadedLLM):
         self.check_lengths(prompts, [max_new_tokens] * len(prompts))
         x, real = pad_left(prompts)
         ids = self.model.generate(  # type: ignore[operator]  # GenerationMixin is not in PreTrainedModel's type
-            inputs_embeds=x, attention_mask=real.long(), max_new_tokens=max_new_tokens
+            inputs_embeds=x,
+            attention_mask=real.long(),
+            max_new_tokens=max_new_tokens,
+            logits_processor=processors,
         )
-        return [self._text(row) for row in ids.tolist()]
+        return [self._decode(row) for row in ids.tolist()]
+
+    def _decode(self, ids: list[int]) -> str:
+        """The text of generated tokens up to the end of the turn; a `Cut` where the turn did not end."""
+        end = next((at for at, token in enumerate(ids) if token in self.chat.stop_ids), None)
+        text = str(self.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+        return Cut(text) if end is None else text
 
     def _embed_text(self, texts: Sequence[list[int]]) -> list[Tensor]:
         """The embeddings of each text, (tokens, dim), by one look-up."""
@@ -216,10 +235,6 @@ class CausalLLM(LoadedLLM):
             if most is not None and len(prompt) + more > most:
                 why = f"prompt {i} has {len(prompt)} tokens, and {more} may follow: {self.checkpoint} reads {most}"
                 raise SottovoceError(why, code="bad-value")
-
-    def _text(self, ids: list[int]) -> str:
-        end = next((at for at, token in enumerate(ids) if token in self.chat.stop_ids), len(ids))
-        return cast(str, self.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
 
 
 def placeholder_spans(segments: list[Segment], embeddings: Mapping[Hashable, Tensor]) -> dict[Hashable, range]:

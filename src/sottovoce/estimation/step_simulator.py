@@ -30,7 +30,7 @@ from sottovoce.llms.hub_checkpoints import HUB, SETTINGS
 from sottovoce.llms.prefix_cache import KeyValues, PrefixCache
 from sottovoce.training.audio_reader import BATCH
 from sottovoce.training.llm_targets import BATCH as PROMPTS
-from sottovoce.training.llm_targets import asked
+from sottovoce.training.llm_targets import teacher_dialogue
 from sottovoce.training.spoken_prompt import mark_speech
 
 REPLY = "I see. That must have been quite a day for you; what do you think you will do about it next?"  # of 21 words
@@ -208,7 +208,7 @@ class Trial(Rehearsal):
         llm, slots = self.module.llm, {name: slot.text for name, slot in self.recipe.slots.items()}
         if isinstance(llm.chat, ChatFormat):
             waiting = [e for rows in batches for e in self.drawn(stage, drawing, rows) if e.target is None][:PROMPTS]
-            prompts = [llm.embed(llm.chat.prompt(asked(example, slots)), {}) for example in waiting]
+            prompts = [llm.embed(llm.chat.prompt(teacher_dialogue(example, slots)), {}) for example in waiting]
             llm.generate(prompts, self.recipe.evaluation.max_new_tokens)
 
     def listening_time(self) -> float:
