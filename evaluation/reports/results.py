@@ -137,7 +137,8 @@ def _systems(records: Sequence[Record]) -> dict[str, list[Record]]:
     for record in in_order(records):
         key = (record.system, record.task, record.metric, record.slots)
         if key in seen:
-            raise SottovoceError(f"two records of {' '.join(key)}; give the systems different names")
+            message = f"two records of {' '.join(key)}; give the systems different names"
+            raise SottovoceError(message, code="conflict", where=record.system)
         seen.add(key)
         groups.setdefault(record.system, []).append(record)
     return groups

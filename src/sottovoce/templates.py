@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from string import Formatter
 
-from sottovoce.errors import ConfigError, nearest
+from sottovoce.errors import Code, ConfigError, nearest
 from sottovoce.paths import read_text
 
 
@@ -67,6 +67,6 @@ def uncommented_lines(file: Path) -> list[tuple[int, str]]:
     try:
         lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        code = "damaged" if file.exists() else "not-found"
+        code: Code = "damaged" if file.exists() else "not-found"
         raise ConfigError(f"{file} cannot be read ({error}); give a UTF-8 text file", code=code, where=file) from None
     return [(number, line) for number, line in enumerate(lines, 1) if not line.startswith("#")]

@@ -28,8 +28,10 @@ from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation import Prediction, Record, score_all, write_results
 from sottovoce.evaluation.metrics import accuracy, balanced_accuracy, mean_measure, word_error_rate
 from sottovoce.evaluation.paired_bootstrap import Estimate, Key, Seeds, estimate
+from sottovoce.evaluation.reports import compare_html
 from sottovoce.evaluation.reports.compare import Comparison, System, comparison_csv, comparison_of, is_better
-from sottovoce.evaluation.reports.compare_html import comparison_html
+from sottovoce.evaluation.reports.compare_html import VERDICT_COLOURS, comparison_html
+from sottovoce.evaluation.reports.plots import Panel
 from sottovoce.evaluation.reports.results import shown
 from sottovoce.evaluation.reports.tables import terminal_tables
 from sottovoce.evaluation.retention import Kept, RetentionScore, retention_scores, write_scores
@@ -126,34 +128,39 @@ GOOD = {"wer": 0.25, "nats": 0.25, "accuracy": 0.75, "judge_quality": 0.75}  # e
 
 
 @pytest.mark.parametrize("metric", GOOD)
-def test_a_known_winner_wins_in_every_direction(metric: str) -> None:
+def test_a_known_winner_wins_in_every_direction(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: 0.75 right against 0.25, over 20 x 4 utterances; bad has seeds 1 and 3, and they share seed 1."""
     lower = metric in ("wer", "nats")
-    key = Key("task", metric, "both")
+    key, sign, high, low = Key("task", metric, "both"), -1 if lower else 1, GOOD[metric], 1 - GOOD[metric]
     systems = {
         name: {seed: mean_measure([1 - hit if lower else hit for hit in hits] * 20) for seed, hits in seeds.items()}
         for name, seeds in RIGHT.items()
     }
     described = {name: System(sorted(seeds), [f"runs/{name}"]) for name, seeds in systems.items()}
     comparison = comparison_of(described, {key: systems}, "bad")
-    assert {name: score.value for name, score in comparison.scores[key].items()} == {
-        "good": GOOD[metric], "bad": 1 - GOOD[metric],
-    }  # fmt: skip
-    assert comparison.scores[key]["bad"].each == {1: 1 - GOOD[metric], 3: 1 - GOOD[metric]}
+    scores = comparison.scores[key]
+    assert {name: score.value for name, score in scores.items()} == {"good": high, "bad": low}
+    assert scores["bad"].each == {1: low, 3: low}
     gap, turned = (comparison.differences[key][pair] for pair in (("good", "bad"), ("bad", "good")))
-    sign = -1 if lower else 1
     assert gap.value == sign * 0.5 and turned.value == -gap.value and gap.each == {1: sign * 0.5}
     assert is_better(metric, gap) is True and is_better(metric, turned) is False
-    page, table = comparison_html(comparison), printed(comparison)
-    assert page.count('<td class="better">') == 1 and '<td class="worse">' not in page
-    worse = comparison_html(comparison_of(described, {key: systems}, "good"))
-    assert worse.count('<td class="worse">') == 1 and '<td class="better">' not in worse
-    assert f"{shown(metric, gap.value) if lower else '+' + shown(metric, gap.value)}\n" in page
+    panels: list[Panel] = []
+    monkeypatch.setattr(compare_html, "interval_plot", lambda drawn: panels.extend(drawn) or b"")
+    number = f"{shown(metric, gap.value) if lower else '+' + shown(metric, gap.value)}\n"
+    for baseline, verdict, other in (("bad", "better", "worse"), ("good", "worse", "better")):
+        page = comparison_html(comparison_of(described, {key: systems}, baseline))
+        assert page.count(f'<td class="{verdict}">') == 1 and f'<td class="{other}">' not in page
+        assert (number in page) == (baseline == "bad")
+        (bar,) = panels[-1].bars
+        assert bar.colour == VERDICT_COLOURS[verdict] and bar.value is not None
+        drawn = (gap if baseline == "bad" else turned).value * (100 if metric in ("wer", "accuracy") else 1)
+        assert bar.value[0] == pytest.approx(drawn) and bar.value[1] < drawn < bar.value[2]
+    table = printed(comparison)
     assert "Differences to bad" in table and "seeds 1, 3" in table
     rows = list(csv.DictReader(io.StringIO(comparison_csv(comparison))))
     written = {(row["kind"], row["system"], row["against"], row["seed"]): float(row["value"]) for row in rows}
     assert written["difference", "good", "bad", ""] == sign * 0.5
-    assert written["score of a seed", "bad", "", "3"] == 1 - GOOD[metric]
+    assert written["score of a seed", "bad", "", "3"] == low
 
 
 def test_no_winner_where_the_interval_holds_0() -> None:
@@ -250,6 +257,12 @@ def test_the_same_run_twice_differs_by_exactly_nothing(make: Make) -> None:
     for gaps in page.differences.values():
         for gap in gaps.values():
             assert (gap.value, gap.low, gap.high, set(gap.each.values())) == (0, 0, 0, {0})
+
+
+def test_the_order_of_a_file_makes_no_pairs(make: Make) -> None:
+    rows = said(1, 0.5)
+    page = page_of(make("frozen", predictions=rows), make("lora", predictions=rows[::-1]))
+    assert {end for gaps in page.differences.values() for gap in gaps.values() for end in gap.interval} == {0}
 
 
 def test_runs_that_differ_in_seed_and_name_alone_are_one_system(make: Make) -> None:

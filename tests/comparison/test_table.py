@@ -15,7 +15,7 @@ from tests.conftest import CONFORMER, EMOTIONS
 
 from sottovoce.cli.main import main
 from sottovoce.comparison.table import judged_in_all
-from sottovoce.comparison.table_config import load, overrides, system_recipe
+from sottovoce.comparison.table_config import load, overrides_for, system_recipe
 from sottovoce.config import recipe as recipes
 from sottovoce.data.audio import load_audio
 from sottovoce.demo.world import NOUNS, REPLIES
@@ -130,14 +130,6 @@ def test_a_reply_without_a_score_in_one_run_is_left_out_of_all() -> None:
     assert {len(measure.rows) for seeds in found.values() for measure in seeds.values()} == {2}
 
 
-def test_the_frozen_llm_and_other_seeds_stay_apart(write_table: Callable[..., str], tmp_path: Path) -> None:
-    assert main(["table", write_table(), "seeds=[1]"]) == 0
-    folder = tmp_path / "runs" / "seed-1" / "baseline"
-    prints = json.loads((folder / "bundle" / "fingerprints.json").read_text())
-    assert prints["llm"] == read_bundle(folder / "bundle").llm.fingerprint()
-    assert not (tmp_path / "runs" / "seed-2").exists()
-
-
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -161,10 +153,12 @@ def test_a_table_that_cannot_be_is_refused_before_anything_runs(
 
 
 def test_pooled_tokens_are_means_that_no_neighbour_changes(write_table: Callable[..., str], tmp_path: Path) -> None:
-    """Against each clip alone through encoder and adapter."""
+    """Against each clip alone through encoder and adapter; the LLM is as it was."""
     assert main(["table", write_table(), "seeds=[1]"]) == 0
+    assert not (tmp_path / "runs" / "seed-2").exists()
     made = system_recipe(load(Path(write_table())), "baseline", 1)
     module, test = read_bundle(made.folder / "bundle"), read_splits(made).splits["test"].utterances
+    assert json.loads((made.folder / "bundle" / "fingerprints.json").read_text())["llm"] == module.llm.fingerprint()
     together = pooled_tokens(module, test)
     for row, utterance in zip(together, test, strict=True):
         clip = torch.from_numpy(load_audio(Path(utterance.audio), 16_000))[None]
@@ -190,10 +184,10 @@ def test_every_system_has_its_row_and_its_own_folder(name: str) -> None:
 
 
 def test_scored_otherwise_than_trained(alignment: dict[str, Any]) -> None:
-    evaluation = {**alignment["evaluation"], "tasks": ["response"], "knobs": {"respons": {"teacher": "none"}}}
-    with pytest.raises(ConfigError, match=r"evaluation\.knobs: there is no task of this recipe 'respons'"):
+    evaluation = {**alignment["evaluation"], "tasks": ["response"], "task_overrides": {"respons": {"teacher": "none"}}}
+    with pytest.raises(ConfigError, match=r"evaluation\.task_overrides.*Did you mean 'response'"):
         recipes.parse({**alignment, "evaluation": evaluation})
 
 
 def test_overrides_go_to_every_recipe(write_table: Callable[..., str], tmp_path: Path) -> None:
-    assert overrides(load(Path(write_table())), 2) == ["seed=2", f"output_dir={tmp_path / 'runs'}"]
+    assert overrides_for(load(Path(write_table())), 2) == ["seed=2", f"output_dir={tmp_path / 'runs'}"]

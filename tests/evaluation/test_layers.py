@@ -11,6 +11,7 @@ import pytest
 from tests.helpers.errors import refused
 
 from sottovoce.errors import Code, MissingError
+from sottovoce.evaluation.layers.html import layer_page
 from sottovoce.evaluation.layers.probes import attribute_probe, intent_probe, lens_agreement
 from sottovoce.evaluation.layers.similarity import attribute_similarity, intent_similarity
 from sottovoce.evaluation.layers.split import Curve, Kind, drawn, make_curve, propose, read_split
@@ -302,3 +303,21 @@ def test_the_logit_lens_counts_the_top_three() -> None:
     assert curve.value == [0.5, 0.75, 0.75, 1.0] and curve.chance == [0.01] * 4
     assert curve.low[3] == curve.high[3] == 1.0 and curve.low[0] < 0.5 < curve.high[0]
     assert "2 different tokens" in curve.notes
+
+
+@pytest.mark.parametrize("picture", [b"\x89PNG...", None])
+def test_the_page_has_every_number_and_needs_nothing(picture: bytes | None) -> None:
+    curves = {name: curve for name, curve in published().items() if name != "age probe"}
+    split = propose(curves)
+    heard = {"utterances": 96, "speakers": 8, "texts": 12, "instruction": "", "intent": "<intent>"}
+    report = {
+        "layers": N, "paralinguistic": split.paralinguistic, "semantic": split.semantic, "words": split.words,
+        "rule": "the rule", "heard": heard, "model": {"llm": "abc"}, "left_out": {"age probe": "one age"},
+    }  # fmt: skip
+    page = layer_page(report, curves, picture)
+    for curve in curves.values():
+        assert all(f"<td>{value:.3f}<small>" in page for value in curve.value)
+    assert page.count('<tr class="voice">') == 7 and page.count('<tr class="meaning">') == 8
+    assert "layer 27" in page and "left out: one age" in page and "&lt;intent&gt;" in page and "href" not in page
+    assert page.count("src=") == page.count("data:image/png;base64") == bool(picture)
+    assert ("matplotlib is not installed" in page) == (picture is None)

@@ -36,18 +36,18 @@ Systems = Mapping[str, Sequence[FinishedRun]]
 Measured = Mapping[Key, Mapping[str, Seeds]]  # score -> system -> seed -> what its rows contribute
 
 
-def compare(folders: Sequence[str], out: str | None = None, against: str | None = None) -> None:
+def compare(runs: Sequence[str], out: str | None = None, against: str | None = None) -> None:
     """The command: a table in the terminal, `comparison.csv`, and `comparison.html`, which needs nothing but itself.
 
     Args:
-        folders: of runs; a pattern such as `runs/*/full` stands for all that match.
+        runs: folders; a pattern such as `runs/*/full` stands for all that match.
         out: folder of the files; `comparison` beside the runs if absent.
         against: the system that the others are held against; the first if absent.
 
     Raises:
         SottovoceError: a folder is no finished run, or the runs cannot be compared, with every reason.
     """
-    paths = [Path(name) for folder in folders for name in _matching(folder)]
+    paths = [Path(name) for folder in runs for name in _matching(folder)]
     comparison = compare_runs([read_run(path) for path in paths], against)
     write_comparison(comparison, Path(out) if out else _beside(paths), Console())
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sottovoce.comparison.compare import Measured, described, measured, remarks_on, write_comparison
 from sottovoce.comparison.finished_runs import FinishedRun, incomparable, read_run, refuse_incomparable
-from sottovoce.comparison.table_config import TableRecipe, load, overrides, system_recipe
+from sottovoce.comparison.table_config import TableRecipe, load, overrides_for, system_recipe
 from sottovoce.config.recipe import Recipe
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import MissingError
@@ -42,16 +42,16 @@ PICTURE = "tokens.png"
 Runs: TypeAlias = dict[str, list[FinishedRun]]  # system -> its run of each seed
 
 
-def table(config: str, changes: Sequence[str] = ()) -> None:
+def table(config: str, overrides: Sequence[str] = ()) -> None:
     """The command. What is there already is used; the same command again goes on where it stopped."""
     console = Console(quiet=not is_rank_zero())
-    recipe = load(Path(config), changes)
+    recipe = load(Path(config), overrides)
     for seed in recipe.seeds:
         for name in recipe.systems:
             made = system_recipe(recipe, name, seed)
             if not _is_finished(made):
                 console.rule(made.name)
-                fit(recipe.systems[name].recipe, overrides(recipe, seed))
+                fit(recipe.systems[name].recipe, overrides_for(recipe, seed))
     if not is_rank_zero():
         return
     comparison = compare_systems(recipe, console)

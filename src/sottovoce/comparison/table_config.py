@@ -84,10 +84,10 @@ def load(path: Path, overrides: Iterable[str] = ()) -> TableRecipe:
 
 def system_recipe(table: TableRecipe, name: str, seed: int) -> Recipe:
     """The recipe of one system with one seed."""
-    return recipes.load(table.systems[name].recipe, overrides(table, seed))
+    return recipes.load(table.systems[name].recipe, overrides_for(table, seed))
 
 
-def overrides(table: TableRecipe, seed: int) -> list[str]:
+def overrides_for(table: TableRecipe, seed: int) -> list[str]:
     """What a table says to each recipe."""
     trusted = ["llm.trust_remote_code=true"] if table.trust_remote_code else []
     return [f"seed={seed}", f"output_dir={table.output_dir}", *trusted]

@@ -13,7 +13,7 @@ from torch import Tensor
 from sottovoce.data.audio import load_audio
 from sottovoce.data.tasks import AttributeTask
 from sottovoce.data.utterance import Utterance
-from sottovoce.encoders.emotion_classifier import EmotionClassifier, Labelled, train_emotion_classifier
+from sottovoce.encoders.emotion_classifier import EmotionClassifier, LabelledClips, train_emotion_classifier
 from sottovoce.encoders.tltr import TLTR
 from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
@@ -58,7 +58,7 @@ def _classifier(run: Run, progress: Progress) -> EmotionClassifier:
     return classifier
 
 
-def _labelled(run: Run, split: str, classifier: EmotionClassifier, progress: Progress) -> Labelled:
+def _labelled(run: Run, split: str, classifier: EmotionClassifier, progress: Progress) -> LabelledClips:
     """Inputs of the classifier and labels of the labelled utterances, in half precision."""
     known = [u for u in run.data.splits[split].utterances if TASK in u.labels]
     if not known:
@@ -66,14 +66,14 @@ def _labelled(run: Run, split: str, classifier: EmotionClassifier, progress: Pro
     clips: list[Tensor] = []
     for part in _batches(known, progress, f"encoding {split}"):
         clips += [row.half().cpu() for row in classifier.tltr.pooled(_states(run, part)).rows()]
-    return Labelled(clips, [u.labels[TASK] for u in known])
+    return LabelledClips(clips, [u.labels[TASK] for u in known])
 
 
 @torch.no_grad()
 def _states(run: Run, utterances: Sequence[Utterance]) -> list[Frames]:
     encoder = run.module.encoder.eval()
     clips = [torch.from_numpy(load_audio(Path(u.audio), encoder.sample_rate)) for u in utterances]
-    return encoder.states(*Frames.pad(clips).to(run.module.device))
+    return encoder.hidden_states(*Frames.pad(clips).to(run.module.device))
 
 
 def _batches(utterances: Sequence[Utterance], progress: Progress, what: str) -> Iterator[Sequence[Utterance]]:
