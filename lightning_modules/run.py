@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sottovoce.config.recipe import Recipe, StageConfig
 from sottovoce.data.examples import ExampleSampler
+from sottovoce.data.manifest import refuse
 from sottovoce.data.tasks import Task
 from sottovoce.device import on_device
 from sottovoce.errors import ManifestError, MissingError
@@ -97,12 +98,9 @@ def encode_clips(run: Run) -> None:
     with run.progress() as progress, on_device(run.module.encoder):
         faults = run.audio_reader.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
     if faults and run.recipe.data.policy == "error":
-        shown = "\n".join(f"  {fault.problem}" for fault in faults[:20])
-        more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
-        told = f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):\n{shown}{more}"
-        raise ManifestError(told, code="damaged", where=faults[0].path)
+        refuse(f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):", faults)
     run.data.faults += faults
-    bad = {Path(fault.path) for fault in faults}
+    bad = {Path(fault.where) for fault in faults}
     run.data.splits = {name: split.without(bad) for name, split in run.data.splits.items()}
     for name in ("train", "validation"):
         if not run.data.splits[name].utterances:

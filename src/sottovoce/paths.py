@@ -1,6 +1,5 @@
 """Where files are: paths of the user, and files that come with the package."""
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -52,14 +51,3 @@ def read_text(file: Path, most: int = 1 << 24) -> str:
     if file.is_file() and file.stat().st_size > most:
         raise OSError(f"it has {file.stat().st_size} bytes; at most {most} are read")
     return file.read_text("utf-8")
-
-
-def sha256_of(*files: Path) -> str:
-    """One digest over the names and bytes of some files, in the order of their names."""
-    digest = hashlib.sha256()
-    for file in sorted(files, key=lambda f: f.name):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

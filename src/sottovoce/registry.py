@@ -7,6 +7,7 @@ from dataclasses import field, make_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Generic, Literal, TypeVar, cast, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
@@ -120,12 +121,14 @@ def _written(module: str, name: str) -> list[tuple[str, Any, Any]] | None:
     made = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"] if own else []
     if not made:
         return None
+    knobs = made[0].args
+    annotations = {arg.arg: ast.unparse(arg.annotation or ast.Name("Any")) for arg in knobs.kwonlyargs}
     try:
+        hints = get_type_hints(SimpleNamespace(__annotations__=annotations), {"Literal": Literal, "Any": Any})
         return [
-            (arg.arg, eval(ast.unparse(arg.annotation or ast.Name("Any")), {"Literal": Literal, "Any": Any}),
-             inspect.Parameter.empty if value is None else ast.literal_eval(value))
-            for arg, value in zip(made[0].args.kwonlyargs, made[0].args.kw_defaults, strict=True)
-        ]  # fmt: skip
+            (arg.arg, hints[arg.arg], inspect.Parameter.empty if value is None else ast.literal_eval(value))
+            for arg, value in zip(knobs.kwonlyargs, knobs.kw_defaults, strict=True)
+        ]
     except (NameError, ValueError, AttributeError):  # a type or a default with a name of its own
         return None
 

@@ -141,8 +141,8 @@ def test_the_loss_of_a_row_does_not_depend_on_its_batch(tuned: Callable[..., str
         alone = [run.module.loss(collate([e], run.audio_reader.read)) for e in examples]
     torch.testing.assert_close(together.per_row, torch.cat([a.per_row for a in alone]), rtol=1e-4, atol=1e-4)
     if head:
-        watched = torch.cat([a.watched for a in alone if a.watched is not None])
-        torch.testing.assert_close(together.watched, watched, rtol=1e-4, atol=1e-4)
+        pooled = torch.cat([a.pooled for a in alone if a.pooled is not None])
+        torch.testing.assert_close(together.pooled, pooled, rtol=1e-4, atol=1e-4)
 
 
 def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
@@ -151,7 +151,7 @@ def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
     module, examples = run.module.eval(), _drawn(run)
     batch = collate(examples, run.audio_reader.read)
     with torch.no_grad():
-        watched = module.loss(batch).watched
+        pooled = module.loss(batch).pooled
         for row, example in enumerate(examples):
             silent = replace(example, sources=dict.fromkeys(example.sources, "none"))
             words, heard = (_prompt(module, collate([e], run.audio_reader.read), e) for e in (silent, example))
@@ -159,8 +159,8 @@ def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
             starts = next(i for i, (a, b) in enumerate(zip(words, heard, strict=False)) if not torch.equal(a, b))
             length = len(heard) - len(words)
             speech = [starts + i for i in range(length) if i != 2]  # two soft tokens, a line break, the words
-            assert watched is not None
-            torch.testing.assert_close(watched[row], states[speech].mean(0), rtol=1e-3, atol=1e-4)
+            assert pooled is not None
+            torch.testing.assert_close(pooled[row], states[speech].mean(0), rtol=1e-3, atol=1e-4)
 
 
 def _prompt(module: SpeechLLM, batch: Any, example: Any) -> torch.Tensor:
@@ -192,9 +192,9 @@ def test_recomputed_activations_give_the_same_gradients(
         examples = [run.example_sampler("tune", cut=False)(u, 0, 0) for u in run.data.splits["train"].utterances[:4]]
         batch = collate([example for example in examples if example], run.audio_reader.read)
         out = run.module.loss(batch)
-        assert out.watched is not None
+        assert out.pooled is not None
         truth = [(str(e.utterance.category), e.utterance.labels[str(e.utterance.category)]) for e in batch.examples]
-        (out.total + run.module.auxiliary_head.loss(out.watched, truth).category).backward()  # type: ignore[union-attr]
+        (out.total + run.module.auxiliary_head.loss(out.pooled, truth).category).backward()  # type: ignore[union-attr]
         gradients.append(
             [weight.grad.clone() for weight in run.module.trainable_parameters() if weight.grad is not None]
         )

@@ -20,7 +20,7 @@ from tests.helpers.audio_llms import (
     our_logits,
     ours,
 )
-from tests.helpers.families import CHATML
+from tests.helpers.families import chat_template
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sottovoce.audio_llm_layouts import shards
@@ -133,7 +133,7 @@ def test_a_composed_model_exports_its_llm(
     assert "no place for it: encoder" in told and "no place for it: adapters.audio" in told
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer.chat_template == CHATML
+    assert tokenizer.chat_template == chat_template("qwen2")
     ids = torch.tensor([tokenizer("Repeat what you hear, please.")["input_ids"]])
     with torch.no_grad():
         torch.testing.assert_close(plain(ids).logits, module.llm.model(ids).logits, atol=1e-5, rtol=1e-5)

@@ -26,11 +26,10 @@ from sottovoce.errors import ManifestError, MissingError
 from sottovoce.evaluation.layers.html import layer_page
 from sottovoce.evaluation.layers.plot import layer_picture
 from sottovoce.evaluation.layers.split import LAYERS, RULE, Curve, Split, propose
-from sottovoce.io import atomic_write
+from sottovoce.io import atomic_write, file_sha256
 from sottovoce.lightning_modules.bundle import WEIGHTS, fingerprints, read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.llms.hidden_states import Inside
-from sottovoce.paths import sha256_of
+from sottovoce.llms.hidden_states import HiddenStates
 from sottovoce.serving.chat import wording
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.splits import build_tasks, choices_of, read_splits
@@ -38,16 +37,16 @@ from sottovoce.training.splits import build_tasks, choices_of, read_splits
 STATES, PICTURE, PAGE = "states.safetensors", "layers.png", "layers.html"
 
 
-def analyze(bundle: str, config: str, changes: Sequence[str] = ()) -> None:
+def analyze(bundle: str, config: str, overrides: Sequence[str] = ()) -> None:
     """The command. States are kept in the output folder; what is computed from them is made anew."""
-    console, recipe = Console(), load(Path(config), changes)
+    console, recipe = Console(), load(Path(config), overrides)
     out = Path(recipe.out) if recipe.out else Path(bundle).parent / "analysis"
     trusted = ["llm.trust_remote_code=true"] if recipe.trust_remote_code else []
     module = read_bundle(Path(bundle), [*recipe.recipe, *trusted])
     utterances = listened(module, recipe)
     attributes(utterances, recipe), intents(utterances, recipe)  # names that match nothing, before the work
     instruction = wording(module, recipe.task) if recipe.instruction is None else recipe.instruction
-    model = {**fingerprints(module), "trained": sha256_of(Path(bundle) / WEIGHTS)}
+    model = {**fingerprints(module), "trained": file_sha256(Path(bundle) / WEIGHTS)}
     with Progress(console=console) as progress:
         inside = _read(module, utterances, instruction, model, recipe, out / STATES, progress)
         vocabulary = module.llm.model.get_output_embeddings().weight.shape[0]  # type: ignore[no-untyped-call]
@@ -113,7 +112,7 @@ def _read(
     recipe: AnalysisRecipe,
     file: Path,
     progress: Progress,
-) -> Inside:
+) -> HiddenStates:
     """The states of all utterances: from the file if it was written for these, and into it otherwise.
 
     Every slot holds speech; what was said before in a dialogue is left out: only voices and words are to differ.

@@ -1,6 +1,5 @@
 """Finished runs: read from disk, and checked against each other before their scores are compared."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.evaluation.metrics import Prediction
 from sottovoce.evaluation.records import Record, read_predictions, read_results
 from sottovoce.evaluation.retention import RetentionScore, read_scores
+from sottovoce.io import file_sha256
 from sottovoce.scoring.text_retention import AFTER, BEFORE
 from sottovoce.training.run_folder import RECIPE
 
@@ -232,7 +232,7 @@ def _same_bytes(first: FinishedRun, run: FinishedRun) -> bool:
         files = [Path(str(node.get("manifest"))) for node in (each.recipe.get("data") or {}).get("test") or []]
         if not files or not all(file.is_file() for file in files):
             return False
-        digests.append([hashlib.sha256(file.read_bytes()).digest() for file in files])
+        digests.append([file_sha256(file) for file in files])
     return digests[0] == digests[1]
 
 

@@ -92,8 +92,8 @@ def estimate(recipe: Recipe, hardware: Hardware, material: DataSplits) -> Estima
     tasks, stages = build_tasks(recipe), []
     for name, node in recipe.stages.items():
         drawing = example_sampler_of(recipe, tasks, name, cut=True)
-        weights = train.of_stage(node, drawing, training=True).tolist()
-        order = BatchSampler([u.seconds for u in train.utterances], weights, node.batch_size, 1, recipe.seed, 0, ranks)
+        weights = train.of_stage(node, drawing, training=True)
+        order = BatchSampler(train.seconds, weights, node.batch_size, 1, recipe.seed, 0, ranks)
         checked = validation.of_stage(node, drawing, training=False).sum()
         checks = ceil(checked / (node.batch_size * ranks)) * node.val_checks_per_epoch
         longest, *typical = _typical(order, train, ranks, TRIED if trial else SAMPLES)
@@ -124,8 +124,8 @@ def processes(trainer: dict[str, Any]) -> int:
 
 def _typical(order: BatchSampler, split: Split, ranks: int, count: int) -> list[Rows]:
     """The batch of the most seconds, then some of an epoch from short to long, as one process has them."""
-    seconds = [u.seconds for u in split.utterances]
-    by_length = sorted(order.order, key=lambda rows: sum(seconds[number] for number in rows.numbers))
+    seconds = split.seconds
+    by_length = sorted(order.global_batches(), key=lambda rows: float(seconds[rows.numbers].sum()))
     chosen = [by_length[(2 * i + 1) * len(by_length) // (2 * count)] for i in range(count)]
     return [Rows(rows.epoch, rows.numbers[::ranks]) for rows in (by_length[-1], *chosen)]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sottovoce.data.audio import load_audio
 from sottovoce.data.tasks import AttributeTask
 from sottovoce.data.utterance import Utterance
-from sottovoce.encoders.emotion_classifier import EmotionClassifier, Labelled, train_emotion_classifier
+from sottovoce.encoders.emotion_classifier import EmotionClassifier, LabelledClips, train_emotion_classifier
 from sottovoce.encoders.tltr import TLTR
 from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
@@ -56,7 +56,7 @@ def _recogniser(run: Run, progress: Progress) -> EmotionClassifier:
     return ser
 
 
-def _labelled(run: Run, split: str, ser: EmotionClassifier, progress: Progress) -> Labelled:
+def _labelled(run: Run, split: str, ser: EmotionClassifier, progress: Progress) -> LabelledClips:
     """What the recogniser reads of each labelled utterance, in half precision."""
     known = [u for u in run.data.splits[split].utterances if TASK in u.labels]
     if not known:
@@ -64,14 +64,14 @@ def _labelled(run: Run, split: str, ser: EmotionClassifier, progress: Progress) 
     clips: list[Tensor] = []
     for part in _batches(known, progress, f"hearing {split}"):
         clips += [row.half().cpu() for row in ser.tltr.pooled(_states(run, part)).rows()]
-    return Labelled(clips, [u.labels[TASK] for u in known])
+    return LabelledClips(clips, [u.labels[TASK] for u in known])
 
 
 @torch.no_grad()
 def _states(run: Run, utterances: Sequence[Utterance]) -> list[Frames]:
     encoder = run.module.encoder.eval()
     clips = [torch.from_numpy(load_audio(Path(u.audio), encoder.sample_rate)) for u in utterances]
-    return encoder.states(*Frames.pad(clips).to(run.module.device))
+    return encoder.hidden_states(*Frames.pad(clips).to(run.module.device))
 
 
 def _batches(utterances: Sequence[Utterance], progress: Progress, what: str) -> Iterator[Sequence[Utterance]]:

@@ -33,5 +33,5 @@ def pooled_tokens(module: SpeechLLM, utterances: Sequence[Utterance]) -> Tensor:
 
 def mean_over_time(frames: Frames) -> Tensor:
     """The mean of the real frames: (batch, frames, dim) to (batch, dim)."""
-    total = frames.x.masked_fill(~frames.real()[..., None], 0.0).sum(1)
+    total = frames.x.masked_fill(~frames.mask()[..., None], 0.0).sum(1)
     return total / frames.lengths[:, None]
