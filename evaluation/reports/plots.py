@@ -33,6 +33,8 @@ MARKERS = ("o", "^", "s", "D")  # one for every round through the colours
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
+    "figure.constrained_layout.h_pad": 0.08,  # inches
+    "figure.constrained_layout.w_pad": 0.08,
     "legend.frameon": False,
     "svg.hashsalt": "sottovoce",  # or names inside the file would differ from run to run
 }
@@ -157,7 +159,6 @@ def interval_plot(panels: Sequence[Panel]) -> bytes:
     rows = math.ceil(len(panels) / columns)
     target = io.BytesIO()
     with canvas(target, 4.0 * columns, (0.75 + 0.25 * len(panels[0].bars)) * rows) as figure:
-        figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
         axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
         for panel in panels:
             _intervals(next(axes), panel)
