@@ -142,7 +142,7 @@ def _check(source: Path, out: Path, kind: Kind) -> None:
     if kind not in KINDS:
         message = f"no kind of targets is called {kind!r}.{nearest(kind, KINDS)}"
         raise ConfigError(message, code="unknown-name", where="kind")
-    check_copy(source, out)
+    check_copy(source, out, None)
 
 
 def _read(source: Path) -> list[_Line]:
