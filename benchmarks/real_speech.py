@@ -42,7 +42,7 @@ from sottovoce.config.best_rq import load
 from sottovoce.data.audio import load_audio
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.conformer import ConformerEncoder
-from sottovoce.encoders.log_mel import SAMPLE_RATE, log_mel
+from sottovoce.encoders.log_mel import SAMPLE_RATE, log_mel, stack
 from sottovoce.evaluation.linear_probe import probe
 from sottovoce.lightning_modules.best_rq_pretraining import begin, pretrain
 from sottovoce.paths import resolve
@@ -145,8 +145,8 @@ def extract(data: Path, task: Task, system: str, pool: Callable[[torch.Tensor], 
 
 def pooled_layers(encoder: ConformerEncoder, clip: torch.Tensor) -> torch.Tensor:
     """(layers, width): the mean of every layer's frames."""
-    stacked = encoder.stack(encoder.log_mel(clip, torch.tensor([clip.shape[1]])))
-    return torch.stack([frames.x[0].mean(0) for frames in encoder.hidden_states(stacked)[1:]])
+    stacked = stack(log_mel(clip, torch.tensor([clip.shape[1]])))
+    return torch.stack([frames.x[0].mean(0) for frames in encoder.layer_outputs(stacked)[1:]])
 
 
 def pooled_mel(clip: torch.Tensor) -> torch.Tensor:

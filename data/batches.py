@@ -1,4 +1,4 @@
-"""Batches: the examples drawn from some utterances, and every clip that they need, once."""
+"""Batches: the examples of some utterances, and every clip that they need, once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -59,18 +59,23 @@ class Examples(Dataset[Batch]):
         utterances: Sequence[Utterance],
         draw: Draw,
         draws: int,
-        complete: Callable[[Example], Example],
+        complete: Callable[[Example], Example] | None,
         read: Read,
     ) -> None:
-        self.utterances, self.draw, self.draws, self.complete, self.read = utterances, draw, draws, complete, read
+        self.utterances, self.draw, self.draws, self.read = utterances, draw, draws, read
+        self._complete = complete
 
     def examples(self, rows: Rows) -> list[Example]:
         """The examples of a batch, without their audio."""
         drawn = [self.draw(self.utterances[row], rows.epoch, k) for row in rows.numbers for k in range(self.draws)]
         return [example for example in drawn if example is not None]
 
+    def complete(self, examples: list[Example]) -> list[Example]:
+        """The examples with their targets; None completes them where every task has its own."""
+        return [self._complete(example) for example in examples] if self._complete else examples
+
     def __getitem__(self, rows: Rows) -> Batch:
-        batch = collate([self.complete(example) for example in self.examples(rows)], self.read)
+        batch = collate(self.complete(self.examples(rows)), self.read)
         return replace(batch, counts=rows.counts)
 
 
@@ -90,7 +95,7 @@ class LazyExamples(Examples):
         left_out: list[str] = []
         for number in rows.numbers:
             try:
-                drawn = [self.complete(example) for example in self.examples(Rows(rows.epoch, [number]))]
+                drawn = self.complete(self.examples(Rows(rows.epoch, [number])))
                 part = collate(drawn, self.read)
             except (ManifestError, AudioError) as error:
                 if not self.skip:
@@ -109,11 +114,13 @@ class LazyExamples(Examples):
         for number in range(first, first + STAND_INS):
             try:
                 one = self.examples(Rows(rows.epoch, [number % len(self.utterances)]))
-                if drawn := [self.complete(example) for example in one]:
+                if drawn := self.complete(one):
                     return replace(collate(drawn, self.read), counts=False)
             except (ManifestError, AudioError):
                 pass  # it is named when its own batch comes
         why = f", such as: {left_out[0]}" if left_out else ": no task of the stage can use what they hold"
         raise ManifestError(
-            f"of the {len(rows.numbers)} utterances of a batch, and of {STAND_INS} after them, not one can be used{why}"
+            f"of the {len(rows.numbers)} utterances of a batch and of {STAND_INS} after them not one can be used{why}",
+            code="empty",
+            where="data.train",
         )

@@ -70,19 +70,16 @@ class ExampleSampler:
     cut: bool = True
     place: Place = "system"
 
-    def __call__(
-        self, utterance: Utterance, epoch: int, number: int, only: Sequence[str] | None = None
-    ) -> Example | None:
+    def __call__(self, utterance: Utterance, epoch: int, number: int) -> Example | None:
         """Draw an example, or None for an utterance that no task of this stage can use.
 
         Args:
             utterance: whose example.
             epoch: counted from 0 within the stage.
             number: of several draws of one utterance in one epoch.
-            only: tasks that this utterance may serve; None: any.
         """
         rng = random.Random(f"{self.seed}/{self.stage}/{epoch}/{number}/{utterance.id}")
-        possible = self.possible(utterance, only)
+        possible = self.possible(utterance)
         if not possible:
             return None
         name = rng.choices(possible, [self.weights[task] for task in possible])[0]
@@ -97,8 +94,9 @@ class ExampleSampler:
             self.place, task.teacher,
         )  # fmt: skip
 
-    def possible(self, utterance: Utterance, only: Sequence[str] | None = None) -> list[str]:
-        """The tasks of the stage that an utterance can serve."""
+    def possible(self, utterance: Utterance) -> list[str]:
+        """The tasks of the stage that an utterance can serve: its manifest allows them, and it has their labels."""
+        only = utterance.only
         named = (name for name, weight in self.weights.items() if weight > 0 and (only is None or name in only))
         return [name for name in named if self.tasks[name].available(utterance)]
 

@@ -23,7 +23,7 @@ from sottovoce.demo.corpus import speak_corpus
 from sottovoce.demo.pretrain_encoder import augment
 from sottovoce.demo.world import ADJECTIVES, NOUNS, PEOPLE, PLACES, TIMES, VERBS
 from sottovoce.encoders.conformer import ConformerEncoder
-from sottovoce.encoders.log_mel import SILENCE, log_mel
+from sottovoce.encoders.log_mel import SILENCE, log_mel, stack
 from sottovoce.frames import Frames
 
 FOLDER = "conformer"  # in the folder of the backbones
@@ -99,7 +99,7 @@ def pretrain(out: Path, plan: Plan | None = None) -> dict[str, Any]:
 
 def _loss(encoder: ConformerEncoder, head: nn.Module, mel: Frames, sentences: Sequence[str]) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):  # faster where the CPU has the instructions
-        hidden = encoder.contextualize(encoder.stack(mel))
+        hidden = encoder.contextualize(stack(mel))
     words = [torch.tensor([WORDS.index(word) + 1 for word in sentence.split()]) for sentence in sentences]
     return nn.functional.ctc_loss(
         head(hidden.x.float()).log_softmax(-1).transpose(0, 1), torch.cat(words), hidden.lengths,
@@ -111,7 +111,7 @@ def _loss(encoder: ConformerEncoder, head: nn.Module, mel: Frames, sentences: Se
 def _word_error_rate(encoder: ConformerEncoder, head: nn.Module, corpus: Corpus) -> float:
     said: list[str] = []
     for start in range(0, len(corpus.mels), 100):
-        hidden = encoder.contextualize(encoder.stack(corpus.mel(range(start, min(start + 100, len(corpus.mels))))))
+        hidden = encoder.contextualize(stack(corpus.mel(range(start, min(start + 100, len(corpus.mels))))))
         paths = head(hidden.x).argmax(-1)
         said += [_read(path[:n].tolist()) for path, n in zip(paths, hidden.lengths, strict=True)]
     return float(jiwer.wer(corpus.sentences, said))

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import ceil
@@ -12,54 +11,39 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import get_scheduler
 
-from sottovoce.config.best_rq import PretrainRecipe, load, parse
+from sottovoce.config.best_rq import PretrainRecipe, load
+from sottovoce.config.recipe import SCHEDULES
 from sottovoce.data.batch_sampler import BatchSampler
-from sottovoce.data.lazy_batch_sampler import LazyBatchSampler
+from sottovoce.data.manifest import listed
 from sottovoce.encoders import ENCODERS
-from sottovoce.encoders.best_rq import BestRQ, CodeLoss, Masking, RandomQuantizer, blind_guess
+from sottovoce.encoders.best_rq import BestRQ, CodeLoss, Masking, RandomQuantizer, unigram_baseline
 from sottovoce.encoders.conformer import ConformerEncoder
-from sottovoce.errors import ConfigError
+from sottovoce.encoders.log_mel import log_mel
 from sottovoce.io import atomic_write
-from sottovoce.lightning_modules.checkpointing import (
-    LAST,
-    ResumeCheckpoint,
-    ignore_signals,
-    latest,
-    read_checkpoint,
-    write_checkpoints_atomically,
-)
-from sottovoce.lightning_modules.error_messages import readable_errors
-from sottovoce.lightning_modules.nonfinite_guard import NonFiniteGuard, propagate_nonfinite
-from sottovoce.signals import Terminated
-from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, gather, told
-from sottovoce.training.lr_schedule import Schedule, learning_rate
+from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, propagate_nonfinite
+from sottovoce.lightning_modules.checkpointing import LAST, latest, read_checkpoint
+from sottovoce.lightning_modules.distributed import is_rank_zero
+from sottovoce.lightning_modules.trainer import build_trainer, loader, train_to_end
+from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, read_splits
 from sottovoce.training.run_folder import open_folder
 
 MEASURED = 1000  # clips, whose log-mels say what is usual
 
 
 class Pretraining(L.LightningModule):
-    """BEST-RQ under Lightning: loss, validation and optimizer.
+    """BEST-RQ under Lightning: loss, validation and optimizer."""
 
-    Args:
-        recipe: the whole recipe as nested dicts, so that a checkpoint holds data and nothing else.
-    """
-
-    def __init__(self, recipe: dict[str, Any]) -> None:
+    def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.recipe = parse(recipe)
+        self.recipe = recipe
         encoder = ENCODERS.build(self.recipe.encoder)
         assert isinstance(encoder, ConformerEncoder)  # the recipe has been checked
         quantizer = RandomQuantizer(**asdict(self.recipe.quantizer))
@@ -78,11 +62,11 @@ class Pretraining(L.LightningModule):
         """The mean over hidden frames and codebooks of all ranks (not a mean of the ranks' means)."""
         self._seed(self.global_step)
         out = self.loss(batch)
-        count = torch.tensor(float(out.asked), device=self.device)
+        count = torch.tensor(float(out.n_targets), device=self.device)
         everywhere = self.trainer.strategy.reduce(count, reduce_op="sum").clamp(min=1)
         loss: Tensor = out.total * self.trainer.world_size / everywhere  # strategies average gradients over ranks
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.mask))
-        self.log("train/accuracy", out.hits / max(out.asked, 1), prog_bar=True, batch_size=len(batch.mask))
+        self.log("train/accuracy", out.hits / max(out.n_targets, 1), prog_bar=True, batch_size=len(batch.mask))
         return propagate_nonfinite(loss)
 
     def names(self, batch: Batch) -> list[str]:
@@ -96,7 +80,7 @@ class Pretraining(L.LightningModule):
     def validation_step(self, batch: Batch, number: int) -> None:
         self._seed(-1 - number)  # the same noise each time
         out = self.loss(batch)
-        self._sums += torch.tensor([out.total.item(), out.hits.item(), out.asked], dtype=torch.float64)
+        self._sums += torch.tensor([out.total.item(), out.hits.item(), out.n_targets], dtype=torch.float64)
         for counts, codes in zip(self._counts, out.targets.cpu().unbind(-1), strict=True):
             counts += torch.bincount(codes, minlength=len(counts))
 
@@ -105,7 +89,7 @@ class Pretraining(L.LightningModule):
         total, hits, asked = reduce(self._sums.to(self.device), reduce_op="sum").tolist()
         self.log("val/loss", total / max(asked, 1), prog_bar=True)
         self.log("val/accuracy", hits / max(asked, 1), prog_bar=True)
-        loss, accuracy = blind_guess(reduce(self._counts.to(self.device), reduce_op="sum"))
+        loss, accuracy = unigram_baseline(reduce(self._counts.to(self.device), reduce_op="sum"))
         self.log_dict({"val/blind_loss": loss, "val/blind_accuracy": accuracy})
 
     def _seed(self, step: int) -> None:
@@ -118,8 +102,7 @@ class Pretraining(L.LightningModule):
         optimizer = torch.optim.AdamW(
             weights, recipe.lr, betas=(recipe.betas[0], recipe.betas[1]), weight_decay=recipe.weight_decay
         )
-        shape = Schedule(recipe.warmup_steps, recipe.steps, recipe.lr_schedule)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(shape, step))
+        scheduler = get_scheduler(SCHEDULES[recipe.lr_schedule], optimizer, recipe.warmup_steps, recipe.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -132,7 +115,7 @@ def pretrain(config: str, overrides: Sequence[str]) -> Path:
         SottovoceError: with what is wrong and what to do.
     """
     recipe = load(config, overrides)
-    console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")
+    console = Console(quiet=not is_rank_zero())
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
     open_folder(recipe.folder, recipe.plain())
     if not (recipe.folder / "done.json").is_file():
@@ -141,16 +124,11 @@ def pretrain(config: str, overrides: Sequence[str]) -> Path:
     return recipe.folder / "encoder"
 
 
-def print_config(config: str, overrides: Sequence[str]) -> None:
-    """Print the whole recipe, every default filled in."""
-    print(OmegaConf.to_yaml(load(config, overrides).plain()), end="")
-
-
 def dry_run(config: str, overrides: Sequence[str]) -> None:
     """Build the recipe on the meta device and print what trains; no clip is read."""
     recipe = load(config, overrides)
     with torch.device("meta"):
-        module = Pretraining(recipe.plain())
+        module = Pretraining(recipe)
         module.best_rq.encoder.build()
     table = Table(title=f"{recipe.name}: what trains, what is frozen")
     for column in ("part", "numbers", "parameters", ""):
@@ -170,33 +148,35 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
 def begin(recipe: PretrainRecipe) -> Pretraining:
     """The module with the weights that training starts from: a function of the recipe's seed."""
     L.seed_everything(recipe.seed, workers=True, verbose=False)
-    module = Pretraining(recipe.plain())
+    module = Pretraining(recipe)
     module.configure_model()
     return module.train()  # an encoder is born in eval mode, and Lightning leaves modes alone
 
 
 def train(recipe: PretrainRecipe, console: Console) -> None:
     """All steps, or those that a killed run has left; then the encoder and the last validation's scores."""
-    speech = gather(
-        recipe.data, lambda rows, total: track(rows, "listening", total, console=console, disable=console.quiet)
+    speech = read_splits(
+        recipe.data, lambda rows, total: track(rows, "reading clips", total, console=console, disable=console.quiet)
     )
     if speech.faults:
-        console.print(f"left out, {len(speech.faults)} in all:\n{told(speech.faults)}", markup=False, highlight=False)
+        console.print(f"left out, {len(speech.faults)} in all:\n{listed(speech.faults)}", markup=False, highlight=False)
     module, resume = begin(recipe), latest(recipe.folder, console)
     if resume is None:  # a checkpoint has them
         measure(recipe, module, speech.train, console)
-    recent = ResumeCheckpoint(recipe.folder / LAST, recipe.checkpoint_every)
+    resumable = ResumeCheckpoint(recipe.folder / LAST, recipe.checkpoint_every)
     guard = NonFiniteGuard(recipe.folder / "skipped.jsonl", recipe.name, console)
-    trainer = _trainer(recipe, [guard, recent])
+    trainer = build_trainer(
+        recipe.trainer,
+        recipe.folder,
+        [guard, resumable],
+        val_check_interval=min(recipe.validate_every, recipe.steps),
+        gradient_clip_val=recipe.grad_clip,
+        default_root_dir=recipe.folder,
+    )
     training = training_loader(recipe, speech.train, trainer, _steps_done(resume))
     validation = validation_loader(recipe, speech.validation, trainer)
     _announce(recipe, speech, console)
-    with readable_errors(trainer):
-        trainer.fit(module, training, validation, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    if recent.agreed(trainer):
-        raise Terminated
+    train_to_end(trainer, module, training, validation, resume, resumable)
     scores = trainer.validate(module, validation, verbose=False)[0]
     if trainer.is_global_zero:
         module.best_rq.encoder.save(recipe.folder / "encoder")
@@ -210,17 +190,15 @@ def measure(recipe: PretrainRecipe, module: Pretraining, clips: Sequence[Clip], 
     some = clips[:: ceil(len(clips) / MEASURED)]
     crops = Crops(some, recipe.data.crop_seconds, Masking(), recipe.seed, "measured")
     cut = (crops.draw(clip, 0)[0] for clip in track(some, "measuring", console=console, disable=console.quiet))
-    encoder = module.best_rq.encoder
-    module.best_rq.quantizer.measure(encoder.log_mel(x[None], torch.tensor([len(x)])).x[0] for x in cut)
+    module.best_rq.quantizer.fit_normalization(log_mel(x[None], torch.tensor([len(x)])).x[0] for x in cut)
 
 
 def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer, start: int) -> DataLoader[Any]:
     """This rank's batches of all steps from `start` on; epochs follow one another until there are enough."""
     epochs = ceil(recipe.steps * recipe.batch_size * trainer.world_size / len(clips))
-    seconds = np.array(_lengths(recipe, clips), np.float32)
-    sampler = LazyBatchSampler(
-        seconds, np.ones(len(clips)), recipe.batch_size, epochs, recipe.seed, trainer.global_rank, trainer.world_size,
-        start, recipe.steps,
+    sampler = BatchSampler(
+        _lengths(recipe, clips), np.ones(len(clips)), recipe.batch_size, epochs, recipe.seed, trainer.global_rank,
+        trainer.world_size, start, max_batches=recipe.steps,
     )  # fmt: skip
     return _loader(recipe, "train", clips, sampler)
 
@@ -228,7 +206,7 @@ def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Tr
 def validation_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer) -> DataLoader[Any]:
     """This rank's batches of every clip once."""
     lengths, rank, ranks = _lengths(recipe, clips), trainer.global_rank, trainer.world_size
-    sampler = BatchSampler(lengths, [1.0] * len(clips), recipe.batch_size, 1, recipe.seed, rank, ranks)
+    sampler = BatchSampler(lengths, np.ones(len(clips)), recipe.batch_size, 1, recipe.seed, rank, ranks)
     return _loader(recipe, "validation", clips, sampler)
 
 
@@ -236,41 +214,9 @@ def _lengths(recipe: PretrainRecipe, clips: Sequence[Clip]) -> list[float]:
     return [min(clip.seconds, recipe.data.crop_seconds) for clip in clips]
 
 
-def _loader(
-    recipe: PretrainRecipe, side: str, clips: Sequence[Clip], sampler: BatchSampler | LazyBatchSampler
-) -> DataLoader[Any]:
-    masking = Masking(**asdict(recipe.masking))
-    crops = Crops(clips, recipe.data.crop_seconds, masking, recipe.seed, side)
-    workers = recipe.data.num_workers
-    return DataLoader(crops, batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=ignore_signals)
-
-
-def _trainer(recipe: PretrainRecipe, callbacks: list[Callback]) -> L.Trainer:
-    """One Lightning epoch is the whole run, so that a place in it is one number, steps done.
-
-    Raises:
-        ConfigError: the recipe's `trainer` has an argument that Lightning does not take.
-    """
-    defaults: dict[str, Any] = {"accelerator": "auto", "devices": 1, "log_every_n_steps": 10}
-    chosen = {**defaults, **recipe.trainer}
-    shown = [RichProgressBar(leave=True)] if chosen.get("enable_progress_bar", True) else []
-    try:
-        trainer = L.Trainer(
-            **chosen,
-            max_epochs=1,
-            num_sanity_val_steps=0,
-            val_check_interval=min(recipe.validate_every, recipe.steps),
-            gradient_clip_val=recipe.grad_clip,
-            use_distributed_sampler=False,
-            enable_model_summary=False,
-            callbacks=[*callbacks, *shown],
-            logger=CSVLogger(recipe.folder, name="metrics"),
-            default_root_dir=recipe.folder,
-        )
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(f"trainer: Lightning refuses these arguments: {error}") from None
-    write_checkpoints_atomically(trainer)
-    return trainer
+def _loader(recipe: PretrainRecipe, side: str, clips: Sequence[Clip], sampler: BatchSampler) -> DataLoader[Any]:
+    crops = Crops(clips, recipe.data.crop_seconds, Masking(**asdict(recipe.masking)), recipe.seed, side)
+    return loader(crops, sampler, recipe.data.num_workers)
 
 
 def _steps_done(checkpoint: Path | None) -> int:

@@ -1,10 +1,9 @@
 """The deliverable: what was trained as safetensors, the recipe, a model card, and fingerprints of encoder and LLM."""
 
-import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import OmegaConf
@@ -13,45 +12,39 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sottovoce import __version__
-from sottovoce.config import recipe as recipes
-from sottovoce.config_tree import Tree
+from sottovoce.config.recipe import Recipe, load
 from sottovoce.errors import BundleError, brief
-from sottovoce.evaluation.records import Record
-from sottovoce.evaluation.reports.results import results_markdown
-from sottovoce.io import atomic_write, storage_errors
+from sottovoce.io import atomic_folder, atomic_write, file_sha256
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.training.environment import environment
+
+if TYPE_CHECKING:
+    from sottovoce.evaluation.records import Record
 
 WEIGHTS, RECIPE, PRINTS, CARD = "trained.safetensors", "recipe.yaml", "fingerprints.json", "README.md"
 TRAINED = "trained"  # in PRINTS, SHA-256 of WEIGHTS
 
 
-def write_bundle(folder: Path, module: SpeechLLM, records: Sequence[Record]) -> Path:
+def write_bundle(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -> Path:
     """Write all that another machine needs, beside the frozen parts, to answer speech; replaces what is there."""
-    draft = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in module.trained().items()}
-    with storage_errors(folder):
-        draft.mkdir(parents=True)
+    with atomic_folder(folder) as draft:
         save_file(weights, draft / WEIGHTS)
         atomic_write(draft / RECIPE, OmegaConf.to_yaml(module.recipe.plain()))
-        prints = {**fingerprints(module), TRAINED: _digest(draft / WEIGHTS)}
+        prints = {**fingerprints(module), TRAINED: file_sha256(draft / WEIGHTS)}
         atomic_write(draft / PRINTS, json.dumps(prints, indent=2) + "\n")
-        atomic_write(draft / CARD, _card(module, records))
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.replace(folder)
+        write_card(draft, module, records)
     return folder
+
+
+def write_card(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -> None:
+    """Write a bundle's model card: what it is made of, how it is used, and its scores."""
+    atomic_write(folder / CARD, _card(module, records))
 
 
 def fingerprints(module: SpeechLLM) -> dict[str, str]:
     """Digests of encoder and LLM, which a bundle's adapters need as they are."""
     return {"encoder": module.encoder.fingerprint(), "llm": module.llm.fingerprint()}
-
-
-def frozen(module: SpeechLLM) -> dict[str, str]:
-    """Digests of what no stage trains: the encoder, if it does not learn, and all of the LLM that is not unfrozen."""
-    encoder = {} if module.owns_encoder else {"encoder": module.encoder.fingerprint()}
-    return {**encoder, "llm": module.llm.frozen_fingerprint()}
 
 
 def bundle_weights(folder: Path) -> dict[str, Tensor]:
@@ -62,18 +55,22 @@ def bundle_weights(folder: Path) -> dict[str, Tensor]:
     """
     try:
         told = json.loads((folder / PRINTS).read_text("utf-8")).get(TRAINED)  # bundles of older versions have none
-        if told not in (None, _digest(folder / WEIGHTS)):
+        if told not in (None, file_sha256(folder / WEIGHTS)):
             raise ValueError("it has changed since it was written")
         weights = load_file(folder / WEIGHTS)
     except Exception as error:  # safetensors has several errors for a broken file, such as KeyError for a dtype
-        raise BundleError(f"{folder / WEIGHTS} cannot be read: {brief(error, 300)}") from None
+        raise _damaged(folder / WEIGHTS, error) from None
     for name, value in weights.items():
         if not value.is_floating_point() or not value.float().isfinite().all():
-            raise BundleError(f"{folder / WEIGHTS}: {brief(name, 100)}: finite floats are needed, found {value.dtype}")
+            raise _damaged(folder / WEIGHTS, f"{brief(name, 100)}: finite floats are needed, found {value.dtype}")
     return weights
 
 
-def _check_shapes(recipe: Tree, folder: Path) -> None:
+def _damaged(file: Path, why: object) -> BundleError:
+    return BundleError(f"{file} cannot be read: {brief(why, 300)}", code="damaged", where=file)
+
+
+def _check_shapes(recipe: Recipe, folder: Path) -> None:
     """The file's adapters against the recipe's, before any memory is taken that a wrong number would fill."""
     with torch.device("meta"):
         asked = {f"adapters.{name}": w.shape for name, w in SpeechLLM(recipe).adapters.state_dict().items()}
@@ -81,13 +78,15 @@ def _check_shapes(recipe: Tree, folder: Path) -> None:
         with safe_open(folder / WEIGHTS, "pt") as file:  # type: ignore[no-untyped-call]
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except Exception as error:  # see `bundle_weights`
-        raise BundleError(f"{folder / WEIGHTS} cannot be read: {brief(error, 300)}") from None
+        raise _damaged(folder / WEIGHTS, error) from None
     for name, shape in asked.items():
         if found.get(name) != tuple(shape):
             there = f"has {found[name]}" if name in found else "lacks it"
             raise BundleError(
                 f"{folder / WEIGHTS}: its trained weights do not fit this recipe: {name} is {tuple(shape)} there, and "
-                f"the file {there}"
+                f"the file {there}",
+                code="mismatch",
+                where=folder / WEIGHTS,
             )
 
 
@@ -105,15 +104,17 @@ def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
     absent = [name for name in (WEIGHTS, RECIPE, PRINTS) if not (folder / name).is_file()]
     if absent:
         raise BundleError(
-            f"{folder} is not a bundle: {', '.join(absent)} is not there. A run leaves one in runs/<name>/bundle"
+            f"{folder} is not a bundle: {', '.join(absent)} is not there. A run leaves one in runs/<name>/bundle",
+            code="not-found",
+            where=folder,
         )
-    recipe = recipes.load(folder / RECIPE, overrides).plain()
+    recipe = load(folder / RECIPE, overrides)
     try:
         expected = json.loads((folder / PRINTS).read_text("utf-8"))
     except (ValueError, OSError, RecursionError) as error:
-        raise BundleError(f"{folder} is damaged: {PRINTS}: {brief(error, 300)}") from None
+        raise _damaged(folder / PRINTS, error) from None
     if not isinstance(expected, dict):
-        raise BundleError(f"{folder} is damaged: {PRINTS}: a JSON object is needed")
+        raise _damaged(folder / PRINTS, "a JSON object is needed")
     _check_shapes(recipe, folder)
     module = SpeechLLM(recipe)
     module.load_trained(bundle_weights(folder), str(folder / WEIGHTS))
@@ -127,23 +128,18 @@ def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
             raise BundleError(
                 f"{folder}: its adapters were trained with another {part} than {checkpoint}: fingerprint "
                 f"{str(expected.get(part))[:12]} in the bundle, {found[part][:12]} here. Point {part}.checkpoint at "
-                "the one of the training run; adapters make no sense to any other"
+                "the one of the training run; adapters make no sense to any other",
+                code="mismatch",
+                where=f"{part}.checkpoint",
             )
     module.eval()
     return module
 
 
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while part := stream.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+def _card(module: SpeechLLM, records: Sequence["Record"]) -> str:
+    from sottovoce.evaluation.reports.results import results_markdown  # brings all of the metrics along
 
-
-def _card(module: SpeechLLM, records: Sequence[Record]) -> str:
-    recipe = module.recipe
-    here = environment()
+    recipe, here = module.recipe, environment()
     adapters = "\n".join(
         f"| {name} | {slot.adapter['type']} | {sum(p.numel() for p in module.adapters[name].parameters()):,} |"
         for name, slot in recipe.slots.items()

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.strategies import DeepSpeedStrategy, StrategyRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
 from sottovoce.config.recipe import Recipe
@@ -44,15 +44,6 @@ def is_sharded(trainer: dict[str, Any]) -> bool:
     return str(trainer.get("strategy", "")).startswith("deepspeed_stage_3")
 
 
-def in_lockstep(trainer: L.Trainer | None) -> bool:
-    """Whether all processes must make the same calls in the same order, whatever their rows ask for: under DeepSpeed.
-
-    ZeRO's stage 3 gathers weights as they are used. Stages 1 and 2 add up gradients in the order in which a backward
-    pass makes them, and would add those of one weight to those of another, without a word.
-    """
-    return trainer is not None and isinstance(trainer.strategy, DeepSpeedStrategy)
-
-
 def check_trainer(recipe: Recipe) -> None:
     """Whether Lightning knows what `trainer` says, and the strategy can do what the recipe asks for.
 
@@ -65,25 +56,31 @@ def check_trainer(recipe: Recipe) -> None:
     takes = list(inspect.signature(L.Trainer).parameters)
     for key in recipe.trainer:
         if key not in takes:
-            raise ConfigError(f"trainer: Lightning's Trainer takes no {key!r}.{nearest(key, takes)}")
+            told = f"trainer: Lightning's Trainer takes no {key!r}.{nearest(key, takes)}"
+            raise ConfigError(told, code="unknown-key", where=f"trainer.{key}")
     accelerators = ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
     for key, names in (("accelerator", accelerators), ("precision", KNOWN)):
         if key in recipe.trainer and recipe.trainer[key] not in names:
             told = f"trainer.{key}: Lightning has no {recipe.trainer[key]!r}."
-            raise ConfigError(told + nearest(str(recipe.trainer[key]), [str(name) for name in names]))
+            told += nearest(str(recipe.trainer[key]), [str(name) for name in names])
+            raise ConfigError(told, code="unknown-name", where=f"trainer.{key}")
     for key in ("devices", "num_nodes"):
         if not _counts(recipe.trainer.get(key, 1), others=("auto", -1, "-1") if key == "devices" else ()):
-            raise ConfigError(f"trainer.{key}: a positive whole number is needed, found {recipe.trainer[key]!r}")
+            told = f"trainer.{key}: a positive whole number is needed, found {recipe.trainer[key]!r}"
+            raise ConfigError(told, code="bad-value", where=f"trainer.{key}")
     name, known = recipe.trainer.get("strategy", "auto"), ["auto", *StrategyRegistry.available_strategies()]
     if not isinstance(name, str) or name not in known:
-        raise ConfigError(f"trainer.strategy: there is no strategy {name!r}.{nearest(str(name), known)}")
+        told = f"trainer.strategy: there is no strategy {name!r}.{nearest(str(name), known)}"
+        raise ConfigError(told, code="unknown-name", where="trainer.strategy")
     if is_sharded(recipe.trainer) and (
         recipe.auxiliary_head or recipe.trains_encoder or recipe.llm.tuning.method == "weights"
     ):
         raise ConfigError(
             f"trainer.strategy: under {recipe.trainer['strategy']} adapters and LoRA can train, but not "
             "auxiliary_head, the encoder, or the LLM's own weights (llm.tuning.method=weights): take "
-            "deepspeed_stage_2, or ddp"
+            "deepspeed_stage_2, or ddp",
+            code="conflict",
+            where="trainer.strategy",
         )
 
 
@@ -111,14 +108,17 @@ def trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
     if precision not in PRECISIONS:
         raise ConfigError(
             f"trainer.precision: under {name} it is {' or '.join(PRECISIONS)}, found {precision!r}: what trains stays "
-            "in float32, and frozen parts have dtypes of their own (llm.dtype)"
+            "in float32, and frozen parts have dtypes of their own (llm.dtype)",
+            code="conflict",
+            where="trainer.precision",
         )
     if trainer.get("accelerator") == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is first imported
     try:
         import deepspeed  # noqa: F401
     except ImportError as error:
-        raise MissingError(f"trainer.strategy: {name} needs DeepSpeed: pip install deepspeed") from error
+        told = f"trainer.strategy: {name} needs DeepSpeed: pip install deepspeed"
+        raise MissingError(told, code="unavailable", where="trainer.strategy") from error
     from sottovoce.lightning_modules.deepspeed_strategy import ZeRO
 
     knobs = StrategyRegistry[name]["init_params"]

@@ -7,48 +7,77 @@ if __name__ == "__main__":  # before the imports below, which take seconds that 
 
     sys.exit(main(["fit", *sys.argv[1:]]))
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from sottovoce.config import recipe as recipes
-from sottovoce.device import on_device
-from sottovoce.errors import ConfigError, MissingError
-from sottovoce.evaluation.records import Record, read_results, score_all, write_results
-from sottovoce.evaluation.reports.results import results_table
-from sottovoce.lightning_modules.bundle import frozen, write_bundle
-from sottovoce.lightning_modules.curriculum import Run, prepare_run, read_trained, stage_folder, train
+from sottovoce.config.recipe import load
+from sottovoce.errors import ConfigError
+from sottovoce.lightning_modules.bundle import write_bundle, write_card
+from sottovoce.lightning_modules.curriculum import read_trained, train_stages
 from sottovoce.lightning_modules.distributed import check_trainer, is_rank_zero
+from sottovoce.lightning_modules.run import frozen_fingerprints, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.paths import resolve
-from sottovoce.scoring.judging import aware, judged
-from sottovoce.scoring.predict import predict
-from sottovoce.scoring.text_retention import BEFORE, retention_after, retention_before
+
+
+def fit(config: str, overrides: Sequence[str] = ()) -> None:
+    """Train all stages, score, write the bundle, print the table. The same command again goes on where it stopped."""
+    console = Console(quiet=not is_rank_zero())
+    recipe = load(config, overrides)
+    scores, node = recipe.folder / "evaluation", recipe.evaluation
+
+    # prepare
+    run = prepare_run(recipe, console)
+    before = frozen_fingerprints(run.module) if is_rank_zero() else {}
+    if node.retention and is_rank_zero():
+        from sottovoce.scoring.text_retention import retention_before
+
+        retention_before(run.module.llm, resolve(node.retention), scores, batch_size=node.batch_size)
+
+    # train
+    best = train_stages(run)
+    if not is_rank_zero():  # the others are done; what is left is written by one
+        return
+    if best is not None:
+        run.module.load_trained(read_trained(best), str(best))
+    if frozen_fingerprints(run.module) != before:
+        told = "a frozen part has changed in training; this is a defect of Sottovoce, please report it"
+        raise ConfigError(told, code="mismatch")
+
+    # leave the result, and score it
+    from sottovoce.scoring.evaluate import report, score  # takes seconds, for which training need not wait
+
+    bundle = recipe.folder / "bundle" if best else None
+    if bundle:
+        write_bundle(bundle, run.module, [])  # whatever the scoring comes to
+    records = score(run, recipe.name, scores)
+    if bundle:
+        write_card(bundle, run.module, records)
+    report(run, records, bundle)
 
 
 def dry_run(config: str, overrides: Sequence[str]) -> None:
     """Build the recipe on the meta device and print what trains and what is frozen; nothing is downloaded."""
-    recipe = recipes.load(config, overrides)
+    recipe = load(config, overrides)
     check_trainer(recipe)
     with torch.device("meta"):
-        module = SpeechLLM(recipe.plain())
+        module = SpeechLLM(recipe)
         module.encoder.build()
         module.llm.build()
     table = Table(title=f"{recipe.name}: what trains, what is frozen")
     for column in ("part", "type", "parameters", ""):
         table.add_column(column, justify="right" if column == "parameters" else "left")
     learns = recipe.trains_encoder
-    table.add_row("encoder", _told(recipe.encoder), f"{count(module.encoder):,}", "trains" if learns else "frozen")
+    table.add_row("encoder", _shown(recipe.encoder), f"{count(module.encoder):,}", "trains" if learns else "frozen")
     for name, slot in recipe.slots.items():
         learns = any(name in (node.train or recipe.slots) for node in recipe.stages.values())
         table.add_row(
             f"adapter {name}",
-            _told(slot.adapter),
+            _shown(slot.adapter),
             f"{count(module.adapters[name]):,}",
             "trains" if learns else "frozen",
         )
@@ -80,94 +109,6 @@ def count(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def _told(node: dict[str, object]) -> str:
+def _shown(node: dict[str, object]) -> str:
     knobs = ", ".join(f"{key}={value}" for key, value in node.items() if key != "type")
     return f"{node['type']}({knobs})"
-
-
-def fit(config: str, overrides: Sequence[str]) -> None:
-    """Train all stages, score, write the bundle, print the table. The same command again goes on where it stopped."""
-    console = Console(quiet=not is_rank_zero())
-    recipe = recipes.load(config, overrides)
-    run = prepare_run(recipe, console)
-    before = frozen(run.module) if is_rank_zero() else {}
-    folder = recipe.folder / "evaluation"
-    if recipe.evaluation.retention and is_rank_zero():
-        retention_before(
-            run.module.llm, resolve(recipe.evaluation.retention), folder, batch_size=recipe.evaluation.batch_size
-        )
-    best = train(run)
-    if not is_rank_zero():  # the others are done; what is left is written by one
-        return
-    if best is not None:
-        run.module.load_trained(read_trained(best), str(best))
-    if frozen(run.module) != before:
-        raise ConfigError("a frozen part has changed in training; this is a defect of Sottovoce, please report it")
-    records = score(run, recipe.name, folder)
-    bundle = write_bundle(recipe.folder / "bundle", run.module, records) if best else None
-    report(run, records, bundle)
-
-
-def score(run: Run, system: str, folder: Path) -> list[Record]:
-    """Score the model as it is now; a folder that holds results of this run is read instead."""
-    if (folder / "results.json").is_file():
-        return read_results(folder)
-    node = run.recipe.evaluation
-    with on_device(run.module):
-        test = run.data.splits["test"].utterances
-        predictions = aware(run.recipe, predict(run), test, folder)
-        records = score_all(system, predictions)
-        if node.retention and (folder / BEFORE).is_file():
-            file = resolve(node.retention)
-            records += retention_after(system, run.module.llm, file, folder, batch_size=node.batch_size)
-    write_results(folder, records, predictions)  # before anybody is asked who may not be there
-    if node.judges:
-        records += judged(system, run.recipe, predictions, test, folder, run.console)
-        write_results(folder, records, predictions)
-    return records
-
-
-def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
-    """The end of a run: table, what was left out, what to try next."""
-    console, folder = run.console, run.recipe.folder
-    console.print(results_table(records))
-    if run.data.faults:
-        console.print(f"left out, {len(run.data.faults)} in all:")
-        for fault in run.data.faults[:20]:
-            console.print(f"  {fault}", markup=False, highlight=False)
-    for name, count in skipped_steps(run).items():
-        file = stage_folder(run.recipe, name) / "skipped.jsonl"
-        console.print(f"stage {name}: {count} steps left out, loss or gradient not finite ({file})", highlight=False)
-    console.print(f"scores  {folder / 'evaluation' / 'results.md'}", highlight=False)
-    if bundle is None:  # nothing was trained that a bundle would hold
-        return
-    size = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
-    console.print(f"bundle  {bundle} ({size:.1f} MB)", highlight=False)
-    test = run.data.splits["test"].utterances
-    if test:
-        console.print(f"try     sottovoce chat {bundle} --audio {test[0].audio}", highlight=False, soft_wrap=True)
-
-
-def skipped_steps(run: Run) -> dict[str, int]:
-    """Stages in which steps were left out, and how many."""
-    files = {name: stage_folder(run.recipe, name) / "done.json" for name in run.recipe.stages}
-    told = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.is_file()}
-    return {name: one["skipped"] for name, one in told.items() if one.get("skipped")}
-
-
-def evaluate(folder: str, stage: str | None, overrides: Sequence[str] = ()) -> None:
-    """Score the best checkpoint of one stage of a run, beside the run's own scores."""
-    file = Path(folder) / "recipe.yaml"
-    if not file.is_file():
-        raise MissingError(f"{folder} is not a run: there is no recipe.yaml in it. `sottovoce fit` makes one")
-    recipe = recipes.load(file, overrides)
-    name = stage or list(recipe.stages)[-1]
-    if name not in recipe.stages:
-        raise ConfigError(f"--stage {name}: the run's stages are {', '.join(recipe.stages)}")
-    best = stage_folder(recipe, name) / "best.ckpt"
-    if not best.is_file():
-        raise MissingError(f"{best} is not there: stage {name!r} of this run has not been trained")
-    run = prepare_run(recipe, Console())
-    run.module.load_trained(read_trained(best), str(best))
-    records = score(run, f"{recipe.name}/{name}", recipe.folder / "evaluation" / name)
-    run.console.print(results_table(records))

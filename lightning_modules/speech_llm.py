@@ -1,54 +1,49 @@
-"""One LightningModule for every recipe: it wires parts together and leaves the work to them."""
+"""SpeechLLM, the LightningModule of every recipe: encoder -> adapters -> LLM, loss, optimizer, trained weights."""
 
 from collections.abc import Hashable, Iterable
+from itertools import product
 from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from transformers import get_scheduler
 
 from sottovoce.adapters import ADAPTERS, Adapter
-from sottovoce.config import recipe as recipes
-from sottovoce.config.recipe import ENCODER, LLM
+from sottovoce.config.recipe import ENCODER, LLM, SCHEDULES, Recipe
+from sottovoce.config.sections import StageConfig
 from sottovoce.data.batches import Batch
 from sottovoce.device import check_fits
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import BundleError, ConfigError, brief
 from sottovoce.frames import Frames
-from sottovoce.lightning_modules.distributed import in_lockstep
-from sottovoce.lightning_modules.nonfinite_guard import propagate_nonfinite
+from sottovoce.lightning_modules.callbacks import propagate_nonfinite
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
-from sottovoce.llms.causal_lm import CausalLLM, TokenLoss, Watch
+from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
-from sottovoce.training.lr_schedule import Schedule, learning_rate
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, mark_speech, speech_positions
 
-PARTS = (
-    "adapters",
-    "encoder",
-    "llm",
-    "auxiliary_head",
-)  # what may be trained; only that is saved, and insisted on when loading
 HEADS = "auxiliary_head"  # guides training, and is no part of the result
+PARTS = ("adapters", "encoder", "llm", HEADS)  # what may be trained: that is saved, and insisted on when loading
 
 
 class SpeechLLM(L.LightningModule):
     """Encoder -> slots filled by adapters -> LLM.
 
-    Adapters are small and are born in `__init__`; the encoder's weights and the LLM are large and arrive in
+    Adapters are small and are built in `__init__`; the encoder's weights and the LLM are large and come in
     `configure_model`, where a strategy may shard them. Encoder and LLM are frozen in stages that do not name them.
-
-    Args:
-        recipe: the whole recipe as nested dicts, so that a checkpoint holds data and nothing else.
     """
 
-    def __init__(self, recipe: dict[str, Any]) -> None:
+    node: StageConfig  # of the stage at hand
+    steps: int  # optimizer steps of that stage
+
+    def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.recipe = recipes.parse(recipe)
-        self.encoder = ENCODERS.build(self.recipe.encoder)
-        node = self.recipe.llm
+        self.recipe = recipe
+        self.encoder = ENCODERS.build(recipe.encoder)
+        node = recipe.llm
         self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code, node.tuning)
         self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
         self.adapters = nn.ModuleDict({name: self._adapter(name) for name in self.recipe.slots})
@@ -70,7 +65,7 @@ class SpeechLLM(L.LightningModule):
                 check_fits(ADAPTERS.build(node, *wiring), what)
             return ADAPTERS.build(node, *wiring)
         except (RuntimeError, OverflowError) as error:  # how torch refuses shapes
-            raise ConfigError(f"{what}: {brief(error, 200)}") from None
+            raise ConfigError(f"{what}: {brief(error, 200)}", code="bad-value", where=what) from None
 
     def start_stage(self, stage: str, steps: int) -> None:
         """Get ready to train a stage of so many optimizer steps: its adapters learn, the others are frozen."""
@@ -123,40 +118,44 @@ class SpeechLLM(L.LightningModule):
         self.llm.train(mode and self.llm_learns)
         return self
 
-    def prompts(self, batch: Batch, chats: list[list[Segment]]) -> list[Tensor]:
-        """Every tokenised chat as the LLM reads it: a list of (tokens, dim), text and the batch's speech spliced."""
-        return self.llm.embed_all(chats, self.fills(batch, chats))
+    @property
+    def lockstep(self) -> bool:
+        """Whether all processes must make the same calls in the same order, whatever their rows need: under DeepSpeed.
 
-    def fills(self, batch: Batch, chats: Iterable[list[Segment]]) -> dict[Hashable, Tensor]:
-        """What the adapters make of the clips, (tokens, dim) for each `SpeechPlaceholder` of the chats."""
-        return self._adapted(batch, chats)[0]
-
-    def _adapted(self, batch: Batch, chats: Iterable[list[Segment]]) -> tuple[dict[Hashable, Tensor], Tensor | float]:
-        """The fills, by one pass a slot for rows that learn, and one for rows it is frozen for; and a thread: 0.
-
-        In lockstep each process makes every pass, if only of a row that nobody asked for, and the thread ties those
-        that learn to the loss.
+        ZeRO's stage 3 gathers weights as they are used. Stages 1 and 2 add up gradients in the order in which a
+        backward pass makes them, and would add those of one weight to those of another, without a word.
         """
-        thread: Tensor | float = 0.0
-        spots = {part.key for chat in chats for part in chat if isinstance(part, Placeholder)}
+        return self._trainer is not None and isinstance(self._trainer.strategy, DeepSpeedStrategy)
+
+    def speech_embeddings(
+        self, batch: Batch, prompts: Iterable[list[Segment]]
+    ) -> tuple[dict[Hashable, Tensor], Tensor | float]:
+        """Adapter outputs (tokens, llm_dim) by placeholder, and a zero that ties idle adapters to the loss.
+
+        An adapter runs once over the clips that it learns from and once, without gradient, over those it is frozen
+        for. In lockstep every process makes the same calls, so an adapter that nothing asks for runs on a stand-in row.
+        """
+        anchor: Tensor | float = 0.0
         if not batch.clips:
-            return {}, thread
-        frames = self._encoded(batch.audio)
-        fills: dict[Hashable, Tensor] = {}
-        for slot in self.slots:
-            for learns in (True, False):
-                wanted = [s for s in spots if isinstance(s, SpeechPlaceholder) and (s.slot, s.learns) == (slot, learns)]
-                wanted.sort(key=lambda spot: batch.clips[spot.clip])
-                if wanted or in_lockstep(self._trainer):
-                    numbers = [batch.clips[spot.clip] for spot in wanted] or [0]
-                    rows = torch.tensor(numbers, device=frames.x.device)
-                    out = self._adapt(slot, Frames(frames.x[rows], frames.lengths[rows]), learns)
-                    fills |= zip(wanted, out.rows(), strict=bool(wanted))
-                    thread = thread + 0.0 * out.x.sum() if in_lockstep(self._trainer) and learns else thread
-        return fills, thread
+            return {}, anchor
+        frames = self._encoded(batch.audio)  # (clips, frames, encoder_dim)
+        keys = {part.key for prompt in prompts for part in prompt if isinstance(part, Placeholder)}
+        placeholders = sorted((k for k in keys if isinstance(k, SpeechPlaceholder)), key=lambda k: batch.clips[k.clip])
+        embeddings: dict[Hashable, Tensor] = {}
+        for slot, learns in product(self.slots, (True, False)):
+            wanted = [key for key in placeholders if (key.slot, key.learns) == (slot, learns)]
+            if not wanted and not self.lockstep:
+                continue
+            rows = torch.tensor([batch.clips[key.clip] for key in wanted] or [0], device=frames.x.device)
+            speech = self._adapt(slot, Frames(frames.x[rows], frames.lengths[rows]), learns)  # (rows, tokens, llm_dim)
+            if wanted:
+                embeddings.update(zip(wanted, speech.rows(), strict=True))
+            if self.lockstep and learns:
+                anchor = anchor + 0.0 * speech.x.sum()
+        return embeddings, anchor
 
     def _encoded(self, audio: Frames) -> Frames:
-        """Waveforms (clips, samples) go through the encoder; what comes from the cache has been there."""
+        """Encoder output (clips, frames, dim) of waveforms (clips, samples), or of the cache as it is."""
         if audio.x.dim() == 3:
             return audio
         with torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()):
@@ -173,56 +172,75 @@ class SpeechLLM(L.LightningModule):
         adapter.train(training)
         return out
 
-    def loss(self, batch: Batch) -> TokenLoss:
-        """How surprising the targets are; with heads, also what they look at."""
-        examples, write = batch.examples, self.llm.chat
-        turns = [dialogue_of(example, self.slots) for example in examples]
-        chats = [write.prompt(chat) for chat in turns]
-        responses = [write.response(chat, e.target or "") for chat, e in zip(turns, examples, strict=True)]
-        fills, thread = self._adapted(batch, chats)
-        prompts = [prompt + thread for prompt in self.llm.embed_all(chats, fills)]
-        head, watch = self.recipe.auxiliary_head, None
-        if head and self.llm_learns:
-            watch = Watch(
-                head.layer, [speech_positions(chat, fills, e) for chat, e in zip(chats, examples, strict=True)]
-            )
-        return self.llm.loss(prompts, responses, [constant(chat) for chat in chats], watch)
+    @torch.no_grad()
+    def generate(self, batch: Batch, dialogues: list[list[ChatTurn]], max_new_tokens: int) -> list[str]:
+        """The model's answer to each dialogue; the batch has their clips."""
+        self.eval()
+        return self.llm.generate(self.embed(batch, dialogues), max_new_tokens)
 
-    def _heads(self, batch: Batch, out: TokenLoss) -> Tensor | float:
-        """The auxiliary loss: mean over the rows of all ranks that have a category, of both cross-entropies.
+    def embed(self, batch: Batch, dialogues: list[list[ChatTurn]]) -> list[Tensor]:
+        """Each dialogue's prompt as the LLM reads it, (tokens, llm_dim): text and the batch's speech."""
+        prompts = [self.llm.chat.prompt(dialogue) for dialogue in dialogues]
+        return self.llm.embed_all(prompts, self.speech_embeddings(batch, prompts)[0])
+
+    def loss(self, batch: Batch) -> TokenLoss:
+        """Negative log-likelihood of the response tokens, given prompt and speech."""
+        chat = self.llm.chat
+        dialogues = [dialogue_of(example, self.slots) for example in batch.examples]
+        prompts = [chat.prompt(dialogue) for dialogue in dialogues]  # token ids and speech placeholders
+        responses = [chat.response(d, e.target or "") for d, e in zip(dialogues, batch.examples, strict=True)]
+
+        speech, anchor = self.speech_embeddings(batch, prompts)
+        inputs = [prompt + anchor for prompt in self.llm.embed_all(prompts, speech)]  # rows of (prompt_tokens, llm_dim)
+
+        prefixes = [constant(prompt) for prompt in prompts]  # text before the first speech: its keys can be cached
+        return self.llm.loss(inputs, responses, prefixes, self._pool(batch, prompts, speech))
+
+    def _pool(self, batch: Batch, prompts: list[list[Segment]], speech: dict[Hashable, Tensor]) -> PooledLayer | None:
+        """The positions whose hidden states the auxiliary heads classify; None where these do not train."""
+        if self.recipe.auxiliary_head is None or not self.llm_learns:
+            return None
+        rows = [speech_positions(prompt, speech, e) for prompt, e in zip(prompts, batch.examples, strict=True)]
+        return PooledLayer(self.recipe.auxiliary_head.layer, rows)
+
+    def _auxiliary_loss(self, batch: Batch, out: TokenLoss) -> Tensor | float:
+        """The weighted loss of the heads: mean over the rows of all ranks that have a category, category + attribute.
 
         PE-FT, section 5: SFT + 0.5 x (category + attribute).
         """
-        if self.auxiliary_head is None or self.recipe.auxiliary_head is None or out.watched is None:
+        config = self.recipe.auxiliary_head
+        if self.auxiliary_head is None or config is None or out.pooled is None:
             return 0.0
         rows = [i for i, example in enumerate(batch.examples) if batch.counts and example.utterance.category]
         truth = [(str(u.category), u.labels[str(u.category)]) for u in (batch.examples[i].utterance for i in rows)]
         count = self.trainer.strategy.reduce(torch.tensor(float(len(rows)), device=self.device), reduce_op="sum")
-        if not rows and not in_lockstep(self._trainer):
+        if not rows and not self.lockstep:
             return 0.0
-        category, values = next(iter(self.recipe.auxiliary_head.categories.items()))
-        told = self.auxiliary_head.loss(out.watched[rows or [0]], truth or [(category, values[0])])
-        both: Tensor = (told.category + told.attribute) * bool(rows) * self.trainer.world_size / count.clamp(min=1)
+        category, values = next(iter(config.categories.items()))  # a stand-in, where no row of this process has one
+        head = self.auxiliary_head.loss(out.pooled[rows or [0]], truth or [(category, values[0])])
+        share = self.trainer.world_size / count.clamp(min=1) if rows else 0.0  # strategies average over ranks
+        both: Tensor = (head.category + head.attribute) * share
         if rows:
-            self.log("train/auxiliary_head_accuracy", told.right / told.rows, batch_size=told.rows)
-            self.log("train/auxiliary_head", both, batch_size=told.rows)
-        return self.recipe.auxiliary_head.weight * both
+            self.log("train/auxiliary_head_accuracy", head.right / head.rows, batch_size=head.rows)
+            self.log("train/auxiliary_head", both, batch_size=head.rows)
+        return config.weight * both
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
         """The mean over response tokens of all ranks (not a mean of the ranks' means)."""
-        # Dropout: the same when resumed.
-        torch.manual_seed(hash((self.recipe.seed, self.global_step, self.global_rank)))
+        torch.manual_seed(hash((self.recipe.seed, self.global_step, self.global_rank)))  # dropout, also when resumed
         out = self.loss(batch)
         self.row_losses = out.per_row.detach()
+
+        # sums over all ranks, of which each then divides by the tokens of all
         here = torch.stack([out.total.detach(), out.total.new_tensor(out.tokens)]) * batch.counts
         total, tokens = self.trainer.strategy.reduce(here, reduce_op="sum")
         tokens = tokens.clamp(min=1)  # there are none where no process has a row that counts
         self.log("train/loss", total / tokens, prog_bar=True, batch_size=len(batch.examples))
-        # Strategies average gradients over ranks.
-        loss: Tensor = out.total * batch.counts * self.trainer.world_size / tokens
-        # Every rank has a gradient for every weight, if only 0; in lockstep, the thread sees to that.
-        touch = 0.0 if in_lockstep(self._trainer) else 0.0 * sum(weight.sum() for weight in self.trainable_parameters())
-        return propagate_nonfinite(loss + self._heads(batch, out) + touch)
+        loss: Tensor = out.total * batch.counts * self.trainer.world_size / tokens  # strategies average over ranks
+
+        # every rank has a gradient for every weight, if only 0; in lockstep, the anchor of the loss sees to that
+        anchor = 0.0 if self.lockstep else 0.0 * sum(weight.sum() for weight in self.trainable_parameters())
+        return propagate_nonfinite(loss + self._auxiliary_loss(batch, out) + anchor)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The weights that this stage trains, heads included."""
@@ -230,15 +248,15 @@ class SpeechLLM(L.LightningModule):
         return [weight for part in parts if part is not None for weight in part.parameters() if weight.requires_grad]
 
     def on_validation_epoch_start(self) -> None:
-        self._response_nll = torch.zeros(2, dtype=torch.float64)
+        self._validation_sums = torch.zeros(2, dtype=torch.float64)
 
     def validation_step(self, batch: Batch, number: int) -> None:
         out = self.loss(batch)
         self.row_losses = out.per_row
-        self._response_nll += torch.tensor([out.total.item(), out.tokens], dtype=torch.float64) * batch.counts
+        self._validation_sums += torch.tensor([out.total.item(), out.tokens], dtype=torch.float64) * batch.counts
 
     def on_validation_epoch_end(self) -> None:
-        total, tokens = self.trainer.strategy.reduce(self._response_nll.to(self.device), reduce_op="sum").tolist()
+        total, tokens = self.trainer.strategy.reduce(self._validation_sums.to(self.device), reduce_op="sum").tolist()
         self.log("val/loss", total / max(tokens, 1), prog_bar=True, rank_zero_only=False)
 
     def names(self, batch: Batch) -> list[str]:
@@ -248,28 +266,23 @@ class SpeechLLM(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what this stage trains, with its schedule (section IV-C)."""
         node = self.node
-        optimizer = torch.optim.AdamW(
-            self.trainable_parameters(),
-            node.lr,
-            betas=(node.betas[0], node.betas[1]),
-            eps=node.eps,
-            weight_decay=node.weight_decay,
-        )
-        shape = Schedule(node.warmup_steps, self.steps, node.lr_schedule)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(shape, step))
+        betas = (node.betas[0], node.betas[1])
+        optimizer = torch.optim.AdamW(self.trainable_parameters(), node.lr, betas, node.eps, node.weight_decay)
+        scheduler = get_scheduler(SCHEDULES[node.lr_schedule], optimizer, node.warmup_steps, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint holds what was trained, and nothing that was frozen; and what its place in the data means."""
+        """A checkpoint holds what was trained and nothing that was frozen, recipe and batch size."""
+        checkpoint["recipe"] = self.recipe.plain()
         checkpoint["batch_size"] = self.node.batch_size * self.trainer.world_size
         weights = checkpoint["state_dict"]
-        owned = self.trained_prefixes
-        checkpoint["state_dict"] = {key: value for key, value in weights.items() if key.startswith(owned)}
+        prefixes = self.trained_prefixes
+        checkpoint["state_dict"] = {key: value for key, value in weights.items() if key.startswith(prefixes)}
 
     def trained(self) -> dict[str, Tensor]:
         """The weights that some stage trains, named as in a checkpoint; without the heads, which are only a help."""
-        owned = tuple(name for name in self.trained_prefixes if name != f"{HEADS}.")
-        return {key: value for key, value in self.state_dict().items() if key.startswith(owned)}
+        prefixes = tuple(name for name in self.trained_prefixes if name != f"{HEADS}.")
+        return {key: value for key, value in self.state_dict().items() if key.startswith(prefixes)}
 
     def load_trained(self, weights: dict[str, Tensor], source: str, *, begins: bool = False) -> None:
         """Take trained weights, named as in a checkpoint; every one must be there, and no other.
@@ -287,7 +300,8 @@ class SpeechLLM(L.LightningModule):
         parts = {name: _part(weights, name) for name in PARTS if name in due or _part(weights, name)}
         strays = [name for name in weights if not name.startswith(tuple(f"{part}." for part in PARTS))]
         if strays:
-            raise BundleError(f"{source}: {', '.join(strays[:3])} is no weight of anything that trains")
+            told = f"{source}: {', '.join(strays[:3])} is no weight of anything that trains"
+            raise BundleError(told, code="mismatch", where=source)
         try:
             self.adapters.load_state_dict(parts["adapters"])
             if ENCODER in parts:
@@ -298,17 +312,8 @@ class SpeechLLM(L.LightningModule):
             if HEADS in parts and self.auxiliary_head:
                 self.auxiliary_head.load_state_dict(parts[HEADS])
         except RuntimeError as error:
-            raise BundleError(
-                f"{source}: its trained weights do not fit this recipe: {' '.join(str(error).split())}"
-            ) from None
-
-
-def answers(module: SpeechLLM, batch: Batch, chats: list[list[ChatTurn]], max_new_tokens: int) -> list[str]:
-    """What the model answers to each chat; the batch has the clips that they speak of."""
-    module.eval()
-    with torch.no_grad():
-        prompts = module.prompts(batch, [module.llm.chat.prompt(chat) for chat in chats])
-        return module.llm.generate(prompts, max_new_tokens)
+            told = f"{source}: its trained weights do not fit this recipe: {' '.join(str(error).split())}"
+            raise BundleError(told, code="mismatch", where=source) from None
 
 
 def _part(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:

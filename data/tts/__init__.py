@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sottovoce.lazy import lazy_attributes
-from sottovoce.registry import Registry
+from sottovoce.registry import Registry, lazy_attributes
 
 if TYPE_CHECKING:
     from sottovoce.data.tts.base import Synthesizer

@@ -1,12 +1,16 @@
-"""Files that are whole or not there: written aside, forced to the disk, renamed."""
+"""Files and folders written atomically (aside, synced, renamed), their digests, and a lock that processes share."""
 
+import hashlib
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from filelock import FileLock
 
 from sottovoce.errors import StorageError
 
@@ -45,6 +49,29 @@ def atomic_open(path: Path, *, shared: bool = False, lasting: bool = True) -> It
 
 
 @contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder that appears, complete and on the disk itself, when the block ends; it replaces what is there.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    draft = folder.with_name(f".{folder.name}.tmp")
+    with storage_errors(folder):
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        try:
+            yield draft
+            for file in draft.rglob("*"):
+                _sync(file)
+            _sync(draft)
+            shutil.rmtree(folder, ignore_errors=True)
+            draft.replace(folder)
+            _sync(folder.parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Tell in one line that a disk takes no more, whoever tells it.
 
@@ -63,20 +90,44 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise
         raise StorageError(
             f"{path} cannot be written: {reason}. What was there before is untouched; make room, and the same command "
-            "goes on"
+            "goes on",
+            where=path,
         ) from None
 
 
 def atomic_write(path: Path, content: str | bytes, *, shared: bool = False) -> None:
-    """Write a file, text as UTF-8; see `whole`."""
+    """Write a file, text as UTF-8; see `atomic_open`."""
     with atomic_open(path, shared=shared) as stream:
         stream.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def _sync(folder: Path) -> None:
-    """A rename is kept over a power cut only when its folder is on the disk, too; not every file system can do that."""
+def file_sha256(file: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def file_lock(folder: Path) -> Iterator[None]:
+    """One process at a time, of all that see this folder, on whatever node; the system frees what a dead one held.
+
+    Whoever has waited should look again what there is. Not to be nested for one folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        yield
+
+
+def _sync(path: Path) -> None:
+    """Force a file or folder to the disk: a rename is kept over a power cut only when its folder is there, too.
+
+    Not every file system can do that.
+    """
     with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -1,6 +1,5 @@
 """Where files are: paths of the user, and files that come with the package."""
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def resolve(path: str | Path) -> Path:
         return usable(text)
     room, _, rest = text.removeprefix(_PACKAGED).partition("/")
     if room not in _ROOMS:
-        raise MissingError(f"{text}: the package has no room {room!r}.{nearest(room, _ROOMS)}")
+        raise MissingError(f"{text}: the package has no room {room!r}.{nearest(room, _ROOMS)}", where=text)
     module = __import__(f"sottovoce.{room}", fromlist=["__file__"])
     return Path(str(module.__file__)).parent / rest
 
@@ -59,14 +58,3 @@ def read_text(file: Path, most: int = 1 << 24) -> str:
     if file.is_file() and file.stat().st_size > most:
         raise OSError(f"it has {file.stat().st_size} bytes; at most {most} are read")
     return file.read_text("utf-8")
-
-
-def sha256_of(*files: Path) -> str:
-    """One digest over the names and bytes of some files, in the order of their names."""
-    digest = hashlib.sha256()
-    for file in sorted(files, key=lambda f: f.name):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -7,6 +7,7 @@ from dataclasses import asdict, make_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Generic, Literal, TypeVar, cast, get_type_hints
 
 from pydantic import Field, GetCoreSchemaHandler, TypeAdapter
@@ -146,15 +147,28 @@ def _written_knobs(module: str, name: str) -> list[tuple[str, Any, Any]] | None:
     made = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"] if own else []
     if not made:
         return None
+    knobs = made[0].args
+    annotations = {arg.arg: ast.unparse(arg.annotation or ast.Name("Any")) for arg in knobs.kwonlyargs}
     try:
+        hints = get_type_hints(SimpleNamespace(__annotations__=annotations), dict(_NAMES), include_extras=True)
         return [
-            (arg.arg, eval(ast.unparse(arg.annotation or ast.Name("Any")), dict(_NAMES)),
-             inspect.Parameter.empty if value is None else ast.literal_eval(value))
-            for arg, value in zip(made[0].args.kwonlyargs, made[0].args.kw_defaults, strict=True)
-        ]  # fmt: skip
+            (arg.arg, hints[arg.arg], inspect.Parameter.empty if value is None else ast.literal_eval(value))
+            for arg, value in zip(knobs.kwonlyargs, knobs.kw_defaults, strict=True)
+        ]
     except (NameError, ValueError, AttributeError):  # a type or a default with a name of its own
         return None
 
 
 def _field(default: Any) -> Any:
     return Field() if default is inspect.Parameter.empty else Field(default=default)
+
+
+def lazy_attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package (PEP 562): names such as `Adapter`, from modules such as `base`."""
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{modules[name]}"), name)
+
+    return get

@@ -23,9 +23,9 @@ from sottovoce.data.examples import Example
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.evaluation.layers.split import read_split
 from sottovoce.lightning_modules.bundle import write_bundle
-from sottovoce.lightning_modules.curriculum import Run, prepare_run
+from sottovoce.lightning_modules.run import Run, prepare_run
 from sottovoce.llms.causal_lm import CausalLLM
-from sottovoce.llms.hidden_states import Inside, look_inside
+from sottovoce.llms.hidden_states import HiddenStates, read_hidden_states
 
 CONF = Path(__file__).parents[2] / "conf" / "analysis.yaml"
 
@@ -46,7 +46,7 @@ def prompts_of(llm: CausalLLM, *lengths: int) -> list[Tensor]:
 def test_states_are_the_native_models_own(llm: CausalLLM) -> None:
     (prompt,) = prompts_of(llm, 11)
     where = [2, 3, 7]
-    seen = look_inside(llm, [prompt], [where])
+    seen = read_hidden_states(llm, [prompt], [where])
     with torch.no_grad():
         native = llm.model(inputs_embeds=prompt[None], output_hidden_states=True)
     expected = torch.stack([state[0, where].mean(0) for state in native.hidden_states[:-1]])
@@ -58,7 +58,7 @@ def test_states_are_the_native_models_own(llm: CausalLLM) -> None:
 def test_the_logit_lens_is_norm_and_output_embeddings(llm: CausalLLM) -> None:
     """By hand: transformers' own states, and the norm of its own module."""
     (prompt,) = prompts_of(llm, 11)
-    seen = look_inside(llm, [prompt], [[0]])
+    seen = read_hidden_states(llm, [prompt], [[0]])
     with torch.no_grad():
         native = llm.model(inputs_embeds=prompt[None], output_hidden_states=True)
         token = native.logits[0, -1].argmax()
@@ -72,9 +72,9 @@ def test_the_logit_lens_is_norm_and_output_embeddings(llm: CausalLLM) -> None:
 def test_states_do_not_depend_on_batch_mates(llm: CausalLLM) -> None:
     prompts = prompts_of(llm, 5, 17, 9)
     where = [[1, 2], [0, 8, 16], [4]]
-    together = look_inside(llm, prompts, where)
+    together = read_hidden_states(llm, prompts, where)
     for row in range(3):
-        alone = look_inside(llm, [prompts[row]], [where[row]])
+        alone = read_hidden_states(llm, [prompts[row]], [where[row]])
         scale = alone.pooled.abs().max().item()  # layers add up, and small numbers are what is left of large ones
         torch.testing.assert_close(together.pooled[row], alone.pooled[0], rtol=1e-4, atol=1e-6 * scale)
         assert together.ranks[row].tolist() == alone.ranks[0].tolist()
@@ -83,7 +83,7 @@ def test_states_do_not_depend_on_batch_mates(llm: CausalLLM) -> None:
 
 def test_a_prompt_without_speech_is_refused(llm: CausalLLM) -> None:
     with pytest.raises(SottovoceError, match="prompt 1 has no position"):
-        look_inside(llm, prompts_of(llm, 5, 5), [[1], []])
+        read_hidden_states(llm, prompts_of(llm, 5, 5), [[1], []])
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_observed_states_keep_their_order_whatever_the_batch(run: Run) -> None:
 
 def test_kept_states_are_used_for_the_same_question_only(run: Run, tmp_path: Path) -> None:
     examples, file = heard(run, 2), tmp_path / "states.safetensors"
-    inside = Inside(torch.rand(2, 3, 4), torch.ones(2, 3, dtype=torch.int32), torch.tensor([4, 5]))
+    inside = HiddenStates(torch.rand(2, 3, 4), torch.ones(2, 3, dtype=torch.int32), torch.tensor([4, 5]))
     key = key_of({"llm": "a"}, examples)
     assert kept(file, key) is None
     keep(file, key, inside)

@@ -28,7 +28,8 @@ from tests.helpers.hostile_models import Bundles, Recipes, pickled
 from sottovoce.cli.main import main
 from sottovoce.config_tree import read_tree, read_yaml
 from sottovoce.data import manifest_schema
-from sottovoce.data.audio import MAX_CHANNELS, load_audio, read_header
+from sottovoce.data.audio import load_audio
+from sottovoce.data.audio_decoder import MAX_CHANNELS, read_header
 from sottovoce.data.manifest import read_manifest
 from sottovoce.encoders.feature_cache import FeatureCache
 from sottovoce.encoders.whisper import read_dims, read_weights

@@ -26,7 +26,7 @@ from sottovoce.estimation.hardware import GPUS, LocalDevice, OpCounter, chosen
 from sottovoce.estimation.meta_tensor import MetaTensor, PeakMemory, hollow, observed
 from sottovoce.estimation.placeholders import supposed
 from sottovoce.estimation.step_simulator import Rehearsal, Trial, hollow_module
-from sottovoce.lightning_modules.curriculum import Run, example_sampler_of, prepare_run
+from sottovoce.lightning_modules.run import Run, example_sampler_of, prepare_run
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.training.splits import build_tasks, read_splits
 
@@ -55,7 +55,7 @@ def real_step(run: Run, stage: str) -> Callable[[], None]:
     run.module.start_stage(stage, 1)
     drawing = run.example_sampler(stage, cut=True)
     utterances = run.data.splits["train"].utterances
-    drawn = [drawing(utterances[n], 0, 0, utterances[n].only) for n in ROWS.numbers]
+    drawn = [drawing(utterances[n], 0, 0) for n in ROWS.numbers]
     batch = collate([example for example in drawn if example is not None], run.audio_reader.read)
 
     def step() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from sottovoce.encoders.feature_cache import FeatureCache
 from sottovoce.errors import CheckpointError
-from sottovoce.lightning_modules import fit as run
-from sottovoce.lightning_modules.checkpointing import WholeCheckpoints, read_checkpoint
-from sottovoce.training.llm_targets import Targets
+from sottovoce.lightning_modules import fit as training
+from sottovoce.lightning_modules.checkpointing import AtomicCheckpointIO, read_checkpoint
+from sottovoce.llms.answer_cache import AnswerCache
+from sottovoce.scoring import evaluate
 from tests.faults.bench import Bench
 from tests.faults.checks import Row, steps_lost
 from tests.faults.process import fit
@@ -25,12 +26,12 @@ def disk_full(bench: Bench) -> Row:
     few = lambda *_: 100  # noqa: E731
     parts = {
         "features": full(FeatureCache, "put", few, 5),
-        "first checkpoint": full(WholeCheckpoints, "save_checkpoint", few),
-        "last.ckpt": full(WholeCheckpoints, "save_checkpoint", few, 2),
-        "best.ckpt": full(WholeCheckpoints, "save_checkpoint", few, 2),
-        "targets": full(Targets, "_keep", lambda t, *_: 10 + (t.file.stat().st_size if t.file.is_file() else 0)),
-        "scores": full(run, "write_results", few),
-        "bundle": full(run, "write_bundle", few),
+        "first checkpoint": full(AtomicCheckpointIO, "save_checkpoint", few),
+        "last.ckpt": full(AtomicCheckpointIO, "save_checkpoint", few, 2),
+        "best.ckpt": full(AtomicCheckpointIO, "save_checkpoint", few, 2),
+        "targets": full(AnswerCache, "add", lambda c, *_: 10 + (c.file.stat().st_size if c.file.is_file() else 0)),
+        "scores": full(evaluate, "write_results", few),
+        "bundle": full(training, "write_bundle", few),
     }
     row = Row("disk full while " + ", ".join(parts) + " are written", len(parts))
     for part, act in parts.items():
@@ -78,7 +79,7 @@ def damaged(bench: Bench) -> Row:
     stages = command.run / "stages"
     last, previous = (stages / "3-holistic" / name for name in ("last.ckpt", "previous.ckpt"))
     features = sorted(cache.glob("features/*/*/*.safetensors"))
-    targets = next(cache.glob("targets/*.jsonl"))
+    targets = next(cache.glob("targets/*.answers"))
     stops = {
         "the best checkpoint of a stage before": [stages / "2-disentangle" / "best.ckpt"],
         "both checkpoints of a stage": [last, previous],

@@ -64,7 +64,7 @@ class Recipes:
             if recipe.llm.trust_remote_code:
                 raise Canary("a file has granted trust_remote_code")
             if rng.random() < 0.2:  # it takes long
-                SpeechLLM(recipe.plain())
+                SpeechLLM(recipe)
         finally:
             if self.ran.exists():
                 self.ran.unlink()
@@ -78,7 +78,7 @@ class Bundles:
     def __init__(self, folder: Path) -> None:
         self.folder, self.bundle, self.ran = folder, folder / "bundle", folder / RAN
         tree = tiny_tree(folder)
-        module = SpeechLLM(recipes.parse(tree).plain())
+        module = SpeechLLM(recipes.parse(tree))
         module.configure_model()
         write_bundle(folder / "good", module, [])
         self.good = {file.name: file.read_bytes() for file in (folder / "good").iterdir()}

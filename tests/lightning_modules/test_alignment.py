@@ -17,8 +17,8 @@ from sottovoce.data.tasks import TASKS, AttributeTask
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import ConfigError
 from sottovoce.lightning_modules.bundle import bundle_weights, read_bundle
-from sottovoce.lightning_modules.curriculum import prepare_run
-from sottovoce.training.llm_targets import asked
+from sottovoce.lightning_modules.run import prepare_run
+from sottovoce.training.llm_targets import teacher_dialogue
 from sottovoce.training.spoken_prompt import dialogue_of
 
 SPOKEN = Utterance("a", Path("a.wav"), "it broke", None, 1.0, {"emotion": "sad"})
@@ -38,7 +38,7 @@ def test_a_tag_stands_before_the_words_where_the_emotion_is_known() -> None:
 def test_an_answer_may_be_the_label_alone() -> None:
     task = TASKS.build({"type": "emotion", "sentence": "{label}"})
     assert task.target(SPOKEN) == "sad"
-    with pytest.raises(ConfigError, match=r"emotion: sentence is 'sad'; put \{label\}"):
+    with refused("missing-key", "task emotion: sentence", ConfigError):
         TASKS.build({"type": "emotion", "sentence": "sad"})
 
 
@@ -63,7 +63,7 @@ def test_questions_stand_before_the_speech_and_the_teacher_is_seen_in_targets_on
             assert len(chat[0].pieces) == 1  # the speech, and nothing else
         else:
             assert chat[0].pieces[0] == f"{run.tasks[task].instructions()[0]} "
-        teacher = asked(example, run.targets.slots)
+        teacher = teacher_dialogue(example, run.targets.slots)
         assert [turn.role for turn in teacher] == (["system", "user"] if task == "response" else ["user"])
         assert teacher[-1].pieces[-1] == "<neutral> we found the lamp"
     assert drawn["response"].teacher and drawn["response"].teacher.startswith("Respond as if you are")
@@ -218,5 +218,5 @@ def test_a_cascade_that_cannot_be_is_refused(
 
 def test_an_encoder_that_hides_its_layers_cannot_carry_a_cascade(alignment: dict[str, Any]) -> None:
     run = prepare_run(recipes.parse(alignment), Console(quiet=True))
-    with pytest.raises(ConfigError, match="WhisperEncoder does not show its layers"):
-        run.module.encoder.states(torch.zeros(1, 16_000), torch.tensor([16_000]))
+    with refused("conflict", "encoder.type"):
+        run.module.encoder.hidden_states(torch.zeros(1, 16_000), torch.tensor([16_000]))

@@ -26,7 +26,7 @@ from sottovoce.encoders.conformer import ConformerEncoder
 from sottovoce.errors import ConfigError, ManifestError, MissingError
 from sottovoce.lightning_modules.best_rq_pretraining import Pretraining, begin, dry_run, pretrain, training_loader
 from sottovoce.paths import resolve
-from sottovoce.training.best_rq_data import Batch, Crops, gather
+from sottovoce.training.best_rq_data import Batch, Crops, read_splits
 
 Write = Callable[..., str]
 NUMBERS = {"layers": 2, "width": 16, "feedforward": 32, "heads": 2, "kernel": 3}
@@ -86,7 +86,7 @@ def write(speech: Path, tmp_path: Path) -> Write:
 
 
 def found(config: str) -> Any:
-    return gather(recipes.load(config).data, lambda rows, total: rows)
+    return read_splits(recipes.load(config).data, lambda rows, total: rows)
 
 
 def test_a_run_leaves_an_encoder_that_recipes_can_name(write: Write, tmp_path: Path, capsys: Any) -> None:
@@ -174,8 +174,8 @@ pretrain.pretrain(sys.argv[1], [])
 
 def test_a_killed_run_ends_in_the_same_weights(write: Write, tmp_path: Path) -> None:
     """Killed after the validation of step 3, and again after the checkpoint of step 4: the same bit for bit."""
-    whole = pretrain(write(runs=str(tmp_path / "whole")), [])
-    config = write(runs=str(tmp_path / "killed"))
+    whole = pretrain(write(output_dir=str(tmp_path / "whole")), [])
+    config = write(output_dir=str(tmp_path / "killed"))
     for at, last in ((4, 3), (2, 4)):  # training steps since the start
         command = [sys.executable, "-c", KILL, config, str(at), str(torch.get_num_threads())]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
@@ -232,7 +232,7 @@ def test_the_loss_is_a_mean_over_the_frames_of_all_ranks(write: Write, monkeypat
     module, clips = begin(recipe), found(write()).train
     crops = Crops(clips, 60.0, Masking(), 3, "train")
     batches = [crops[Rows(0, [0, 4, 8])], crops[Rows(0, [3])]]
-    counts = [module.loss(batch).asked for batch in batches]
+    counts = [module.loss(batch).n_targets for batch in batches]
     assert counts[0] != counts[1]
 
     def step(batch: Batch, ranks: int, everywhere: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ from sottovoce.config import recipe as recipes
 from sottovoce.data.batches import collate
 from sottovoce.errors import BundleError, ConfigError
 from sottovoce.lightning_modules.bundle import read_bundle
-from sottovoce.lightning_modules.curriculum import Run, prepare_run
+from sottovoce.lightning_modules.run import Run, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 
 VALUES = {"gender": ["male", "female"], "emotion": list(EMOTIONS)}
@@ -142,8 +142,8 @@ def test_the_loss_of_a_row_does_not_depend_on_its_batch(tuned: Callable[..., str
         alone = [run.module.loss(collate([e], run.audio_reader.read)) for e in examples]
     torch.testing.assert_close(together.per_row, torch.cat([a.per_row for a in alone]), rtol=1e-4, atol=1e-4)
     if head:
-        watched = torch.cat([a.watched for a in alone if a.watched is not None])
-        torch.testing.assert_close(together.watched, watched, rtol=1e-4, atol=1e-4)
+        pooled = torch.cat([a.pooled for a in alone if a.pooled is not None])
+        torch.testing.assert_close(together.pooled, pooled, rtol=1e-4, atol=1e-4)
 
 
 def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
@@ -152,7 +152,7 @@ def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
     module, examples = run.module.eval(), _drawn(run)
     batch = collate(examples, run.audio_reader.read)
     with torch.no_grad():
-        watched = module.loss(batch).watched
+        pooled = module.loss(batch).pooled
         for row, example in enumerate(examples):
             silent = replace(example, sources=dict.fromkeys(example.sources, "none"))
             words, heard = (_prompt(module, collate([e], run.audio_reader.read), e) for e in (silent, example))
@@ -160,14 +160,14 @@ def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
             starts = next(i for i, (a, b) in enumerate(zip(words, heard, strict=False)) if not torch.equal(a, b))
             length = len(heard) - len(words)
             speech = [starts + i for i in range(length) if i != 2]  # two soft tokens, a line break, the words
-            assert watched is not None
-            torch.testing.assert_close(watched[row], states[speech].mean(0), rtol=1e-3, atol=1e-4)
+            assert pooled is not None
+            torch.testing.assert_close(pooled[row], states[speech].mean(0), rtol=1e-3, atol=1e-4)
 
 
 def _prompt(module: SpeechLLM, batch: Any, example: Any) -> torch.Tensor:
     from sottovoce.training.spoken_prompt import dialogue_of
 
-    return module.prompts(batch, [module.llm.chat.prompt(dialogue_of(example, module.slots))])[0]
+    return module.embed(batch, [dialogue_of(example, module.slots)])[0]
 
 
 def _recomputing(layer: torch.nn.Module, x: torch.Tensor, call: Callable[..., Any], **knobs: Any) -> Any:
@@ -193,9 +193,9 @@ def test_recomputed_activations_give_the_same_gradients(
         examples = [run.example_sampler("tune", cut=False)(u, 0, 0) for u in run.data.splits["train"].utterances[:4]]
         batch = collate([example for example in examples if example], run.audio_reader.read)
         out = run.module.loss(batch)
-        assert out.watched is not None
+        assert out.pooled is not None
         truth = [(str(e.utterance.category), e.utterance.labels[str(e.utterance.category)]) for e in batch.examples]
-        (out.total + run.module.auxiliary_head.loss(out.watched, truth).category).backward()  # type: ignore[union-attr]
+        (out.total + run.module.auxiliary_head.loss(out.pooled, truth).category).backward()  # type: ignore[union-attr]
         gradients.append(
             [weight.grad.clone() for weight in run.module.trainable_parameters() if weight.grad is not None]
         )
@@ -211,9 +211,9 @@ def test_the_head_moves_the_layers_below_it(tuned: Callable[..., str]) -> None:
         run = opened(tuned(LORA, {**HEAD, "weight": weight}, name=f"w{weight:g}"))
         config = run.recipe
         assert config.auxiliary_head and config.auxiliary_head.weight == weight
-        from sottovoce.lightning_modules.curriculum import train
+        from sottovoce.lightning_modules.curriculum import train_stages
 
-        train(run)
+        train_stages(run)
         ends[weight] = {
             name: run.module.get_parameter(f"llm.{name}").clone() for name in run.module.llm.trainable_names
         }

@@ -20,14 +20,15 @@ from tests.helpers.audio_llms import (
     our_logits,
     ours,
 )
-from tests.helpers.families import CHATML
+from tests.helpers.families import chat_template
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sottovoce.audio_llm_layouts import shards
 from sottovoce.cli.main import main
+from sottovoce.config.recipe import parse
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.lightning_modules.bundle import write_bundle
-from sottovoce.lightning_modules.speech_llm import SpeechLLM, answers
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.serving.export import export, merged
 
 EVERY = pytest.mark.parametrize("kind", KINDS)
@@ -122,7 +123,7 @@ def test_a_composed_model_exports_its_llm(
         "slots": {"audio": {"adapter": {"type": "frame_stacking_mlp", "hidden": 8}, "text": "transcript"}},
         "stages": {"sft": {"tasks": {"asr": 1}, "lr": 1e-4, "train": ["audio", "llm"]}},
     }
-    module = SpeechLLM(tree)
+    module = SpeechLLM(parse(tree))
     module.configure_model()
     disturbed(module).eval()
     bundle = write_bundle(tmp_path / "bundle", module, [])
@@ -132,7 +133,7 @@ def test_a_composed_model_exports_its_llm(
     assert "no place for it: encoder" in told and "no place for it: adapters.audio" in told
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer.chat_template == CHATML
+    assert tokenizer.chat_template == chat_template("qwen2")
     ids = torch.tensor([tokenizer("Repeat what you hear, please.")["input_ids"]])
     with torch.no_grad():
         torch.testing.assert_close(plain(ids).logits, module.llm.model(ids).logits, atol=1e-5, rtol=1e-5)
@@ -177,4 +178,4 @@ def test_answers_are_the_same_after_a_way_through_bundle_and_export(
     bundle = write_bundle(tmp_path / "bundle", module, [])
     assert main(["export", str(bundle), "--out", str(tmp_path / "out")]) == 0
     asked = batch(WAVES), [chat(0), chat(1)], 5
-    assert answers(ours("qwen2_audio", tmp_path / "out"), *asked) == answers(module, *asked)
+    assert ours("qwen2_audio", tmp_path / "out").generate(*asked) == module.generate(*asked)

@@ -14,7 +14,7 @@ from sottovoce.errors import ConfigError, SottovoceError, nearest
 from sottovoce.evaluation.layers.probes import States, attribute_probe, intent_probe, lens_agreement
 from sottovoce.evaluation.layers.similarity import attribute_similarity, intent_similarity
 from sottovoce.evaluation.layers.split import Curve
-from sottovoce.llms.hidden_states import Inside
+from sottovoce.llms.hidden_states import HiddenStates
 
 TOPIC = "topic"
 
@@ -35,7 +35,7 @@ class Heard:
     """What the LLM has read: utterances with speaker and words, and its states for them, row by row."""
 
     utterances: Sequence[Utterance]
-    inside: Inside
+    inside: HiddenStates
     vocabulary: int
 
     def told(self, labels: Sequence[str | None]) -> LabelledStates:

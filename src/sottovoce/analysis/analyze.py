@@ -22,14 +22,14 @@ from sottovoce.analysis.hidden_states import keep, kept, key_of, observe
 from sottovoce.data.examples import Example
 from sottovoce.data.manifest import read_manifest
 from sottovoce.data.utterance import Utterance
-from sottovoce.errors import ManifestError
+from sottovoce.errors import ManifestError, MissingError
 from sottovoce.evaluation.layers.html import layer_page
-from sottovoce.evaluation.layers.plot import layer_picture, require_matplotlib
+from sottovoce.evaluation.layers.plot import layer_picture
 from sottovoce.evaluation.layers.split import LAYERS, RULE, Curve, Split, propose
+from sottovoce.io import atomic_write, file_sha256
 from sottovoce.lightning_modules.bundle import WEIGHTS, fingerprints, read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.llms.hidden_states import Inside
-from sottovoce.paths import sha256_of
+from sottovoce.llms.hidden_states import HiddenStates
 from sottovoce.serving.chat import wording
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.splits import build_tasks, choices_of, read_splits
@@ -40,14 +40,13 @@ STATES, PICTURE, PAGE = "states.safetensors", "layers.png", "layers.html"
 def analyze(bundle: str, config: str, changes: Sequence[str] = ()) -> None:
     """The command. States are kept in the output folder; what is computed from them is made anew."""
     console, recipe = Console(), load(Path(config), changes)
-    require_matplotlib()
     out = Path(recipe.out) if recipe.out else Path(bundle).parent / "analysis"
     trusted = ["llm.trust_remote_code=true"] if recipe.trust_remote_code else []
     module = read_bundle(Path(bundle), [*recipe.recipe, *trusted])
     utterances = listened(module, recipe)
     attributes(utterances, recipe), intents(utterances, recipe)  # names that match nothing, before the work
     instruction = wording(module, recipe.task) if recipe.instruction is None else recipe.instruction
-    model = {**fingerprints(module), "trained": sha256_of(Path(bundle) / WEIGHTS)}
+    model = {**fingerprints(module), "trained": file_sha256(Path(bundle) / WEIGHTS)}
     with Progress(console=console) as progress:
         inside = _read(module, utterances, instruction, model, recipe, out / STATES, progress)
         vocabulary = module.llm.model.get_output_embeddings().weight.shape[0]  # type: ignore[no-untyped-call]
@@ -56,11 +55,16 @@ def analyze(bundle: str, config: str, changes: Sequence[str] = ()) -> None:
     split = propose(curves)
     told = report(curves, left_out, split, utterances, recipe, instruction, model)
     out.mkdir(parents=True, exist_ok=True)
-    layer_picture(curves, split, left_out, out / PICTURE)
-    (out / PAGE).write_text(layer_page(told, curves, out / PICTURE), "utf-8")
-    (out / LAYERS).write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    try:
+        layer_picture(curves, split, left_out, out / PICTURE)
+        picture = (out / PICTURE).read_bytes()
+    except MissingError as error:  # matplotlib is an extra: the page has tables alone
+        console.print(str(error), style="yellow", markup=False)
+        picture = None
+    atomic_write(out / PAGE, layer_page(told, curves, picture))
+    atomic_write(out / LAYERS, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     _show(console, curves, left_out, split)
-    for name in (LAYERS, PICTURE, PAGE):
+    for name in (LAYERS, *([PICTURE] if picture else []), PAGE):
         console.print(f"written  {out / name}", highlight=False, soft_wrap=True)
 
 
@@ -108,7 +112,7 @@ def _read(
     recipe: AnalysisRecipe,
     file: Path,
     progress: Progress,
-) -> Inside:
+) -> HiddenStates:
     """The states of all utterances: from the file if it was written for these, and into it otherwise.
 
     Every slot holds speech; what was said before in a dialogue is left out: only voices and words are to differ.

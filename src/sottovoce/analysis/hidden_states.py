@@ -14,24 +14,24 @@ from safetensors.torch import load_file, save_file
 from sottovoce.data.batches import Batch, Read, collate
 from sottovoce.data.examples import Example
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.llms.causal_lm import places
-from sottovoce.llms.hidden_states import Inside, look_inside
+from sottovoce.llms.causal_lm import placeholder_spans
+from sottovoce.llms.hidden_states import HiddenStates, read_hidden_states
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, dialogue_of
 
 VERSION = 1  # of what is kept: a new number makes old files anew
 
 
-def states(module: SpeechLLM, batch: Batch) -> Inside:
+def states(module: SpeechLLM, batch: Batch) -> HiddenStates:
     """What the LLM makes of each example of a batch, averaged over the positions of its own spoken turn.
 
     All slots that hold speech count, also where there are several; speech of the context does not.
     """
     chats = [module.llm.chat.prompt(dialogue_of(example, module.slots)) for example in batch.examples]
-    fills = module.fills(batch, chats)
+    fills = module.speech_embeddings(batch, chats)[0]
     prompts = [module.llm.embed(chat, fills) for chat in chats]
-    spans = [places(chat, fills) for chat in chats]
+    spans = [placeholder_spans(chat, fills) for chat in chats]
     heard = [_own(span, example.utterance.audio) for span, example in zip(spans, batch.examples, strict=True)]
-    return look_inside(module.llm, prompts, heard)
+    return read_hidden_states(module.llm, prompts, heard)
 
 
 def _own(spans: Mapping[Hashable, range], clip: Path) -> list[int]:
@@ -41,7 +41,7 @@ def _own(spans: Mapping[Hashable, range], clip: Path) -> list[int]:
 
 
 @torch.no_grad()
-def observe(module: SpeechLLM, examples: Sequence[Example], read: Read, batch: int, progress: Progress) -> Inside:
+def observe(module: SpeechLLM, examples: Sequence[Example], read: Read, batch: int, progress: Progress) -> HiddenStates:
     """The states of all examples, in their order; clips of like length go through the model together."""
     module.eval()
     order = sorted(range(len(examples)), key=lambda row: examples[row].utterance.seconds)
@@ -51,7 +51,7 @@ def observe(module: SpeechLLM, examples: Sequence[Example], read: Read, batch: i
         seen.append(states(module, collate(part, read).to(module.device)))
     back = torch.tensor(order).argsort()
     pooled, ranks, tokens = (torch.cat(list(kind))[back] for kind in zip(*seen, strict=True))
-    return Inside(pooled, ranks, tokens)
+    return HiddenStates(pooled, ranks, tokens)
 
 
 def key_of(model: dict[str, str], examples: Sequence[Example]) -> str:
@@ -63,18 +63,18 @@ def key_of(model: dict[str, str], examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def kept(file: Path, key: str) -> Inside | None:
+def kept(file: Path, key: str) -> HiddenStates | None:
     """What `keep` has written with this key; None if there is nothing, or of something else."""
     try:
         with safe_open(file, "pt") as stream:  # type: ignore[no-untyped-call]
             if stream.metadata() != {"key": key}:
                 return None
-        return Inside(**load_file(file))
+        return HiddenStates(**load_file(file))
     except (SafetensorError, OSError):
         return None
 
 
-def keep(file: Path, key: str, inside: Inside) -> None:
+def keep(file: Path, key: str, inside: HiddenStates) -> None:
     """Write states, in float32; the file appears when it is whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(".tmp")

@@ -11,7 +11,7 @@ from sottovoce.config.recipe import Recipe
 from sottovoce.config_model import BaseRecipe, Count, Float, Int, Node, config_class, fault, located, unknown
 from sottovoce.errors import ConfigError
 from sottovoce.evaluation import JUDGES
-from sottovoce.evaluation.reports.systems_table import COLUMNS
+from sottovoce.evaluation.reports.compare import COLUMNS
 from sottovoce.llms import ENGINES
 
 
@@ -76,10 +76,10 @@ def load(path: Path, overrides: Iterable[str] = ()) -> TableRecipe:
 
 def system_recipe(table: TableRecipe, name: str, seed: int) -> Recipe:
     """The recipe of one system with one seed."""
-    return recipes.load(table.systems[name].recipe, overrides(table, seed))
+    return recipes.load(table.systems[name].recipe, overrides_for(table, seed))
 
 
-def overrides(table: TableRecipe, seed: int) -> list[str]:
+def overrides_for(table: TableRecipe, seed: int) -> list[str]:
     """What a table says to each recipe."""
     trusted = ["llm.trust_remote_code=true"] if table.trust_remote_code else []
     return [f"seed={seed}", f"output_dir={table.output_dir}", *trusted]

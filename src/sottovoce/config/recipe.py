@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from omegaconf import OmegaConf
 from pydantic import Field
 
 from sottovoce.config.sections import (
@@ -35,6 +34,7 @@ from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.llms.tuning_config import AUTO
 
 Source = Literal["speech", "text", "none"]  # what fills a slot
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}  # as transformers call them
 SOURCES: tuple[Source, ...] = ("speech", "text", "none")
 ENCODER, LLM = "encoder", "llm"  # among the names of what a stage trains, beside the slots
 SPLITS = ("train", "validation", "test")
@@ -173,11 +173,6 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 parse = Recipe.parse
-
-
-def print_config(path: str | Path, overrides: Iterable[str] = ()) -> None:
-    """Print the whole recipe, every default filled in."""
-    print(OmegaConf.to_yaml(load(path, overrides).plain()), end="")
 
 
 def used_tasks(recipe: Recipe) -> list[str]:

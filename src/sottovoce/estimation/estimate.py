@@ -17,10 +17,10 @@ from sottovoce.errors import ConfigError, MissingError
 from sottovoce.estimation.hardware import GPU, Hardware, LocalDevice, chosen
 from sottovoce.estimation.placeholders import supposed
 from sottovoce.estimation.step_simulator import Cost, Rehearsal, Trial, hollow_module, unfilled_module
-from sottovoce.lightning_modules.curriculum import example_sampler_of
+from sottovoce.lightning_modules.callbacks import peak_memory
 from sottovoce.lightning_modules.distributed import check_trainer, is_sharded
+from sottovoce.lightning_modules.run import example_sampler_of
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.lightning_modules.throughput import taken
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.training.audio_reader import BATCH
 from sottovoce.training.splits import DataSplits, Split, build_tasks, read_splits
@@ -78,7 +78,7 @@ class Estimate:
 def estimate(recipe: Recipe, hardware: Hardware, material: DataSplits) -> Estimate:
     """Rehearse every stage and add up."""
     on_cpu = isinstance(hardware, LocalDevice) and hardware.device.type == "cpu"
-    program = taken() if on_cpu else 0
+    program = peak_memory() if on_cpu else 0
     module = hollow_module(recipe)
     ranks = processes(recipe.trainer)
     train, validation = material.splits["train"], material.splits["validation"]
@@ -92,8 +92,8 @@ def estimate(recipe: Recipe, hardware: Hardware, material: DataSplits) -> Estima
     tasks, stages = build_tasks(recipe), []
     for name, node in recipe.stages.items():
         drawing = example_sampler_of(recipe, tasks, name, cut=True)
-        weights = train.of_stage(node, drawing, training=True).tolist()
-        order = BatchSampler([u.seconds for u in train.utterances], weights, node.batch_size, 1, recipe.seed, 0, ranks)
+        weights = train.of_stage(node, drawing, training=True)
+        order = BatchSampler(train.seconds, weights, node.batch_size, 1, recipe.seed, 0, ranks)
         checked = validation.of_stage(node, drawing, training=False).sum()
         checks = ceil(checked / (node.batch_size * ranks)) * node.val_checks_per_epoch
         longest, *typical = _typical(order, train, ranks, TRIED if trial else SAMPLES)
@@ -102,7 +102,7 @@ def estimate(recipe: Recipe, hardware: Hardware, material: DataSplits) -> Estima
         memory = {strategy: program + _memory(module, cost, strategy, ranks) for strategy in STRATEGIES}
         if on_cpu and trial:  # what the trial took is more where memory was not given back, and a run keeps still more
             trial.reply(name, drawing, typical)
-            memory = {strategy: int(SPARE * max(most, taken())) for strategy, most in memory.items()}
+            memory = {strategy: int(SPARE * max(most, peak_memory())) for strategy, most in memory.items()}
         file = _owned(module) + cost.moments
         stages.append(StageEstimate(name, len(order), node.epochs, step, checks * check, memory, file))
     clips = sum(len(split.clips()) for split in material.splits.values())
@@ -124,8 +124,8 @@ def processes(trainer: dict[str, Any]) -> int:
 
 def _typical(order: BatchSampler, split: Split, ranks: int, count: int) -> list[Rows]:
     """The batch of the most seconds, then some of an epoch from short to long, as one process has them."""
-    seconds = [u.seconds for u in split.utterances]
-    by_length = sorted(order.order, key=lambda rows: sum(seconds[number] for number in rows.numbers))
+    seconds = split.seconds
+    by_length = sorted(order.global_batches(), key=lambda rows: float(seconds[rows.numbers].sum()))
     chosen = [by_length[(2 * i + 1) * len(by_length) // (2 * count)] for i in range(count)]
     return [Rows(rows.epoch, rows.numbers[::ranks]) for rows in (by_length[-1], *chosen)]
 

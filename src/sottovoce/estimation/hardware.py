@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from sottovoce.device import installed
+from sottovoce.device import total_memory
 from sottovoce.errors import ConfigError, nearest
 from sottovoce.estimation.meta_tensor import layout
 
@@ -130,7 +130,7 @@ class LocalDevice:
     def __post_init__(self) -> None:
         cuda = self.device.type == "cuda"
         self.name = torch.cuda.get_device_name() if cuda else f"this machine, {torch.get_num_threads()} threads"
-        self.memory = torch.cuda.get_device_properties(0).total_memory if cuda else installed()
+        self.memory = torch.cuda.get_device_properties(0).total_memory if cuda else total_memory()
 
 
 Hardware: TypeAlias = GPU | LocalDevice

@@ -26,11 +26,11 @@ from sottovoce.estimation.placeholders import SupposedChat
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.chat_template import ChatFormat
-from sottovoce.llms.hub_checkpoints import reach
-from sottovoce.llms.prefix_cache import Known, Prefixes
+from sottovoce.llms.hub_checkpoints import HUB, SETTINGS
+from sottovoce.llms.prefix_cache import KeyValues, PrefixCache
 from sottovoce.training.audio_reader import BATCH
 from sottovoce.training.llm_targets import BATCH as PROMPTS
-from sottovoce.training.llm_targets import asked
+from sottovoce.training.llm_targets import teacher_dialogue
 from sottovoce.training.spoken_prompt import mark_speech
 
 REPLY = "I see. That must have been quite a day for you; what do you think you will do about it next?"  # of 21 words
@@ -51,10 +51,10 @@ class Cost:
     gradients: int
 
 
-class PrefixCache(Prefixes):
+class SimulatedPrefixCache(PrefixCache):
     """Constant text as if it had been read long ago, which it has in all steps but the first."""
 
-    def _read(self, model: PreTrainedModel, prefix: tuple[int, ...], device: torch.device) -> Known:
+    def _key_values(self, model: PreTrainedModel, prefix: tuple[int, ...], device: torch.device) -> KeyValues:
         config = model.config.get_text_config()
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = config.num_key_value_heads, len(prefix), size
@@ -67,19 +67,19 @@ def hollow_module(recipe: Recipe) -> SpeechLLM:
     module = unfilled_module(recipe, torch.device("meta"))
     hollow(module)
     module.cpu()  # where hollow tensors say they are
-    module.llm._prefixes = PrefixCache()
+    module.llm.prefix_cache = SimulatedPrefixCache()
     return module
 
 
 def unfilled_module(recipe: Recipe, device: torch.device) -> SpeechLLM:
     """The recipe's whole module on a device, with weights of no worth; the LLM's own tokenizer if that is at hand."""
     with device:
-        module = SpeechLLM(recipe.plain())
+        module = SpeechLLM(recipe)
         module.encoder.build()
         module.llm.build()
     module.encoder.loaded = True
     try:
-        module.llm.tokenizer = reach(module.llm.checkpoint, module.llm._read_tokenizer)
+        module.llm.tokenizer = module.llm.read_tokenizer(HUB.snapshot(module.llm.checkpoint, SETTINGS))
     except MissingError:
         module.llm.chat = cast(ChatFormat, SupposedChat())
         return module
@@ -140,7 +140,7 @@ class Rehearsal:
 
     def drawn(self, stage: str, drawing: ExampleSampler, rows: Rows) -> list[Example]:
         """The rows' examples; those that the LLM is to answer have no target yet."""
-        made = [drawing(self.utterances[row], rows.epoch, k, self.utterances[row].only)
+        made = [drawing(self.utterances[row], rows.epoch, k)
                 for row in rows.numbers for k in range(self.recipe.stages[stage].tasks_per_utterance)]  # fmt: skip
         return [example for example in made if example is not None]
 
@@ -208,7 +208,7 @@ class Trial(Rehearsal):
         llm, slots = self.module.llm, {name: slot.text for name, slot in self.recipe.slots.items()}
         if isinstance(llm.chat, ChatFormat):
             waiting = [e for rows in batches for e in self.drawn(stage, drawing, rows) if e.target is None][:PROMPTS]
-            prompts = [llm.embed(llm.chat.prompt(asked(example, slots)), {}) for example in waiting]
+            prompts = [llm.embed(llm.chat.prompt(teacher_dialogue(example, slots)), {}) for example in waiting]
             llm.generate(prompts, self.recipe.evaluation.max_new_tokens)
 
     def listening_time(self) -> float:

@@ -1,4 +1,4 @@
-"""Scores a model on the test side: every task under every choice of slots, on what it says and not on its loss."""
+"""Predictions on the test side: an answer to every task under every choice of slots."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,9 +13,8 @@ from sottovoce.data.tasks import TASKS, AttributeTask
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError
 from sottovoce.evaluation.metrics import Prediction
-from sottovoce.lightning_modules.curriculum import Run
-from sottovoce.lightning_modules.speech_llm import answers
-from sottovoce.scoring.cascade import TASK, tags
+from sottovoce.lightning_modules.run import Run
+from sottovoce.scoring.cascade import TASK, emotion_tags
 from sottovoce.training.spoken_prompt import dialogue_of
 
 Row = tuple[str, Example]  # (choice of slots, example)
@@ -23,39 +22,41 @@ Rivals = dict[tuple[str, str], dict[str, str]]  # (task, utterance) -> emotion -
 
 
 def predict(run: Run, split: str = "test") -> list[Prediction]:
-    """Every answer that is to be scored.
+    """Every answer that is to be scored. Nothing of the run is changed.
 
     Raises:
         ManifestError: there is nothing to score.
     """
-    recipe = run.recipe
-    scored = {
-        name: TASKS.build({**recipe.tasks[name], **knobs}) for name, knobs in recipe.evaluation.task_overrides.items()
+    recipe, data = run.recipe, run.data.splits[split]
+    overrides = recipe.evaluation.task_overrides
+    tasks = {
+        **run.tasks,
+        **{name: TASKS.build({**recipe.tasks[name], **changes}) for name, changes in overrides.items()},
     }
-    run.tasks = {**run.tasks, **scored}
-    examples = [e for utterance in run.data.splits[split].utterances for e in _questions(run, split, utterance)]
+    run = replace(run, tasks=tasks, targets=run.targets.with_slots({**run.module.slots, **recipe.evaluation.text}))
+    examples = [example for utterance in data.utterances for example in _questions(run, utterance)]
     if not examples:
-        raise ManifestError(f"nothing to score: no utterance of {split!r} has what the tasks need")
-    examples = _limited(examples, recipe.evaluation.limit, run.data.splits[split].names)
-    run.targets.slots = run.module.slots = {**run.module.slots, **recipe.evaluation.text}
-    heard = tags(run, split) if recipe.cascade else {}
-    names = run.data.splits[split].names
+        told = f"nothing to score: no utterance of {split!r} has what the tasks need"
+        raise ManifestError(told, code="empty", where=f"data.{split}")
+    examples = _limited(examples, recipe.evaluation.limit, data.names)
+    tags = emotion_tags(run, split) if recipe.cascade else {}
     with run.progress() as progress:
         rivals = _rivals(run, examples, progress)
         run.targets.make(run.module.llm, examples, progress)
         complete = [run.targets.complete(example) for example in examples]
-        rows = [(mode, _with_slots(e, mode, heard)) for mode in recipe.modes for e in complete]
-        recognised = [row for row in rows if row[1].tag and row[1].task == TASK]
-        answered = _answers(run, [row for row in rows if not (row[1].tag and row[1].task == TASK)], rivals, progress)
-        said = [*(_prediction(run, *row, row[1].tag or "", rivals) for row in recognised), *answered]
-    return [replace(prediction, source=names.get(prediction.id)) for prediction in said]
+        rows = [(mode, _with_slots(example, mode, tags)) for mode in recipe.modes for example in complete]
+        tagged = [row for row in rows if row[1].tag and row[1].task == TASK]  # the cascade's own task: its tag answers
+        asked = [row for row in rows if not (row[1].tag and row[1].task == TASK)]
+        predictions = [_prediction(run, *row, row[1].tag or "", rivals) for row in tagged]
+        predictions += _answers(run, asked, rivals, progress)
+    return [replace(prediction, source=data.names.get(prediction.id)) for prediction in predictions]
 
 
-def _questions(run: Run, split: str, utterance: Utterance) -> Iterator[Example]:
+def _questions(run: Run, utterance: Utterance) -> Iterator[Example]:
     """Each task that the utterance is good for, in one wording, with its whole context."""
     for task in run.recipe.evaluation.tasks or used_tasks(run.recipe):
-        drawing = replace(run.example_sampler(None, cut=False), weights={task: 1.0})
-        example = drawing(utterance, 0, 0, utterance.only)
+        sampler = replace(run.example_sampler(None, cut=False), weights={task: 1.0})
+        example = sampler(utterance, 0, 0)
         if example is not None:
             yield example
 
@@ -73,7 +74,7 @@ def _limited(examples: list[Example], limit: int | None, names: dict[str, str]) 
     return kept
 
 
-def _with_slots(example: Example, mode: str, heard: dict[str, str]) -> Example:
+def _with_slots(example: Example, mode: str, tags: dict[str, str]) -> Example:
     """`both` and `text` fill every slot alike; the name of a slot leaves only that slot its speech.
 
     A cascade's tag goes with the speech, and answers for the recognised attribute itself.
@@ -82,7 +83,7 @@ def _with_slots(example: Example, mode: str, heard: dict[str, str]) -> Example:
         slot: {"both": "speech", "text": "text"}.get(mode, "speech" if slot == mode else "none")
         for slot in example.sources
     }
-    tag = heard.get(example.utterance.id) if mode != "text" else None
+    tag = tags.get(example.utterance.id) if mode != "text" else None
     return replace(example, sources=sources, trains=frozenset(), tag=tag)
 
 
@@ -90,12 +91,12 @@ def _answers(run: Run, rows: list[Row], rivals: Rivals, progress: Progress) -> I
     """Generate in batches of like length."""
     rows = sorted(rows, key=lambda row: (row[0], row[1].task, row[1].utterance.seconds))
     size = run.recipe.evaluation.batch_size
-    for start in progress.track(range(0, len(rows), size), description="answering"):
+    for start in progress.track(range(0, len(rows), size), description="generating answers"):
         part = rows[start : start + size]
         batch = collate([example for _, example in part], run.audio_reader.read).to(run.module.device)
-        chats = [dialogue_of(example, run.module.slots) for _, example in part]
-        said = answers(run.module, batch, chats, run.recipe.evaluation.max_new_tokens)
-        for (mode, example), response in zip(part, said, strict=True):
+        chats = [dialogue_of(example, run.targets.slots) for _, example in part]
+        responses = run.module.generate(batch, chats, run.recipe.evaluation.max_new_tokens)
+        for (mode, example), response in zip(part, responses, strict=True):
             yield _prediction(run, mode, example, response, rivals)
 
 

@@ -14,7 +14,7 @@ from sottovoce.data.utterance import Turn
 from sottovoce.errors import AudioError, ConfigError
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import read_bundle
-from sottovoce.lightning_modules.speech_llm import SpeechLLM, answers
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.chat_template import ChatTurn, Piece, Placeholder
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, between, instructed
 
@@ -52,7 +52,7 @@ class Conversation:
         for said in (*self.turns, turn):
             pieces = self._spoken(said.audio) if said.audio else (said.text,)
             chat.append(ChatTurn(said.role, (*before, *pieces) if said is turn else pieces))
-        answer = answers(self.model, self._batch(), [chat], self.max_new_tokens)[0]
+        answer = self.model.generate(self._batch(), [chat], self.max_new_tokens)[0]
         self.turns += [turn, Turn("assistant", answer)]
         return answer
 

@@ -13,17 +13,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sottovoce.adapters.checkpoint_projector import CheckpointProjector
-from sottovoce.audio_llm_layouts import LAYOUTS, SETTINGS, WEIGHTS, Layout, read_config, shards
+from sottovoce.audio_llm_layouts import LAYOUTS, Layout, read_config, shards
 from sottovoce.encoders.qwen_audio import AudioTower
 from sottovoce.errors import ConfigError, SottovoceError
+from sottovoce.hub import WEIGHTS
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.audio_llm import is_composite, text_config
-from sottovoce.llms.hub_checkpoints import HUB
+from sottovoce.llms.hub_checkpoints import HUB, SETTINGS
 from sottovoce.llms.tuning import base_name
 from sottovoce.paths import resolve
 
-_FILES = (*SETTINGS, "*.model", "*.py", "*.pt", *WEIGHTS)  # of a checkpoint on the hub; Omni has its speakers in a .pt
+_FILES = (*SETTINGS, "*.pt", *WEIGHTS)  # of a checkpoint on the hub; Omni has its speakers in a .pt
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
@@ -57,7 +58,7 @@ def export(module: SpeechLLM, folder: Path) -> list[str]:
     draft.mkdir(parents=True)
     text = merged(module.llm.model)
     placed = {"llm"}
-    if is_composite(str(source), local=True):
+    if is_composite(source):
         placed |= _write_audio_llm(module, text, source, draft)
     else:
         module.llm.model.save_pretrained(draft, state_dict=text)

@@ -1,0 +1,290 @@
+"""Callbacks of a training: resume checkpoints, the guard against non-finite steps, throughput, skipped rows."""
+
+import json
+import resource
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from rich.console import Console
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from sottovoce.errors import ManifestError, SottovoceError, TrainingError
+from sottovoce.io import atomic_write
+from sottovoce.lightning_modules.checkpointing import PREVIOUS
+from sottovoce.signals import WARNINGS, Terminated
+
+MAX_SKIPS = 3  # steps that may be left out one after another; more say that it is not the data
+MAX_SKIPS_SCALED = 20  # with fp16, whose scale begins too high on purpose and is halved each time
+_MAXRSS = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of `ru_maxrss`
+
+
+class ResumeCheckpoint(Checkpoint):
+    """Keeps the checkpoint that a killed run goes on from, and the one before it; stops at a cluster's warning.
+
+    Where a validation is due the checkpoint waits for its end: Lightning would skip that validation after a resume, and
+    the best checkpoint could be another one. Another is written a step before, so that a validation that is broken off
+    costs one step. After a validation in the last step none is needed, since the stage is over.
+
+    A warning (SIGTERM) waits for the end of the step, which is then checkpointed. With several processes one that is
+    warned stops all of them at the same step.
+
+    Args:
+        file: `last.ckpt` of a folder; `previous.ckpt` will stand beside it.
+        every: steps between checkpoints.
+    """
+
+    def __init__(self, file: Path, every: int) -> None:
+        self.file, self.every, self.warned = file, every, False
+
+    def on_train_start(self, trainer: L.Trainer, *_: object) -> None:
+        """Lightning's own handler would talk to other processes in the middle of whatever this one is doing.
+
+        Lightning puts back the handlers of before when training ends.
+        """
+        if threading.current_thread() is threading.main_thread():
+            for number in WARNINGS:
+                signal.signal(number, self._warn)
+
+    def _warn(self, *_: object) -> None:
+        self.warned = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+        due, step = trainer.val_check_batch, trainer.global_step
+        assert due is not None  # the recipe's stages say when to validate, in steps
+        warned, validates = self.agreed(trainer), step % int(due) == 0
+        if not validates and (warned or step % self.every == 0 or (step + 1) % int(due) == 0):
+            self._save(trainer, module)
+        self._leave(warned)  # before a validation, which may take longer than a cluster waits
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        """Several processes may have different numbers of these batches, and cannot agree before the end."""
+        self._leave(self.warned and trainer.world_size == 1)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if 0 < trainer.global_step < trainer.num_training_batches:
+            warned = self.agreed(trainer)
+            self._save(trainer, module)
+            self._leave(warned)
+
+    def agreed(self, trainer: L.Trainer) -> bool:
+        """Whether any process has been warned: all of them must leave at the same step."""
+        if trainer.world_size == 1:
+            return self.warned
+        return bool(trainer.strategy.reduce_boolean_decision(self.warned, all=False))
+
+    def _leave(self, warned: bool) -> None:
+        if warned:
+            raise Terminated
+
+    def _save(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        check_weights(module, trainer.global_step)
+        if trainer.is_global_zero and self.file.exists():
+            previous = self.file.with_name(PREVIOUS)
+            if previous.is_dir():
+                shutil.rmtree(previous)
+            self.file.replace(previous)
+        trainer.strategy.barrier()
+        trainer.save_checkpoint(self.file)
+
+
+def check_weights(module: L.LightningModule, step: int) -> None:
+    """Raises TrainingError where a weight that learns is not finite; no checkpoint shall hold it."""
+    bad = [name for name, weight in module.named_parameters() if weight.requires_grad and not weight.isfinite().all()]
+    if bad:
+        raise TrainingError(
+            f"step {step}: {len(bad)} weights are not finite any more, such as {bad[0]}. The last checkpoint is from "
+            "before; lower the stage's lr, or train in bfloat16 or float32",
+            code="nonfinite",
+            where=bad[0],
+        )
+
+
+def ignore_signals(worker: int) -> None:
+    """For processes that read audio: a cluster warns them, too, but the one that trains decides when they stop."""
+    for number in WARNINGS:
+        signal.signal(number, signal.SIG_IGN)
+    pl_worker_init_function(worker)  # what Lightning gives a loader that has no function of its own
+
+
+class NonFiniteGuard(Callback):
+    """Leaves out an optimizer step whose loss or gradient is not finite.
+
+    Weights and the optimizer's state stay as they were, on every rank. The order of the data and the learning rate go
+    on as if the step had been made. Who was in the batch is written to `skipped.jsonl`: the rows whose own loss was not
+    finite, or all.
+
+    Args:
+        file: `skipped.jsonl`; written only if a step is left out.
+        stage: what messages call this part of the run.
+        console: to say so.
+
+    Raises:
+        TrainingError: in training, when too many steps in a row would be left out, or a validation's loss is not
+            finite.
+    """
+
+    def __init__(self, file: Path, stage: str, console: Console) -> None:
+        self.file, self.stage, self.console = file, stage, console
+        self.skipped: list[dict[str, Any]] = []
+        self.in_a_row = 0
+        self.lost: list[str] = []  # of this validation
+
+    def state_dict(self) -> dict[str, Any]:
+        """Kept in checkpoints, so that a step that is made again is not counted again."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped, self.in_a_row = list(state_dict["skipped"]), int(state_dict["in_a_row"])
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.batch = batch
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """After the gradients of all ranks have been added up and unscaled, before they are clipped."""
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        pl_module.log("train/grad_norm", norm)
+        good = bool(norm.isfinite())
+        if trainer.world_size > 1:  # where ranks hold shards, one may see what the others do not
+            good = bool(trainer.strategy.reduce_boolean_decision(good, all=True))
+        if good:
+            self.in_a_row = 0
+            return
+        for weight in weights:
+            weight.grad = None  # an optimizer passes over a weight without a gradient, decay and moments included
+        self.in_a_row += 1
+        self._note(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        what, names = _suspects(pl_module, batch)
+        self.lost += names if what == "loss" else []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Before the checkpoint of this validation is written, which would otherwise be called the best or not."""
+        loss = trainer.callback_metrics.get("val/loss")
+        if loss is not None and not loss.isfinite():
+            told = ", ".join(dict.fromkeys(self.lost)) or "not known"
+            raise TrainingError(
+                f"stage {self.stage}, step {trainer.global_step}: the validation loss is not finite; utterances: "
+                f"{told}. Leave them out, lower the stage's lr, or train in bfloat16 or float32",
+                code="nonfinite",
+                where=f"stages.{self.stage}",
+            )
+        self.lost = []
+
+    def _note(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        what, names = _suspects(module, self.batch)
+        everyone: list[tuple[str, list[str]]] = [(what, names)] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(everyone, (what, names))
+        if losses := [told for told in everyone if told[0] == "loss"]:
+            what, everyone = "loss", losses
+        names = [name for _, part in everyone for name in part]
+        step = trainer.global_step + 1
+        self.skipped.append({"step": step, "not finite": what, "utterances": names})
+        if trainer.is_global_zero:
+            atomic_write(self.file, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.skipped))
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        told = f"stage {self.stage}, step {step}: the {what} is not finite; utterances: {', '.join(names)}"
+        if self.in_a_row >= (MAX_SKIPS if scaler is None else MAX_SKIPS_SCALED):
+            raise TrainingError(
+                f"{told}. It is step {self.in_a_row} in a row ({self.file} has all), so it is not one clip. Weights "
+                "are as before them; lower the stage's lr, or train in bfloat16 or float32",
+                code="nonfinite",
+                where=f"stages.{self.stage}",
+            )
+        if scaler is None:
+            self.console.print(f"{told}. The step is left out", markup=False, highlight=False, soft_wrap=True)
+
+
+def _suspects(module: Any, batch: Any) -> tuple[str, list[str]]:
+    """What is not finite, and whose: the rows whose own loss is not; or all, if each is finite, or is not known."""
+    names, losses = module.names(batch), module.row_losses
+    rows = losses.isfinite().tolist() if isinstance(losses, Tensor) else [True] * len(names)
+    bad = list(dict.fromkeys(name for name, good in zip(names, rows, strict=True) if not good))
+    return ("loss", bad) if bad else ("gradient", list(dict.fromkeys(names)))
+
+
+def propagate_nonfinite(loss: Tensor) -> Tensor:
+    """The same loss; if it is not finite, every weight that it depends on gets a gradient that is not, either."""
+    return loss * (1 + 0 * loss.detach())
+
+
+class ThroughputMeter(L.Callback):
+    """Measures training steps on this rank, for `report`.
+
+    A step lasts from the end of the one before to its own end, so that waiting for data counts; validation does not.
+    The first step is left out, since kernels are chosen and caches filled in it. Only steps of this process are known:
+    of a stage that was killed and goes on, those after it went on.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._mark: float | None = None
+        self._device: torch.device | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._device = pl_module.device
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self._device is not None and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # or only the launching of kernels would be timed
+        now = time.perf_counter()
+        if self._mark is not None:
+            self.seconds.append(now - self._mark)
+        self._mark = now
+
+    def on_validation_end(self, *_: Any) -> None:
+        if self._mark is not None:
+            self._mark = time.perf_counter()
+
+    def report(self) -> dict[str, float]:
+        """`seconds_per_step`, the median, if there were two steps; and `peak_memory_mb`, in 10^6 bytes.
+
+        Memory on a GPU is what tensors took of it during the stage; on a CPU, what the whole process has taken so far.
+        """
+        pace = {"seconds_per_step": median(self.seconds)} if self.seconds else {}
+        return {**pace, "peak_memory_mb": self._peak() / 1e6}
+
+    def _peak(self) -> int:
+        if self._device is not None and self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return peak_memory()
+
+
+def peak_memory() -> int:
+    """The most memory that this process has taken so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS
+
+
+class SkippedRows(Callback):
+    """Adds what batches of the training side have left out to a run's faults."""
+
+    def __init__(self, faults: list[SottovoceError]) -> None:
+        self.faults = faults
+        self.named = {str(fault) for fault in faults}
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, number: int) -> None:
+        for problem in batch.left_out:
+            if problem not in self.named:  # each epoch finds it again
+                self.named.add(problem)
+                self.faults.append(ManifestError(problem, code="damaged", where="data.train"))

@@ -1,0 +1,141 @@
+"""A run: its recipe, data, module and targets, and all that must be right before training starts."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sottovoce.config.recipe import Recipe
+from sottovoce.config.sections import StageConfig
+from sottovoce.data.examples import ExampleSampler
+from sottovoce.data.manifest import refuse
+from sottovoce.data.tasks import Task
+from sottovoce.device import on_device
+from sottovoce.errors import ManifestError, MissingError
+from sottovoce.io import file_lock
+from sottovoce.lightning_modules.bundle import bundle_weights
+from sottovoce.lightning_modules.distributed import check_trainer
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.training.audio_reader import AudioReader
+from sottovoce.training.llm_targets import Targets
+from sottovoce.training.run_folder import check_data, check_folder, open_folder
+from sottovoce.training.splits import DataSplits, build_tasks, read_splits
+
+
+@dataclass
+class Run:
+    """What the stages and the scoring share."""
+
+    recipe: Recipe
+    tasks: dict[str, Task]
+    data: DataSplits
+    module: SpeechLLM
+    audio_reader: AudioReader
+    targets: Targets
+    console: Console
+
+    def progress(self) -> Progress:
+        columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        return Progress(*columns, console=self.console)
+
+    def example_sampler(self, stage: str | None, *, cut: bool) -> ExampleSampler:
+        return example_sampler_of(self.recipe, self.tasks, stage, cut=cut)
+
+
+def example_sampler_of(recipe: Recipe, tasks: dict[str, Task], stage: str | None, *, cut: bool) -> ExampleSampler:
+    """How examples of a stage are drawn; None: for scoring, where the task and the slots are given."""
+    node = recipe.stages[stage] if stage else StageConfig(tasks={}, lr=1.0)
+    slots = {name: slot.text for name, slot in recipe.slots.items()}
+    trains = frozenset(node.train or slots)
+    return ExampleSampler(
+        tasks, node.tasks, slots, trains, node.err, recipe.seed, stage or "evaluation", cut, recipe.instructions
+    )
+
+
+def prepare_run(recipe: Recipe, console: Console) -> Run:
+    """Everything that must be right before training: the folder, the data, every clip, the frozen parts.
+
+    Raises:
+        SottovoceError: with what is wrong and what to do.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
+    check_trainer(recipe)
+    if recipe.init_from and not Path(recipe.init_from).is_dir():
+        raise MissingError(
+            f"init_from: there is no bundle {recipe.init_from}: train the recipe that leaves it first",
+            where="init_from",
+        )
+    cache = Path(recipe.data.cache or recipe.folder / "cache")
+    with file_lock(cache):  # the first process reads weights from disk, and makes what a corpus makes
+        check_folder(recipe.folder, recipe.plain())
+        L.seed_everything(recipe.seed, workers=True, verbose=False)
+        data = read_splits(recipe)
+        module = SpeechLLM(recipe)
+        module.configure_model()
+        open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
+    if recipe.init_from:
+        module.load_trained(bundle_weights(Path(recipe.init_from)), recipe.init_from, begins=True)
+    kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
+    reader = AudioReader(module.encoder, cache if kept else None, recipe.data.max_seconds)
+    slots = {name: slot.text for name, slot in recipe.slots.items()}
+    targets = Targets(cache, module.llm.fingerprint(), slots, recipe.evaluation.max_new_tokens)
+    run = Run(recipe, build_tasks(recipe), data, module, reader, targets, console)
+    with file_lock(cache):
+        encode_clips(run)
+    check_data(recipe.folder, {name: split.order_depends_on() for name, split in run.data.splits.items()})
+    return run
+
+
+def encode_clips(run: Run) -> None:
+    """Check and encode every clip; leave out what is faulty, or stop, as the recipe says.
+
+    Raises:
+        ManifestError: clips are faulty and the policy is `error`, or nothing is left.
+    """
+    clips = [clip for split in run.data.splits.values() for clip in split.clips()]
+    with run.progress() as progress, on_device(run.module.encoder):
+        faults = run.audio_reader.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
+    if faults and run.recipe.data.policy == "error":
+        refuse(f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):", faults)
+    run.data.faults += faults
+    bad = {Path(fault.where) for fault in faults}
+    run.data.splits = {name: split.without(bad) for name, split in run.data.splits.items()}
+    for name in ("train", "validation"):
+        if not run.data.splits[name].utterances:
+            raise ManifestError(
+                f"no utterance is left in {name!r}: data.{name} must name a manifest with usable lines",
+                code="empty",
+                where=f"data.{name}",
+            )
+        for stage in run.recipe.stages:
+            _check_serves(run, stage, name)
+
+
+def _check_serves(run: Run, stage: str, split: str) -> None:
+    """Say how many utterances a stage leaves aside.
+
+    Raises:
+        ManifestError: all of them, so that it could not train, which is told before the stages before it do.
+    """
+    node, data, training = run.recipe.stages[stage], run.data.splits[split], split == "train"
+    weights = data.of_stage(node, run.example_sampler(stage, cut=training), training=training)
+    served, count = int((weights > 0).sum()), len(data.utterances)
+    if not served:
+        raise ManifestError(
+            f"stage {stage!r}: of the {count} utterances of {split!r} none can serve its tasks "
+            f"({', '.join(node.tasks)}), or none has a weight: look at the manifests' labels, and at `tasks`, `weight` "
+            "and `parts` in the recipe",
+            code="empty",
+            where=f"stages.{stage}.tasks",
+        )
+    if served < count:
+        run.console.print(f"stage {stage}: {served:,} of {count:,} utterances of {split} serve its tasks")
+
+
+def frozen_fingerprints(module: SpeechLLM) -> dict[str, str]:
+    """Digests of what no stage trains: the encoder, if it does not learn, and all of the LLM that is not unfrozen."""
+    encoder = {} if module.owns_encoder else {"encoder": module.encoder.fingerprint()}
+    return {**encoder, "llm": module.llm.frozen_fingerprint()}
