@@ -159,7 +159,6 @@ def interval_plot(panels: Sequence[Panel]) -> bytes:
     rows = math.ceil(len(panels) / columns)
     target = io.BytesIO()
     with canvas(target, 4.0 * columns, (0.75 + 0.25 * len(panels[0].bars)) * rows) as figure:
-        figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
         axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
         for panel in panels:
             _intervals(next(axes), panel)
