@@ -219,7 +219,7 @@ def test_a_broken_line_is_named_before_anything_is_asked(tmp_path: Path, line: s
 
 def test_what_is_no_copy_beside_its_source_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path)
-    with refused("bad-value", "sub/out.jsonl", ManifestError):  # audio paths are relative
+    with refused("conflict", "sub/out.jsonl", ManifestError):  # audio paths are relative
         write_targets(source, tmp_path / "sub" / "out.jsonl", "response", Scripted())
     with refused("conflict", source, ManifestError):
         write_targets(source, source, "response", Scripted())
