@@ -45,11 +45,12 @@ Int: TypeAlias = Annotated[int, NoBool]
 Float: TypeAlias = Annotated[float, NoBool]
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**32), NoBool]
 Count: TypeAlias = Annotated[int, Field(ge=1, le=10**9), NoBool]
+Share: TypeAlias = Annotated[float, Field(ge=0, lt=1), NoBool]
 BatchSize: TypeAlias = Annotated[int, Field(ge=1, le=10**6), NoBool]
 Workers: TypeAlias = Annotated[int, Field(ge=0, le=1024), NoBool]
 Positive: TypeAlias = Annotated[float, Field(gt=0), NoBool]
 NonNegative: TypeAlias = Annotated[float, Field(ge=0), NoBool]
-Betas: TypeAlias = Annotated[list[Annotated[float, Field(ge=0, lt=1), NoBool]], Field(min_length=2, max_length=2)]
+Betas: TypeAlias = Annotated[list[Share], Field(min_length=2, max_length=2)]
 
 
 def nulls_switch_off(entry: Any) -> BeforeValidator:

@@ -2,20 +2,19 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 
 from sottovoce.data.batches import Batch, Read, collate
 from sottovoce.data.examples import Example
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.causal_lm import placeholder_spans
 from sottovoce.llms.hidden_states import HiddenStates, read_hidden_states
+from sottovoce.tensor_files import read_metadata, read_tensors, write_tensors
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, dialogue_of
 
 VERSION = 1  # of what is kept: a new number makes old files anew
@@ -66,17 +65,11 @@ def key_of(model: dict[str, str], examples: Sequence[Example]) -> str:
 def kept(file: Path, key: str) -> HiddenStates | None:
     """What `keep` has written with this key; None if there is nothing, or of something else."""
     try:
-        with safe_open(file, "pt") as stream:  # type: ignore[no-untyped-call]
-            if stream.metadata() != {"key": key}:
-                return None
-        return HiddenStates(**load_file(file))
+        return HiddenStates(**read_tensors(file)) if read_metadata(file) == {"key": key} else None
     except (SafetensorError, OSError):
         return None
 
 
 def keep(file: Path, key: str, inside: HiddenStates) -> None:
     """Write states, in float32; the file appears when it is whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(".tmp")
-    save_file({name: value.contiguous() for name, value in inside._asdict().items()}, draft, metadata={"key": key})
-    os.replace(draft, file)
+    write_tensors(file, inside._asdict(), {"key": key})
