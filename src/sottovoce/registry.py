@@ -105,8 +105,8 @@ class Registry(Generic[T]):
         """Like `check`, for config classes: the places of faults are relative to the node."""
         if not isinstance(node, Mapping) or not isinstance(name := node.get("type"), str):
             raise fault("missing-key", "type", f"`type` is missing. Known: {', '.join(self.names())}")
-        knobs = validated(self._schema(name), {key: value for key, value in node.items() if key != "type"})
-        return {"type": name, **asdict(cast(Any, knobs))}
+        knobs: Any = validated(self._schema(name), {key: value for key, value in node.items() if key != "type"})
+        return {"type": name, **asdict(knobs)}
 
     def _schema(self, name: str) -> type:
         """The config class of a component's knobs."""
