@@ -2,17 +2,18 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sottovoce.data.manifest import read_lines
+from sottovoce.data.manifest import line_fault, read_lines, refuse
+from sottovoce.data.skipped import Skipped
 from sottovoce.errors import ManifestError, nearest
 
 HELD_OUT = "held_out"
 _KEYS = ("text", "category", "topic", "answers")
-_NAMED = 20  # of what is left out, for each reason
 
 
 @dataclass(frozen=True)
@@ -31,23 +32,6 @@ class Text:
         return " ".join(re.findall(r"[^\W_]+", self.text.casefold()))
 
 
-@dataclass
-class SkippedRows:
-    """What was not used, by reason; every case is counted, and the first 20 of a reason are named."""
-
-    cases: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, why: str, what: str) -> None:
-        self.cases.setdefault(why, []).append(what)
-
-    def __str__(self) -> str:
-        lines = []
-        for why, names in self.cases.items():
-            more = [f"    ... and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
-            lines += [f"  {len(names)} left out: {why}", *(f"    {name}" for name in names[:_NAMED]), *more]
-        return "\n".join(lines)
-
-
 def read_texts(file: Path, values: Mapping[str, Sequence[str]]) -> list[Text]:
     """The texts of a JSONL file, each `{"text", "category", "topic", "answers"}`; the topic may be absent.
 
@@ -58,17 +42,19 @@ def read_texts(file: Path, values: Mapping[str, Sequence[str]]) -> list[Text]:
     Raises:
         ManifestError: with every fault, by file and line.
     """
-    texts, faults = [], []
+    texts: list[Text] = []
+    faults: list[ManifestError] = []
     for number, record in read_lines(file):
-        problems = [str(record)] if isinstance(record, ManifestError) else _problems(record, values)
-        faults += [f"{file}:{number}: {problem}" for problem in problems]
-        if not problems and isinstance(record, dict):
+        if isinstance(record, ManifestError):
+            faults.append(line_fault(file, number, None, record))
+        elif problems := _problems(record, values):
+            faults += [line_fault(file, number, None, ManifestError(each, code="bad-value")) for each in problems]
+        else:
             texts.append(Text(**{"topic": None, **record}, where=f"{file.name}:{number}"))
     if faults:
-        more = [f"... and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
-        raise ManifestError("\n".join([f"{file}: {len(faults)} faults", *faults[:_NAMED], *more]))
+        refuse(f"{file}: {len(faults)} faults", faults)
     if not texts:
-        raise ManifestError(f"{file}: there is no text in it; write one JSON object a line")
+        raise ManifestError(f"{file}: there is no text in it; write one JSON object a line", code="empty", where=file)
     return texts
 
 
@@ -123,7 +109,7 @@ def select(
     most: Mapping[str, int],
     held_out: Sequence[str],
     seed: int,
-    left_out: SkippedRows,
+    skipped: Skipped,
 ) -> dict[str, list[Text]]:
     """The texts of every split, and those of the held-out topics; no two splits share a text.
 
@@ -133,29 +119,25 @@ def select(
         most: texts of a category that a split takes; which ones is drawn. Absent: all.
         held_out: topics, or groups of topics, that go to `held_out`, whole. What they say is nowhere else.
         seed: of the draw.
-        left_out: gets what is not used.
+        skipped: gets what is not used.
     """
     by_key: dict[tuple[str, str], Text] = {}
     for text in texts:
         if (text.category, text.key) in by_key:
-            left_out.add("the same words came before", f"{text.where}: {text.text}")
+            skipped.add("the same words came before", f"{text.where}: {text.text}")
         by_key.setdefault((text.category, text.key), text)
     unique = list(by_key.values())
     kept_apart = {text.key for text in unique if is_held_out(text.topic, held_out)}
     splits: dict[str, list[Text]] = {**{split: [] for split in shares}, HELD_OUT: []}
+    taken: Counter[tuple[str, str]] = Counter()
     for text in sorted(unique, key=lambda text: number_of(seed, text.category, text.key)):
-        if is_held_out(text.topic, held_out):
-            splits[HELD_OUT].append(text)
-        elif text.key in kept_apart:
-            left_out.add("the same words belong to a held-out topic", f"{text.where}: {text.text}")
+        split = HELD_OUT if is_held_out(text.topic, held_out) else split_of(text.key, shares)
+        name = f"{text.where}: {text.text}"
+        if split != HELD_OUT and text.key in kept_apart:
+            skipped.add("the same words belong to a held-out topic", name)
+        elif split in most and taken[split, text.category] >= most[split]:
+            skipped.add(f"{split} has all the texts on {text.category} that were asked for", name)
         else:
-            _add(splits, split_of(text.key, shares), text, most, left_out)
+            splits[split].append(text)
+            taken[split, text.category] += 1
     return splits
-
-
-def _add(splits: dict[str, list[Text]], split: str, text: Text, most: Mapping[str, int], left_out: SkippedRows) -> None:
-    full = sum(other.category == text.category for other in splits[split]) >= most.get(split, len(splits[split]) + 1)
-    if full:
-        left_out.add(f"{split} has all the texts on {text.category} that were asked for", f"{text.where}: {text.text}")
-    else:
-        splits[split].append(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich import box
 from rich.markup import escape
@@ -38,9 +38,13 @@ METRICS = {  # as the report names them, with the direction that is better
     "egs_c2": "EGS C2 ↑",
     "egs_c3": "EGS C3 ↑",
     "egs_c4": "EGS C4 ↑",
+    "bert_score": "BERTScore ↑",
+    "judge_quality": "quality (1-10) ↑",
+    "judge_emotion": "emotion (1-10) ↑",
+    "probe": "linear probe ↑",
 }
 NATS = ("nats_before", "nats", "nats_change")  # a response token; no shares
-POINTS = ("cs_", "egs_")  # of a judge
+POINTS = ("cs_", "egs_", "judge_")  # of a judge
 LEGEND = (
     "In percent (nats: as they are), with the 95 % interval. baseline: a guess that hears nothing. accuracy: the "
     "paper's WA. balanced: the mean over classes. PA: replies that suit the speaker. CS (1-5), EGS (1-10): points."
@@ -59,19 +63,12 @@ class Row(NamedTuple):
 
 def in_order(records: Iterable[Record]) -> list[Record]:
     """By system, then task, metric and slots as the report has them; names that it does not know come after."""
-    return sorted(records, key=lambda record: (record.system, _place(record.task, record.metric, record.slots)))
+    return sorted(records, key=lambda record: (record.system, *order_of((record.task, record.metric, record.slots))))
 
 
-T = TypeVar("T", bound=tuple[str, str, str])
-
-
-def in_order_of(scores: Iterable[T]) -> list[T]:
-    """(task, metric, slots) in the same order."""
-    return sorted(scores, key=lambda score: _place(*score))
-
-
-def _place(task: str, metric: str, slots: str) -> tuple[tuple[int, str], tuple[int, str], tuple[int, str]]:
-    return _rank(task, TASKS), _rank(metric, METRICS), _rank(slots, SLOTS)
+def order_of(score: tuple[str, str, str]) -> tuple[tuple[int, str], ...]:
+    """The place of a score, (task, metric, slots), in a report."""
+    return tuple(_rank(name, known) for name, known in zip(score, (TASKS, METRICS, SLOTS), strict=True))
 
 
 def label_of(metric: str) -> str:
@@ -133,7 +130,8 @@ def _systems(records: Sequence[Record]) -> dict[str, list[Record]]:
     for record in in_order(records):
         key = (record.system, record.task, record.metric, record.slots)
         if key in seen:
-            raise SottovoceError(f"two records of {' '.join(key)}; give the systems different names")
+            message = f"two records of {' '.join(key)}; give the systems different names"
+            raise SottovoceError(message, code="conflict", where=record.system)
         seen.add(key)
         groups.setdefault(record.system, []).append(record)
     return groups
@@ -169,6 +167,8 @@ def shown(metric: str, number: float) -> str:
     """A number as tables have it: shares in percent."""
     if metric.startswith(POINTS):
         return f"{number:.2f}"
+    if metric == "bert_score":  # whose values lie close together
+        return f"{100 * number:.2f}"
     return f"{number:.3f}" if metric in NATS else _percent(number)
 
 

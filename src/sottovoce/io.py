@@ -90,7 +90,8 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise
         raise StorageError(
             f"{path} cannot be written: {reason}. What was there before is untouched; make room, and the same command "
-            "goes on"
+            "goes on",
+            where=path,
         ) from None
 
 

@@ -22,7 +22,7 @@ from tests.helpers.errors import refused
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
 from sottovoce.data.batches import collate
-from sottovoce.errors import BundleError, ConfigError, ManifestError, MissingError
+from sottovoce.errors import ConfigError, MissingError
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.checkpointing import read_checkpoint
 from sottovoce.lightning_modules.curriculum import train_stages
@@ -118,7 +118,7 @@ def test_a_stage_draws_what_its_tasks_can_use_and_as_often_as_it_says(tree: dict
     assert side.of_stage(node, run.example_sampler("disentangle", cut=False), training=False).tolist() == [1.0] * 5
     tree["stages"]["joint"]["tasks"] = {"caption": 1}
     tree["data"]["train"], tree["name"] = nodes[:1], "none"
-    with pytest.raises(ManifestError, match=r"stage 'joint': of the 8 utterances of 'train' none .*\(caption\)"):
+    with refused("empty", "stages.joint.tasks"):
         prepare_run(recipes.parse(tree), Console(quiet=True))
 
 
@@ -223,7 +223,7 @@ def test_a_bundle_refuses_another_llm(finished: Path, tiny_llm: str, tmp_path: P
     name = sorted(weights)[0]
     weights[name][0] += 1
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BundleError, match="another llm"):
+    with refused("mismatch", "llm.checkpoint"):
         read_bundle(finished / "bundle", [f"llm.checkpoint={other}"])
 
 

@@ -18,7 +18,7 @@ from sottovoce.data.batch_sampler import Rows
 from sottovoce.data.manifest import line_fault, read_lines, refuse
 from sottovoce.data.manifest_schema import LineReader
 from sottovoce.data.path_policy import Root
-from sottovoce.encoders.best_rq import Masking, draws, span_mask
+from sottovoce.encoders.best_rq import Masking, seeded_generator, span_mask
 from sottovoce.encoders.log_mel import HOP, SAMPLE_RATE
 from sottovoce.errors import AudioError, ManifestError, MissingError, SottovoceError
 from sottovoce.frames import Frames
@@ -81,7 +81,7 @@ class Crops(Dataset[Batch]):
         Raises:
             AudioError: the clip cannot be used.
         """
-        generator = draws(*self.key, epoch, clip.id)
+        generator = seeded_generator(*self.key, epoch, clip.id)
         samples = torch.from_numpy(load_audio(clip.audio, SAMPLE_RATE))
         if (room := len(samples) - self.samples) > 0:
             begin = int(torch.randint(room + 1, (), generator=generator))

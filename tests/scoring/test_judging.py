@@ -1,0 +1,163 @@
+"""Judging of a run's replies: CS and EGS as records, and a judge that cannot be asked costs no run."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.helpers.errors import refused
+
+from sottovoce.cli.main import main
+from sottovoce.config import recipe as recipes
+from sottovoce.errors import Code, ConfigError
+from sottovoce.evaluation import Prediction, Record, read_predictions, read_results, results_markdown
+from sottovoce.llms import ENGINES
+from sottovoce.llms.engines import Chat, Engine, Failure
+from sottovoce.scoring.judging import command, label_awareness, merged, reply
+from sottovoce.training.splits import read_splits
+
+
+class Scripted(Engine):
+    """An LLM that scores a reply by its length."""
+
+    asked: list[tuple[str, int]] = []
+
+    def __init__(self, *, says: str = "scores") -> None:
+        self.says, self.name = says, "gone" if says == "nothing" else "scripted"
+
+    def answer(
+        self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[str | Failure]:
+        Scripted.asked += [(chat[-1]["content"], seed) for chat in chats]
+        return [Failure("the server is gone") if self.says == "nothing" else _scores(c[-1]["content"]) for c in chats]
+
+
+def _scores(prompt: str) -> str:
+    number = len(re.findall(r"\n<reply>(.*)</reply>\n", prompt, re.DOTALL)[0]) % 5
+    return json.dumps({"content": number + 1, "style": 5 - number, **{f"C{i}": number + i for i in range(1, 5)}})
+
+
+ASPECTS = ("cs_content", "cs_style", "egs_c1", "egs_c2", "egs_c3", "egs_c4")
+
+
+@pytest.fixture
+def judged(
+    tree: dict[str, Any], write_recipe: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """A recipe of one short stage, two named parts of the test side, and judges whose LLM is scripted."""
+    monkeypatch.setitem(ENGINES._classes, "scripted", Scripted)
+    Scripted.asked = []
+    test = tree["data"]["test"][0]["manifest"]
+    lines = Path(test).read_text().splitlines()
+    half = Path(test).with_name("half.jsonl")
+    half.write_text("".join(line.replace('"id": "', '"id": "half-') + "\n" for line in lines[:3]))
+    parts = [{"manifest": test, "name": "plain"}, {"manifest": str(half), "name": "reversed"}]
+    stage = {"tasks": {"dialogue": 1}, "lr": 1e-2, "epochs": 1, "batch_size": 12}
+
+    def write(**judges: Any) -> str:
+        return write_recipe(
+            data={**tree["data"], "test": parts},
+            stages={"joint": stage},
+            evaluation={"batch_size": 9, "max_new_tokens": 3, "slots": ["both"], "judges": judges},
+        )
+
+    return write
+
+
+def test_a_run_reports_its_judges_and_lives_without_them(
+    judged: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One judge answers in the run; the other is gone, is told, and is asked later."""
+    config = judged(here={"engine": {"type": "scripted"}}, away={"engine": {"type": "scripted", "says": "nothing"}})
+    assert main(["fit", "--config", config]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "no score by away" in told and "sottovoce judge" in told and "the server is gone" in told
+    folder = tmp_path / "runs/tiny/evaluation"
+    records = {(r.task, r.metric): r for r in read_results(folder)}
+    titles = ("dialogue (plain)", "dialogue (reversed)")
+    assert {key for key in records if "/" in key[1]} == {(t, f"{a}/here") for t in titles for a in ASPECTS}
+    said = read_predictions(folder)
+    for title, count in zip(titles, (6, 3), strict=True):
+        numbers = [len(p.response) % 5 for p in said if p.title == title]
+        content, c4 = records[title, "cs_content/here"], records[title, "egs_c4/here"]
+        assert content.n == count == len(numbers) and content.low <= content.value <= content.high
+        assert content.value == pytest.approx(sum(numbers) / count + 1, abs=1e-5)
+        assert c4.value == pytest.approx(sum(numbers) / count + 4, abs=1e-5)
+    page = (folder / "results.md").read_text()
+    shown = records[titles[0], "cs_content/here"].value
+    assert (
+        f"| dialogue (plain) | CS content (here) ↑ | {shown:.2f} [" in page
+        and "cs_content/here by conversation" in page
+    )
+
+    asked = len(Scripted.asked)
+    assert main(["judge", str(tmp_path / "runs/tiny"), "evaluation.judges.away.engine.says=scores"]) == 0
+    assert len(Scripted.asked) == asked  # the same LLM by name: all judgements were kept
+    again = {(r.task, r.metric): r for r in read_results(folder)}
+    assert again.keys() - records.keys() == {(t, f"{a}/away") for t in titles for a in ASPECTS}
+    assert all(again[key].value == pytest.approx(record.value) for key, record in records.items())
+    assert "CS content (away) ↑" in results_markdown(list(again.values()))
+    assert main(["judge", str(tmp_path / "runs/tiny"), "evaluation.judges.here.tasks=[response]"]) == 0
+    assert "there is no reply of response" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_judge_sees_the_dialogue_as_it_was_written(judged: Callable[..., str]) -> None:
+    test = read_splits(recipes.load(judged())).splits["test"].utterances
+    spoken = next(u for u in test if len(u.context) == 4)
+    shown = reply(Prediction(spoken.id, "dialogue", "both", "?", "Yes.", ""), spoken)
+    assert shown.context == "User: hello\nAssistant: hi there\nUser: it rains\nAssistant: it does"
+    assert (shown.transcript, shown.caption, shown.response) == (spoken.text, "A happy female voice.", "Yes.")
+    assert reply(Prediction("x", "dialogue", "both", "?", "Yes.", ""), test[0]).context == "(The user speaks first.)"
+
+
+def test_a_null_switches_an_inherited_judge_off(judged: Callable[..., str]) -> None:
+    node = {"engine": {"type": "scripted"}}
+    assert list(recipes.load(judged(one=node, two=node), ["evaluation.judges.one=null"]).evaluation.judges) == ["two"]
+
+
+@pytest.mark.parametrize(
+    ("node", "code", "where"),
+    [
+        ({"judge": {"type": "conversatio"}}, "unknown-name", "evaluation.judges.one.judge.type"),
+        ({"engine": {"type": "scripted", "x": 1}}, "unknown-key", "evaluation.judges.one.engine.x"),
+    ],
+)
+def test_a_judge_that_is_none_is_named_by_its_key(
+    judged: Callable[..., str], node: dict[str, Any], code: Code, where: str
+) -> None:
+    with refused(code, where):
+        recipes.load(judged(one={"engine": {"type": "scripted"}, **node}))
+
+
+def test_a_run_is_judged_only_with_a_judge(judged: Callable[..., str], tmp_path: Path) -> None:
+    with refused("not-found", "recipe.yaml"):
+        command(str(tmp_path / "nowhere"), [])
+    judged()
+    with refused("missing-key", "evaluation.judges", ConfigError):
+        command(str(tmp_path), [])
+
+
+def test_new_records_take_the_place_of_old_ones() -> None:
+    old, new, other = (Record("ours", "asr", metric, "both", value, 0, 1, 9, None) for metric, value in
+                       (("wer", 0.5), ("wer", 0.25), ("cs", 3)))  # fmt: skip
+    assert merged([old, other, other], [new]) == [new, other]
+    assert merged([old, new], []) == [old]
+
+
+def test_a_recipe_names_the_judge_of_awareness(tree: dict[str, Any], tmp_path: Path) -> None:
+    """Its labels stand with the replies; other replies, and recipes that name none, are left as they are."""
+    due = {"child": "Please ask a grown-up to help you.", "adult": "Then follow the steps in the manual."}
+    said = [
+        Prediction("a", "response", "both", "", due["child"], due["child"], "child", rivals=due, category="age"),
+        Prediction("b", "asr", "both", "", "hello", "hello"),
+    ]
+    tree["evaluation"]["awareness"] = {"judge": {"type": "rule"}}
+    labelled = label_awareness(recipes.parse(tree), said, [], tmp_path)
+    assert labelled[0].awareness == 1 and "margin=0.25" in str(labelled[0].judge) and labelled[1] == said[1]
+    tree["evaluation"]["awareness"] = None
+    assert label_awareness(recipes.parse(tree), said, [], tmp_path) == said
+    tree["evaluation"]["awareness"] = {"judge": {"type": "rule", "margins": 0.9}}
+    with refused("unknown-key", "evaluation.awareness.judge.margins"):
+        recipes.parse(tree)
