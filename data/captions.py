@@ -1,4 +1,4 @@
-"""How something is said, in a sentence: the text that is equivalent to the sound of a voice."""
+"""Style captions: how something is said, in a sentence that stands for the sound of a voice."""
 
 from collections.abc import Mapping, Sequence
 
