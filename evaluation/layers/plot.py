@@ -63,7 +63,7 @@ def _subject(name: str) -> str:
 
 
 def _belongs(name: str, ending: str) -> bool:
-    return name == ending or name.endswith(f" {ending}") and _subject(name) != "intent"
+    return name == ending or (name.endswith(f" {ending}") and _subject(name) != "intent")
 
 
 def _draw(panel: Axes, curve: Curve, look: Look, label: str) -> None:
