@@ -8,7 +8,8 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sottovoce.config.recipe import Recipe, StageConfig
+from sottovoce.config.recipe import Recipe
+from sottovoce.config.sections import StageConfig
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.manifest import refuse
 from sottovoce.data.tasks import Task
@@ -46,7 +47,7 @@ class Run:
 
 def example_sampler_of(recipe: Recipe, tasks: dict[str, Task], stage: str | None, *, cut: bool) -> ExampleSampler:
     """How examples of a stage are drawn; None: for scoring, where the task and the slots are given."""
-    node = recipe.stages[stage] if stage else StageConfig(tasks={}, lr=0.0)
+    node = recipe.stages[stage] if stage else StageConfig(tasks={}, lr=1.0)
     slots = {name: slot.text for name, slot in recipe.slots.items()}
     trains = frozenset(node.train or slots)
     return ExampleSampler(

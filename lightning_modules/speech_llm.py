@@ -1,7 +1,6 @@
 """SpeechLLM, the LightningModule of every recipe: encoder -> adapters -> LLM, loss, optimizer, trained weights."""
 
 from collections.abc import Hashable, Iterable
-from dataclasses import asdict
 from itertools import product
 from typing import Any, cast
 
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from sottovoce.adapters import ADAPTERS, Adapter
-from sottovoce.config.recipe import ENCODER, LLM, SCHEDULES, Recipe, StageConfig
-from sottovoce.config.tuning import TuningConfig
+from sottovoce.config.recipe import ENCODER, LLM, SCHEDULES, Recipe
+from sottovoce.config.sections import StageConfig
 from sottovoce.data.batches import Batch
 from sottovoce.device import check_fits
 from sottovoce.encoders import ENCODERS
@@ -24,7 +23,6 @@ from sottovoce.lightning_modules.callbacks import propagate_nonfinite
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
 from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
-from sottovoce.llms.tuning import Tuning
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, mark_speech, speech_positions
 
 HEADS = "auxiliary_head"  # guides training, and is no part of the result
@@ -46,7 +44,7 @@ class SpeechLLM(L.LightningModule):
         self.recipe = recipe
         self.encoder = ENCODERS.build(recipe.encoder)
         node = recipe.llm
-        self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code, tuning_of(node.tuning))
+        self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code, node.tuning)
         self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
         self.adapters = nn.ModuleDict({name: self._adapter(name) for name in self.recipe.slots})
         head = self.recipe.auxiliary_head
@@ -316,12 +314,6 @@ class SpeechLLM(L.LightningModule):
         except RuntimeError as error:
             told = f"{source}: its trained weights do not fit this recipe: {' '.join(str(error).split())}"
             raise BundleError(told, code="mismatch", where=source) from None
-
-
-def tuning_of(node: TuningConfig) -> Tuning:
-    """What a recipe unfreezes, in the words of the LLM's room."""
-    fields = {key: value for key, value in asdict(node).items() if key != "analysis"}
-    return Tuning(**{**fields, "targets": tuple(node.targets)})
 
 
 def _part(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ from sottovoce.hub import WEIGHTS
 from sottovoce.llms import audio_llm
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.llms.hub_checkpoints import HUB, SETTINGS, describe, loading, settings
-from sottovoce.llms.tuning import Tuning, base_name, decoder_layers, layer_numbers, lora_layers, tune
+from sottovoce.llms.tuning import base_name, decoder_layers, layer_numbers, lora_layers, tune
+from sottovoce.llms.tuning_config import Tuning
 from sottovoce.tensor_files import update_digest
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class LoadedLLM(nn.Module):
         self.trust_remote_code = trust_remote_code
         self.config = describe(checkpoint, trust_remote_code)
         self.dim: int = self.config.get_text_config().hidden_size
-        self.tuning = tuning or Tuning("frozen")
+        self.tuning = tuning or Tuning()
         self.trainable_names: list[str] = []
         self.depth: int = self.config.get_text_config().num_hidden_layers
         if self.tuning.method != "frozen":

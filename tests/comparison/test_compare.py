@@ -25,7 +25,7 @@ from sottovoce.comparison.compare import compare_runs, grouped
 from sottovoce.comparison.finished_runs import flat, read_run, without_seed
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation import Prediction, Record, score_all, write_results
-from sottovoce.evaluation.metrics import accuracy, balanced_accuracy, mean_measure, rouge_l, word_error_rate
+from sottovoce.evaluation.metrics import accuracy, balanced_accuracy, mean_measure, word_error_rate
 from sottovoce.evaluation.paired_bootstrap import Estimate, Key, Seeds, estimate
 from sottovoce.evaluation.reports import compare_html
 from sottovoce.evaluation.reports.compare import Comparison, System, comparison_csv, comparison_of, is_better
@@ -34,6 +34,7 @@ from sottovoce.evaluation.reports.plots import Panel
 from sottovoce.evaluation.reports.results import shown
 from sottovoce.evaluation.reports.tables import terminal_tables
 from sottovoce.evaluation.retention import Kept, RetentionScore, retention_scores, write_scores
+from sottovoce.evaluation.text_similarity import rouge_l
 from sottovoce.lightning_modules.callbacks import ThroughputMeter
 from sottovoce.scoring.text_retention import AFTER, BEFORE
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
-from sottovoce.config.recipe import Recipe, SourceConfig, StageConfig
+from sottovoce.config.recipe import Recipe
+from sottovoce.config.sections import SourceConfig, StageConfig
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.lazy_manifest import Lines

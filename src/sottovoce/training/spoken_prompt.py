@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sottovoce.config.recipe import ENCODER, SlotConfig
+from sottovoce.config.recipe import ENCODER
+from sottovoce.config.sections import SlotConfig
 from sottovoce.data.examples import Example, Place, words
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import ConfigError, nearest
