@@ -1,4 +1,4 @@
-"""The face of every adapter."""
+"""Interface of adapters."""
 
 from abc import ABC, abstractmethod
 
@@ -8,13 +8,13 @@ from sottovoce.frames import Frames
 
 
 class Adapter(nn.Module, ABC):
-    """Reads frames in the encoder's space and writes frames in the LLM's space.
+    """A trainable map from frames of the encoder's dim to embeddings of the LLM's dim.
 
-    A subclass takes `(d_audio, d_llm)` as wiring and its knobs as keyword-only parameters.
+    A subclass takes `(d_audio, d_llm)` as wiring and its hyperparameters as keyword-only parameters.
     """
 
     def load(self) -> None:
-        """Fetch weights that come with a checkpoint. Idempotent; most adapters have none, and learn from scratch."""
+        """Fetch weights that come with a checkpoint. Idempotent; most adapters have none."""
 
     @abstractmethod
     def forward(self, frames: Frames) -> Frames:
@@ -25,7 +25,7 @@ class Adapter(nn.Module, ABC):
 
 
 def init_small(last: nn.Linear, std: float = 0.03) -> nn.Linear:
-    """Let an adapter's last layer begin with outputs as small as an LLM's word embeddings (0.01-0.06 for most).
+    """Initialise an adapter's last layer so that outputs are as small as an LLM's word embeddings (0.01-0.06 for most).
 
     With PyTorch's own initialisation they are ten times larger, drown what the LLM's layers add to them, and take
     many steps to shrink. For inputs of unit variance the outputs get this standard deviation.

@@ -1,18 +1,18 @@
-"""The projector that a finished audio LLM was trained with."""
+"""The projector that an audio LLM's checkpoint was trained with."""
 
 from torch import nn
 
 from sottovoce.adapters import ADAPTERS, Adapter
-from sottovoce.audio_llm_layouts import LAYOUTS, PUBLISHED, SETTINGS, WEIGHTS, describe, read_config, tensors, under
+from sottovoce.audio_llm_layouts import LAYOUTS, PUBLISHED, describe, read_config, read_shards, without_prefix
 from sottovoce.frames import Frames
-from sottovoce.hub import Hub
+from sottovoce.hub import WEIGHTS, Hub
 
 _HUB = Hub("adapter", "config.json and *.safetensors", PUBLISHED)
 
 
 @ADAPTERS.register("checkpoint_projector")
 class CheckpointProjector(Adapter):
-    """One linear map, frame by frame, that starts where its checkpoint's training ended.
+    """One linear map, frame by frame, that starts with its checkpoint's weights.
 
     Qwen2-Audio keeps it as `multi_modal_projector`, Qwen2.5-Omni as the last layer of its audio tower; the encoders
     `qwen2_audio` and `qwen2_5_omni` end before it. Until `load`, or until it is given trained weights, it is random.
@@ -23,7 +23,7 @@ class CheckpointProjector(Adapter):
         checkpoint: hub id or local folder of the whole model; the one of `encoder` and `llm`.
 
     Raises:
-        ConfigError: `checkpoint` is no finished audio LLM that is known here.
+        ConfigError: `checkpoint` is no audio LLM that is known here.
         MissingError: `checkpoint` cannot be reached.
     """
 
@@ -32,7 +32,7 @@ class CheckpointProjector(Adapter):
         describe(checkpoint, _HUB)
         self.checkpoint, self.loaded = checkpoint, False
         self.linear = nn.Linear(d_audio, d_llm)
-        self.register_load_state_dict_post_hook(_has_weights)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_set_loaded)  # type: ignore[no-untyped-call]
 
     def load(self) -> None:
         """Take the checkpoint's weights, unless weights have been given. Idempotent.
@@ -42,14 +42,13 @@ class CheckpointProjector(Adapter):
         """
         if self.loaded:
             return
-        folder = _HUB.snapshot(self.checkpoint, (*SETTINGS, *WEIGHTS))
+        folder = _HUB.snapshot(self.checkpoint, ("*.json", *WEIGHTS))
         prefix = LAYOUTS[read_config(folder, _HUB).model_type].projector
-        weights = tensors(folder, under(prefix), _HUB)
         try:
-            self.linear.load_state_dict(weights)
+            self.linear.load_state_dict(read_shards(folder, without_prefix(prefix), _HUB))
         except RuntimeError as error:
-            told = " ".join(str(error).split())
-            raise _HUB.missing(self.checkpoint, f"{folder}: {prefix}* do not fit encoder and LLM: {told}") from None
+            why = f"{folder}: {prefix}* do not fit encoder and LLM: {' '.join(str(error).split())}"
+            raise _HUB.missing(self.checkpoint, why) from None
         self.loaded = True
 
     def forward(self, frames: Frames) -> Frames:
@@ -57,5 +56,5 @@ class CheckpointProjector(Adapter):
         return Frames(self.linear(frames.x), frames.lengths)
 
 
-def _has_weights(module: nn.Module, _: object) -> None:
+def _set_loaded(module: nn.Module, _: object) -> None:
     module.loaded = True  # type: ignore[assignment]

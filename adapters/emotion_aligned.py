@@ -1,23 +1,21 @@
-"""Speech as the LLM reads it, one embedding every 80 ms: a convolution shortens, a rotary layer looks around."""
+"""The adapter of SpeechEmotionLlama: a strided convolution and a rotary Transformer layer, 12.5 embeddings a second."""
 
 import torch
 from torch import nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from sottovoce.adapters import ADAPTERS, Adapter, init_small
-from sottovoce.errors import ConfigError
+from sottovoce.errors import ConfigError, require_positive
 from sottovoce.frames import Frames
 
 
 @ADAPTERS.register("emotion_aligned")
 class EmotionAligned(Adapter):
-    """The adapter of SpeechEmotionLlama: E = Linear(Transformer(Convolution(frames))), ceil(n / stride) embeddings.
+    """E = Linear(Transformer(Convolution(frames))), ceil(frames / stride) embeddings.
 
     Kang et al. (2024), section II-B; kernel, stride and widths: Llama team (2024), section 8.2. Of the Conformer's 25
     frames per second, `stride=2` leaves the LLM 12.5 embeddings. The papers say "rotary Transformer layer" and "100M
     parameters" and leave the rest open: Llama's own layer is taken (RMS norms first, SwiGLU, rotary base 10,000), in
-    which every place attends to every other. It comes to 102 million; 24 heads have the size of the LLM's, 128.
+    which every position attends to every other. It comes to 102 million; 24 heads have the size of the LLM's, 128.
 
     Args:
         d_audio: dim of the encoder's frames.
@@ -28,6 +26,9 @@ class EmotionAligned(Adapter):
         kernel: frames that the convolution sees; odd.
         stride: how many frames become one embedding.
         dropout: of what enters the Transformer layer, and of its attention weights; in training only.
+
+    Raises:
+        ConfigError: a number is out of range, or two do not fit each other.
     """
 
     def __init__(
@@ -42,8 +43,20 @@ class EmotionAligned(Adapter):
         stride: int = 2,
         dropout: float = 0.1,
     ) -> None:
+        from transformers import LlamaConfig  # late: a second or more, and only this adapter needs it
+        from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
         super().__init__()
-        _check({"width": width, "feedforward": feedforward, "heads": heads, "kernel": kernel, "stride": stride})
+        require_positive("adapter", width=width, feedforward=feedforward, heads=heads, kernel=kernel, stride=stride)
+        if width % (2 * heads):
+            why = f"{heads}: rotary heads need an even share of width={width}"
+            raise ConfigError.at("adapter.heads", "bad-value", why)
+        if kernel % 2 == 0:
+            why = f"expected an odd number, which has a middle; got {kernel}"
+            raise ConfigError.at("adapter.kernel", "bad-value", why)
+        if kernel < stride:
+            why = f"{kernel} is below stride={stride}: it would skip frames"
+            raise ConfigError.at("adapter.kernel", "bad-value", why)
         config = LlamaConfig(
             hidden_size=width,
             intermediate_size=feedforward,
@@ -62,23 +75,10 @@ class EmotionAligned(Adapter):
 
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, ceil(frames / stride), d_llm)."""
-        heard = frames.x.masked_fill(~frames.real()[..., None], 0.0)  # the convolution reaches past a row's last frame
-        x = self.convolve(heard.transpose(1, 2)).transpose(1, 2)  # (batch, tokens, width)
+        x = frames.zero_padding().x  # the convolution sees beyond a row's last frame
+        x = self.convolve(x.transpose(1, 2)).transpose(1, 2)  # (batch, tokens, width)
         tokens = Frames(x, -(-frames.lengths // self.stride))
-        places = self.rotary(x, torch.arange(x.shape[1], device=x.device)[None])
-        everywhere = tokens.real()[:, None, None, :]  # a mask of our own, or the layer would look back only
-        x = self.transformer(self.dropout(x), attention_mask=everywhere, position_embeddings=places)
+        rotary = self.rotary(x, torch.arange(x.shape[1], device=x.device)[None])
+        mask = tokens.mask()[:, None, None, :]  # without a mask the layer would attend causally
+        x = self.transformer(self.dropout(x), attention_mask=mask, position_embeddings=rotary)
         return Frames(self.project(x), tokens.lengths)
-
-
-def _check(knobs: dict[str, int]) -> None:
-    for knob, value in knobs.items():
-        if value < 1:
-            raise ConfigError(f"emotion_aligned: {knob} must be at least 1, got {value}")
-    width, heads, kernel, stride = (knobs[knob] for knob in ("width", "heads", "kernel", "stride"))
-    if width % (2 * heads):
-        raise ConfigError(f"emotion_aligned: heads={heads}: rotary heads need an even share of width={width}")
-    if kernel % 2 == 0:
-        raise ConfigError(f"emotion_aligned: kernel must be odd, so that it has a middle; got {kernel}")
-    if kernel < stride:
-        raise ConfigError(f"emotion_aligned: kernel={kernel} is below stride={stride}: it would skip frames")

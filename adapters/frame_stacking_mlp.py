@@ -1,15 +1,15 @@
-"""What was said: neighbouring frames are stacked and moved into the LLM's space, in time order."""
+"""The linguistic adapter (what was said): stacked frames through an MLP, in time order."""
 
 from torch import Tensor, nn
 
 from sottovoce.adapters import ADAPTERS, Adapter, init_small
-from sottovoce.errors import ConfigError
+from sottovoce.errors import require_positive
 from sottovoce.frames import Frames
 
 
 @ADAPTERS.register("frame_stacking_mlp")
 class FrameStackingMLP(Adapter):
-    """The linguistic adapter: E = Linear(ReLU(Linear(H))), H the concatenation of every `stack` adjacent frames.
+    """E = Linear(ReLU(Linear(H))), H the concatenation of every `stack` adjacent frames.
 
     Wang et al. (ICME 2025), section III-A, equation 5; the sizes are those of SLAM-ASR (Ma et al., 2024). At 50
     frames per second, `stack=5` gives the LLM 10 embeddings per second. Frames that do not fill a stack are dropped.
@@ -19,19 +19,20 @@ class FrameStackingMLP(Adapter):
         d_llm: dim of the LLM's token embeddings.
         stack: how many frames become one embedding.
         hidden: width of the hidden layer.
+
+    Raises:
+        ConfigError: a number is below 1.
     """
 
     def __init__(self, d_audio: int, d_llm: int, *, stack: int = 5, hidden: int = 2048) -> None:
         super().__init__()
-        for knob, value in (("stack", stack), ("hidden", hidden)):
-            if value < 1:
-                raise ConfigError(f"frame_stacking_mlp: {knob} must be at least 1, got {value}")
+        require_positive("adapter", stack=stack, hidden=hidden)
         self.stack = stack
         self.mlp = nn.Sequential(nn.Linear(d_audio * stack, hidden), nn.ReLU(), init_small(nn.Linear(hidden, d_llm)))
 
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, frames // stack, d_llm)."""
         batch, count, dim = frames.x.shape
-        whole = count // self.stack
-        stacked: Tensor = frames.x[:, : whole * self.stack].reshape(batch, whole, dim * self.stack)
+        tokens = count // self.stack
+        stacked: Tensor = frames.x[:, : tokens * self.stack].reshape(batch, tokens, dim * self.stack)
         return Frames(self.mlp(stacked), frames.lengths // self.stack)

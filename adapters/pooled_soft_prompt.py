@@ -1,16 +1,16 @@
-"""How it was said: one Transformer layer listens to the whole utterance, which is then pooled to a few embeddings."""
+"""The paralinguistic adapter (how it was said): a Transformer layer, then pooling to a fixed number of embeddings."""
 
 import torch
 from torch import Tensor, nn
 
 from sottovoce.adapters import ADAPTERS, Adapter, init_small
-from sottovoce.errors import ConfigError
+from sottovoce.errors import ConfigError, require_positive
 from sottovoce.frames import Frames
 
 
 @ADAPTERS.register("pooled_soft_prompt")
 class PooledSoftPrompt(Adapter):
-    """The paralinguistic adapter: E = Linear(Pool(Transformer(frames))), always `tokens` embeddings.
+    """E = Linear(Pool(Transformer(frames))), always `tokens` embeddings.
 
     Wang et al. (ICME 2025), section III-A, equation 4, and IV-C. The paper leaves the width of the feed-forward part
     and the place of the layer norms open: PyTorch's default width (2048), and norms before each part, are taken.
@@ -23,6 +23,9 @@ class PooledSoftPrompt(Adapter):
         layers: Transformer layers.
         feedforward: width of the feed-forward part.
         dropout: in the Transformer layer, in training only.
+
+    Raises:
+        ConfigError: a number is out of range, or `heads` does not divide `d_audio`.
     """
 
     def __init__(
@@ -37,14 +40,13 @@ class PooledSoftPrompt(Adapter):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        for knob, value in (("tokens", tokens), ("heads", heads), ("layers", layers), ("feedforward", feedforward)):
-            if value < 1:
-                raise ConfigError(f"pooled_soft_prompt: {knob} must be at least 1, got {value}")
-        for knob, value, most in (("layers", layers, 1000), ("tokens", tokens, 10_000)):
+        require_positive("adapter", tokens=tokens, heads=heads, layers=layers, feedforward=feedforward)
+        for name, value, most in (("layers", layers, 1000), ("tokens", tokens, 10_000)):
             if value > most:
-                raise ConfigError(f"pooled_soft_prompt: {knob} must be at most {most}, got {value}")
+                raise ConfigError.at(f"adapter.{name}", "bad-value", f"expected at most {most}, got {value}")
         if d_audio % heads:
-            raise ConfigError(f"pooled_soft_prompt: heads={heads} does not divide the encoder's dim of {d_audio}")
+            why = f"{heads} does not divide the encoder's dim of {d_audio}"
+            raise ConfigError.at("adapter.heads", "bad-value", why)
         self.tokens = tokens
         self.transformer = nn.ModuleList(
             nn.TransformerEncoderLayer(d_audio, heads, feedforward, dropout, batch_first=True, norm_first=True)
@@ -54,7 +56,7 @@ class PooledSoftPrompt(Adapter):
 
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, tokens, d_llm)."""
-        x, padding = frames.x, ~frames.real()
+        x, padding = frames.x, ~frames.mask()
         for layer in self.transformer:
             x = layer(x, src_key_padding_mask=padding)
         pooled = masked_adaptive_mean(Frames(x, frames.lengths), self.tokens)
@@ -70,7 +72,7 @@ def masked_adaptive_mean(frames: Frames, bins: int) -> Tensor:
     n = frames.lengths[:, None]  # (batch, 1)
     edge = torch.arange(bins + 1, device=n.device)
     start, stop = edge[:-1] * n // bins, -(-edge[1:] * n // bins)  # (batch, bins)
-    at = torch.arange(frames.x.shape[1], device=n.device)
-    inside = (at >= start[..., None]) & (at < stop[..., None])  # (batch, bins, frames)
+    frame = torch.arange(frames.x.shape[1], device=n.device)
+    inside = (frame >= start[..., None]) & (frame < stop[..., None])  # (batch, bins, frames)
     weight = inside.to(frames.x.dtype) / (stop - start).clamp(min=1)[..., None].to(frames.x.dtype)
     return weight @ frames.x

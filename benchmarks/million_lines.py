@@ -20,9 +20,9 @@ import soundfile
 import torch
 
 from sottovoce.data.audio import load_audio
+from sottovoce.data.batch_sampler import BatchSampler
 from sottovoce.data.batches import LazyExamples
 from sottovoce.data.examples import ExampleSampler
-from sottovoce.data.lazy_batch_sampler import LazyBatchSampler
 from sottovoce.data.lazy_manifest import Lines
 from sottovoce.data.path_policy import Root
 from sottovoce.data.tasks import TASKS
@@ -69,7 +69,7 @@ def measured(path: Path, count: int) -> str:
     before, wall, cpu = peak(), time.perf_counter(), time.process_time()
     choices = {"emotion": EMOTIONS, "gender": ("male", "female"), "pitch": ("low", "normal", "high")}
     lines = Lines(path, choices, Root(path.parent))
-    sampler = LazyBatchSampler(lines.seconds, np.ones(count, np.float32), BATCH, 3, seed=0)
+    sampler = BatchSampler(lines.seconds, np.ones(count, np.float32), BATCH, 3, seed=0)
     data = LazyExamples(
         lines, drawing, 1, lambda example: example, lambda clip: torch.from_numpy(load_audio(clip)), skip=False
     )

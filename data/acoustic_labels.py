@@ -10,20 +10,20 @@ The rules are those of `dataprocess.py` in github.com/jishengpeng/TextrolSpeech,
 
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sottovoce.data.audio import load_audio
-from sottovoce.data.manifest import Fault, read_lines
+from sottovoce.data.manifest import line_fault, read_lines
 from sottovoce.data.path_policy import Root
-from sottovoce.errors import AudioError, ManifestError
+from sottovoce.errors import AudioError, ManifestError, SottovoceError
+from sottovoce.io import atomic_open
 
 PITCH_HZ = (136.57698522, 196.09780757)  # below the first is low, above the second is high
 ENERGY_RMS = (0.03331899, 0.05054203)
@@ -33,6 +33,9 @@ MEASURED = ("pitch", "tempo", "energy")
 _SAMPLE_RATE = 22050  # Hz; librosa.load's own, at which the original measures
 _F0_RANGE = (71.0, 800.0)  # Hz
 _SILENCE_DB = 40  # below the loudest frame
+
+
+NewLabels: TypeAlias = tuple[dict[str, str], SottovoceError | None]  # and why one of them could not be measured
 
 
 class Measured(NamedTuple):
@@ -50,7 +53,7 @@ class Labelled:
     out: Path
     added: int  # labels
     kept: int  # labels that were there before
-    faults: list[Fault]  # each clip that could not be measured, or not fully, by line and id
+    faults: list[ManifestError]  # each clip that could not be measured, or not fully, by line and id
 
     def __str__(self) -> str:
         head = f"{self.out}: {self.added} labels added, {self.kept} kept, {len(self.faults)} clips not fully measured"
@@ -108,35 +111,35 @@ def label_manifest(
     """
     source, out = Path(source), Path(out)
     if out.resolve() == source.resolve():
-        raise ManifestError(f"{out}: the copy would replace its source; give it another name")
+        raise ManifestError.at(out, "conflict", "the copy would replace its source; give it another name")
     if root is None and out.resolve().parent != source.resolve().parent:
-        raise ManifestError(f"{out}: audio paths are relative to {source.parent}; write the copy there")
+        why = f"audio paths are relative to {source.parent}; write the copy there"
+        raise ManifestError.at(out, "conflict", why)
     lines = [_checked(source, number, record) for number, record in read_lines(source)]
     within = Root(source.parent if root is None else Path(root), allow)
     result = Labelled(out, 0, 0, [])
-    part = out.with_name(out.name + ".part")
-    with part.open("w", encoding="utf-8") as stream:
+    with atomic_open(out) as stream:
         jobs = [(within, record) for _, record in lines]
         for (number, record), (found, problem) in zip(lines, _measured(jobs, workers), strict=True):
             result = _count(result, record, found)
             if problem:
-                result.faults.append(Fault(source, number, record.get("id"), problem))
-            stream.write(json.dumps(_merged(record, found), ensure_ascii=False) + "\n")
-    os.replace(part, out)
+                result.faults.append(line_fault(source, number, record, problem))
+            stream.write((json.dumps(_merged(record, found), ensure_ascii=False) + "\n").encode())
     return result
 
 
-def _checked(source: Path, number: int, record: dict[str, Any] | str) -> tuple[int, dict[str, Any]]:
+def _checked(source: Path, number: int, record: dict[str, Any] | ManifestError) -> tuple[int, dict[str, Any]]:
     """A line whose keys are good enough to measure it; `read_manifest` is what checks the rest."""
-    if isinstance(record, str):
-        raise ManifestError(str(Fault(source, number, None, record)))
+    if isinstance(record, ManifestError):
+        raise line_fault(source, number, None, record)
     texts = isinstance(record.get("audio"), str) and isinstance(record.get("text") or "", str)
     if not texts or not isinstance(record.get("labels") or {}, dict):
-        raise ManifestError(str(Fault(source, number, None, "audio and text must be strings, and labels an object")))
+        problem = ManifestError("audio and text must be strings, and labels an object", code="bad-value")
+        raise line_fault(source, number, None, problem)
     return number, record
 
 
-def _measured(jobs: list[tuple[Root, dict[str, Any]]], workers: int) -> Iterator[tuple[dict[str, str], str | None]]:
+def _measured(jobs: list[tuple[Root, dict[str, Any]]], workers: int) -> Iterator[NewLabels]:
     if workers == 1:
         yield from map(_new_labels, jobs)
         return
@@ -144,7 +147,7 @@ def _measured(jobs: list[tuple[Root, dict[str, Any]]], workers: int) -> Iterator
         yield from pool.map(_new_labels, jobs, chunksize=8)
 
 
-def _new_labels(job: tuple[Root, dict[str, Any]]) -> tuple[dict[str, str], str | None]:
+def _new_labels(job: tuple[Root, dict[str, Any]]) -> NewLabels:
     """The labels that a line lacks, and why one of them could not be measured."""
     root, record = job
     missing = [name for name in MEASURED if name not in (record.get("labels") or {})]
@@ -153,11 +156,12 @@ def _new_labels(job: tuple[Root, dict[str, Any]]) -> tuple[dict[str, str], str |
     try:
         samples = load_audio(root.file(record["audio"]), _SAMPLE_RATE)
     except AudioError as error:
-        return {}, f"not measured: {error}"
+        return {}, AudioError(f"not measured: {error}", code=error.code)
     found = levels(measure(samples, _SAMPLE_RATE, record.get("text")))
     why = {"pitch": "pitch: no frame is voiced", "tempo": "tempo: no word in a transcript"}
-    absent = [why[name] for name in missing if name not in found]
-    return {name: found[name] for name in missing if name in found}, "; ".join(absent) or None
+    absent = "; ".join(why[name] for name in missing if name not in found)
+    problem = AudioError(absent, code="empty") if absent else None
+    return {name: found[name] for name in missing if name in found}, problem
 
 
 def _merged(record: dict[str, Any], found: dict[str, str]) -> dict[str, Any]:

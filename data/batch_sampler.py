@@ -1,18 +1,21 @@
-"""The order of a whole stage: utterances of like length together, the same for a seed, resumable at any batch."""
+"""Length-bucketed batches for a stage, stratified so that every stretch of an epoch is like the whole."""
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, islice, pairwise
 from typing import NamedTuple
 
-from lhotse import CutSet, MonoCut
-from lhotse.dataset import DynamicBucketingSampler
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from sottovoce.errors import ManifestError
 
+_BUCKET = 10  # batches; where there are few, a tenth of them and at least four
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread evenly, however many are taken
+
 
 class Rows(NamedTuple):
-    """Numbers of utterances, in an epoch. Where there are fewer than processes, some get one that does not count."""
+    """The rows of a batch, in an epoch. Where there are fewer rows than processes, some get one that does not count."""
 
     epoch: int
     numbers: list[int]
@@ -23,71 +26,101 @@ class Rows(NamedTuple):
 class BatchSampler:
     """Batches of all epochs of a stage, one after another.
 
-    Each epoch goes `weight` times through each utterance (a fraction is drawn anew each epoch), in buckets of like
-    length, shuffled by Lhotse. The order is that of the batches of all ranks together; each takes every `ranks`-th
-    row of each. So two processes with batches of 4 train on what one does with batches of 8, in the same steps.
+    Batches are laid out for all ranks together, and each rank takes every `ranks`-th row of each: two processes with
+    batches of 4 train on what one does with batches of 8, in the same steps.
+
+    An epoch has each row `weight` times; a fraction is a chance, drawn anew each epoch. Sorted by length, it is cut
+    into buckets of ten batches. The rows of a bucket are dealt out among its batches at random, group by group, so that
+    these have like lengths and like shares of each group. The batches of a bucket are then spread evenly over the
+    epoch, so that each tenth of it is like the whole. Batches are as even in size as they can be.
 
     Args:
-        seconds: length of each utterance.
-        weights: how often an epoch sees each utterance.
-        batch_size: utterances a batch and rank.
+        seconds: (rows,) lengths.
+        weights: (rows,) how often an epoch sees each.
+        batch_size: rows a batch and rank, at most.
         epochs: of the stage.
         seed: of the order.
         rank: of this process, of `ranks`.
         ranks: processes.
         start: batches to leave out at the beginning, because a killed run has done them.
-
-    Attributes:
-        order: every batch of the stage and all ranks together, whatever `start` is.
+        groups: (rows,) number of what is to be mixed evenly, such as each row's part of the data; None: all are alike.
+        max_batches: batches after which the stage is over, though epochs are left; None: all of them.
 
     Raises:
-        ManifestError: the weights leave no utterance in any epoch.
+        ManifestError: the weights leave no row in any epoch.
     """
 
-    seconds: Sequence[float]
-    weights: Sequence[float]
+    seconds: ArrayLike
+    weights: ArrayLike
     batch_size: int
     epochs: int
     seed: int
     rank: int = 0
     ranks: int = 1
     start: int = 0
+    groups: ArrayLike | None = None
+    max_batches: int | None = None
 
     def __post_init__(self) -> None:
-        self.order = [rows for epoch in range(self.epochs) for rows in self._epoch(epoch)]
-        if not self.order:
+        self._seconds, self._weights = np.asarray(self.seconds, np.float32), np.asarray(self.weights, np.float64)
+        self._groups = None if self.groups is None else np.asarray(self.groups)
+        fractions = bool((self._weights % 1).any())  # without, all epochs are of one size, and there may be very many
+        rows = [int(self._copies(epoch).sum()) for epoch in range(self.epochs if fractions else 1)]
+        self._lengths = [-(-count // (self.batch_size * self.ranks)) for count in rows]  # batches of each epoch
+        self._lengths *= 1 if fractions else self.epochs
+        if not sum(self._lengths):
             raise ManifestError(
-                f"{len(self.weights)} utterances and not one is drawn in {self.epochs} epochs: give a source of the "
-                "recipe more weight (data.train)"
+                f"{len(self._weights)} utterances and not one is drawn in {self.epochs} epochs: give a source of the "
+                "recipe more weight (data.train)",
+                code="empty",
+                where="data.train",
             )
 
     def __len__(self) -> int:
         """Batches of the whole stage, whatever `start` is."""
-        return len(self.order)
+        most = sum(self._lengths)
+        return most if self.max_batches is None else min(self.max_batches, most)
 
     def __iter__(self) -> Iterator[Rows]:
-        for whole in self.order[self.start :]:
-            share = whole.numbers[self.rank :: self.ranks]
-            yield Rows(whole.epoch, share or whole.numbers[:1], bool(share))
+        for batch in self.global_batches(self.start):
+            share = batch.numbers[self.rank :: self.ranks]
+            yield Rows(batch.epoch, share or batch.numbers[:1], bool(share))
 
-    def _epoch(self, epoch: int) -> Iterator[Rows]:
-        cuts = CutSet.from_cuts(
-            MonoCut(id=f"{row}-{copy}", start=0.0, duration=self.seconds[row], channel=0)
-            for row, weight in enumerate(self.weights)
-            for copy in range(self._copies(row, weight, epoch))
-        )
-        bounds: list[float] | None = [] if len(cuts) < 2 else None  # Lhotse finds none among fewer than two lengths
-        sampler = DynamicBucketingSampler(
-            cuts, max_cuts=self.batch_size * self.ranks, num_buckets=self._buckets(len(cuts)), duration_bins=bounds,
-            shuffle=True, seed=self.seed + epoch, rank=0, world_size=1, drop_last=False,
-        )  # fmt: skip
-        for cuts in sampler:
-            yield Rows(epoch, [int(cut.id.split("-")[0]) for cut in cuts])
+    def global_batches(self, start: int = 0) -> Iterator[Rows]:
+        """Batches of all ranks together, from the `start`-th of the stage on."""
+        return islice(self._from(start), max(0, len(self) - start))
 
-    def _copies(self, row: int, weight: float, epoch: int) -> int:
-        whole = int(weight)
-        return whole + (random.Random(f"{self.seed}/{epoch}/{row}").random() < weight - whole)
+    def _from(self, start: int) -> Iterator[Rows]:
+        for epoch, length in enumerate(self._lengths):
+            if start < length:
+                yield from (Rows(epoch, rows.tolist()) for rows in self._epoch(epoch)[start:])
+            start = max(0, start - length)
 
-    def _buckets(self, cuts: int) -> int:
-        """As many buckets as leave some four batches in each; Lhotse wants at least two."""
-        return max(2, min(20, cuts // (self.batch_size * self.ranks * 4)))
+    def _epoch(self, epoch: int) -> list[NDArray[np.int32]]:
+        count, copies = self._lengths[epoch], self._copies(epoch)
+        rng = np.random.default_rng([self.seed, epoch, 1])
+        rows = np.repeat(np.arange(len(copies), dtype=np.int32), copies)
+        rng.shuffle(rows)  # rows of equal length, too, meet others in each epoch
+        rows = rows[np.argsort(self._seconds[rows], kind="stable")]
+        shift = rng.random()
+        batches: list[NDArray[np.int32]] = []
+        places: list[NDArray[np.float64]] = []  # of batches, from 0 to 1
+        full = min(_BUCKET, max(4, count // 10))
+        sizes = [full] * (count // full)
+        sizes.insert(int(rng.integers(len(sizes) + 1)), count % full)  # borders differ from epoch to epoch, too
+        for number, (first, last) in enumerate(pairwise(accumulate(sizes, initial=0))):
+            size = last - first
+            bucket = rng.permutation(rows[first * len(rows) // count : last * len(rows) // count])
+            if self._groups is not None:
+                bucket = bucket[np.argsort(self._groups[bucket], kind="stable")]
+            batches += [bucket[batch::size] for batch in range(size)]
+            places.append((rng.permutation(size) + (number * _GOLDEN + shift) % 1) / size)
+        return [batches[batch] for batch in np.argsort(np.concatenate(places), kind="stable")]
+
+    def _copies(self, epoch: int) -> NDArray[np.int64]:
+        """(rows,) how often the epoch sees each."""
+        whole = np.floor(self._weights).astype(np.int64)
+        rest = self._weights - whole
+        if rest.any():
+            whole += np.random.default_rng([self.seed, epoch, 0]).random(len(whole)) < rest
+        return whole

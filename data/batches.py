@@ -1,4 +1,4 @@
-"""Batches: the examples drawn from some utterances, and every clip that they need, once."""
+"""Batches: the examples of some utterances, and every clip that they need, once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -120,5 +120,7 @@ class LazyExamples(Examples):
                 pass  # it is named when its own batch comes
         why = f", such as: {left_out[0]}" if left_out else ": no task of the stage can use what they hold"
         raise ManifestError(
-            f"of the {len(rows.numbers)} utterances of a batch, and of {STAND_INS} after them, not one can be used{why}"
+            f"of the {len(rows.numbers)} utterances of a batch and of {STAND_INS} after them not one can be used{why}",
+            code="empty",
+            where="data.train",
         )

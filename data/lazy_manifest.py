@@ -1,19 +1,19 @@
-"""A manifest of any length: it is looked through once, quickly, and each line is read and checked when it is drawn.
+"""Manifests of any length, indexed once: each line is read and checked when it is drawn.
 
-What stays in memory is where the lines are and how long their clips last, 12 bytes a line.
+The index is where the lines are and how long their clips last, 20 bytes a line.
 """
 
 import json
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sottovoce.data.manifest import LONGEST_LINE, Fault, parsed
+from sottovoce.data.manifest import LONGEST_LINE, line_fault, no_utterance, open_manifest, parse_line, refuse
 from sottovoce.data.manifest_schema import LineReader
 from sottovoce.data.path_policy import Root
 from sottovoce.data.utterance import Utterance
@@ -21,7 +21,6 @@ from sottovoce.errors import ManifestError
 
 _BLOCK = 1 << 25  # bytes that are looked through together
 _SECONDS = re.compile(rb'"seconds"\s*:\s*([0-9.eE+-]+)')  # within a text the quotes would be escaped
-_SHOWN = 20
 
 
 class Lines(Sequence[Utterance]):
@@ -47,12 +46,11 @@ class Lines(Sequence[Utterance]):
         choices: Mapping[str, Sequence[str]],
         root: Root,
         only: Sequence[str] | None = None,
-        apart: Collection[Path] = (),
+        apart: frozenset[Path] = frozenset(),
     ) -> None:
         self.path, self.choices, self.root, self.apart = path, choices, root, apart
         self.only = None if only is None else tuple(only)
-        self._starts, self._numbers, self.seconds = _looked_through(path)
-        self.reads = 0  # lines that have been read in this process
+        self._starts, self._numbers, self.seconds = _index(path)
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -67,47 +65,40 @@ class Lines(Sequence[Utterance]):
             raise IndexError(row)
         with self.path.open("rb") as stream:
             stream.seek(int(self._starts[row]))
-            record = parsed(stream.readline(LONGEST_LINE + 1))
-        self.reads += 1
+            record = parse_line(stream.readline(LONGEST_LINE + 1))
         utterance, problems = LineReader(self.choices, self.root).read(1, record)
         spoken = [utterance.audio, *(turn.audio for turn in utterance.context if turn.audio)] if utterance else []
-        problems += [f"audio: {clip} is also in validation or test" for clip in spoken if clip in self.apart]
+        for clip in self.apart.intersection(spoken):
+            problems.add(f"audio: {clip} is also in validation or test", "conflict")
         if problems or utterance is None:
-            name = record.get("id") if isinstance(record, dict) else None
             number = int(self._numbers[row])
-            faults = [Fault(self.path, number, str(name) if name else None, problem) for problem in problems]
-            raise ManifestError("\n".join(map(str, faults)))
+            raise ManifestError.of(line_fault(self.path, number, record, problem) for problem in problems)
         return utterance if self.only is None else replace(utterance, only=self.only)
 
 
-def _looked_through(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+def _index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Where each line starts, its number from 1, and the seconds that it says; blank lines are passed over."""
     starts: list[NDArray[np.int64]] = []
     numbers: list[NDArray[np.int64]] = []
     seconds: list[NDArray[np.float32]] = []
-    faults: list[Fault] = []
+    faults: list[ManifestError] = []
     place, line = 0, 1
-    try:
-        stream = path.open("rb")
-    except OSError as error:
-        raise ManifestError(f"{path}: the manifest cannot be read: {error.strerror}") from None
-    with stream:
+    with open_manifest(path) as stream:
         while block := stream.read(_BLOCK):
             block += stream.readline(LONGEST_LINE)
             begin, told = _of_block(block)
             for row in np.flatnonzero(~(told > 0) | np.isinf(told)):
                 told[row], problem = _of_line(block[begin[row] :].split(b"\n", 1)[0])
-                faults += [Fault(path, line + int(row), None, problem)] if problem else []
+                faults += [line_fault(path, line + int(row), None, problem)] if problem else []
             kept = ~np.isnan(told)
             starts.append(begin[kept] + place)
             numbers.append(np.flatnonzero(kept) + line)
             seconds.append(told[kept])
             place, line = place + len(block), line + len(begin)
     if faults:
-        more = [f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-        raise ManifestError("\n".join([f"{path}: {len(faults)} faults", *map(str, faults[:_SHOWN]), *more]))
+        refuse(f"{path}: {len(faults)} faults", faults)
     if not sum(map(len, seconds)):
-        raise ManifestError(f"{path}: the manifest holds no utterance; write one JSON object a line")
+        raise no_utterance(path)
     return np.concatenate(starts), np.concatenate(numbers), np.concatenate(seconds)
 
 
@@ -131,15 +122,16 @@ def _number(text: bytes) -> float:
         return math.nan
 
 
-def _of_line(raw: bytes) -> tuple[float, str | None]:
+def _of_line(raw: bytes) -> tuple[float, ManifestError | None]:
     """The seconds of one line, read in full; NaN for a blank one, or with what is wrong with it."""
     if not raw.strip():
         return math.nan, None
-    record = parsed(raw)
-    if isinstance(record, str):
+    record = parse_line(raw)
+    if isinstance(record, ManifestError):
         return math.nan, record
     told = record.get("seconds")
     if isinstance(told, int | float) and not isinstance(told, bool) and 0 < told < 1e9:
         return float(told), None
     found = json.dumps(told)[:50]
-    return math.nan, f"seconds: each line needs a positive number where data.checks is `during`, found {found}"
+    problem = f"seconds: each line needs a positive number where data.validate is `lazy`, found {found}"
+    return math.nan, ManifestError(problem, code="bad-value")

@@ -1,42 +1,47 @@
-"""Utterances on disk: one JSON object a line, every fault found and named before anything trains."""
+"""Manifests, JSONL files of utterances: every line is checked, and every fault named, before anything trains."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, NoReturn
 
 from sottovoce.data.manifest_schema import LineReader, kind_of
 from sottovoce.data.path_policy import Root
 from sottovoce.data.utterance import Turn, Utterance
-from sottovoce.errors import ManifestError, brief
+from sottovoce.errors import ManifestError, SottovoceError, brief
 
-__all__ = ["Fault", "Manifest", "Turn", "Utterance", "read_lines", "read_manifest"]
+__all__ = ["Manifest", "Turn", "Utterance", "line_fault", "listed", "read_lines", "read_manifest", "refuse"]
 
 LONGEST_LINE = 1 << 22  # bytes; a dialogue of a whole day takes less, and a file without line breaks is no manifest
 _SHOWN = 20  # faults that an error spells out
 
 
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with one line; shown as `file:line: id: problem`."""
+def line_fault(path: Path, line: int, record: object, problem: SottovoceError) -> ManifestError:
+    """What is wrong with a line (from 1) of a manifest, as `file:line: id: problem`."""
+    name = record.get("id") if isinstance(record, dict) else None
+    known = f"{brief(name, 100)}: " if name and isinstance(name, str) else ""
+    return ManifestError(f"{path}:{line}: {known}{brief(problem)}", code=problem.code, where=f"{path}:{line}")
 
-    path: Path
-    line: int  # from 1
-    id: str | None  # None where the line has none that can be read
-    problem: str
 
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {f'{brief(self.id, 100)}: ' if self.id else ''}{brief(self.problem)}"
+def listed(faults: Sequence[object]) -> str:
+    """The first 20 faults, a line each, and how many more there are."""
+    more = [f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+    return "\n".join([*map(str, faults[:_SHOWN]), *more])
+
+
+def refuse(head: str, faults: Sequence[SottovoceError]) -> NoReturn:
+    """Raise one ManifestError for several faults, which it lists below its head."""
+    raise ManifestError(f"{head}\n{listed(faults)}", code=faults[0].code, where=faults[0].where, faults=faults)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The lines that can be used, and what is wrong with the others."""
+    """The utterances of the lines that can be used, and what is wrong with the others."""
 
     utterances: list[Utterance]
-    faults: list[Fault]
+    faults: list[ManifestError]
 
 
 def read_manifest(
@@ -68,46 +73,65 @@ def read_manifest(
     utterances, faults = [], []
     for line, record in read_lines(path):
         utterance, problems = reader.read(line, record)
-        name = record.get("id") if isinstance(record, dict) else None
-        faults += [Fault(path, line, name if isinstance(name, str) else None, problem) for problem in problems]
+        faults += [line_fault(path, line, record, problem) for problem in problems]
         utterances += [utterance] if utterance else []
     if not utterances and not faults:
-        raise ManifestError(f"{path}: the manifest holds no utterance; write one JSON object a line")
+        raise no_utterance(path)
     if faults and (policy == "error" or not utterances):
-        raise ManifestError(_told(path, faults, len(utterances)))
+        lines = len({fault.where for fault in faults})
+        plural = "" if len(faults) == 1 else "s"
+        refuse(f"{path}: {len(faults)} fault{plural} in {lines} of {lines + len(utterances)} lines", faults)
     return Manifest(utterances, faults)
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def no_utterance(path: Path) -> ManifestError:
+    return ManifestError(
+        f"{path}: the manifest holds no utterance; write one JSON object a line", code="empty", where=path
+    )
+
+
+def open_manifest(path: Path) -> BinaryIO:
+    """The file, for reading.
+
+    Raises:
+        ManifestError: it cannot be opened.
+    """
+    try:
+        return path.open("rb")
+    except OSError as error:
+        reason = f"{path}: the manifest cannot be read: {error.strerror}"
+        raise ManifestError(reason, code="not-found", where=path) from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | ManifestError]]:
     """Number (from 1) and JSON object of every line that is not blank; a broken line's fault in place of its object.
 
     Raises:
         ManifestError: the file cannot be opened.
     """
-    try:
-        stream = path.open("rb")
-    except OSError as error:
-        raise ManifestError(f"{path}: the manifest cannot be read: {error.strerror}") from None
-    with stream:
+    with open_manifest(path) as stream:
         number = 0
         while raw := stream.readline(LONGEST_LINE + 1):
             number += 1
             if len(raw) > LONGEST_LINE:
                 while raw and not raw.endswith(b"\n"):
                     raw = stream.readline(LONGEST_LINE)
-                yield number, f"broken line: it is longer than {LONGEST_LINE} bytes"
+                yield number, ManifestError(f"broken line: it is longer than {LONGEST_LINE} bytes", code="damaged")
             elif raw.strip():
-                yield number, parsed(raw)
+                yield number, parse_line(raw)
 
 
-def parsed(raw: bytes) -> dict[str, Any] | str:
+def parse_line(raw: bytes) -> dict[str, Any] | ManifestError:
+    """The JSON object of a line, or what is wrong with it."""
     try:
         record = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_twins)
         if b"\\u" in raw:  # JSON can escape halves of characters, which no text has
             json.dumps(record, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        return f"broken line, not JSON in UTF-8: {error}"
-    return record if isinstance(record, dict) else f"broken line: a JSON object is needed, not {kind_of(record)}"
+        return ManifestError(f"broken line, not JSON in UTF-8: {error}", code="damaged")
+    if isinstance(record, dict):
+        return record
+    return ManifestError(f"broken line: a JSON object is needed, not {kind_of(record)}", code="damaged")
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -116,10 +140,3 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         counts = Counter(key for key, _ in pairs)
         raise ValueError(f"the key {counts.most_common(1)[0][0]!r} stands there twice")
     return record
-
-
-def _told(path: Path, faults: Sequence[Fault], good: int) -> str:
-    lines = len({fault.line for fault in faults})
-    head = f"{path}: {len(faults)} fault{'s' * (len(faults) > 1)} in {lines} of {lines + good} lines"
-    more = [f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-    return "\n".join([head, *map(str, faults[:_SHOWN]), *more])

@@ -3,16 +3,17 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sottovoce.data.manifest import read_lines
+from sottovoce.data.skipped import Skipped
 from sottovoce.errors import ManifestError, nearest
 
 HELD_OUT = "held_out"
 _KEYS = ("text", "category", "topic", "answers")
-_NAMED = 20  # of what is left out, for each reason
+_SHOWN = 20  # faults that an error spells out
 
 
 @dataclass(frozen=True)
@@ -31,23 +32,6 @@ class Text:
         return " ".join(re.findall(r"[^\W_]+", self.text.casefold()))
 
 
-@dataclass
-class SkippedRows:
-    """What was not used, by reason; every case is counted, and the first 20 of a reason are named."""
-
-    cases: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, why: str, what: str) -> None:
-        self.cases.setdefault(why, []).append(what)
-
-    def __str__(self) -> str:
-        lines = []
-        for why, names in self.cases.items():
-            more = [f"    ... and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
-            lines += [f"  {len(names)} left out: {why}", *(f"    {name}" for name in names[:_NAMED]), *more]
-        return "\n".join(lines)
-
-
 def read_texts(file: Path, values: Mapping[str, Sequence[str]]) -> list[Text]:
     """The texts of a JSONL file, each `{"text", "category", "topic", "answers"}`; the topic may be absent.
 
@@ -60,15 +44,17 @@ def read_texts(file: Path, values: Mapping[str, Sequence[str]]) -> list[Text]:
     """
     texts, faults = [], []
     for number, record in read_lines(file):
-        problems = [record] if isinstance(record, str) else _problems(record, values)
-        faults += [f"{file}:{number}: {problem}" for problem in problems]
+        problems = [str(record)] if isinstance(record, ManifestError) else _problems(record, values)
+        where = f"{file}:{number}"
+        faults += [ManifestError(f"{where}: {problem}", code="bad-value", where=where) for problem in problems]
         if not problems and isinstance(record, dict):
             texts.append(Text(**{"topic": None, **record}, where=f"{file.name}:{number}"))
     if faults:
-        more = [f"... and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
-        raise ManifestError("\n".join([f"{file}: {len(faults)} faults", *faults[:_NAMED], *more]))
+        more = [f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+        message = "\n".join([f"{file}: {len(faults)} faults", *map(str, faults[:_SHOWN]), *more])
+        raise ManifestError(message, code="bad-value", where=file, faults=faults)
     if not texts:
-        raise ManifestError(f"{file}: there is no text in it; write one JSON object a line")
+        raise ManifestError(f"{file}: there is no text in it; write one JSON object a line", code="empty", where=file)
     return texts
 
 
@@ -123,7 +109,7 @@ def select(
     most: Mapping[str, int],
     held_out: Sequence[str],
     seed: int,
-    left_out: SkippedRows,
+    skipped: Skipped,
 ) -> dict[str, list[Text]]:
     """The texts of every split, and those of the held-out topics; no two splits share a text.
 
@@ -133,12 +119,12 @@ def select(
         most: texts of a category that a split takes; which ones is drawn. Absent: all.
         held_out: topics, or groups of topics, that go to `held_out`, whole. What they say is nowhere else.
         seed: of the draw.
-        left_out: gets what is not used.
+        skipped: gets what is not used.
     """
     by_key: dict[tuple[str, str], Text] = {}
     for text in texts:
         if (text.category, text.key) in by_key:
-            left_out.add("the same words came before", f"{text.where}: {text.text}")
+            skipped.add("the same words came before", f"{text.where}: {text.text}")
         by_key.setdefault((text.category, text.key), text)
     unique = list(by_key.values())
     kept_apart = {text.key for text in unique if is_held_out(text.topic, held_out)}
@@ -147,15 +133,15 @@ def select(
         if is_held_out(text.topic, held_out):
             splits[HELD_OUT].append(text)
         elif text.key in kept_apart:
-            left_out.add("the same words belong to a held-out topic", f"{text.where}: {text.text}")
+            skipped.add("the same words belong to a held-out topic", f"{text.where}: {text.text}")
         else:
-            _add(splits, split_of(text.key, shares), text, most, left_out)
+            _add(splits, split_of(text.key, shares), text, most, skipped)
     return splits
 
 
-def _add(splits: dict[str, list[Text]], split: str, text: Text, most: Mapping[str, int], left_out: SkippedRows) -> None:
+def _add(splits: dict[str, list[Text]], split: str, text: Text, most: Mapping[str, int], skipped: Skipped) -> None:
     full = sum(other.category == text.category for other in splits[split]) >= most.get(split, len(splits[split]) + 1)
     if full:
-        left_out.add(f"{split} has all the texts on {text.category} that were asked for", f"{text.where}: {text.text}")
+        skipped.add(f"{split} has all the texts on {text.category} that were asked for", f"{text.where}: {text.text}")
     else:
         splits[split].append(text)

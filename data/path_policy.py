@@ -1,10 +1,10 @@
-"""Which files a manifest may name: those under its root, and those under folders that the user allows besides."""
+"""Path policy of manifests: they may name files under their root, and under folders that the user allows besides."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from sottovoce.data.audio import place_of
+from sottovoce.data.audio_decoder import tar_member
 from sottovoce.errors import AudioError
 
 
@@ -22,7 +22,7 @@ class Root:
     def __init__(self, folder: Path, allow: Sequence[Path] = ()) -> None:
         self.folder = folder
         self._start = os.path.abspath(folder)
-        self._within = [os.path.realpath(place) for place in (folder, *allow)]
+        self._within = [os.path.realpath(allowed) for allowed in (folder, *allow)]
 
     def file(self, given: str) -> Path:
         """The absolute path of a file that a manifest calls `given`; it need not exist.
@@ -31,15 +31,16 @@ class Root:
             AudioError: it is, or its link leads, outside of all that is allowed. The message begins with `given`.
         """
         named = os.path.abspath(os.path.join(self._start, given))
-        place = place_of(Path(named))
+        member = tar_member(Path(named))
         try:
-            real = os.path.realpath(place.archive if place else named)
+            real = os.path.realpath(member.archive if member else named)
         except ValueError:  # a NUL in it
-            raise AudioError(f"{given!r}: no file can have this name") from None
-        if not any(os.path.commonpath([place, real]) == place for place in self._within):
-            where = "is" if real == str(place.archive if place else named) else f"leads to {real}, which is"
+            raise AudioError(f"{given!r}: no file can have this name", code="bad-value") from None
+        if not any(os.path.commonpath([folder, real]) == folder for folder in self._within):
+            where = "is" if real == str(member.archive if member else named) else f"leads to {real}, which is"
             raise AudioError(
                 f"{given} {where} outside of {self.folder}; move the clip there, give a `root` that holds it, or name "
-                "its folder under `allow`"
+                "its folder under `allow`",
+                code="unsafe",
             )
         return Path(named)

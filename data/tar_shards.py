@@ -1,4 +1,4 @@
-"""Clips packed into tar files, for storage that is slow to open a million small ones.
+"""Tar shards: clips packed into tar files, for storage that is slow to open a million small ones.
 
 The files are in Lhotse's Shar format, so that Lhotse reads them, too (`CutSet.from_shar`); the bytes of a clip stay as
 they are. Beside them lies a manifest like any other, whose `audio` says archive, offset and size.
@@ -6,7 +6,6 @@ they are. Beside them lies a manifest like any other, whose `audio` says archive
 
 import gzip
 import json
-import shutil
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-from sottovoce.data.audio import Header, place_of, read_header
-from sottovoce.data.manifest import Fault, read_lines
+from sottovoce.data.audio_decoder import Header, read_bytes, read_header, tar_member
+from sottovoce.data.manifest import line_fault, no_utterance, read_lines, refuse
 from sottovoce.data.path_policy import Root
-from sottovoce.errors import AudioError, ConfigError, ManifestError
+from sottovoce.errors import AudioError, ConfigError, ManifestError, SottovoceError
+from sottovoce.io import atomic_folder
 
 _BLOCK = tarfile.BLOCKSIZE  # bytes of a member's header in the USTAR format
-_SHOWN = 20
 FOLDER = "shards"
 
 
@@ -56,40 +55,35 @@ def write_shards(
         ManifestError: lines are broken, or clips cannot be used; the first 20 are named.
     """
     if out.exists():
-        raise ConfigError(f"{out} is there already: name another folder, or delete it")
+        raise ConfigError(f"{out} is there already: name another folder, or delete it", code="conflict", where=out)
     if size < 1:
-        raise ConfigError(f"--size: must be at least 1, found {size}")
-    draft = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    (draft / FOLDER).mkdir(parents=True)
+        raise ConfigError(f"--size: must be at least 1, found {size}", code="bad-value", where="--size")
     within = Root(source.parent if root is None else root, allow)
-    faults: list[Fault] = []
+    faults: list[ManifestError] = []
     utterances = 0
-    with _Writer(draft / FOLDER, size) as writer, (draft / "manifest.jsonl").open("w", encoding="utf-8") as stream:
-        for number, record in read_lines(source):
-            try:
-                packed = _packed(record, within, writer)
-            except AudioError as error:
-                name = record.get("id") if isinstance(record, dict) else None
-                faults.append(Fault(source, number, str(name) if name else None, str(error)))
-                continue
-            stream.write(json.dumps(packed, ensure_ascii=False) + "\n")
-            utterances += 1
-    if faults or not utterances:
-        shutil.rmtree(draft)
-        told = [f"{source}: {len(faults)} faults in the lines, {utterances} are good", *map(str, faults[:_SHOWN])]
-        raise ManifestError("\n".join(told))
-    draft.replace(out)
+    with atomic_folder(out) as draft:
+        with _Writer(draft / FOLDER, size) as writer, (draft / "manifest.jsonl").open("w", encoding="utf-8") as stream:
+            for number, record in read_lines(source):
+                try:
+                    packed = _packed(record, within, writer)
+                except SottovoceError as error:
+                    faults.append(line_fault(source, number, record, error))
+                    continue
+                stream.write(json.dumps(packed, ensure_ascii=False) + "\n")
+                utterances += 1
+        if faults or not utterances:
+            head = f"{source}: {len(faults)} faults in the lines, {utterances} are good"
+            refuse(head, faults or [no_utterance(source)])
     return Packed(out / "manifest.jsonl", utterances, len(writer.places), writer.shards)
 
 
-def _packed(record: dict[str, Any] | str, root: Root, writer: "_Writer") -> dict[str, Any]:
+def _packed(record: dict[str, Any] | ManifestError, root: Root, writer: "_Writer") -> dict[str, Any]:
     """The line with places in archives in place of files."""
-    if isinstance(record, str):
-        raise AudioError(record)
+    if isinstance(record, ManifestError):
+        raise record
     turns = record.get("context") or []
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise AudioError("context: a list of objects is needed")
+        raise ManifestError("context: a list of objects is needed", code="bad-value")
     place, header = _put(record, root, writer)
     context = [{**turn, "audio": _put(turn, root, writer)[0]} if turn.get("audio") else turn for turn in turns]
     known = {"context": context} if turns else {}
@@ -99,12 +93,12 @@ def _packed(record: dict[str, Any] | str, root: Root, writer: "_Writer") -> dict
 def _put(said: dict[str, Any], root: Root, writer: "_Writer") -> tuple[str, Header]:
     given = said.get("audio")
     if not isinstance(given, str):
-        raise AudioError("audio: a string is needed")
+        raise ManifestError("audio: a string is needed", code="bad-value")
     clip = root.file(given)
     try:
         header = read_header(clip)
     except AudioError as error:
-        raise AudioError(f"audio: {given}: {error}") from None
+        raise AudioError(f"audio: {given}: {error}", code=error.code) from None
     return writer.put(clip, header, said), header
 
 
@@ -118,6 +112,7 @@ class _Writer:
         self._cuts: IO[str] | None = None
 
     def __enter__(self) -> "_Writer":
+        self.folder.mkdir()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -142,14 +137,14 @@ class _Writer:
     def _append(self, clip: Path, header: Header, said: dict[str, Any]) -> str:
         assert self._tar is not None and self._cuts is not None
         key = f"{len(self.places):09d}"
-        data = _read(clip)
+        data = read_bytes(clip)
         recording = {
             "id": key, "sources": [{"type": "shar", "channels": list(range(header.channels)), "source": ""}],
             "sampling_rate": header.sample_rate, "num_samples": header.frames, "duration": header.seconds,
             "channel_ids": list(range(header.channels)),
         }  # fmt: skip
         offset = self._tar.offset + _BLOCK
-        suffix = (place.archive if (place := place_of(clip)) else clip).suffix.lower() or ".audio"
+        suffix = (member.archive if (member := tar_member(clip)) else clip).suffix.lower() or ".audio"
         self._member(f"{key}{suffix}", data)
         self._member(f"{key}.json", json.dumps(recording).encode())
         one = header.channels == 1
@@ -170,11 +165,3 @@ class _Writer:
         member = tarfile.TarInfo(name)
         member.size = len(data)
         self._tar.addfile(member, BytesIO(data))
-
-
-def _read(clip: Path) -> bytes:
-    if place := place_of(clip):
-        with place.archive.open("rb") as archive:
-            archive.seek(place.offset)
-            return archive.read(place.size)
-    return clip.read_bytes()

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from sottovoce.data.captions import style_caption
-from sottovoce.data.prompt_files import fill, read_wordings
+from sottovoce.data.prompt_files import read_wordings
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, brief, nearest
 from sottovoce.paths import resolve
 from sottovoce.registry import Registry
+from sottovoce.templates import Template
 
 PROMPTS = Path(__file__).parent / "prompts"
 
@@ -179,10 +180,8 @@ class AttributeTask(Task):
         longest_first = sorted(self._by_name, key=len, reverse=True)
         self._named = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
         super().__init__(self.prompts, {"choices": ", ".join(self.choices)})
-        if self.sentence is not None and "{label}" not in self.sentence:
-            raise ConfigError(f"task {self.name}: sentence is {self.sentence!r}; put {{label}} where the answer goes")
         if self.sentence is not None:
-            fill(self.sentence, {"label": "", "a": ""}, f"task {self.name}: sentence")
+            Template(self.sentence, ("label", "a"), required=["label"], where=f"task {self.name}: sentence")
 
     def available(self, utterance: Utterance) -> bool:
         return self.label(utterance) is not None

@@ -1,4 +1,4 @@
-"""The face of every encoder."""
+"""Interface of speech encoders, and what their implementations share."""
 
 import hashlib
 import json
@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
+from sottovoce.tensor_files import update_digest
 
 
 class Encoder(nn.Module, ABC):
-    """Turns waveforms into frames.
+    """Maps waveforms (batch, samples) to frames (batch, frames, dim).
 
     `__init__` only describes (cheap, no weights, works on the meta device); `load` fetches the weights, where the
-    strategy may shard them.
+    strategy may shard them. The network is the one submodule. It starts in eval mode.
     """
 
-    sample_rate: int  # of the waveforms it wants, in Hz
+    sample_rate: int  # of the waveforms it takes, in Hz
     frame_rate: float  # of the frames it returns, in Hz
     dim: int  # of each frame
     loaded: bool = False  # whether it has its weights
@@ -31,10 +32,10 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def load(self) -> None:
-        """Build the pretrained network. Idempotent.
+        """Build the network and give it its pretrained weights. Idempotent.
 
         Raises:
-            MissingError: the weights cannot be reached; the message says where they were looked for and what to do.
+            MissingError: they cannot be reached or do not fit; says where they were looked for and what to do.
         """
 
     def load_trained(self, weights: dict[str, Tensor]) -> None:
@@ -49,26 +50,48 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A digest of weights and settings: two encoders with one fingerprint return the same frames."""
+        """SHA-256 of weights and settings: two encoders with one fingerprint return the same frames.
+
+        All weights are read each time, so that a change shows.
+
+        Raises:
+            RuntimeError: the weights are not loaded.
+        """
 
     @abstractmethod
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
-        """Map (batch, samples) in [-1, 1] to (batch, frames, dim); `lengths` counts samples.
+        """Map (batch, samples) in [-1, 1] to (batch, frames, dim); `lengths` (batch,) counts samples.
 
         A clip's frames do not depend on its batch.
+
+        Raises:
+            RuntimeError: the weights are not loaded.
+            ValueError: a clip is empty, or shapes do not fit; names the row.
         """
 
-    def states(self, waveform: Tensor, lengths: Tensor) -> list[Frames]:
+    def hidden_states(self, waveform: Tensor, lengths: Tensor) -> list[Frames]:
         """The input of the first layer and the output of each, `layers + 1` times (batch, frames, dim).
 
         Raises:
-            ConfigError: this encoder does not show its layers.
+            ConfigError: this encoder does not expose its layers.
         """
-        raise ConfigError(f"{type(self).__name__} does not show its layers: take another encoder, such as `conformer`")
+        why = f"{type(self).__name__} does not expose its layers: take another encoder, such as `conformer`"
+        raise ConfigError.at("encoder.type", "conflict", why)
+
+    def loaded_network(self) -> Any:
+        """The network with its weights.
+
+        Raises:
+            RuntimeError: the weights are not loaded.
+        """
+        if not self.loaded:
+            raise RuntimeError(f"the weights of {type(self).__name__} are not loaded: call load() first")
+        (network,) = self.children()
+        return network
 
 
-def precision(encoder: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-    """In training, what surrounds the encoder decides; in eval mode, float32."""
+def float32_in_eval(encoder: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+    """Autocast off in eval mode, since a fingerprint cannot tell in what an encoder ran; unchanged in training."""
     return nullcontext() if encoder.training else torch.autocast(device.type, enabled=False)
 
 
@@ -76,6 +99,5 @@ def fingerprint(network: nn.Module, *settings: Any) -> str:
     """SHA-256 of settings (JSON) and every tensor of a network, by name, dtype and shape."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, value in network.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        update_digest(digest, value, f"{name} ")
     return digest.hexdigest()

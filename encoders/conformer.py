@@ -1,15 +1,12 @@
-"""The Conformer of SpeechEmotionLlama: a billion parameters that listen, twenty-five frames a second."""
+"""The Conformer encoder of SpeechEmotionLlama: log-mel in, 25 frames a second, a billion parameters."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Wav2Vec2BertConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -20,20 +17,21 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
 )
 
 from sottovoce.encoders import ENCODERS, log_mel
-from sottovoce.encoders.base import Encoder, fingerprint, precision
-from sottovoce.errors import ConfigError, MissingError
+from sottovoce.encoders.base import Encoder, fingerprint, float32_in_eval
+from sottovoce.errors import ConfigError, MissingError, first_line, require_positive
 from sottovoce.frames import Frames
 from sottovoce.paths import resolve
+from sottovoce.tensor_files import read_metadata, read_tensors, write_tensors
 
-FILE = "conformer.safetensors"  # in a checkpoint's folder; its metadata `conformer` holds the numbers in JSON
+FILE = "conformer.safetensors"  # in a checkpoint's folder; its metadata `conformer` holds the sizes in JSON
 _ROTARY_BASE = 10_000
 
 
 class RotaryAttention(Wav2Vec2BertSelfAttention):
-    """Self-attention that turns queries and keys by their place, so that a score depends on distance alone.
+    """Self-attention with rotary position embeddings: scores depend on relative positions alone.
 
-    Su et al. (2021), equation 16. The parent class turns its input before the projections, after which scores depend on
-    absolute places, too.
+    Su et al. (2021), equation 16. The parent class rotates its input before the projections, after which scores depend
+    on absolute positions, too.
     """
 
     def forward(
@@ -54,7 +52,7 @@ class RotaryAttention(Wav2Vec2BertSelfAttention):
 
 
 class CentredConvolution(Wav2Vec2BertConvolutionModule):
-    """The convolution of Gulati et al. (2020), which sees as much after a frame as before; the parent looks back only.
+    """The convolution module of Gulati et al. (2020), centred on each frame; the parent's is causal.
 
     Like the parent, it has a layer norm where Gulati et al. have a batch norm: a clip must not depend on its batch.
     """
@@ -62,13 +60,13 @@ class CentredConvolution(Wav2Vec2BertConvolutionModule):
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:  # type: ignore[override]
         """(batch, frames, width) to the same; the mask is (batch, frames), True where a frame is real."""
         half = self.depthwise_conv.kernel_size[0] // 2
-        later = F.pad(hidden_states, (0, 0, 0, half)), F.pad(attention_mask, (0, half))  # masked, hence zeros
-        shifted: Tensor = super().forward(*later)  # type: ignore[no-untyped-call]
+        padded = F.pad(hidden_states, (0, 0, 0, half)), F.pad(attention_mask, (0, half))  # masked, hence zeros
+        shifted: Tensor = super().forward(*padded)  # type: ignore[no-untyped-call]
         return shifted[:, half:]
 
 
 class ConformerLayer(Wav2Vec2BertEncoderLayer):  # type: ignore[no-untyped-call]
-    """Half a feed-forward, attention, convolution, half a feed-forward, layer norm (Gulati et al., 2020, section 2)."""
+    """A Conformer block with rotary attention and centred convolution (Gulati et al., 2020, section 2)."""
 
     def __init__(self, config: Wav2Vec2BertConfig) -> None:
         super().__init__(config)  # type: ignore[no-untyped-call]
@@ -93,18 +91,18 @@ class Conformer(nn.Module):
         self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(layers))
 
     def forward(self, stacked: Frames) -> Iterator[Frames]:
-        """The projected input, then the output of each layer, one after another: nobody has to keep them all."""
-        real = stacked.real()
+        """Yield the projected input, then the output of each layer, so that nobody has to keep them all."""
+        mask = stacked.mask()
         x = self.dropout(self.project(stacked.x))
-        yield log_mel.zeroed(Frames(x, stacked.lengths))
-        places = rotary(x.shape[1], self.head_size, x.device)
+        yield Frames(x, stacked.lengths).zero_padding()
+        cos_sin = rotary(x.shape[1], self.head_size, x.device)
         for layer in self.layers:
-            x = layer(x, real[:, None, None, :], places, conv_attention_mask=real)
-            yield log_mel.zeroed(Frames(x, stacked.lengths))
+            x = layer(x, mask[:, None, None, :], cos_sin, conv_attention_mask=mask)
+            yield Frames(x, stacked.lengths).zero_padding()
 
 
 def rotary(frames: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of every place's angles, each (1, frames, size): Su et al. (2021), section 3.2.2."""
+    """Cosines and sines of the rotary angles, each (1, frames, size): Su et al. (2021), section 3.2.2."""
     rates = _ROTARY_BASE ** (-torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
     angles = torch.arange(frames, device=device)[:, None] * rates
     angles = torch.cat((angles, angles), -1)[None]
@@ -113,11 +111,11 @@ def rotary(frames: int, size: int, device: torch.device) -> tuple[Tensor, Tensor
 
 @ENCODERS.register("conformer")
 class ConformerEncoder(Encoder):
-    """80-bin log-mel -> four frames stacked -> rotary Conformer layers, 25 frames per second, each (dim,).
+    """80-bin log-mel -> four frames stacked -> rotary Conformer layers: 25 frames per second, each (dim,).
 
-    Kang et al. (2024), section II-B; numbers and rotary attention: Llama team (2024), section 8.2. The defaults are
-    theirs, 1.00 billion parameters. Its weights learn unless `requires_grad_(False)` forbids; it is born in eval mode,
-    in which it computes in float32, autocast or not, since a fingerprint cannot tell in what it ran.
+    Kang et al. (2024), section II-B; sizes and rotary attention: Llama team (2024), section 8.2. The defaults are
+    theirs, 1.00 billion parameters. Its weights train unless `requires_grad_(False)` forbids. In eval mode it computes
+    in float32, autocast or not.
 
     Args:
         checkpoint: folder that `save` wrote; null: random weights, for an encoder that is yet to be trained.
@@ -138,27 +136,31 @@ class ConformerEncoder(Encoder):
         heads: int = 24, kernel: int = 7, dropout: float = 0.1,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.numbers = {"layers": layers, "width": width, "feedforward": feedforward, "heads": heads, "kernel": kernel}
-        _check_numbers(self.numbers, dropout)
+        self.sizes = {"layers": layers, "width": width, "feedforward": feedforward, "heads": heads, "kernel": kernel}
+        require_positive("encoder", **self.sizes)
+        if width % (2 * heads):
+            why = f"{heads}: rotary heads need an even share of encoder.width={width}"
+            raise ConfigError.at("encoder.heads", "bad-value", why)
+        if kernel % 2 == 0:
+            why = f"expected an odd number, which has a middle; got {kernel}"
+            raise ConfigError.at("encoder.kernel", "bad-value", why)
+        if not 0 <= dropout < 1:
+            raise ConfigError.at("encoder.dropout", "bad-value", f"expected 0 <= dropout < 1, got {dropout}")
         self.file = None if checkpoint is None else resolve(checkpoint) / FILE
         if self.file is not None and self.file.is_file():  # a dry run needs none, and a bundle brings its own weights
-            _check_same(self.numbers, self.file)
+            _check_same(self.sizes, self.file)
         self.dropout = dropout
         self.sample_rate, self.frame_rate, self.dim = log_mel.SAMPLE_RATE, 25.0, width
         self.network: Conformer | None = None
 
     def build(self) -> None:
-        """Build the network without its weights, on the current device (`meta` costs nothing). Idempotent."""
+        """See `Encoder.build`."""
         if self.network is None:
-            self.network = Conformer(**self.numbers, dropout=self.dropout)
+            self.network = Conformer(**self.sizes, dropout=self.dropout)
             self.eval()
 
     def load(self) -> None:
-        """Build the network and give it its weights: the checkpoint's, or random ones of torch's generator. Idempotent.
-
-        Raises:
-            MissingError: the weights cannot be read or do not fit.
-        """
+        """See `Encoder.load`; without a checkpoint, weights are drawn from torch's global generator."""
         if self.loaded:
             return
         self.network = None  # one that was built on meta has no memory for random weights
@@ -169,114 +171,74 @@ class ConformerEncoder(Encoder):
         self.loaded = True
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write weights, as `dtype`, and numbers to `folder`, whole or not at all; its path is then a `checkpoint`."""
-        weights = {name: value.to(dtype).contiguous() for name, value in self._ready().state_dict().items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".{FILE}.tmp"
-        save_file(weights, draft, metadata={"conformer": json.dumps(self.numbers)})
-        os.replace(draft, folder / FILE)
+        """Write weights, as `dtype`, and sizes to `folder`; its path is then a `checkpoint`."""
+        weights = {name: value.to(dtype) for name, value in self.loaded_network().state_dict().items()}
+        write_tensors(folder / FILE, weights, {"conformer": json.dumps(self.sizes)})
 
     def fingerprint(self) -> str:
-        """SHA-256 of the numbers and every tensor; reads all weights each time, so that a change shows.
+        """See `Encoder.fingerprint`."""
+        return fingerprint(self.loaded_network(), "conformer", self.sizes)
 
-        Raises:
-            RuntimeError: the weights are not loaded.
-        """
-        return fingerprint(self._ready(), "conformer", self.numbers)
-
-    def log_mel(self, waveform: Tensor, lengths: Tensor) -> Frames:
-        """`encoders.log_mel.log_mel`: (batch, samples) to (batch, mel frames, 80), without gradient."""
-        return log_mel.log_mel(waveform, lengths)
-
-    def stack(self, mel: Frames) -> Frames:
-        """`encoders.log_mel.stack`: (batch, mel frames, 80) to (batch, mel frames // 4, 320), at least one frame."""
-        return log_mel.stack(mel)
-
-    def hidden_states(self, stacked: Frames) -> list[Frames]:
+    def layer_outputs(self, stacked: Frames) -> list[Frames]:
         """The projected input and the output of each layer: `layers + 1` times (batch, frames, dim)."""
-        with precision(self, stacked.x.device):
-            return [Frames(x.float(), lengths) for x, lengths in self._ready()(stacked)]
+        with float32_in_eval(self, stacked.x.device):
+            return [Frames(x.float(), lengths) for x, lengths in self.loaded_network()(stacked)]
 
     def contextualize(self, stacked: Frames) -> Frames:
         """The output of the last layer, (batch, frames, dim), for stacked log-mels (batch, frames, 320)."""
-        with precision(self, stacked.x.device):
-            for state in self._ready()(stacked):
+        with float32_in_eval(self, stacked.x.device):
+            for state in self.loaded_network()(stacked):
                 last = state
         return Frames(last.x.float(), last.lengths)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
-        """Map (batch, samples) at 16 kHz in [-1, 1] to (batch, frames, dim): a frame for every 640 samples.
+        """See `Encoder.forward`: a frame for every 640 samples at 16 kHz.
 
         The tail that fills no frame is dropped; a clip shorter than one frame is filled up with silence.
-
-        Raises:
-            RuntimeError: the weights are not loaded.
-            ValueError: a clip is empty, or shapes do not fit; the message names the row.
         """
-        self._ready()
-        return self.contextualize(self.stack(self.log_mel(waveform, lengths)))
+        self.loaded_network()
+        return self.contextualize(log_mel.stack(log_mel.log_mel(waveform, lengths)))
 
-    def states(self, waveform: Tensor, lengths: Tensor) -> list[Frames]:
-        """See `Encoder.states`."""
-        return self.hidden_states(self.stack(self.log_mel(waveform, lengths)))
+    def hidden_states(self, waveform: Tensor, lengths: Tensor) -> list[Frames]:
+        """See `Encoder.hidden_states`."""
+        return self.layer_outputs(log_mel.stack(log_mel.log_mel(waveform, lengths)))
 
     def _read(self, file: Path) -> None:
-        _, weights = _open(file)
+        try:
+            weights = read_tensors(file, dtype=torch.float32)
+        except Exception as error:
+            raise _unreadable(file, error) from error
         with torch.device("meta"):  # random numbers for a billion parameters would be drawn only to be thrown away
             self.build()
         try:
-            self._built().load_state_dict(weights, assign=True)
+            self.load_state_dict({f"network.{name}": value for name, value in weights.items()}, assign=True)
         except RuntimeError as error:
-            raise MissingError(f"{file}: the tensors do not fit the numbers {self.numbers}: {error}") from None
-
-    def _built(self) -> Conformer:
-        assert self.network is not None
-        return self.network
-
-    def _ready(self) -> Conformer:
-        if self.loaded:
-            return self._built()
-        raise RuntimeError("the Conformer has no weights yet: call load() first")
+            raise MissingError.at(file, "mismatch", f"the tensors do not fit {self.sizes}: {error}") from None
 
 
-def _check_numbers(numbers: dict[str, int], dropout: float) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise ConfigError(f"encoder.{name} is {value}; expected at least 1")
-    width, heads, kernel = numbers["width"], numbers["heads"], numbers["kernel"]
-    if width % (2 * heads):
-        raise ConfigError(f"encoder.heads is {heads}: rotary heads need an even share of encoder.width={width}")
-    if kernel % 2 == 0:
-        raise ConfigError(f"encoder.kernel is {kernel}; expected an odd number, which has a middle")
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"encoder.dropout is {dropout}; expected 0 <= dropout < 1")
-
-
-def _check_same(numbers: dict[str, int], file: Path) -> None:
-    """A checkpoint's numbers are not a matter of opinion, and a recipe should say what runs."""
-    told, _ = _open(file, weights=False)
-    other = [name for name in numbers if told.get(name) != numbers[name]]
-    if other:
-        wrong = ", ".join(f"encoder.{name} is {numbers[name]}" for name in other)
-        right = " ".join(f"encoder.{name}={told.get(name)}" for name in other)
-        raise ConfigError(f"{wrong}, but {file} was made with {right}")
-
-
-def _open(file: Path, weights: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The numbers in a checkpoint, and its tensors unless they are not wanted; `MissingError` says what is wrong."""
-    if not file.is_file():
-        raise MissingError(
-            f"encoder.checkpoint: there is no file {file.absolute()}. Point at a folder that `ConformerEncoder.save` "
-            "wrote (encoder.checkpoint=/path/to/folder), or set encoder.checkpoint=null to begin with random weights"
-        )
+def _check_same(sizes: dict[str, int], file: Path) -> None:
+    """A recipe must state the sizes of its checkpoint."""
     try:
-        with safe_open(file, "pt") as stream:
-            told: dict[str, Any] = dict(json.loads(stream.metadata()["conformer"]))
-            # a copy, since the tensors of a mapped file change when somebody writes over the file
-            tensors = {name: stream.get_tensor(name).float().clone() for name in stream.keys()} if weights else {}
-    except Exception as error:  # JSON and safetensors each have errors of their own
-        raise MissingError(
-            f"{file}: damaged, or no Conformer of ours ({type(error).__name__}: {error}). Expected safetensors with "
-            "metadata `conformer` (JSON), as `ConformerEncoder.save` writes it"
-        ) from error
-    return told, tensors
+        saved = dict(json.loads(read_metadata(file)["conformer"]))
+    except Exception as error:
+        raise _unreadable(file, error) from error
+    other = [name for name in sizes if saved.get(name) != sizes[name]]
+    if other:
+        wrong, right = ([f"encoder.{name}={numbers.get(name)}" for name in other] for numbers in (sizes, saved))
+        why = f"{' '.join(wrong)}, but {file} was made with {' '.join(right)}"
+        raise ConfigError.at(f"encoder.{other[0]}", "mismatch", why)
+
+
+def _unreadable(file: Path, error: Exception) -> MissingError:
+    if not file.is_file():
+        return MissingError(
+            f"encoder.checkpoint: there is no file {file.absolute()}. Point at a folder that `ConformerEncoder.save` "
+            "wrote (encoder.checkpoint=/path/to/folder), or set encoder.checkpoint=null to begin with random weights",
+            where=file,
+        )
+    return MissingError.at(
+        file,
+        "damaged",
+        f"damaged, or no Conformer of ours ({type(error).__name__}: {first_line(error)}). Expected safetensors "
+        "with metadata `conformer` (JSON), as `ConformerEncoder.save` writes it",
+    )

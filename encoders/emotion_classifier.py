@@ -1,20 +1,19 @@
-"""A recogniser of emotion that stands alone: a cascade writes its label before the words."""
+"""Speech emotion recognition on a frozen encoder: a TL-TR classifier, its training and its file."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sottovoce.encoders.tltr import TLTR
 from sottovoce.errors import BundleError, ConfigError, MissingError, SottovoceError, nearest
 from sottovoce.frames import Frames
+from sottovoce.tensor_files import read_metadata, read_tensors, write_tensors
 
 
 class EmotionClassifier:
@@ -31,23 +30,19 @@ class EmotionClassifier:
 
     def __init__(self, tltr: TLTR, labels: Sequence[str], encoder: str) -> None:
         if len(labels) != tltr.classes or len(set(labels)) != len(labels):
-            raise ConfigError(f"emotion classifier: {tltr.classes} different labels are needed, found {list(labels)}")
+            raise ConfigError.at("labels", "bad-value", f"expected {tltr.classes} different ones, got {list(labels)}")
         self.tltr, self.labels, self.encoder = tltr, tuple(labels), encoder
 
     @torch.no_grad()
     def predict(self, states: list[Frames]) -> list[str]:
         """The likeliest label of each clip, from the encoder's states, each (batch, frames, dim)."""
         self.tltr.eval()
-        return [self.labels[at] for at in self.tltr(states).argmax(-1).tolist()]
+        return [self.labels[label] for label in self.tltr(states).argmax(-1).tolist()]
 
     def save(self, file: Path) -> None:
-        """Write weights, numbers, labels and the encoder's fingerprint as safetensors, whole or not at all."""
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.tltr.state_dict().items()}
-        told = {"labels": json.dumps(self.labels), "dims": json.dumps(self.tltr.dims), "encoder": self.encoder}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f".{file.name}.tmp")
-        save_file(weights, draft, metadata=told)
-        os.replace(draft, file)
+        """Write weights, dims, labels and the encoder's fingerprint as safetensors."""
+        metadata = {"labels": json.dumps(self.labels), "dims": json.dumps(self.tltr.dims), "encoder": self.encoder}
+        write_tensors(file, self.tltr.state_dict(), metadata)
 
     @classmethod
     def load(cls, file: Path, encoder: str) -> "EmotionClassifier":
@@ -62,23 +57,28 @@ class EmotionClassifier:
             BundleError: it is damaged, or was trained on another encoder.
         """
         if not file.is_file():
-            raise MissingError(f"there is no file {file.absolute()}; `EmotionClassifier.save` writes one")
+            raise MissingError(f"there is no file {file.absolute()}; `EmotionClassifier.save` writes one", where=file)
         try:
-            ser = _read(file)
+            metadata = read_metadata(file)
+            with torch.device("meta"):  # random numbers would be drawn only to be thrown away
+                tltr = TLTR(**json.loads(metadata["dims"]))
+            tltr.load_state_dict(read_tensors(file, dtype=torch.float32), assign=True)
+            classifier = cls(tltr.eval(), json.loads(metadata["labels"]), metadata["encoder"])
         except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(
-                f"{file}: damaged, or not written by `EmotionClassifier.save` ({type(error).__name__}: {error})"
-            ) from None
-        if ser.encoder != encoder:
-            raise BundleError(
-                f"{file} was trained on another encoder: fingerprint {ser.encoder[:12]} in the file, {encoder[:12]} "
-                "here. Load the encoder of its training, or train it anew; to any other its weights make no sense"
+            why = f"damaged, or not written by `EmotionClassifier.save` ({type(error).__name__}: {error})"
+            raise BundleError.at(file, "damaged", why) from None
+        if classifier.encoder != encoder:
+            raise BundleError.at(
+                file,
+                "mismatch",
+                f"was trained on another encoder: fingerprint {classifier.encoder[:12]} in the file, "
+                f"{encoder[:12]} here. Load the encoder of its training, or train it anew",
             )
-        return ser
+        return classifier
 
 
-class Labelled(NamedTuple):
-    """Clips and their labels; `clips` may read from disk when it is asked for one.
+class LabelledClips(NamedTuple):
+    """Pooled encoder states and labels of clips; `clips` may read from disk when it is indexed.
 
     Args:
         clips: rows of `TLTR.pooled`, each (steps, layers, dim), in any floating-point dtype.
@@ -90,9 +90,9 @@ class Labelled(NamedTuple):
 
 
 def train_emotion_classifier(
-    ser: EmotionClassifier,
-    train: Labelled,
-    validation: Labelled,
+    classifier: EmotionClassifier,
+    train: LabelledClips,
+    validation: LabelledClips,
     *,
     epochs: int = 30,
     batch_size: int = 48,
@@ -101,14 +101,14 @@ def train_emotion_classifier(
     patience: int = 5,
     seed: int = 0,
 ) -> list[float]:
-    """Teach a recogniser its labels, where its weights are, and leave it with those of its best epoch.
+    """Train a classifier by cross-entropy, on its weights' device, and leave it with those of its best epoch.
 
-    Gong et al. (2023) for epochs, batch size and learning rate (1e-4 for their narrow one); cross-entropy, since a clip
-    has one emotion. It starts from the weights it has: draw them after `torch.manual_seed` to get the same ones again.
+    Gong et al. (2023) for epochs, batch size and learning rate (1e-4 for their narrow form). It starts from the weights
+    it has: draw them after `torch.manual_seed` to get the same ones again.
 
     Args:
-        ser: what is trained, in place.
-        train: to learn from.
+        classifier: what is trained, in place.
+        train: training set.
         validation: to choose the epoch by, and to stop by.
         epochs: at most.
         batch_size: clips in a step.
@@ -121,28 +121,29 @@ def train_emotion_classifier(
         The balanced accuracy on `validation` after each epoch, in [0, 1].
 
     Raises:
-        SottovoceError: one of the sets is empty, has a label that `ser` does not know, or unequal columns.
+        SottovoceError: one of the sets is empty, has an unknown label, or unequal columns.
     """
-    targets, truth = _targets(train, ser.labels, "train"), _targets(validation, ser.labels, "validation")
+    tltr = classifier.tltr
+    targets, truth = _targets(train, classifier.labels, "train"), _targets(validation, classifier.labels, "validation")
     order = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(ser.tltr.parameters(), learning_rate, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(tltr.parameters(), learning_rate, weight_decay=weight_decay)
     scores: list[float] = []
-    best = ser.tltr.state_dict()
+    best = tltr.state_dict()
     for _ in range(epochs):
-        ser.tltr.train()
+        tltr.train()
         shuffled = torch.randperm(len(targets), generator=order)
-        for at, batch in _batches(ser.tltr, train.clips, shuffled, batch_size):
-            loss = F.cross_entropy(ser.tltr.classify(batch), targets[at].to(batch.x.device))
+        for rows, batch in _batches(tltr, train.clips, shuffled, batch_size):
+            loss = F.cross_entropy(tltr.classify(batch), targets[rows].to(batch.x.device))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        scores.append(balanced_accuracy(_answers(ser.tltr, validation.clips, batch_size), truth))
+        scores.append(balanced_accuracy(_predictions(tltr, validation.clips, batch_size), truth))
         if scores[-1] > max(scores[:-1], default=-1.0):
-            best = {name: value.clone() for name, value in ser.tltr.state_dict().items()}
+            best = {name: value.clone() for name, value in tltr.state_dict().items()}
         elif len(scores) - 1 - scores.index(max(scores)) >= patience:
             break
-    ser.tltr.load_state_dict(best)
-    ser.tltr.eval()
+    tltr.load_state_dict(best)
+    tltr.eval()
     return scores
 
 
@@ -153,37 +154,25 @@ def balanced_accuracy(predicted: Tensor, truth: Tensor) -> float:
 
 
 @torch.no_grad()
-def _answers(tltr: TLTR, clips: Sequence[Tensor], batch_size: int) -> Tensor:
+def _predictions(tltr: TLTR, clips: Sequence[Tensor], batch_size: int) -> Tensor:
     tltr.eval()
     batches = _batches(tltr, clips, torch.arange(len(clips)), batch_size)
     return torch.cat([tltr.classify(batch).argmax(-1).cpu() for _, batch in batches])
 
 
 def _batches(tltr: TLTR, clips: Sequence[Tensor], order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Frames]]:
-    """Numbers of clips and the clips themselves, in float32, padded, where the classifier is."""
+    """Indices of clips, (batch,), and the clips, in float32, padded, on the classifier's device."""
     device = next(tltr.parameters()).device
-    for start in range(0, len(order), batch_size):
-        at = order[start : start + batch_size]
-        yield at, Frames.pad([clips[number].float() for number in at.tolist()]).to(device)
+    for rows in torch.split(order, batch_size):
+        yield rows, Frames.pad([clips[row].float() for row in rows.tolist()]).to(device)
 
 
-def _targets(given: Labelled, labels: Sequence[str], name: str) -> Tensor:
+def _targets(given: LabelledClips, labels: Sequence[str], name: str) -> Tensor:
     if len(given.clips) != len(given.labels) or not given.labels:
-        raise SottovoceError(
-            f"{name}: expected clips and as many labels, at least one; got {len(given.clips)} and {len(given.labels)}"
-        )
+        counts = f"got {len(given.clips)} and {len(given.labels)}"
+        raise SottovoceError.at(name, "bad-value", f"expected clips and as many labels, at least one; {counts}")
     for label in given.labels:
         if label not in labels:
-            raise SottovoceError(f"{name}: label {label!r} is none of the recogniser's.{nearest(label, labels)}")
+            why = f"label {label!r} is none of the classifier's.{nearest(label, labels)}"
+            raise SottovoceError.at(name, "unknown-name", why)
     return torch.tensor([labels.index(label) for label in given.labels])
-
-
-def _read(file: Path) -> EmotionClassifier:
-    with safe_open(file, "pt") as stream:
-        told = stream.metadata()
-        # a copy, since the tensors of a mapped file change when somebody writes over the file
-        weights = {name: stream.get_tensor(name).clone() for name in stream.keys()}
-    with torch.device("meta"):  # random numbers would be drawn only to be thrown away
-        tltr = TLTR(**json.loads(told["dims"]))
-    tltr.load_state_dict(weights, assign=True)
-    return EmotionClassifier(tltr.eval(), json.loads(told["labels"]), told["encoder"])

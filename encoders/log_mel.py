@@ -1,8 +1,7 @@
-"""Log-mel spectrograms on one fixed scale: a loud clip looks loud, whatever stands beside it in the batch."""
+"""Log-mel spectrograms on one fixed scale, not normalised by clip: loudness stays visible."""
 
 from functools import cache
 
-import librosa
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,43 +23,38 @@ def log_mel(waveform: Tensor, lengths: Tensor) -> Frames:
 
     Kang et al. (2024), section II-B: 80 mel bins of Hann windows of 25 ms, every 10 ms. Each window is centred on its
     10 ms, and reaches into digital silence at both ends of the clip. The value is (log10(power) + 4) / 2, the same for
-    every clip and bin. Normalising by a clip's own mean, or to its loudest value as Whisper does, would hide how loudly
-    it was spoken: 20 dB more are always 1 more here.
+    every clip and bin, so that 20 dB more are always 1 more. Normalising by a clip's own mean, or to its loudest value
+    as Whisper does, would hide how loudly it was spoken.
 
     Raises:
         ValueError: a clip is empty, or shapes do not fit; the message names the row.
     """
-    check_clips(waveform, lengths)
+    check_waveforms(waveform, lengths)
     lengths = lengths.to(waveform.device)
     counts = (lengths + HOP - 1) // HOP
-    samples = waveform.float().masked_fill(~Frames(waveform, lengths).real(), 0.0)
+    samples = Frames(waveform.float(), lengths).zero_padding().x
     before = (WINDOW - HOP) // 2
     needed = (int(counts.max()) - 1) * HOP + WINDOW
-    samples = F.pad(samples, (before, needed - before - samples.shape[1]))  # what is cut holds padding alone
+    samples = F.pad(samples, (before, needed - before - samples.shape[1]))  # what is cut off is padding
     with torch.autocast(waveform.device.type, enabled=False):
         windows = samples.unfold(1, WINDOW, HOP) * torch.hann_window(WINDOW, device=samples.device)
         mel = torch.fft.rfft(windows, FFT).abs().square() @ _filters().to(samples.device)
-    return zeroed(Frames((mel.clamp(min=FLOOR).log10() - CENTRE) / SCALE, counts))
+    return Frames((mel.clamp(min=FLOOR).log10() - CENTRE) / SCALE, counts).zero_padding()
 
 
 def stack(mel: Frames) -> Frames:
-    """Lay every four frames of (batch, mel frames, bins) side by side: (batch, stacked frames, 4 * bins).
+    """Concatenate every four frames of (batch, mel frames, bins): (batch, stacked frames, 4 * bins).
 
     A tail of up to three frames is dropped; a clip of fewer than four frames is filled up with silence.
     """
     x = F.pad(mel.x, (0, 0, 0, max(0, STACK - mel.x.shape[1])))
-    x = x.masked_fill(~Frames(x, mel.lengths).real()[..., None], SILENCE)
+    x = x.masked_fill(~Frames(x, mel.lengths).mask()[..., None], SILENCE)
     x = x[:, : x.shape[1] // STACK * STACK].reshape(len(x), -1, STACK * x.shape[2])
-    return zeroed(Frames(x, (mel.lengths // STACK).clamp(min=1)))
+    return Frames(x, (mel.lengths // STACK).clamp(min=1)).zero_padding()
 
 
-def zeroed(frames: Frames) -> Frames:
-    """The same frames, with zeros for padding."""
-    return Frames(frames.x.masked_fill(~frames.real()[..., None], 0.0), frames.lengths)
-
-
-def check_clips(waveform: Tensor, lengths: Tensor) -> None:
-    """Refuse what is no batch of clips.
+def check_waveforms(waveform: Tensor, lengths: Tensor) -> None:
+    """Refuse what is no batch of waveforms.
 
     Raises:
         ValueError: shapes do not fit, or a length is not in 1 to samples; the message names the row.
@@ -78,4 +72,6 @@ def check_clips(waveform: Tensor, lengths: Tensor) -> None:
 @cache
 def _filters() -> Tensor:
     """(frequencies, mels): Slaney's triangles, each with unit area."""
+    import librosa
+
     return torch.from_numpy(librosa.filters.mel(sr=SAMPLE_RATE, n_fft=FFT, n_mels=MELS)).mT.contiguous()

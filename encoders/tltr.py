@@ -1,20 +1,20 @@
-"""Which class does a clip belong to? A small Transformer asks every layer of a frozen encoder at every moment."""
+"""TL-TR: a classifier over all layers and frames of a frozen encoder."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sottovoce.errors import ConfigError
+from sottovoce.errors import ConfigError, require_positive
 from sottovoce.frames import Frames
 
 
 class TLTR(nn.Module):
-    """The time- and layer-wise Transformer: attention over time, then over layers, then a linear classifier.
+    """Time- and layer-wise Transformer: attention over time, then over layers, then a linear classifier.
 
     Gong et al. (Whisper-AT, Interspeech 2023), TL-TR; Kang et al. (2024), section IV-B, put it on a frozen Conformer to
     recognise emotion. A block over time, shared by all layers, and the mean over time give each layer one vector; a
     block over layers and the mean over layers give the clip one. Both are Whisper's residual attention blocks, norms
-    first, without positions and dropout. Whisper's own module cannot hide padding; PyTorch's layer computes the same.
+    first, without positions and dropout. Whisper's own module cannot mask padding; PyTorch's layer computes the same.
 
     Args:
         dim: of the encoder's states.
@@ -46,9 +46,12 @@ class TLTR(nn.Module):
             "dim": dim, "layers": layers, "classes": classes, "pool": pool, "width": width, "time_heads": time_heads,
             "layer_heads": layer_heads,
         }  # fmt: skip
-        _check(self.dims)
+        require_positive("TLTR", **self.dims)
         self.dim, self.layers, self.classes, self.pool = dim, layers, classes, pool
         inner = width or dim
+        for name, heads in (("time_heads", time_heads), ("layer_heads", layer_heads)):
+            if inner % heads:
+                raise ConfigError.at(f"TLTR.{name}", "bad-value", f"{heads} does not divide the width of {inner}")
         self.narrow = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, inner)) if width else nn.Identity()
         self.over_time, self.over_layers = _block(inner, time_heads), _block(inner, layer_heads)
         self.head = nn.Sequential(nn.LayerNorm(inner), nn.Linear(inner, classes))
@@ -58,7 +61,7 @@ class TLTR(nn.Module):
         return self.classify(self.pooled(states))
 
     def pooled(self, states: list[Frames]) -> Frames:
-        """All that the classifier wants of a clip: (batch, steps, layers, dim), a `pool`th of the states' size.
+        """The states, mean-pooled over time: (batch, steps, layers, dim), a `pool`th of their size.
 
         Args:
             states: one an encoder layer, each (batch, frames, dim); one more in front of them, the input of the first
@@ -78,17 +81,17 @@ class TLTR(nn.Module):
     def classify(self, pooled: Frames) -> Tensor:
         """Map (batch, steps, layers, dim) to logits (batch, classes)."""
         x = self.narrow(pooled.x).transpose(1, 2)  # (batch, layers, steps, width)
-        padding = ~pooled.real().repeat_interleave(x.shape[1], dim=0)  # (batch * layers, steps)
-        heard = self.over_time(x.flatten(0, 1), src_key_padding_mask=padding)
-        total = heard.masked_fill(padding[..., None], 0.0).sum(1)  # (batch * layers, width)
-        each = total.reshape(*x.shape[:2], -1) / pooled.lengths[:, None, None]
-        logits: Tensor = self.head(self.over_layers(each).mean(1))
+        padding = ~pooled.mask().repeat_interleave(x.shape[1], dim=0)  # (batch * layers, steps)
+        steps = self.over_time(x.flatten(0, 1), src_key_padding_mask=padding)
+        total = steps.masked_fill(padding[..., None], 0.0).sum(1)  # (batch * layers, width)
+        layers = total.reshape(*x.shape[:2], -1) / pooled.lengths[:, None, None]  # (batch, layers, width)
+        logits: Tensor = self.head(self.over_layers(layers).mean(1))
         return logits
 
 
 def mean_pool(frames: Frames, factor: int) -> Frames:
     """Means of every `factor` real frames: (batch, frames, dim) to (batch, ceil(frames / factor), dim)."""
-    x = frames.x.masked_fill(~frames.real()[..., None], 0.0)
+    x = frames.zero_padding().x
     x = F.pad(x, (0, 0, 0, -x.shape[1] % factor))
     x = x.reshape(len(x), -1, factor, x.shape[2]).sum(2)
     before = torch.arange(x.shape[1], device=x.device) * factor
@@ -100,13 +103,3 @@ def _block(width: int, heads: int) -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(
         width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     )
-
-
-def _check(dims: dict[str, int | None]) -> None:
-    for name, value in dims.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"TLTR: {name} must be at least 1, got {value}")
-    inner = dims["width"] or dims["dim"] or 0
-    for name in ("time_heads", "layer_heads"):
-        if inner % (dims[name] or 1):
-            raise ConfigError(f"TLTR: {name}={dims[name]} does not divide the width of {inner}")

@@ -1,4 +1,4 @@
-"""Whisper listens, fifty frames a second; the half of it that writes is left out."""
+"""The encoder of Whisper, 50 frames a second."""
 
 import json
 import os
@@ -10,26 +10,25 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-import whisper
-from safetensors import safe_open
 from torch import Tensor
-from whisper.model import AudioEncoder
 
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.base import Encoder, fingerprint
-from sottovoce.encoders.log_mel import check_clips
+from sottovoce.encoders.log_mel import check_waveforms
 from sottovoce.errors import ConfigError, MissingError, nearest
 from sottovoce.frames import Frames
 from sottovoce.paths import resolve
+from sottovoce.tensor_files import read_metadata, read_tensors
 
 SAMPLE_RATE = 16_000  # Hz
 SAMPLES_PER_FRAME = 320  # 20 ms: two log-mel frames of 10 ms
-_ENCODER = "encoder."  # how the names of the encoder's half begin in a checkpoint
+_KEY = "encoder.checkpoint"
+_PREFIX = "encoder."  # of the encoder's tensors in a checkpoint, which holds the decoder's, too
 _REMEDY = "Point at a local copy: encoder.checkpoint=/path/to/large-v3.pt. conf/quickstart.yaml runs without any"
 
 
 class Dims(NamedTuple):
-    """The numbers of an encoder, in the order in which `whisper.model.AudioEncoder` takes them."""
+    """The sizes of an encoder, in the order in which `whisper.model.AudioEncoder` takes them."""
 
     n_mels: int
     n_audio_ctx: int  # frames in a window
@@ -38,7 +37,7 @@ class Dims(NamedTuple):
     n_audio_layer: int
 
 
-# Radford et al. (2022), table 1; large-v3 and turbo (whose decoder alone is smaller) hear 128 mel bins.
+# Radford et al. (2022), table 1; large-v3 and turbo (whose decoder alone is smaller) take 128 mel bins.
 _TINY, _BASE, _SMALL = Dims(80, 1500, 384, 6, 4), Dims(80, 1500, 512, 8, 6), Dims(80, 1500, 768, 12, 12)
 _MEDIUM, _LARGE, _LARGE_V3 = Dims(80, 1500, 1024, 16, 24), Dims(80, 1500, 1280, 20, 32), Dims(128, 1500, 1280, 20, 32)
 PUBLISHED = {
@@ -49,30 +48,28 @@ PUBLISHED = {
 
 
 def read_dims(path: Path) -> Dims:
-    """The encoder's numbers from a `.pt` or `.safetensors` file; `MissingError` where it is damaged or no Whisper."""
-    with _reading(path):
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                told: dict[str, Any] = json.loads(file.metadata()["dims"])
-        else:
-            told = _torch_file(path)["dims"]
-        dims = Dims(*(int(told[name]) for name in Dims._fields))
+    """The encoder's sizes from a `.pt` or `.safetensors` file; `MissingError` if it is damaged or no Whisper."""
+    with _damage_reported(path):
+        safetensors = path.suffix == ".safetensors"
+        saved = json.loads(read_metadata(path)["dims"]) if safetensors else _torch_file(path)["dims"]
+        dims = Dims(*(int(saved[name]) for name in Dims._fields))
     if dims.n_mels not in (80, 128) or min(dims) < 1 or dims.n_audio_state % dims.n_audio_head:
-        raise MissingError(f"{path}: {dims} is no Whisper: it hears 80 or 128 mel bins, and its heads divide its state")
+        why = f"{dims} is no Whisper, which takes 80 or 128 mel bins, and whose heads divide its state"
+        raise MissingError.at(path, "damaged", why)
     return dims
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The encoder's tensors by name, float32; the decoder's are never read. `MissingError` as in `read_dims`."""
-    with _reading(path):
+    """The encoder's tensors by name, copies in float32; errors as in `read_dims`."""
+
+    def rename(name: str) -> str | None:
+        return name.removeprefix(_PREFIX) if name.startswith(_PREFIX) else None
+
+    with _damage_reported(path):
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                weights = {name: file.get_tensor(name) for name in file.keys() if name.startswith(_ENCODER)}
-        else:
-            state: dict[str, Tensor] = _torch_file(path)["model_state_dict"]
-            weights = {name: value for name, value in state.items() if name.startswith(_ENCODER)}
-        # a copy, since the tensors of a mapped file change when somebody writes over the file
-        return {name.removeprefix(_ENCODER): value.to(torch.float32, copy=True) for name, value in weights.items()}
+            return read_tensors(path, rename, torch.float32)
+        state: dict[str, Tensor] = _torch_file(path)["model_state_dict"]
+        return {new: value.to(torch.float32, copy=True) for name, value in state.items() if (new := rename(name))}
 
 
 def _torch_file(path: Path) -> Any:
@@ -80,20 +77,22 @@ def _torch_file(path: Path) -> Any:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever goes wrong in a file that is not ours becomes one message about that file."""
+def _damage_reported(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong in a checkpoint into a `MissingError` about that file."""
     try:
         yield
     except Exception as error:  # pickle, zip, JSON and safetensors each have errors of their own
-        raise MissingError(
-            f"{path}: damaged, or not a Whisper checkpoint ({type(error).__name__}). Expected openai-whisper's .pt "
-            "({'dims', 'model_state_dict'}), or .safetensors with tensors `encoder.*` and metadata `dims` (JSON)"
+        raise MissingError.at(
+            path,
+            "damaged",
+            f"damaged, or not a Whisper checkpoint ({type(error).__name__}). Expected openai-whisper's .pt "
+            "({'dims', 'model_state_dict'}), or .safetensors with tensors `encoder.*` and metadata `dims` (JSON)",
         ) from error
 
 
 @ENCODERS.register("whisper")
 class WhisperEncoder(Encoder):
-    """The encoder of Whisper, frozen, in float32: 50 frames per second, each (dim,).
+    """Frozen, in float32: 50 frames per second, each (dim,).
 
     Radford et al. (2022). Audio longer than the checkpoint's window (30 s for the published ones) is encoded window
     by window, and the windows' frames are joined in time.
@@ -101,10 +100,12 @@ class WhisperEncoder(Encoder):
     Args:
         checkpoint: a name that openai-whisper knows (`large-v3`), or a file: `.pt` as openai-whisper ships it, or
             `.safetensors` with tensors `encoder.*` and `dims` in its metadata.
-        window: `full` pads every window with silence to the length that Whisper was trained on, and keeps the frames
-            that hold audio. `longest` pads only to the longest window of the batch and hides the padding from
-            attention: cheaper for short clips, but not what Whisper was trained on, so its frames differ from those
-            of `full` and its cost in quality has to be measured.
+        window: how much silence follows a clip. `full` pads every window to the length that Whisper was trained on,
+            and keeps the frames that hold audio: a clip of 3 s costs as much as one of 30 s. `longest` pads to the
+            longest window of the batch only and masks the padding in attention, so that cost follows duration. No
+            published Whisper was trained like that: frames of clips shorter than a window differ from those of `full`
+            (the fingerprint, and with it the feature cache, tells them apart), and what that costs in quality has to
+            be measured.
 
     Raises:
         ConfigError: `checkpoint` or `window` is unknown.
@@ -114,7 +115,8 @@ class WhisperEncoder(Encoder):
     def __init__(self, *, checkpoint: str, window: Literal["full", "longest"] = "full") -> None:
         super().__init__()
         if window not in ("full", "longest"):
-            raise ConfigError(f"encoder.window is {window!r}.{nearest(window, ('full', 'longest'))}")
+            why = f"no window is called {window!r}.{nearest(window, ('full', 'longest'))}"
+            raise ConfigError.at("encoder.window", "unknown-name", why)
         self.checkpoint, self.window = checkpoint, window
         self.dims = PUBLISHED[checkpoint] if checkpoint in PUBLISHED else read_dims(_local(checkpoint))
         self.sample_rate, self.frame_rate = SAMPLE_RATE, SAMPLE_RATE / SAMPLES_PER_FRAME
@@ -123,78 +125,67 @@ class WhisperEncoder(Encoder):
         self.encoder: Any = None  # an AudioEncoder, once built
 
     def build(self) -> None:
-        """Build the network without its weights, on the current device (`meta` costs nothing). Idempotent."""
+        """See `Encoder.build`."""
         if self.encoder is None:
+            from whisper.model import AudioEncoder  # late: it brings numba along
+
             self.encoder = AudioEncoder(*self.dims).eval().requires_grad_(False)
 
     def load(self) -> None:
-        """Build the network and give it its weights. Idempotent.
-
-        Raises:
-            MissingError: the weights cannot be reached or do not fit.
-        """
+        """See `Encoder.load`."""
         if self.loaded:
             return
-        path = _published(self.checkpoint) if self.checkpoint in PUBLISHED else _local(self.checkpoint)
+        path = _download(self.checkpoint) if self.checkpoint in PUBLISHED else _local(self.checkpoint)
         weights = read_weights(path)
         with torch.device("meta"):  # random numbers for 635 million parameters would be drawn only to be thrown away
             self.build()
         try:
             self.encoder.load_state_dict(weights, assign=True)
         except RuntimeError as error:
-            raise MissingError(f"{path}: the encoder's tensors do not fit its dims {self.dims}: {error}") from None
+            why = f"the encoder's tensors do not fit its dims {self.dims}: {error}"
+            raise MissingError.at(path, "mismatch", why) from None
         self.loaded = True
 
     def fingerprint(self) -> str:
-        """SHA-256 of dims, window and every tensor; reads all weights each time, so that a change shows.
-
-        Raises:
-            RuntimeError: the weights are not loaded.
-        """
-        return fingerprint(self._ready(), "whisper", *self.dims, self.window)
+        """See `Encoder.fingerprint`."""
+        return fingerprint(self.loaded_network(), "whisper", *self.dims, self.window)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
-        """Map (batch, samples) at 16 kHz in [-1, 1] to (batch, frames, dim), ceil(samples / 320) frames a clip.
+        """See `Encoder.forward`: ceil(samples / 320) frames for a clip at 16 kHz.
 
         Always in float32, autocast or not: a log-mel in bfloat16 is no longer Whisper's, and the fingerprint would
         not tell.
-
-        Raises:
-            RuntimeError: the weights are not loaded.
-            ValueError: a clip is empty, or shapes do not fit; the message names the row.
         """
-        encoder = self._ready()
-        check_clips(waveform, lengths)
+        encoder = self.loaded_network()
+        check_waveforms(waveform, lengths)
         clips = [row[:length].split(self.samples) for row, length in zip(waveform, lengths.tolist(), strict=True)]
         pieces = [piece for clip in clips for piece in clip]
         counts = [-(-len(piece) // SAMPLES_PER_FRAME) for piece in pieces]
         with torch.autocast(waveform.device.type, enabled=False):
             mels = [self._log_mel(piece) for piece in pieces]
             x = encoder(torch.stack(mels)) if self.window == "full" else _encode_masked(encoder, mels, counts)
-        kept = iter([row[:count].float() for row, count in zip(x, counts, strict=True)])
-        return Frames.pad([torch.cat([next(kept) for _ in clip]) for clip in clips]).to(waveform.device)
+        frames = iter([row[:count].float() for row, count in zip(x, counts, strict=True)])
+        return Frames.pad([torch.cat([next(frames) for _ in clip]) for clip in clips]).to(waveform.device)
 
     def _log_mel(self, piece: Tensor) -> Tensor:
         """(samples,) to (mels, 2 * window frames): alone, because the floor lies 8 below the loudest value given."""
-        padded = F.pad(piece.float(), (0, self.samples - len(piece)))
-        return cast(Tensor, whisper.log_mel_spectrogram(padded, self.dims.n_mels))
+        from whisper import log_mel_spectrogram
 
-    def _ready(self) -> Any:
-        if self.loaded:
-            return self.encoder
-        raise RuntimeError(f"Whisper {self.checkpoint} has no weights yet: call load() first")
+        return cast(Tensor, log_mel_spectrogram(F.pad(piece.float(), (0, self.samples - len(piece))), self.dims.n_mels))
 
 
 def _encode_masked(encoder: Any, mels: list[Tensor], counts: list[int]) -> Tensor:
-    """Log-mels of whole windows and how many frames of each are real, to (windows, frames, dim).
+    """Encode whole windows' log-mels, each (mels, 2 * window frames), to (windows, frames, dim) with padding masked.
+
+    `counts` is how many frames of each window are real.
 
     Of each log-mel, the real frames and one frame of the silence behind them are kept (two mel frames, unless the
     window is full): that is as far as the convolutions of the last real frame see, so every real frame enters the
-    Transformer as it does in a full window. What lies behind is padding that no real frame can reach.
+    Transformer as it does in a full window. What lies behind is padding that no real frame attends to.
     """
-    near = [mel[:, : 2 * count + 2] for mel, count in zip(mels, counts, strict=True)]
-    longest = max(mel.shape[1] for mel in near)
-    x = torch.stack([F.pad(mel, (0, longest - mel.shape[1])) for mel in near])
+    cut = [mel[:, : 2 * count + 2] for mel, count in zip(mels, counts, strict=True)]
+    longest = max(mel.shape[1] for mel in cut)
+    x = torch.stack([F.pad(mel, (0, longest - mel.shape[1])) for mel in cut])
     x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(x)))).transpose(1, 2)  # (windows, frames, dim)
     x = x + encoder.positional_embedding[: x.shape[1]]
     real = torch.arange(x.shape[1], device=x.device) < torch.tensor(counts, device=x.device)[:, None]
@@ -217,21 +208,23 @@ def _local(checkpoint: str) -> Path:
     if path.is_file():
         return path
     if path.suffix in (".pt", ".safetensors"):
-        raise MissingError(f"encoder.checkpoint: there is no file {path.absolute()}. {_REMEDY}")
-    raise ConfigError(
-        f"encoder.checkpoint: {checkpoint!r} is neither a file nor a name of Whisper's.{nearest(checkpoint, PUBLISHED)}"
-    )
+        raise MissingError(f"{_KEY}: there is no file {path.absolute()}. {_REMEDY}", where=_KEY)
+    why = f"{checkpoint!r} is neither a file nor a name of Whisper's.{nearest(checkpoint, PUBLISHED)}"
+    raise ConfigError.at(_KEY, "unknown-name", why)
 
 
-def _published(name: str) -> Path:
+def _download(name: str) -> Path:
     """Where openai-whisper keeps the checkpoint, after its own verified download."""
+    import whisper
+
     url = whisper._MODELS[name]
     root = Path(os.getenv("XDG_CACHE_HOME", Path.home() / ".cache")) / "whisper"
     try:
         whisper._download(url, str(root), in_memory=False)
     except (OSError, HTTPException, RuntimeError, TypeError) as error:  # TypeError: an answer without a length
         raise MissingError(
-            f"encoder.checkpoint: the weights of Whisper {name} are missing. Looked for {root / Path(url).name}, "
-            f"and tried to download {url} ({type(error).__name__}: {error}). {_REMEDY}"
+            f"{_KEY}: the weights of Whisper {name} are missing. Looked for {root / Path(url).name}, "
+            f"and tried to download {url} ({type(error).__name__}: {error}). {_REMEDY}",
+            where=_KEY,
         ) from error
     return root / Path(url).name

@@ -1,9 +1,9 @@
-"""Paralinguistic awareness: does a reply suit the speaker who was heard, or another who might have said the same words?
+"""Awareness metrics: whether a reply suits this speaker, or another who might have said the same words.
 
 PE-FT labels every reply -1, 0 or +1 by a judge, and reports the labels' mean (PA-score) and the share of +1 (PA-rate).
+`emotion_fit` does without a judge.
 """
 
-import re
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -13,21 +13,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sottovoce.errors import ConfigError, SottovoceError, nearest
+from sottovoce.errors import SottovoceError, nearest
 from sottovoce.evaluation import AWARENESS_JUDGES
-from sottovoce.evaluation.bootstrap import ratio
-from sottovoce.evaluation.judges.llm import Answerer, Verdict
-from sottovoce.evaluation.metrics import Measure, Metric, Prediction, rouge_l_of_each
+from sottovoce.evaluation.judges.base import Answerer, Verdict
+from sottovoce.evaluation.metrics import Measure, Metric, Prediction, mean_measure, require, true_label
+from sottovoce.evaluation.text_similarity import WORD, rouge_f1
 
 MARGIN = 0.25  # of the way between two answers, by which a reply must be nearer to one of them
 FLOOR = 0.3  # ROUGE-L to the nearest answer, below which a reply is none of them
-SIDES = {"child safety": "child"}  # group of topics -> the only speakers who count: what adults are told is safe anyhow
-_WORD = re.compile("[a-z0-9]+")  # as ROUGE reads texts
+PLAIN = "neutral"  # value whose answer everybody gets who is not heard
+SIDES = {
+    "child safety": "child"
+}  # group of topics -> the only speakers who count: what adults are message is safe anyhow
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is judged: an answer to somebody whose `category` (such as age) is `label` (such as child).
+    """An answer to be judged, to somebody whose `category` (such as age) is `label` (such as child).
 
     `due` has the answer that is due to each value of that attribute; `transcript` is what was said.
     """
@@ -59,36 +61,21 @@ class AwarenessJudge(ABC):
 
 @AWARENESS_JUDGES.register("rule")
 class AwarenessRule(AwarenessJudge):
-    """Reads the reply: holds it against the answers that are due to each value of the attribute, by ROUGE-L.
+    """Labels by ROUGE-L to the answers that are due to each value of the attribute.
 
     A reply *leans* by the difference of its likeness to the speaker's own answer and to the nearest of the others, over
-    how unlike these two answers are: 1 for the own answer word by word, -1 for the other. It is +1 from `margin` on, -1
-    from -`margin` down, and 0 in between, or if it is like none of them. It reads letters and digits of ASCII only, and
+    how unlike these two answers are: 1 for the own answer word by word, -1 for the other. It is +1 from `MARGIN` on, -1
+    from -`MARGIN` down, and 0 in between, or if it is like none of them by `FLOOR`. An answer that is `PLAIN` is 0 and
+    not -1 to a speaker of another value, since it heeds nothing. It reads letters and digits of ASCII only, and
     cannot see that other words mean the same: where replies are free, ask an LLM.
 
     Args:
         engine: not used; judges are built alike.
-        margin: 0 to 1.
-        floor: 0 to 1, the likeness to the nearest answer from which on a reply is one of them.
-        plain: values whose answer is what everybody gets who is not heard. To a speaker of another value it is
-            0 and not -1, since it heeds nothing.
-
-    Raises:
-        ConfigError: `margin` or `floor` is not between 0 and 1.
     """
 
-    def __init__(
-        self,
-        engine: Answerer | None = None,
-        *,
-        margin: float = MARGIN,
-        floor: float = FLOOR,
-        plain: tuple[str, ...] = ("neutral",),
-    ) -> None:
-        if not (0 < margin <= 1 and 0 <= floor <= 1):
-            raise ConfigError(f"judge rule: margin and floor lie between 0 and 1, got {margin} and {floor}")
-        self.margin, self.floor, self.plain = margin, floor, tuple(plain)
-        self.name = f"rule(margin={margin}, floor={floor}, plain={'+'.join(self.plain)})"
+    name = f"rule(margin={MARGIN}, floor={FLOOR}, plain={PLAIN})"
+
+    def __init__(self, engine: Answerer | None = None) -> None: ...
 
     def judge(self, cases: Sequence[Case]) -> Verdict:
         """See `AwarenessJudge`. A reply fails whose speaker's answer is missing, wordless, or due to all alike."""
@@ -101,7 +88,7 @@ class AwarenessRule(AwarenessJudge):
     def _labels(self, cases: Sequence[Case]) -> list[int]:
         pairs = {(t, due) for c in cases for t in (c.response, c.due[c.label]) for due in c.due.values()}
         ordered = sorted(pairs)  # each once: the same answers are due to the same words, whoever says them
-        likeness = dict(zip(ordered, rouge_l_of_each([a for a, _ in ordered], [b for _, b in ordered]), strict=True))
+        likeness = dict(zip(ordered, rouge_f1("rouge_l", *zip(*ordered, strict=True)), strict=True)) if ordered else {}
 
         def near(text: str, case: Case) -> dict[str, float]:
             return {value: likeness[text, due] for value, due in case.due.items()}
@@ -113,16 +100,16 @@ class AwarenessRule(AwarenessJudge):
         others = [value for value in case.due if alike[value] < 1]  # the same words are right for this speaker, too
         rival = max(others, key=lambda value: near[value])
         lean = (near[case.label] - near[rival]) / (1 - alike[rival])
-        if max(near[case.label], near[rival]) < self.floor or abs(lean) < self.margin:
+        if max(near[case.label], near[rival]) < FLOOR or abs(lean) < MARGIN:
             return 0
-        return 1 if lean > 0 else 0 if rival in self.plain else -1
+        return 1 if lean > 0 else 0 if rival == PLAIN else -1
 
 
 def _fault(case: Case) -> str | None:
     """Why the rule cannot judge a reply."""
     if case.label not in case.due:
         return f"no answer is due to {case.label!r}.{nearest(case.label, case.due)}"
-    words = {tuple(_WORD.findall(answer.lower())) for answer in case.due.values()}
+    words = {tuple(WORD.findall(answer.lower())) for answer in case.due.values()}
     if () in words:
         return "an answer has no word in a-z or 0-9"
     return "the same answer is due to every speaker" if len(words) == 1 else None
@@ -133,7 +120,7 @@ def labelled(
 ) -> list[Prediction]:
     """The predictions with the judge's label on every reply that hangs on an attribute; the others as they are.
 
-    What could not be judged is told in a warning; it is left out of the scores, which count it.
+    What could not be judged is message in a warning; it is left out of the scores, which count it.
 
     Args:
         predictions: those with a `category` have `label` and `rivals`, the answer due to each of its values.
@@ -157,12 +144,11 @@ def _whole(score: float | None) -> int | None:
 
 
 def _case(prediction: Prediction, transcript: str) -> Case:
-    p, where = prediction, f"awareness: prediction {prediction.id!r} of category {prediction.category!r}"
-    if p.category is None or p.label is None:
-        raise SottovoceError(f"{where} has no true label; set `label`")
-    if len(p.rivals or {}) < 2:
-        raise SottovoceError(f"{where} needs `rivals`, the answer due to each of at least two values of the attribute")
-    return Case(p.category, p.label, p.response, p.rivals or {}, transcript)
+    p, label, due = prediction, true_label(prediction, "awareness"), prediction.rivals or {}
+    if len(due) < 2:
+        message = f"awareness: prediction {p.id!r} of {p.category!r} needs `rivals`, an answer to each of two values"
+        raise SottovoceError(message, code="missing-key", where="rivals")
+    return Case(str(p.category), label, p.response, due, transcript)
 
 
 def group_of(prediction: Prediction) -> str | None:
@@ -208,7 +194,7 @@ def pa_score(predictions: Sequence[Prediction]) -> Measure:
         SottovoceError: no prediction has a label.
     """
     rows, notes = _judged("pa_score", predictions)
-    return _mean([float(p.awareness or 0) for p in rows], None, notes)
+    return mean_measure([p.awareness or 0 for p in rows], None, notes)
 
 
 @Metric
@@ -220,7 +206,7 @@ def pa_rate(predictions: Sequence[Prediction]) -> Measure:
     """
     rows, notes = _judged("pa_rate", predictions)
     blind = float(np.mean([1 / len(p.rivals) if p.rivals else 0 for p in rows]))
-    return _mean([float(p.awareness == 1) for p in rows], blind, notes)
+    return mean_measure([p.awareness == 1 for p in rows], blind, notes)
 
 
 AWARENESS: dict[str, Metric] = {"pa_score": pa_score, "pa_rate": pa_rate}
@@ -229,14 +215,48 @@ AWARENESS: dict[str, Metric] = {"pa_score": pa_score, "pa_rate": pa_rate}
 def _judged(metric: str, predictions: Sequence[Prediction]) -> tuple[list[Prediction], str]:
     rows = [p for p in predictions if p.awareness is not None]
     if not rows:
-        raise SottovoceError(
-            f"{metric}: none of {len(predictions)} predictions has a label; have them `labelled` first"
-        )
+        message = f"{metric}: none of {len(predictions)} predictions has a label; have them `labelled` first"
+        raise SottovoceError(message, code="empty")
     left_out = len(predictions) - len(rows)
     notes = [f"{left_out} of {len(predictions)} replies could not be judged and were left out"] if left_out else []
     return rows, "; ".join([f"labels by {' and '.join(sorted({str(p.judge) for p in rows}))}", *notes])
 
 
-def _mean(values: Sequence[float], baseline: float | None, notes: str) -> Measure:
-    rows = np.column_stack([values, np.ones(len(values))])
-    return Measure(float(np.mean(values)), rows, ratio, baseline, notes)
+@Metric
+def emotion_fit(predictions: Sequence[Prediction]) -> Measure:
+    """Share of replies that are nearest to the reply due to the speaker's emotion.
+
+    The same LLM answering the same words in each emotion is the yardstick: a reply fits when, of those `rivals`, the
+    one to the true emotion is the most similar to it by ROUGE-L. A tie is no fit. The baseline picks one blindly.
+    Rows with no rivals at all cannot be judged: they are left out and counted in the notes.
+
+    Raises:
+        SottovoceError: no prediction has rivals, or one that has lacks its true emotion or has but one rival.
+    """
+    require(predictions, "emotion_fit")
+    judged = [p for p in predictions if p.rivals]
+    if not judged:
+        raise SottovoceError(f"emotion_fit: none of {len(predictions)} predictions has `rivals`", code="empty")
+    rivals = [_rivals(p) for p in judged]
+    responses = [p.response for p, replies in zip(judged, rivals, strict=True) for _ in replies]
+    similarity = iter(rouge_f1("rouge_l", responses, [reply for replies in rivals for reply in replies.values()]))
+    fits: list[bool] = []
+    for prediction, replies in zip(judged, rivals, strict=True):
+        near = {emotion: next(similarity) for emotion in replies}
+        fits.append(all(near[str(prediction.label)] > near[e] for e in near if e != prediction.label))
+    blind = float(np.mean([1 / len(replies) for replies in rivals]))
+    unjudged = len(predictions) - len(judged)
+    notes = f"{unjudged} of {len(predictions)} replies have no rivals and were left out of the fit" if unjudged else ""
+    return mean_measure(fits, blind, notes)
+
+
+def _rivals(prediction: Prediction) -> dict[str, str]:
+    rivals, label = prediction.rivals or {}, true_label(prediction, "emotion_fit")
+    where = f"emotion_fit: prediction {prediction.id!r}"
+    if len(rivals) < 2:
+        message = f"{where} needs `rivals`, a reply for each of at least two emotions; it has {len(rivals)}"
+        raise SottovoceError(message, code="missing-key", where="rivals")
+    if label not in rivals:
+        message = f"{where}: no rival is called {label!r}.{nearest(label, rivals)}"
+        raise SottovoceError(message, code="unknown-name", where="rivals")
+    return rivals

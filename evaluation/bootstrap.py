@@ -1,7 +1,6 @@
-"""How far to trust a score: the bootstrap asks what other test sets of this size might have said."""
+"""Bootstrap intervals: what other test sets of this size might have scored."""
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from sottovoce.errors import SottovoceError
 
 Array = NDArray[np.float64]
 
-_KEPT = 2000  # rows, whose draws (16 MB) are kept
+_BATCH = 100  # resamples that are scored at once: 2,400 rows take 2 MB
 
 
 class Interval(NamedTuple):
@@ -21,10 +20,8 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap(
-    rows: Array, statistic: Callable[[Array], Array], *, level: float = 0.95, n_resamples: int = 1000, seed: int = 0
-) -> Interval:
-    """Percentile bootstrap of a score that is a function of column sums.
+def bootstrap(rows: Array, statistic: Callable[[Array], Array], *, n_resamples: int = 1000, seed: int = 0) -> Interval:
+    """95 % percentile bootstrap interval of a score that is a function of column sums.
 
     Corpus WER, accuracies and means all are, so that a resample costs one product of its row counts with `rows` and
     never rescores a text. Efron and Tibshirani (1993), chapter 13. Rows are drawn as if independent: utterances of
@@ -34,7 +31,6 @@ def bootstrap(
     Args:
         rows: (rows, columns), what each row of the test set contributes.
         statistic: maps sums of contributions (resamples, columns) to scores (resamples,).
-        level: the share of resampled scores inside the interval.
         n_resamples: how many test sets are drawn.
         seed: of the draws; one seed gives one interval.
 
@@ -42,24 +38,41 @@ def bootstrap(
         SottovoceError: `rows` is empty, or is not a table.
     """
     if rows.ndim != 2 or not len(rows):
-        raise SottovoceError(f"bootstrap: expected (rows, columns) with at least one row, got shape {rows.shape}")
-    known = len(rows) <= _KEPT  # a comparison asks for hundreds of intervals over the same few utterances
-    draws = _kept_draws(len(rows), n_resamples, seed) if known else _draws(len(rows), n_resamples, seed)
-    scores = statistic(draws @ rows if isinstance(draws, np.ndarray) else np.stack([draw @ rows for draw in draws]))
-    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
+        raise SottovoceError(
+            f"bootstrap: expected (rows, columns) with at least one row, got shape {rows.shape}", code="empty"
+        )
+    return percentile_interval(resample(len(rows), lambda counts: statistic(counts @ rows), n_resamples, seed))
+
+
+def resample(n: int, score: Callable[[Array], Array], n_resamples: int = 1000, seed: int = 0) -> Array:
+    """Bootstrap distribution of a score: (resamples,).
+
+    The draws depend on `n` and `seed` alone: two scores of the same rows are resampled in pairs, and the difference of
+    their distributions is that of a paired bootstrap.
+
+    Args:
+        n: rows of the test set.
+        score: maps how often each row was drawn, (resamples, n), to scores (resamples,).
+        n_resamples: how many test sets are drawn.
+        seed: of the draws.
+    """
+    if n == 1:  # which SciPy refuses, and which has one resample
+        return score(np.ones((1, 1))).repeat(n_resamples)
+    from scipy import stats
+
+    def score_of(drawn: NDArray[np.int64], axis: int) -> Array:
+        return score(np.stack([np.bincount(rows, minlength=n) for rows in drawn]).astype(np.float64))
+
+    distribution: Array = stats.bootstrap(
+        (np.arange(n),), score_of, vectorized=True, n_resamples=n_resamples, batch=_BATCH, method="percentile", rng=seed
+    ).bootstrap_distribution
+    return distribution
+
+
+def percentile_interval(distribution: Array) -> Interval:
+    """The middle 95 % of a bootstrap distribution (resamples,)."""
+    low, high = np.quantile(distribution, [0.025, 0.975])
     return Interval(float(low), float(high))
-
-
-def _draws(n: int, n_resamples: int, seed: int) -> Iterator[Array]:
-    """How often each of `n` rows is in each resample."""
-    random = np.random.default_rng(seed)
-    return (np.bincount(random.integers(n, size=n), minlength=n).astype(np.float64) for _ in range(n_resamples))
-
-
-@lru_cache(maxsize=4)
-def _kept_draws(n: int, n_resamples: int, seed: int) -> Array:
-    """The same as a table, (resamples, rows)."""
-    return np.stack(list(_draws(n, n_resamples, seed)))
 
 
 def ratio(sums: Array) -> Array:

@@ -1,19 +1,18 @@
-"""What a linear map can read from speech features of speakers that it has never heard."""
+"""Linear probe of speech features, always tested on speakers that it was not trained on."""
 
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from sottovoce.errors import SottovoceError
 from sottovoce.evaluation.metrics import Prediction, Score, accuracy, balanced_accuracy
+
+if TYPE_CHECKING:  # takes seconds to import
+    from sklearn.model_selection import GridSearchCV
 
 Features = NDArray[np.floating[Any]]
 Names = NDArray[np.str_]
@@ -26,7 +25,7 @@ _ITERATIONS = 10_000  # far more than a standardised probe needs
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a probe found on speakers that it had not heard.
+    """Scores, predictions and penalties of a probe.
 
     Args:
         accuracy: share of right labels; the baseline always answers the most frequent label.
@@ -52,7 +51,7 @@ def probe(
     inner_folds: int = INNER_FOLDS,
     seed: int = 0,
 ) -> ProbeResult:
-    """Multinomial logistic regression on standardised features, always tested on speakers that it was not trained on.
+    """Multinomial logistic regression on standardised features, tested on held-out speakers.
 
     SpeechEmotionLlama, section V-C, which leaves penalty and standardisation open. Means, deviations and the weight
     of the L2 penalty come from the training side alone; the weight by cross-validated accuracy over its speakers,
@@ -84,84 +83,87 @@ def probe(
         search = _search(name, truth[train], who[train], strengths, inner_folds, seed).fit(x[train], truth[train])
         chosen.append(float(search.best_params_["logisticregression__C"]))
         tested |= zip(test.tolist(), search.predict(x[test]).tolist(), strict=True)
-    predictions = tuple(_prediction(row, str(truth[row]), tested[row], str(who[row])) for row in sorted(tested))
+    predictions = tuple(
+        Prediction(str(row), "probe", "", "", tested[row], str(truth[row]), str(truth[row]), tested[row], str(who[row]))
+        for row in sorted(tested)
+    )
     return ProbeResult(accuracy(predictions), balanced_accuracy(predictions), predictions, tuple(chosen))
 
 
 def _names(what: str, values: Sequence[str]) -> Names:
     for row, value in enumerate(values):
         if not isinstance(value, str):
-            raise SottovoceError(f"probe: {what} has {value!r} in row {row}; expected text, so leave out such rows")
+            raise SottovoceError(f"probe: {what} has {value!r} in row {row}, no text", code="bad-value", where=what)
     return np.asarray(values, dtype=np.str_)
 
 
 def _checked(x: Features, truth: Names, who: Names) -> Features:
     if x.ndim != 2 or not len(x) == len(truth) == len(who):
-        raise SottovoceError(
-            f"probe: expected features (rows, dim) with a label and a speaker for each row, got features "
-            f"{x.shape}, {len(truth)} labels and {len(who)} speakers"
-        )
+        message = f"probe: features {x.shape}, {len(truth)} labels and {len(who)} speakers do not fit"
+        raise SottovoceError(message, code="mismatch")
     if not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
-        raise SottovoceError(f"probe: the features of row {row} are not finite; look at how they were computed")
-    if len(classes := np.unique(truth)) < 2:
-        raise SottovoceError(f"probe: needs at least two classes to tell apart, found {', '.join(classes) or 'none'}")
+        raise SottovoceError(f"probe: the features of row {row} are not finite", code="nonfinite", where=row)
+    if len(np.unique(truth)) < 2:
+        raise SottovoceError("probe: needs at least two classes to tell apart", code="empty", where="labels")
     return x.astype(np.float64)
 
 
 def _sides(
     truth: Names, who: Names, held_out: Sequence[bool] | NDArray[np.bool_] | None, folds: int, seed: int
 ) -> Iterator[tuple[str, Rows, Rows]]:
-    """What a pair of sides is called, and the rows of its training and its test side."""
+    """Name, training rows and test rows of each fold."""
     if held_out is not None:
         mask = np.asarray(held_out)
         if mask.shape != truth.shape or mask.dtype != np.bool_:
-            raise SottovoceError(f"probe: held_out must be {len(truth)} booleans, got {mask.dtype} {mask.shape}")
+            raise SottovoceError(f"probe: held_out is no {len(truth)} booleans", code="bad-value", where="held_out")
         yield "the given split", np.flatnonzero(~mask), np.flatnonzero(mask)
         return
-    most = most_folds(truth, who)
-    if not 2 <= folds <= most:
-        raise SottovoceError(
-            f"probe: {folds} folds of {len(np.unique(who))} speakers; `folds` is 2 to the number of speakers, and no "
-            f"more than the rows of the largest class, here {most}"
-        )
+    if not 2 <= folds <= (most := most_folds(truth, who)):
+        message = f"probe: {folds} folds of {len(np.unique(who))} speakers; give 2 to {most}, see `most_folds`"
+        raise SottovoceError(message, code="bad-value", where="folds")
     for i, (train, test) in enumerate(folds_by_speaker(truth, who, folds, seed), 1):
         yield f"fold {i} of {folds}", train, test
 
 
 def _require_fair(name: str, truth: Names, who: Names, train: Rows, test: Rows) -> None:
-    """Both sides hold something, no speaker is on both, and nothing is asked that could not be learnt."""
+    """Refuse an empty side, a speaker on both sides, and a class that is tested and not trained."""
     if not len(train) or not len(test):
-        raise SottovoceError(f"probe: {name} has {len(train)} rows to train on and {len(test)} to test; needs both")
+        raise SottovoceError(f"probe: {name} has no rows to train on, or none to test", code="empty", where=name)
     if len(both := np.intersect1d(who[train], who[test])):
-        raise SottovoceError(
-            f"probe: {name} has {len(both)} speakers on both sides ({_some(both)}): a probe could know them by their "
-            "voice; hold out all rows of a speaker or none"
+        message = (
+            f"probe: {name} has {len(both)} speakers on both sides ({_some(both)}); hold out all rows of one or none"
         )
+        raise SottovoceError(message, code="conflict", where=name)
     if len(unheard := np.setdiff1d(truth[test], truth[train])):
-        raise SottovoceError(
-            f"probe: {name} tests classes that its training side lacks: {_some(unheard)}; leave them out, hold out "
-            "other speakers, or take another seed or number of folds"
-        )
+        message = f"probe: {name} tests classes that its training side lacks: {_some(unheard)}; hold out other speakers"
+        raise SottovoceError(message, code="mismatch", where=name)
 
 
-def _search(name: str, truth: Names, who: Names, strengths: Sequence[float], most: int, seed: int) -> GridSearchCV:
-    """A probe of the training side that is yet to be fitted, and chooses its penalty by unheard speakers there."""
+def _search(name: str, truth: Names, who: Names, strengths: Sequence[float], most: int, seed: int) -> "GridSearchCV":
+    """Grid search, yet to be fitted, of the penalty by cross-validation over the training speakers."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     folds = min(most, most_folds(truth, who))
     inner = folds_by_speaker(truth, who, folds, seed) if folds > 1 else []
     telling = [(train, test) for train, test in inner if len(np.unique(truth[train])) > 1]
     if not telling:
-        raise SottovoceError(
-            f"probe: the training side of {name} has {len(np.unique(who))} speakers, of which none can be left out "
-            "to choose the penalty by; train on at least two speakers of every class"
+        message = (
+            f"probe: {name}: no training speaker can be left out to choose the penalty by; it needs two of every class"
         )
+        raise SottovoceError(message, code="empty", where=name)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
     grid = {"logisticregression__C": list(strengths)}
     return GridSearchCV(model, grid, scoring="accuracy", cv=telling, error_score="raise")
 
 
 def folds_by_speaker(truth: Names, who: Names, folds: int, seed: int) -> list[tuple[Rows, Rows]]:
-    """Rows to train on and to test: speakers are dealt to folds, alike in their labels as far as they allow."""
+    """Training and test rows of folds of speakers, stratified by label as far as speakers allow."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # a class with fewer rows than folds is missing from some test sides, which does no harm
@@ -170,12 +172,8 @@ def folds_by_speaker(truth: Names, who: Names, folds: int, seed: int) -> list[tu
 
 
 def most_folds(truth: Names, who: Names) -> int:
-    """Every fold has a speaker; and scikit-learn refuses to spread classes that all have fewer rows than folds."""
+    """Most folds possible: each has a speaker, and scikit-learn refuses more than the rows of the largest class."""
     return min(len(np.unique(who)), int(np.unique(truth, return_counts=True)[1].max()))
-
-
-def _prediction(row: int, label: str, predicted: str, speaker: str) -> Prediction:
-    return Prediction(str(row), "probe", "", "", predicted, label, label, predicted, speaker)
 
 
 def _some(names: Names, most: int = 3) -> str:

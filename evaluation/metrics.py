@@ -1,21 +1,19 @@
-"""What the model said, held against what was true."""
+"""Metrics of predictions: word error rate and accuracies, each with a bootstrap interval."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, update_wrapper
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import jiwer
 import numpy as np
-import torch
-from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
-from torchmetrics.text.rouge import ROUGEScore
+from numpy.typing import NDArray
 
-from sottovoce.errors import SottovoceError, nearest
+from sottovoce.errors import SottovoceError
 from sottovoce.evaluation.bootstrap import Array, bootstrap, mean_of_ratios, ratio
 
+Codes = NDArray[np.intp]
 SLOTS = ("both", "paralinguistic", "linguistic", "text")  # the paper's choices, in the order of reports
 DECIMALS = 6  # of every score; torchmetrics divides in float32, so that further digits would be noise
 
@@ -66,7 +64,7 @@ class Prediction:
 
 
 class Score(NamedTuple):
-    """A number and how far to trust it: `low` to `high` is its 95 % interval, `n` the rows it was measured on.
+    """A score and its 95 % interval, `low` to `high`; `n` is the rows it was measured on.
 
     Values are shares (1 is 100 %). `baseline` is what a guess that hears nothing would get, None where there is none.
     """
@@ -80,7 +78,7 @@ class Score(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A score before its interval: what each row of the test set contributes, and what is made of the sums.
+    """A score before its bootstrap: the contributions of each row of the test set, and the statistic of their sums.
 
     `rows` is (rows, columns), in the order of the predictions that count, and `statistic` as in `bootstrap`.
     """
@@ -100,7 +98,7 @@ class Measure(NamedTuple):
 
 
 class Metric:
-    """Scores predictions; `measure` gives what each of them contributes, by which two systems are held together."""
+    """A function from predictions to a score; its `measure` gives the contributions for paired comparisons."""
 
     __name__: str
 
@@ -122,12 +120,13 @@ def word_error_rate(predictions: Sequence[Prediction]) -> Measure:
     Raises:
         SottovoceError: there are no predictions, or no reference has a word.
     """
-    _require(predictions, "word_error_rate")
+    require(predictions, "word_error_rate")
     normalize = _english_normalizer()
     pairs = [(normalize(p.target), normalize(p.response)) for p in predictions]
     spoken = [pair for pair in pairs if pair[0]]
     if not spoken:
-        raise SottovoceError(f"word_error_rate: none of {len(pairs)} references has a word left after normalising")
+        message = f"word_error_rate: none of {len(pairs)} references has a word left after normalising"
+        raise SottovoceError(message, code="empty")
     measured = jiwer.process_words([reference for reference, _ in spoken], [response for _, response in spoken])
     errors = [sum(map(_errors, row)) for row in measured.alignments]
     words = [len(row) for row in measured.references]
@@ -146,10 +145,10 @@ def accuracy(predictions: Sequence[Prediction]) -> Measure:
         SottovoceError: there are no predictions, or one has no true label.
     """
     predicted, truth, classes = _classes(predictions, "accuracy")
-    value = MulticlassAccuracy(classes + 1, average="micro")(predicted, truth)
-    hits = (predicted == truth).tolist()
+    value = _torchmetrics_accuracy(predicted, truth, classes, "micro")
     majority = Counter(truth.tolist()).most_common(1)[0][1] / len(truth)
-    return Measure(float(value), _columns(hits, [1] * len(hits)), ratio, majority, _unparsed(predictions))
+    rows = _columns(predicted == truth, np.ones(len(truth)))
+    return Measure(float(value), rows, ratio, majority, _unparsed(predictions))
 
 
 @Metric
@@ -164,65 +163,41 @@ def balanced_accuracy(predictions: Sequence[Prediction]) -> Measure:
     """
     predicted, truth, classes = _classes(predictions, "balanced_accuracy")
     # torchmetrics' own macro mean would count the class of wrong answers, as a class whose recall is 0
-    recalls = MulticlassAccuracy(classes + 1, average="none")(predicted, truth)[:classes]
-    occurrences = torch.nn.functional.one_hot(truth, classes)  # (rows, classes)
+    recalls = _torchmetrics_accuracy(predicted, truth, classes, "none")[:classes]
+    occurrences = np.eye(classes)[truth]  # (rows, classes)
     hits = occurrences * (predicted == truth)[:, None]
-    rows = torch.cat([hits, occurrences], dim=1).double().numpy()
+    rows = np.hstack([hits, occurrences])
     return Measure(float(recalls.mean()), rows, mean_of_ratios, 1 / classes, _unparsed(predictions))
 
 
-@Metric
-def rouge_l(predictions: Sequence[Prediction]) -> Measure:
-    """Mean F of the longest common subsequence of words of response and target, between 0 and 1.
+def mean_measure(values: Sequence[float], baseline: float | None = None, notes: str = "") -> Measure:
+    """The mean of a value of each row."""
+    return Measure(float(np.mean(values)), _columns(values, np.ones(len(values))), ratio, baseline, notes)
 
-    Lin (2004). Words are runs of a-z and 0-9 in lower case, as in the reference implementation: texts in other
-    scripts have none and score 0, which the notes count.
+
+def require(predictions: Sequence[Prediction], metric: str) -> None:
+    """Refuse an empty test set.
 
     Raises:
         SottovoceError: there are no predictions.
     """
-    _require(predictions, "rouge_l")
-    similarity = rouge_l_of_each([p.response for p in predictions], [p.target for p in predictions])
-    wordless = sum(not any(c.isascii() and c.isalnum() for c in p.target) for p in predictions)
-    notes = f"{wordless} of {len(predictions)} targets have no word in a-z or 0-9 and score 0" if wordless else ""
-    return Measure(float(np.mean(similarity)), _columns(similarity, [1] * len(similarity)), ratio, None, notes)
-
-
-@Metric
-def emotion_fit(predictions: Sequence[Prediction]) -> Measure:
-    """Share of replies that fit the speaker's emotion, by a rule that really reads the reply.
-
-    The same LLM answering the same words in each emotion is the yardstick: a reply fits when, of those `rivals`, the
-    one to the true emotion is the most similar to it by ROUGE-L. A tie is no fit. The baseline picks one blindly.
-    Rows with no rivals at all cannot be judged: they are left out and counted in the notes.
-
-    Raises:
-        SottovoceError: no prediction has rivals, or one that has lacks its true emotion or has but one rival.
-    """
-    _require(predictions, "emotion_fit")
-    judged = [p for p in predictions if p.rivals]
-    if not judged:
-        raise SottovoceError(f"emotion_fit: none of {len(predictions)} predictions has `rivals` to hold it against")
-    rivals = [_rivals(p) for p in judged]
-    responses = [p.response for p, replies in zip(judged, rivals, strict=True) for _ in replies]
-    similarity = iter(rouge_l_of_each(responses, [reply for replies in rivals for reply in replies.values()]))
-    fits = []
-    for prediction, replies in zip(judged, rivals, strict=True):
-        near = {emotion: next(similarity) for emotion in replies}
-        fits.append(all(near[str(prediction.label)] > near[e] for e in near if e != prediction.label))
-    blind = float(np.mean([1 / len(replies) for replies in rivals]))
-    unjudged = len(predictions) - len(judged)
-    notes = f"{unjudged} of {len(predictions)} replies have no rivals and were left out of the fit" if unjudged else ""
-    return Measure(float(np.mean(fits)), _columns(fits, [1] * len(fits)), ratio, blind, notes)
-
-
-def _require(predictions: Sequence[Prediction], metric: str) -> None:
     if not predictions:
-        raise SottovoceError(f"{metric}: there are no predictions to score; is the test set empty?")
+        raise SottovoceError(f"{metric}: there are no predictions to score; is the test set empty?", code="empty")
 
 
-def _columns(*columns: Sequence[float]) -> Array:
+def _columns(*columns: Sequence[float] | NDArray[np.generic]) -> Array:
     return np.column_stack(columns).astype(np.float64)
+
+
+def _torchmetrics_accuracy(
+    predicted: Codes, truth: Codes, classes: int, average: Literal["micro", "none"]
+) -> NDArray[np.float32]:
+    """Accuracy (`micro`), or the recall of each class and of the class of all else (`none`)."""
+    import torch
+    from torchmetrics.functional.classification import multiclass_accuracy  # takes seconds to import
+
+    pair = torch.from_numpy(predicted), torch.from_numpy(truth)
+    return np.asarray(multiclass_accuracy(*pair, num_classes=classes + 1, average=average))
 
 
 @cache  # its spelling table takes half a second to read
@@ -240,38 +215,27 @@ def _errors(chunk: jiwer.AlignmentChunk) -> int:
     return int(max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx))
 
 
-def _classes(predictions: Sequence[Prediction], metric: str) -> tuple[Tensor, Tensor, int]:
+def _classes(predictions: Sequence[Prediction], metric: str) -> tuple[Codes, Codes, int]:
     """Predicted and true class of each row, both (rows,), and how many the truth has; one more is for all else."""
-    _require(predictions, metric)
-    labels = [p.label for p in predictions if p.label is not None]
-    if len(labels) < len(predictions):
-        unlabelled = next(p for p in predictions if p.label is None)
-        raise SottovoceError(
-            f"{metric}: prediction {unlabelled.id!r} of task {unlabelled.task!r} has no true label; set `label`"
-        )
+    require(predictions, metric)
+    labels = [true_label(p, metric) for p in predictions]
     index: dict[str | None, int] = {label: i for i, label in enumerate(sorted(set(labels)))}
     predicted = [index.get(p.predicted, len(index)) for p in predictions]
-    return torch.tensor(predicted), torch.tensor([index[label] for label in labels]), len(index)
+    return np.asarray(predicted), np.asarray([index[label] for label in labels]), len(index)
+
+
+def true_label(prediction: Prediction, metric: str) -> str:
+    """The true label of a prediction.
+
+    Raises:
+        SottovoceError: it has none.
+    """
+    if prediction.label is None:
+        message = f"{metric}: prediction {prediction.id!r} of task {prediction.task!r} has no true label; set `label`"
+        raise SottovoceError(message, code="missing-key", where="label")
+    return prediction.label
 
 
 def _unparsed(predictions: Sequence[Prediction]) -> str:
     unparsed = sum(p.predicted is None for p in predictions)
     return f"{unparsed} of {len(predictions)} responses name no label and count as wrong" if unparsed else ""
-
-
-def rouge_l_of_each(responses: list[str], references: list[str]) -> list[float]:
-    """ROUGE-L F of each pair."""
-    rouge = ROUGEScore(rouge_keys="rougeL")  # of ROUGE's forms, only Lsum would need a sentence splitter
-    rouge.update(responses, references)
-    return [float(f) for f in cast(list[Tensor], rouge.rougeL_fmeasure)]  # its state: one F a pair, before the mean
-
-
-def _rivals(prediction: Prediction) -> dict[str, str]:
-    where, rivals = f"emotion_fit: prediction {prediction.id!r}", prediction.rivals or {}
-    if len(rivals) < 2:
-        raise SottovoceError(f"{where} needs `rivals`, a reply for each of at least two emotions; it has {len(rivals)}")
-    if prediction.label is None:
-        raise SottovoceError(f"{where} has no true emotion; set `label`")
-    if prediction.label not in rivals:
-        raise SottovoceError(f"{where}: no rival is called {prediction.label!r}.{nearest(prediction.label, rivals)}")
-    return rivals

@@ -1,4 +1,4 @@
-"""Scores as records, so that any two runs can be compared."""
+"""Records of scores, and the files of a run's `evaluation` folder."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -7,19 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sottovoce.errors import MissingError, SottovoceError
-from sottovoce.evaluation.awareness import AWARENESS, groups
-from sottovoce.evaluation.metrics import (
-    DECIMALS,
-    Metric,
-    Prediction,
-    accuracy,
-    balanced_accuracy,
-    emotion_fit,
-    rouge_l,
-    word_error_rate,
-)
+from sottovoce.evaluation.awareness import AWARENESS, emotion_fit, groups
+from sottovoce.evaluation.metrics import DECIMALS, Metric, Prediction, accuracy, balanced_accuracy, word_error_rate
 from sottovoce.evaluation.reports.results import in_order, results_markdown
-from sottovoce.evaluation.text_similarity import ROUGE
+from sottovoce.evaluation.text_similarity import ROUGE, rouge_l
 from sottovoce.io import atomic_write
 
 
@@ -46,17 +37,7 @@ class Record:
 KEYS = tuple(field.name for field in fields(Record) if field.name != "notes")  # of each record in results.json
 
 GENERATED = ("dialogue", "response", "caption")  # tasks whose targets are texts of the LLM's own
-LATER = (
-    "category",
-    "topic",
-    "judge",
-    "awareness",
-    "source",
-)  # of a prediction: may be absent in a file of an older run
-_Metrics = dict[str, Metric]
-_TEXT: _Metrics = {"rouge_l": rouge_l}
-_WORDS: _Metrics = {"wer": word_error_rate}
-_LABELS: _Metrics = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
+OPTIONAL = ("category", "topic", "judge", "awareness", "source")  # keys of a prediction that older runs lack
 
 
 def score_all(system: str, predictions: Sequence[Prediction]) -> list[Record]:
@@ -70,7 +51,8 @@ def score_all(system: str, predictions: Sequence[Prediction]) -> list[Record]:
         SottovoceError: there are no predictions; a row lacks what its metric needs.
     """
     if not predictions:
-        raise SottovoceError(f"score_all: system {system!r} has no predictions to score; is the test set empty?")
+        message = f"score_all: system {system!r} has no predictions to score; is the test set empty?"
+        raise SottovoceError(message, code="empty", where=system)
     due = scores_due(predictions)
     return in_order(Record(system, d.task, d.name, d.slots, **d.metric(d.rows)._asdict()) for d in due)
 
@@ -128,28 +110,29 @@ def read_results(folder: Path) -> list[Record]:
     file = folder / "results.json"
     rows = _parse(_read(file), str(file))
     if not isinstance(rows, list):
-        raise SottovoceError(f"{file}: expected a list of records, found {type(rows).__name__}")
+        message = f"{file}: expected a list of records, found {type(rows).__name__}"
+        raise SottovoceError(message, code="damaged", where=file)
     return [Record(**_checked(row, KEYS, f"{file}: record {i}")) for i, row in enumerate(rows, 1)]
 
 
 def read_predictions(folder: Path) -> list[Prediction]:
-    """What the model said in a run.
+    """The predictions of a run.
 
     Raises:
         MissingError: there is no `predictions.jsonl` in `folder`.
         SottovoceError: a line is not a prediction; the message gives its number.
     """
     file, keys = folder / "predictions.jsonl", [field.name for field in fields(Prediction)]
-    lines = ((f"{file}: line {i}", line) for i, line in enumerate(_read(file).split("\n"), 1) if line)
-    return [Prediction(**_checked(_parse(line, where), keys, where, LATER)) for where, line in lines]
+    lines = ((f"{file}:{i}", line) for i, line in enumerate(_read(file).split("\n"), 1) if line)
+    return [Prediction(**_checked(_parse(line, where), keys, where, OPTIONAL)) for where, line in lines]
 
 
-def _metrics(task: str) -> _Metrics:
+def _metrics(task: str) -> dict[str, Metric]:
     if task == "asr":
-        return _WORDS
+        return {"wer": word_error_rate}
     if task in GENERATED:
-        return _TEXT if task == "dialogue" else ROUGE  # each paper reports its own
-    return _LABELS
+        return {"rouge_l": rouge_l} if task == "dialogue" else ROUGE  # each paper reports its own
+    return {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
 
 
 def _json(records: Sequence[Record]) -> str:
@@ -167,7 +150,8 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def _read(file: Path) -> str:
     if not file.is_file():
-        raise MissingError(f"{file} does not exist; point at the `evaluation` folder of a run that was scored")
+        message = f"{file} does not exist; point at the `evaluation` folder of a run that was scored"
+        raise MissingError(message, where=file)
     return file.read_text(encoding="utf-8")
 
 
@@ -175,7 +159,7 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise SottovoceError(f"{where}: not JSON: {error}") from None
+        raise SottovoceError(f"{where}: not JSON: {error}", code="damaged", where=where) from None
 
 
 def _checked(row: Any, keys: Iterable[str], where: str, absent: Collection[str] = ()) -> dict[str, Any]:
@@ -183,5 +167,6 @@ def _checked(row: Any, keys: Iterable[str], where: str, absent: Collection[str] 
     expected = list(keys)
     if not isinstance(row, dict) or set(row) | set(absent) != set(expected):
         found = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise SottovoceError(f"{where}: expected the keys {', '.join(expected)}; found {found}")
+        message = f"{where}: expected the keys {', '.join(expected)}; found {found}"
+        raise SottovoceError(message, code="damaged", where=where)
     return row

@@ -1,4 +1,4 @@
-"""Text retention: what an LLM could do with text before it was tuned, and what of it is left.
+"""Text retention: accuracy and loss of an LLM on text prompts, before and after it is tuned.
 
 PE-FT reports it by VoiceBench's overall score; here it is the same prompts, in text alone, before and after.
 """
@@ -16,6 +16,7 @@ import numpy as np
 from sottovoce.errors import MissingError, SottovoceError
 from sottovoce.evaluation.bootstrap import Array, ratio
 from sottovoce.evaluation.metrics import Measure, Score
+from sottovoce.io import atomic_write
 
 TASK, SLOTS = "retention", "text"  # of its records
 KEYS = {"prompt", "messages", "response", "answer"}
@@ -48,15 +49,20 @@ def read_items(file: Path) -> list[Item]:
         SottovoceError: with every line that cannot be used, and why; or the file has none.
     """
     if not file.is_file():
-        raise MissingError(f"{file}: there are no text prompts; `evaluation.retention` names a JSONL file of them")
-    items, faults = [], []
+        message = f"{file}: there are no text prompts; `evaluation.retention` names a JSONL file of them"
+        raise MissingError(message, where=file)
+    items: list[Item] = []
+    faults: list[SottovoceError] = []
     for number, line in enumerate(file.read_text("utf-8").split("\n"), 1):
         try:
             items += [_item(json.loads(line))] if line.strip() else []
         except (ValueError, TypeError) as error:
-            faults.append(f"{file}: line {number}: {error}")
-    if faults or not items:
-        raise SottovoceError("\n".join(faults[:20]) or f"{file}: there is no prompt in it")
+            where = f"{file}:{number}"
+            faults.append(SottovoceError(f"{where}: {error}", code="bad-value", where=where))
+    if faults:
+        raise SottovoceError.of(faults[:20])
+    if not items:
+        raise SottovoceError(f"{file}: there is no prompt in it", code="empty", where=file)
     return items
 
 
@@ -83,20 +89,20 @@ def words(text: str) -> list[str]:
 
 
 def is_right(item: Item, said: str) -> bool:
-    """Whether what was said is the response, word for word; of an item with an `answer`, whether it has these words.
+    """Exact match of the words of an answer with the response; of an item with an `answer`, whether it has its words.
 
     The words of an answer stand together, in their order. Case and punctuation do not matter.
     """
-    heard = words(said)
+    answer = words(said)
     if item.answer is None:
-        return heard == words(item.response)
-    due = words(item.answer)
-    return bool(due) and any(heard[at : at + len(due)] == due for at in range(len(heard) - len(due) + 1))
+        return answer == words(item.response)
+    right = words(item.answer)
+    return bool(right) and any(answer[at : at + len(right)] == right for at in range(len(answer) - len(right) + 1))
 
 
 @dataclass(frozen=True)
 class Kept:
-    """How an LLM did on one item: what it said, whether that is right, and how surprising the right response is.
+    """Score of an LLM on one item: its answer, whether that is right, and the loss of the right response.
 
     `nats` is the negative log-likelihood of the response, summed over its `tokens`, its end of turn included. `item`
     tells items apart.
@@ -111,7 +117,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class RetentionScore:
-    """How an LLM did on all items, in their order."""
+    """Scores of an LLM on all items, in their order."""
 
     rows: tuple[Kept, ...]
 
@@ -136,12 +142,13 @@ def retention_scores(before: RetentionScore, after: RetentionScore) -> dict[str,
         SottovoceError: the two are not of the same items.
     """
     if [(row.item, row.tokens) for row in before.rows] != [(row.item, row.tokens) for row in after.rows]:
-        raise SottovoceError("retention: before and after are not of the same prompts; score both by the same file")
+        message = "retention: before and after are not of the same prompts; score both by the same file"
+        raise SottovoceError(message, code="mismatch", where="retention")
     return {name: measure.score() for name, measure in retention_measures(before, after).items()}
 
 
 def retention_measures(before: RetentionScore, after: RetentionScore) -> dict[str, Measure]:
-    """What each item contributes to `retention_scores`, by which two systems are held together."""
+    """Measures behind `retention_scores`, with the contributions of each item."""
     then, now = _columns(before), _columns(after)
     found = {}
     for name, part in {"right": slice(0, 2), "nats": slice(2, 4)}.items():
@@ -168,28 +175,23 @@ def _columns(score: RetentionScore) -> Array:
 
 
 def write_scores(file: Path, score: RetentionScore) -> None:
-    """One line an item; the file appears whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.draft")
-    lines = (json.dumps(asdict(row), ensure_ascii=False) for row in score.rows)
-    draft.write_text("".join(f"{line}\n" for line in lines), "utf-8", newline="\n")
-    draft.replace(file)
+    """Write scores as JSON lines, one an item."""
+    atomic_write(file, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in score.rows))
 
 
 def read_scores(file: Path) -> RetentionScore:
-    """What `write_scores` wrote.
+    """Read scores back that `write_scores` wrote.
 
     Raises:
         MissingError: there is no such file.
         SottovoceError: it is not of that kind.
     """
     if not file.is_file():
-        raise MissingError(f"{file} is not there: this run has not been scored on text prompts")
-    lines = [line for line in file.read_text("utf-8").split("\n") if line]
+        raise MissingError(f"{file} is not there: this run has not been scored on text prompts", where=file)
     try:
-        rows = tuple(Kept(**json.loads(line)) for line in lines)
+        rows = tuple(Kept(**json.loads(line)) for line in file.read_text("utf-8").split("\n") if line)
     except (ValueError, TypeError) as error:
-        raise SottovoceError(f"{file}: not the scores of text prompts: {error}") from None
+        raise SottovoceError(f"{file}: not the scores of text prompts: {error}", code="damaged", where=file) from None
     if not rows:
-        raise SottovoceError(f"{file}: it holds no scores")
+        raise SottovoceError(f"{file}: it holds no scores", code="empty", where=file)
     return RetentionScore(rows)

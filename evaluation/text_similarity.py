@@ -1,22 +1,20 @@
-"""How near a response comes to its target: in words (ROUGE), and in the eyes of a language model (BERTScore)."""
+"""Similarity of responses and targets: ROUGE in their words, BERTScore in the embeddings of a language model."""
 
+from __future__ import annotations
+
+import math
 import re
 from collections.abc import Sequence
-from typing import Any, cast
-
-import numpy as np
-import torch
-from huggingface_hub import constants
-from safetensors import SafetensorError
-from torch import Tensor
-from torchmetrics.text.rouge import ROUGEScore
-from transformers import AutoModel, AutoTokenizer
+from typing import TYPE_CHECKING, Any, cast
 
 from sottovoce.errors import MissingError, SottovoceError, nearest
-from sottovoce.evaluation.bootstrap import ratio
-from sottovoce.evaluation.metrics import Measure, Metric, Prediction, Score, rouge_l
+from sottovoce.evaluation.metrics import Measure, Metric, Prediction, Score, mean_measure, require
 from sottovoce.paths import resolve
 
+if TYPE_CHECKING:  # PyTorch, transformers and torchmetrics take seconds to import
+    from torch import Tensor
+
+WORD = re.compile("[a-z0-9]+")  # of ROUGE, in lower case: other scripts have none
 # The layer whose cosines agree best with human judgements of translations (WMT16), as found by BERTScore's authors.
 LAYERS = {
     "bert-base-uncased": 9,
@@ -31,54 +29,58 @@ LAYERS = {
     "deberta-large-mnli": 18,
     "deberta-xlarge-mnli": 40,
 }
-_WORD = re.compile("[a-z0-9]+")
 
 
-def rouge_f1(responses: Sequence[str], targets: Sequence[str]) -> dict[str, list[float]]:
-    """F of each pair by `rouge_1`, `rouge_2` and `rouge_l`: shared words, shared pairs of words, and shared order.
-
-    Lin (2004), as in the reference implementation without its stemmer: words are runs of a-z and 0-9 in lower case.
+def rouge_f1(kind: str, responses: Sequence[str], targets: Sequence[str]) -> list[float]:
+    """F of each pair by `rouge_1`, `rouge_2` or `rouge_l`.
 
     Raises:
         SottovoceError: there are more of the one than of the other.
     """
-    _require_pairs("rouge_f1", responses, targets)
-    keys = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-    rouge = ROUGEScore(rouge_keys=tuple(keys.values()))
+    from torchmetrics.text.rouge import ROUGEScore
+
+    _require_pairs(kind, responses, targets)
+    key = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}[kind]
+    rouge = ROUGEScore(rouge_keys=key)
     rouge.update(list(responses), list(targets))
-    # its state is one F a pair, before the mean
-    return {ours: [float(f) for f in getattr(rouge, f"{theirs}_fmeasure")] for ours, theirs in keys.items()}
+    return [float(f) for f in getattr(rouge, f"{key}_fmeasure")]  # its state: one F a pair, before the mean
 
 
 @Metric
 def rouge_1(predictions: Sequence[Prediction]) -> Measure:
-    """Mean F of the words that response and target share, between 0 and 1.
+    """Mean ROUGE-1 F: words that response and target share, between 0 and 1 (Lin, 2004).
 
-    Lin (2004); SpeechEmotionLlama, table I. Targets without a word in a-z or 0-9 score 0, which the notes count.
+    Words are runs of a-z and 0-9 in lower case, as in the reference implementation without its stemmer. Targets without
+    one score 0, which the notes count; so it is with `rouge_2` and `rouge_l`.
 
     Raises:
         SottovoceError: there are no predictions.
     """
-    return _rouge_n("rouge_1", predictions, 1)
+    return _rouge("rouge_1", predictions)
 
 
 @Metric
 def rouge_2(predictions: Sequence[Prediction]) -> Measure:
-    """Mean F of the pairs of neighbouring words that response and target share, between 0 and 1.
-
-    Lin (2004); SpeechEmotionLlama, table I. Targets of one word have no pair and score 0, which the notes count.
-
-    Raises:
-        SottovoceError: there are no predictions.
-    """
-    return _rouge_n("rouge_2", predictions, 2)
+    """Mean ROUGE-2 F: pairs of neighbouring words that response and target share; see `rouge_1`."""
+    return _rouge("rouge_2", predictions)
 
 
-ROUGE: dict[str, Metric] = {
-    "rouge_1": rouge_1,
-    "rouge_2": rouge_2,
-    "rouge_l": rouge_l,
-}
+@Metric
+def rouge_l(predictions: Sequence[Prediction]) -> Measure:
+    """Mean ROUGE-L F: the longest common subsequence of words of response and target; see `rouge_1`."""
+    return _rouge("rouge_l", predictions)
+
+
+ROUGE: dict[str, Metric] = {"rouge_1": rouge_1, "rouge_2": rouge_2, "rouge_l": rouge_l}
+
+
+def _rouge(kind: str, predictions: Sequence[Prediction]) -> Measure:
+    require(predictions, kind)
+    scores = rouge_f1(kind, [p.response for p in predictions], [p.target for p in predictions])
+    n = 2 if kind == "rouge_2" else 1
+    short = sum(len(WORD.findall(p.target.lower())) < n for p in predictions)
+    what = "no word in a-z or 0-9" if n == 1 else f"fewer than {n} words in a-z or 0-9"
+    return mean_measure(scores, None, f"{short} of {len(predictions)} targets have {what} and score 0" if short else "")
 
 
 class BertScore:
@@ -110,20 +112,23 @@ class BertScore:
         self.layer = _known_layer(self.name) if layer is None else layer
         self.tokenizer, model = _load(checkpoint)
         if not 0 <= self.layer <= model.config.num_hidden_layers:
-            raise SottovoceError(
-                f"BertScore: {checkpoint} has no layer {self.layer}; `layer` is 0 (its embeddings) to "
-                f"{model.config.num_hidden_layers}"
-            )
+            message = f"BertScore: {checkpoint} has no layer {self.layer}; `layer` is 0 (its embeddings) to "
+            raise SottovoceError(f"{message}{model.config.num_hidden_layers}", code="bad-value", where="layer")
         self.model = model.to(device).eval().requires_grad_(False)
         self.limit = _limit(self.tokenizer, model.config)
         self.batch_size = batch_size
 
     def __call__(self, predictions: Sequence[Prediction]) -> Score:
+        """The score of `measure`, with its interval."""
+        return self.measure(predictions).score()
+
+    def measure(self, predictions: Sequence[Prediction]) -> Measure:
         """Mean F1 of responses and targets; empty texts score 0, and these and texts that were cut are counted.
 
         Raises:
             SottovoceError: there are no predictions.
         """
+        require(predictions, "bert_score")
         responses, targets = [p.response for p in predictions], [p.target for p in predictions]
         notes = [f"BERTScore by {self.name}, layer {self.layer}, no idf, not rescaled"]
         empty = sum(not (r.strip() and t.strip()) for r, t in zip(responses, targets, strict=True))
@@ -131,7 +136,7 @@ class BertScore:
             notes.append(f"{empty} of {len(predictions)} pairs have an empty text and score 0")
         if cut := sum(self._is_cut(text) for text in [*responses, *targets]):
             notes.append(f"{cut} of {2 * len(predictions)} texts were cut after {self.limit} tokens")
-        return _mean("bert_score", self.f1(responses, targets), "; ".join(notes)).score()
+        return mean_measure(self.f1(responses, targets), notes="; ".join(notes))
 
     def f1(self, responses: Sequence[str], targets: Sequence[str]) -> list[float]:
         """F1 of each pair, about -1 to 1; in practice most of that range is empty.
@@ -146,10 +151,11 @@ class BertScore:
             scores += greedy_f1(*self._vectors(responses[part]), *self._vectors(targets[part])).tolist()
         return scores
 
-    @torch.no_grad()
     def _vectors(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors of length 1 (texts, tokens, dim); which tokens are real and which of these count (texts, tokens)."""
-        told = self.tokenizer(
+        from torch.nn.functional import normalize
+
+        inputs = self.tokenizer(
             [_spaced(text) for text in texts],
             padding=True,
             truncation=True,
@@ -157,10 +163,10 @@ class BertScore:
             return_special_tokens_mask=True,
             return_tensors="pt",
         ).to(self.model.device)
-        real = told["attention_mask"]
-        x = self.model(input_ids=told["input_ids"], attention_mask=real, output_hidden_states=True)
-        vectors = torch.nn.functional.normalize(x.hidden_states[self.layer].float(), dim=-1)
-        return vectors, real.bool(), real.bool() & ~told["special_tokens_mask"].bool()
+        real = inputs["attention_mask"]
+        x = self.model(input_ids=inputs["input_ids"], attention_mask=real, output_hidden_states=True)
+        vectors = normalize(x.hidden_states[self.layer].float(), dim=-1)
+        return vectors, real.bool(), real.bool() & ~inputs["special_tokens_mask"].bool()
 
     def _is_cut(self, text: str) -> bool:
         # every token but the few marks has a byte of its own, so that short texts need no second reading
@@ -184,10 +190,10 @@ def greedy_f1(
         target_counts: as `response_counts`.
     """
     cosine = response @ target.transpose(1, 2)  # (pairs, tokens, other tokens)
-    precision = _mean_where(response_counts, cosine.masked_fill(~target_real[:, None, :], -torch.inf).amax(dim=2))
-    recall = _mean_where(target_counts, cosine.masked_fill(~response_real[:, :, None], -torch.inf).amax(dim=1))
+    precision = _mean_where(response_counts, cosine.masked_fill(~target_real[:, None, :], -math.inf).amax(dim=2))
+    recall = _mean_where(target_counts, cosine.masked_fill(~response_real[:, :, None], -math.inf).amax(dim=1))
     f = 2 * precision * recall / (precision + recall)
-    return torch.where(response_counts.any(dim=1) & target_counts.any(dim=1), f, 0.0).nan_to_num(0.0)
+    return f.masked_fill(~(response_counts.any(dim=1) & target_counts.any(dim=1)), 0.0).nan_to_num(0.0)
 
 
 def _mean_where(counts: Tensor, values: Tensor) -> Tensor:
@@ -198,28 +204,16 @@ def _spaced(text: str) -> str:
     return f" {text.strip()}" if text.strip() else ""
 
 
-def _rouge_n(name: str, predictions: Sequence[Prediction], n: int) -> Measure:
-    scores = rouge_f1([p.response for p in predictions], [p.target for p in predictions])[name] if predictions else []
-    short = sum(len(_WORD.findall(p.target.lower())) < n for p in predictions)
-    what = "no word in a-z or 0-9" if n == 1 else f"fewer than {n} words in a-z or 0-9"
-    return _mean(name, scores, f"{short} of {len(predictions)} targets have {what} and score 0" if short else "")
-
-
-def _mean(metric: str, scores: Sequence[float], notes: str) -> Measure:
-    if not scores:
-        raise SottovoceError(f"{metric}: there are no predictions to score; is the test set empty?")
-    return Measure(float(np.mean(scores)), np.column_stack([scores, np.ones(len(scores))]), ratio, None, notes)
-
-
-def _require_pairs(what: str, responses: Sequence[str], targets: Sequence[str]) -> None:
+def _require_pairs(metric: str, responses: Sequence[str], targets: Sequence[str]) -> None:
     if len(responses) != len(targets):
-        raise SottovoceError(f"{what}: {len(responses)} responses for {len(targets)} targets; give one for each")
+        raise SottovoceError(f"{metric}: {len(responses)} responses for {len(targets)} targets", code="mismatch")
 
 
 def _known_layer(name: str) -> int:
     if name in LAYERS:
         return LAYERS[name]
-    raise SottovoceError(f"BertScore: no layer is known to be best in {name!r}; give `layer`.{nearest(name, LAYERS)}")
+    message = f"BertScore: no layer is known to be best in {name!r}; give `layer`.{nearest(name, LAYERS)}"
+    raise SottovoceError(message, code="missing-key", where="layer")
 
 
 def _limit(tokenizer: Any, config: Any) -> int:
@@ -230,17 +224,21 @@ def _limit(tokenizer: Any, config: Any) -> int:
 
 def _load(checkpoint: str) -> tuple[Any, Any]:
     """Tokenizer and model from files of this machine; every tensor of the model must be among them."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModel, AutoTokenizer
+
     folder = resolve(checkpoint)
     where = str(folder) if folder.is_dir() else checkpoint
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True)
-        model, told = AutoModel.from_pretrained(
+        model, loading = AutoModel.from_pretrained(
             where, local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _missing(checkpoint, str(error).strip().split("\n")[0] or type(error).__name__) from None
     # the pooler stands above all layers, and masked language models come without
-    absent = sorted(name for name in cast(set[str], told["missing_keys"]) if "pooler" not in name)
+    absent = sorted(name for name in cast(set[str], loading["missing_keys"]) if "pooler" not in name)
     if absent:
         raise _missing(checkpoint, f"{len(absent)} tensors are not in its files, {absent[0]} the first of them")
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes up an empty vocabulary
@@ -249,9 +247,12 @@ def _load(checkpoint: str) -> tuple[Any, Any]:
 
 
 def _missing(checkpoint: str, why: str) -> MissingError:
+    from huggingface_hub import constants
+
     return MissingError(
         f"BertScore: the model {checkpoint} cannot be loaded: {why}.\n"
         f"Looked in the folder {resolve(checkpoint).absolute()} and in the Hugging Face cache "
         f"{constants.HF_HUB_CACHE}.\nPoint at a folder with config.json, *.safetensors and the tokenizer, or fetch a "
-        f"published one first: hf download FacebookAI/roberta-large"
+        f"published one first: hf download FacebookAI/roberta-large",
+        where=checkpoint,
     )

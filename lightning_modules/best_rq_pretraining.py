@@ -22,16 +22,17 @@ from transformers import get_scheduler
 from sottovoce.config.best_rq import PretrainRecipe, load
 from sottovoce.config.recipe import SCHEDULES
 from sottovoce.data.batch_sampler import BatchSampler
-from sottovoce.data.lazy_batch_sampler import LazyBatchSampler
+from sottovoce.data.manifest import listed
 from sottovoce.encoders import ENCODERS
-from sottovoce.encoders.best_rq import BestRQ, CodeLoss, Masking, RandomQuantizer, blind_guess
+from sottovoce.encoders.best_rq import BestRQ, CodeLoss, Masking, RandomQuantizer, unigram_baseline
 from sottovoce.encoders.conformer import ConformerEncoder
+from sottovoce.encoders.log_mel import log_mel
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import LAST, latest, read_checkpoint
 from sottovoce.lightning_modules.distributed import is_rank_zero
 from sottovoce.lightning_modules.trainer import build_trainer, loader, train_to_end
-from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, read_splits, told
+from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, read_splits
 from sottovoce.training.run_folder import open_folder
 
 MEASURED = 1000  # clips, whose log-mels say what is usual
@@ -61,11 +62,11 @@ class Pretraining(L.LightningModule):
         """The mean over hidden frames and codebooks of all ranks (not a mean of the ranks' means)."""
         self._seed(self.global_step)
         out = self.loss(batch)
-        count = torch.tensor(float(out.asked), device=self.device)
+        count = torch.tensor(float(out.n_targets), device=self.device)
         everywhere = self.trainer.strategy.reduce(count, reduce_op="sum").clamp(min=1)
         loss: Tensor = out.total * self.trainer.world_size / everywhere  # strategies average gradients over ranks
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.mask))
-        self.log("train/accuracy", out.hits / max(out.asked, 1), prog_bar=True, batch_size=len(batch.mask))
+        self.log("train/accuracy", out.hits / max(out.n_targets, 1), prog_bar=True, batch_size=len(batch.mask))
         return propagate_nonfinite(loss)
 
     def names(self, batch: Batch) -> list[str]:
@@ -79,7 +80,7 @@ class Pretraining(L.LightningModule):
     def validation_step(self, batch: Batch, number: int) -> None:
         self._seed(-1 - number)  # the same noise each time
         out = self.loss(batch)
-        self._sums += torch.tensor([out.total.item(), out.hits.item(), out.asked], dtype=torch.float64)
+        self._sums += torch.tensor([out.total.item(), out.hits.item(), out.n_targets], dtype=torch.float64)
         for counts, codes in zip(self._counts, out.targets.cpu().unbind(-1), strict=True):
             counts += torch.bincount(codes, minlength=len(counts))
 
@@ -88,7 +89,7 @@ class Pretraining(L.LightningModule):
         total, hits, asked = reduce(self._sums.to(self.device), reduce_op="sum").tolist()
         self.log("val/loss", total / max(asked, 1), prog_bar=True)
         self.log("val/accuracy", hits / max(asked, 1), prog_bar=True)
-        loss, accuracy = blind_guess(reduce(self._counts.to(self.device), reduce_op="sum"))
+        loss, accuracy = unigram_baseline(reduce(self._counts.to(self.device), reduce_op="sum"))
         self.log_dict({"val/blind_loss": loss, "val/blind_accuracy": accuracy})
 
     def _seed(self, step: int) -> None:
@@ -158,7 +159,7 @@ def train(recipe: PretrainRecipe, console: Console) -> None:
         recipe.data, lambda rows, total: track(rows, "reading clips", total, console=console, disable=console.quiet)
     )
     if speech.faults:
-        console.print(f"left out, {len(speech.faults)} in all:\n{told(speech.faults)}", markup=False, highlight=False)
+        console.print(f"left out, {len(speech.faults)} in all:\n{listed(speech.faults)}", markup=False, highlight=False)
     module, resume = begin(recipe), latest(recipe.folder, console)
     if resume is None:  # a checkpoint has them
         measure(recipe, module, speech.train, console)
@@ -189,17 +190,15 @@ def measure(recipe: PretrainRecipe, module: Pretraining, clips: Sequence[Clip], 
     some = clips[:: ceil(len(clips) / MEASURED)]
     crops = Crops(some, recipe.data.crop_seconds, Masking(), recipe.seed, "measured")
     cut = (crops.draw(clip, 0)[0] for clip in track(some, "measuring", console=console, disable=console.quiet))
-    encoder = module.best_rq.encoder
-    module.best_rq.quantizer.measure(encoder.log_mel(x[None], torch.tensor([len(x)])).x[0] for x in cut)
+    module.best_rq.quantizer.fit_normalization(log_mel(x[None], torch.tensor([len(x)])).x[0] for x in cut)
 
 
 def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer, start: int) -> DataLoader[Any]:
     """This rank's batches of all steps from `start` on; epochs follow one another until there are enough."""
     epochs = ceil(recipe.steps * recipe.batch_size * trainer.world_size / len(clips))
-    seconds = np.array(_lengths(recipe, clips), np.float32)
-    sampler = LazyBatchSampler(
-        seconds, np.ones(len(clips)), recipe.batch_size, epochs, recipe.seed, trainer.global_rank, trainer.world_size,
-        start, recipe.steps,
+    sampler = BatchSampler(
+        _lengths(recipe, clips), np.ones(len(clips)), recipe.batch_size, epochs, recipe.seed, trainer.global_rank,
+        trainer.world_size, start, max_batches=recipe.steps,
     )  # fmt: skip
     return _loader(recipe, "train", clips, sampler)
 
@@ -207,7 +206,7 @@ def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Tr
 def validation_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer) -> DataLoader[Any]:
     """This rank's batches of every clip once."""
     lengths, rank, ranks = _lengths(recipe, clips), trainer.global_rank, trainer.world_size
-    sampler = BatchSampler(lengths, [1.0] * len(clips), recipe.batch_size, 1, recipe.seed, rank, ranks)
+    sampler = BatchSampler(lengths, np.ones(len(clips)), recipe.batch_size, 1, recipe.seed, rank, ranks)
     return _loader(recipe, "validation", clips, sampler)
 
 
@@ -215,9 +214,7 @@ def _lengths(recipe: PretrainRecipe, clips: Sequence[Clip]) -> list[float]:
     return [min(clip.seconds, recipe.data.crop_seconds) for clip in clips]
 
 
-def _loader(
-    recipe: PretrainRecipe, side: str, clips: Sequence[Clip], sampler: BatchSampler | LazyBatchSampler
-) -> DataLoader[Any]:
+def _loader(recipe: PretrainRecipe, side: str, clips: Sequence[Clip], sampler: BatchSampler) -> DataLoader[Any]:
     crops = Crops(clips, recipe.data.crop_seconds, Masking(**asdict(recipe.masking)), recipe.seed, side)
     return loader(crops, sampler, recipe.data.num_workers)
 

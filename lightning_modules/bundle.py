@@ -1,6 +1,5 @@
 """The deliverable: what was trained as safetensors, the recipe, a model card, and fingerprints of encoder and LLM."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from sottovoce import __version__
 from sottovoce.config.recipe import Recipe, load
 from sottovoce.errors import BundleError, brief
-from sottovoce.io import atomic_folder, atomic_write
+from sottovoce.io import atomic_folder, atomic_write, file_sha256
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.training.environment import environment
 
@@ -32,7 +31,7 @@ def write_bundle(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -
     with atomic_folder(folder) as draft:
         save_file(weights, draft / WEIGHTS)
         atomic_write(draft / RECIPE, OmegaConf.to_yaml(module.recipe.plain()))
-        prints = {**fingerprints(module), TRAINED: _digest(draft / WEIGHTS)}
+        prints = {**fingerprints(module), TRAINED: file_sha256(draft / WEIGHTS)}
         atomic_write(draft / PRINTS, json.dumps(prints, indent=2) + "\n")
         write_card(draft, module, records)
     return folder
@@ -56,7 +55,7 @@ def bundle_weights(folder: Path) -> dict[str, Tensor]:
     """
     try:
         told = json.loads((folder / PRINTS).read_text("utf-8")).get(TRAINED)  # bundles of older versions have none
-        if told not in (None, _digest(folder / WEIGHTS)):
+        if told not in (None, file_sha256(folder / WEIGHTS)):
             raise ValueError("it has changed since it was written")
         weights = load_file(folder / WEIGHTS)
     except Exception as error:  # safetensors has several errors for a broken file, such as KeyError for a dtype
@@ -135,14 +134,6 @@ def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
             )
     module.eval()
     return module
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while part := stream.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _card(module: SpeechLLM, records: Sequence["Record"]) -> str:

@@ -19,8 +19,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from sottovoce.data.manifest import Fault
-from sottovoce.errors import TrainingError
+from sottovoce.errors import ManifestError, SottovoceError, TrainingError
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.checkpointing import PREVIOUS
 from sottovoce.signals import WARNINGS, Terminated
@@ -280,12 +279,12 @@ def peak_memory() -> int:
 class SkippedRows(Callback):
     """Adds what batches of the training side have left out to a run's faults."""
 
-    def __init__(self, faults: list[Fault]) -> None:
+    def __init__(self, faults: list[SottovoceError]) -> None:
         self.faults = faults
-        self.named = {fault.problem for fault in faults}
+        self.named = {str(fault) for fault in faults}
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, number: int) -> None:
         for problem in batch.left_out:
             if problem not in self.named:  # each epoch finds it again
                 self.named.add(problem)
-                self.faults.append(Fault(Path("data.train"), 0, None, problem))
+                self.faults.append(ManifestError(problem, code="damaged", where="data.train"))

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from sottovoce.config.recipe import Recipe
 from sottovoce.data.batch_sampler import BatchSampler
 from sottovoce.data.batches import Examples, LazyExamples
-from sottovoce.data.lazy_batch_sampler import LazyBatchSampler
 from sottovoce.errors import ConfigError
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, SkippedRows, ThroughputMeter
@@ -125,40 +124,36 @@ def _consumed(checkpoint: Path | None, batch_size: int) -> int:
     return int(kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"])
 
 
-def _sampler(run: Run, stage: str, split: str, trainer: L.Trainer, start: int = 0) -> BatchSampler | LazyBatchSampler:
+def _sampler(run: Run, stage: str, split: str, trainer: L.Trainer, start: int = 0) -> BatchSampler:
     """This process's batches of a stage, from batch `start` on."""
     node, data, training = run.recipe.stages[stage], run.data.splits[split], split == "train"
-    weights = data.of_stage(node, run.example_sampler(stage, cut=training), training=training)
-    rank, ranks = trainer.global_rank, trainer.world_size
-    if isinstance(data, LazySplit):
-        return LazyBatchSampler(
-            data.seconds, weights, node.batch_size, node.epochs, run.recipe.seed, rank, ranks, start
-        )
+    examples = run.example_sampler(stage, cut=training)
     return BatchSampler(
-        seconds=[utterance.seconds for utterance in data.utterances],
-        weights=weights.tolist(),
+        seconds=data.seconds,
+        weights=data.of_stage(node, examples, training=training),
         batch_size=node.batch_size,
         epochs=node.epochs if training else 1,
         seed=run.recipe.seed,
-        rank=rank,
-        ranks=ranks,
+        rank=trainer.global_rank,
+        ranks=trainer.world_size,
         start=start,
+        groups=data.groups(examples),
     )
 
 
-def _loader(run: Run, stage: str, split: str, sampler: BatchSampler | LazyBatchSampler) -> DataLoader[Any]:
+def _loader(run: Run, stage: str, split: str, sampler: BatchSampler) -> DataLoader[Any]:
     """Batches of a stage; targets that only the LLM can give are made first, for all its epochs."""
     node, recipe, utterances = run.recipe.stages[stage], run.recipe, run.data.splits[split].utterances
     draw, draws = run.example_sampler(stage, cut=split == "train"), node.tasks_per_utterance if split == "train" else 1
     generates = any(weight and run.tasks[task].generated for task, weight in node.tasks.items())
     complete = run.targets.complete if generates else None
-    if isinstance(sampler, LazyBatchSampler):
+    if isinstance(run.data.splits[split], LazySplit):
         skip = recipe.data.policy == "skip"
         lazy = LazyExamples(utterances, draw, draws, complete, run.audio_reader.read, skip=skip)
         return loader(lazy, sampler, recipe.data.num_workers)
     data = Examples(utterances, draw, draws, complete, run.audio_reader.read)
     if generates:
-        wanted = (example for rows in sampler.order for example in data.examples(rows))
+        wanted = (example for rows in sampler.global_batches() for example in data.examples(rows))
         with run.progress() as progress:
             run.targets.make(run.module.llm, wanted, progress)
     return loader(data, sampler, recipe.data.num_workers)

@@ -8,8 +8,10 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sottovoce.config.recipe import Recipe, StageConfig
+from sottovoce.config.recipe import Recipe
+from sottovoce.config.sections import StageConfig
 from sottovoce.data.examples import ExampleSampler
+from sottovoce.data.manifest import refuse
 from sottovoce.data.tasks import Task
 from sottovoce.device import on_device
 from sottovoce.errors import ManifestError, MissingError
@@ -45,7 +47,7 @@ class Run:
 
 def example_sampler_of(recipe: Recipe, tasks: dict[str, Task], stage: str | None, *, cut: bool) -> ExampleSampler:
     """How examples of a stage are drawn; None: for scoring, where the task and the slots are given."""
-    node = recipe.stages[stage] if stage else StageConfig(tasks={}, lr=0.0)
+    node = recipe.stages[stage] if stage else StageConfig(tasks={}, lr=1.0)
     slots = {name: slot.text for name, slot in recipe.slots.items()}
     trains = frozenset(node.train or slots)
     return ExampleSampler(
@@ -97,12 +99,9 @@ def encode_clips(run: Run) -> None:
     with run.progress() as progress, on_device(run.module.encoder):
         faults = run.audio_reader.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
     if faults and run.recipe.data.policy == "error":
-        shown = "\n".join(f"  {fault.problem}" for fault in faults[:20])
-        more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
-        told = f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):\n{shown}{more}"
-        raise ManifestError(told, code="damaged", where=faults[0].path)
+        refuse(f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):", faults)
     run.data.faults += faults
-    bad = {Path(fault.path) for fault in faults}
+    bad = {Path(fault.where) for fault in faults}
     run.data.splits = {name: split.without(bad) for name, split in run.data.splits.items()}
     for name in ("train", "validation"):
         if not run.data.splits[name].utterances:

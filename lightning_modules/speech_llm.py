@@ -1,7 +1,6 @@
 """SpeechLLM, the LightningModule of every recipe: encoder -> adapters -> LLM, loss, optimizer, trained weights."""
 
 from collections.abc import Hashable, Iterable
-from dataclasses import asdict
 from itertools import product
 from typing import Any, cast
 
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from sottovoce.adapters import ADAPTERS, Adapter
-from sottovoce.config.recipe import ENCODER, LLM, SCHEDULES, Recipe, StageConfig
-from sottovoce.config.tuning import TuningConfig
+from sottovoce.config.recipe import ENCODER, LLM, SCHEDULES, Recipe
+from sottovoce.config.sections import StageConfig
 from sottovoce.data.batches import Batch
 from sottovoce.device import check_fits
 from sottovoce.encoders import ENCODERS
@@ -22,9 +21,8 @@ from sottovoce.errors import BundleError, ConfigError, brief
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.callbacks import propagate_nonfinite
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
-from sottovoce.llms.causal_lm import CausalLLM, TokenLoss, Watch
+from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
-from sottovoce.llms.tuning import Tuning
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, mark_speech, speech_positions
 
 HEADS = "auxiliary_head"  # guides training, and is no part of the result
@@ -46,7 +44,7 @@ class SpeechLLM(L.LightningModule):
         self.recipe = recipe
         self.encoder = ENCODERS.build(recipe.encoder)
         node = recipe.llm
-        self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code, tuning_of(node.tuning))
+        self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code, node.tuning)
         self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
         self.adapters = nn.ModuleDict({name: self._adapter(name) for name in self.recipe.slots})
         head = self.recipe.auxiliary_head
@@ -196,14 +194,14 @@ class SpeechLLM(L.LightningModule):
         inputs = [prompt + anchor for prompt in self.llm.embed_all(prompts, speech)]  # rows of (prompt_tokens, llm_dim)
 
         prefixes = [constant(prompt) for prompt in prompts]  # text before the first speech: its keys can be cached
-        return self.llm.loss(inputs, responses, prefixes, self._watched(batch, prompts, speech))
+        return self.llm.loss(inputs, responses, prefixes, self._pool(batch, prompts, speech))
 
-    def _watched(self, batch: Batch, prompts: list[list[Segment]], speech: dict[Hashable, Tensor]) -> Watch | None:
+    def _pool(self, batch: Batch, prompts: list[list[Segment]], speech: dict[Hashable, Tensor]) -> PooledLayer | None:
         """The positions whose hidden states the auxiliary heads classify; None where these do not train."""
         if self.recipe.auxiliary_head is None or not self.llm_learns:
             return None
         rows = [speech_positions(prompt, speech, e) for prompt, e in zip(prompts, batch.examples, strict=True)]
-        return Watch(self.recipe.auxiliary_head.layer, rows)
+        return PooledLayer(self.recipe.auxiliary_head.layer, rows)
 
     def _auxiliary_loss(self, batch: Batch, out: TokenLoss) -> Tensor | float:
         """The weighted loss of the heads: mean over the rows of all ranks that have a category, category + attribute.
@@ -211,7 +209,7 @@ class SpeechLLM(L.LightningModule):
         PE-FT, section 5: SFT + 0.5 x (category + attribute).
         """
         config = self.recipe.auxiliary_head
-        if self.auxiliary_head is None or config is None or out.watched is None:
+        if self.auxiliary_head is None or config is None or out.pooled is None:
             return 0.0
         rows = [i for i, example in enumerate(batch.examples) if batch.counts and example.utterance.category]
         truth = [(str(u.category), u.labels[str(u.category)]) for u in (batch.examples[i].utterance for i in rows)]
@@ -219,7 +217,7 @@ class SpeechLLM(L.LightningModule):
         if not rows and not self.lockstep:
             return 0.0
         category, values = next(iter(config.categories.items()))  # a stand-in, where no row of this process has one
-        head = self.auxiliary_head.loss(out.watched[rows or [0]], truth or [(category, values[0])])
+        head = self.auxiliary_head.loss(out.pooled[rows or [0]], truth or [(category, values[0])])
         share = self.trainer.world_size / count.clamp(min=1) if rows else 0.0  # strategies average over ranks
         both: Tensor = (head.category + head.attribute) * share
         if rows:
@@ -316,12 +314,6 @@ class SpeechLLM(L.LightningModule):
         except RuntimeError as error:
             told = f"{source}: its trained weights do not fit this recipe: {' '.join(str(error).split())}"
             raise BundleError(told, code="mismatch", where=source) from None
-
-
-def tuning_of(node: TuningConfig) -> Tuning:
-    """What a recipe unfreezes, in the words of the LLM's room."""
-    fields = {key: value for key, value in asdict(node).items() if key != "analysis"}
-    return Tuning(**{**fields, "targets": tuple(node.targets)})
 
 
 def _part(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -1,91 +1,134 @@
-"""Answers that were paid for once are kept, so that a killed run goes on and a second one asks nothing."""
+"""Cache of LLM answers: a killed run goes on where it was, and a second one asks nothing."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.progress import Progress
 
 from sottovoce.errors import SottovoceError
+from sottovoce.io import storage_errors
 from sottovoce.llms.engines import Chat, Cut, Engine, Failure
 
 PART = 256  # chats after which answers are written down
 
 
-class CachedEngine(Engine):
-    """An engine that remembers, in a JSONL file that only grows; the same question is asked once.
+class AnswerCache:
+    """Answers by key, in a JSONL file that only grows.
 
-    Answers are kept by the engine's name, the whole chat, the limits and the seed. Failures are not: the next run asks
-    again. If not one chat of a part was answered, the parts after it are not asked.
+    A killed process loses at most the line that it was writing. Each line has a CRC-32, so that a changed one is not
+    learned from.
 
     Args:
-        engine: asked for what is not known yet.
-        file: of the answers; what a killed run left of a last line is taken off.
-        progress: shows how far the asking is.
+        file: of the answers; its folder is made when the first is added.
 
     Raises:
         SottovoceError: the file holds a line that is no answer.
     """
 
-    def __init__(self, engine: Engine, file: Path, progress: Progress | None = None) -> None:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.answers: dict[str, str] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Take in what the file holds, such as answers that another process has added; cut off an unfinished line."""
+        raw = self.file.read_bytes() if self.file.is_file() else b""
+        complete = raw.rfind(b"\n") + 1
+        if complete < len(raw):
+            os.truncate(self.file, complete)
+        for number, line in enumerate(raw[:complete].split(b"\n")[:-1], 1):
+            try:
+                entry = json.loads(line)
+                key, answer, cut = entry["key"], entry["answer"], entry["cut"]
+                if entry["crc32"] != _checksum(key, answer, cut):
+                    raise ValueError("changed since it was written")
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise SottovoceError(
+                    f"{self.file}:{number}: damaged line, or one of an older version; it is safe to take it out: its "
+                    "answer is asked for again",
+                    code="damaged",
+                    where=f"{self.file}:{number}",
+                ) from None
+            self.answers[key] = Cut(answer) if cut else answer
+
+    def add(self, answers: Mapping[str, str]) -> None:
+        """Keep answers by their keys; they are on the disk when this returns.
+
+        Raises:
+            StorageError: the disk takes no more.
+        """
+        lines = []
+        for key, answer in answers.items():
+            cut = isinstance(answer, Cut)
+            entry = {"key": key, "answer": answer, "cut": cut, "crc32": _checksum(key, answer, cut)}
+            lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+        with storage_errors(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("ab") as stream:
+                stream.write("".join(lines).encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+        self.answers |= answers
+
+
+class CachedEngine(Engine):
+    """An engine with a cache: the same chat, with the same limits and seed, is sent once.
+
+    Failures are not kept: the next run asks again. If not one chat of a part was answered, the parts after it are not
+    sent.
+
+    Args:
+        engine: answers what is not in the cache.
+        file: see `AnswerCache`.
+        progress: shows how many parts are done.
+        label: of the progress.
+
+    Raises:
+        SottovoceError: as `AnswerCache`.
+    """
+
+    def __init__(
+        self, engine: Engine, file: Path, progress: Progress | None = None, label: str = "querying the LLM"
+    ) -> None:
         self.name = engine.name
-        self.engine, self.file, self.progress = engine, file, progress
+        self.engine, self.cache, self.progress, self.label = engine, AnswerCache(file), progress, label
         self.asked = 0  # chats that went to the engine
-        self._known = _read(file) if file.is_file() else {}
 
     def answer(
         self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[str | Failure]:
         """See `Engine`."""
         limits = (max_new_tokens, float(temperature), seed)
-        keys = [_key(self.name, limits, chat) for chat in chats]
-        missing = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in self._known}
+        keys = [digest_key(self.name, limits, chat) for chat in chats]
+        known = self.cache.answers
+        missing = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in known}
         failed: dict[str, Failure] = {}
         for part in self._parts(list(missing)):
-            said = self.engine.answer(
+            answers = self.engine.answer(
                 [missing[key] for key in part], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
             )
             self.asked += len(part)
-            failed |= {key: answer for key, answer in zip(part, said, strict=True) if isinstance(answer, Failure)}
-            self._keep({key: answer for key, answer in zip(part, said, strict=True) if isinstance(answer, str)})
+            answered = dict(zip(part, answers, strict=True))
+            failed |= {key: answer for key, answer in answered.items() if isinstance(answer, Failure)}
+            self.cache.add({key: answer for key, answer in answered.items() if isinstance(answer, str)})
             if failed.keys() >= set(part):
                 break
-        unasked = Failure("not asked: no chat of the part before was answered")
-        return [self._known[key] if key in self._known else failed.get(key, unasked) for key in keys]
+        unsent = Failure("not sent: no chat of the part before was answered")
+        return [known[key] if key in known else failed.get(key, unsent) for key in keys]
 
     def _parts(self, keys: list[str]) -> Iterable[list[str]]:
         parts = [keys[start : start + PART] for start in range(0, len(keys), PART)]
-        return self.progress.track(parts, description="asking the LLM") if self.progress else parts
-
-    def _keep(self, good: dict[str, str]) -> None:
-        self._known |= good
-        lines = [
-            json.dumps({"key": key, "answer": answer, "cut": isinstance(answer, Cut)}, ensure_ascii=False) + "\n"
-            for key, answer in good.items()
-        ]
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("ab") as stream:
-            stream.write("".join(lines).encode())
-            stream.flush()
-            os.fsync(stream.fileno())
+        return self.progress.track(parts, description=self.label) if self.progress else parts
 
 
-def _key(name: str, limits: tuple[int, float, int], chat: Chat) -> str:
-    return hashlib.sha256(json.dumps([name, limits, chat]).encode()).hexdigest()
+def digest_key(*parts: object) -> str:
+    """The key of an answer: SHA-256 of everything that it depends on, as JSON."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _read(file: Path) -> dict[str, str]:
-    raw = file.read_bytes()
-    whole = raw.rfind(b"\n") + 1
-    if whole < len(raw):  # a run was killed while it wrote this line
-        os.truncate(file, whole)
-    known: dict[str, str] = {}
-    for number, line in enumerate(raw[:whole].split(b"\n")[:-1], 1):
-        try:
-            entry = json.loads(line)
-            known[entry["key"]] = (Cut if entry["cut"] else str)(entry["answer"])
-        except (ValueError, KeyError, TypeError):
-            raise SottovoceError(f"{file}:{number}: damaged line; take it out, and it is asked for again") from None
-    return known
+def _checksum(key: str, answer: str, cut: bool) -> str:
+    return f"{zlib.crc32(json.dumps([key, answer, cut]).encode()):08x}"

@@ -1,16 +1,15 @@
-"""The text model inside a finished audio LLM, opened as the causal LM that it is."""
+"""The text model inside an audio LLM's checkpoint, loaded as a causal LM."""
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from huggingface_hub import snapshot_download
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
-from transformers.utils.hub import cached_file
-
-from sottovoce.audio_llm_layouts import LAYOUTS, SETTINGS, WEIGHTS, listening, of_text, read_config, tensors
+from sottovoce.audio_llm_layouts import LAYOUTS, as_causal_lm, audio_and_text, read_config, read_shards
 from sottovoce.hub import Hub
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -20,21 +19,24 @@ _FIELDS = (
 )  # fmt: skip
 
 
-def is_composite(path: str, local: bool) -> bool:
-    """Whether a folder or hub id holds a finished audio LLM."""
-    raw = PreTrainedConfig.get_config_dict(path, local_files_only=local)[0]
-    return raw.get("model_type") in LAYOUTS
+def is_composite(folder: Path) -> bool:
+    """Whether a folder holds an audio LLM."""
+    from transformers import PreTrainedConfig
+
+    return PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type") in LAYOUTS
 
 
-def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The architecture of the LLM inside; that of any other checkpoint as it is.
+def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
+    """The configuration of an audio LLM's text model; that of any other checkpoint as it is.
 
-    Omni gives every position three numbers (time, height, width), which differ in pictures and films only: with text
-    and audio its text model is Qwen2, whose rotary embedding knows one number.
+    Omni gives every position three indices (time, height, width), which differ in pictures and films only: with text
+    and audio its text model is Qwen2, whose rotary embedding takes one index.
     """
     if config.model_type not in LAYOUTS:
         return config
-    whole = listening(config)
+    from transformers import Qwen2Config
+
+    whole = audio_and_text(config)
     text = whole.text_config
     rope = {key: value for key, value in text.rope_parameters.items() if key != "mrope_section"}
     tied = config.model_type != "qwen2_audio" and bool(whole.tie_word_embeddings)  # Qwen2-Audio never ties
@@ -43,26 +45,25 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     )
 
 
-def read_text(path: str, local: bool, dtype: torch.dtype, hub: Hub) -> tuple[PreTrainedModel, list[str]]:
+def read_text(folder: Path, dtype: "torch.dtype", hub: Hub) -> "tuple[PreTrainedModel, list[str]]":
     """The text model with its weights, and the names of weights that the files lack.
 
     Of the files, the text model's tensors alone are read.
     """
-    files = [*SETTINGS, *WEIGHTS]
-    found = path if Path(path).is_dir() else snapshot_download(path, allow_patterns=files, local_files_only=local)
-    folder = Path(found)
+    from transformers import GenerationConfig, Qwen2ForCausalLM
+
     config = read_config(folder, hub)
-    weights = tensors(folder, of_text(LAYOUTS[config.model_type]), hub)
+    weights = read_shards(folder, as_causal_lm(LAYOUTS[config.model_type]), hub)
     loaded: Any = Qwen2ForCausalLM.from_pretrained(
         None, config=text_config(config), state_dict=weights, dtype=dtype, output_loading_info=True
     )
     model, report = loaded
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    return cast(PreTrainedModel, model), sorted(report["missing_keys"])
+    return model, sorted(report["missing_keys"])
 
 
-def processor_template(path: str, local: bool) -> str | None:
+def processor_template(folder: Path) -> str | None:
     """The chat template of a checkpoint that keeps it with its processor, and not with its tokenizer."""
-    file = cached_file(path, "chat_template.json", local_files_only=local, _raise_exceptions_for_missing_entries=False)
-    return cast(str, json.loads(Path(file).read_text("utf-8"))["chat_template"]) if file else None
+    file = folder / "chat_template.json"
+    return cast(str, json.loads(file.read_text("utf-8"))["chat_template"]) if file.is_file() else None

@@ -1,4 +1,4 @@
-"""The auxiliary dual-level classification head: which category an utterance is about, and which value it has there."""
+"""The auxiliary dual-level classification head (ADCH) of PE-FT: category, and attribute value within it."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,19 +11,19 @@ from sottovoce.errors import ConfigError, nearest
 
 
 class HeadLoss(NamedTuple):
-    """Cross-entropies in nats, summed over rows: of the category, and of the value within the true category."""
+    """Cross-entropies in nats, (), summed over rows: of the category, and of the value within the true category."""
 
     category: Tensor
     attribute: Tensor
     rows: int
-    right: Tensor  # rows whose attribute value is the likeliest
+    right: Tensor  # how many rows' attribute value is the likeliest
 
 
 class AuxiliaryHead(nn.Module):
     """Linear heads on the mean of the audio positions' hidden states (Yang et al., 2026, section 5).
 
-    The attribute head of a row is that of its true category: all attribute heads are one linear map, of whose outputs
-    those of other categories are left out. The heads guide training and are no part of the result.
+    A row's attribute head is that of its true category: all attribute heads are one linear map, of whose outputs those
+    of other categories are masked. The heads serve training and are not part of the trained model.
 
     Args:
         dim: of the hidden states.
@@ -48,13 +48,12 @@ class AuxiliaryHead(nn.Module):
         return self.category(states), self.attribute(states)
 
     def loss(self, states: Tensor, truth: Sequence[tuple[str, str]]) -> HeadLoss:
-        """What the true (category, value) of each row costs.
+        """Cross-entropies of states (rows, dim), given the true (category, value) of each row.
 
         Raises:
             ConfigError: a category or value is unknown.
         """
-        where = [self._number(*pair) for pair in truth]
-        values = torch.tensor(where, device=states.device)
+        values = torch.tensor([self._number(*pair) for pair in truth], device=states.device)
         categories = self.owner[values]
         by_category, by_value = self(states)
         foreign = self.owner[None] != categories[:, None]
@@ -67,10 +66,10 @@ class AuxiliaryHead(nn.Module):
         )
 
     def _number(self, category: str, value: str) -> int:
+        key = "auxiliary_head.categories"
         if category not in self.categories:
-            raise ConfigError(f"adch.categories: unknown category {category!r}.{nearest(category, self.names)}")
+            raise ConfigError.at(key, "unknown-name", f"category {category!r}.{nearest(category, self.names)}")
         if value not in self.categories[category]:
-            raise ConfigError(
-                f"adch.categories.{category}: unknown value {value!r}.{nearest(value, self.categories[category])}"
-            )
+            known = nearest(value, self.categories[category])
+            raise ConfigError.at(f"{key}.{category}", "unknown-name", f"value {value!r}.{known}")
         return self.values.index((category, value))

@@ -1,80 +1,81 @@
-"""A causal LM, frozen but for what a recipe unfreezes, that reads embeddings where it would read words."""
+"""A causal LM with embeddings spliced into its prompts: loss, generation, pooled hidden states."""
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from sottovoce.errors import SottovoceError
 from sottovoce.llms.chat_template import Placeholder, Segment
-from sottovoce.llms.hf_model import Dtype, LoadedLLM
-from sottovoce.llms.prefix_cache import Prefixes, cache_name
-from sottovoce.llms.tuning import Tuning
+from sottovoce.llms.hf_model import LoadedLLM
+from sottovoce.llms.prefix_cache import PrefixCache, cache_argument
 
 _IGNORE = -100  # target of a position that is not in the loss
+
+
+class Cut(str):
+    """An answer that reached `max_new_tokens` before its turn ended."""
+
+    __slots__ = ()
 
 
 class TokenLoss(NamedTuple):
     """Negative log-likelihood in nats and float32, summed over response tokens.
 
     `total` is (), `tokens` counts the response tokens, `per_row` is (batch,). The mean is left to the caller, who
-    knows the other ranks. `watched` is (batch, dim) where a `Watch` was given.
+    knows the other ranks. `pooled` is (batch, dim) where a `PooledLayer` was given.
     """
 
     total: Tensor
     tokens: int
     per_row: Tensor
-    watched: Tensor | None = None
+    pooled: Tensor | None = None
 
 
-class Watch(NamedTuple):
-    """What is looked at inside: the mean, over some positions of each prompt, of a layer's output.
+class PooledLayer(NamedTuple):
+    """Which hidden states to average: of layer `layer`, counted from 0, over some positions of each prompt.
 
-    `layer` counts from 0; `rows` holds the positions of each prompt, none of them past its end. A row without any has
-    a mean of zeros.
+    A row without positions has a mean of zeros; none may lie past its prompt's end.
     """
 
     layer: int
-    rows: Sequence[Sequence[int]]
+    positions: Sequence[Sequence[int]]
 
 
 class CausalLLM(LoadedLLM):
-    """Reads a prompt of words and speech, says how likely an answer to it is, and answers.
+    """Loss of, and greedy generation after, prompts of text and speech embeddings.
 
     Args: see `LoadedLLM`.
     """
 
-    def __init__(
-        self,
-        checkpoint: str,
-        dtype: Dtype = "bfloat16",
-        trust_remote_code: bool = False,
-        tuning: Tuning | None = None,
-    ) -> None:
-        super().__init__(checkpoint, dtype, trust_remote_code, tuning)
-        self._prefixes = Prefixes()
+    @cached_property
+    def prefix_cache(self) -> PrefixCache:
+        return PrefixCache()
 
-    def embed(self, segments: list[Segment], fills: Mapping[Hashable, Tensor]) -> Tensor:
-        """A prompt as (tokens, dim) in the LLM's dtype: text from its own table, each placeholder from `fills`.
+    def embed(self, segments: list[Segment], embeddings: Mapping[Hashable, Tensor]) -> Tensor:
+        """A prompt as (tokens, dim) in the LLM's dtype: text from its own table, each placeholder from `embeddings`.
 
-        A fill is (n, dim), n may be 0; it keeps its gradient and is cast to the LLM's dtype. It stands where the
-        table's output stands, that is after the scaling of families that scale inside their table.
+        These are (n, dim), n may be 0, by placeholder key; they keep their gradient. They replace the table's output,
+        that is they come after the scaling of families that scale inside their table.
 
         Raises:
-            KeyError: a placeholder has no fill.
-            SottovoceError: a fill has another shape.
+            KeyError: a placeholder has no embeddings.
+            SottovoceError: embeddings have another shape.
         """
-        return self.embed_all([segments], fills)[0]
+        return self.embed_all([segments], embeddings)[0]
 
-    def embed_all(self, chats: Sequence[list[Segment]], fills: Mapping[Hashable, Tensor]) -> list[Tensor]:
-        """Several prompts, see `embed`, with one look into the table for all of their text."""
-        nothing, *rest = self._words([[], *(part for chat in chats for part in chat if isinstance(part, list))])
-        words = iter(rest)
+    def embed_all(self, chats: Sequence[list[Segment]], embeddings: Mapping[Hashable, Tensor]) -> list[Tensor]:
+        """Several prompts, see `embed`, with one look-up for all of their text."""
+        texts = [part for chat in chats for part in chat if isinstance(part, list)]
+        empty, *rest = self._embed_text([[], *texts])
+        text = iter(rest)
         return [
-            torch.cat([nothing, *(next(words) if isinstance(part, list) else self._fill(part, fills) for part in chat)])
+            torch.cat([empty, *(next(text) if isinstance(p, list) else self._embedded(p, embeddings) for p in chat)])
             for chat in chats
         ]
 
@@ -83,20 +84,20 @@ class CausalLLM(LoadedLLM):
         prompts: list[Tensor],
         responses: list[list[int]],
         prefixes: list[list[int]] | None = None,
-        watch: Watch | None = None,
+        pool: PooledLayer | None = None,
     ) -> TokenLoss:
-        """How surprising the responses are after their prompts.
+        """Negative log-likelihood of the responses, given their prompts.
 
         Rows are padded on the left, so that responses end together and logits are made for the last positions only;
-        rows of very different length go through the model apart.
+        rows of very different length go through the model in separate batches.
 
         Args:
             prompts: each (tokens, dim), from `embed`.
             responses: token ids of each, its end-of-turn token included.
             prefixes: token ids of the text with which each prompt begins. Under a frozen LLM its keys and values are
-                constants: they are computed without gradient, and once for rows that begin alike. The result is the
-                same; it is left out for models that attend through sliding windows, and for those that learn.
-            watch: what to look at inside; prefixes are then left out, since nothing can be seen in them.
+                constants: they are computed without gradient, and cached. The result is the same; it is left out for
+                models that attend through sliding windows, and for those that train.
+            pool: hidden states to average; prefixes are then ignored, since a cache has none.
 
         Raises:
             SottovoceError: no rows, a row without prompt or response, or one that the LLM's context cannot hold.
@@ -104,56 +105,52 @@ class CausalLLM(LoadedLLM):
         if len(prompts) != len(responses) or not prompts or not all(responses):
             raise SottovoceError(
                 f"a loss needs as many responses as prompts, and a token in each: got {len(prompts)} prompts, "
-                f"responses of {[len(response) for response in responses]} tokens"
+                f"responses of {[len(response) for response in responses]} tokens",
+                code="empty",
             )
-        self._check(prompts, [len(response) for response in responses])
-        sharded = self.sharded  # then each process makes the same calls: one, whatever its rows are
-        constant = prefixes is not None and all(prefixes) and not self.trainable_names and watch is None and not sharded
-        known = prefixes if constant and prefixes and self._attends_to_all() else [[]] * len(prompts)
+        self.check_lengths(prompts, [len(response) for response in responses])
+        sharded = self.sharded  # then every process must make the same calls: one, whatever its rows are
+        cached = prefixes is not None and all(prefixes) and not self.trainable_names and pool is None and not sharded
+        known = prefixes if cached and prefixes and self._attends_to_all() else [[]] * len(prompts)
         tails = [
             torch.cat([prompt[len(prefix) :], reply])
-            for prompt, prefix, reply in zip(prompts, known, self._words(responses), strict=True)
+            for prompt, prefix, reply in zip(prompts, known, self._embed_text(responses), strict=True)
         ]
-        groups = [list(range(len(tails)))] if sharded else _alike([len(tail) for tail in tails])
-        parts, seen = [], []
+        groups = [list(range(len(tails)))] if sharded else _group_by_length([len(tail) for tail in tails])
+        nll, means = [], []
         for rows in groups:
-            with self._watched(watch, rows, tails) as means:
-                parts.append(
-                    self._response_nll([tails[i] for i in rows], [responses[i] for i in rows], [known[i] for i in rows])
-                )
-            seen += means
-        order = torch.tensor([i for rows in groups for i in rows]).argsort().to(parts[0].device)
-        per_row = torch.cat(parts)[order]
-        watched = torch.cat(seen)[order] if seen else None
-        return TokenLoss(per_row.sum(), sum(len(response) for response in responses), per_row, watched)
+            group = [tails[i] for i in rows]
+            with self._pooled(pool, rows, group) as pooled:
+                nll.append(self._response_nll(group, [responses[i] for i in rows], [known[i] for i in rows]))
+            means += pooled
+        order = torch.tensor([i for rows in groups for i in rows]).argsort().to(nll[0].device)
+        per_row = torch.cat(nll)[order]
+        tokens = sum(len(response) for response in responses)
+        return TokenLoss(per_row.sum(), tokens, per_row, torch.cat(means)[order] if means else None)
 
     @contextmanager
-    def _watched(self, watch: Watch | None, rows: list[int], tails: list[Tensor]) -> Iterator[list[Tensor]]:
-        """While a group of rows goes through the model: its means, (rows, dim), of what `watch` says."""
+    def _pooled(self, pool: PooledLayer | None, rows: list[int], tails: list[Tensor]) -> Iterator[list[Tensor]]:
+        """While a group of rows goes through the model: its pooled hidden states, (rows, dim), once it has."""
         means: list[Tensor] = []
-        if watch is None:
+        if pool is None:
             yield means
             return
-        longest = max(len(tails[i]) for i in rows)
-        mask = torch.zeros(len(rows), longest, device=tails[rows[0]].device)
-        for row, i in enumerate(rows):
-            mask[row, [longest - len(tails[i]) + place for place in watch.rows[i]]] = 1.0
-
+        mask = position_mask(tails, [pool.positions[i] for i in rows])
         # The hook computes nothing: where activations are recomputed, it would run in the forward pass alone.
-        seen: list[Tensor] = []
-        handle = self.layers[watch.layer].register_forward_hook(
-            lambda _, __, output: seen.append(output[0] if isinstance(output, tuple) else output)
+        states: list[Tensor] = []
+        handle = self.layers[pool.layer].register_forward_hook(
+            lambda _, __, output: states.append(output[0] if isinstance(output, tuple) else output)
         )
         try:
             yield means
         finally:
             handle.remove()
-        means += [torch.einsum("rtd,rt->rd", x.float(), mask) / mask.sum(1, keepdim=True).clamp(min=1) for x in seen]
+        means += [masked_mean(state, mask) for state in states]
 
     def _response_nll(self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]]) -> Tensor:
-        """The responses' negative log-likelihood, (rows,). A tail is (tokens, dim): all after the prefix."""
-        x, real = _pad_left(tails)
-        past, before = self._prefixes.read(self.model, prefixes) if any(prefixes) else (None, real[:, :0])
+        """Negative log-likelihood of each response, (rows,). A tail is (tokens, dim): all after the prefix."""
+        x, real = pad_left(tails)
+        past, before = self.prefix_cache.batch(self.model, prefixes) if any(prefixes) else (None, real[:, :0])
         longest = max(len(response) for response in responses)
         logits = self.model(
             inputs_embeds=x,
@@ -161,7 +158,7 @@ class CausalLLM(LoadedLLM):
             position_ids=(before.sum(1, keepdim=True) + real.cumsum(1) - 1).clamp(min=0),
             use_cache=past is not None,
             logits_to_keep=longest + 1,
-            **{cache_name(self.model): past},
+            **{cache_argument(self.model): past},
         ).logits[:, :-1]  # (rows, longest, vocabulary): the last position predicts nothing
         padded = [[_IGNORE] * (longest - len(response)) + response for response in responses]
         targets = torch.tensor(padded, device=logits.device)
@@ -170,7 +167,7 @@ class CausalLLM(LoadedLLM):
         return nll.new_zeros(counted.shape).masked_scatter(counted, nll).sum(1)
 
     def _attends_to_all(self) -> bool:
-        """Whether every layer sees the whole past, so that only positions matter and not the place in the cache."""
+        """Whether every layer attends to the whole past, so that padding inside the cache does no harm."""
         config = self.config.get_text_config()
         kinds = getattr(config, "layer_types", None)
         if kinds is not None:
@@ -178,69 +175,80 @@ class CausalLLM(LoadedLLM):
         return getattr(config, "sliding_window", None) is None
 
     @torch.no_grad()
-    def generate(self, prompts: list[Tensor], max_new_tokens: int) -> list[str]:
-        """The likeliest next token again and again, until the turn ends: a text per prompt of (tokens, dim).
+    def generate(
+        self, prompts: list[Tensor], max_new_tokens: int, processors: LogitsProcessorList | None = None
+    ) -> list[str]:
+        """Greedy search until the turn ends: a text per prompt of (tokens, dim).
 
-        Texts come without special tokens and without white space around them, and do not depend on the batch.
+        Texts come without special tokens and without white space around them, and do not depend on the batch; one that
+        did not end is a `Cut`. `processors` change the logits of each step.
 
         Raises:
             SottovoceError: a prompt is empty, or the LLM's context cannot hold it and `max_new_tokens` more.
         """
         if max_new_tokens < 1:
-            raise SottovoceError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+            raise SottovoceError(f"max_new_tokens must be at least 1, got {max_new_tokens}", code="bad-value")
         if not prompts:
             return []
-        self._check(prompts, [max_new_tokens] * len(prompts))
-        x, real = _pad_left(prompts)
+        self.check_lengths(prompts, [max_new_tokens] * len(prompts))
+        x, real = pad_left(prompts)
         ids = self.model.generate(  # type: ignore[operator]  # GenerationMixin is not in PreTrainedModel's type
-            inputs_embeds=x, attention_mask=real.long(), max_new_tokens=max_new_tokens
+            inputs_embeds=x,
+            attention_mask=real.long(),
+            max_new_tokens=max_new_tokens,
+            logits_processor=processors,
         )
-        return [self._text(row) for row in ids.tolist()]
+        return [self._decode(row) for row in ids.tolist()]
 
-    def _words(self, texts: Sequence[list[int]]) -> list[Tensor]:
-        """The embeddings of each text, (tokens, dim), by one look into the table."""
+    def _decode(self, ids: list[int]) -> str:
+        """The text of generated tokens up to the end of the turn; a `Cut` where the turn did not end."""
+        end = next((at for at, token in enumerate(ids) if token in self.chat.stop_ids), None)
+        text = str(self.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+        return Cut(text) if end is None else text
+
+    def _embed_text(self, texts: Sequence[list[int]]) -> list[Tensor]:
+        """The embeddings of each text, (tokens, dim), by one look-up."""
         table = self.model.get_input_embeddings()
         ids = torch.tensor([token for text in texts for token in text], dtype=torch.long)
         embedded: Tensor = table(ids.to(cast(Tensor, table.weight).device))
         return list(torch.split(embedded.to(self.dtype), [len(text) for text in texts]))
 
-    def _fill(self, placeholder: Placeholder, fills: Mapping[Hashable, Tensor]) -> Tensor:
-        if placeholder.key not in fills:
-            raise KeyError(f"no fill for the placeholder {placeholder.key!r}; there are fills for {list(fills)}")
-        fill = fills[placeholder.key]
-        if fill.ndim != 2 or fill.shape[1] != self.dim:
-            raise SottovoceError(
-                f"the fill for {placeholder.key!r} is {tuple(fill.shape)}, and must be (tokens, {self.dim})"
-            )
-        return fill.to(self.dtype)
+    def _embedded(self, placeholder: Placeholder, embeddings: Mapping[Hashable, Tensor]) -> Tensor:
+        if placeholder.key not in embeddings:
+            raise KeyError(f"no embeddings for placeholder {placeholder.key!r}; there are some for {list(embeddings)}")
+        x = embeddings[placeholder.key]
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            why = f"the embeddings for {placeholder.key!r} are {tuple(x.shape)}, and must be (tokens, {self.dim})"
+            raise SottovoceError(why, code="mismatch")
+        return x.to(self.dtype)
 
-    def _check(self, prompts: list[Tensor], extra: list[int]) -> None:
+    def check_lengths(self, prompts: list[Tensor], extra: list[int]) -> None:
+        """Refuse prompts that are empty, or that the LLM's context cannot hold with `extra` tokens behind each.
+
+        Raises:
+            SottovoceError: one is.
+        """
         most: int | None = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         for i, (prompt, more) in enumerate(zip(prompts, extra, strict=True)):
             if not len(prompt):
-                raise SottovoceError(f"prompt {i} is empty: there is nothing to answer")
+                raise SottovoceError(f"prompt {i} is empty: there is nothing to answer", code="empty")
             if most is not None and len(prompt) + more > most:
-                raise SottovoceError(
-                    f"prompt {i} has {len(prompt)} tokens, and {more} may follow: {self.checkpoint} reads {most}"
-                )
-
-    def _text(self, ids: list[int]) -> str:
-        end = next((at for at, token in enumerate(ids) if token in self.chat.stop_ids), len(ids))
-        return cast(str, self.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+                why = f"prompt {i} has {len(prompt)} tokens, and {more} may follow: {self.checkpoint} reads {most}"
+                raise SottovoceError(why, code="bad-value")
 
 
-def places(segments: list[Segment], fills: Mapping[Hashable, Tensor]) -> dict[Hashable, range]:
-    """Where each placeholder's embeddings stand in the prompt that `CausalLLM.embed` makes of these segments."""
-    found: dict[Hashable, range] = {}
+def placeholder_spans(segments: list[Segment], embeddings: Mapping[Hashable, Tensor]) -> dict[Hashable, range]:
+    """Positions of each placeholder's embeddings in the prompt that `CausalLLM.embed` makes of these segments."""
+    spans: dict[Hashable, range] = {}
     end = 0
     for part in segments:
-        start, end = end, end + (len(fills[part.key]) if isinstance(part, Placeholder) else len(part))
+        start, end = end, end + (len(embeddings[part.key]) if isinstance(part, Placeholder) else len(part))
         if isinstance(part, Placeholder):
-            found[part.key] = range(start, end)
-    return found
+            spans[part.key] = range(start, end)
+    return spans
 
 
-def _alike(lengths: list[int]) -> list[list[int]]:
+def _group_by_length(lengths: list[int]) -> list[list[int]]:
     """Row numbers in groups within which the shortest row is at least 3/4 as long as the longest."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     groups: list[list[int]] = []
@@ -252,9 +260,23 @@ def _alike(lengths: list[int]) -> list[list[int]]:
     return groups
 
 
-def _pad_left(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+def pad_left(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Rows of (tokens, dim) as (batch, tokens, dim) that end together, and (batch, tokens), True where real."""
     longest = max(len(row) for row in rows)
     x = torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
     lengths = torch.tensor([len(row) for row in rows], device=x.device)
     return x, torch.arange(longest, device=x.device) >= longest - lengths[:, None]
+
+
+def position_mask(rows: list[Tensor], positions: Sequence[Sequence[int]]) -> Tensor:
+    """(batch, tokens), 1.0 at these positions of each row of (tokens, dim), after `pad_left`."""
+    longest = max(len(row) for row in rows)
+    mask = torch.zeros(len(rows), longest, device=rows[0].device)
+    for i, (row, chosen) in enumerate(zip(rows, positions, strict=True)):
+        mask[i, [longest - len(row) + position for position in chosen]] = 1.0
+    return mask
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean in float32 of (batch, tokens, dim) where the mask (batch, tokens) is 1: (batch, dim), 0 for none."""
+    return torch.einsum("rtd,rt->rd", x.float(), mask) / mask.sum(1, keepdim=True).clamp(min=1)

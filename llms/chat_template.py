@@ -1,14 +1,16 @@
-"""Slots in a conversation: a model's own chat template is written as ever, with gaps where speech will go."""
+"""Dialogues by a model's own chat template, tokenised, with placeholders where speech embeddings go."""
 
 import re
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
-from sottovoce.errors import SottovoceError, nearest
+from sottovoce.errors import Code, SottovoceError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Role = Literal["system", "user", "assistant"]
 
@@ -20,14 +22,14 @@ _MARK = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 
 @dataclass(frozen=True)
 class Placeholder:
-    """Where embeddings go; `key` is the caller's own name for them, such as ("linguistic", 3)."""
+    """Position of embeddings in a prompt; `key` is the caller's own name for them, such as ("linguistic", 3)."""
 
     key: Hashable
 
 
 Piece: TypeAlias = str | Placeholder
 Segment: TypeAlias = list[int] | Placeholder  # of a tokenised prompt
-Around: TypeAlias = Callable[[Hashable, int], tuple[str, str]]  # a placeholder's key, its number in the chat from 1
+Delimiters: TypeAlias = Callable[[Hashable, int], tuple[str, str]]  # placeholder's key, its number in the chat from 1
 
 
 @dataclass(frozen=True)
@@ -39,32 +41,30 @@ class ChatTurn:
 
 
 class ChatFormat:
-    """Writes dialogues as one model family expects them, ready to be embedded.
+    """Tokenises dialogues as one model family expects them.
 
     Args:
         tokenizer: with a chat template. BOS comes from the template, never from the tokenizer.
         stop_ids: tokens that end a generation. The token with which the template ends an assistant's turn joins them.
 
     Attributes:
-        around: the texts before and after a placeholder, such as the LLM's own tokens for where audio begins and ends.
+        delimiters: the texts before and after a placeholder, such as the LLM's own tokens that enclose audio.
 
     Raises:
         SottovoceError: there is no chat template, or nothing that ends a turn.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]) -> None:
         if not tokenizer.chat_template:
-            raise SottovoceError(
-                f"the tokenizer of {tokenizer.name_or_path} has no chat template, so turns cannot be told apart: name "
-                "an instruction-tuned checkpoint, or set `chat_template` in its tokenizer_config.json"
-            )
+            why = "no chat template, so turns cannot be told apart: name an instruction-tuned checkpoint, or set "
+            raise _unfit(tokenizer, "unavailable", why + "`chat_template` in its tokenizer_config.json")
         self.tokenizer = tokenizer
-        self.around: Around = _nothing
+        self.delimiters: Delimiters = _no_delimiters
         self.stop_ids = frozenset(stop_ids) | self._end_of_turn()
         if not self.stop_ids:
-            raise SottovoceError(f"the tokenizer of {tokenizer.name_or_path} has no token that ends a turn")
-        self._has_system_role = self._probe_system_role()
-        self._assistant_opens = self._probe_opening()
+            raise _unfit(tokenizer, "unavailable", "no token that ends a turn")
+        self._has_system_role = self._may_begin_with("system")  # Gemma's template raises, others drop the turn
+        self._assistant_may_begin = self._may_begin_with("assistant")  # the templates of Gemma and Mistral raise
 
     def prompt(self, turns: Sequence[ChatTurn]) -> list[Segment]:
         """The dialogue up to where the assistant starts to answer, as tokens and placeholders in their order.
@@ -76,10 +76,8 @@ class ChatFormat:
         marked, keys = self._marked(turns)
         parts = _MARK.split(self._render(marked, answer=None))  # text, number, text, number, ..., text
         if [int(number) for number in parts[1::2]] != list(range(len(keys))):
-            raise SottovoceError(
-                f"the chat template of {self.tokenizer.name_or_path} drops, repeats or reorders turns: "
-                f"{len(keys)} placeholders went in, and {parts[1::2]} came out"
-            )
+            why = f"a chat template that drops, repeats or reorders turns: {len(keys)} placeholders went in, and "
+            raise _unfit(self.tokenizer, "mismatch", f"{why}{parts[1::2]} came out")
         segments: list[Segment] = []
         for i, text in enumerate(parts[::2]):
             segments += [self._ids(text)] if text else []
@@ -96,10 +94,11 @@ class ChatFormat:
         if stops := self.stop_ids.intersection(self._ids(text)):
             raise SottovoceError(
                 f"the answer {text!r} holds {self.tokenizer.convert_ids_to_tokens(sorted(stops))}, where the model "
-                "would stop: take it out of the text"
+                "would stop: take it out of the text",
+                code="bad-value",
             )
-        # Some templates write a finished turn otherwise than an open one (Mistral's moves the system prompt). What
-        # such a template makes of an answer is seen in the plainest dialogue.
+        # Some templates write a finished turn otherwise than an open one (Mistral's moves the system prompt): then the
+        # answer is taken from the plainest dialogue.
         marked, _ = self._marked(turns)
         for messages in (marked, [_message("user", "x")]):
             before, after = self._render(messages, answer=None), self._render(messages, answer=text)
@@ -123,8 +122,8 @@ class ChatFormat:
     def _marked(self, turns: Sequence[ChatTurn]) -> tuple[list[dict[str, str]], list[Placeholder]]:
         """The turns as a template reads them, and the placeholders in the order of their numbers."""
         _check(turns)
-        if not self._assistant_opens:
-            turns = _opened(turns)
+        if not self._assistant_may_begin:
+            turns = _user_first(turns)
         if turns[0].role == "system" and not self._has_system_role:
             turns = _without_system(turns)
         keys: list[Placeholder] = []
@@ -133,7 +132,7 @@ class ChatFormat:
             content = ""
             for piece in turn.pieces:
                 if isinstance(piece, Placeholder):
-                    before, after = self.around(piece.key, len(keys) + 1)
+                    before, after = self.delimiters(piece.key, len(keys) + 1)
                     content += _refuse_reserved(before) + f"{_OPEN}{len(keys)}{_CLOSE}" + _refuse_reserved(after)
                     keys.append(piece)
                 else:
@@ -142,16 +141,15 @@ class ChatFormat:
         return messages, keys
 
     def _render(self, messages: list[dict[str, str]], answer: str | None) -> str:
-        said = [] if answer is None else [_message("assistant", answer)]
+        last = [] if answer is None else [_message("assistant", answer)]
         try:
             text = self.tokenizer.apply_chat_template(
-                [*messages, *said], tokenize=False, add_generation_prompt=answer is None
+                [*messages, *last], tokenize=False, add_generation_prompt=answer is None
             )
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
-            raise SottovoceError(
-                f"the chat template of {self.tokenizer.name_or_path} refuses a dialogue of turns ({roles}): {error}"
-            ) from None
+            why = f"a chat template that refuses a dialogue of turns ({roles}): {error}"
+            raise _unfit(self.tokenizer, "mismatch", why) from None
         return cast(str, text)
 
     def _ids(self, text: str) -> list[int]:
@@ -165,24 +163,19 @@ class ChatFormat:
         special |= {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         return frozenset([token for token in self._ids(tail) if token in special][:1])
 
-    def _probe_system_role(self) -> bool:
-        """Gemma's template raises on a system turn; others drop it without a word."""
+    def _may_begin_with(self, role: Role) -> bool:
         mark = f"{_OPEN}0{_CLOSE}"
         try:
-            return mark in self._render([_message("system", mark), _message("user", "x")], answer=None)
-        except SottovoceError:
-            return False
-
-    def _probe_opening(self) -> bool:
-        """Whether a dialogue may begin with the assistant: Gemma's template and Mistral's raise."""
-        mark = f"{_OPEN}0{_CLOSE}"
-        try:
-            return mark in self._render([_message("assistant", mark), _message("user", "x")], answer=None)
+            return mark in self._render([_message(role, mark), _message("user", "x")], answer=None)
         except SottovoceError:
             return False
 
 
-def _nothing(key: Hashable, number: int) -> tuple[str, str]:
+def _unfit(tokenizer: "PreTrainedTokenizerBase", code: Code, why: str) -> SottovoceError:
+    return SottovoceError.at("llm.checkpoint", code, f"the tokenizer of {tokenizer.name_or_path} has {why}")
+
+
+def _no_delimiters(key: Hashable, number: int) -> tuple[str, str]:
     return "", ""
 
 
@@ -193,21 +186,23 @@ def _message(role: str, content: str) -> dict[str, str]:
 def _check(turns: Sequence[ChatTurn]) -> None:
     for turn in turns:
         if turn.role not in get_args(Role):
-            raise SottovoceError(f"no role is called {turn.role!r}.{nearest(turn.role, get_args(Role))}")
+            why = f"no role is called {turn.role!r}.{nearest(turn.role, get_args(Role))}"
+            raise SottovoceError(why, code="unknown-name")
     if not turns or turns[-1].role != "user":
-        raise SottovoceError("a prompt must end with a user's turn, which the assistant then answers")
+        raise SottovoceError("a prompt must end with a user's turn, which the assistant then answers", code="bad-value")
     if any(turn.role == "system" for turn in turns[1:]):
-        raise SottovoceError("a system turn must be the first of a dialogue: most chat templates drop a later one")
+        why = "a system turn must be the first of a dialogue: most chat templates drop a later one"
+        raise SottovoceError(why, code="bad-value")
 
 
-def _opened(turns: Sequence[ChatTurn]) -> Sequence[ChatTurn]:
-    """Where the assistant speaks first, an empty turn of the user before it."""
+def _user_first(turns: Sequence[ChatTurn]) -> Sequence[ChatTurn]:
+    """Put an empty turn of the user before an assistant that speaks first."""
     at = int(turns[0].role == "system")
     return [*turns[:at], ChatTurn("user", ("",)), *turns[at:]] if turns[at].role == "assistant" else turns
 
 
 def _without_system(turns: Sequence[ChatTurn]) -> list[ChatTurn]:
-    """The system's pieces move to the front of the first user turn, as families without a system role advise."""
+    """Move the system's pieces to the front of the first user turn, as families without a system role advise."""
     system, rest = turns[0], list(turns[1:])
     first = next(i for i, turn in enumerate(rest) if turn.role == "user")
     rest[first] = ChatTurn("user", (*system.pieces, "\n\n", *rest[first].pieces))
@@ -217,6 +212,7 @@ def _without_system(turns: Sequence[ChatTurn]) -> list[ChatTurn]:
 def _refuse_reserved(text: str) -> str:
     if _OPEN in text or _CLOSE in text:
         raise SottovoceError(
-            f"the text {text!r} holds U+F5E00 or U+F5E01, which are reserved to mark where speech goes: take it out"
+            f"the text {text!r} holds U+F5E00 or U+F5E01, which are reserved to mark where speech goes: take it out",
+            code="bad-value",
         )
     return text

@@ -1,9 +1,9 @@
-"""Engines answer written chats: the LLM that writes the targets, or the one that judges, here or on a server."""
+"""Engines: LLMs that answer written chats, to make targets or to judge, on this machine or on a server."""
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,17 +12,12 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.llms import ENGINES
 from sottovoce.llms.causal_lm import CausalLLM
+from sottovoce.llms.causal_lm import Cut as Cut
 from sottovoce.llms.chat_template import ChatTurn
 from sottovoce.llms.hf_model import Dtype
-from sottovoce.openai_client import Failure as Failure  # what an engine gives for a chat without answer
+from sottovoce.openai_client import Failure as Failure
 
 Chat = list[dict[str, str]]  # messages with `role` and `content`, as OpenAI and Hugging Face write them
-
-
-class Cut(str):
-    """An answer that reached `max_new_tokens` before its turn ended."""
-
-    __slots__ = ()
 
 
 class Engine(ABC):
@@ -85,37 +80,41 @@ class LocalEngine(Engine):
         try:
             torch.device(device or "cpu")
         except RuntimeError:
-            raise ConfigError(f"engine local: device: there is no {device!r}; take cpu, cuda or cuda:0") from None
+            message = f"engine local: device: there is no {device!r}; take cpu, cuda or cuda:0"
+            raise ConfigError(message, code="bad-value", where="device") from None
         llm = CausalLLM(checkpoint, dtype, trust_remote_code)
         llm.load()
-        self._take(llm.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), batch_size)
+        self._attach(llm.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), batch_size)
 
     @classmethod
     def of(cls, llm: CausalLLM, batch_size: int = 16) -> "LocalEngine":
         """The engine of an LLM that is loaded already, such as a run's own."""
         engine = cls.__new__(cls)
-        engine._take(llm, batch_size)
+        engine._attach(llm, batch_size)
         return engine
 
-    def _take(self, llm: CausalLLM, batch_size: int) -> None:
+    def _attach(self, llm: CausalLLM, batch_size: int) -> None:
         if batch_size < 1:
-            raise SottovoceError(f"engine local: batch_size must be at least 1, got {batch_size}")
+            message = f"engine local: batch_size must be at least 1, got {batch_size}"
+            raise SottovoceError(message, code="bad-value", where="batch_size")
         self.llm, self.batch_size = llm, batch_size
         self.name = f"local:{llm.fingerprint()[:16]}"
 
-    @torch.no_grad()
     def answer(
         self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[str | Failure]:
         """See `Engine`; chats of like length are answered together."""
         check_limits(max_new_tokens, temperature)
         prompts = [self._prompt(chat, max_new_tokens) for chat in chats]
-        answers: list[str | Failure] = [p if isinstance(p, Failure) else Failure("not asked") for p in prompts]
-        asked = {at: prompt for at, prompt in enumerate(prompts) if not isinstance(prompt, Failure)}
-        for rows in _parts(sorted(asked, key=lambda at: len(asked[at])), self.batch_size):
+        answers: list[str | Failure] = [p if isinstance(p, Failure) else Failure("not answered") for p in prompts]
+        usable = {at: prompt for at, prompt in enumerate(prompts) if not isinstance(prompt, Failure)}
+        order = sorted(usable, key=lambda at: len(usable[at]))
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
             noise = [Sampling(temperature, [_seed(seed, chats[at]) for at in rows])] if temperature else []
-            said = self._continue([asked[at] for at in rows], max_new_tokens, LogitsProcessorList(noise))
-            for at, text in zip(rows, said, strict=True):
+            embedded = self.llm.embed_all([[usable[at]] for at in rows], {})
+            texts = self.llm.generate(embedded, max_new_tokens, LogitsProcessorList(noise))
+            for at, text in zip(rows, texts, strict=True):
                 answers[at] = text or Failure("the answer is empty")
         return answers
 
@@ -129,23 +128,6 @@ class LocalEngine(Engine):
         if most is not None and len(ids) + max_new_tokens > most:
             return Failure(f"{len(ids)} tokens, and {max_new_tokens} may follow: the LLM reads {most}")
         return ids
-
-    def _continue(self, prompts: list[list[int]], max_new_tokens: int, noise: LogitsProcessorList) -> list[str]:
-        longest, device = max(map(len, prompts)), self.llm.model.device
-        ids = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
-        real = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        out: Tensor = self.llm.model.generate(  # type: ignore[operator]  # GenerationMixin is not in its type
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=torch.tensor(real, device=device),
-            max_new_tokens=max_new_tokens,
-            logits_processor=noise,
-        )
-        return [self._text(row) for row in out[:, longest:].tolist()]
-
-    def _text(self, ids: list[int]) -> str:
-        end = next((at for at, token in enumerate(ids) if token in self.llm.chat.stop_ids), None)
-        text = str(self.llm.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
-        return Cut(text) if end is None else text
 
 
 class Sampling(LogitsProcessor):
@@ -171,16 +153,13 @@ class Sampling(LogitsProcessor):
 def check_limits(max_new_tokens: int, temperature: float) -> None:
     """Raises SottovoceError where no answer could come of them."""
     if max_new_tokens < 1:
-        raise SottovoceError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        message = f"max_new_tokens must be at least 1, got {max_new_tokens}"
+        raise SottovoceError(message, code="bad-value", where="max_new_tokens")
     if not 0 <= temperature < float("inf"):
-        raise SottovoceError(f"temperature must be 0 or above, got {temperature}")
+        message = f"temperature must be 0 or above, got {temperature}"
+        raise SottovoceError(message, code="bad-value", where="temperature")
 
 
 def _seed(seed: int, chat: Chat) -> int:
     digest = hashlib.sha256(json.dumps([seed, chat]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1  # PyTorch takes 63 bits and a sign
-
-
-def _parts(rows: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]

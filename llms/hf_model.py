@@ -1,32 +1,32 @@
-"""An LLM as its checkpoint has it, with what a recipe unfreezes: network, tokenizer, chat format, fingerprints."""
+"""A Hugging Face causal LM with selective tuning: network, tokenizer, chat template, fingerprints."""
 
 import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, cast, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
 from sottovoce.errors import ConfigError, nearest
+from sottovoce.hub import WEIGHTS
 from sottovoce.llms import audio_llm
 from sottovoce.llms.chat_template import ChatFormat
-from sottovoce.llms.hub_checkpoints import HUB, describe, reach, settings
-from sottovoce.llms.tuning import Tuning, base_name, decoder_layers, layer_numbers, lora_layers, tune
+from sottovoce.llms.hub_checkpoints import HUB, SETTINGS, describe, loading, settings
+from sottovoce.llms.tuning import base_name, decoder_layers, layer_numbers, lora_layers, tune
+from sottovoce.llms.tuning_config import Tuning
+from sottovoce.tensor_files import update_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class LoadedLLM(nn.Module):
-    """Any Hugging Face causal LM with a chat template, in its own dtype, frozen but for what `tuning` names.
+    """A Hugging Face causal LM with a chat template, frozen but for what `tuning` names.
 
     `__init__` only describes; `build` makes the network without weights; `load` fetches weights and tokenizer.
 
@@ -34,18 +34,18 @@ class LoadedLLM(nn.Module):
         checkpoint: a local folder, `sottovoce:` and a folder of the package, or a hub id.
         dtype: of the weights.
         trust_remote_code: run Python code that comes with the checkpoint.
-        tuning: what is unfrozen; nothing if absent.
+        tuning: what may train; nothing if absent.
 
     Attributes:
-        tuned: names of the weights that are unfrozen, relative to this module, once it is built or loaded.
+        trainable_names: of the weights that may train, relative to this module, once it is built or loaded.
 
     Raises:
         ConfigError: `dtype` is unknown, or transformers does not know the architecture.
         MissingError: the checkpoint is neither on this machine, nor published, nor on a hub that can be reached.
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     chat: ChatFormat
 
     def __init__(
@@ -57,33 +57,35 @@ class LoadedLLM(nn.Module):
     ) -> None:
         super().__init__()
         if dtype not in get_args(Dtype):
-            raise ConfigError(f"llm.dtype: no dtype is called {dtype!r}.{nearest(dtype, get_args(Dtype))}")
+            why = f"no dtype is called {dtype!r}.{nearest(dtype, get_args(Dtype))}"
+            raise ConfigError.at("llm.dtype", "unknown-name", why)
         self.checkpoint = checkpoint
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.trust_remote_code = trust_remote_code
         self.config = describe(checkpoint, trust_remote_code)
         self.dim: int = self.config.get_text_config().hidden_size
-        self.tuning = tuning or Tuning("frozen")
+        self.tuning = tuning or Tuning()
         self.trainable_names: list[str] = []
         self.depth: int = self.config.get_text_config().num_hidden_layers
         if self.tuning.method != "frozen":
-            layer_numbers(self.tuning.layers, self.depth)  # a mistake there is told before any weight is read
+            layer_numbers(self.tuning.layers, self.depth)  # a mistake there is reported before any weight is read
         if self.tuning.method == "weights" and dtype != "float32":
-            raise ConfigError(
-                f"llm.tuning: weights in {dtype} lose the small steps of training; set llm.dtype=float32 (with "
-                "trainer.precision=bf16-mixed for speed), or method: lora"
-            )
-        self._before: dict[str, str] = {}  # digests of the weights that train, as the checkpoint has them
+            why = f"weights in {dtype} lose the small steps of training; set llm.dtype=float32 (with "
+            why += "trainer.precision=bf16-mixed for speed), or llm.tuning.method=lora"
+            raise ConfigError.at("llm.dtype", "conflict", why)
+        self._pretrained: dict[str, str] = {}  # digests of the weights that train, before training
 
     def build(self) -> None:
-        """Make the network on the current device (meta for a dry run): no weights of worth, no tokenizer."""
+        """Make the network without its weights, on the current device (meta for a dry run); no tokenizer."""
+        from transformers import AutoModelForCausalLM
+
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             self.config, dtype=self.dtype, trust_remote_code=self.trust_remote_code
         )
-        self.model = self._unfrozen(model)
+        self.model = self._tuned(model)
 
     def load(self) -> None:
-        """Fetch weights (safetensors only) and tokenizer, if they are not here. Idempotent.
+        """Fetch weights (safetensors only) and tokenizer. Idempotent.
 
         Raises:
             MissingError: they cannot be reached, or are not whole; the message says where they were looked for.
@@ -91,38 +93,38 @@ class LoadedLLM(nn.Module):
         """
         if hasattr(self, "chat") and self.model.device.type != "meta":
             return
-        tokenizer = reach(self.checkpoint, self._read_tokenizer)
-        model = reach(self.checkpoint, self._read_model)
-        if model.get_input_embeddings().embedding_dim != self.dim:
-            raise ConfigError(
-                f"llm.checkpoint: {self.checkpoint} has embeddings of {model.get_input_embeddings().embedding_dim}, "
-                f"but was published with {self.dim}"
-            )
+        from transformers import GenerationConfig
+
+        folder = HUB.snapshot(self.checkpoint, (*SETTINGS, *WEIGHTS))
+        tokenizer, model = self.read_tokenizer(folder), self._read_model(folder)
+        if (dim := model.get_input_embeddings().embedding_dim) != self.dim:
+            why = f"{self.checkpoint} has embeddings of {dim}, but was published with {self.dim}"
+            raise ConfigError.at(HUB.key, "mismatch", why)
         chat = ChatFormat(tokenizer, _stop_ids(model, tokenizer))
         # A checkpoint's own generation settings (sampling, a repetition penalty that cannot see speech) would leak
         # into greedy search: transformers fills in whatever a call leaves open.
         model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False, eos_token_id=sorted(chat.stop_ids), pad_token_id=min(chat.stop_ids)
         )
-        self.model, self.config = self._unfrozen(model), model.config
-        self._settings = settings(self.checkpoint)
+        self.model, self.config = self._tuned(model), model.config
+        self._settings = settings(folder)
         self.tokenizer, self.chat = tokenizer, chat
 
     def unload(self) -> None:
-        """Give back the memory of the weights, what was trained of them included, until `load` fetches them again."""
+        """Free the memory of the weights, trained ones included; `load` fetches the checkpoint's again."""
         self.model.to("meta")  # type: ignore[arg-type]  # of one overload of several
 
-    def _unfrozen(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model as `tuning` wants it, with nothing learning yet."""
+    def _tuned(self, model: "PreTrainedModel") -> "PreTrainedModel":
+        """The model with LoRA where `tuning` wants it, and without gradients yet."""
         tuned = tune(_frozen(model), self.tuning)
         self.trainable_names = [f"model.{name}" for name in tuned]
         bases = {name: weight for name, weight in model.named_parameters() if name in tuned and base_name(name)}
-        self._before = {} if model.device.type == "meta" else {name: _digest(bases[name]) for name in bases}
+        self._pretrained = {} if model.device.type == "meta" else {name: _digest(bases[name]) for name in bases}
         return _frozen(model)
 
     @property
     def sharded(self) -> bool:
-        """Whether ZeRO's stage 3 has spread the weights over processes, which then go through the model in step."""
+        """Whether ZeRO's stage 3 has sharded the weights, so that all processes must run the model in lockstep."""
         return any(hasattr(weight, "ds_id") for weight in self.model.parameters())
 
     @property
@@ -130,21 +132,21 @@ class LoadedLLM(nn.Module):
         """The decoder layers, in their order."""
         return decoder_layers(self.model)
 
-    def set_trainable(self, learns: bool) -> None:
-        """Let the unfrozen weights learn, or let them rest; nothing else ever does."""
-        tuned = set(self.trainable_names) if learns else set()
+    def set_trainable(self, trainable: bool) -> None:
+        """Switch gradients of the weights named by `tuning` on or off; all others have none."""
+        tuned = set(self.trainable_names) if trainable else set()
         for name, weight in self.named_parameters():
             weight.requires_grad_(name in tuned)
 
     def train(self, mode: bool = True) -> "LoadedLLM":
-        """A frozen LLM stays in eval mode: frozen means frozen, dropout included."""
+        """As in `nn.Module`, but a frozen LLM stays in eval mode: no dropout."""
         super().train(mode)
         if hasattr(self, "model"):
             self.model.train(mode and any(weight.requires_grad for weight in self.model.parameters()))
         return self
 
     def load_trained(self, weights: dict[str, Tensor]) -> None:
-        """Give the unfrozen weights these values, by their names in `tuned`.
+        """Set the trained weights, by their names in `trainable_names`.
 
         Raises:
             RuntimeError: one is missing, unknown, or of another shape.
@@ -155,91 +157,88 @@ class LoadedLLM(nn.Module):
 
     @contextmanager
     def untuned(self) -> Iterator[None]:
-        """The LLM as its checkpoint has it, for a while.
+        """Run the LLM as pretrained meanwhile, with LoRA switched off.
 
         Raises:
             ConfigError: its weights themselves have been trained, and there is no way back.
         """
         if self.tuning.method == "weights":
-            raise ConfigError(
-                "this LLM's own weights are trained, so it can no longer make targets as it was: give the manifest "
-                "ready ones (`response` in its lines, by `sottovoce targets`), or tune by method: lora"
+            raise ConfigError.at(
+                "llm.tuning.method",
+                "conflict",
+                "the LLM's own weights are trained, so it can no longer make targets as it was: give the manifest "
+                "ready ones (`response` in its lines, by `sottovoce targets`), or tune by method: lora",
             )
-        stacks, learns = lora_layers(self.model.modules()), any(w.requires_grad for w in self.model.parameters())
-        for layer in stacks:
+        layers = lora_layers(self.model.modules()) if self.tuning.method == "lora" else []
+        trainable = any(weight.requires_grad for weight in self.model.parameters())
+        for layer in layers:
             layer.enable_adapters(False)
         try:
             yield
         finally:
-            for layer in stacks:
+            for layer in layers:
                 layer.enable_adapters(True)
-            self.set_trainable(learns)  # peft has switched gradients on with the maps
+            self.set_trainable(trainable)  # peft has switched gradients on with the maps
 
     def fingerprint(self) -> str:
-        """A digest of weights, architecture and chat template: two LLMs with one fingerprint answer alike.
-
-        It is the checkpoint's: what has been trained since does not change it.
-        """
-        return self._fingerprint(all_of_it=True)
+        """SHA-256 of the pretrained weights, architecture and chat template: equal ones give equal answers."""
+        return self._fingerprint(pretrained=True)
 
     def frozen_fingerprint(self) -> str:
-        """A digest of what must not change: everything but what is unfrozen."""
-        return self._fingerprint(all_of_it=False)
+        """SHA-256 as in `fingerprint`, without the weights that train."""
+        return self._fingerprint(pretrained=False)
 
-    def _fingerprint(self, all_of_it: bool) -> str:
+    def _fingerprint(self, pretrained: bool) -> str:
         digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode())
         digest.update(json.dumps(self.tokenizer.chat_template, sort_keys=True).encode())
         bases = {base_name(name): (name, weight) for name, weight in self.model.named_parameters()}
         for base, (name, weight) in sorted((base, pair) for base, pair in bases.items() if base is not None):
-            if all_of_it or f"model.{name}" not in self.trainable_names:
-                told = self._before[name] if name in self._before else _digest(weight)
-                digest.update(f"{base} {told}".encode())
+            if pretrained or f"model.{name}" not in self.trainable_names:
+                digest.update(f"{base} {self._pretrained.get(name) or _digest(weight)}".encode())
         return digest.hexdigest()
 
-    def _read_tokenizer(self, path: str, local: bool) -> PreTrainedTokenizerBase:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            path, local_files_only=local, trust_remote_code=self.trust_remote_code
-        )
-        tokenizer.chat_template = tokenizer.chat_template or audio_llm.processor_template(path, local)
-        return cast(PreTrainedTokenizerBase, tokenizer)
+    def read_tokenizer(self, folder: Path) -> "PreTrainedTokenizerBase":
+        """The tokenizer in a checkpoint's folder, with the chat template; errors as in `load`."""
+        from transformers import AutoTokenizer
 
-    def _read_model(self, path: str, local: bool) -> PreTrainedModel:
-        if audio_llm.is_composite(path, local):
-            model, absent = audio_llm.read_text(path, local, self.dtype, HUB)
-        else:
-            model, absent = self._read(path, local)
+        with loading(self.checkpoint):
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=self.trust_remote_code
+            )
+            tokenizer.chat_template = tokenizer.chat_template or audio_llm.processor_template(folder)
+        return cast("PreTrainedTokenizerBase", tokenizer)
+
+    def _read_model(self, folder: Path) -> "PreTrainedModel":
+        from transformers import AutoModelForCausalLM
+
+        with loading(self.checkpoint):
+            if audio_llm.is_composite(folder):
+                model, absent = audio_llm.read_text(folder, self.dtype, HUB)
+            else:
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=self.dtype, use_safetensors=True, local_files_only=True,
+                    trust_remote_code=self.trust_remote_code, output_loading_info=True,
+                )  # fmt: skip
+                model, absent = loaded[0], sorted(loaded[1]["missing_keys"])
         if absent:  # transformers would go on with random numbers
             raise HUB.missing(self.checkpoint, f"its files lack {len(absent)} weights, such as {absent[0]}")
         return model
 
-    def _read(self, path: str, local: bool) -> tuple[PreTrainedModel, list[str]]:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=self.dtype,
-            use_safetensors=True,
-            local_files_only=local,
-            trust_remote_code=self.trust_remote_code,
-            output_loading_info=True,
-        )
-        model, report = loaded
-        return cast(PreTrainedModel, model), sorted(report["missing_keys"])
-
 
 def _digest(weight: Tensor) -> str:
-    """SHA-256 of a weight's dtype, shape and bits."""
-    digest = hashlib.sha256(f"{weight.dtype} {tuple(weight.shape)}".encode())
-    digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    digest = hashlib.sha256()
+    update_digest(digest, weight)
     return digest.hexdigest()
 
 
-def _frozen(model: PreTrainedModel) -> PreTrainedModel:
+def _frozen(model: "PreTrainedModel") -> "PreTrainedModel":
     model.requires_grad_(False)
     model.train(False)
     return model
 
 
-def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Whatever the checkpoint says ends an answer: its files do not always agree, and each is right."""
+def _stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Tokens that end an answer, by any file of the checkpoint: they do not always agree, and each is right."""
     settings = model.generation_config.eos_token_id if model.generation_config else None
     listed = settings if isinstance(settings, list) else [settings]
     return {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}

@@ -1,79 +1,66 @@
-"""Where a checkpoint comes from: a local folder, the Hugging Face cache or the hub."""
+"""An LLM's checkpoint: its folder, its configuration, and errors that name it."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi, constants
-from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig
-
-from sottovoce.errors import ConfigError, MissingError
-from sottovoce.hub import Hub, first_line
+from sottovoce.errors import ConfigError, MissingError, first_line
+from sottovoce.hub import BOOKKEEPING, Hub
 from sottovoce.llms.audio_llm import text_config
 from sottovoce.llms.known_models import PUBLISHED
-from sottovoce.paths import resolve
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 HUB = Hub("LLM", "config.json, *.safetensors and the tokenizer", PUBLISHED)
-_NOT_THE_MODEL = ("transformers_version", "_name_or_path", "_commit_hash", "dtype", "torch_dtype")
+SETTINGS = ("config.json", "*.txt", "*.model", "*.jinja", "*.py", "*.json")  # patterns; the tokenizer's files included
 
 
-def describe(checkpoint: str, trust_remote_code: bool) -> PreTrainedConfig:
-    """The architecture of `checkpoint`; of a finished audio LLM, that of the LLM in it.
+def describe(checkpoint: str, trust_remote_code: bool) -> "PreTrainedConfig":
+    """The architecture of `checkpoint`; of an audio LLM, that of the LLM in it.
 
-    A published one needs no network, unless a local folder says otherwise.
+    A published one needs no network, unless a local folder has its name.
 
     Raises:
         ConfigError: there is something, but no architecture that transformers knows.
         MissingError: there is nothing.
     """
-    if checkpoint in PUBLISHED and not resolve(checkpoint).is_dir():
-        fields = dict(PUBLISHED[checkpoint])
-        return text_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
-    config = reach(
-        checkpoint,
-        lambda path, local: cast(
-            PreTrainedConfig,
-            AutoConfig.from_pretrained(path, local_files_only=local, trust_remote_code=trust_remote_code),
-        ),
-    )
+    from transformers import AutoConfig
+
+    config = HUB.published_config(checkpoint)
+    if config is None:
+        folder = HUB.snapshot(checkpoint, SETTINGS)
+        with loading(checkpoint):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     return text_config(config)
 
 
-def settings(checkpoint: str) -> dict[str, Any]:
-    """What config.json says of the model. Not what transformers adds to it, which changes from release to release."""
-    raw = reach(checkpoint, lambda path, local: PreTrainedConfig.get_config_dict(path, local_files_only=local)[0])
-    return {key: value for key, value in raw.items() if key not in _NOT_THE_MODEL}
+def settings(folder: Path) -> dict[str, Any]:
+    """The fields of config.json itself: what transformers adds to them changes from release to release."""
+    from transformers import PreTrainedConfig
+
+    raw = PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0]
+    return {key: value for key, value in raw.items() if key not in BOOKKEEPING}
 
 
-def reach(checkpoint: str, read: Callable[[str, bool], T]) -> T:
-    """What `read(path or hub id, local files only)` returns: what is on this machine comes first, then the hub.
+@contextmanager
+def loading(checkpoint: str) -> Iterator[None]:
+    """Turn errors of transformers about a checkpoint's files into ours.
 
     Raises:
         ConfigError: transformers cannot make sense of the files.
-        MissingError: they are nowhere, or damaged.
+        MissingError: they are damaged, or not whole.
     """
+    from safetensors import SafetensorError
+
     try:
-        if folder := HUB.folder(checkpoint):
-            return read(str(folder), True)
-        try:
-            return read(checkpoint, True)
-        except OSError:
-            _ask_hub(checkpoint)
-            return read(checkpoint, False)
+        yield
     except (OSError, SafetensorError) as error:
         raise HUB.missing(checkpoint, first_line(error)) from None
     except MissingError:
         raise
     except (ValueError, KeyError) as error:
         hint = " (if you trust its code: --trust-remote-code)" if "trust_remote_code" in str(error) else ""
-        raise ConfigError(f"llm.checkpoint: {checkpoint}: {str(error).splitlines()[0]}{hint}") from None
-
-
-def _ask_hub(checkpoint: str) -> None:
-    """One question without a retry: on a machine without a network, transformers itself goes on for 20 seconds."""
-    try:
-        HfApi().model_info(checkpoint, timeout=10)
-    except Exception as error:  # their base class depends on the hub client's version (httpx, httpx2)
-        raise OSError(f"{constants.ENDPOINT}: {error}") from error
+        why = f"{checkpoint}: {first_line(error)}{hint}"
+        raise ConfigError.at(HUB.key, "unsafe" if hint else "mismatch", why) from None

@@ -1,67 +1,40 @@
-"""What of an LLM is unfrozen: LoRA on, or the weights of, the linear maps of some of its layers.
+"""Selective tuning of an LLM: LoRA on, or the weights of, the linear maps of some of its layers.
 
 PE-FT (Yang et al., 2026, section 5) trains LoRA on layers 0 to 14 of 28 and leaves everything else as it is.
 """
 
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import PreTrainedModel
 
 from sottovoce.errors import ConfigError, nearest
+from sottovoce.llms.tuning_config import ALL, Tuning, layer_ranges
 
-Method: TypeAlias = Literal["frozen", "lora", "weights"]
-ALL = "all"  # every layer, or every linear map of a layer
-
-_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What is unfrozen, as data.
-
-    Args:
-        method: `lora` adds low-rank maps and leaves the weights; `weights` trains the weights themselves.
-        layers: such as `0-14`, `0-6,9`, or `all`, counted from 0.
-        targets: names of linear maps within a layer, such as `q_proj` or `self_attn.q_proj`; `all` for each of them.
-        rank: of LoRA.
-        alpha: LoRA's maps are scaled by alpha / rank.
-        dropout: before LoRA's maps, in training.
-        recompute: activations in the backward pass instead of keeping them.
-    """
-
-    method: Method = "lora"
-    layers: str = ALL
-    targets: tuple[str, ...] = (ALL,)
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    recompute: bool = False
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+def decoder_layers(model: "PreTrainedModel") -> nn.ModuleList:
     """The decoder layers of a causal LM, in their order.
 
     Raises:
         ConfigError: there is no such list, or more than one.
     """
     count = model.config.get_text_config().num_hidden_layers
-    found = {
+    lists = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     }
-    if len(found) != 1:
-        raise ConfigError(
-            f"llm.tuning: {type(model).__name__} has {len(found)} lists of {count} layers "
-            f"({', '.join(found) or 'none'}), so what a layer is cannot be told; take another architecture"
+    if len(lists) != 1:
+        raise ConfigError.at(
+            "llm.tuning",
+            "mismatch",
+            f"{type(model).__name__} has {len(lists)} lists of {count} layers "
+            f"({', '.join(lists) or 'none'}), so its decoder layers are not known; take another architecture",
         )
-    return next(iter(found.values()))
+    return next(iter(lists.values()))
 
 
 def layer_numbers(layers: str, count: int) -> list[int]:
@@ -73,19 +46,16 @@ def layer_numbers(layers: str, count: int) -> list[int]:
     if layers.strip() == ALL:
         return list(range(count))
     numbers: set[int] = set()
-    for part in layers.split(","):
-        match = _RANGE.fullmatch(part.strip())
-        if not match:
-            raise ConfigError(f"llm.tuning.layers: {layers!r} is no range; write 0-14, 0-6,9 or all")
-        first, last = int(match[1]), int(match[2] or match[1])
+    for first, last in layer_ranges(layers):
         if not first <= last < count:
-            raise ConfigError(f"llm.tuning.layers: {part.strip()!r} is not there; the LLM has layers 0-{count - 1}")
+            told = f"llm.tuning.layers: {first}-{last} is not there; the LLM has layers 0-{count - 1}"
+            raise ConfigError(told, code="bad-value", where="llm.tuning.layers")
         numbers.update(range(first, last + 1))
     return sorted(numbers)
 
 
-def target_names(model: PreTrainedModel, layers: str, targets: Sequence[str]) -> list[str]:
-    """Exact names of the linear maps that are meant, in the order of the model.
+def target_names(model: "PreTrainedModel", layers: str, targets: Sequence[str]) -> list[str]:
+    """Full names of the linear maps that `layers` and `targets` select, in the order of the model.
 
     Raises:
         ConfigError: a range or a target matches nothing; says what there is.
@@ -100,27 +70,26 @@ def target_names(model: PreTrainedModel, layers: str, targets: Sequence[str]) ->
         if isinstance(module, nn.Linear)
     }
     within = sorted({inner for _, inner in maps})
-    wanted = within if list(targets) == [ALL] else [found for target in targets for found in _matching(target, within)]
+    wanted = within if list(targets) == [ALL] else [name for target in targets for name in _matching(target, within)]
     return [full for (_, inner), full in maps.items() if inner in wanted]
 
 
 def _matching(target: str, within: Sequence[str]) -> list[str]:
-    found = [name for name in within if name == target or name.endswith(f".{target}")]
-    if not found:
-        known = {name.rsplit(".", 1)[-1] for name in within}
-        raise ConfigError(
-            f"llm.tuning.targets: no linear map of these layers is called {target!r}.{nearest(target, known)}"
-        )
-    return found
+    names = [name for name in within if name == target or name.endswith(f".{target}")]
+    if not names:
+        known = nearest(target, {name.rsplit(".", 1)[-1] for name in within})
+        why = f"no linear map of these layers is called {target!r}.{known}"
+        raise ConfigError.at("llm.tuning.targets", "unknown-name", why)
+    return names
 
 
-def tune(model: PreTrainedModel, tuning: Tuning) -> list[str]:
-    """Unfreeze what is asked for, in place; returns the names of the weights that train, and of no others.
+def tune(model: "PreTrainedModel", tuning: Tuning) -> list[str]:
+    """Add LoRA maps, or choose weights, in place; returns the names of the weights that are to train.
 
-    New LoRA maps change nothing: the second starts at 0, the first is drawn from torch's global generator.
+    New LoRA maps change no output: the second starts at 0, the first is drawn from torch's global generator.
 
     Raises:
-        ConfigError: something matches nothing, or LoRA's numbers make no sense.
+        ConfigError: something matches nothing.
     """
     if tuning.method == "frozen":
         return []
@@ -130,21 +99,20 @@ def tune(model: PreTrainedModel, tuning: Tuning) -> list[str]:
     if tuning.method == "weights":
         wanted = tuple(f"{name}." for name in names)
         return [name for name, _ in model.named_parameters() if name.startswith(wanted)]
-    if tuning.rank < 1 or tuning.alpha <= 0 or not 0 <= tuning.dropout < 1:
-        raise ConfigError(
-            f"llm.tuning: rank must be at least 1, alpha above 0 and dropout in [0, 1), got rank {tuning.rank}, "
-            f"alpha {tuning.alpha}, dropout {tuning.dropout}"
-        )
+    from peft import LoraConfig, inject_adapter_in_model  # late: it brings transformers' models along
+    from peft.tuners.lora import LoraLayer
+
     config = LoraConfig(
         r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=tuning.dropout, target_modules=names, bias="none"  # type: ignore[arg-type]
     )  # fmt: skip
     inject_adapter_in_model(config, model)
-    reached = {name for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    if reached != set(names):
-        raise ConfigError(f"llm.tuning: peft reached {len(reached)} linear maps where {len(names)} were meant")
+    wrapped = {name for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    if wrapped != set(names):
+        why = f"peft wrapped {len(wrapped)} linear maps where {len(names)} were meant"
+        raise ConfigError.at("llm.tuning", "mismatch", why)
     for name, weight in model.named_parameters():
         if _is_lora(name):
-            weight.data = weight.data.float()  # in bfloat16, steps as small as ours would be rounded away
+            weight.data = weight.data.float()  # in bfloat16, small steps would be rounded away
     return [name for name, _ in model.named_parameters() if _is_lora(name)]
 
 
@@ -153,10 +121,12 @@ def _is_lora(name: str) -> bool:
 
 
 def base_name(name: str) -> str | None:
-    """What a weight is called in the LLM's checkpoint; None for LoRA's own."""
+    """The name of a weight in the LLM's checkpoint; None for LoRA's own."""
     return None if _is_lora(name) else name.replace(".base_layer.", ".")
 
 
-def lora_layers(modules: Iterable[nn.Module]) -> list[LoraLayer]:
-    """The maps that LoRA stands beside."""
+def lora_layers(modules: Iterable[nn.Module]) -> list[Any]:
+    """The linear maps with LoRA (`peft.tuners.lora.LoraLayer`)."""
+    from peft.tuners.lora import LoraLayer
+
     return [module for module in modules if isinstance(module, LoraLayer)]

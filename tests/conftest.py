@@ -1,7 +1,7 @@
 """A small world for the tests: a random Whisper and a random Qwen2 on disk, and a few tones as speech."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from whisper.model import ModelDimensions
 from sottovoce.cli.main import silence_libraries
 from sottovoce.config import recipe as recipes
 from tests.helpers.families import save_family
+from tests.helpers.servers import Serve, serving
 
 torch.set_num_threads(1)  # models this small gain nothing by a second, and the workers of the suite share the cores
 silence_libraries()
@@ -46,6 +47,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from tests.helpers.audio_llms import KINDS  # takes seconds, which other tests need not wait for
 
     return {kind: save(tmp_path_factory.mktemp("audio-llm")) for kind, (_, save, _) in KINDS.items()}
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """Starts servers on localhost, which end with the test."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as start:
+        yield start
 
 
 def write_tone(file: Path, seconds: float, hertz: float, rate: int = 16_000) -> None:

@@ -5,15 +5,15 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
-from sottovoce.data.audio import read_header
-from sottovoce.errors import AudioError, ManifestError, MissingError
+from sottovoce.errors import ManifestError, MissingError
+from sottovoce.io import atomic_open
 
 AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".sph")
-_TAIL = 16  # samples: reading the last ones tells whether a compressed file breaks off
 
 
 class Tree:
@@ -71,23 +71,6 @@ def _shared(mine: tuple[str, ...], named: tuple[str, ...]) -> int:
     return count
 
 
-def seconds_of(file: Path) -> float:
-    """Length of a clip that is whole, as far as its header and its last samples tell.
-
-    Raises:
-        AudioError: it is missing, or what is wrong with it, without its path.
-    """
-    header = read_header(file)
-    try:
-        with soundfile.SoundFile(file) as stream:
-            stream.seek(max(0, header.frames - _TAIL))
-            if len(stream.read(_TAIL)) < min(_TAIL, header.frames):
-                raise AudioError("damaged: it breaks off before the length that its header claims")
-    except (soundfile.SoundFileError, OSError):
-        raise AudioError("damaged: it breaks off before the length that its header claims") from None
-    return header.seconds
-
-
 def read_text(file: Path) -> str:
     """A text in UTF-8, or else in Windows' Latin, as some annotations are.
 
@@ -130,23 +113,7 @@ def find_file(folder: Path, name: str) -> Path:
     return found[0]
 
 
-def written_whole(file: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, "utf-8", newline="\n")
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def write_clip(file: Path, samples: np.ndarray, sample_rate: int) -> None:  # type: ignore[type-arg]
+def write_clip(file: Path, samples: NDArray[Any], sample_rate: int) -> None:
     """Write (samples,) as 16-bit FLAC that appears whole or not at all."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(draft, samples, sample_rate, format="FLAC", subtype="PCM_16")
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
+    with atomic_open(file) as stream:
+        soundfile.write(stream, samples, sample_rate, format="FLAC", subtype="PCM_16")

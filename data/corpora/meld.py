@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from sottovoce.data.corpora import CORPORA
-from sottovoce.data.corpora.files import Tree, find_file, read_table
+from sottovoce.data.corpora.files import Tree, find_file, read_table, write_clip
 from sottovoce.data.corpora.published import CLIPS, Line, Published
 from sottovoce.data.corpora.report import Report
 from sottovoce.errors import MissingError
@@ -95,16 +97,10 @@ class MELD(Published):
 def _take(program: str | None, job: tuple[Path, Path]) -> str | None:
     """Write the sound of a video; why that was not possible, or None."""
     video, clip = job
-    clip.parent.mkdir(parents=True, exist_ok=True)
-    draft = clip.with_name(f".{clip.name}")
-    command = [
-        *(str(program), "-nostdin", "-v", "error", "-y", "-i", str(video)),
-        *("-vn", "-ac", "1", "-ar", str(SAMPLE_RATE), "-sample_fmt", "s16", "-c:a", "flac", "-f", "flac", str(draft)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    if done.returncode or not draft.is_file() or not draft.stat().st_size:
-        draft.unlink(missing_ok=True)
-        said = done.stderr.strip().splitlines() or [f"ffmpeg ended with {done.returncode} and wrote nothing"]
-        return said[0].replace(str(video), video.name)
-    draft.replace(clip)
+    command = [str(program), "-nostdin", "-v", "error", "-i", str(video), "-vn", "-ac", "1"]
+    done = subprocess.run([*command, "-ar", str(SAMPLE_RATE), "-f", "s16le", "pipe:1"], capture_output=True)
+    if done.returncode or not done.stdout:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        return (said or [f"ffmpeg ended with {done.returncode} and wrote nothing"])[0].replace(str(video), video.name)
+    write_clip(clip, np.frombuffer(done.stdout, "<i2"), SAMPLE_RATE)
     return None

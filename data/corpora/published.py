@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.corpora.base import Corpus
-from sottovoce.data.corpora.files import AUDIO, Tree, seconds_of, written_whole
+from sottovoce.data.corpora.files import AUDIO, Tree
 from sottovoce.data.corpora.report import Report, read_report
 from sottovoce.errors import AudioError, ConfigError, MissingError
+from sottovoce.io import atomic_write
 
 LINK = "source"  # in the folder of the manifests, to the corpus: audio paths stay inside that folder
 CLIPS = "clips"  # clips that had to be made
@@ -136,7 +138,7 @@ class Published(Corpus):
             if text:
                 written = report.split(split)
                 written.lines, written.speakers = len(text), len(speakers[split])
-                written_whole(report.out / f"{split}.jsonl", "".join(text))
+                atomic_write(report.out / f"{split}.jsonl", "".join(text))
             else:
                 (report.out / f"{split}.jsonl").unlink(missing_ok=True)  # of an earlier call
                 report.add("empty split", split)
@@ -157,7 +159,7 @@ class Published(Corpus):
 
 def _length(file: Path) -> float | str:
     try:
-        return seconds_of(file)
+        return read_header(file, tail=True).seconds
     except AudioError as error:
         return str(error)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sottovoce.data.corpora.files import written_whole
+from sottovoce.io import atomic_write
 
 FILE = "report.json"  # beside the manifests; written last
 _NAMED = 10  # of each kind, on the screen; the file has them all
@@ -78,7 +78,7 @@ class Report:
             "problems": {kind: {"count": len(names), "names": names} for kind, names in self.problems.items()},
             "notes": self.notes,
         }
-        written_whole(self.out / FILE, json.dumps(page, indent=1, ensure_ascii=False) + "\n")
+        atomic_write(self.out / FILE, json.dumps(page, indent=1, ensure_ascii=False) + "\n")
 
     def __str__(self) -> str:
         lines = [f"{self.corpus}, from {self.source}"]

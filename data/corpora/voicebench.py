@@ -1,16 +1,16 @@
 """VoiceBench (Chen et al., 2024): spoken prompts for voice assistants, in eleven subsets."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from sottovoce.data.corpora import CORPORA
-from sottovoce.data.corpora.files import Tree, written_whole
+from sottovoce.data.corpora.files import Tree
 from sottovoce.data.corpora.published import CLIPS, Line, Published
 from sottovoce.data.corpora.report import Report
 from sottovoce.errors import MissingError
+from sottovoce.io import atomic_write
 
 SUBSETS = {
     "alpacaeval": 199, "alpacaeval_full": 636, "commoneval": 200, "wildvoice": 1_000, "openbookqa": 455, "mmsu": 3_074,
@@ -57,7 +57,7 @@ class VoiceBench(Published):
                         yield line
                         fields.setdefault(split, []).append(json.dumps({"id": line.record["id"], **rest}, default=str))
         for split, kept in fields.items():
-            written_whole(report.out / f"{split}.fields.jsonl", "".join(f"{text}\n" for text in kept))
+            atomic_write(report.out / f"{split}.fields.jsonl", "".join(f"{text}\n" for text in kept))
 
     def _line(
         self, split: str, number: int, row: Mapping[str, Any], table: Path, report: Report
@@ -74,10 +74,7 @@ class VoiceBench(Published):
         if len(audio) > 1:
             report.note("later turns of a dialogue, which follow on the model's own answers: the first is used")
         clip = report.out / CLIPS / split / f"{number:05d}.{_kind(sound)}"
-        clip.parent.mkdir(parents=True, exist_ok=True)
-        draft = clip.with_name(f".{clip.name}.{os.getpid()}")
-        draft.write_bytes(sound)
-        draft.replace(clip)
+        atomic_write(clip, sound)
         reference = rest.get("reference")
         record = {
             "id": f"voicebench-{split}-{number:05d}",

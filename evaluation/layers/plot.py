@@ -1,18 +1,16 @@
-"""The picture of an analysis: a panel for each kind of curve, the split shaded in all of them."""
+"""Plot of a layer-wise analysis: a panel for each kind of curve, the split shaded in all of them."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sottovoce.errors import MissingError
 from sottovoce.evaluation.layers.split import Curve, Split
-from sottovoce.evaluation.reports.plots import Look, _canvas, looks
+from sottovoce.evaluation.reports.plots import Look, canvas, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,12 +24,6 @@ PANELS = (
     ("Other words, other speaker: intent", "intent similarity", "cosine, same $-$ other intent"),
     ("Logit lens", "logit lens", "final top-1 in the top 3"),
 )
-
-
-def require_matplotlib() -> None:
-    """Raises MissingError where pictures could not be drawn: before the work, not after it."""
-    if find_spec("matplotlib") is None:
-        raise MissingError("the curves cannot be drawn: matplotlib is not installed. pip install 'sottovoce[plots]'")
 
 
 def layer_picture(curves: Mapping[str, Curve], split: Split, left_out: Mapping[str, str], file: Path) -> None:
@@ -48,7 +40,7 @@ def layer_picture(curves: Mapping[str, Curve], split: Split, left_out: Mapping[s
     """
     attributes = [found for name in (*curves, *left_out) if (found := _attribute(name))]
     known = looks(["intent", "logit lens", *dict.fromkeys(attributes)])
-    with _canvas(file, 11.0, 6.2, svg=False) as figure:
+    with canvas(file, 11.0, 6.2) as figure:
         axes = list(figure.subplots(2, 3).flat)
         for panel, (title, ending, unit) in zip(axes, PANELS, strict=False):
             mine = [name for name in curves if _belongs(name, ending)]

@@ -1,7 +1,7 @@
-"""What linear probes and the logit lens find in every state of an LLM: from arrays to curves over its layers.
+"""Linear probes and the logit lens of every state of an LLM: from arrays to curves over its layers.
 
 Two kinds of the five layer-wise analyses of PE-FT (Resurfacing Paralinguistic Awareness in Large Audio Language Models,
-2026, section 4); the other two are in `layer_similarity`. The paper leaves sizes, splits and penalties open; what is
+2026, section 4); the other two are in `similarity`. The paper leaves sizes, splits and penalties open; what is
 done here is said with each function.
 """
 
@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from sottovoce.errors import SottovoceError
 from sottovoce.evaluation.bootstrap import mean_of_ratios, ratio
-from sottovoce.evaluation.layers.split import Curve, Kind, drawn, make_curve
+from sottovoce.evaluation.layers.split import Codes, Curve, Kind, codes_of, drawn, make_curve
 from sottovoce.evaluation.linear_probe import folds_by_speaker, most_folds, probe
 from sottovoce.evaluation.metrics import Prediction
 
 States = NDArray[np.float32]  # (utterances, states, dim)
 Names = NDArray[np.str_]
-Codes = NDArray[np.intp]
 Array = NDArray[np.float64]
 
 TOP = 3  # tokens of a layer among which the final one counts as found
@@ -32,7 +31,7 @@ AGREEMENT = "share of utterances"
 def attribute_probe(
     states: States, labels: Sequence[str], speakers: Sequence[str], *, folds: int = 5, seed: int = 0
 ) -> Curve:
-    """How well a linear probe of each state tells an attribute of speakers that it has never heard.
+    """Linear probe of each state for an attribute, tested on held-out speakers.
 
     Balanced accuracy by cross-validation over speakers (see `probe`); intervals from resampled speakers, which are too
     narrow where there are few.
@@ -48,8 +47,8 @@ def attribute_probe(
         SottovoceError: see `probe`.
     """
     folds = min(folds, most_folds(np.asarray(labels), np.asarray(speakers)))
-    told = [probe(x, labels, speakers, folds=folds, seed=seed, **KNOBS).predictions for x in by_state(states)]
-    return _accuracy_curve("paralinguistic", told, [codes_of(speakers)], seed, f"{folds} folds of speakers.")
+    predictions = [probe(x, labels, speakers, folds=folds, seed=seed, **KNOBS).predictions for x in _by_state(states)]
+    return _accuracy_curve("paralinguistic", predictions, [codes_of(speakers)], seed, f"{folds} folds of speakers.")
 
 
 def intent_probe(
@@ -61,7 +60,7 @@ def intent_probe(
     folds: int = 3,
     seed: int = 0,
 ) -> Curve:
-    """How well a linear probe of each state tells what is meant, in words and by speakers that it has never heard.
+    """Linear probe of each state for the intent, tested on held-out speakers and held-out texts.
 
     With speakers alone held out, a probe could know an intent by its sentences. So both are dealt to folds, and
     each cell of the grid (a fold of speakers, a fold of texts) is tested by a probe of the cells that share neither
@@ -84,25 +83,24 @@ def intent_probe(
     what, who = np.asarray(intents), np.asarray(speakers)
     cells = list(_cells(what, who, np.asarray(texts), folds, seed))
     if not cells:
-        raise SottovoceError("intent probe: no intent is left to test by other words and speakers; give more of both")
-    told = [_grid(x, what, who, cells, seed) for x in by_state(states)]
+        message = "intent probe: no intent is left to test by other words and speakers; give more of both"
+        raise SottovoceError(message, code="empty", where="intents")
+    predictions = [_grid(x, what, who, cells, seed) for x in _by_state(states)]
     tested = np.concatenate([test for _, test in cells])
     untested = len(intents) - len(tested)
     notes = f"{folds} x {folds} folds: no speaker and no text of the test side was trained on."
     if untested:
         notes += f" {untested} utterances not tested, as no other text has their intent."
     groups = [codes_of(who[tested].tolist()), codes_of(np.asarray(texts)[tested].tolist())]
-    return _accuracy_curve("semantic", told, groups, seed, notes)
+    return _accuracy_curve("semantic", predictions, groups, seed, notes)
 
 
 def _most_texts(intents: Sequence[str], texts: Sequence[str]) -> int:
     expressed = np.unique(np.stack([np.asarray(intents), np.asarray(texts)]), axis=1)[0]
     names, counts = np.unique(expressed, return_counts=True)
     if len(names) < 2 or (counts > 1).sum() < 2:
-        raise SottovoceError(
-            f"intent probe: needs two intents that are each said in two different texts, to learn from one and test by "
-            f"the other; found {len(names)} intents, of which {(counts > 1).sum()} have two texts"
-        )
+        message = f"intent probe: needs two intents in two texts each; of {len(names)}, {(counts > 1).sum()} have two"
+        raise SottovoceError(message, code="empty", where="intents")
     return int(counts.max())
 
 
@@ -130,25 +128,22 @@ def _text_folds(intents: Names, texts: Names, folds: int, seed: int) -> Codes:
 
 
 def _grid(
-    x: NDArray[np.float32],
-    intents: Names,
-    speakers: Names,
-    cells: Sequence[tuple[Codes, Codes]],
-    seed: int,
+    x: NDArray[np.float32], intents: Names, speakers: Names, cells: Sequence[tuple[Codes, Codes]], seed: int
 ) -> list[Prediction]:
-    told: list[Prediction] = []
+    """Predictions of every cell's test rows, one cell after another."""
+    predictions: list[Prediction] = []
     for train, test in cells:
         rows = np.concatenate([train, test])
         held_out = np.arange(len(rows)) >= len(train)
         names, who = intents[rows].tolist(), speakers[rows].tolist()
-        told += probe(x[rows], names, who, held_out=held_out, seed=seed, **KNOBS).predictions
-    return told
+        predictions += probe(x[rows], names, who, held_out=held_out, seed=seed, **KNOBS).predictions
+    return predictions
 
 
 def lens_agreement(
     ranks: NDArray[np.int32], tokens: Sequence[int], texts: Sequence[str], *, vocabulary: int, seed: int = 0
 ) -> Curve:
-    """Share of utterances whose answer's first token, by the final layer, is among the top 3 of a layer already.
+    """Logit lens: share of utterances whose final first token is among the top 3 of a layer already.
 
     The logit lens (nostalgebraist, 2020): the final norm and output embeddings, applied to a layer's output at the
     last position. Intervals from resampled texts.
@@ -162,35 +157,27 @@ def lens_agreement(
     """
     hits = (ranks < TOP).astype(np.float64)
     rows = [np.stack([hit, np.ones_like(hit)], axis=1) for hit in hits.T]
-    weights = _weights([codes_of(texts)], seed)
+    weights = drawn(seed, codes_of(texts))
     draws = np.stack([_scores(ratio, weights, part) for part in rows], axis=1)
     kinds = len(set(tokens))
-    notes = f"Top {TOP}. The answers begin with {kinds} different token{'s' * (kinds > 1)}."
+    notes = f"Top {TOP}. The answers begin with {kinds} different token{'s' if kinds > 1 else ''}."
     chance = min(1.0, TOP / vocabulary)
     shares = hits.mean(axis=0).tolist()
     return make_curve("lens", shares, draws, chance=chance, unit=AGREEMENT, n=len(hits), notes=notes)
 
 
 def _accuracy_curve(
-    kind: Kind, told: Sequence[Sequence[Prediction]], groups: Sequence[Codes], seed: int, notes: str
+    kind: Kind, predictions: Sequence[Sequence[Prediction]], groups: Sequence[Codes], seed: int, notes: str
 ) -> Curve:
     """Balanced accuracy of each state's predictions, which are in one order for all; `groups` are resampled."""
-    truth = np.asarray([p.label for p in told[0]])
-    classes, weights = np.unique(truth), _weights(groups, seed)
+    truth = np.asarray([p.label for p in predictions[0]])
+    classes, weights = np.unique(truth), drawn(seed, *groups)
     occurs = (truth[:, None] == classes).astype(np.float64)
-    hits = [occurs * (truth == np.asarray([p.predicted for p in each]))[:, None] for each in told]
+    hits = [occurs * (truth == np.asarray([p.predicted for p in each]))[:, None] for each in predictions]
     rows = [np.concatenate([hit, occurs], axis=1) for hit in hits]
     values = [float(mean_of_ratios(part.sum(0, keepdims=True))[0]) for part in rows]
     draws = np.stack([_scores(mean_of_ratios, weights, part) for part in rows], axis=1)
     return make_curve(kind, values, draws, chance=1 / len(classes), unit=BALANCED, n=len(truth), notes=notes)
-
-
-def _weights(groups: Sequence[Codes], seed: int) -> Array:
-    """How often each row is drawn, (resamples, rows), if its groups are drawn apart (Owen, 2007, the pigeonhole)."""
-    weights = drawn(groups[0], seed)[:, groups[0]]
-    for number, codes in enumerate(groups[1:], 1):
-        weights *= drawn(codes, seed + number)[:, codes]
-    return weights
 
 
 def _scores(statistic: Callable[[Array], Array], weights: Array, rows: Array) -> Array:
@@ -199,9 +186,5 @@ def _scores(statistic: Callable[[Array], Array], weights: Array, rows: Array) ->
         return statistic(weights @ rows)
 
 
-def codes_of(names: Sequence[str]) -> Codes:
-    return np.asarray(np.unique(np.asarray(names, dtype=np.str_), return_inverse=True)[1], dtype=np.intp)
-
-
-def by_state(states: States) -> Iterator[NDArray[np.float32]]:
+def _by_state(states: States) -> Iterator[NDArray[np.float32]]:
     return (states[:, layer] for layer in range(states.shape[1]))

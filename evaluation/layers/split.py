@@ -1,10 +1,10 @@
-"""Which layers of an LLM hold how something was said, and which what was meant: a split by a stated rule."""
+"""Split of an LLM's layers into paralinguistic and semantic ones, by a stated rule over curves of analyses."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from sottovoce.errors import MissingError, SottovoceError
 Kind = Literal["paralinguistic", "semantic", "lens"]
 Array = NDArray[np.float64]
 Layers = NDArray[np.float64]  # (decoder layers,)
+Codes = NDArray[np.intp]  # (utterances,)
 
 LAYERS = "layers.json"
 RESAMPLES = 1000  # of the bootstrap
@@ -75,10 +76,19 @@ def make_curve(
     return Curve(kind, list(value), low.tolist(), high.tolist(), [chance] * len(value), differs, unit, n, notes)
 
 
-def drawn(groups: NDArray[np.intp], seed: int) -> Array:
-    """How often each group is in each of the bootstrap's resamples of groups: (resamples, groups)."""
-    n = int(groups.max()) + 1
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
+def codes_of(names: Sequence[str]) -> Codes:
+    """Each name as the number of its group."""
+    return np.asarray(np.unique(np.asarray(names, dtype=np.str_), return_inverse=True)[1], dtype=np.intp)
+
+
+def drawn(seed: int, *groupings: Codes) -> Array:
+    """How often each row is drawn, (resamples, rows), if its groups are drawn apart (Owen, 2007, the pigeonhole)."""
+    weights = np.ones((RESAMPLES, len(groupings[0])))
+    for number, groups in enumerate(groupings):
+        n = int(groups.max()) + 1
+        draws = np.random.default_rng(seed + number).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+        weights *= draws[:, groups]
+    return weights
 
 
 @dataclass(frozen=True)
@@ -135,10 +145,11 @@ def propose(curves: Mapping[str, Curve]) -> Split:
 def _layers(curves: Mapping[str, Curve]) -> int:
     lengths = {len(part) for c in curves.values() for part in (c.value, c.low, c.high, c.chance)}
     if len(lengths) != 1:
-        raise SottovoceError(f"layers: expected curves of one length, got lengths {sorted(lengths) or 'of no curve'}")
+        message = f"layers: expected curves of one length, got lengths {sorted(lengths) or 'of no curve'}"
+        raise SottovoceError(message, code="mismatch" if lengths else "empty", where="curves")
     n = lengths.pop() - 1
     if n < 2:
-        raise SottovoceError(f"layers: {n} decoder layers cannot be split in two")
+        raise SottovoceError(f"layers: {n} decoder layers cannot be split in two", code="bad-value", where="layers")
     return n
 
 
@@ -200,22 +211,20 @@ def read_split(path: Path) -> tuple[int, int]:
     """
     if not path.is_file():
         hint = f" Did you mean {path / LAYERS}?" if path.is_dir() else ""
-        raise MissingError(f"{path}: there is no such analysis.{hint} `sottovoce analyze BUNDLE` writes one")
+        message = f"{path}: there is no such analysis.{hint} `sottovoce analyze BUNDLE` writes one"
+        raise MissingError(message, where=path)
     try:
-        told = json.loads(path.read_text("utf-8"))
-        layers = told["layers"]
-        (first, last), (begin, end) = told["paralinguistic"], told["semantic"]
-        numbers = cast(list[object], [layers, first, last, begin, end])
+        analysis = json.loads(path.read_text("utf-8"))
+        layers = analysis["layers"]
+        (first, last), (begin, end) = analysis["paralinguistic"], analysis["semantic"]
     except (ValueError, KeyError, TypeError) as error:
-        raise SottovoceError(
+        message = (
             f"{path} is not the {LAYERS} of an analysis ({type(error).__name__}: {error}): it needs `layers`, and "
-            "`paralinguistic` and `semantic`, each [first, last]"
-        ) from None
-    if not all(type(number) is int for number in numbers):
-        raise SottovoceError(f"{path}: layers are whole numbers; found {numbers}")
-    if not 0 <= first <= last < begin <= end < layers or begin != last + 1:
-        raise SottovoceError(
-            f"{path}: paralinguistic {first}-{last} and semantic {begin}-{end} are no neighbouring ranges of layers "
-            f"0-{layers - 1}"
         )
-    return first, end
+        message += "`paralinguistic` and `semantic`, each [first, last]"
+        raise SottovoceError(message, code="damaged", where=path) from None
+    whole = all(type(number) is int for number in (layers, first, last, begin, end))
+    if not whole or not 0 <= first <= last < begin <= end < layers or begin != last + 1:
+        message = f"{path}: paralinguistic {first}-{last} and semantic {begin}-{end} are no neighbouring ranges of "
+        raise SottovoceError(f"{message}{layers} layers", code="bad-value", where=path)
+    return int(first), int(end)

@@ -1,19 +1,20 @@
-"""Pictures of speech tokens and of layers, drawn alike wherever they are drawn."""
+"""Plots by matplotlib: t-SNE of speech tokens, intervals of scores; looks that all plots share."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from sottovoce.errors import MissingError, SottovoceError
+from sottovoce.evaluation.reports.pages import NO_PLOTS
+from sottovoce.io import atomic_open
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 
 Features = NDArray[np.floating[Any]]
 Embedding = NDArray[np.float64]
-Panel = tuple[Features, Sequence[str]]  # (rows, dim) and the label of each row
-Curve = tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]]  # x, y and the interval, low and high
+Labelled = tuple[Features, Sequence[str]]  # (rows, dim) and the label of each row
 
 PERPLEXITY = 30.0  # van der Maaten and Hinton (2008): 5 to 50; their own choice is 40, and 30 that of most tools
 DPI = 200
@@ -34,7 +34,6 @@ _STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
     "legend.frameon": False,
-    "svg.fonttype": "none",  # words stay words, which can be searched
     "svg.hashsalt": "sottovoce",  # or names inside the file would differ from run to run
 }
 
@@ -54,7 +53,9 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     """
     ordered, most = list(dict.fromkeys(names)), len(COLOURS) * len(MARKERS)
     if len(ordered) > most:
-        raise SottovoceError(f"a picture tells at most {most} names apart, got {len(ordered)}; merge or leave out some")
+        raise SottovoceError(
+            f"a plot tells at most {most} names apart, got {len(ordered)}; merge or leave out some", code="bad-value"
+        )
     return {name: Look(COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS)]) for i, name in enumerate(ordered)}
 
 
@@ -68,10 +69,14 @@ def tsne(features: Features, seed: int = 0) -> Embedding:
     Raises:
         SottovoceError: `features` is no table of finite numbers with rows and at least two columns.
     """
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2 or not len(x) or x.shape[1] < 2 or not np.isfinite(x).all():
         raise SottovoceError(
-            f"tsne: expected finite features (rows, dim of at least 2), got shape {np.shape(features)}"
+            f"tsne: expected finite features (rows, dim of at least 2), got shape {np.shape(features)}",
+            code="bad-value",
         )
     if not np.ptp(x, axis=0).any():
         return np.zeros((len(x), 2))  # scikit-learn would divide by a deviation of 0, and crash the process
@@ -81,7 +86,7 @@ def tsne(features: Features, seed: int = 0) -> Embedding:
     return np.asarray(embedded, dtype=np.float64)
 
 
-def tsne_picture(panels: Mapping[str, Panel], file: Path, *, seed: int = 0, svg: bool = False) -> dict[str, Embedding]:
+def tsne_picture(panels: Mapping[str, Labelled], file: Path, *, seed: int = 0) -> dict[str, Embedding]:
     """Draw what the systems' speech tokens look like, one panel a system, coloured by label.
 
     SpeechEmotionLlama, figure 2. Each panel is embedded alone, by one seed, and a label looks the same in all.
@@ -91,29 +96,30 @@ def tsne_picture(panels: Mapping[str, Panel], file: Path, *, seed: int = 0, svg:
             label of each row.
         file: the PNG to write.
         seed: of the embedding.
-        svg: write the same as `.svg` beside it.
 
     Returns:
         Where the points lie: system -> (rows, 2).
 
     Raises:
         MissingError: matplotlib is not installed.
-        SottovoceError: there is nothing to draw, a panel has no row or not a label for each, there are too many
-            labels, or `file` is no `.png`.
+        SottovoceError: there is nothing to draw, a panel has no row or not a label for each, or there are too many
+            labels.
     """
     if not panels:
-        raise SottovoceError("tsne_picture: there are no panels to draw; give at least one system")
+        raise SottovoceError("tsne_picture: there are no panels to draw; give at least one system", code="empty")
     for name, (features, labels) in panels.items():
         if not len(labels) or len(features) != len(labels):
             raise SottovoceError(
                 f"tsne_picture: panel {name!r} has {len(features)} rows and {len(labels)} labels; expected a label "
-                "for each row, and at least one row"
+                "for each row, and at least one row",
+                code="bad-value",
+                where=name,
             )
     known = looks(sorted({label for _, labels in panels.values() for label in labels}))
     columns = len(panels) if len(panels) <= COLUMNS else math.ceil(math.sqrt(len(panels)))
     rows = math.ceil(len(panels) / columns)
     legend = 0.55 + 0.075 * max(map(len, known))  # inches
-    with _canvas(file, 2.9 * columns + legend, 3.15 * rows, svg) as figure:
+    with canvas(file, 2.9 * columns + legend, 3.15 * rows) as figure:
         points = {name: tsne(features, seed) for name, (features, _) in panels.items()}
         axes = figure.subplots(rows, columns, squeeze=False).flat
         for name, (_, labels) in panels.items():
@@ -124,74 +130,96 @@ def tsne_picture(panels: Mapping[str, Panel], file: Path, *, seed: int = 0, svg:
     return points
 
 
-def curve_picture(
-    curves: Mapping[str, Curve],
-    file: Path,
-    *,
-    title: str,
-    x_label: str,
-    y_label: str,
-    chance: float | None = None,
-    svg: bool = False,
-) -> None:
-    """Draw one line a name with its interval as a band, such as the accuracy of probes over layers.
+class Bar(NamedTuple):
+    """A row of a panel: a value with its interval (value, low, high), and the values of single seeds."""
 
-    Args:
-        curves: name -> x, y and the interval's ends, low and high, all of one length.
-        file: the PNG to write.
-        title: above the picture.
-        x_label: what x is, with its unit; ticks stand at whole numbers where x is whole.
-        y_label: what y is, with its unit.
-        chance: where a guess would be, if that is one number for all.
-        svg: write the same as `.svg` beside it.
+    name: str
+    value: tuple[float, float, float] | None = None
+    seeds: Sequence[float] = ()
+    colour: str = ""
+
+
+class Panel(NamedTuple):
+    """Values of several systems below one another, on an axis of their own; `zero` marks 0, for differences."""
+
+    title: str
+    bars: Sequence[Bar]
+    zero: bool = False
+
+
+def interval_plot(panels: Sequence[Panel]) -> bytes:
+    """Draw dots with intervals, a panel a score, all of them with the same systems: SVG.
 
     Raises:
         MissingError: matplotlib is not installed.
-        SottovoceError: there is nothing to draw, a curve's lengths differ, an interval does not hold its value, there
-            are too many curves, or `file` is no `.png`.
     """
-    if not curves:
-        raise SottovoceError("curve_picture: there are no curves to draw; give at least one")
-    for name, curve in curves.items():
-        _require_curve(name, curve)
-    known = looks(curves)
-    with _canvas(file, 5.6, 3.4, svg) as figure:
-        axes = figure.subplots()
-        for name, curve in curves.items():
-            _line(axes, name, curve, known[name])
-        if chance is not None:
-            axes.axhline(chance, color="0.45", linestyle=(0, (4, 3)), linewidth=1, label="chance", zorder=1)
-        axes.set_title(title, loc="left")
-        axes.set(xlabel=x_label, ylabel=y_label)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="0.92", linewidth=0.8)
-        axes.set_axisbelow(True)
-        if all(float(at).is_integer() for x, *_ in curves.values() for at in x):
-            axes.locator_params(axis="x", integer=True)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    columns = min(COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    target = io.BytesIO()
+    with canvas(target, 4.0 * columns, (0.75 + 0.25 * len(panels[0].bars)) * rows) as figure:
+        figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
+        axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+        for panel in panels:
+            _intervals(next(axes), panel)
+        for spare in axes:
+            spare.set_axis_off()
+    return target.getvalue()
+
+
+def _intervals(axes: Axes, panel: Panel) -> None:
+    for at, bar in enumerate(panel.bars):
+        if bar.value:
+            value, low, high = bar.value
+            axes.plot([low, high], [at, at], color=bar.colour, linewidth=2, solid_capstyle="round")
+            seeds = axes.plot(bar.seeds, [at] * len(bar.seeds), "o", color=bar.colour, markersize=4.5)
+            seeds[0].set(markerfacecolor="white", markeredgewidth=0.8)
+            axes.plot(value, at, "o", color=bar.colour, markersize=6)
+    if panel.zero:
+        axes.axvline(0, color="0.4", linewidth=1, zorder=1)
+    axes.set_title(panel.title, loc="left")
+    axes.set_yticks(range(len(panel.bars)), [bar.name for bar in panel.bars])
+    axes.set_ylim(len(panel.bars) - 0.4, -0.6)
+    axes.margins(x=0.06)
+    axes.locator_params(axis="x", nbins=6)
+    axes.grid(axis="x", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def require_matplotlib() -> None:
+    """Check that plots can be drawn, without importing what takes a second.
+
+    Raises:
+        MissingError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingError(NO_PLOTS, code="unavailable", where="matplotlib") from error
 
 
 @contextmanager
-def _canvas(file: Path, width: float, height: float, svg: bool) -> Iterator[Figure]:
-    """A figure of so many inches, which is written when it has been drawn; nothing of pyplot's global state."""
-    if file.suffix != ".png":
-        raise SottovoceError(f"{file}: a picture is written as .png, and as .svg beside it on demand; name it *.png")
-    try:
-        from matplotlib import style
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingError(
-            f"{file} cannot be drawn: matplotlib is not installed. Install it: pip install 'sottovoce[plots]'"
-        ) from error
+def canvas(target: Path | IO[bytes], width: float, height: float) -> Iterator[Figure]:
+    """A figure of so many inches, written when it has been drawn: a PNG file, or an SVG stream; no pyplot state.
+
+    Raises:
+        MissingError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     with style.context(_STYLE, after_reset=True):  # the user's own matplotlibrc would change the picture
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=DPI, metadata={"Software": None})
-        if svg:
-            figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
+        if isinstance(target, Path):
+            with atomic_open(target) as stream:
+                figure.savefig(stream, dpi=DPI, format="png", metadata={"Software": None})
+        else:
+            figure.savefig(target, format="svg", metadata={"Date": None})
 
 
 def _scatter(axes: Axes, name: str, points: Embedding, labels: Sequence[str], known: Mapping[str, Look]) -> None:
@@ -212,20 +240,3 @@ def _handles(known: Mapping[str, Look]) -> list[Any]:
         Line2D([], [], color=look.colour, marker=look.marker, linestyle="none", markersize=6, label=label)
         for label, look in known.items()
     ]
-
-
-def _line(axes: Axes, name: str, curve: Curve, look: Look) -> None:
-    x, y, low, high = curve
-    axes.fill_between(x, low, high, color=look.colour, alpha=0.18, linewidth=0)
-    axes.plot(x, y, color=look.colour, marker=look.marker, markersize=3.5, linewidth=1.6, label=name)
-
-
-def _require_curve(name: str, curve: Curve) -> None:
-    lengths = [len(part) for part in curve]
-    if not lengths[0] or len(set(lengths)) > 1:
-        raise SottovoceError(
-            f"curve_picture: {name!r} has x, y, low and high of {lengths} points; expected equally many"
-        )
-    for x, y, low, high in zip(*curve, strict=True):
-        if not low <= y <= high:
-            raise SottovoceError(f"curve_picture: {name!r} at {x}: {y} is not between {low} and {high}")

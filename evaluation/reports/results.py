@@ -38,9 +38,13 @@ METRICS = {  # as the report names them, with the direction that is better
     "egs_c2": "EGS C2 ↑",
     "egs_c3": "EGS C3 ↑",
     "egs_c4": "EGS C4 ↑",
+    "bert_score": "BERTScore ↑",
+    "judge_quality": "quality (1-10) ↑",
+    "judge_emotion": "emotion (1-10) ↑",
+    "probe": "linear probe ↑",
 }
 NATS = ("nats_before", "nats", "nats_change")  # a response token; no shares
-POINTS = ("cs_", "egs_")  # of a judge
+POINTS = ("cs_", "egs_", "judge_")  # of a judge
 LEGEND = (
     "In percent (nats: as they are), with the 95 % interval. baseline: a guess that hears nothing. accuracy: the "
     "paper's WA. balanced: the mean over classes. PA: replies that suit the speaker. CS (1-5), EGS (1-10): points."
@@ -133,7 +137,8 @@ def _systems(records: Sequence[Record]) -> dict[str, list[Record]]:
     for record in in_order(records):
         key = (record.system, record.task, record.metric, record.slots)
         if key in seen:
-            raise SottovoceError(f"two records of {' '.join(key)}; give the systems different names")
+            message = f"two records of {' '.join(key)}; give the systems different names"
+            raise SottovoceError(message, code="conflict", where=record.system)
         seen.add(key)
         groups.setdefault(record.system, []).append(record)
     return groups
@@ -169,6 +174,8 @@ def shown(metric: str, number: float) -> str:
     """A number as tables have it: shares in percent."""
     if metric.startswith(POINTS):
         return f"{number:.2f}"
+    if metric == "bert_score":  # whose values lie close together
+        return f"{100 * number:.2f}"
     return f"{number:.3f}" if metric in NATS else _percent(number)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that carry a digest of themselves, so that a changed bit anywhere is seen."""
+"""Checkpoints with a SHA-256 of themselves in the zip archive's comment, so that a changed bit anywhere is detected."""
 
 import hashlib
 import os
@@ -9,12 +9,12 @@ from typing import IO, Any, cast
 
 import torch
 
-_SEAL = b"sha256:"
-_LENGTH = len(_SEAL) + hashlib.sha256().digest_size * 2
+_PREFIX = b"sha256:"
+_LENGTH = len(_PREFIX) + hashlib.sha256().digest_size * 2
 
 
-class _Summed:
-    """A stream that knows the SHA-256 of all that went through it."""
+class _HashingStream:
+    """A binary stream that computes the SHA-256 of all that is written to it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream, self.digest = stream, hashlib.sha256()
@@ -29,18 +29,17 @@ class _Summed:
 
 def save(content: dict[str, Any], stream: IO[bytes]) -> None:
     """Write what `torch.load` reads: a zip archive, whose comment is the SHA-256 of the archive without a comment."""
-    summed = _Summed(stream)
-    torch.save(content, cast(IO[bytes], summed))  # of a stream it writes to, PyTorch wants no more
-    seal = _SEAL + summed.digest.hexdigest().encode()
+    hashing = _HashingStream(stream)
+    torch.save(content, cast(IO[bytes], hashing))  # PyTorch asks no more of a stream
+    comment = _PREFIX + hashing.digest.hexdigest().encode()
     stream.seek(-2, os.SEEK_END)  # the length of the comment, which ends an archive that has none
-    stream.write(struct.pack("<H", len(seal)) + seal)
+    stream.write(struct.pack("<H", len(comment)) + comment)
 
 
 def check(path: Path) -> None:
-    """Read the whole file once and hold it against its seal.
+    """Read the whole file once and compare it with its digest; without one, with the archive's CRC-32.
 
-    PyTorch would take a changed weight for good: it does not look at the archive's own checksums (CRC-32). They are
-    what a file without a seal is held against.
+    PyTorch looks at neither, and would load a changed weight.
 
     Raises:
         ValueError: the file is not what was written.
@@ -50,19 +49,19 @@ def check(path: Path) -> None:
     with path.open("rb") as stream:
         body = stream.seek(0, os.SEEK_END) - _LENGTH - 2
         stream.seek(max(body, 0))
-        if struct.pack("<H", _LENGTH) + _SEAL == (end := stream.read())[: 2 + len(_SEAL)]:
-            if _sum(stream, body) != end[2 + len(_SEAL) :].decode("ascii", "replace"):
+        if struct.pack("<H", _LENGTH) + _PREFIX == (end := stream.read())[: 2 + len(_PREFIX)]:
+            if _sha256(stream, body) != end[2 + len(_PREFIX) :].decode("ascii", "replace"):
                 raise ValueError("it has changed since it was written")
             return
     with zipfile.ZipFile(path) as archive:
         if archive.comment:
-            raise ValueError("its seal is broken")
+            raise ValueError("its digest is broken")
         if damaged := archive.testzip():
             raise ValueError(f"the checksum of {damaged} is wrong")
 
 
-def _sum(stream: IO[bytes], length: int) -> str:
-    """Of the first so many bytes, and the two that were no comment's length."""
+def _sha256(stream: IO[bytes], length: int) -> str:
+    """The digest of the first `length` bytes, and of the comment's length as it was: 0."""
     digest = hashlib.sha256()
     stream.seek(0)
     while part := stream.read(min(1 << 20, length)):

@@ -1,4 +1,4 @@
-"""Devices: whether weights fit into memory before they are made, and work on this process's GPU."""
+"""Devices: memory checks before weights are allocated, and moving a module to this process's GPU."""
 
 import os
 from collections.abc import Iterator
@@ -11,22 +11,22 @@ from sottovoce.errors import ConfigError
 
 
 def check_fits(part: nn.Module, what: str) -> None:
-    """Refuse a part, built on the meta device, whose weights are larger than the whole memory of the machine.
+    """Refuse a module, built on the meta device, whose weights are larger than the machine's memory (RAM or GPU).
 
     Raises:
         ConfigError: they are; `what` names the part.
     """
-    weights = [*part.parameters(), *part.buffers()]
-    taken = sum(weight.numel() * weight.element_size() for weight in weights)
-    there = installed()
+    needed = sum(weight.numel() * weight.element_size() for weight in (*part.parameters(), *part.buffers()))
+    memory = total_memory()
     if torch.cuda.is_available():
-        there = max(there, torch.cuda.get_device_properties(0).total_memory)
-    if taken > there:
-        raise ConfigError(f"{what}: its weights take {taken / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f} GB")
+        memory = max(memory, torch.cuda.get_device_properties(0).total_memory)
+    if needed > memory:
+        why = f"its weights take {needed / 1e9:,.0f} GB, this machine has {memory / 1e9:,.0f} GB"
+        raise ConfigError.at(what, "bad-value", why)
 
 
-def installed() -> int:
-    """Bytes of memory that this machine has."""
+def total_memory() -> int:
+    """Bytes of RAM that this machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -48,6 +48,11 @@ class SottovoceError(ValueError):
         self.code, self.where, self.faults = code or self.code, str(where), tuple(faults)
 
     @classmethod
+    def at(cls, where: object, code: Code, why: str) -> Self:
+        """An error whose message begins with its place."""
+        return cls(f"{where}: {why}", code=code, where=where)
+
+    @classmethod
     def of(cls, faults: Iterable[SottovoceError]) -> Self:
         """One error that tells of several, a line each."""
         faults = tuple(faults)
@@ -114,3 +119,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     similar = get_close_matches(name, known, n=1) if len(name) <= _LONGEST_NAME else []
     hint = "".join(f" Did you mean {match!r}?" for match in similar)
     return f"{hint} Known: {', '.join(known) or 'none'}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message; the error's class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def require_positive(node: str, **numbers: int | None) -> None:
+    """Refuse numbers below 1; None is left alone.
+
+    Raises:
+        ConfigError: `node.name` of the first such number.
+    """
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ConfigError.at(f"{node}.{name}", "bad-value", f"expected at least 1, got {value}")

@@ -1,25 +1,50 @@
-"""Checkpoints in Hugging Face's format: a local folder comes first, then the cache on this machine, then the hub."""
+"""Checkpoints in Hugging Face's format: from a local folder, else from the local cache, else from the hub."""
 
+import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, snapshot_download
 
-from sottovoce.errors import MissingError, nearest
+from sottovoce.errors import MissingError, first_line, nearest
 from sottovoce.paths import resolve
 
+WEIGHTS = ("*.safetensors",)  # in one file or in shards
+# Fields of a config.json that say nothing about the model, and change from release to release
+BOOKKEEPING = ("transformers_version", "_name_or_path", "_commit_hash", "dtype", "torch_dtype")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Where one part of a model comes from, and what to do when it does not come."""
+    """Finds the checkpoints of one part of a model.
 
-    part: str  # as messages call it; in lower case, the recipe's key
-    files: str  # what a local copy must hold
-    published: Collection[str]  # hub ids that are well known, to suggest the nearest
+    Args:
+        part: encoder, adapter or LLM, as messages call it; in lower case, the recipe's key.
+        files: what a local copy must hold, for messages.
+        published: hub id -> fields of its config.json, of well-known checkpoints.
+    """
+
+    part: str
+    files: str
+    published: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def key(self) -> str:
+        """The recipe's key for a checkpoint of this part."""
+        return f"{self.part.lower()}.checkpoint"
+
+    def published_config(self, checkpoint: str) -> Any:
+        """The published configuration, for which no network is needed; None if unknown or if a local folder has it."""
+        if checkpoint not in self.published or resolve(checkpoint).is_dir():
+            return None
+        from transformers import AutoConfig
+
+        fields = dict(self.published[checkpoint])
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
     def folder(self, checkpoint: str) -> Path | None:
         """The local folder that `checkpoint` names; None where it is a hub id.
@@ -35,11 +60,12 @@ class Hub:
         return None
 
     def snapshot(self, checkpoint: str, files: Sequence[str]) -> Path:
-        """The folder of a checkpoint: a local one comes first, then the Hugging Face cache, then the hub.
+        """The folder of a checkpoint: the local one, else that in the Hugging Face cache, else the hub's.
 
         Args:
             checkpoint: a folder or hub id.
-            files: patterns of what is needed of it; of the first and the last, one file must be there.
+            files: patterns of what is needed of it; the first and the last must match a file, and none of the files
+                in an index of weights may be missing.
 
         Raises:
             MissingError: there is no such folder, or the hub has not got it.
@@ -49,26 +75,34 @@ class Hub:
         why = ""
         for local in (True, False):
             try:
-                found = Path(snapshot_download(checkpoint, allow_patterns=list(files), local_files_only=local))
+                folder = Path(snapshot_download(checkpoint, allow_patterns=list(files), local_files_only=local))
             except Exception as error:  # their base class depends on the hub client's version (httpx, httpx2)
                 why = first_line(error)
                 continue
-            if any(found.glob(files[0])) and any(found.glob(files[-1])):
-                return found
-            why = f"{found} holds no {files[-1]}"
+            if (
+                any(folder.glob(files[0]))
+                and any(folder.glob(files[-1]))
+                and (files[-1] not in WEIGHTS or _whole(folder))
+            ):
+                return folder
+            why = f"{folder} holds no {files[-1]}, or not all of them"
         raise self.missing(checkpoint, why)
 
     def missing(self, checkpoint: str, why: str) -> MissingError:
-        """The error for a checkpoint that cannot be had, with where it was looked for and what to do about it."""
+        """The error for a checkpoint that cannot be loaded: where it was looked for, and what to do."""
         known = "" if checkpoint in self.published else nearest(checkpoint, self.published).split(" Known:")[0]
         return MissingError(
             f"the {self.part} {checkpoint} cannot be loaded: {why}.{known}\n"
             f"Looked in the folder {Path.cwd() / resolve(checkpoint)}, in the Hugging Face cache "
             f"{constants.HF_HUB_CACHE} and on {constants.ENDPOINT}.\nPoint at a local copy ({self.files}) with "
-            f"{self.part.lower()}.checkpoint=/path/to/folder, or run conf/quickstart.yaml, which needs no download."
+            f"{self.key}=/path/to/folder, or run conf/quickstart.yaml, which needs no download.",
+            where=self.key,
         )
 
 
-def first_line(error: Exception) -> str:
-    """What an error of another library says at its start; its name where it says nothing."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
+def _whole(folder: Path) -> bool:
+    """Whether every shard of the weights is there: a download may have been interrupted."""
+    indices = folder.glob("*.safetensors.index.json")
+    return all(
+        (folder / shard).is_file() for i in indices for shard in json.loads(i.read_text())["weight_map"].values()
+    )

@@ -1,5 +1,6 @@
-"""Files and folders written atomically (aside, synced, renamed), and a lock that processes share."""
+"""Files and folders written atomically (aside, synced, renamed), their digests, and a lock that processes share."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -60,7 +61,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         draft.mkdir(parents=True)
         try:
             yield draft
-            for file in draft.iterdir():
+            for file in draft.rglob("*"):
                 _sync(file)
             _sync(draft)
             shutil.rmtree(folder, ignore_errors=True)
@@ -89,14 +90,24 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise
         raise StorageError(
             f"{path} cannot be written: {reason}. What was there before is untouched; make room, and the same command "
-            "goes on"
+            "goes on",
+            where=path,
         ) from None
 
 
 def atomic_write(path: Path, content: str | bytes, *, shared: bool = False) -> None:
-    """Write a file, text as UTF-8; see `whole`."""
+    """Write a file, text as UTF-8; see `atomic_open`."""
     with atomic_open(path, shared=shared) as stream:
         stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def file_sha256(file: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -1,28 +1,21 @@
-"""A server with an OpenAI-compatible API: what asking it takes, whatever is asked: a chat's answer, or speech."""
+"""Client of a server with an OpenAI-compatible API, by the `openai` SDK: chat completions and speech."""
 
 import math
 import os
-import random
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 from urllib.parse import urlsplit
-
-import requests
-from urllib3.exceptions import HTTPError
-from urllib3.exceptions import TimeoutError as PacketTimeout
 
 from sottovoce.errors import ConfigError, MissingError
 
 T = TypeVar("T")
+Endpoint: TypeAlias = Literal["chat/completions", "audio/speech"]
 
-_LONGEST_WAIT = 60.0  # seconds between two attempts, whatever a server asks for
-_LONGEST_BODY = 1 << 24  # bytes; no answer is as long
-_LOST = 8  # requests in a row that ran out of attempts: the server is gone, and the rest need not wait for it
-_MAY_PASS = (408, 409, 425, 429)  # and all of 5xx: the same request may succeed later
+_MAX_BYTES = 1 << 24  # of an answer
+_MAX_LOST = 8  # requests in a row that ran out of attempts
 
 
 @dataclass(frozen=True)
@@ -32,50 +25,38 @@ class Failure:
     reason: str
 
 
-@dataclass(frozen=True)
-class Retryable:
-    """What may pass: another attempt is worth while, but not before `wait` seconds."""
-
-    reason: str
-    wait: float = 0.0
-
-
 class CircuitBreaker:
-    """What threads share: whether it is over, and how many requests in a row ran out of attempts."""
+    """Opens after 8 requests in a row that ran out of attempts: the server is gone, and the rest need not wait for it.
+
+    Shared by the threads that send requests of one job.
+    """
 
     def __init__(self) -> None:
-        self.over = threading.Event()
         self._lock, self._lost = threading.Lock(), 0
 
-    def found(self) -> None:
+    @property
+    def open(self) -> bool:
+        return self._lost >= _MAX_LOST
+
+    def record(self, lost: bool) -> None:
         with self._lock:
-            self._lost = 0
-
-    def lost(self) -> None:
-        with self._lock:
-            self._lost += 1
-            if self._lost >= _LOST:
-                self.over.set()
+            self._lost = self._lost + 1 if lost else 0
 
 
-class Server:
-    """One address of a server: POST {base_url}/{path}, by as many threads as like to.
+class OpenAIClient:
+    """Sends requests to one server, from any number of threads.
 
-    What one request fails on costs that request alone: it becomes a `Failure` once no attempt is left. A refused key or
-    an unknown model is told at once, since no attempt can help.
+    The SDK retries what may pass, with growing pauses or those of the server's `Retry-After`, and takes proxies from
+    the environment.
 
     Args:
-        who: asks, for errors: "engine openai".
-        path: below `base_url`, such as chat/completions.
+        component: that sends, for errors: "engine openai".
         base_url: of the API, such as http://localhost:8000/v1.
         model: as the server calls it.
         api_key_env: the environment variable that holds the key; None for a server without one. The key itself is
             never kept in a file, written or shown.
-        timeout: seconds that one attempt may take, from the first byte sent to the last one received.
+        timeout: seconds until an answer begins, for each attempt, and again until it has ended.
         retries: attempts after the first.
-        backoff: seconds before the second attempt at most; doubled for each further one. A random part of up to half
-            is left out, so that many clients do not come back at once. Never less than the server's `Retry-After`, and
-            never more than a minute.
 
     Raises:
         ConfigError: a knob makes no sense.
@@ -83,151 +64,123 @@ class Server:
     """
 
     def __init__(
-        self,
-        who: str,
-        path: str,
-        *,
-        base_url: str,
-        model: str,
-        api_key_env: str | None,
-        timeout: float,
-        retries: int,
-        backoff: float,
+        self, component: str, *, base_url: str, model: str, api_key_env: str | None, timeout: float, retries: int
     ) -> None:
-        if retries < 0 or not 0 < timeout < math.inf or not 0 <= backoff < math.inf:
-            raise ConfigError(
-                f"{who}: retries and backoff must be at least 0, and timeout above 0; "
-                f"got retries {retries}, backoff {backoff}, timeout {timeout}"
-            )
-        self.who, self.path, self.model = who, path, model
-        self.base_url = _checked_url(who, base_url)
-        self.api_key_env, self._key = api_key_env, _key_of(who, api_key_env)
-        self.timeout, self.retries, self.backoff = timeout, retries, backoff
+        import openai  # takes 0.6 s, which nobody who asks no server need wait for
 
-    def ask(
-        self, body: dict[str, Any], read: Callable[[bytes], T | Failure | Retryable], patience: CircuitBreaker
+        if retries < 0 or not 0 < timeout < math.inf:
+            raise ConfigError(
+                f"{component}: retries must be at least 0, and timeout above 0; got {retries} and {timeout}",
+                code="bad-value",
+                where="retries" if retries < 0 else "timeout",
+            )
+        self.component, self.model, self.timeout, self.retries = component, model, timeout, retries
+        self.base_url = _checked_url(component, base_url)
+        self.api_key_env, self._key = api_key_env, _read_key(component, api_key_env)
+        sdk = openai.OpenAI(
+            api_key=self._key or "none",  # absent, the SDK would send OPENAI_API_KEY to whatever server this is
+            base_url=self.base_url,
+            timeout=timeout,
+            max_retries=retries,
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),  # a redirected POST becomes a GET
+        )
+        self._headers = {} if self._key else {"Authorization": openai.Omit()}
+        self._create: dict[Endpoint, Callable[..., Any]] = {
+            "chat/completions": sdk.chat.completions.with_streaming_response.create,
+            "audio/speech": sdk.audio.speech.with_streaming_response.create,
+        }
+
+    def request(
+        self, endpoint: Endpoint, body: dict[str, Any], parse: Callable[[bytes], T | Failure], breaker: CircuitBreaker
     ) -> T | Failure:
-        """What `read` makes of the answer to one request.
+        """What `parse` makes of the answer; a `Failure` where there is none, which costs this request alone.
 
         Args:
+            endpoint: below `base_url`.
             body: of the request, beside the model.
-            read: the body of an answer to what is wanted; `Retryable` for one that another attempt may mend.
-            patience: shared by requests that have a fate in common: after 8 in a row that ran out of attempts, the
-                rest fail without being sent.
+            parse: the body of an answer to what is wanted; raises ValueError where it is something else.
+            breaker: of all requests of one job; once it is open, nothing is sent.
 
         Raises:
             MissingError: the server refuses the key.
             ConfigError: the server does not know the model, or is not at `base_url`.
         """
-        reason = ""
-        for attempt in range(1 + self.retries):
-            if patience.over.is_set():
-                return Failure("given up: the server does not answer")
-            outcome = self._attempt({"model": self.model, **body}, read)
-            if not isinstance(outcome, Retryable):
-                patience.found()
-                return outcome
-            reason = outcome.reason
-            if attempt < self.retries:
-                patience.over.wait(self._pause(attempt, outcome))
-        patience.lost()
-        return Failure(f"{reason}, {1 + self.retries} times")
+        import openai
 
-    def _pause(self, attempt: int, trouble: Retryable) -> float:
-        own = self.backoff * 2.0**attempt * random.uniform(0.5, 1)
-        return min(max(own, trouble.wait), _LONGEST_WAIT)
-
-    def _attempt(
-        self, body: dict[str, Any], read: Callable[[bytes], T | Failure | Retryable]
-    ) -> T | Failure | Retryable:
-        """One request. Messages of libraries stay out of reasons: they may quote headers."""
-        due = time.monotonic() + self.timeout
+        if breaker.open:
+            return Failure("given up: the server does not answer")
+        outcome: T | Failure
+        lost, tried = True, f"(retries: {self.retries})"
         try:
-            with requests.post(
-                f"{self.base_url}/{self.path}",
-                json=body,
-                auth=self._sign,  # or requests would look for a password in ~/.netrc
-                timeout=self.timeout,
-                allow_redirects=False,  # a redirected POST becomes a GET
-                stream=True,
-            ) as response:
-                raw = _received(response, due)
-                return read(raw) if response.status_code == 200 else self._refused(response, raw)
-        except (requests.Timeout, PacketTimeout, TimeoutError):
-            return Retryable(f"no answer within {self.timeout:g} s")
-        except (requests.RequestException, HTTPError) as error:
-            return Retryable(f"the server cannot be reached ({type(error).__name__})")
+            with self._create[endpoint](model=self.model, extra_headers=self._headers, **body) as response:
+                outcome = parse(self._read(response))
+                lost = False
+        except openai.APIStatusError as error:
+            lost = error.status_code in (408, 409, 429) or error.status_code >= 500  # what the SDK retries
+            outcome = Failure(f"HTTP {error.status_code} {tried}") if lost else self._refused(endpoint, error.response)
+        except openai.APITimeoutError:
+            outcome = Failure(f"no answer within {self.timeout:g} s {tried}")
+        except openai.APIConnectionError as error:  # messages of libraries may quote headers
+            outcome = Failure(f"connection failed: {type(error.__cause__).__name__} {tried}")
+        except ValueError as error:
+            outcome = Failure(str(error))
+        breaker.record(lost)
+        return outcome
 
-    def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    def _read(self, response: Any) -> bytes:
+        """The body. The SDK's timeout is for each packet, and a server may send for ever."""
+        end, body = time.monotonic() + self.timeout, bytearray()
+        blocks = response.iter_bytes()
+        while time.monotonic() < end and len(body) <= _MAX_BYTES:
+            try:
+                body += next(blocks)
+            except StopIteration:
+                return bytes(body)
+            except Exception as error:  # of httpx or its successor, whichever the SDK has
+                raise ValueError(f"the answer broke off ({type(error).__name__})") from None
+        raise ValueError(f"the answer is longer than {self.timeout:g} s or {_MAX_BYTES >> 20} MiB")
+
+    def _refused(self, endpoint: str, response: Any) -> Failure:
+        status, said = response.status_code, " ".join(response.text.split())
         if self._key:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
-
-    def _refused(self, response: requests.Response, body: bytes) -> Failure | Retryable:
-        status = response.status_code
+            said = said.replace(self._key, "***")  # some servers quote it
         if status in (401, 403):
-            known = f"the key in {self.api_key_env}" if self._key else "a request without a key; set api_key_env"
-            raise MissingError(f"{self.who}: {self.base_url} refuses {known} (HTTP {status})")
+            key = f"the key in {self.api_key_env}" if self._key else "a request without a key; set api_key_env"
+            message = f"{self.component}: {self.base_url} refuses {key} (HTTP {status})"
+            raise MissingError(message, code="unavailable", where="api_key_env") from None
         if status in (404, 405) or 300 <= status < 400:
-            leads_to = response.headers.get("Location", "")
             raise ConfigError(
-                f"{self.who}: HTTP {status} from {self.base_url}/{self.path} for the model {self.model!r}: "
-                f"{self._said(body or leads_to.encode())}. The server must know the model; base_url mostly ends in /v1"
-            )
-        if status in _MAY_PASS or status >= 500:
-            return Retryable(f"HTTP {status}", retry_after(response.headers.get("Retry-After", "")))
-        return Failure(f"HTTP {status}: {self._said(body)}")
-
-    def _said(self, body: bytes) -> str:
-        """The start of what a server says, without the key, which some quote."""
-        text = " ".join(body.decode("utf-8", "replace").split())
-        return (text.replace(self._key, "***") if self._key else text)[:200]
+                f"{self.component}: HTTP {status} from {self.base_url}/{endpoint} for the model {self.model!r}: "
+                f"{(said or response.headers.get('Location', ''))[:200]}. The server must know the model; base_url "
+                "mostly ends in /v1",
+                code="not-found",
+                where="model",
+            ) from None
+        return Failure(f"HTTP {status}: {said[:200]}")
 
 
-def _received(response: requests.Response, due: float) -> bytes:
-    """The body, as long as there is time: a timeout of requests is for each packet, and a server may send for ever."""
-    body = b""
-    while block := response.raw.read1(1 << 16, decode_content=True):
-        body += block
-        if time.monotonic() > due:
-            raise TimeoutError
-        if len(body) > _LONGEST_BODY:
-            raise HTTPError("longer than any answer")
-    return body
-
-
-def retry_after(value: str) -> float:
-    """Seconds from now; the header holds seconds or a date (RFC 9110, section 10.2.3), or nothing of use (0)."""
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, OverflowError, OSError):  # no date, or one that no clock of this machine shows
-            return 0.0
-    return max(0.0, seconds)  # 0 for nan, too
-
-
-def _checked_url(who: str, base_url: str) -> str:
+def _checked_url(component: str, base_url: str) -> str:
     try:
         parts = urlsplit(base_url)
         whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
-        raise ConfigError(f"{who}: base_url is not an address; write http://host:port/v1") from None
+        whole = False
     if not whole or parts.username is not None or parts.query or parts.fragment:
         raise ConfigError(
-            f"{who}: base_url must be http(s)://host[:port]/path and nothing more; a key belongs into an "
-            "environment variable, named by api_key_env"
+            f"{component}: base_url must be http(s)://host[:port]/path and nothing more; a key belongs into an "
+            "environment variable, named by api_key_env",
+            code="bad-value",
+            where="base_url",
         )
     return base_url.rstrip("/")
 
 
-def _key_of(who: str, variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise MissingError(f"{who}: the environment variable {variable} is not set; put the key there")
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"{who}: the key in {variable} holds characters that no HTTP header can")
+def _read_key(component: str, variable: str | None) -> str | None:
+    key = os.environ.get(variable, "").strip() if variable else None
+    if key == "":
+        message = f"{component}: the environment variable {variable} is not set; put the key there"
+        raise MissingError(message, code="unavailable", where="api_key_env")
+    if key and not (key.isascii() and key.isprintable()):
+        message = f"{component}: the key in {variable} holds characters that no HTTP header can"
+        raise ConfigError(message, code="bad-value", where="api_key_env")
     return key

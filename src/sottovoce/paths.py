@@ -1,22 +1,28 @@
 """Where files are: paths of the user, and files that come with the package."""
 
-import hashlib
 import os
 from pathlib import Path
 
-from sottovoce.errors import MissingError, brief, nearest
+from sottovoce.errors import ConfigError, MissingError, brief, nearest
 
 _ROOMS = ("conf", "data", "demo")  # that hold files
 _PACKAGED = "sottovoce:"  # sottovoce:demo/backbones/llm is a folder of the installed package
+_FORMER = "undertone:"  # in recipes of runs and bundles from before the package was renamed
 
 
 def resolve(path: str | Path) -> Path:
     """A local path; `sottovoce:` at its start stands for the installed package's own files.
 
     Raises:
+        ConfigError: it begins with the package's former name.
         MissingError: the package has no such room, or no file can have this name.
     """
     text = str(path)
+    if text.startswith(_FORMER):
+        now = _PACKAGED + text.removeprefix(_FORMER)
+        raise ConfigError(
+            f"{brief(text, 100)}: the package's name has changed: write {brief(now, 100)}", code="bad-value", where=text
+        )
     if not text.startswith(_PACKAGED):
         return usable(text)
     room, _, rest = text.removeprefix(_PACKAGED).partition("/")
@@ -52,14 +58,3 @@ def read_text(file: Path, most: int = 1 << 24) -> str:
     if file.is_file() and file.stat().st_size > most:
         raise OSError(f"it has {file.stat().st_size} bytes; at most {most} are read")
     return file.read_text("utf-8")
-
-
-def sha256_of(*files: Path) -> str:
-    """One digest over the names and bytes of some files, in the order of their names."""
-    digest = hashlib.sha256()
-    for file in sorted(files, key=lambda f: f.name):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

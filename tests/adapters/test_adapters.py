@@ -1,4 +1,4 @@
-"""Laws of every registered adapter, third-party ones included, and the two published ones against their formulas."""
+"""Laws of every registered adapter, third-party ones included; the two of the dual adapter against their formulas."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.helpers.errors import refused
 from torch import Tensor
 
 from sottovoce.adapters import ADAPTERS, Adapter
 from sottovoce.adapters.frame_stacking_mlp import FrameStackingMLP
 from sottovoce.adapters.pooled_soft_prompt import PooledSoftPrompt, masked_adaptive_mean
-from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
 
 D_AUDIO, D_LLM = 16, 24
@@ -23,9 +23,9 @@ SMALL = {
 }
 
 
-def build(name: str) -> Adapter:
-    torch.manual_seed(0)
-    return ADAPTERS.build({"type": name, **SMALL.get(name, {})}, D_AUDIO, D_LLM).eval()
+def build(name: str, seed: int = 0, **knobs: Any) -> Adapter:
+    torch.manual_seed(seed)
+    return ADAPTERS.build({"type": name, **SMALL.get(name, {}), **knobs}, D_AUDIO, D_LLM).eval()
 
 
 def rows(*lengths: int) -> list[Tensor]:
@@ -70,7 +70,7 @@ def test_gradients_reach_every_parameter_and_the_frames(name: str) -> None:
     x.requires_grad_()
     out = adapter(Frames(x, lengths))
     weight = torch.randn(out.x.shape, generator=torch.Generator().manual_seed(2))
-    (out.x * weight * out.real()[..., None]).sum().backward()
+    (out.x * weight * out.mask()[..., None]).sum().backward()
     for parameter, value in adapter.named_parameters():
         assert value.requires_grad and value.grad is not None and value.grad.abs().sum() > 0, parameter
     assert x.grad is not None
@@ -90,8 +90,7 @@ def test_eval_is_deterministic_and_agrees_with_and_without_gradients(name: str) 
 @EVERY
 def test_an_adapter_survives_its_state_dict(name: str) -> None:
     adapter, frames = build(name), Frames.pad(rows(*LENGTHS))
-    torch.manual_seed(9)
-    other = ADAPTERS.build({"type": name, **SMALL.get(name, {})}, D_AUDIO, D_LLM).eval()
+    other = build(name, seed=9)
     other.load_state_dict(adapter.state_dict())
     assert torch.equal(other(frames).x, adapter(frames).x)
 
@@ -180,41 +179,52 @@ def test_pytorchs_fast_path_gives_the_same_result_at_full_length() -> None:
     torch.testing.assert_close(fast.x, slow.x, atol=1e-5, rtol=1e-5)
 
 
-def test_dropout_is_there_in_training_only() -> None:
-    adapter, frames = build("pooled_soft_prompt"), Frames.pad(rows(30))
+@pytest.mark.parametrize("name", ["pooled_soft_prompt", "emotion_aligned"])
+def test_dropout_is_there_in_training_only(name: str) -> None:
+    adapter, still, frames = build(name), build(name, dropout=0.0).train(), Frames.pad(rows(30))
     assert not torch.equal(adapter.train()(frames).x, adapter(frames).x)
     assert torch.equal(adapter.eval()(frames).x, adapter(frames).x)
+    assert torch.equal(still(frames).x, still(frames).x)
 
 
 @pytest.mark.parametrize(
-    ("node", "message"),
+    ("name", "knobs", "code", "where"),
     [
-        ({"type": "pooled_soft_prompts"}, "Did you mean 'pooled_soft_prompt'"),
-        ({"type": "frame_stacking_mlp", "stak": 5}, "stak"),
-        ({"type": "frame_stacking_mlp", "stack": "five"}, "five"),
-        ({"type": "frame_stacking_mlp", "stack": 0}, "stack must be at least 1, got 0"),
-        ({"type": "frame_stacking_mlp", "hidden": 0}, "hidden must be at least 1, got 0"),
-        ({"type": "pooled_soft_prompt", "heads": 0}, "heads must be at least 1, got 0"),
-        ({"type": "pooled_soft_prompt", "layers": 0}, "layers must be at least 1, got 0"),
-        ({"type": "pooled_soft_prompt", "tokens": 0}, "tokens must be at least 1, got 0"),
-        ({"type": "pooled_soft_prompt", "heads": 3}, "heads=3 does not divide the encoder's dim of 16"),
-        ({"type": "pooled_soft_prompt", "dropout": 1.5}, "1.5"),
-        ({"stack": 5}, "`type` is missing"),
+        ("pooled_soft_prompts", {}, "unknown-name", "adapter.type"),
+        (None, {"stack": 5}, "missing-key", "adapter.type"),
+        ("frame_stacking_mlp", {"stak": 5}, "unknown-key", "adapter.stak"),
+        ("frame_stacking_mlp", {"stack": "five"}, "bad-value", "adapter.stack"),
+        ("frame_stacking_mlp", {"stack": 0}, "bad-value", "adapter.stack"),
+        ("frame_stacking_mlp", {"hidden": 0}, "bad-value", "adapter.hidden"),
+        ("pooled_soft_prompt", {"heads": 0}, "bad-value", "adapter.heads"),
+        ("pooled_soft_prompt", {"layers": 0}, "bad-value", "adapter.layers"),
+        ("pooled_soft_prompt", {"layers": 1001}, "bad-value", "adapter.layers"),
+        ("pooled_soft_prompt", {"tokens": 0}, "bad-value", "adapter.tokens"),
+        ("pooled_soft_prompt", {"tokens": 10_001}, "bad-value", "adapter.tokens"),
+        ("pooled_soft_prompt", {"heads": 3}, "bad-value", "adapter.heads"),  # does not divide 16
+        ("emotion_aligned", {"width": 0}, "bad-value", "adapter.width"),
+        ("emotion_aligned", {"feedforward": 0}, "bad-value", "adapter.feedforward"),
+        ("emotion_aligned", {"stride": -1}, "bad-value", "adapter.stride"),
+        ("emotion_aligned", {"heads": 32}, "bad-value", "adapter.heads"),  # an odd share of the width
+        ("emotion_aligned", {"heads": 3}, "bad-value", "adapter.heads"),
+        ("emotion_aligned", {"kernel": 4}, "bad-value", "adapter.kernel"),
+        ("emotion_aligned", {"kernel": 1, "stride": 2}, "bad-value", "adapter.kernel"),  # frames would be skipped
     ],
 )
-def test_a_bad_knob_is_named(node: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ADAPTERS.build(node, D_AUDIO, D_LLM)
+def test_a_bad_knob_is_named(name: str | None, knobs: dict[str, object], code: Any, where: str) -> None:
+    with refused(code, where):
+        ADAPTERS.build({"type": name, **SMALL.get(name or "", {}), **knobs}, D_AUDIO, D_LLM)
 
 
-def test_unknown_knobs_are_errors_of_the_recipe() -> None:
-    with pytest.raises(ConfigError, match=r"slots\.linguistic\.adapter.*hiden"):
-        ADAPTERS.check({"type": "frame_stacking_mlp", "hiden": 5}, "slots.linguistic.adapter")
+@pytest.mark.parametrize("name", ["pooled_soft_prompt", "emotion_aligned"])
+def test_dropout_is_a_share(name: str) -> None:
+    with pytest.raises(ValueError, match=r"1\.5"):
+        build(name, dropout=1.5)
 
 
-@pytest.mark.parametrize("name", ["frame_stacking_mlp", "pooled_soft_prompt"])
+@pytest.mark.parametrize("name", ["frame_stacking_mlp", "pooled_soft_prompt", "emotion_aligned"])
 def test_adapters_begin_as_quietly_as_word_embeddings(name: str) -> None:
     torch.manual_seed(0)
-    adapter = ADAPTERS.build({"type": name}, 64, 128).eval()
+    adapter = ADAPTERS.build({"type": name, **SMALL.get(name, {})}, 64, 128).eval()
     out = adapter(Frames(torch.randn(4, 50, 64), torch.full((4,), 50)))
     assert 0.001 < out.x.std() < 0.06

@@ -39,7 +39,7 @@ class Prosody(Adapter):
         self.net = nn.Sequential(nn.Linear(d_audio, width), nn.Tanh(), nn.Linear(width, d_llm))
 
     def forward(self, frames: Frames) -> Frames:
-        real = frames.real()[..., None]
+        real = frames.mask()[..., None]
         mean = (frames.x * real).sum(1, keepdim=True) / frames.lengths[:, None, None]
         return Frames(self.net(mean), frames.lengths * 0 + 1)
 '''

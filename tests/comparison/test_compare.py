@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import random
+import re
+import sys
 import time
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -16,19 +18,24 @@ import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from omegaconf import OmegaConf
+from rich.console import Console
+from tests.helpers.errors import refused
 
 from sottovoce.cli.main import main
-from sottovoce.comparison.compare import compared, grouped
+from sottovoce.comparison.compare import compare_runs, grouped
 from sottovoce.comparison.finished_runs import flat, read_run, without_seed
-from sottovoce.errors import ConfigError, MissingError, SottovoceError
+from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation import Prediction, Record, score_all, write_results
-from sottovoce.evaluation.bootstrap import ratio
-from sottovoce.evaluation.metrics import Measure, accuracy, balanced_accuracy, rouge_l, word_error_rate
-from sottovoce.evaluation.paired_bootstrap import Key, difference, differences, estimate
-from sottovoce.evaluation.reports.compare import SideBySide, comparison_csv
-from sottovoce.evaluation.reports.compare_html import comparison_html
-from sottovoce.evaluation.reports.svg import ticks_of
+from sottovoce.evaluation.metrics import accuracy, balanced_accuracy, mean_measure, word_error_rate
+from sottovoce.evaluation.paired_bootstrap import Estimate, Key, Seeds, estimate
+from sottovoce.evaluation.reports import compare_html
+from sottovoce.evaluation.reports.compare import Comparison, System, comparison_csv, comparison_of, is_better
+from sottovoce.evaluation.reports.compare_html import VERDICT_COLOURS, comparison_html
+from sottovoce.evaluation.reports.plots import Panel
+from sottovoce.evaluation.reports.results import shown
+from sottovoce.evaluation.reports.tables import terminal_tables
 from sottovoce.evaluation.retention import Kept, RetentionScore, retention_scores, write_scores
+from sottovoce.evaluation.text_similarity import rouge_l
 from sottovoce.lightning_modules.callbacks import ThroughputMeter
 from sottovoce.scoring.text_retention import AFTER, BEFORE
 
@@ -37,17 +44,22 @@ DUE = {"child": "please ask a grown up", "adult": "switch it off and check the f
 # Statistics
 
 
-def mean_of(values: Any) -> Measure:
-    values = np.asarray(values, dtype=float)
-    return Measure(float(values.mean()), np.column_stack([values, np.ones(len(values))]), ratio, None, "")
+def printed(comparison: Comparison, width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(terminal_tables(comparison))
+    return console.export_text()
+
+
+def difference(ours: Seeds, theirs: Seeds) -> Estimate:
+    return estimate(ours) - estimate(theirs)
 
 
 def test_a_paired_interval_is_that_of_a_plain_bootstrap_of_differences() -> None:
     random = np.random.default_rng(5)
     hard = random.normal(size=150)
     ours, theirs = (hard + 0.3 * random.normal(size=150) + shift for shift in (0.2, 0.0))
-    found = difference({0: mean_of(ours)}, {0: mean_of(theirs)})
-    draws = np.random.default_rng(0)  # the same draws as `bootstrap`, read directly
+    found = difference({0: mean_measure(ours)}, {0: mean_measure(theirs)})
+    draws = np.random.default_rng(0)  # as `resample`
     resampled = []
     for _ in range(1000):
         rows = draws.integers(150, size=150)
@@ -55,21 +67,21 @@ def test_a_paired_interval_is_that_of_a_plain_bootstrap_of_differences() -> None
     low, high = np.quantile(resampled, [0.025, 0.975])
     assert (found.low, found.high) == pytest.approx((low, high), abs=2e-6)
     assert found.value == pytest.approx(ours.mean() - theirs.mean(), abs=2e-6)
-    assert found.is_clear and found.n == 150
-    unpaired = np.hypot(*(estimate({0: mean_of(v)}).high - v.mean() for v in (ours, theirs)))
+    assert found.is_significant and found.n == 150
+    unpaired = np.hypot(*(estimate({0: mean_measure(v)}).high - v.mean() for v in (ours, theirs)))
     assert found.high - found.value < 0.5 * unpaired  # what is hard for both cancels out
 
 
 def test_seeds_are_scored_together_on_the_same_draws() -> None:
     random = np.random.default_rng(6)
     ours, theirs = random.normal(size=(3, 80)), random.normal(size=(2, 80))
-    systems = [{seed: mean_of(values) for seed, values in enumerate(side)} for side in (ours, theirs)]
-    plain = difference({0: mean_of(ours.mean(axis=0))}, {0: mean_of(theirs.mean(axis=0))})
+    systems = [{seed: mean_measure(values) for seed, values in enumerate(side)} for side in (ours, theirs)]
+    plain = difference({0: mean_measure(ours.mean(axis=0))}, {0: mean_measure(theirs.mean(axis=0))})
     found = difference(*systems)
     assert (found.value, found.low, found.high) == pytest.approx((plain.value, plain.low, plain.high), abs=2e-6)
     assert found.each == {seed: pytest.approx(ours[seed].mean() - theirs[seed].mean(), abs=2e-6) for seed in (0, 1)}
     assert estimate(systems[0]).each == {seed: pytest.approx(ours[seed].mean(), abs=1e-6) for seed in range(3)}
-    assert not found.is_clear
+    assert not found.is_significant
 
 
 def answered(seed: int, rows: int = 30) -> list[Prediction]:
@@ -86,33 +98,76 @@ def test_identical_runs_differ_by_exactly_nothing_in_every_metric(metric: Any) -
     one, other = metric.measure(answered(1)), metric.measure(answered(2))
     same = difference({1: one, 2: other}, {1: one, 2: other})
     assert (same.value, same.low, same.high, set(same.each.values())) == (0, 0, 0, {0})
-    gap = difference({1: one}, {1: other})
+    gap, turned = difference({1: one}, {1: other}), difference({1: other}, {1: one})
     assert gap.low < gap.value < gap.high
     assert gap.value == pytest.approx(metric(answered(1)).value - metric(answered(2)).value, abs=2e-6)
-
-
-def test_a_difference_read_the_other_way_round_is_its_negative() -> None:
-    systems = {name: {0: accuracy.measure(answered(seed))} for seed, name in enumerate("abc")}
-    found = differences(systems)
-    assert set(found) == {(x, y) for x in "abc" for y in "abc" if x != y}
-    for x, y in found:
-        plain = difference(systems[x], systems[y])
-        got = found[x, y]
-        assert (got.value, got.low, got.high, got.each) == (plain.value, plain.low, plain.high, plain.each)
+    assert (turned.value, turned.low, turned.high) == (-gap.value, -gap.high, -gap.low)
 
 
 def test_unlike_numbers_of_utterances_are_no_pairs() -> None:
-    with pytest.raises(SottovoceError, match="the same utterances: 30 and 29"):
-        difference({0: accuracy.measure(answered(1))}, {0: accuracy.measure(answered(1, 29))})
-    with pytest.raises(SottovoceError, match="seeds of a system"):
-        estimate({0: accuracy.measure(answered(1)), 1: accuracy.measure(answered(1, 29))})
+    full, less = accuracy.measure(answered(1)), accuracy.measure(answered(1, 29))
+    with refused("mismatch"):
+        difference({0: full}, {0: less})
+    with refused("mismatch"):
+        estimate({0: full, 1: less})
+    with refused("mismatch"):
+        estimate({})
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 4.1), (97.1, 97.3), (5, 5), (0, 0), (1e-4, 3e-4), (0, 812)])
-def test_axes_hold_what_they_show(low: float, high: float) -> None:
-    ticks = ticks_of(low, high)
-    assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 9
-    assert np.allclose(np.diff(ticks), ticks[1] - ticks[0])
+def test_2400_utterances_and_three_seeds_take_less_than_two_seconds() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 3, 2400))
+    start = time.perf_counter()
+    difference(*({seed: mean_measure(row) for seed, row in enumerate(side)} for side in values))
+    assert time.perf_counter() - start < 2
+
+
+# Known winners: what a paper would report. The good system is right where the bad one is, and twice more.
+
+RIGHT = {"good": {1: [1, 1, 1, 0], 2: [1, 1, 0, 1]}, "bad": {1: [1, 0, 0, 0], 3: [0, 0, 1, 0]}}
+GOOD = {"wer": 0.25, "nats": 0.25, "accuracy": 0.75, "judge_quality": 0.75}  # errors where less is better
+
+
+@pytest.mark.parametrize("metric", GOOD)
+def test_a_known_winner_wins_in_every_direction(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: 0.75 right against 0.25, over 20 x 4 utterances; bad has seeds 1 and 3, and they share seed 1."""
+    lower = metric in ("wer", "nats")
+    key, sign, high, low = Key("task", metric, "both"), -1 if lower else 1, GOOD[metric], 1 - GOOD[metric]
+    systems = {
+        name: {seed: mean_measure([1 - hit if lower else hit for hit in hits] * 20) for seed, hits in seeds.items()}
+        for name, seeds in RIGHT.items()
+    }
+    described = {name: System(sorted(seeds), [f"runs/{name}"]) for name, seeds in systems.items()}
+    comparison = comparison_of(described, {key: systems}, "bad")
+    scores = comparison.scores[key]
+    assert {name: score.value for name, score in scores.items()} == {"good": high, "bad": low}
+    assert scores["bad"].each == {1: low, 3: low}
+    gap, turned = (comparison.differences[key][pair] for pair in (("good", "bad"), ("bad", "good")))
+    assert gap.value == sign * 0.5 and turned.value == -gap.value and gap.each == {1: sign * 0.5}
+    assert is_better(metric, gap) is True and is_better(metric, turned) is False
+    panels: list[Panel] = []
+    monkeypatch.setattr(compare_html, "interval_plot", lambda drawn: panels.extend(drawn) or b"")
+    number = f"{shown(metric, gap.value) if lower else '+' + shown(metric, gap.value)}\n"
+    for baseline, verdict, other in (("bad", "better", "worse"), ("good", "worse", "better")):
+        page = comparison_html(comparison_of(described, {key: systems}, baseline))
+        assert page.count(f'<td class="{verdict}">') == 1 and f'<td class="{other}">' not in page
+        assert (number in page) == (baseline == "bad")
+        (bar,) = panels[-1].bars
+        assert bar.colour == VERDICT_COLOURS[verdict] and bar.value is not None
+        drawn = (gap if baseline == "bad" else turned).value * (100 if metric in ("wer", "accuracy") else 1)
+        assert bar.value[0] == pytest.approx(drawn) and bar.value[1] < drawn < bar.value[2]
+    table = printed(comparison)
+    assert "Differences to bad" in table and "seeds 1, 3" in table
+    rows = list(csv.DictReader(io.StringIO(comparison_csv(comparison))))
+    written = {(row["kind"], row["system"], row["against"], row["seed"]): float(row["value"]) for row in rows}
+    assert written["difference", "good", "bad", ""] == sign * 0.5
+    assert written["score of a seed", "bad", "", "3"] == low
+
+
+def test_no_winner_where_the_interval_holds_0() -> None:
+    """One utterance of 40 each way: the same score, on other utterances."""
+    hits = [[1.0] * 20 + [0.0] * 20, [0.0, *[1.0] * 20, *[0.0] * 19]]
+    gap = difference(*({1: mean_measure(side)} for side in hits))
+    assert gap.value == 0 and gap.low < 0 < gap.high and is_better("accuracy", gap) is is_better("wer", gap) is None
 
 
 # Run folders
@@ -162,7 +217,7 @@ def make(tmp_path: Path) -> Make:
         recipe = OmegaConf.to_container(OmegaConf.merge(recipe, changes.get("recipe", {})))  # type: ignore[assignment]
         folder = tmp_path / changes.get("folder", name)
         predictions = changes.get("predictions", said(seed, skill))
-        before, after = kept(0), kept(drift)
+        before, after = (RetentionScore(kept(by).rows[: changes.get("text_prompts", 12)]) for by in (0, drift))
         told = [Record(name, "retention", m, "text", *s) for m, s in retention_scores(before, after).items()]
         write_results(folder / "evaluation", [*score_all(name, predictions), *told], predictions)
         write_scores(folder / "evaluation" / BEFORE, before)
@@ -178,18 +233,18 @@ def make(tmp_path: Path) -> Make:
     return run
 
 
-def page_of(*folders: Path, against: str | None = None) -> SideBySide:
-    return compared([read_run(folder) for folder in folders], against)
+def page_of(*folders: Path, against: str | None = None) -> Comparison:
+    return compare_runs([read_run(folder) for folder in folders], against)
 
 
 def test_systems_stand_side_by_side_with_all_that_was_asked_for(make: Make) -> None:
     page = page_of(make("frozen", skill=0.1), make("lora", skill=1.0, drift=0.3))
-    assert list(page.systems) == ["frozen", "lora"] and page.against == "frozen" and page.heard == "both"
+    assert list(page.systems) == ["frozen", "lora"] and page.baseline == "frozen" and page.slots == "both"
     keys = {(key.task, key.metric) for key in page.scores}
     assert keys >= {("asr", "wer"), ("age", "pa_score"), ("child safety", "pa_rate"), ("retention", "nats_change")}
     gap = page.differences[Key("age", "pa_rate", "both")]["lora", "frozen"]
     scores = page.scores[Key("age", "pa_rate", "both")]
-    assert gap.value == pytest.approx(scores["lora"].value - scores["frozen"].value, abs=2e-6) and gap.is_clear
+    assert gap.value == pytest.approx(scores["lora"].value - scores["frozen"].value, abs=2e-6) and gap.is_significant
     assert page.scores[Key("retention", "nats_change", "text")]["lora"].value == pytest.approx(0.1)
     assert page.systems["lora"].costs["tune", "trainable"] == [4000]
     assert page.settings == ["llm.tuning.method"] and page.systems["lora"].settings == {"llm.tuning.method": "lora"}
@@ -204,13 +259,19 @@ def test_the_same_run_twice_differs_by_exactly_nothing(make: Make) -> None:
             assert (gap.value, gap.low, gap.high, set(gap.each.values())) == (0, 0, 0, {0})
 
 
+def test_the_order_of_a_file_makes_no_pairs(make: Make) -> None:
+    rows = said(1, 0.5)
+    page = page_of(make("frozen", predictions=rows), make("lora", predictions=rows[::-1]))
+    assert {end for gaps in page.differences.values() for gap in gaps.values() for end in gap.interval} == {0}
+
+
 def test_runs_that_differ_in_seed_and_name_alone_are_one_system(make: Make) -> None:
     folders = [make(system, seed, skill) for system, skill in (("frozen", 0.4), ("lora", 0.9)) for seed in (2, 1, 3)]
     runs = [read_run(folder) for folder in folders]
     assert {name: [run.seed for run in group] for name, group in grouped(runs).items()} == {
         "frozen": [1, 2, 3], "lora": [1, 2, 3],
     }  # fmt: skip
-    score = compared(runs).scores[Key("asr", "wer", "both")]["lora"]
+    score = compare_runs(runs).scores[Key("asr", "wer", "both")]["lora"]
     alone = {run.seed: next(r.value for r in run.records if r.metric == "wer") for run in runs[3:]}
     assert score.each == alone and score.value == pytest.approx(np.mean(list(alone.values())), abs=1e-6)
     assert page_of(*folders[:4]).remarks == [
@@ -230,31 +291,36 @@ def changed(rows: list[Prediction], **changes: Any) -> list[Prediction]:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"predictions": said(1, 0.9, 22)}, "22 and 24 utterances, 2 of them in one run alone, such as 'u22'"),
-    ({"predictions": changed(said(1, 0.9), label="adult")}, "1 utterances have another label, such as 'u0'"),
-    ({"predictions": changed(said(1, 0.9), speaker="x")}, "another speaker"),
-    ({"predictions": changed(said(1, 0.9), topic="boats")}, "another topic"),
-    ({"predictions": changed(said(1, 0.9), target="x")}, "held against another target"),
-    ({"predictions": changed(said(1, 0.9), rivals={**DUE, "adult": "x"})}, "held against another rivals"),
-    ({"predictions": changed(said(1, 0.9), judge="llm:x", awareness=1)}, "labelled by llm:x and the rule"),
-    ({"predictions": [Prediction("u", "pitch", "both", "", "low", "low", "low", "low")]}, "other tasks: pitch (both)"),
-    ({"predictions": [*said(1, 0.9), said(1, 0.9)[0]]}, "'u0' was answered twice"),
-    ({"recipe": {"data": {"test": [{"manifest": "other.jsonl"}]}}}, "data.test is other.jsonl and test.jsonl"),
-    ({"recipe": {"data": {"corpus": {"type": "mine"}}}}, "data.corpus is mine and None"),
-    ({"recipe": {"tasks": {"dialogue": {"prompts": "x.txt"}}}}, "tasks.dialogue.prompts is x.txt and None"),
-    ({"recipe": {"evaluation": {"knobs": {"dialogue": {"prompts": "x"}}}}}, "tasks.dialogue.prompts is x and None"),
-    ({"recipe": {"evaluation": {"max_new_tokens": 9}}}, "max_new_tokens is 9 and 20"),
+    ({"predictions": said(1, 0.9, 22)}, "dialogue.both.id"),
+    ({"predictions": changed(said(1, 0.9), label="adult")}, "dialogue.both.label"),
+    ({"predictions": changed(said(1, 0.9), speaker="x")}, "dialogue.text.speaker"),
+    ({"predictions": changed(said(1, 0.9), topic="boats")}, "dialogue.both.topic"),
+    ({"predictions": changed(said(1, 0.9), target="x")}, "dialogue.both.target"),
+    ({"predictions": changed(said(1, 0.9), rivals={**DUE, "adult": "x"})}, "dialogue.both.rivals"),
+    ({"predictions": changed(said(1, 0.9), judge="llm:x", awareness=1)}, "dialogue.both.judge"),
+    ({"predictions": [Prediction("u", "pitch", "both", "", "low", "low", "low", "low")]}, "evaluation.tasks"),
+    ({"recipe": {"data": {"test": [{"manifest": "other.jsonl"}]}}}, "data.test"),
+    ({"recipe": {"data": {"corpus": {"type": "mine"}}}}, "data.corpus"),
+    ({"recipe": {"tasks": {"dialogue": {"prompts": "x.txt"}}}}, "tasks.dialogue.prompts"),
+    ({"recipe": {"evaluation": {"task_overrides": {"dialogue": {"prompts": "x"}}}}}, "tasks.dialogue.prompts"),
+    ({"recipe": {"evaluation": {"max_new_tokens": 9}}}, "evaluation.max_new_tokens"),
+    ({"text_prompts": 11}, "evaluation.retention"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "reason"), REFUSED)
-def test_what_cannot_be_compared_is_refused_with_the_reason(
-    make: Make, changes: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folders = [str(make("frozen")), str(make("lora", **changes))]
-    assert main(["compare", *folders]) == 2
-    told = capsys.readouterr().err
-    assert "these runs cannot be compared" in told and reason in told and folders[1] in told
+@pytest.mark.parametrize(("changes", "where"), REFUSED)
+def test_what_cannot_be_compared_is_refused_with_the_reason(make: Make, changes: dict[str, Any], where: str) -> None:
+    folders = make("frozen"), make("lora", **changes)
+    with refused("mismatch", where, ConfigError) as caught:
+        page_of(*folders)
+    assert all(str(folder) in str(caught.value) for folder in folders)
+
+
+def test_an_utterance_that_was_answered_twice_is_refused(make: Make) -> None:
+    folders = make("frozen"), make("lora", predictions=[*said(1, 0.9), said(1, 0.9)[0]])
+    with refused("conflict", "lora/evaluation/predictions.jsonl", ConfigError):
+        page_of(*folders)
+    assert main(["compare", *map(str, folders)]) == 2
 
 
 def test_scores_by_another_definition_are_refused(make: Make) -> None:
@@ -263,23 +329,14 @@ def test_scores_by_another_definition_are_refused(make: Make) -> None:
     rows = json.loads(file.read_text())
     next(row for row in rows if row["metric"] == "wer")["value"] += 0.01
     file.write_text(json.dumps(rows))
-    with pytest.raises(ConfigError, match=r"lora: asr, wer, both is 0\.\d+ in its results.json, but 0\.\d+ as it is"):
-        page_of(*folders)
-
-
-def test_other_text_prompts_are_refused(make: Make) -> None:
-    folders = [make("frozen"), make("lora")]
-    rows = RetentionScore(kept(0).rows[1:])
-    for name in (BEFORE, AFTER):
-        write_scores(folders[1] / "evaluation" / name, rows)
-    with pytest.raises(ConfigError, match=r"other text prompts \(11 and 12\)"):
+    with refused("mismatch", file, ConfigError):
         page_of(*folders)
 
 
 def test_targets_of_other_seeds_may_differ_and_are_told(make: Make) -> None:
     page = page_of(make("frozen"), make("lora", 2, predictions=changed(said(2, 0.9), target="x")))
     assert any("against other targets" in remark for remark in page.remarks)
-    with pytest.raises(ConfigError, match="another target"):  # another LLM made them
+    with refused("mismatch", "dialogue.both.target"):  # another LLM made them
         other = {"llm": {"checkpoint": "other"}}
         page_of(make("frozen", 3), make("lora", 4, recipe=other, predictions=changed(said(4, 0.9), target="x")))
 
@@ -300,14 +357,14 @@ def test_a_reply_that_one_judge_call_lost_is_left_out_of_all_runs(make: Make) ->
 def test_what_is_no_finished_run_is_named(make: Make, tmp_path: Path) -> None:
     folder = make("lora")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MissingError, match=r"empty is not a run: there is no recipe.yaml"):
+    with refused("not-found", "empty/recipe.yaml", MissingError):
         page_of(folder, tmp_path / "empty")
-    with pytest.raises(SottovoceError, match=r"no system is called 'froze'\. Did you mean 'frozen'"):
+    with pytest.raises(ValueError, match=r"Did you mean 'frozen'"):
         page_of(folder, make("frozen"), against="froze")
-    with pytest.raises(ConfigError, match="at least two runs, got 1"):
+    with refused("empty", "runs", ConfigError):
         page_of(folder)
     (folder / "evaluation" / "results.json").unlink()
-    with pytest.raises(MissingError, match="has no scores yet"):
+    with refused("not-found", "evaluation/results.json", MissingError):
         read_run(folder)
     assert main(["compare", str(tmp_path / "nothing-*")]) == 2
 
@@ -320,16 +377,14 @@ class Links(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.fetched: list[str] = []
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [f"{tag} {name}" for name, _ in attrs if name in ("src", "href", "srcset")]
-        self.found += [tag] * (tag in ("script", "link", "iframe", "object"))
-        self.open += [tag] * (tag not in ("meta", "br"))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
+        links = [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+        self.fetched += [link for link in links if not link.startswith("data:image/")]
+        self.fetched += [tag] * (tag in ("script", "link", "iframe", "object"))
+        self.open += [tag] * (tag not in ("meta", "br", "img"))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -343,19 +398,32 @@ def test_the_command_leaves_a_table_and_a_page_that_needs_nothing(
         make("lora<b>", seed, 1.0, 0.3)
     pattern = f"{tmp_path}/pe_ft/seed-*/"
     assert main(["compare", f"{pattern}frozen", f"{pattern}lora<b>"]) == 0
-    shown = capsys.readouterr().out
-    assert "Differences to frozen" in shown and "PA-rate" in shown and "llm.tuning.method" in shown
+    table = capsys.readouterr().out
+    assert "Differences to frozen" in table and "PA-rate" in table and "llm.tuning.method" in table
     page = (tmp_path / "pe_ft" / "comparison" / "comparison.html").read_text()
     links = Links()
     links.feed(page)
-    assert links.found == [] and links.open == []
+    assert links.fetched == [] and links.open == []
     assert "lora<b>" not in page and "lora&lt;b&gt;" in page and "url(" not in page and "@import" not in page
-    assert page.count("<svg") >= 10 and "prefers-color-scheme: dark" in page and "nan" not in page
-    assert (
-        main(["compare", f"{pattern}frozen", f"{pattern}lora<b>", "--out", str(tmp_path / "o"), "--against", "lora<b>"])
-        == 0
-    )
+    assert page.count("data:image/svg+xml") == 2 and ">nan" not in page and "matplotlib" not in page
+    options = ["--out", str(tmp_path / "o"), "--against", "lora<b>"]
+    assert main(["compare", f"{pattern}frozen", f"{pattern}lora<b>", *options]) == 0
     assert "Differences to lora<b>" in capsys.readouterr().out and (tmp_path / "o" / "comparison.csv").is_file()
+
+
+def test_without_matplotlib_the_page_has_tables_and_says_so(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison = page_of(make("frozen"), make("lora"))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    page = comparison_html(comparison)
+    assert "matplotlib is not installed" in page and "<img" not in page and page.count("<table>") >= 4
+
+
+@pytest.mark.parametrize("systems", [2, 7])
+def test_the_terminal_table_is_whole_in_80_columns(make: Make, systems: int) -> None:
+    names = ["frozen", *(f"selective_{i}" for i in range(systems - 1))]
+    comparison = page_of(*(make(name, seed, 0.5, -0.1) for name in names for seed in (1, 2)))
+    whole, narrow = (sorted(re.sub(r"[\s─]", "", printed(comparison, width))) for width in (300, 80))
+    assert whole == narrow
 
 
 def test_the_file_has_every_number(make: Make) -> None:

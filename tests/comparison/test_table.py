@@ -1,6 +1,8 @@
 """Tables of systems: every one trained or reused, scored by one judge, and the published numbers never mixed in."""
 
+import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,22 +11,15 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from rich.console import Console
 from tests.conftest import CONFORMER, EMOTIONS
+from tests.helpers.errors import refused
 
 from sottovoce.cli.main import main
-from sottovoce.comparison.table_config import load, overrides, system_recipe
-from sottovoce.config import recipe as recipes
+from sottovoce.comparison.table import judged_in_all
+from sottovoce.comparison.table_config import load, overrides_for, system_recipe
 from sottovoce.data.audio import load_audio
 from sottovoce.demo.world import NOUNS, REPLIES
 from sottovoce.errors import ConfigError
-from sottovoce.evaluation.reports.systems_table import (
-    Cell,
-    Comparison,
-    comparison_markdown,
-    comparison_table,
-    write_comparison,
-)
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.paths import resolve
@@ -50,7 +45,11 @@ def write_table(alignment: dict[str, Any], tmp_path: Path) -> Callable[..., str]
 
     def write(**changes: Any) -> str:
         systems = {
-            "baseline": {"title": "Baseline", "recipe": "baseline.yaml", "paper": {"quality": [5.46, 0.13]}},
+            "baseline": {
+                "title": "Baseline",
+                "recipe": "baseline.yaml",
+                "paper": {"quality": [5.46, 0.13], "ser": [20.45]},
+            },
             "cascade": {"title": "Cascade", "recipe": "cascade.yaml", "probe": False},
         }
         node = {
@@ -65,89 +64,109 @@ def write_table(alignment: dict[str, Any], tmp_path: Path) -> Callable[..., str]
     return write
 
 
+def written(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "comparison.csv").open()))
+
+
 def test_a_table_trains_scores_and_reuses_every_system(
     write_table: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["table", write_table()]) == 0
     folder = tmp_path / "runs" / "table"
-    cells = json.loads((folder / "table.json").read_text())
-    found = {(cell["system"], cell["seed"], cell["column"]) for cell in cells}
-    shared = {"rouge_1", "rouge_2", "rouge_l", "bert_score", "quality", "emotion", "ser"}
-    columns = {"baseline": shared | {"probe"}, "cascade": shared}
-    assert found == {(name, seed, c) for name in columns for seed in (1, 2) for c in columns[name]}
-    assert all(cell["low"] <= cell["value"] <= cell["high"] and cell["n"] == 6 for cell in cells)
+    rows = written(folder)
+    seeds = {(row["system"], row["seed"], row["metric"]) for row in rows if row["kind"] == "score of a seed"}
+    ours = {"rouge_1", "rouge_2", "rouge_l", "bert_score", "judge_quality", "judge_emotion", "accuracy"}
+    metrics = {"baseline": ours | {"probe"}, "cascade": ours}
+    assert seeds >= {(name, seed, m) for name in metrics for seed in ("1", "2") for m in metrics[name]}
+    assert ("cascade", "1", "probe") not in seeds
+    scores = [row for row in rows if row["kind"] == "score"]
+    assert all(float(row["low"]) <= float(row["value"]) <= float(row["high"]) and row["n"] == "6" for row in scores)
+    pairs = {(row["system"], row["against"]) for row in rows if row["kind"] == "difference"}
+    assert pairs == {("cascade", "baseline"), ("baseline", "cascade")}
+    assert {row["metric"] for row in rows if row["kind"] == "difference"} >= ours
+    columns = ("system", "metric", "value", "low", "high")
+    assert [[row[column] for column in columns] for row in rows if row["kind"] == "published"] == [
+        ["baseline", "judge_quality", "5.46", "5.33", "5.59"], ["baseline", "accuracy", "0.2045", "", ""],
+    ]  # fmt: skip
     assert (folder / "tokens.png").read_bytes().startswith(b"\x89PNG")
-    page = (folder / "table.md").read_text()
+    page = (folder / "comparison.html").read_text()
     assert page.count("5.46 ±0.13") == 1 and page.index("As published") < page.index("5.46 ±0.13")
-    assert "Judge: rule." in page
+    assert "Judge: rule." in page and "data:image/png" in page and "Cascade" in page
     runs = [tmp_path / "runs" / f"seed-{seed}" / name for seed in (1, 2) for name in ("baseline", "cascade")]
     stamps = [(run / "evaluation" / "results.json").stat().st_mtime_ns for run in runs]
     capsys.readouterr()
     assert main(["table", write_table()]) == 0
-    assert "stage 1 of 1" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "stage 1 of 1" not in shown and "As published" in shown and "Differences to baseline" in shown
     assert stamps == [(run / "evaluation" / "results.json").stat().st_mtime_ns for run in runs]
-    assert json.loads((folder / "table.json").read_text()) == cells
+    assert written(folder) == rows
 
 
-def test_the_frozen_llm_and_other_seeds_stay_apart(write_table: Callable[..., str], tmp_path: Path) -> None:
+def test_systems_that_were_asked_something_else_have_no_difference(
+    write_table: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["table", write_table(picture=[]), "seeds=[1]"]) == 0
+    file = tmp_path / "runs" / "seed-1" / "baseline" / "evaluation" / "predictions.jsonl"
+    file.write_text(file.read_text().replace('"speaker": "', '"speaker": "not '))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["table", write_table(), "seeds=[1]"]) == 0
-    folder = tmp_path / "runs" / "seed-1" / "baseline"
-    prints = json.loads((folder / "bundle" / "fingerprints.json").read_text())
-    assert prints["llm"] == read_bundle(folder / "bundle").llm.fingerprint()
-    assert not (tmp_path / "runs" / "seed-2").exists()
+    rows = written(tmp_path / "runs" / "table")
+    page = (tmp_path / "runs" / "table" / "comparison.html").read_text()
+    assert {row["kind"] for row in rows} >= {"score", "published"} and "difference" not in {row["kind"] for row in rows}
+    assert "No difference of baseline and cascade" in page and "another speaker" in page
+    assert "matplotlib is not installed" in page
+
+
+def test_a_reply_without_a_score_in_one_run_is_left_out_of_all() -> None:
+    scores = {
+        "a": {1: {"u1": 8.0, "u2": 4.0, "u3": 3.0}, 2: {"u1": 6.0, "u2": None, "u3": 1.0}},
+        "b": {1: {"u1": 10.0, "u2": 7.0, "u3": 2.0}, 2: {"u1": 9.0, "u2": 7.0, "u3": 1.0}},
+        "silent": {1: {"u1": 9.0, "u2": 7.0, "u3": 1.0}, 2: dict.fromkeys(("u1", "u2", "u3"))},
+    }
+    found = judged_in_all(scores)
+    assert {name: {seed: m.value for seed, m in seeds.items()} for name, seeds in found.items()} == {
+        "a": {1: 5.5, 2: 3.5}, "b": {1: 6.0, 2: 5.0},
+    }  # fmt: skip
+    assert {len(measure.rows) for seeds in found.values() for measure in seeds.values()} == {2}
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "code", "where"),
     [
-        ({"picture": ["baselin"]}, "picture: unknown 'baselin'.*'baseline'"),
-        ({"seeds": []}, "at least one seed"),
-        ({"judge": {"type": "rul"}}, "judge: .*'rule'"),
-        ({"systems": {"a": {"title": "A", "recipe": "shared.yaml"}}}, "all seeds would share the folder .*shared"),
-        ({"systems": {"a": {"title": "A", "recipe": "none.yaml"}}}, "none.yaml: there is no such recipe"),
+        ({"picture": ["baselin"]}, "unknown-name", "picture"),
+        ({"seeds": []}, "bad-value", "seeds"),
+        ({"systems": {}}, "bad-value", "systems"),
+        ({"judge": {"type": "rul"}}, "unknown-name", "judge.type"),
+        ({"systems": {"a": {"title": "A", "recipe": "shared.yaml"}}}, "conflict", "systems.a.recipe"),
+        ({"systems": {"a": {"title": "A", "recipe": "none.yaml"}}}, "not-found", "none.yaml"),
         (
             {"systems": {"a": {"title": "A", "recipe": "baseline.yaml", "paper": {"rogue_1": [1.0]}}}},
-            "systems.a.paper: unknown 'rogue_1'.*'rouge_1'",
+            "unknown-name",
+            "systems.a.paper",
         ),
     ],
 )
 def test_a_table_that_cannot_be_is_refused_before_anything_runs(
-    write_table: Callable[..., str], tmp_path: Path, changes: dict[str, Any], told: str
+    write_table: Callable[..., str], tmp_path: Path, changes: dict[str, Any], code: Any, where: str
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
+    with refused(code, where, ConfigError):
         load(Path(write_table(**{"picture": [], **changes})))
     assert not (tmp_path / "runs").exists()
 
 
 def test_pooled_tokens_are_means_that_no_neighbour_changes(write_table: Callable[..., str], tmp_path: Path) -> None:
-    """Against each clip alone through encoder and adapter."""
+    """Against each clip alone through encoder and adapter; the LLM is as it was."""
     assert main(["table", write_table(), "seeds=[1]"]) == 0
+    assert not (tmp_path / "runs" / "seed-2").exists()
     made = system_recipe(load(Path(write_table())), "baseline", 1)
     module, test = read_bundle(made.folder / "bundle"), read_splits(made).splits["test"].utterances
+    assert json.loads((made.folder / "bundle" / "fingerprints.json").read_text())["llm"] == module.llm.fingerprint()
     together = pooled_tokens(module, test)
     for row, utterance in zip(together, test, strict=True):
         clip = torch.from_numpy(load_audio(Path(utterance.audio), 16_000))[None]
         with torch.no_grad():
             tokens = module.adapters["speech"](module.encoder(*Frames.pad([clip[0]])))
         assert torch.allclose(row, tokens.x[0].mean(0), atol=1e-5)
-
-
-def test_means_intervals_and_ranges_over_seeds(tmp_path: Path) -> None:
-    cells = [
-        Cell("a", 1, "ser", 0.5, 0.4, 0.6, 100), Cell("a", 2, "ser", 0.7, 0.65, 0.75, 100),
-        Cell("b", 1, "ser", 0.2, 0.1, 0.3, 100), Cell("a", 1, "quality", 7.0, 6.5, 7.5, 100),
-    ]  # fmt: skip
-    page = Comparison("T", {"a": "A", "b": "B"}, cells, {"a": {"ser": [80.81]}})
-    assert page.mean("a", "ser") == "60.0 ±7.5" and page.span("a", "ser") == "50.0-70.0"
-    assert page.mean("b", "quality") == "-" and page.span("b", "ser") == "20.0"
-    assert page.published("a", "ser") == "80.8" and page.published("b", "ser") == "-"
-    write_comparison(tmp_path, page)
-    assert "| A | - | - | - | - | 7.00 ±0.50 | - | 60.0 ±7.5 | - |" in (tmp_path / "table.md").read_text()
-    assert "As published" not in comparison_markdown(Comparison("T", {"a": "A"}, cells, {}))
-    console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))
-    console.print(comparison_table(page))
-    text = console.export_text()
-    assert all(part in text for part in (" 60.0", " ±7.5", " ±0.50", " 50.0-", "a: A")) and "…" not in text
 
 
 def test_the_demos_table_judges_by_what_the_demo_world_says() -> None:
@@ -166,11 +185,5 @@ def test_every_system_has_its_row_and_its_own_folder(name: str) -> None:
     assert np.all([system.paper.keys() >= {"ser", "emotion"} for system in table.systems.values()])
 
 
-def test_scored_otherwise_than_trained(alignment: dict[str, Any]) -> None:
-    evaluation = {**alignment["evaluation"], "tasks": ["response"], "knobs": {"respons": {"teacher": "none"}}}
-    with pytest.raises(ConfigError, match=r"evaluation\.knobs: there is no task of this recipe 'respons'"):
-        recipes.parse({**alignment, "evaluation": evaluation})
-
-
 def test_overrides_go_to_every_recipe(write_table: Callable[..., str], tmp_path: Path) -> None:
-    assert overrides(load(Path(write_table())), 2) == ["seed=2", f"output_dir={tmp_path / 'runs'}"]
+    assert overrides_for(load(Path(write_table())), 2) == ["seed=2", f"output_dir={tmp_path / 'runs'}"]

@@ -179,7 +179,7 @@ def test_meld_takes_the_sound_out_of_videos_once(source: Path, out: Path, tmp_pa
     (source / "output_repeated_splits_test/final_videos_testdia3_utt0.mp4").write_text("video")
     with pytest.raises(MissingError, match=r"not on this machine: install ffmpeg"):
         write("meld", source, out, ffmpeg=str(tmp_path / "ffmpeg"))
-    tone(tmp_path / "tone.flac")
+    (tmp_path / "tone.raw").write_bytes(soundfile.read(tone(tmp_path / "tone.flac"), dtype="int16")[0].tobytes())
     (tmp_path / "ffmpeg").write_text(FFMPEG)
     (tmp_path / "ffmpeg").chmod(0o755)
     report = write("meld", source, out, ffmpeg=str(tmp_path / "ffmpeg"))

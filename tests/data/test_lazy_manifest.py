@@ -1,7 +1,6 @@
 """A manifest of any length: what is read, and when, does not depend on how long it is."""
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +10,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tests.helpers.errors import refused
 
 from sottovoce.cli.main import main
-from sottovoce.data.batch_sampler import Rows
+from sottovoce.data.batch_sampler import BatchSampler, Rows
 from sottovoce.data.batches import LazyExamples
-from sottovoce.data.lazy_batch_sampler import LazyBatchSampler
 from sottovoce.data.lazy_manifest import Lines
 from sottovoce.data.manifest import read_manifest
+from sottovoce.data.manifest_schema import LineReader
 from sottovoce.data.path_policy import Root
 from sottovoce.data.utterance import Utterance
-from sottovoce.errors import ManifestError
+from sottovoce.errors import Code, ManifestError
 
 CHOICES = {"emotion": ("happy", "sad")}
 
@@ -57,119 +57,65 @@ def test_lines_are_the_utterances_that_the_whole_reading_gives(folder: Path) -> 
     assert {u.only for u in lines(path, only=["asr"])} == {("asr",)}
 
 
-def test_looking_through_a_manifest_opens_no_clip_and_reads_no_line(folder: Path) -> None:
-    many = lines(write(folder, [line(i, audio=f"nowhere/{i}.wav") for i in range(5000)]))
-    assert len(many) == 5000 and many.reads == 0
-
-
-def test_drawing_reads_what_is_drawn_however_long_the_manifest(folder: Path) -> None:
+def test_a_manifest_is_looked_through_without_a_clip_and_drawn_line_by_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Lines read a batch: the same for a thousand lines as for twenty thousand."""
-    reads = {}
+    reads = []
+    monkeypatch.setattr(LineReader, "read", lambda *a, read=LineReader.read: reads.append(1) or read(*a))  # type: ignore[func-returns-value]
     for count in (1000, 20_000):
-        many = lines(write(folder, [line(i) for i in range(count)]))
-        sampler = LazyBatchSampler(many.seconds, np.ones(count, np.float32), batch_size=4, epochs=2, seed=0)
+        many = lines(write(folder, [line(i, audio="ok.wav" if i < 500 else "none.wav") for i in range(count)]))
+        assert len(many) == count and not reads
+        sampler = BatchSampler(many.seconds, np.arange(count) < 500, batch_size=4, epochs=2, seed=0)
         for (_, rows, _), _ in zip(sampler, range(10), strict=False):
             assert [many[row].id for row in rows] == [f"u{row}" for row in rows]
-        reads[count] = many.reads
-    assert reads == {1000: 40, 20_000: 40}
+        assert len(reads) == 40
+        reads.clear()
 
 
 @pytest.mark.parametrize(
-    ("bad", "message"),
+    ("bad", "code"),
     [
-        ({"id": "a", "audio": "ok.wav"}, ":2: seconds: each line needs a positive number"),
-        (line(1, seconds=-1), ":2: seconds: each line needs"),
-        ('{"id": "a", "seconds": 1, "seconds": 2}', ":2: broken line"),
-        ('{"id": "a", "seconds": 1e999}', ":2: seconds"),
-        ('{"id": "a", ', ":2: broken line"),
+        ({"id": "a", "audio": "ok.wav"}, "bad-value"),
+        (line(1, seconds=-1), "bad-value"),
+        ('{"id": "a", "seconds": 1, "seconds": 2}', "damaged"),
+        ('{"id": "a", "seconds": 1e999}', "bad-value"),
+        ('{"id": "a", ', "damaged"),
     ],
 )
-def test_a_line_without_its_length_is_told_before_training(folder: Path, bad: Any, message: str) -> None:
-    with pytest.raises(ManifestError, match="1 faults") as raised:
+def test_a_line_without_its_length_is_told_before_training(folder: Path, bad: Any, code: Code) -> None:
+    with refused(code, "m.jsonl:2", ManifestError) as caught:
         lines(write(folder, [line(0), bad, line(2)]))
-    assert message in str(raised.value)
+    assert len(caught.value.faults) == 1
 
 
 def test_a_manifest_without_lines_or_without_a_file(folder: Path) -> None:
-    with pytest.raises(ManifestError, match="holds no utterance"):
+    with refused("empty", "m.jsonl"):
         lines(write(folder, ["", " "]))
-    with pytest.raises(ManifestError, match="cannot be read"):
+    with refused("not-found", "none.jsonl"):
         lines(folder / "none.jsonl")
 
 
 @pytest.mark.parametrize(
-    ("bad", "message"),
+    ("bad", "code"),
     [
-        (line(1, audio="none.wav"), r"m\.jsonl:2: u1: audio: none\.wav: there is no such file"),
-        (line(1, audio="/etc/hostname"), "outside of"),
-        (line(1, labels={"emotion": "hapy"}), "Did you mean 'happy'"),
-        (line(1, seconds=3.0), "is not the length of the clip"),
+        (line(1, audio="none.wav"), "not-found"),
+        (line(1, audio="/etc/hostname"), "unsafe"),
+        (line(1, labels={"emotion": "hapy"}), "unknown-name"),
+        (line(1, seconds=3.0), "mismatch"),
     ],
 )
-def test_a_faulty_line_is_told_with_its_number_when_it_is_drawn(folder: Path, bad: Any, message: str) -> None:
+def test_a_faulty_line_is_told_with_its_number_when_it_is_drawn(folder: Path, bad: Any, code: Code) -> None:
     many = lines(write(folder, [line(0), bad]))
     assert many[0].id == "u0"
-    with pytest.raises(ManifestError, match=message):
+    with refused(code, "m.jsonl:2", ManifestError):
         many[1]
 
 
 def test_a_clip_of_another_side_is_told_when_it_is_drawn(folder: Path) -> None:
     many = lines(write(folder, [line(0)]), apart=frozenset([folder / "ok.wav"]))
-    with pytest.raises(ManifestError, match="is also in validation or test"):
+    with refused("conflict", "m.jsonl:1", ManifestError):
         many[0]
-
-
-def sampler(count: int = 1003, **changes: Any) -> LazyBatchSampler:
-    seconds = np.random.default_rng(0).uniform(1, 20, count).astype(np.float32)
-    known = {"seconds": seconds, "weights": np.ones(count, np.float32), "batch_size": 4, "epochs": 2, "seed": 0}
-    return LazyBatchSampler(**{**known, **changes})
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_ranks_see_each_utterance_once_an_epoch_in_as_many_batches(ranks: int) -> None:
-    parts = [list(sampler(rank=rank, ranks=ranks)) for rank in range(ranks)]
-    assert len({len(part) for part in parts}) == 1 and len(parts[0]) == len(sampler(ranks=ranks))
-    assert all(1 <= len(rows) <= 4 for part in parts for _, rows, _ in part)
-    for epoch in range(2):
-        seen = Counter(row for part in parts for e, rows, _ in part if e == epoch for row in rows)
-        assert seen == Counter(range(1003))
-
-
-def test_batches_hold_like_lengths_and_epochs_and_seeds_differ() -> None:
-    seconds = sampler().seconds
-    spread = [float(np.ptp(seconds[rows])) for _, rows, _ in sampler()]
-    assert np.mean(spread) < 0.5  # of 19 seconds; 11 in a batch of four at random
-    orders = [[rows for e, rows, _ in sampler(seed=seed) if e == epoch] for seed, epoch in ((0, 0), (0, 1), (1, 0))]
-    assert orders[0] != orders[1] != orders[2] != orders[0] and orders[0] == [
-        rows for e, rows, _ in sampler() if e == 0
-    ]
-
-
-@pytest.mark.parametrize("start", [0, 1, 99, 100, 101, 250, 251, 252, 499])
-def test_a_long_sampler_goes_on_where_it_was_told(start: int) -> None:
-    whole = list(sampler())
-    assert list(sampler(start=start)) == whole[start:] and len(sampler(start=start)) == len(whole) == 502
-
-
-@pytest.mark.parametrize("start", [0, 7, 260, 300])
-def test_a_long_sampler_ends_after_so_many_batches(start: int) -> None:
-    whole = list(sampler())
-    assert list(sampler(start=start, most=260)) == whole[start:260] and len(sampler(start=start, most=260)) == 260
-    assert list(sampler(most=10**6)) == whole
-
-
-def test_weights_repeat_and_thin_out() -> None:
-    weights = np.array([2.0] * 100 + [0.25] * 900, np.float32)
-    drawn = sampler(1000, weights=weights, epochs=8)
-    rows = Counter(row for _, batch, _ in drawn for row in batch)
-    assert all(rows[row] == 16 for row in range(100)) and len(drawn) == len(list(drawn))
-    assert 1600 < sum(rows[row] for row in range(100, 1000)) < 2000  # 1,800 expected
-
-
-def test_too_few_utterances_for_the_processes_are_told() -> None:
-    for changes in ({"ranks": 4}, {"weights": np.zeros(3, np.float32)}):
-        with pytest.raises(ManifestError, match="too few"):
-            sampler(3, **changes)
 
 
 def loader(folder: Path, said: list[Any], **knobs: Any) -> LazyExamples:
@@ -191,9 +137,9 @@ def test_a_faulty_utterance_is_left_out_of_its_batch_and_named(folder: Path) -> 
     instead = loader(folder, said, skip=True)[Rows(0, [1])]
     assert [e.utterance.id for e in instead.examples] == ["u2"] and not instead.counts
     assert "none.wav" in instead.left_out[0]
-    with pytest.raises(ManifestError, match=r"not one can be used, such as: .*none\.wav"):
+    with refused("empty", "data.train", ManifestError):
         loader(folder, [said[1]] * 3, skip=True)[Rows(0, [1])]
-    with pytest.raises(ManifestError, match=r"none\.wav"):
+    with refused("not-found", "m.jsonl:2", ManifestError):
         loader(folder, said, skip=False)[Rows(0, [0, 1, 2])]
 
 
@@ -204,7 +150,7 @@ def test_a_batch_that_no_task_can_use_does_not_count(folder: Path) -> None:
     assert data[Rows(0, [0, 1])].counts and not data[Rows(0, [2, 3])].counts
     assert [e.utterance.id for e in data[Rows(0, [2, 3])].examples] == ["u1"]
     data.draw = lambda u, epoch, number: None
-    with pytest.raises(ManifestError, match="no task of the stage can use"):
+    with refused("empty", "data.train", ManifestError):
         data[Rows(0, [0])]
 
 

@@ -10,7 +10,8 @@ import pytest
 import soundfile
 
 from sottovoce.cli.main import main
-from sottovoce.data.audio import load_audio, read_header
+from sottovoce.data.audio import load_audio
+from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.manifest import Manifest, read_manifest
 from sottovoce.data.tar_shards import write_shards
 from sottovoce.errors import AudioError, ConfigError, ManifestError

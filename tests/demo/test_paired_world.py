@@ -31,7 +31,7 @@ from sottovoce.demo.pretrain_llm_deep import PHASES
 from sottovoce.demo.voices import BOYS, WOMEN, children, say, speakers
 from sottovoce.demo.world import VERBS, Style, split_of
 from sottovoce.evaluation.awareness import AwarenessRule, Case
-from sottovoce.evaluation.metrics import rouge_l_of_each
+from sottovoce.evaluation.text_similarity import rouge_f1
 
 SPLITS = ("train", "validation", "test")
 CHOICES = {name: list(values) for name, values in VALUES.items()}
@@ -53,7 +53,7 @@ def test_who_does_not_know_the_speaker_gives_nobodys_answer(verb: str) -> None:
     text = f"we {verb} the lamp today"
     due, category = answers(text), category_of(verb)
     assert set(due) == set(VALUES[category]) and len(set(due.values())) == len(due)
-    assert len({round(x, 6) for x in rouge_l_of_each([plain(text)] * len(due), list(due.values()))}) == 1
+    assert len({round(x, 6) for x in rouge_f1("rouge_l", [plain(text)] * len(due), list(due.values()))}) == 1
     unheard = [Case(category, value, plain(text), due) for value in due]
     heard = [Case(category, value, answer(text, {category: value}), due) for value in due]
     others = {value: set(due) - {value, "neutral"} for value in due}

@@ -12,14 +12,14 @@ from sottovoce.encoders.best_rq import (
     BestRQ,
     Masking,
     RandomQuantizer,
-    blind_guess,
-    draws,
-    hide,
+    fully_masked,
+    replace_by_noise,
+    seeded_generator,
     span_mask,
-    whole_stacks,
+    unigram_baseline,
 )
 from sottovoce.encoders.conformer import ConformerEncoder
-from sottovoce.encoders.log_mel import stack
+from sottovoce.encoders.log_mel import log_mel, stack
 from sottovoce.frames import Frames
 
 
@@ -32,7 +32,7 @@ def noise(*seconds: float, seed: int = 0) -> Frames:
 
 def masks(clips: Frames) -> Tensor:
     frames = [-(-n // 160) for n in clips.lengths.tolist()]
-    rows = [span_mask(n, Masking(), draws(0, i)) for i, n in enumerate(frames)]
+    rows = [span_mask(n, Masking(), seeded_generator(0, i)) for i, n in enumerate(frames)]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
@@ -42,7 +42,7 @@ def best_rq() -> BestRQ:
     encoder = ConformerEncoder(layers=2, width=16, feedforward=32, heads=2, kernel=3, dropout=0.0)
     encoder.load()
     quantizer = RandomQuantizer(codebooks=3, codes=20, code_dim=4)
-    quantizer.measure(encoder.log_mel(*noise(4.0, 3.0, seed=7)).rows())
+    quantizer.fit_normalization(log_mel(*noise(4.0, 3.0, seed=7)).rows())
     return BestRQ(encoder, quantizer, Masking())
 
 
@@ -81,81 +81,82 @@ def test_codebooks_are_a_function_of_their_seed_and_not_of_the_moment() -> None:
 
 def test_the_corpus_has_mean_0_and_variance_1_in_each_bin() -> None:
     quantizer, rows = RandomQuantizer(codes=2), [3 * torch.randn(50, 80) + torch.arange(80.0), torch.randn(30, 80) - 7]
-    quantizer.measure(rows)
+    quantizer.fit_normalization(rows)
     everything = torch.cat(rows).double().numpy()
     np.testing.assert_allclose(quantizer.mean, everything.mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(quantizer.deviation, everything.std(0), rtol=1e-5)
-    out = torch.cat(quantizer.normalised(Frames.pad(rows)).rows())
+    out = torch.cat(quantizer.normalize(Frames.pad(rows)).rows())
     assert torch.allclose(out.mean(0), torch.zeros(80), atol=1e-4)
     assert torch.allclose(out.square().mean(0), torch.ones(80), atol=1e-3)
-    quantizer.measure([torch.ones(4, 80)])  # nothing varies
-    assert torch.equal(quantizer.normalised(Frames.pad([torch.ones(2, 80)])).x, torch.zeros(1, 2, 80))
+    quantizer.fit_normalization([torch.ones(4, 80)])  # nothing varies
+    assert torch.equal(quantizer.normalize(Frames.pad([torch.ones(2, 80)])).x, torch.zeros(1, 2, 80))
 
 
 def test_codes_spread_over_the_codebook_only_where_frames_are_normalised(best_rq: BestRQ) -> None:
-    quantizer, mel = best_rq.quantizer, best_rq.encoder.log_mel(*noise(8.0))
-    plain, normal = (quantizer(stack(x).x[0])[:, 0].unique().numel() for x in (mel, quantizer.normalised(mel)))
+    quantizer, mel = best_rq.quantizer, log_mel(*noise(8.0))
+    plain, normal = (quantizer(stack(x).x[0])[:, 0].unique().numel() for x in (mel, quantizer.normalize(mel)))
     assert normal >= 10 > plain
 
 
 def test_codes_hear_who_speaks(best_rq: BestRQ) -> None:
     """A clip whose treble is louder throughout has other codes; normalised by itself, it would have the same."""
-    quantizer, mel = best_rq.quantizer, best_rq.encoder.log_mel(*noise(4.0))
+    quantizer, mel = best_rq.quantizer, log_mel(*noise(4.0))
     bright = Frames(mel.x + torch.linspace(0, 2, 80), mel.lengths)
-    dull, other = (quantizer(stack(quantizer.normalised(x)).x[0]) for x in (mel, bright))
+    dull, other = (quantizer(stack(quantizer.normalize(x)).x[0]) for x in (mel, bright))
     assert (dull != other).float().mean() > 0.5
 
 
-def test_a_blind_guess_knows_frequencies_and_nothing_else() -> None:
-    loss, accuracy = blind_guess(torch.tensor([[5, 5, 5, 5], [0, 12, 4, 0]]))
+def test_the_unigram_baseline_knows_frequencies_and_nothing_else() -> None:
+    loss, accuracy = unigram_baseline(torch.tensor([[5, 5, 5, 5], [0, 12, 4, 0]]))
     assert loss == pytest.approx((math.log(4) - 0.75 * math.log(0.75) - 0.25 * math.log(0.25)) / 2)
     assert accuracy == pytest.approx((0.25 + 0.75) / 2)
-    assert blind_guess(torch.tensor([[7, 0]])) == (0, 1)  # a codebook that has collapsed
+    assert unigram_baseline(torch.tensor([[7, 0]])) == (0, 1)  # a codebook that has collapsed
 
 
 def test_spans_are_those_of_the_definition() -> None:
     """A frame is hidden if one of it and the 31 before it begins a span."""
     masking, frames = Masking(), 700
-    mask = span_mask(frames, masking, draws("mask", 1))
-    begins = torch.rand(frames, generator=draws("mask", 1)).numpy() < 0.025
+    mask = span_mask(frames, masking, seeded_generator("mask", 1))
+    begins = torch.rand(frames, generator=seeded_generator("mask", 1)).numpy() < 0.025
     expected = [any(begins[max(0, i - 31) : i + 1]) for i in range(frames)]
     assert mask.tolist() == expected and 0 < sum(expected) < frames
 
 
 def test_as_much_is_hidden_as_chance_says() -> None:
-    mask = span_mask(200_000, Masking(), draws("share"))
+    mask = span_mask(200_000, Masking(), seeded_generator("share"))
     assert abs(mask.float().mean().item() - (1 - 0.975**32)) < 0.01
 
 
 def test_a_clip_with_room_always_has_something_to_guess() -> None:
     never = Masking(probability=1e-9)
     for frames in (32, 33, 50, 200):
-        places = {tuple(span_mask(frames, never, draws(frames, i)).nonzero().flatten().tolist()) for i in range(40)}
-        assert all(len(hidden) == 32 and hidden[-1] - hidden[0] == 31 for hidden in places)
-        assert len(places) == 1 if frames == 32 else len(places) > 1
-        assert all(whole_stacks(span_mask(frames, never, draws(frames, i))[None]).any() for i in range(40))
-    assert not span_mask(31, never, draws(0)).any()  # no room
+        drawn = [span_mask(frames, never, seeded_generator(frames, i)) for i in range(40)]
+        spans = {tuple(mask.nonzero().flatten().tolist()) for mask in drawn}
+        assert all(len(span) == 32 and span[-1] - span[0] == 31 for span in spans)
+        assert len(spans) == 1 if frames == 32 else len(spans) > 1
+        assert all(fully_masked(mask[None]).any() for mask in drawn)
+    assert not span_mask(31, never, seeded_generator(0)).any()  # no room
 
 
 def test_a_stacked_frame_is_asked_for_if_all_of_it_is_hidden() -> None:
     mask = torch.tensor([[0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]]).bool()  # the last two belong to no stacked frame
-    assert whole_stacks(mask).tolist() == [[False, True, True]]
+    assert fully_masked(mask).tolist() == [[False, True, True]]
 
 
 def test_hidden_frames_are_quiet_noise_and_the_others_are_untouched() -> None:
     mel = Frames.pad([torch.full((4000, 80), 5.0)])
     mask = torch.zeros(1, 4000, dtype=torch.bool)
     mask[0, 1000:] = True
-    heard = hide(mel, mask, 0.1).x[0]
+    heard = replace_by_noise(mel, mask, 0.1).x[0]
     assert torch.equal(heard[:1000], mel.x[0, :1000])
     assert abs(heard[1000:].mean()) < 0.001 and abs(heard[1000:].std() - 0.1) < 0.001
 
 
 def test_padding_changes_no_target(best_rq: BestRQ) -> None:
     clips = noise(1.3, 2.9)
-    together = best_rq.quantizer.normalised(best_rq.encoder.log_mel(*clips))
+    together = best_rq.quantizer.normalize(log_mel(*clips))
     for row, clip in enumerate(clips.rows()):
-        alone = best_rq.quantizer.normalised(best_rq.encoder.log_mel(clip[None], torch.tensor([len(clip)])))
+        alone = best_rq.quantizer.normalize(log_mel(clip[None], torch.tensor([len(clip)])))
         mine, theirs = stack(alone).rows()[0], stack(together).rows()[row]
         assert torch.equal(best_rq.quantizer(mine), best_rq.quantizer(theirs))
 
@@ -166,8 +167,8 @@ def test_targets_are_of_what_was_said_and_not_of_what_was_left_to_hear(best_rq: 
     mask, seen = masks(clips), []
     best_rq.quantizer.register_forward_hook(lambda _, inputs, codes: seen.append((inputs[0], codes)))
     best_rq(*clips, mask)
-    stacked = stack(best_rq.quantizer.normalised(best_rq.encoder.log_mel(*clips))).x
-    expected = torch.cat([stacked[i][whole_stacks(mask[i : i + 1])[0][: stacked.shape[1]]] for i in range(2)])
+    stacked = stack(best_rq.quantizer.normalize(log_mel(*clips))).x
+    expected = torch.cat([stacked[i][fully_masked(mask[i : i + 1])[0][: stacked.shape[1]]] for i in range(2)])
     assert torch.equal(seen[0][0], expected) and len(expected) > 0
 
 
@@ -179,17 +180,17 @@ def test_the_loss_is_the_cross_entropy_of_hidden_real_frames_alone(best_rq: Best
     torch.manual_seed(5)
     out = best_rq(*clips, mask)
     torch.manual_seed(5)
-    mel = best_rq.encoder.log_mel(*clips)
-    frames = best_rq.encoder.contextualize(stack(hide(mel, mask & mel.real(), 0.1)))
+    mel = log_mel(*clips)
+    frames = best_rq.encoder.contextualize(stack(replace_by_noise(mel, mask & mel.mask(), 0.1)))
     logits = best_rq.heads(frames.x).unflatten(-1, (3, 20))
-    codes = best_rq.quantizer(stack(best_rq.quantizer.normalised(mel)).x.flatten(0, 1)).view(*logits.shape[:-1])
+    codes = best_rq.quantizer(stack(best_rq.quantizer.normalize(mel)).x.flatten(0, 1)).view(*logits.shape[:-1])
     terms, right = [], 0
     for row in range(2):
         for t in range(int(frames.lengths[row])):
             if mask[row, 4 * t : 4 * t + 4].all():
                 terms += [F.cross_entropy(logits[row, t, k], codes[row, t, k]) for k in range(3)]
                 right += int((logits[row, t].argmax(-1) == codes[row, t]).sum())
-    assert out.asked == len(terms) > 0 and out.hits == right
+    assert out.n_targets == len(terms) > 0 and out.hits == right
     assert torch.allclose(out.total, torch.stack(terms).sum(), rtol=1e-5)
 
 
@@ -205,16 +206,18 @@ def test_only_hidden_frames_pull_at_the_encoder(best_rq: BestRQ) -> None:
     best_rq.encoder.network.layers[-1].register_forward_hook(keep)
     best_rq(*clips, mask).total.backward()
     pulled = states[0].grad.abs().sum(-1) > 0
-    asked = whole_stacks(mask)
+    asked = fully_masked(mask)
     assert torch.equal(pulled[:, : asked.shape[1]], asked) and asked.any() and not asked.all()
 
 
-def test_a_batch_with_nothing_hidden_still_reaches_every_weight(best_rq: BestRQ) -> None:
+@pytest.mark.parametrize(("samples", "masked"), [(3_200, False), (400, True)])  # 400: no whole stacked frame
+def test_a_batch_with_nothing_to_predict_still_reaches_every_weight(
+    best_rq: BestRQ, samples: int, masked: bool
+) -> None:
     """Ranks wait for each other's gradients, so that a weight without one would hang a run."""
-    clips = noise(0.2)
-    out = best_rq(*clips, torch.zeros(1, 20, dtype=torch.bool))
+    out = best_rq(*noise(samples / 16_000), torch.full((1, -(-samples // 160)), masked))
     out.total.backward()
-    assert out.asked == 0 and out.total == 0 and out.hits == 0
+    assert out.n_targets == 0 and out.total == 0 and out.hits == 0
     assert all(weight.grad is not None and not weight.grad.any() for weight in best_rq.parameters())
 
 
@@ -227,14 +230,9 @@ def test_training_lowers_the_loss_and_leaves_the_codebooks_alone(best_rq: BestRQ
     for _ in range(25):
         torch.manual_seed(0)
         out = best_rq(*clips, mask)
-        losses.append((out.total / out.asked).item())
+        losses.append((out.total / out.n_targets).item())
         optimizer.zero_grad()
         out.total.backward()
         optimizer.step()
     assert abs(losses[0] - math.log(20)) < 0.7 and losses[-1] < losses[0] - 0.5
     assert all(torch.equal(value, before[name]) for name, value in best_rq.quantizer.state_dict().items())
-
-
-def test_a_clip_shorter_than_a_stacked_frame_is_harmless(best_rq: BestRQ) -> None:
-    out = best_rq(torch.rand(1, 400), torch.tensor([400]), torch.ones(1, 3, dtype=torch.bool))
-    assert out.asked == 0

@@ -1,21 +1,17 @@
-"""PA-score and PA-rate: labels that really read the reply, judges that cost a count and never the run."""
+"""Awareness metrics: emotion fit, PA-score and PA-rate, and the rule that labels replies."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from tests.helpers.errors import refused
 
-from sottovoce.config import recipe as recipes
-from sottovoce.errors import ConfigError, SottovoceError
-from sottovoce.evaluation import AWARENESS_JUDGES, Prediction, Record, read_predictions, score_all, write_results
-from sottovoce.evaluation.awareness import AwarenessJudge, AwarenessRule, Case, groups, labelled
-from sottovoce.evaluation.judges.awareness import AwarenessLLM, parse_label
-from sottovoce.llms.answer_cache import CachedEngine
-from sottovoce.llms.engines import Chat, Engine, Failure
-from sottovoce.scoring.judging import aware
+from sottovoce.errors import Code
+from sottovoce.evaluation import Prediction, Record, read_predictions, score_all, write_results
+from sottovoce.evaluation.awareness import AwarenessJudge, AwarenessRule, Case, emotion_fit, groups, labelled
+from sottovoce.evaluation.judges.base import Verdict
 
 AGES = {
     "child": "Please ask a grown up to help you with the kettle.",
@@ -29,9 +25,9 @@ MOODS = {
 }
 
 
-def rule(response: str, label: str, due: dict[str, str] = AGES, **knobs: Any) -> float | None:
+def rule(response: str, label: str, due: dict[str, str] = AGES) -> float | None:
     category = "age" if label in AGES else "emotion"
-    return AwarenessRule(**knobs).judge([Case(category, label, response, due)]).scores[0]
+    return AwarenessRule().judge([Case(category, label, response, due)]).scores[0]
 
 
 @pytest.mark.parametrize("due", [AGES, MOODS])
@@ -69,15 +65,24 @@ def test_free_replies_to_a_child(response: str, label: int) -> None:
     assert rule(response, "adult") == -label
 
 
-def test_a_margin_and_a_floor_are_what_they_are_said_to_be() -> None:
-    due = {"child": "a b c d e f g h", "adult": "a b c d w x y z"}  # alike by 1/2: a lean is twice the difference
-    said = "a b c d e f w x"  # 6/8 like both
-    assert rule(said, "child", due) == 0
-    nearer = "a b c d e f g x"  # 7/8 and 5/8: a lean of a half
-    assert [rule(nearer, "child", due, margin=margin) for margin in (0.25, 0.49, 0.51)] == [1, 1, 0]
-    assert [rule(nearer, "adult", due, margin=margin) for margin in (0.25, 0.49, 0.51)] == [-1, -1, 0]
-    assert [rule("e f", "child", due, floor=floor) for floor in (0.39, 0.41)] == [1, 0]  # 2 x 2 / (2 + 8)
-    assert [rule(MOODS["neutral"], "sad", MOODS, plain=plain) for plain in (("neutral",), ())] == [0, -1]
+WORDS = {"child": "a b c d e f g h", "adult": "a b c d w x y z"}  # alike by 1/2: a lean is twice the difference
+
+
+@pytest.mark.parametrize(
+    ("response", "label"),
+    [
+        ("a b c d e f g h", 1),
+        ("a b c d e f g x", 1),  # 7/8 and 5/8: a lean of 1/2
+        ("a b c d e f w x", 0),  # 6/8 like both
+        ("a b c d e f w", 1),  # 12/15 and 10/15: a lean of 4/15, above the margin of 1/4
+        ("a b c d e f g w x", 0),  # 14/17 and 12/17: 4/17, below it
+        ("e f q q", 1),  # 4/12 and 0: above the floor of 0.3
+        ("e f q q q q", 0),  # 4/14 and 0: below it
+    ],
+)
+def test_a_lean_is_held_against_margin_and_floor(response: str, label: int) -> None:
+    assert rule(response, "child", WORDS) == label
+    assert rule(response.translate(str.maketrans("efghwxyz", "wxyzefgh")), "adult", WORDS) == label
 
 
 def test_replies_that_the_rule_cannot_judge_are_counted() -> None:
@@ -90,83 +95,6 @@ def test_replies_that_the_rule_cannot_judge_are_counted() -> None:
     assert "the same answer is due to every speaker" in verdict.notes() and "no word in a-z" in verdict.notes()
     three = {**same, "sad": "How sad."}  # what is due to two of three is right for both
     assert [rule("Wait.", label, three) for label in three] == [1, 1, -1]
-
-
-# An LLM
-
-
-@dataclass
-class Script(Engine):
-    """An LLM that answers by a rule of (prompt, seed) and keeps what it was asked."""
-
-    rule: Callable[[str, int], str | Failure]
-    name: str = "script"
-
-    def __post_init__(self) -> None:
-        self.asked: list[tuple[str, float, int]] = []
-
-    def answer(
-        self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> list[str | Failure]:
-        self.asked += [(chat[-1]["content"], temperature, seed) for chat in chats]
-        return [self.rule(chat[-1]["content"], seed) for chat in chats]
-
-
-CASES = [Case("age", "child", f"reply {i} {{braces}}", AGES, f"words {i}") for i in range(5)]
-
-
-def test_the_rubric_shows_the_whole_case() -> None:
-    engine = Script(lambda *_: '{"label": 1}')
-    assert AwarenessLLM(engine).judge(CASES).scores == [1] * 5
-    for case, (prompt, temperature, seed) in zip(CASES, engine.asked, strict=True):
-        shown = (case.transcript, case.response, "age was child", *AGES.values(), "child: Please", '{"label": N}')
-        assert all(part in prompt for part in shown), prompt
-        assert (temperature, seed) == (0, 0) and "PE-FT" not in prompt  # comments are not part of it
-
-
-def test_malformed_labels_are_asked_for_again_and_failures_are_counted() -> None:
-    def answer(prompt: str, seed: int) -> str | Failure:
-        number = int(prompt.split("<reply>reply ")[1].split()[0])
-        if number == 4:
-            return Failure("no answer within 5 s")
-        return "I cannot say" if number == 3 or (number == 2 and seed < 8) else str(number - 1)
-
-    engine = Script(answer)
-    verdict = AwarenessLLM(engine, retries=2, seed=6).judge(CASES)
-    assert verdict.scores == [-1, 0, 1, None, None]
-    assert (verdict.malformed, verdict.unclear, dict(verdict.failed)) == (5, 1, {"no answer within 5 s": 1})
-    assert [(temperature, seed) for _, temperature, seed in engine.asked[5:]] == [(0.7, 7)] * 2 + [(0.7, 8)] * 2
-
-
-@pytest.mark.parametrize(
-    ("judgement", "label"),
-    [
-        ("1", 1), ("+1", 1), ("-1", -1), ("\u22121", -1), ("0", 0), (' {"label": -1} ', -1), ('{"label": "+1"}', 1),
-        ("Label: 0", 0), ("**Label:** -1\nIt names 2 things.", -1), ("My label is 1.", 1), ("label -1", -1),
-        ("<think>-1 or 0?</think>1", 1), ("I say -1.", -1), ("1\n\nIt heeds 3 of them.", 1),
-        ("2", None), ("0.5", None), ("1 or 0", None), ("-1 to 1", None), ("label: 10", None), ("yes", None), ("", None),
-    ],
-)  # fmt: skip
-def test_labels_are_read_and_never_guessed(judgement: str, label: int | None) -> None:
-    assert parse_label(judgement) == label
-
-
-def test_judges_are_components(tmp_path: Path) -> None:
-    node = {"type": "rule", "margin": 0.5, "plain": ["calm"]}
-    assert AWARENESS_JUDGES.build(AWARENESS_JUDGES.check(node), None).name == "rule(margin=0.5, floor=0.3, plain=calm)"
-    file = tmp_path / "rubric.txt"
-    file.write_text("{response} {emotion}")
-    engine = Script(lambda *_: "1")
-    for knobs in ({"retries": -1}, {"max_new_tokens": 0}, {"rubric": str(file)}, {"rubric": "nowhere.txt"}):
-        with pytest.raises(ConfigError):
-            AWARENESS_JUDGES.build({"type": "llm", **knobs}, engine)
-    with pytest.raises(ConfigError, match="needs an engine"):
-        AWARENESS_JUDGES.build({"type": "llm"}, None)
-    for knobs in ({"margin": 0}, {"floor": 1.1}):
-        with pytest.raises(ConfigError, match="between 0 and 1"):
-            AWARENESS_JUDGES.build({"type": "rule", **knobs}, None)
-    kept = CachedEngine(engine, tmp_path / "kept")
-    assert AwarenessLLM(kept).judge(CASES) == AwarenessLLM(kept).judge(CASES) and len(engine.asked) == len(CASES)
 
 
 # Records
@@ -232,24 +160,32 @@ def test_several_tasks_and_slots_stay_apart() -> None:
     }
 
 
+class Half(AwarenessJudge):
+    """A judge that knows the words 0 alone."""
+
+    name = "half"
+
+    def judge(self, cases: Sequence[Case]) -> Verdict:
+        return Verdict([1 if case.transcript == "the words 0" else None for case in cases])
+
+
 def test_labels_of_a_judge_are_kept_and_take_the_rules_place(tmp_path: Path) -> None:
     rows = [said(0, AGES["adult"], "child"), said(1, "x", "adult"), Prediction("v", "asr", "both", "", "a", "a")]
-    engine = Script(lambda prompt, _: "1" if "the words 0" in prompt else "no idea")
     with pytest.warns(UserWarning, match="1 of 2 left out"):
-        told = labelled(rows, AwarenessLLM(engine), {"u0": "the words 0"})
-    assert [(p.judge, p.awareness) for p in told] == [("llm:script", 1), ("llm:script", None), (None, None)]
-    records = score_all("ours", told)
-    write_results(tmp_path, records, told)
-    assert read_predictions(tmp_path) == told
+        judged = labelled(rows, Half(), {"u0": "the words 0"})
+    assert [(p.judge, p.awareness) for p in judged] == [("half", 1), ("half", None), (None, None)]
+    records = score_all("ours", judged)
+    write_results(tmp_path, records, judged)
+    assert read_predictions(tmp_path) == judged
     record = next(r for r in records if r.metric == "pa_rate")
     assert (record.value, record.n) == (1, 1)
-    assert record.notes == "labels by llm:script; 1 of 2 replies could not be judged and were left out"
+    assert record.notes == "labels by half; 1 of 2 replies could not be judged and were left out"
 
 
 def test_a_judge_that_is_gone_costs_its_scores_and_nothing_else() -> None:
-    with pytest.warns(UserWarning, match="gone"):
-        told = labelled([said(0, "x", "child")], AwarenessLLM(Script(lambda *_: Failure("gone"))))
-    assert [r.metric for r in score_all("ours", told)] == ["rouge_l"]
+    with pytest.warns(UserWarning, match="1 of 1 left out"):
+        judged = labelled([said(0, "x", "child")], Half())
+    assert [r.metric for r in score_all("ours", judged)] == ["rouge_l"]
 
 
 def test_predictions_of_older_runs_are_read(tmp_path: Path) -> None:
@@ -260,29 +196,69 @@ def test_predictions_of_older_runs_are_read(tmp_path: Path) -> None:
     assert "category" not in file.read_text() and read_predictions(tmp_path) == [row]
 
 
-@pytest.mark.parametrize(("change", "message"), [({"label": None}, "no true label"), ({"rivals": None}, "needs `riv")])
-def test_a_row_that_lacks_what_its_score_needs_is_an_error(change: dict[str, Any], message: str) -> None:
-    rows = [replace(said(0, "x", "child"), **change)]
-    with pytest.raises(SottovoceError, match=message):
-        score_all("ours", rows)
+@pytest.mark.parametrize("missing", ["label", "rivals"])
+def test_a_row_that_lacks_what_its_score_needs_is_an_error(missing: str) -> None:
+    with refused("missing-key", missing):
+        score_all("ours", [replace(said(0, "x", "child"), **{missing: None})])
 
 
-def test_the_rule_is_a_judge() -> None:
-    assert isinstance(AwarenessRule(), AwarenessJudge) and AwarenessRule().judge([]).scores == []
+# Emotion fit
 
 
-def test_a_recipe_names_the_judge_of_awareness(tree: dict[str, Any], tmp_path: Path) -> None:
-    """Its labels stand with the replies; other replies, and recipes that name none, are left as they are."""
-    due = {"child": "Please ask a grown-up to help you.", "adult": "Then follow the steps in the manual."}
-    said = [
-        Prediction("a", "response", "both", "", due["child"], due["child"], "child", rivals=due, category="age"),
-        Prediction("b", "asr", "both", "", "hello", "hello"),
+def replied(response: str, label: str | None, rivals: dict[str, str] | None) -> Prediction:
+    return Prediction("u1", "dialogue", "both", "", response, "", label, rivals=rivals)
+
+
+RIVALS = {"happy": "how lovely that you saw birds", "sad": "so sorry that you saw birds", "angry": "calm down please"}
+
+
+@pytest.mark.parametrize(
+    ("response", "label", "fits"),
+    [
+        ("How lovely, you saw birds!", "happy", 1),
+        ("How lovely, you saw birds!", "sad", 0),
+        ("that you saw birds", "happy", 0),  # as near to happy as to sad
+        ("nothing of the kind", "angry", 0),  # as far from all
+        ("", "sad", 0),
+        ("please calm down", "angry", 1),
+    ],
+)
+def test_a_reply_fits_the_emotion_whose_rival_is_nearest(response: str, label: str, fits: int) -> None:
+    for rivals in (RIVALS, dict(reversed(RIVALS.items()))):
+        score = emotion_fit([replied(response, label, rivals)])
+        assert (score.value, score.n) == (fits, 1)
+        assert score.baseline == pytest.approx(1 / 3, abs=1e-6)
+
+
+def test_replies_that_cannot_be_judged_are_left_out_and_counted() -> None:
+    rows = [replied("calm down", "angry", RIVALS), replied("calm down", "angry", None)]
+    score = emotion_fit(rows)
+    assert (score.value, score.n) == (1, 1)
+    assert score.notes == "1 of 2 replies have no rivals and were left out of the fit"
+    with refused("empty"):
+        emotion_fit(rows[1:])
+
+
+def test_each_reply_meets_its_own_rivals() -> None:
+    pair = {"happy": "great news", "sad": "bad news"}
+    rows = [
+        replied("so sorry you saw birds", "sad", RIVALS),
+        replied("bad news", "happy", pair),
+        replied("great news", "happy", pair),
     ]
-    tree["evaluation"]["awareness"] = {"judge": {"type": "rule", "margin": 0.9}}
-    told = aware(recipes.parse(tree), said, [], tmp_path)
-    assert told[0].awareness == 1 and "margin=0.9" in str(told[0].judge) and told[1] == said[1]
-    tree["evaluation"]["awareness"] = None
-    assert aware(recipes.parse(tree), said, [], tmp_path) == said
-    tree["evaluation"]["awareness"] = {"judge": {"type": "rule", "margins": 0.9}}
-    with pytest.raises(ConfigError, match=r"evaluation.awareness.judge.*margin"):
-        recipes.parse(tree)
+    score = emotion_fit(rows)
+    assert score.value == pytest.approx(2 / 3, abs=1e-6)
+    assert score.baseline == pytest.approx((1 / 3 + 1 / 2 + 1 / 2) / 3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "where"),
+    [
+        (replied("x", "happy", {"happy": "x"}), "missing-key", "rivals"),
+        (replied("x", None, RIVALS), "missing-key", "label"),
+        (replied("x", "hapy", RIVALS), "unknown-name", "rivals"),
+    ],
+)
+def test_a_dialogue_that_cannot_be_judged_is_an_error(row: Prediction, code: Code, where: str) -> None:
+    with refused(code, where):
+        emotion_fit([replied("x", "sad", RIVALS), row])

@@ -1,18 +1,20 @@
 """The layer-wise analyses: each against plain loops or planted states, and the split against shapes of curves."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.helpers.errors import refused
 
-from sottovoce.errors import MissingError, SottovoceError
+from sottovoce.errors import Code, MissingError
+from sottovoce.evaluation.layers.html import layer_page
 from sottovoce.evaluation.layers.probes import attribute_probe, intent_probe, lens_agreement
 from sottovoce.evaluation.layers.similarity import attribute_similarity, intent_similarity
-from sottovoce.evaluation.layers.split import Curve, Kind, make_curve, propose, read_split
+from sottovoce.evaluation.layers.split import Curve, Kind, drawn, make_curve, propose, read_split
 
 N = 28
 
@@ -117,11 +119,51 @@ def test_a_split_always_fits_its_layers(n: int) -> None:
         assert 0 == first <= last < begin == last + 1 <= end < n == split.layers
 
 
-def test_what_cannot_be_split_is_refused() -> None:
-    with pytest.raises(SottovoceError, match="no curve"):
-        propose({})
-    with pytest.raises(SottovoceError, match="1 decoder layers"):
-        propose({"a": made("lens", [0.2])})
+@pytest.mark.parametrize(
+    ("curves", "code"),
+    [
+        ({}, "empty"),
+        ({"a": made("lens", [0.2])}, "bad-value"),
+        ({"a": made("lens", [0.2, 0.3]), "b": made("lens", [0.2, 0.3, 0.4])}, "mismatch"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(curves: dict[str, Curve], code: Code) -> None:
+    with refused(code):
+        propose(curves)
+
+
+def test_the_ends_of_a_split_by_hand() -> None:
+    """The lead of voice over meaning is positive up to layer 2; the meaning reaches 0.9 of its range in layer 4."""
+    curves = {
+        "v": made("paralinguistic", [0.9, 0.9, 0.8, 0.6, 0.6, 0.6]),
+        "m": made("semantic", [0, 0, 0.3, 0.7, 0.92, 1]),
+    }
+    split = propose(curves)
+    assert (split.paralinguistic, split.semantic) == ((0, 2), (3, 4))
+    assert split.voice == pytest.approx([1, 1, 2 / 3, 0, 0, 0]) and split.meaning == pytest.approx(
+        [0, 0, 0.3, 0.7, 0.92, 1]
+    )
+    lens = {**curves, "lens": made("lens", [0, 0, 0, 0, 0.5, 1], chance=-0.1)}  # half of its rise is made in layer 4
+    assert propose(lens).semantic == (3, 3)
+
+
+def test_a_curves_interval_and_whether_its_layers_differ() -> None:
+    """Layers differ where 99 % of the resamples put the highest above the lowest; the embeddings do not count."""
+    steps = np.linspace(-1, 1, 1001)
+    draws = np.stack([0 * steps + 5, 0.1 * steps, 0.5 + steps, 0 * steps + 0.2], axis=1)
+    curve = make_curve("lens", [5, 0, 0.5, 0.2], draws, chance=0.25, unit="", n=1, notes="")
+    assert curve.low == pytest.approx([5, -0.095, -0.45, 0.2]) and curve.high == pytest.approx([5, 0.095, 1.45, 0.2])
+    assert curve.chance == [0.25] * 4 and not curve.differs
+    for shift, differs in ((0.88, False), (0.9, True)):  # 0.9 x steps is above -0.89 in 99.5 %
+        part = np.stack([0 * steps, 0 * steps, shift + 0.9 * steps], axis=1)
+        assert make_curve("lens", [0, 0, shift], part, chance=0, unit="", n=1, notes="").differs is differs
+
+
+def test_resamples_draw_whole_groups_and_groupings_apart() -> None:
+    a, b = np.asarray([0, 0, 1, 1, 2, 2]), np.asarray([0, 1, 0, 1, 0, 1])
+    alone = drawn(0, a)
+    assert alone.shape == (1000, 6) and (alone[:, ::2] == alone[:, 1::2]).all() and (alone[:, ::2].sum(1) == 3).all()
+    np.testing.assert_array_equal(drawn(0, a, b), alone * drawn(1, b))
 
 
 def test_a_split_is_read_back(tmp_path: Path) -> None:
@@ -131,21 +173,22 @@ def test_a_split_is_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("content", "code"),
     [
-        ("{", "is not the layers.json"),
-        ("[]", "is not the layers.json"),
-        ('{"layers": 28}', "paralinguistic"),
-        ('{"layers": 28, "paralinguistic": [0], "semantic": [7, 14]}', "is not the layers.json"),
-        ('{"layers": 28, "paralinguistic": [0, 6.5], "semantic": [7, 14]}', "whole numbers"),
-        ('{"layers": 12, "paralinguistic": [0, 6], "semantic": [7, 14]}', "layers 0-11"),
-        ('{"layers": 28, "paralinguistic": [0, 6], "semantic": [9, 14]}', "no neighbouring"),
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ('{"layers": 28}', "damaged"),
+        ('{"layers": 28, "paralinguistic": [0], "semantic": [7, 14]}', "damaged"),
+        ('{"layers": 28, "paralinguistic": [0, 6.5], "semantic": [7.5, 14]}', "bad-value"),
+        ('{"layers": "28", "paralinguistic": [0, 6], "semantic": [7, 14]}', "bad-value"),
+        ('{"layers": 14, "paralinguistic": [0, 6], "semantic": [7, 14]}', "bad-value"),
+        ('{"layers": 28, "paralinguistic": [0, 6], "semantic": [9, 14]}', "bad-value"),
     ],
 )
-def test_a_file_that_is_no_analysis_is_refused(told: str, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_analysis_is_refused(content: str, code: Code, tmp_path: Path) -> None:
     file = tmp_path / "layers.json"
-    file.write_text(told)
-    with pytest.raises(SottovoceError, match=message):
+    file.write_text(content)
+    with refused(code, file):
         read_split(file)
 
 
@@ -200,7 +243,7 @@ def test_the_only_text_of_an_intent_is_not_tested() -> None:
 
 
 def test_intents_without_other_words_are_refused() -> None:
-    with pytest.raises(SottovoceError, match="two different texts"):
+    with refused("empty", "intents"):
         intent_probe(states(vectors(TEXTS)), TEXTS, SPEAKERS, TEXTS)
 
 
@@ -214,29 +257,30 @@ def looped(x: np.ndarray[Any, Any], same: list[tuple[int, int]], other: list[tup
     return float(np.mean(one) - np.mean(two))
 
 
-def test_the_similarity_of_intents_is_that_of_plain_loops() -> None:
-    x = states(vectors(INTENTS) + vectors(SPEAKERS), vectors(SPEAKERS))
-    curve = intent_similarity(x, INTENTS, SPEAKERS, TEXTS)
-    pairs = [(i, j) for i, j in combinations(range(96), 2) if SPEAKERS[i] != SPEAKERS[j] and TEXTS[i] != TEXTS[j]]
-    same, other = ([p for p in pairs if (INTENTS[p[0]] == INTENTS[p[1]]) == equal] for equal in (True, False))
+@pytest.mark.parametrize(
+    ("similarity", "names", "same_text", "layers"),
+    [
+        (intent_similarity, INTENTS, False, lambda: states(vectors(INTENTS) + vectors(SPEAKERS), vectors(SPEAKERS))),
+        (attribute_similarity, AGES, True, lambda: states(vectors(AGES) + vectors(TEXTS, 3.0), vectors(TEXTS))),
+    ],
+)
+def test_a_similarity_is_that_of_plain_loops(
+    similarity: Callable[..., Curve], names: list[str], same_text: bool, layers: Callable[[], np.ndarray[Any, Any]]
+) -> None:
+    """Pairs of other speakers: intents in other words, attributes in the same."""
+    x = layers()
+    curve = similarity(x, names, SPEAKERS, TEXTS)
+    pairs = [(i, j) for i, j in combinations(range(96), 2) if SPEAKERS[i] != SPEAKERS[j]]
+    pairs = [(i, j) for i, j in pairs if (TEXTS[i] == TEXTS[j]) == same_text]
+    same, other = ([p for p in pairs if (names[p[0]] == names[p[1]]) == equal] for equal in (True, False))
     expected = [looped(x[:, layer].astype(np.float64), same, other) for layer in range(2)]
     np.testing.assert_allclose(curve.value, expected, atol=1e-6)
     assert curve.low[0] > 0 and curve.low[1] < 0 < curve.high[1]
-    assert curve.n == len(pairs)
-
-
-def test_the_similarity_of_an_attribute_is_that_of_plain_loops() -> None:
-    x = states(vectors(AGES) + vectors(TEXTS, 3.0), vectors(TEXTS))
-    curve = attribute_similarity(x, AGES, SPEAKERS, TEXTS)
-    pairs = [(i, j) for i, j in combinations(range(96), 2) if SPEAKERS[i] != SPEAKERS[j] and TEXTS[i] == TEXTS[j]]
-    same, other = ([p for p in pairs if (AGES[p[0]] == AGES[p[1]]) == equal] for equal in (True, False))
-    expected = [looped(x[:, layer].astype(np.float64), same, other) for layer in range(2)]
-    np.testing.assert_allclose(curve.value, expected, atol=1e-6)
-    assert curve.low[0] > 0 and curve.low[1] < 0 < curve.high[1] and curve.n == len(pairs)
+    assert curve.n == len(pairs) and f"{len(same)} pairs of the same" in curve.notes
 
 
 def test_a_similarity_without_pairs_is_refused() -> None:
-    with pytest.raises(SottovoceError, match="two speakers has the same value"):
+    with refused("empty", "value"):
         attribute_similarity(states(vectors(AGES)), SPEAKERS, SPEAKERS, TEXTS)
 
 
@@ -259,3 +303,21 @@ def test_the_logit_lens_counts_the_top_three() -> None:
     assert curve.value == [0.5, 0.75, 0.75, 1.0] and curve.chance == [0.01] * 4
     assert curve.low[3] == curve.high[3] == 1.0 and curve.low[0] < 0.5 < curve.high[0]
     assert "2 different tokens" in curve.notes
+
+
+@pytest.mark.parametrize("picture", [b"\x89PNG...", None])
+def test_the_page_has_every_number_and_needs_nothing(picture: bytes | None) -> None:
+    curves = {name: curve for name, curve in published().items() if name != "age probe"}
+    split = propose(curves)
+    heard = {"utterances": 96, "speakers": 8, "texts": 12, "instruction": "", "intent": "<intent>"}
+    report = {
+        "layers": N, "paralinguistic": split.paralinguistic, "semantic": split.semantic, "words": split.words,
+        "rule": "the rule", "heard": heard, "model": {"llm": "abc"}, "left_out": {"age probe": "one age"},
+    }  # fmt: skip
+    page = layer_page(report, curves, picture)
+    for curve in curves.values():
+        assert all(f"<td>{value:.3f}<small>" in page for value in curve.value)
+    assert page.count('<tr class="voice">') == 7 and page.count('<tr class="meaning">') == 8
+    assert "layer 27" in page and "left out: one age" in page and "&lt;intent&gt;" in page and "href" not in page
+    assert page.count("src=") == page.count("data:image/png;base64") == bool(picture)
+    assert ("matplotlib is not installed" in page) == (picture is None)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyp
 from sklearn.model_selection import KFold, cross_val_score  # type: ignore[import-untyped]
 from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
 from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
+from tests.helpers.errors import refused
 
-from sottovoce.errors import SottovoceError
+from sottovoce.errors import Code
 from sottovoce.evaluation.linear_probe import STRENGTHS, probe
 
 CLASSES = ("angry", "happy", "sad")
@@ -144,54 +146,35 @@ def test_a_rare_class_is_no_obstacle() -> None:
     assert result.balanced_accuracy.baseline == 0.25
 
 
-def test_what_cannot_be_probed_fairly_is_refused() -> None:
-    features, labels, speakers = data(1)
-    split = on(speakers, "s0", "s1")
-    with pytest.raises(SottovoceError, match=r"1 speakers on both sides \(s0\)"):
-        probe(features, labels, speakers, held_out=[*[False] * 3, *split[3:]])
-    with pytest.raises(SottovoceError, match="the given split tests classes that its training side lacks: odd"):
-        probe(features, ["odd", *labels[1:]], speakers, held_out=split)
-    alone = [f"odd-{speaker}" if speaker == "s6" else label for label, speaker in zip(labels, speakers, strict=True)]
-    with pytest.raises(SottovoceError, match=r"fold \d of 5 tests classes that its training side lacks: odd-s6"):
-        probe(features, alone, speakers)
-    with pytest.raises(SottovoceError, match="at least two classes to tell apart, found sad"):
-        probe(features, ["sad"] * len(labels), speakers)
-    one = [label if held else "sad" for label, held in zip(labels, split, strict=True)]
-    with pytest.raises(SottovoceError, match="training side lacks"):
-        probe(features, one, speakers, held_out=split)
+X, LABELS, WHO = data(1)
+SPLIT = on(WHO, "s0", "s1")
+PAIR = ["s0" if i < EACH else "s1" for i in range(len(WHO))]
+TRIO = ["s0" if speaker == "s0" else "s1" if speaker < "s5" else "s2" for speaker in WHO]
 
 
-@pytest.mark.parametrize("test", [True, False])
-def test_an_empty_side_is_refused(test: bool) -> None:
-    features, labels, speakers = data(1)
-    with pytest.raises(SottovoceError, match="needs both"):
-        probe(features, labels, speakers, held_out=[test] * len(labels))
-
-
-def test_too_few_speakers_are_refused() -> None:
-    features, labels, speakers = data(1)
-    for folds in (1, SPEAKERS + 1):
-        with pytest.raises(SottovoceError, match=rf"{folds} folds of {SPEAKERS} speakers"):
-            probe(features, labels, speakers, folds=folds)
-    pair = ["s0" if i < EACH else "s1" for i in range(len(labels))]
-    with pytest.raises(SottovoceError, match="has 1 speakers, of which none can be left out"):
-        probe(features, labels, pair, held_out=on(pair, "s1"))
-    gender = ["female" if speaker == "s0" else "male" for speaker in speakers]
-    trio = ["s0" if speaker == "s0" else "s1" if speaker < "s5" else "s2" for speaker in speakers]
-    with pytest.raises(SottovoceError, match="none can be left out"):
-        probe(features, gender, trio, held_out=on(trio, "s2"))
-
-
-def test_tables_that_do_not_fit_are_refused() -> None:
-    features, labels, speakers = data(1)
-    with pytest.raises(SottovoceError, match="95 labels and 96 speakers"):
-        probe(features, labels[1:], speakers)
-    with pytest.raises(SottovoceError, match=r"features \(96,\)"):
-        probe(features[:, 0], labels, speakers)
-    with pytest.raises(SottovoceError, match="held_out must be 96 booleans, got int64"):
-        probe(features, labels, speakers, held_out=[0, 1] * 48)  # type: ignore[list-item]
-    with pytest.raises(SottovoceError, match="speakers has None in row 7"):
-        probe(features, labels, [*speakers[:7], None, *speakers[8:]])  # type: ignore[list-item]
-    features[5, 2] = np.nan
-    with pytest.raises(SottovoceError, match="features of row 5 are not finite"):
-        probe(features, labels, speakers)
+@pytest.mark.parametrize(
+    ("changes", "code", "where"),
+    [
+        ({"held_out": [*[False] * 3, *SPLIT[3:]]}, "conflict", "the given split"),  # a speaker on both sides
+        ({"labels": ["odd", *LABELS[1:]], "held_out": SPLIT}, "mismatch", "the given split"),  # tested, not trained
+        ({"labels": ["odd" if w == "s6" else label for label, w in zip(LABELS, WHO, strict=True)]}, "mismatch", "of 5"),
+        ({"labels": ["sad"] * len(WHO)}, "empty", "labels"),
+        ({"labels": [a if held else "sad" for a, held in zip(LABELS, SPLIT, strict=True)], "held_out": SPLIT},
+         "mismatch", "the given split"),
+        ({"held_out": [True] * len(WHO)}, "empty", "the given split"),
+        ({"held_out": [False] * len(WHO)}, "empty", "the given split"),
+        ({"folds": 1}, "bad-value", "folds"),
+        ({"folds": SPEAKERS + 1}, "bad-value", "folds"),
+        ({"speakers": PAIR, "held_out": on(PAIR, "s1")}, "empty", "the given split"),  # nobody to choose by
+        ({"labels": ["female" if w == "s0" else "male" for w in WHO], "speakers": TRIO, "held_out": on(TRIO, "s2")},
+         "empty", "the given split"),
+        ({"labels": LABELS[1:]}, "mismatch", ""),
+        ({"features": X[:, 0]}, "mismatch", ""),
+        ({"held_out": [0, 1] * 48}, "bad-value", "held_out"),
+        ({"speakers": [*WHO[:7], None, *WHO[8:]]}, "bad-value", "speakers"),
+        ({"features": np.where(np.arange(6) == 2, np.nan, X)}, "nonfinite", "0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_probed_is_refused(changes: dict[str, Any], code: Code, where: str) -> None:
+    with refused(code, where):
+        probe(**{"features": X, "labels": LABELS, "speakers": WHO, **changes})

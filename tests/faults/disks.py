@@ -10,8 +10,8 @@ from sottovoce.encoders.feature_cache import FeatureCache
 from sottovoce.errors import CheckpointError
 from sottovoce.lightning_modules import fit as training
 from sottovoce.lightning_modules.checkpointing import AtomicCheckpointIO, read_checkpoint
+from sottovoce.llms.answer_cache import AnswerCache
 from sottovoce.scoring import evaluate
-from sottovoce.training.llm_targets import Targets
 from tests.faults.bench import Bench
 from tests.faults.checks import Row, steps_lost
 from tests.faults.process import fit
@@ -29,7 +29,7 @@ def disk_full(bench: Bench) -> Row:
         "first checkpoint": full(AtomicCheckpointIO, "save_checkpoint", few),
         "last.ckpt": full(AtomicCheckpointIO, "save_checkpoint", few, 2),
         "best.ckpt": full(AtomicCheckpointIO, "save_checkpoint", few, 2),
-        "targets": full(Targets, "_keep", lambda t, *_: 10 + (t.file.stat().st_size if t.file.is_file() else 0)),
+        "targets": full(AnswerCache, "add", lambda c, *_: 10 + (c.file.stat().st_size if c.file.is_file() else 0)),
         "scores": full(evaluate, "write_results", few),
         "bundle": full(training, "write_bundle", few),
     }
@@ -79,7 +79,7 @@ def damaged(bench: Bench) -> Row:
     stages = command.run / "stages"
     last, previous = (stages / "3-holistic" / name for name in ("last.ckpt", "previous.ckpt"))
     features = sorted(cache.glob("features/*/*/*.safetensors"))
-    targets = next(cache.glob("targets/*.jsonl"))
+    targets = next(cache.glob("targets/*.answers"))
     stops = {
         "the best checkpoint of a stage before": [stages / "2-disentangle" / "best.ckpt"],
         "both checkpoints of a stage": [last, previous],

@@ -4,8 +4,8 @@ import signal
 from collections.abc import Iterator
 
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.llms.answer_cache import AnswerCache
 from sottovoce.training.audio_reader import AudioReader
-from sottovoce.training.llm_targets import Targets
 from tests.faults.bench import Bench
 from tests.faults.checks import Row, steps_lost
 from tests.faults.process import Ended, fit, fit_on_two
@@ -43,7 +43,7 @@ def warned(bench: Bench, count: int) -> Row:
         "clips are read": before(AudioReader, "_load", warn, 3),
         "validation": before(SpeechLLM, "validation_step", warn, 2),  # the first of all
         **{f"training, {i + 1}": place for i, place in enumerate(places)},
-        "the LLM is asked": before(Targets, "_keep", warn),  # before the third stage
+        "the LLM is asked": before(AnswerCache, "add", warn),  # before the third stage
         "scoring": before(SpeechLLM, "generate", warn),
     }
     row = Row("SIGTERM while " + ", ".join(["clips are read", "the LLM is asked", "training", "validating", "scoring"]),

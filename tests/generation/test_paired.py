@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.helpers.errors import refused
 
 from sottovoce.cli.main import main
 from sottovoce.data.manifest import Manifest, read_manifest
-from sottovoce.data.paired_texts import SkippedRows, Text, read_texts, select, split_of
+from sottovoce.data.paired_texts import Text, read_texts, select, split_of
+from sottovoce.data.skipped import Skipped
 from sottovoce.data.tts import SYNTHESIZERS
 from sottovoce.data.tts.base import NotSpoken, Synthesizer
 from sottovoce.errors import ConfigError, ManifestError
@@ -150,13 +152,13 @@ def test_the_report_counts_what_was_made(made: tuple[Path, paired.Report]) -> No
 
 def test_a_text_keeps_its_split_whatever_else_is_said() -> None:
     texts = [Text(f"words {n}", "age", None, {}, "") for n in range(2000)]
-    left = SkippedRows()
+    left = Skipped()
     whole = select(texts, SHARES, {}, [], 0, left)
     half = select(texts[:1000], SHARES, {}, [], 7, left)
     assert all({t.text for t in half[split]} <= {t.text for t in whole[split]} for split in SHARES)
     assert [len(whole[split]) / 2000 for split in SHARES] == pytest.approx([0.6, 0.2, 0.2], abs=0.04)
     assert split_of("words 7", SHARES) == split_of("words 7", {name: 10 * share for name, share in SHARES.items()})
-    assert not left.cases
+    assert not left.items
 
 
 def test_duplicates_and_words_of_held_out_topics_are_left_out_and_named() -> None:
@@ -169,11 +171,11 @@ def test_duplicates_and_words_of_held_out_topics_are_left_out_and_named() -> Non
         at("3", "Fire?", "a"),
         at("4", "fire", "x", "emotion"),
     ]
-    left = SkippedRows()
+    left = Skipped()
     splits = select(texts, SHARES, {}, ["x"], 0, left)
     assert [t.where for t in splits["held_out"]] == ["4"]
     assert [t.where for split in SHARES for t in splits[split]] == ["1"]
-    assert left.cases == {
+    assert left.items == {
         "the same words came before": ["2: hello, THERE"],
         "the same words belong to a held-out topic": ["3: Fire?"],
     }
@@ -188,7 +190,7 @@ def test_a_split_takes_no_more_than_it_was_given(tmp_path: Path) -> None:
 
 def test_a_pair_that_lacks_a_voice_is_left_out_whole(tmp_path: Path) -> None:
     report = paired.make(load(recipe_of(tmp_path, [*many(30), text(99, text="mute question")])))
-    assert report.left_out.cases["not spoken: hoarse"][0].startswith("child, ")
+    assert report.skipped.items["not spoken: hoarse"][0].startswith("child, ")
     assert "mute" not in "".join(file.read_text() for file in (tmp_path / "out").glob("*.jsonl"))
     assert sum(SPOKEN[f"mute question/{label}"] for label in VALUES["age"]) == 2
 
@@ -197,12 +199,12 @@ def test_a_pair_that_lacks_a_voice_is_left_out_whole(tmp_path: Path) -> None:
 def test_a_killed_run_goes_on(tmp_path: Path, workers: int) -> None:
     crashing = {"type": "paired_test_tone", "crash": True}
     with pytest.raises(KeyboardInterrupt):
-        paired.make(load(recipe_of(tmp_path, many(20), synthesizer=crashing, workers=1)))
+        paired.make(load(recipe_of(tmp_path, many(20), synthesizer=crashing, num_workers=1)))
     assert not list((tmp_path / "out").glob("*.jsonl"))
     there = sorted((tmp_path / "out" / "audio").glob("*.wav"))
     assert len(there) == 5
     there[0].write_bytes(there[0].read_bytes()[:100])  # and one clip was damaged since
-    file = recipe_of(tmp_path, many(20), workers=workers)
+    file = recipe_of(tmp_path, many(20), num_workers=workers)
     report = paired.make(load(file))
     assert (report.kept, report.spoken) == (4, 46) and max(SPOKEN.values()) == 2
     lines = [(tmp_path / "out" / f"{split}.jsonl").read_bytes() for split in SHARES]
@@ -241,7 +243,7 @@ def test_an_llm_writes_texts_and_answers(tmp_path: Path) -> None:
     } - {f"What about {topic} 1 {n}?" for topic in ("cats", "dogs") for n in (1, 2, 3)}
     assert all(line.answers == {v: f"{v}, {line.text}" for v in VALUES["age"]} for line in lines)
     assert {line.topic for line in read(tmp_path, "held_out").utterances} == {"dogs"}
-    counts = {why: len(names) for why, names in report.left_out.cases.items()}
+    counts = {why: len(names) for why, names in report.skipped.items.items()}
     assert counts == {
         "the LLM wrote the same words before": 4, "not usable, 2 times asked": 2, "not answered: no, 2 times asked": 2,
         "an answer is missing": 4, "the LLM gave two speakers the same answer": 2,
@@ -250,64 +252,72 @@ def test_an_llm_writes_texts_and_answers(tmp_path: Path) -> None:
     assert paired.make(load(file)).asked == 4  # those that fail are asked again; what is known is not
 
 
-BAD_TEXTS: list[tuple[dict[str, Any], str]] = [
-    (text(1, category="age", txt="x"), "unknown key 'txt'. Did you mean 'text'?"),
-    (text(1, text=" "), "text: a text is needed"),
-    ({**text(1), "category": "aeg"}, "unknown category 'aeg'. Did you mean 'age'?"),
-    (text(1, answers={"child": "x"}), "answers: none for 'adult'"),
-    (
+@pytest.mark.parametrize(
+    "bad",
+    [
+        text(1, category="age", txt="x"),
+        text(1, text=" "),
+        text(1, answers={"child": "x"}),
         text(1, answers={"child": "x", "adult": "y", "adlut": "z"}),
-        "answers: unknown age 'adlut'. Did you",
-    ),
-    (text(1, answers={"child": "x", "adult": "x"}), "answers: two speakers get the same answer"),
-    (text(1, answers=["x"]), "answers: an object of texts is needed"),
-    (text(1, topic=3), "topic: a text is needed"),
-]
-
-
-@pytest.mark.parametrize(("bad", "problem"), BAD_TEXTS, ids=[problem for _, problem in BAD_TEXTS])
-def test_a_file_of_texts_with_a_fault_is_refused(tmp_path: Path, bad: dict[str, Any], problem: str) -> None:
+        text(1, answers={"child": "x", "adult": "x"}),
+        text(1, answers=["x"]),
+        text(1, topic=3),
+        {**text(1), "category": "aeg"},
+    ],
+)
+def test_a_file_of_texts_with_a_fault_is_refused(tmp_path: Path, bad: dict[str, Any]) -> None:
     recipe = load(recipe_of(tmp_path, [text(0), bad]))
-    with pytest.raises(ManifestError) as told:
+    with refused("bad-value", "texts.jsonl:2", ManifestError) as caught:
         paired.make(recipe)
-    assert f"texts.jsonl:2: {problem}" in str(told.value) and not (tmp_path / "out" / "train.jsonl").exists()
+    assert len(caught.value.faults) == 1 and not (tmp_path / "out" / "train.jsonl").exists()
 
 
-BAD_KEYS: list[tuple[dict[str, Any], str]] = [
-    ({"held_outs": []}, "unknown key 'held_outs'. Did you mean 'held_out_topics'?"),
-    ({"num_workers": 0}, "workers: must be at least 1, found 0"),
-    ({"shares": {"dev": 1.0}}, "shares: one of 0 or more is needed for each of train, validation, test"),
-    ({"texts": {"tain": 3}}, "texts: unknown 'tain'. Did you mean 'train'?"),
-    ({"files": []}, "files, writer: no text comes from anywhere"),
-    ({"categories": {"age": {"values": ["child"]}}}, "categories.age.values: two or more"),
-    ({"synthesizer": {"type": "espaek"}}, "synthesizer: no synthesizer is called 'espaek'. Did you mean 'espeak'?"),
-    ({"writer": {**WRITER, "engine": {"type": "opnai"}}}, "writer.engine: no engine is called 'opnai'."),
-    ({"writer": {**WRITER, "topics": {"aeg": ["x"]}}}, "writer.topics: unknown 'aeg'. Did you mean 'age'?"),
-]
+def test_a_prompt_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    prompt = tmp_path / "answer.txt"
+    prompt.write_text("[user]\n{text:>3000000}")
+    with refused("unsafe", prompt, ConfigError):
+        paired.make(load(recipe_of(tmp_path, files=[], writer={**WRITER, "answers": str(prompt)})))
 
 
-@pytest.mark.parametrize(("keys", "problem"), BAD_KEYS, ids=[problem for _, problem in BAD_KEYS])
-def test_a_recipe_with_a_fault_is_refused(tmp_path: Path, keys: dict[str, Any], problem: str) -> None:
-    with pytest.raises(ConfigError) as told:
-        load(recipe_of(tmp_path, many(4), **keys))
-    assert f"paired.yaml: {problem}" in str(told.value)
+@pytest.mark.parametrize(
+    ("override", "code", "where"),
+    [
+        ("held_outs=[]", "unknown-key", "held_outs"),
+        ("out=null", "bad-value", "out"),
+        ("num_workers=0", "bad-value", "num_workers"),
+        ("shares.dev=1.0", "unknown-name", "shares"),
+        ("shares.train=-1", "bad-value", "shares.train"),
+        ("shares={train: 0, validation: 0, test: 0}", "bad-value", "shares"),
+        ("texts.tain=3", "unknown-name", "texts"),
+        ("files=[]", "missing-key", "files"),
+        ("categories.age.values=[child]", "bad-value", "categories.age.values"),
+        ("categories.age.values=[child,child]", "bad-value", "categories.age.values"),
+        ("categories.age.realisations=1", "bad-value", "categories.age.realisations"),
+        ("categories.age.realisations=3", "bad-value", "categories.age.realisations"),
+        ("synthesizer.type=espaek", "unknown-name", "synthesizer.type"),
+        ("writer.engine.type=opnai", "unknown-name", "writer.engine.type"),
+        ("writer.topics.aeg=[x]", "unknown-name", "writer.topics"),
+        ("writer.longest_text=2", "bad-value", "writer.longest_text"),
+        ("voices.test.emotion.any=[x]", "conflict", "voices.test"),
+        ("voices.train.age.child=[]", "missing-key", "voices.train.age"),
+        ("voices.train.age.chlid=[z]", "unknown-name", "voices.train.age"),
+        ("voices.train.aeg={}", "unknown-name", "voices.train"),
+        ("voices.tset={}", "unknown-name", "voices"),
+    ],
+)
+def test_a_recipe_with_a_fault_is_refused(tmp_path: Path, override: str, code: Any, where: str) -> None:
+    writer = WRITER if override.startswith("writer") else None
+    with refused(code, where, ConfigError):
+        load(recipe_of(tmp_path, many(4), writer=writer), [override])
 
 
-def test_voices_are_known_enough_and_unseen(tmp_path: Path) -> None:
-    file = recipe_of(tmp_path, many(4))
-    for override, problem in (
-        ("voices.test.emotion.any=[x]", "voices.test: 'x' is a voice of the training side, too"),
-        ("voices.train.age.child=[]", "voices.train.age: none for 'child', and none for 'any'"),
-        ("voices.train.age.chlid=[z]", "voices.train.age: unknown label 'chlid'. Did you mean 'child'?"),
-        ("voices.tset={}", "voices: unknown 'tset'. Did you mean 'test'?"),
-    ):
-        with pytest.raises(ConfigError) as told:
-            load(file, [override])
-        assert problem in str(told.value)
+def test_shares_may_be_given_in_part(tmp_path: Path) -> None:
+    shares = load(recipe_of(tmp_path, many(4), shares={"train": 0.5})).shares
+    assert shares == {"train": 0.5, "validation": 0.1, "test": 0.1}
 
 
 def test_a_held_out_topic_that_no_text_has_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"held_out_topics: no text is on 'saftey'. Did you mean 'safety'"):
+    with refused("unknown-name", "held_out_topics", ConfigError):
         paired.make(load(recipe_of(tmp_path, many(), held_out_topics=["saftey"])))
 
 
@@ -335,9 +345,9 @@ def test_the_published_scale_adds_up(capsys: pytest.CaptureFixture[str]) -> None
 def test_the_demo_recipe_holds_out_what_it_says() -> None:
     recipe = load(CONF / "paired_data_demo.yaml")
     texts = [t for file in recipe.files for t in read_texts(resolve(file), recipe.values)]
-    left = SkippedRows()
+    left = Skipped()
     splits = select(texts, recipe.shares, recipe.texts, recipe.held_out_topics, recipe.seed, left)
-    assert not left.cases and len(splits["held_out"]) == 72
+    assert not left.items and len(splits["held_out"]) == 72
     assert {t.category for t in splits["train"]} == {t.category for t in splits["test"]} == set(recipe.categories)
 
 
@@ -348,7 +358,7 @@ def test_processes_speak_too(tmp_path: Path) -> None:
         for split, voice in (("train", "f2"), ("validation", "f3"), ("test", "f4"))
     }
     file = recipe_of(
-        tmp_path, [text(n) for n in range(4)], synthesizer={"type": "espeak"}, workers=2,
+        tmp_path, [text(n) for n in range(4)], synthesizer={"type": "espeak"}, num_workers=2,
         categories={"age": {"values": VALUES["age"]}}, voices=voices,
     )  # fmt: skip
     assert paired.make(load(file)).spoken == 8

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from tests.helpers.errors import refused
 from tests.helpers.families import save_family
 
 from sottovoce.cli.main import main
 from sottovoce.data.manifest import read_manifest
 from sottovoce.data.prompt_files import read_wordings
-from sottovoce.errors import ConfigError, ManifestError
-from sottovoce.generation.target_prompt import TargetPrompt
-from sottovoce.generation.targets import KINDS, Kind, read_patterns, targets, write_responses
+from sottovoce.errors import Code, ConfigError, ManifestError
+from sottovoce.generation.chat_prompt import ChatPrompt
+from sottovoce.generation.targets import FIELDS, KINDS, Kind, targets, write_targets
 from sottovoce.llms import answer_cache
+from sottovoce.llms.answer_cache import AnswerCache
 from sottovoce.llms.engines import Chat, Cut, Engine, Failure
 from sottovoce.paths import resolve
 
@@ -65,7 +67,7 @@ def made(folder: Path, kind: str = "response", engine: Engine | None = None, **m
     """The lines that were written, and the report."""
     source = write(folder, more.pop("lines", LINES))
     out = folder / f"{kind}.jsonl"
-    report = write_responses(source, out, cast(Kind, kind), engine or Scripted(), **more)
+    report = write_targets(source, out, cast(Kind, kind), engine or Scripted(), **more)
     return lines_of(out), report
 
 
@@ -80,15 +82,19 @@ def test_each_line_keeps_its_keys_and_gets_the_answer_to_its_own_prompt(tmp_path
     assert report.written == 3 and report.replaced == 1
 
 
+def own_prompt(kind: str) -> ChatPrompt:
+    return ChatPrompt(PROMPTS / f"targets_{kind}.txt", FIELDS, "transcript")
+
+
 def test_the_papers_prompts_read_alike_wherever_they_stand() -> None:
     (companion,), (caption,) = (read_wordings(PROMPTS / f"{name}.txt", {}) for name in ("companion", "caption"))
-    kinds = ("response", "plain", "caption")
-    response, plain, scene = (TargetPrompt(PROMPTS / f"targets_{kind}.txt") for kind in kinds)
-    assert (response.system, response.user) == (companion, "<{emotion}> {transcript}")
+    values = {"emotion": "sad", "transcript": "it rains"}
+    texts = {kind: [turn["content"] for turn in own_prompt(kind).chat(values)] for kind in KINDS}
     about_emotion = " If the user input indicates an emotion, respond as if you are being spoken to in that emotion:"
     assert companion.endswith(about_emotion)
-    assert (plain.system, plain.user) == (companion.removesuffix(about_emotion), "{transcript}")
-    assert (scene.system, scene.user) == (None, f"{caption} <{{emotion}}> {{transcript}}")
+    assert texts["response"] == [companion, "<sad> it rains"]
+    assert texts["plain"] == [companion.removesuffix(about_emotion), "it rains"]
+    assert texts["caption"] == [f"{caption} <sad> it rains"]
 
 
 def test_the_same_prompt_is_asked_once(tmp_path: Path) -> None:
@@ -100,7 +106,7 @@ def test_the_same_prompt_is_asked_once(tmp_path: Path) -> None:
 def test_what_cannot_be_asked_is_counted_and_named(tmp_path: Path) -> None:
     _, report = made(tmp_path)
     source = tmp_path / "train.jsonl"
-    assert report.left_out == {
+    assert report.skipped.items == {
         "no transcript (`text`)": [f"{source}:3: c", f"{source}:6: f"],
         "no emotion label (`labels.emotion`)": [f"{source}:4: d"],
     }
@@ -162,7 +168,7 @@ def test_the_dialogue_before_is_part_of_a_reply_and_not_of_a_caption(tmp_path: P
 def test_refusals_and_talk_of_machines_are_dropped(tmp_path: Path, answer: str) -> None:
     lines, report = made(tmp_path, engine=Scripted(**{"<happy>": answer}))
     assert [line["id"] for line in lines] == ["a", "e"]
-    assert report.left_out["refused, or spoken as a machine"] == [f"{tmp_path / 'train.jsonl'}:2: b"]
+    assert report.skipped.items["refused, or spoken as a machine"] == [f"{tmp_path / 'train.jsonl'}:2: b"]
 
 
 @pytest.mark.parametrize(
@@ -183,10 +189,10 @@ def test_warm_words_are_no_refusals(tmp_path: Path, answer: str) -> None:
 
 def test_answers_that_failed_or_were_cut_are_counted(tmp_path: Path) -> None:
     _, report = made(tmp_path, engine=Scripted(**{"<happy>": Failure("HTTP 500")}))
-    assert report.left_out["not answered: HTTP 500"] == [f"{tmp_path / 'train.jsonl'}:2: b"]
+    assert report.skipped.items["not answered: HTTP 500"] == [f"{tmp_path / 'train.jsonl'}:2: b"]
     (tmp_path / "response.jsonl.answers").unlink()
     lines, report = made(tmp_path, engine=Scripted(**{"<happy>": Cut("And then I")}))
-    assert report.left_out["cut at max_new_tokens"] == [f"{tmp_path / 'train.jsonl'}:2: b"] and len(lines) == 2
+    assert report.skipped.items["cut at max_new_tokens"] == [f"{tmp_path / 'train.jsonl'}:2: b"] and len(lines) == 2
 
 
 def test_a_killed_run_goes_on_and_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,47 +213,46 @@ def test_a_killed_run_goes_on_and_ends_alike(tmp_path: Path, monkeypatch: pytest
     assert once_more == whole and report.asked == 0
 
 
-def test_kinds_and_limits_have_answers_of_their_own(tmp_path: Path) -> None:
-    answers, engine = tmp_path / "answers", Scripted()
-    for _ in range(2):
-        for kind in KINDS:
-            made(tmp_path, kind, engine, answers=answers)
-        made(tmp_path, "response", engine, answers=answers, max_new_tokens=9)
-    assert len(engine.asked) == 4 * 2
+def test_another_limit_has_answers_of_its_own(tmp_path: Path) -> None:
+    engine = Scripted()
+    for limit in (256, 9, 256):
+        made(tmp_path, engine=engine, max_new_tokens=limit)
+    assert len(engine.asked) == 2 * 2
 
 
 def test_without_a_single_target_nothing_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"not one target.*\n(.*\n)*.*3 left out: not answered: gone"):
+    with refused("empty", "train.jsonl", ManifestError) as caught:
         made(tmp_path, engine=Scripted(rains=Failure("gone")))
+    assert "3 left out: not answered: gone" in str(caught.value)
     assert not (tmp_path / "response.jsonl").exists()
 
 
 @pytest.mark.parametrize(
-    ("line", "problem"),
+    "line",
     [
-        ("{", "broken line"),
-        ('{"id": "x", "text": 3}', "x: text"),
-        ('{"id": "x", "labels": {"emotion": 3}}', "x: labels"),
-        ('{"id": "x", "responses": "y"}', "x: responses"),
-        ('{"id": "x", "context": [{"role": "user"}]}', "x: context"),
+        "{",
+        '{"id": "x", "text": 3}',
+        '{"id": "x", "labels": {"emotion": 3}}',
+        '{"id": "x", "responses": "y"}',
+        '{"id": "x", "context": [{"role": "user"}]}',
     ],
 )
-def test_a_broken_line_is_named_before_anything_is_asked(tmp_path: Path, line: str, problem: str) -> None:
+def test_a_broken_line_is_named_before_anything_is_asked(tmp_path: Path, line: str) -> None:
     source, engine = write(tmp_path, LINES[:1]), Scripted()
     source.write_text(source.read_text() + line + "\n")
-    with pytest.raises(ManifestError, match=rf"train.jsonl:2: {problem}"):
-        write_responses(source, tmp_path / "out.jsonl", "response", engine)
+    with refused("bad-value", "train.jsonl:2", ManifestError):
+        write_targets(source, tmp_path / "out.jsonl", "response", engine)
     assert not engine.asked
 
 
-def test_the_copy_stays_where_its_audio_paths_hold(tmp_path: Path) -> None:
+def test_what_is_no_copy_beside_its_source_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path)
-    (tmp_path / "sub").mkdir()
-    with pytest.raises(ManifestError, match="audio paths are relative"):
-        write_responses(source, tmp_path / "sub" / "out.jsonl", "response", Scripted())
-    with pytest.raises(ManifestError, match="replace its source"):
-        write_responses(source, source, "response", Scripted())
-    assert write_responses(source, tmp_path / "sub" / "out.jsonl", "plain", Scripted(), root=tmp_path).written == 4
+    with refused("bad-value", "sub/out.jsonl", ManifestError):  # audio paths are relative
+        write_targets(source, tmp_path / "sub" / "out.jsonl", "response", Scripted())
+    with refused("conflict", source, ManifestError):
+        write_targets(source, source, "response", Scripted())
+    with refused("unknown-name", "kind", ConfigError):
+        write_targets(source, tmp_path / "out.jsonl", cast(Kind, "respones"), Scripted())
 
 
 def test_the_command_writes_a_manifest_that_trains(
@@ -259,10 +264,11 @@ def test_the_command_writes_a_manifest_that_trains(
     arguments = argparse.Namespace(
         manifest=str(source), out=str(out), kind="response", engine="local", max_new_tokens=4, overrides=overrides
     )
-    with pytest.raises(ManifestError, match="left out: cut at max_new_tokens"):  # a random LLM never comes to an end
+    with refused("empty", source, ManifestError) as caught:  # a random LLM never comes to an end
         targets(arguments)
-    answers = out.with_name(f"{out.name}.answers")
-    answers.write_text(answers.read_text().replace('"cut": true', '"cut": false'))
+    assert "6 left out: cut at max_new_tokens" in str(caught.value)
+    cache = AnswerCache(out.with_name(f"{out.name}.answers"))
+    cache.add({key: str(answer) for key, answer in cache.answers.items()})  # as if it had
     targets(arguments)
     assert f"{out}: 6 targets; 0 prompts asked" in capsys.readouterr().out
     choices = {"emotion": ["neutral", "happy", "sad", "angry"], "gender": ["male", "female"]}
@@ -286,42 +292,23 @@ def test_knobs_may_stand_behind_options(
         assert f"unrecognized arguments: {stray}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_projects_own_prompts_are_those_of_the_paper(kind: str) -> None:
-    prompt = TargetPrompt(PROMPTS / f"targets_{kind}.txt")
-    assert ("emotion" in prompt.fields) == (kind != "plain") and (prompt.system is None) == (kind == "caption")
-    shown = f"{prompt.system} {prompt.user}"
-    assert "#" not in shown and "Kang" not in shown
-    assert ("respond as if you are being spoken to in that emotion:" in shown) == (kind == "response")
-    assert ("provide a caption that faithfully describes" in shown) == (kind == "caption")
-
-
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "code", "where"),
     [
-        ("Hello\n[user]\n{transcript}", ":1: text before"),
-        ("[system]\nBe kind.\n", "must hold the {transcript}"),
-        ("[user]\n{transcripts}", "unknown field {transcripts}. Did you mean 'transcript'"),
-        ("[user]\n{transcript} }", "braces that are meant"),
+        ("Hello\n[user]\n{transcript}", "bad-value", "prompt.txt:1"),
+        ("[system]\nBe kind: {transcript}.\n", "missing-key", "prompt.txt"),
+        ("[user]\n{transcripts}", "unknown-name", "prompt.txt"),
+        ("[system]\n{emotions}\n[user]\n{transcript}", "unknown-name", "prompt.txt"),
+        ("[user]\n{transcript} }", "bad-value", "prompt.txt"),
+        ("[user]\n{transcript:>3000000}", "unsafe", "prompt.txt"),
     ],
 )
-def test_a_prompt_that_cannot_be_used_is_named(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "prompt.txt"
-    file.write_text(text)
-    with pytest.raises(ConfigError) as caught:
-        TargetPrompt(file)
-    assert message in str(caught.value) and str(file) in str(caught.value)
+def test_a_prompt_that_cannot_be_used_is_refused(tmp_path: Path, text: str, code: Code, where: str) -> None:
+    (tmp_path / "prompt.txt").write_text(text)
+    with refused(code, where, ConfigError):
+        ChatPrompt(tmp_path / "prompt.txt", FIELDS, "transcript")
 
 
 def test_words_that_look_like_fields_are_left_alone(tmp_path: Path) -> None:
     lines, _ = made(tmp_path, lines=[{**LINES[0], "text": "say {emotion} and {0}"}])
     assert lines[0]["response"] == "Answer to: <sad> say {emotion} and {0}"
-
-
-def test_patterns_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    file = tmp_path / "refusals.txt"
-    file.write_text("# fine\n\nfine\n(\n")
-    with pytest.raises(ConfigError, match=r"refusals.txt:4: not a regular expression"):
-        read_patterns(file)
-    with pytest.raises(ConfigError, match="no kind of targets is called 'respones'"):
-        write_responses(write(tmp_path), tmp_path / "out", cast(Kind, "respones"), Scripted())

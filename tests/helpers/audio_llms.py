@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.helpers.families import tokenizer_of
+from tests.helpers.families import chat_template, tokenizer_of
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -25,7 +25,7 @@ from sottovoce.config.recipe import parse
 from sottovoce.data.batches import Batch
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.llms.causal_lm import _pad_left
+from sottovoce.llms.causal_lm import pad_left
 from sottovoce.llms.chat_template import ChatTurn, Placeholder
 from sottovoce.training.spoken_prompt import SpeechPlaceholder
 
@@ -34,23 +34,6 @@ SECONDS = 2  # of Qwen2-Audio's window, which is 30 s in the true model
 MARKS = {
     "qwen2_audio": {"before": "Audio {number}: <|audio_bos|>", "after": "<|audio_eos|>\n"},
     "qwen2_5_omni": {"before": "<|audio_bos|>", "after": "<|audio_eos|>"},
-}
-# Both as published: an audio of a list of contents is written with the marks, and contents that are text as they are.
-_HEAD = (
-    "{% set audio_count = namespace(value=0) %}{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
-    "{% else %}{% for content in message['content'] %}{% if content['type'] == 'audio' or 'audio' in content %}"
-    "{% set audio_count.value = audio_count.value + 1 %}"
-)
-_TAIL = (
-    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-TEMPLATES = {
-    "qwen2_audio": _HEAD + "Audio {{ audio_count.value }}: <|audio_bos|><|AUDIO|><|audio_eos|>\n" + _TAIL,
-    "qwen2_5_omni": _HEAD + "<|audio_bos|><|AUDIO|><|audio_eos|>" + _TAIL,
 }
 _AUDIO = {
     "num_mel_bins": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "d_model": 16,
@@ -131,7 +114,7 @@ def _save(folder: Path, kind: Any, config: Any, tokenizer: PreTrainedTokenizerFa
         model.save_pretrained(folder, **how)
     tokenizer.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=16, chunk_length=seconds, return_attention_mask=True).save_pretrained(folder)
-    template = TEMPLATES["qwen2_audio" if kind is Qwen2AudioForConditionalGeneration else "qwen2_5_omni"]
+    template = chat_template("qwen2_audio" if kind is Qwen2AudioForConditionalGeneration else "qwen2_5_omni")
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1], "pad_token_id": 0}))
     return folder
@@ -188,7 +171,7 @@ def batch(waves: list[Tensor]) -> Batch:
 @torch.no_grad()
 def our_logits(module: SpeechLLM, waves: list[Tensor], chats: list[list[ChatTurn]]) -> list[Tensor]:
     prompts = module.embed(batch(waves), chats)
-    x, real = _pad_left(prompts)
+    x, real = pad_left(prompts)
     positions = (real.cumsum(1) - 1).clamp(min=0)
     logits = module.llm.model(inputs_embeds=x, attention_mask=real.long(), position_ids=positions).logits
     return [row[keep] for row, keep in zip(logits, real, strict=True)]
@@ -206,7 +189,7 @@ class Native:
         model, _, self.kind = KINDS[kind]
         self.model = self.kind.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.extractor, self.template = WhisperFeatureExtractor.from_pretrained(folder), TEMPLATES[model]
+        self.extractor, self.template = WhisperFeatureExtractor.from_pretrained(folder), chat_template(model)
 
     def inputs(self, waves: list[Tensor], chats: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
         """After Qwen2AudioProcessor and Qwen2_5OmniProcessor: every <|AUDIO|> stands as often as there are frames."""

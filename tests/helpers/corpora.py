@@ -114,7 +114,7 @@ def textrolspeech(source: Path, speakers: int = 8) -> list[dict[str, Any]]:
 FFMPEG = """#!/bin/sh
 while [ $# -gt 1 ]; do [ "$1" = -i ] && input=$2; shift; done
 grep -q broken "$input" && { echo "$input: moov atom not found" >&2; exit 1; }
-cp "$(dirname "$0")/tone.flac" "$1"
+cat "$(dirname "$0")/tone.raw"
 """
 
 

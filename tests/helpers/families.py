@@ -1,6 +1,6 @@
 """Tiny random LLMs of the true architectures, each with a tokenizer and the chat template that its family has."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,55 +8,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-# Qwen2.5: a default system prompt where the dialogue has none. No BOS.
-CHATML = (
-    "{%- if messages[0]['role'] != 'system' %}"
-    "{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{%- endif %}"
-    "{%- for message in messages %}"
-    "{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
-)
 
-# Llama 3: every turn has a header; contents are trimmed.
-HEADERS = (
-    "{{- bos_token }}{%- for message in messages %}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
-    "{{- message['content'] | trim + '<|eot_id|>' }}"
-    "{%- endfor %}{%- if add_generation_prompt %}"
-    "{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
-)
-
-# Mistral v0.3: strict alternation, and the system prompt is written into the last turn, if that is the user's.
-INST = (
-    "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] %}"
-    "{%- set loop_messages = messages[1:] %}{%- else %}{%- set loop_messages = messages %}{%- endif %}"
-    "{{- bos_token }}{%- for message in loop_messages %}"
-    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{- raise_exception('conversation roles must alternate user/assistant/user/assistant/...') }}{%- endif %}"
-    "{%- if message['role'] == 'user' %}{%- if loop.last and system_message is defined %}"
-    "{{- '[INST] ' + system_message + '\n\n' + message['content'] + '[/INST]' }}"
-    "{%- else %}{{- '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}"
-    "{%- else %}{{- ' ' + message['content'] | trim + eos_token }}{%- endif %}{%- endfor %}"
-)
-
-# Gemma: no system role, and the assistant is called model.
-TURNS = (
-    "{{ bos_token }}"
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{% if message['role'] == 'assistant' %}{% set role = 'model' %}"
-    "{% else %}{% set role = message['role'] %}{% endif %}"
-    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
-
-# Phi-3: without a generation prompt it closes the text with EOS.
-PHI = (
-    "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
-)
+def chat_template(name: str) -> str:
+    """The template in `chat_templates/`, whose lines are joined; its first line is a comment."""
+    lines = (Path(__file__).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8").splitlines()
+    return "".join(lines[1:]).replace("\\n", "\n")
 
 
 @dataclass(frozen=True)
@@ -67,45 +23,24 @@ class Family:
     template: str
     specials: tuple[str, ...]
     end: str
-    bos: str | None
-    options: dict[str, Any]
+    bos: bool
+    options: dict[str, Any] = field(default_factory=dict)
 
 
+_GEMMA = {"head_dim": 8, "tie_word_embeddings": True}
+_GEMMA_TOKENS = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
+_LLAMA_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
+_PHI_TOKENS = ("<s>", "<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
+_WINDOW = {"sliding_window": 16}
 FAMILIES = {
-    "qwen2": Family("qwen2", CHATML, ("<|endoftext|>", "<|im_end|>", "<|im_start|>"), "<|im_end|>", None, {}),
-    "llama3": Family(
-        "llama",
-        HEADERS,
-        ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
-        "<|eot_id|>",
-        "<|begin_of_text|>",
-        {},
-    ),
-    "mistral": Family("mistral", INST, ("<s>", "</s>", "[INST]", "[/INST]"), "</s>", "<s>", {"sliding_window": 16}),
-    "gemma": Family(
-        "gemma",
-        TURNS,
-        ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
-        "<end_of_turn>",
-        "<bos>",
-        {"head_dim": 8, "tie_word_embeddings": True},
-    ),
+    "qwen2": Family("qwen2", "qwen2", ("<|endoftext|>", "<|im_end|>", "<|im_start|>"), "<|im_end|>", bos=False),
+    "llama3": Family("llama", "llama3", _LLAMA_TOKENS, "<|eot_id|>", bos=True),
+    "mistral": Family("mistral", "mistral", ("<s>", "</s>", "[INST]", "[/INST]"), "</s>", True, _WINDOW),
+    "gemma": Family("gemma", "gemma", _GEMMA_TOKENS, "<end_of_turn>", True, _GEMMA),
     "gemma2": Family(
-        "gemma2",
-        TURNS,
-        ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
-        "<end_of_turn>",
-        "<bos>",
-        {"head_dim": 8, "tie_word_embeddings": True, "sliding_window": 16, "query_pre_attn_scalar": 8},
+        "gemma2", "gemma", _GEMMA_TOKENS, "<end_of_turn>", True, {**_GEMMA, **_WINDOW, "query_pre_attn_scalar": 8}
     ),
-    "phi3": Family(
-        "phi3",
-        PHI,
-        ("<s>", "<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"),
-        "<|end|>",
-        "<s>",
-        {"sliding_window": 16},
-    ),
+    "phi3": Family("phi3", "phi3", _PHI_TOKENS, "<|end|>", True, _WINDOW),
 }
 
 LIVELY = 1.0  # standard deviation of the weights of the layers
@@ -124,16 +59,17 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
         _TEXT,
         trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, special_tokens=specials, show_progress=False),
     )
-    if family.bos:
-        bpe.post_processor = processors.TemplateProcessing(f"{family.bos} $A", special_tokens=[(family.bos, 0)])
+    bos = specials[0] if family.bos else None
+    if bos:
+        bpe.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, 0)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        bos_token=family.bos,
-        eos_token=family.specials[1],
-        pad_token=family.specials[0],
+        bos_token=bos,
+        eos_token=specials[1],
+        pad_token=specials[0],
         additional_special_tokens=specials[2:],
     )
-    tokenizer.chat_template = family.template
+    tokenizer.chat_template = chat_template(family.template)
     return tokenizer
 
 

@@ -1,7 +1,13 @@
-"""What the tests of encoders share: noise to hear, weights that hide no mistake, and how close is equal."""
+"""What the tests of encoders share: clips, weights that hide no mistake, and laws of every encoder."""
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
+
+from sottovoce.frames import Frames
 
 
 def scramble(network: nn.Module) -> None:
@@ -25,3 +31,37 @@ def clips(*samples: int) -> list[Tensor]:
 
 def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def check_refuses_bad_batches(encode: Callable[[Tensor, Tensor], Any]) -> None:
+    """Errors of a caller, who reads the message: it names the row, or what was expected."""
+    for waveform, lengths, message in (
+        (torch.zeros(2, 400), [400, 0], "row 1 has a length of 0"),
+        (torch.zeros(2, 400), [401, 400], "row 0 has a length of 401"),
+        (torch.zeros(1, 400, dtype=torch.int16), [400], "int16"),
+        (torch.zeros(400), [400], r"\(batch, samples\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encode(waveform, torch.tensor(lengths))
+
+
+def check_needs_weights(*acts: Callable[[], Any]) -> None:
+    for act in acts:
+        with pytest.raises(RuntimeError, match=r"load\(\)"):
+            act()
+
+
+@torch.no_grad()
+def check_clips_do_not_depend_on_their_batch(encoder: Callable[..., Frames], waveforms: list[Tensor]) -> Frames:
+    """Alone, together, and in another order; what lies behind a clip changes nothing, and comes out as zeros."""
+    x, lengths = Frames.pad(waveforms)
+    together = encoder(x, lengths)
+    for waveform, row in zip(waveforms, together.rows(), strict=True):
+        close(row, encoder(*Frames.pad([waveform])).x[0])
+    for row, back in zip(together.rows(), encoder(*Frames.pad(waveforms[::-1])).rows()[::-1], strict=True):
+        close(row, back)
+    for row, length in enumerate(lengths.tolist()):
+        x[row, length:] = 1.0
+    torch.testing.assert_close(encoder(x, lengths).x, together.x, atol=0, rtol=0)
+    assert not together.x[~together.mask()].any()
+    return together

@@ -21,75 +21,13 @@ from tests.helpers.errors import refused
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
-from sottovoce.data.batch_sampler import BatchSampler
 from sottovoce.data.batches import collate
-from sottovoce.errors import BundleError, ConfigError, ManifestError, MissingError
+from sottovoce.errors import ConfigError, MissingError
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.checkpointing import read_checkpoint
 from sottovoce.lightning_modules.curriculum import train_stages
 from sottovoce.lightning_modules.run import prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-
-
-def sampler(**changes: Any) -> BatchSampler:
-    known: dict[str, Any] = {
-        "seconds": [1 + i % 5 for i in range(40)],
-        "weights": [1.0] * 40,
-        "batch_size": 4,
-        "epochs": 3,
-        "seed": 0,
-    }
-    return BatchSampler(**{**known, **changes})
-
-
-def test_an_epoch_sees_each_utterance_once() -> None:
-    for epoch in range(3):
-        rows = [row for batch in sampler() if batch.epoch == epoch for row in batch.numbers]
-        assert Counter(rows) == Counter(range(40))
-
-
-def test_batches_hold_like_lengths_and_epochs_differ() -> None:
-    batches = list(sampler())
-    spread = [max(row % 5 for row in rows) - min(row % 5 for row in rows) for _, rows, _ in batches]
-    assert sum(spread) / len(spread) < 2
-    assert [rows for e, rows, _ in batches if e == 0] != [rows for e, rows, _ in batches if e == 1]
-
-
-def test_a_sampler_goes_on_where_it_was_told() -> None:
-    whole = list(sampler())
-    assert list(sampler(start=11)) == whole[11:] and len(sampler(start=11)) == len(whole)
-
-
-def test_weights_repeat_and_thin_out() -> None:
-    rows = Counter(row for _, batch, _ in sampler(weights=[2.0] * 10 + [0.25] * 30, epochs=8) for row in batch)
-    assert all(rows[row] == 16 for row in range(10))
-    assert 30 < sum(rows[row] for row in range(10, 40)) < 90  # 60 expected
-
-
-@pytest.mark.parametrize(("ranks", "batch"), [(2, 6), (3, 4), (4, 3)])
-def test_processes_share_the_batches_of_one(ranks: int, batch: int) -> None:
-    """Each row goes to one of them, in the same step as alone; who has none left gets one that does not count."""
-    shares = [list(sampler(rank=rank, ranks=ranks, batch_size=batch)) for rank in range(ranks)]
-    together = [
-        (first.epoch, sorted(row for rows in (first, *others) if rows.counts for row in rows.numbers))
-        for first, *others in zip(*shares, strict=True)
-    ]
-    assert together == [(rows.epoch, sorted(rows.numbers)) for rows in sampler(batch_size=12)]
-    assert all(1 <= len(rows.numbers) <= batch for share in shares for rows in share)
-    for rank, share in enumerate(shares):
-        alone = zip(share, sampler(batch_size=12), strict=True)
-        assert all(rows.counts == (rank < len(whole.numbers)) for rows, whole in alone)
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_an_epoch_may_have_one_utterance_or_none(ranks: int) -> None:
-    for rank in range(ranks):
-        shared = {"seconds": [1.0], "rank": rank, "ranks": ranks}
-        assert list(sampler(weights=[1.0], epochs=2, **shared)) == [(0, [0], rank == 0), (1, [0], rank == 0)]
-        drawn = [epoch for epoch, _, _ in sampler(weights=[0.5], epochs=20, **shared)]
-        assert drawn == sorted(set(drawn)) and 0 < len(drawn) < 20
-        with pytest.raises(ManifestError, match=r"not one is drawn in 3 epochs.*data\.train"):
-            sampler(weights=[0.0], **shared)
 
 
 @pytest.mark.parametrize(("shape", "end"), [("linear", 0), ("cosine", 0), ("constant", 1)])
@@ -180,7 +118,7 @@ def test_a_stage_draws_what_its_tasks_can_use_and_as_often_as_it_says(tree: dict
     assert side.of_stage(node, run.example_sampler("disentangle", cut=False), training=False).tolist() == [1.0] * 5
     tree["stages"]["joint"]["tasks"] = {"caption": 1}
     tree["data"]["train"], tree["name"] = nodes[:1], "none"
-    with pytest.raises(ManifestError, match=r"stage 'joint': of the 8 utterances of 'train' none .*\(caption\)"):
+    with refused("empty", "stages.joint.tasks"):
         prepare_run(recipes.parse(tree), Console(quiet=True))
 
 
@@ -285,7 +223,7 @@ def test_a_bundle_refuses_another_llm(finished: Path, tiny_llm: str, tmp_path: P
     name = sorted(weights)[0]
     weights[name][0] += 1
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BundleError, match="another llm"):
+    with refused("mismatch", "llm.checkpoint"):
         read_bundle(finished / "bundle", [f"llm.checkpoint={other}"])
 
 

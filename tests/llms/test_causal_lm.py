@@ -1,3 +1,5 @@
+"""CausalLLM against transformers' plain forward and greedy search, in every family; what is refused is named."""
+
 import json
 import shutil
 from collections.abc import Callable
@@ -6,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
+from tests.helpers.errors import refused
 from tests.helpers.families import FAMILIES, save_family
 from torch import Tensor
 from transformers import GenerationConfig
 
-from sottovoce.errors import ConfigError, MissingError, SottovoceError
+from sottovoce.errors import Code, MissingError
 from sottovoce.llms import CausalLLM, ChatTurn, Placeholder
 from sottovoce.llms.known_models import PUBLISHED
-from sottovoce.llms.prefix_cache import Prefixes
+from sottovoce.llms.prefix_cache import PrefixCache
 
 WORDS = "The speaker sounds happy and talks fast. Repeat what you hear, please."
 HOW, WHAT = Placeholder("how"), Placeholder("what")
@@ -46,7 +48,7 @@ def qwen(folders: dict[str, Path]) -> CausalLLM:
     return llm
 
 
-def fills() -> dict[object, Tensor]:
+def speech() -> dict[object, Tensor]:
     torch.manual_seed(1)
     return {"how": torch.randn(3, 32, requires_grad=True), "what": torch.randn(8, 32, requires_grad=True)}
 
@@ -63,12 +65,12 @@ def ids_of(llm: CausalLLM, turns: list[ChatTurn]) -> list[int]:
 
 
 def test_an_llm_that_was_unloaded_comes_back_as_it_was(qwen: CausalLLM) -> None:
-    before, told = {name: value.clone() for name, value in qwen.state_dict().items()}, qwen.fingerprint()
+    before, fingerprint = {name: value.clone() for name, value in qwen.state_dict().items()}, qwen.fingerprint()
     qwen.unload()
     assert all(weight.is_meta for weight in qwen.parameters())
     qwen.load()
     assert all(torch.equal(value, before[name]) for name, value in qwen.state_dict().items())
-    assert qwen.fingerprint() == told and not any(weight.requires_grad for weight in qwen.parameters())
+    assert qwen.fingerprint() == fingerprint and not any(weight.requires_grad for weight in qwen.parameters())
 
 
 @pytest.mark.parametrize("turns", TURNS[:2])
@@ -96,7 +98,7 @@ def test_a_fill_stands_where_the_same_words_would(llm: CausalLLM) -> None:
 
 
 def test_a_loss_does_not_depend_on_batch_mates(llm: CausalLLM) -> None:
-    prompts, answers = batch(llm, fills())
+    prompts, answers = batch(llm, speech())
     assert len(prompts[1]) > 2 * 16  # the sliding window of those that have one
     together = llm.loss(prompts, answers)
     alone = [llm.loss([p], [a]) for p, a in zip(prompts, answers, strict=True)]
@@ -109,7 +111,7 @@ def test_a_loss_does_not_depend_on_batch_mates(llm: CausalLLM) -> None:
 
 def test_gradients_reach_the_fills_alone_and_do_not_depend_on_batch_mates(llm: CausalLLM) -> None:
     before = {name: weight.clone() for name, weight in llm.model.state_dict().items()}
-    apart, together = fills(), fills()
+    apart, together = speech(), speech()
     for prompt, answer in zip(*batch(llm, apart), strict=True):
         llm.loss([prompt], [answer]).total.backward() if prompt.requires_grad else None
     llm.loss(*batch(llm, together)).total.backward()
@@ -123,7 +125,7 @@ def test_gradients_reach_the_fills_alone_and_do_not_depend_on_batch_mates(llm: C
 def test_logits_are_made_for_the_response_only(qwen: CausalLLM) -> None:
     seen: list[tuple[int, ...]] = []
     qwen.model.get_output_embeddings().register_forward_hook(lambda *args: seen.append(tuple(args[2].shape)))
-    prompts, answers = batch(qwen, fills())
+    prompts, answers = batch(qwen, speech())
     qwen.loss(prompts, answers)
     longest = max(map(len, answers))  # rows of other lengths go through the model apart
     assert sum(rows for rows, _, _ in seen) == 3 and max(width for _, width, _ in seen) == longest + 1
@@ -143,7 +145,7 @@ def test_generation_is_that_of_hugging_face_on_ids(llm: CausalLLM) -> None:
 
 
 def test_generation_does_not_depend_on_batch_mates(llm: CausalLLM) -> None:
-    prompts, _ = batch(llm, fills())
+    prompts, _ = batch(llm, speech())
     alone = [llm.generate([prompt], 24)[0] for prompt in prompts]
     assert llm.generate(prompts, 24) == alone
     assert llm.generate(prompts[::-1], 24) == alone[::-1]
@@ -202,7 +204,7 @@ def test_loading_is_frozen_idempotent_and_keeps_its_dtype(folders: dict[str, Pat
     llm.train()
     assert llm.training and not any(module.training for module in model.modules())
     assert {weight.dtype for weight in llm.parameters()} == {torch.bfloat16}
-    prompts, answers = batch(llm, fills())
+    prompts, answers = batch(llm, speech())
     assert prompts[2].dtype == torch.bfloat16
     got = llm.loss(prompts, answers)
     assert got.per_row.dtype == torch.float32 and got.total.isfinite()
@@ -255,7 +257,7 @@ def no_network(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize("checkpoint", PUBLISHED)
 def test_published_llms_are_built_without_weights_or_network(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HfApi, "model_info", no_network)
+    monkeypatch.setattr("sottovoce.hub.snapshot_download", no_network)
     with torch.device("meta"):
         llm = CausalLLM(checkpoint)
         llm.build()
@@ -274,31 +276,39 @@ def test_a_local_folder_of_a_published_name_comes_first(
     assert CausalLLM("Qwen/Qwen2.5-7B-Instruct").dim == 32
 
 
-def test_what_cannot_be_reached_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HfApi, "model_info", no_network)
-    attempts: list[Callable[[], object]] = [
-        CausalLLM("Qwen/Qwen2.5-7B-Instruct").load,
-        lambda: CausalLLM("Qwen/Qwen2.5-7B-Instrct"),
-        lambda: CausalLLM("/no/such/folder"),
-        lambda: CausalLLM("sottovoce:demo/backbones/nothing"),
-    ]
-    messages = []
-    for attempt in attempts:
-        with pytest.raises(MissingError) as error:
-            attempt()
-        messages.append(str(error.value))
-    for message in messages:
-        for part in (
-            "cannot be loaded",
-            "Looked in",
-            "cache",
-            "llm.checkpoint=/path/to/folder",
-            "conf/quickstart.yaml",
-        ):
-            assert part in message
-    assert "Name or service not known" in messages[0]
-    assert "Did you mean 'Qwen/Qwen2.5-7B-Instruct'?" in messages[1]
-    assert "no folder /no/such/folder" in messages[2]
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct", "Name or service not known"),
+        ("Qwen/Qwen2.5-7B-Instrct", "Did you mean 'Qwen/Qwen2.5-7B-Instruct'?"),
+        ("/no/such/folder", "no folder /no/such/folder"),
+        ("sottovoce:demo/backbones/nothing", "backbones/nothing"),
+    ],
+)
+def test_what_cannot_be_reached_says_what_to_do(checkpoint: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sottovoce.hub.snapshot_download", no_network)
+    with refused("not-found", "llm.checkpoint", MissingError) as caught:
+        CausalLLM(checkpoint).load()
+    parts = (message, "cannot be loaded", "Looked in", "cache", "llm.checkpoint=/path/to/folder", "quickstart.yaml")
+    assert all(part in str(caught.value) for part in parts)
+
+
+def test_a_download_that_was_interrupted_is_not_taken_for_whole(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what the cache holds, the index of weights says whether it is all."""
+    cached = Path(shutil.copytree(folders["qwen2"], tmp_path / "cached"))
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (cached / "model.safetensors.index.json").write_text(json.dumps(index))
+    asked: list[bool] = []
+
+    def download(_: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        asked.append(local_files_only)
+        return str(cached if local_files_only else folders["qwen2"])
+
+    monkeypatch.setattr("sottovoce.hub.snapshot_download", download)
+    CausalLLM("some/llm", "float32").load()
+    assert asked == [True, True, False]  # for settings, whose files are there; and for weights
 
 
 def lose_weights(folder: Path) -> None:
@@ -324,36 +334,36 @@ def pickle_weights(folder: Path) -> None:
 def test_a_damaged_folder_is_refused(damage: Callable[[Path], None], folders: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(folders["qwen2"], tmp_path / "llm"))
     damage(folder)
-    with pytest.raises(MissingError, match=r"cannot be loaded: .*(weights|safetensors|deserializing)"):
+    with refused("not-found", "llm.checkpoint", MissingError):
         CausalLLM(str(folder)).load()
 
 
 def test_a_config_that_says_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen22"}')
-    with pytest.raises(ConfigError, match=r"llm.checkpoint: .*qwen22"):
+    with refused("mismatch", "llm.checkpoint"):
         CausalLLM(str(tmp_path))
-    with pytest.raises(ConfigError, match=r"llm.dtype: no dtype is called 'int8'.* Known: bfloat16, float16, float32"):
+    with refused("unknown-name", "llm.dtype"):
         CausalLLM(str(tmp_path), "int8")  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_computed_is_refused(qwen: CausalLLM) -> None:
     row = torch.zeros(4, 32)
-    with pytest.raises(KeyError, match=r"no fill for the placeholder 'how'; there are fills for \['what'\]"):
+    with pytest.raises(KeyError, match=r"no embeddings for placeholder 'how'; there are some for \['what'\]"):
         qwen.embed([HOW], {"what": row})
-    wrong: list[tuple[Callable[[], object], str]] = [
-        (lambda: qwen.embed([HOW], {"how": torch.zeros(4, 31)}), r"\(4, 31\), and must be \(tokens, 32\)"),
-        (lambda: qwen.embed([HOW], {"how": torch.zeros(32)}), r"must be \(tokens, 32\)"),
-        (lambda: qwen.loss([row], [[]]), "a token in each: got 1 prompts, responses of .0. tokens"),
-        (lambda: qwen.loss([], []), "a token in each"),
-        (lambda: qwen.loss([row], [[3], [3]]), "as many responses as prompts"),
-        (lambda: qwen.loss([row, row[:0]], [[3], [3]]), "prompt 1 is empty"),
-        (lambda: qwen.loss([torch.zeros(511, 32)], [[3, 4]]), "511 tokens, and 2 may follow: .* reads 512"),
-        (lambda: qwen.generate([row[:0]], 3), "prompt 0 is empty"),
-        (lambda: qwen.generate([row], 509), "4 tokens, and 509 may follow"),
-        (lambda: qwen.generate([row], 0), "max_new_tokens must be at least 1"),
+    wrong: list[tuple[Code, Callable[[], object]]] = [
+        ("mismatch", lambda: qwen.embed([HOW], {"how": torch.zeros(4, 31)})),
+        ("mismatch", lambda: qwen.embed([HOW], {"how": torch.zeros(32)})),
+        ("empty", lambda: qwen.loss([row], [[]])),
+        ("empty", lambda: qwen.loss([], [])),
+        ("empty", lambda: qwen.loss([row], [[3], [3]])),
+        ("empty", lambda: qwen.loss([row, row[:0]], [[3], [3]])),
+        ("bad-value", lambda: qwen.loss([torch.zeros(511, 32)], [[3, 4]])),  # 512 is the context's length
+        ("empty", lambda: qwen.generate([row[:0]], 3)),
+        ("bad-value", lambda: qwen.generate([row], 509)),
+        ("bad-value", lambda: qwen.generate([row], 0)),
     ]
-    for attempt, message in wrong:
-        with pytest.raises(SottovoceError, match=message):
+    for code, attempt in wrong:
+        with refused(code):
             attempt()
     assert qwen.loss([torch.zeros(510, 32)], [[3, 4]]).total.isfinite()
 
@@ -385,16 +395,16 @@ def test_a_prefix_is_read_once(qwen: CausalLLM, monkeypatch: pytest.MonkeyPatch)
         return forward(*arguments, **named)
 
     monkeypatch.setattr(model, "forward", counted)
-    memory = Prefixes(most_tokens=9)
-    (first, _), (both, real) = memory.read(model, [[5, 6]]), memory.read(model, [[7, 8, 9], [5, 6], [7, 8, 9]])
+    memory = PrefixCache(max_tokens=9)
+    (first, _), (both, real) = memory.batch(model, [[5, 6]]), memory.batch(model, [[7, 8, 9], [5, 6], [7, 8, 9]])
     assert read == [[5, 6], [7, 8, 9]]
     assert real.tolist() == [[True] * 3, [False, True, True], [True] * 3]
     for one, three in zip(first.layers, both.layers, strict=True):
         assert torch.equal(one.keys[0], three.keys[1, :, 1:]) and torch.equal(one.values[0], three.values[1, :, 1:])
         assert torch.equal(three.keys[0], three.keys[2]) and not three.keys[1, :, 0].any()
-    memory.read(model, [[1] * 5])
-    memory.read(model, [[7, 8, 9]])
-    memory.read(model, [[5, 6]])
+    memory.batch(model, [[1] * 5])
+    memory.batch(model, [[7, 8, 9]])
+    memory.batch(model, [[5, 6]])
     assert read[2:] == [[1] * 5, [5, 6]]  # 5, 6 was the oldest and had to go
 
 

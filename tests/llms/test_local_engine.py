@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers.errors import refused
 from tests.helpers.families import save_family
 from tests.llms.test_engines import chat
 
-from sottovoce.errors import ConfigError, SottovoceError
+from sottovoce.errors import ConfigError
 from sottovoce.llms import ENGINES
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.chat_template import ChatTurn
@@ -17,7 +18,7 @@ from sottovoce.llms.openai_engine import OpenAIEngine
 
 
 def test_a_device_that_is_none_is_told_before_weights_are_read() -> None:
-    with pytest.raises(ConfigError, match="device: there is no 'gpu7'"):
+    with refused("bad-value", "device", ConfigError):
         ENGINES.build({"type": "local", "checkpoint": "nowhere", "device": "gpu7"})
 
 
@@ -75,8 +76,8 @@ def test_a_local_answer_that_was_cut_says_so(local: LocalEngine, monkeypatch: py
     (answer,) = local.answer(CHATS[:1], max_new_tokens=3)
     assert isinstance(answer, Cut)  # a random model does not end so soon
     stop = min(local.llm.chat.stop_ids)
-    whole = local._text([65, 66, stop, 67])
-    assert not isinstance(whole, Cut) and whole == local._text([65, 66])
+    whole = local.llm._decode([65, 66, stop, 67])
+    assert not isinstance(whole, Cut) and whole == local.llm._decode([65, 66])
 
 
 def test_a_local_engine_is_called_by_its_weights(local: LocalEngine, tmp_path: Path) -> None:
@@ -86,11 +87,8 @@ def test_a_local_engine_is_called_by_its_weights(local: LocalEngine, tmp_path: P
     assert LocalEngine.of(other).name != local.name
 
 
-@pytest.mark.parametrize(("limits", "message"), [((0, 0.0), "max_new_tokens"), ((5, -1.0), "temperature")])
-def test_limits_that_make_no_sense(local: LocalEngine, limits: tuple[int, float], message: str) -> None:
+@pytest.mark.parametrize(("limits", "where"), [((0, 0.0), "max_new_tokens"), ((5, -1.0), "temperature")])
+def test_limits_that_make_no_sense(local: LocalEngine, limits: tuple[int, float], where: str) -> None:
     for engine in (local, OpenAIEngine(base_url="http://h/v1", model="m")):
-        with pytest.raises(SottovoceError, match=message):
+        with refused("bad-value", where):
             engine.answer(CHATS, max_new_tokens=limits[0], temperature=limits[1])
-
-
-# Answers that are kept

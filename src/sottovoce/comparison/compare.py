@@ -11,48 +11,57 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from rich.console import Console
 
-from sottovoce.comparison.finished_runs import FinishedRun, read_run, refuse_incomparable, settings, without_seed
+from sottovoce.comparison.finished_runs import (
+    FinishedRun,
+    Reply,
+    read_run,
+    refuse_incomparable,
+    reply_of,
+    settings,
+    without_seed,
+)
 from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.evaluation.awareness import AWARENESS
-from sottovoce.evaluation.metrics import Measure, Prediction
+from sottovoce.evaluation.metrics import Measure
 from sottovoce.evaluation.paired_bootstrap import Key, Seeds
-from sottovoce.evaluation.records import Due, scores_due
-from sottovoce.evaluation.reports.compare import (
-    COSTS,
-    SideBySide,
-    System,
-    comparison_csv,
-    side_by_side,
-    terminal_tables,
-)
+from sottovoce.evaluation.records import scores_due
+from sottovoce.evaluation.reports.compare import COSTS, Comparison, System, comparison_csv, comparison_of
 from sottovoce.evaluation.reports.compare_html import comparison_html
+from sottovoce.evaluation.reports.tables import terminal_tables
 from sottovoce.evaluation.retention import SLOTS, TASK, retention_measures
+from sottovoce.io import atomic_write
 
 CLOSE = 2e-5  # of a score that is computed again: files have six decimals, and ROUGE is summed in float32
-Systems = dict[str, list[FinishedRun]]
+Systems = Mapping[str, Sequence[FinishedRun]]
+Measured = Mapping[Key, Mapping[str, Seeds]]  # score -> system -> seed -> what its rows contribute
 
 
-def compare(folders: Sequence[str], out: str | None = None, against: str | None = None) -> None:
+def compare(runs: Sequence[str], out: str | None = None, against: str | None = None) -> None:
     """The command: a table in the terminal, `comparison.csv`, and `comparison.html`, which needs nothing but itself.
 
     Args:
-        folders: of runs; a pattern such as `runs/*/full` stands for all that match.
+        runs: folders; a pattern such as `runs/*/full` stands for all that match.
         out: folder of the files; `comparison` beside the runs if absent.
         against: the system that the others are held against; the first if absent.
 
     Raises:
         SottovoceError: a folder is no finished run, or the runs cannot be compared, with every reason.
     """
-    found = [Path(name) for folder in folders for name in _matching(folder)]
-    page = compared([read_run(folder) for folder in found], against)
-    home = Path(out) if out else _beside(found)
-    home.mkdir(parents=True, exist_ok=True)
-    files = {"comparison.csv": comparison_csv(page), "comparison.html": comparison_html(page)}
-    console = Console()
-    console.print(terminal_tables(page))
+    paths = [Path(name) for folder in runs for name in _matching(folder)]
+    comparison = compare_runs([read_run(path) for path in paths], against)
+    write_comparison(comparison, Path(out) if out else _beside(paths), Console())
+
+
+def write_comparison(comparison: Comparison, folder: Path, console: Console, picture: bytes | None = None) -> None:
+    """Print the comparison and write its files; `picture`, a PNG of speech tokens, becomes part of the page."""
+    console.print(terminal_tables(comparison))
+    files = {
+        "comparison.csv": comparison_csv(comparison),
+        "comparison.html": comparison_html(comparison, picture),
+    }
     for name, text in files.items():
-        (home / name).write_text(text, "utf-8")
-        console.print(f"written  {home / name}", highlight=False, soft_wrap=True)
+        atomic_write(folder / name, text)
+        console.print(f"written  {folder / name}", highlight=False, soft_wrap=True)
 
 
 def _matching(folder: str) -> list[str]:
@@ -60,7 +69,7 @@ def _matching(folder: str) -> list[str]:
     if not glob.has_magic(folder) or Path(folder).is_dir():
         return [folder]
     if not (matches := sorted(glob.glob(folder))):
-        raise MissingError(f"{folder}: no folder matches this pattern")
+        raise MissingError(f"{folder}: no folder matches this pattern", where=folder)
     return matches
 
 
@@ -69,21 +78,20 @@ def _beside(folders: Sequence[Path]) -> Path:
     return Path(os.path.relpath(os.path.commonpath(parents))) / "comparison"
 
 
-def compared(runs: Sequence[FinishedRun], against: str | None = None) -> SideBySide:
+def compare_runs(runs: Sequence[FinishedRun], against: str | None = None) -> Comparison:
     """Group runs into systems, and hold these side by side.
 
     Raises:
         SottovoceError: there are fewer than two runs, they cannot be compared, or no system is called `against`.
     """
     if len(runs) < 2:
-        raise ConfigError(f"a comparison needs at least two runs, got {len(runs)}")
+        raise ConfigError(f"a comparison needs at least two runs, got {len(runs)}", code="empty", where="runs")
     refuse_incomparable(runs)
     systems = grouped(runs)
-    described = {name: _system(group, _differing(list(systems.values()))) for name, group in systems.items()}
-    return side_by_side(described, _measured(systems), against or next(iter(systems)), _remarks(systems))
+    return comparison_of(described(systems), measured(systems), against or next(iter(systems)), remarks_on(systems))
 
 
-def grouped(runs: Sequence[FinishedRun]) -> Systems:
+def grouped(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
     """Runs whose recipes differ in seed and name alone are one system; the same seed again is another.
 
     A system is called as its runs are, without what speaks of the seed and without what all systems share.
@@ -99,7 +107,7 @@ def grouped(runs: Sequence[FinishedRun]) -> Systems:
     names = _short([_name(group[0]) for _, group in groups])
     counts = Counter(names)
     seen: Counter[str] = Counter()
-    systems: Systems = {}
+    systems = {}
     for name, (_, group) in zip(names, groups, strict=True):
         seen[name] += 1
         systems[f"{name} #{seen[name]}" if counts[name] > 1 else name] = sorted(group, key=lambda run: run.seed)
@@ -121,39 +129,33 @@ def _short(names: Sequence[list[str]]) -> list[str]:
     return ["/".join(name[shared:]) for name in names]
 
 
-def _differing(groups: Sequence[Sequence[FinishedRun]]) -> list[str]:
-    made = [settings(group[0]) for group in groups]
-    keys = dict.fromkeys(key for each in made for key in each)
-    return [key for key in keys if len({_written(each.get(key)) for each in made}) > 1]
+def described(systems: Systems) -> dict[str, System]:
+    """Seeds, folders, cost, and the settings in which the systems differ."""
+    made = {name: settings(group[0]) for name, group in systems.items()}
+    keys = dict.fromkeys(key for each in made.values() for key in each)
+    differing = [key for key in keys if len({_yaml(each.get(key)) for each in made.values()}) > 1]
+    found = {}
+    for name, group in systems.items():
+        costs: dict[tuple[str, str], list[float]] = {}
+        for stage, done in (stage for run in group for stage in run.stages):
+            for what in filter(done.__contains__, COSTS):
+                costs.setdefault((stage, what), []).append(float(done[what]))
+        shown = {key: _yaml(made[name][key]) for key in differing if key in made[name]}
+        found[name] = System([run.seed for run in group], [str(run.folder) for run in group], costs, shown)
+    return found
 
 
-def _system(group: Sequence[FinishedRun], keys: Sequence[str]) -> System:
-    costs: dict[tuple[str, str], list[float]] = {}
-    for run in group:
-        for stage, done in run.stages:
-            for what in COSTS:
-                if what in done:
-                    costs.setdefault((stage, what), []).append(float(done[what]))
-    made = settings(group[0])
-    return System(
-        [run.seed for run in group],
-        [str(run.folder) for run in group],
-        costs,
-        {key: _written(made[key]) for key in keys if key in made},
-    )
-
-
-def _written(value: Any) -> str:
+def _yaml(value: Any) -> str:
     """As a recipe has it, on one line."""
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
     return text.removesuffix("\n...\n").strip()
 
 
-def _measured(systems: Systems) -> dict[Key, dict[str, Seeds]]:
-    """Score -> system -> seed -> what its rows contribute; scores that not all seeds of a system have are left out."""
+def measured(systems: Systems) -> Measured:
+    """Every score of every system, computed again from its answers; what a seed of a system lacks is left out."""
     runs = [run for group in systems.values() for run in group]
-    judged = _judged(runs)
-    scores = {id(run): _scores(run, judged) for run in runs}
+    labelled = _labelled(runs)
+    scores = {id(run): _scores(run, labelled) for run in runs}
     found: dict[Key, dict[str, Seeds]] = {}
     for name, group in systems.items():
         for key in dict.fromkeys(key for run in group for key in scores[id(run)]):
@@ -162,36 +164,37 @@ def _measured(systems: Systems) -> dict[Key, dict[str, Seeds]]:
     return found
 
 
-def _judged(runs: Sequence[FinishedRun]) -> set[tuple[str, str, str]]:
+def _labelled(runs: Sequence[FinishedRun]) -> set[Reply]:
     """Replies that were labelled in every run: a judge may fail on one alone."""
-    sides = [{_place(p) for p in run.predictions if p.judge is None or p.awareness is not None} for run in runs]
-    answered = [{_place(p) for p in run.predictions} for run in runs]
-    missing = {place for side, all_of_it in zip(sides, answered, strict=True) for place in all_of_it - side}
-    return set().union(*answered) - missing
+    replies = {reply_of(p) for run in runs for p in run.predictions}
+    return replies - {reply_of(p) for run in runs for p in run.predictions if p.judge and p.awareness is None}
 
 
-def _place(prediction: Prediction) -> tuple[str, str, str]:
-    return prediction.task, prediction.slots, prediction.id
-
-
-def _scores(run: FinishedRun, judged: set[tuple[str, str, str]]) -> dict[Key, Measure]:
-    """Every score of a run, computed again from what it said.
+def _scores(run: FinishedRun, labelled: set[Reply]) -> dict[Key, Measure]:
+    """Every score of a run.
 
     Raises:
-        ConfigError: that gives another number than the run wrote down: it was scored by another definition.
+        ConfigError: a metric gives another number than the run wrote down: it was scored by another definition.
     """
-    told = {Key(r.task, r.metric, r.slots): r.value for r in run.records}
+    written = {Key(r.task, r.metric, r.slots): r.value for r in run.records}
     found = {}
     for due in scores_due(run.predictions):
         key = Key(due.task, due.name, due.slots)
         measure = due.metric.measure(due.rows)
-        if key in told and abs(measure.value - told[key]) > CLOSE:
+        if key in written and abs(measure.value - written[key]) > CLOSE:
             raise ConfigError(
                 f"these runs cannot be compared: {run.folder}: {key.task}, {key.metric}, {key.slots} is "
-                f"{told[key]:.6f} in its results.json, but {measure.value:.6f} as it is defined now: delete that file "
-                "and run the recipe again, which scores anew and does not train"
+                f"{written[key]:.6f} in its results.json, but {measure.value:.6f} as it is defined now: delete that "
+                "file and run the recipe again, which scores anew and does not train",
+                code="mismatch",
+                where=run.folder / "evaluation" / "results.json",
             )
-        found[key] = _of_judged(due, judged) if due.name in AWARENESS else measure
+        if due.name in AWARENESS:
+            rows = [row for row in due.rows if reply_of(row) in labelled]
+            if not rows:
+                raise SottovoceError(f"{due.task}, {due.slots}: no reply was labelled in every run", code="empty")
+            measure = due.metric.measure(rows)
+        found[key] = measure
     if run.text:
         found |= {
             Key(TASK, metric, SLOTS): measure
@@ -201,29 +204,18 @@ def _scores(run: FinishedRun, judged: set[tuple[str, str, str]]) -> dict[Key, Me
     return found
 
 
-def _of_judged(due: Due, judged: set[tuple[str, str, str]]) -> Measure:
-    rows = [row for row in due.rows if _place(row) in judged]
-    if not rows:
-        raise SottovoceError(f"{due.task}, {due.slots}: no reply was labelled in every run, so none can be compared")
-    return due.metric.measure(rows)
-
-
-def _remarks(systems: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
+def remarks_on(systems: Systems) -> list[str]:
+    """What is not the same about the runs, and does not keep them from being compared."""
     runs = [run for group in systems.values() for run in group]
-    return [
-        *_seeds_differ(systems),
-        *_elsewhere(runs),
-        *_targets_differ(runs),
-    ]
+    return [*_seeds_differ(systems), *_elsewhere(runs), *_targets_differ(runs)]
 
 
-def _seeds_differ(systems: Mapping[str, Sequence[FinishedRun]]) -> Iterator[str]:
+def _seeds_differ(systems: Systems) -> Iterator[str]:
     if len({tuple(run.seed for run in group) for group in systems.values()}) > 1:
         yield "The systems have other seeds, or not equally many: their spreads are not of the same kind."
 
 
 def _elsewhere(runs: Sequence[FinishedRun]) -> Iterator[str]:
-    """What is not the same about where runs ran."""
     for what in ("device", "threads"):
         values = sorted({str(run.environment.get(what)) for run in runs})
         if len(values) > 1:
@@ -234,6 +226,8 @@ def _elsewhere(runs: Sequence[FinishedRun]) -> Iterator[str]:
 
 
 def _targets_differ(runs: Sequence[FinishedRun]) -> Iterator[str]:
-    targets = [{_place(p): p.target for p in run.predictions} for run in runs]
-    if any(other.get(place, target) != target for other in targets[1:] for place, target in targets[0].items()):
+    targets = [(run.seed, {reply_of(p): p.target for p in run.predictions}) for run in runs]
+    seed, first = targets[0]
+    others = [other for number, other in targets if number != seed]
+    if any(other.get(reply, target) != target for other in others for reply, target in first.items()):
         yield "Runs of other seeds hold some replies against other targets, since the wordings of questions are drawn."

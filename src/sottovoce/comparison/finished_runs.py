@@ -1,9 +1,8 @@
-"""FinishedRun runs, as they lie on disk: read whole, and held against each other before their numbers are."""
+"""Finished runs: read from disk, and checked against each other before their scores are compared."""
 
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.evaluation.metrics import Prediction
 from sottovoce.evaluation.records import Record, read_predictions, read_results
 from sottovoce.evaluation.retention import RetentionScore, read_scores
+from sottovoce.io import file_sha256
 from sottovoce.scoring.text_retention import AFTER, BEFORE
 from sottovoce.training.run_folder import RECIPE
 
@@ -26,7 +26,8 @@ OF_THE_RUN = (
     "data.num_workers",
     "trainer.enable_progress_bar",
 )
-Place = tuple[str, str]  # task, slots
+Question = tuple[str, str]  # task, slots
+Reply = tuple[str, str, str]  # task, slots, id of the utterance
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,24 @@ class FinishedRun:
         return int(self.recipe.get("seed", 0))
 
     @property
-    def places(self) -> dict[Place, list[Prediction]]:
+    def llm(self) -> Any:
+        return (self.recipe.get("llm") or {}).get("checkpoint")
+
+    @property
+    def max_new_tokens(self) -> Any:
+        return (self.recipe.get("evaluation") or {}).get("max_new_tokens")
+
+    @property
+    def by_question(self) -> dict[Question, list[Prediction]]:
         """Predictions by task and slots."""
-        found: dict[Place, list[Prediction]] = {}
+        found: dict[Question, list[Prediction]] = {}
         for prediction in self.predictions:
             found.setdefault((prediction.task, prediction.slots), []).append(prediction)
         return found
+
+
+def reply_of(prediction: Prediction) -> Reply:
+    return prediction.task, prediction.slots, prediction.id
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -72,18 +85,19 @@ def read_run(folder: Path) -> FinishedRun:
         SottovoceError: a file in it cannot be read.
     """
     if not (folder / RECIPE).is_file():
-        raise MissingError(f"{folder} is not a run: there is no {RECIPE} in it. `sottovoce fit` makes one")
+        message = f"{folder} is not a run: there is no {RECIPE} in it. `sottovoce fit` makes one"
+        raise MissingError(message, where=folder / RECIPE)
     scores = folder / "evaluation"
     if not (scores / "results.json").is_file():
-        raise MissingError(f"{folder} has no scores yet: run its recipe to the end (`sottovoce fit` goes on)")
-    said = sorted(read_predictions(scores), key=lambda p: (p.task, p.slots, p.id))
+        message = f"{folder} has no scores yet: run its recipe to the end (`sottovoce fit` goes on)"
+        raise MissingError(message, where=scores / "results.json")
     scored = (scores / BEFORE).is_file() and (scores / AFTER).is_file()
     return FinishedRun(
         folder,
         _recipe(folder / RECIPE),
         _json(folder / "environment.json"),
         read_results(scores),
-        said,
+        sorted(read_predictions(scores), key=reply_of),
         [(_stage(file), _json(file)) for file in sorted(folder.glob("stages/*/done.json"), key=_number)],
         (read_scores(scores / BEFORE), read_scores(scores / AFTER)) if scored else None,
     )
@@ -92,7 +106,7 @@ def read_run(folder: Path) -> FinishedRun:
 def _recipe(file: Path) -> Tree:
     found = read_yaml(file)
     if not isinstance(found, dict):
-        raise SottovoceError(f"{file}: no recipe: it is not a mapping of keys to values")
+        raise SottovoceError(f"{file}: no recipe: it is not a mapping of keys to values", code="damaged", where=file)
     return found
 
 
@@ -100,11 +114,11 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text("utf-8"))
     except OSError:
-        raise MissingError(f"{file} is not there, which every run writes; is the folder whole?") from None
+        raise MissingError(f"{file} is not there, which every run writes; is the folder whole?", where=file) from None
     except (ValueError, RecursionError) as error:
-        raise SottovoceError(f"{file}: not JSON: {error}") from None
+        raise SottovoceError(f"{file}: not JSON: {error}", code="damaged", where=file) from None
     if not isinstance(found, dict):
-        raise SottovoceError(f"{file}: a JSON object is needed")
+        raise SottovoceError(f"{file}: a JSON object is needed", code="damaged", where=file)
     return found
 
 
@@ -147,58 +161,69 @@ def without_seed(value: Any, seed: int) -> Any:
 
 
 def refuse_incomparable(runs: Sequence[FinishedRun]) -> None:
-    """Nothing where every run can be held against the first.
+    """Check that every run can be held against the first.
 
     Raises:
         ConfigError: with every reason why not: other test data, other questions, other metrics.
     """
-    faults = [fault for run in runs for fault in _own_faults(run)]
+    if faults := incomparable(runs):
+        reasons = "\n".join(f"  {fault}" for fault in faults)
+        message = f"these runs cannot be compared:\n{reasons}"
+        raise ConfigError(message, code="mismatch", where=faults[0].where, faults=faults)
+
+
+def incomparable(runs: Sequence[FinishedRun]) -> list[ConfigError]:
+    """Every reason why runs cannot be held against the first; none where they can."""
+    faults = [fault for run in runs for fault in _twice(run)]
     for run in runs if not faults else ():
         mate = next(other for other in runs if other.seed == run.seed)  # is held against the same targets
-        faults += [fault for other in (runs[0], mate) if other is not run for fault in _against(other, run)]
-    if faults:
-        told = dict.fromkeys(faults)
-        raise ConfigError("these runs cannot be compared:\n" + "\n".join(f"  {fault}" for fault in told))
+        faults += [fault for other in (runs[0], mate) if other is not run for fault in _mismatches(other, run)]
+    return list({str(fault): fault for fault in faults}.values())
 
 
-def _own_faults(run: FinishedRun) -> Iterator[str]:
-    seen: set[tuple[str, str, str]] = set()
+def _twice(run: FinishedRun) -> list[ConfigError]:
+    seen: set[Reply] = set()
     for p in run.predictions:
-        if (p.task, p.slots, p.id) in seen:
-            yield f"{run.folder}: utterance {p.id!r} was answered twice in task {p.task!r}, {p.slots}"
-            return
-        seen.add((p.task, p.slots, p.id))
+        if reply_of(p) in seen:
+            message = f"{run.folder}: utterance {p.id!r} was answered twice in task {p.task!r}, {p.slots}"
+            return [ConfigError(message, code="conflict", where=run.folder / "evaluation" / "predictions.jsonl")]
+        seen.add(reply_of(p))
+    return []
 
 
-def _against(first: FinishedRun, run: FinishedRun) -> Iterator[str]:
-    where = f"{run.folder} and {first.folder}"
-    ours, theirs = run.places, first.places
-    if not set(ours) & set(theirs):
-        yield f"{where}: other tasks: {_told(ours)} and {_told(theirs)}"
-    for fault in [*_other_side(first, run), *_other_questions(first, run)]:
-        yield f"{where}: {fault}"
-    for place in sorted(set(ours) & set(theirs)):
-        if other := _other_rows(theirs[place], ours[place], first, run):
-            yield f"{where}: {place[0]}, {place[1]}: {other}"
+def _mismatches(first: FinishedRun, run: FinishedRun) -> list[ConfigError]:
+    found = [*_tasks(first, run), *_test_side(first, run), *_questions(first, run)]
+    for question, rows in run.by_question.items():
+        found += list(_rows(first.by_question.get(question, rows), rows, first, run))[:1]
     if run.text and first.text:
-        items = [[kept.item for kept in text[0].rows] for text in (run.text, first.text)]
-        if items[0] != items[1]:
-            yield f"{where}: other text prompts ({len(items[0])} and {len(items[1])}); see evaluation.retention"
+        ours, theirs = ([kept.item for kept in text[0].rows] for text in (run.text, first.text))
+        if ours != theirs:
+            found.append(("evaluation.retention", f"other text prompts ({len(ours)} and {len(theirs)})"))
+    runs = f"{run.folder} and {first.folder}"
+    return [ConfigError(f"{runs}: {reason}", code="mismatch", where=where) for where, reason in found]
 
 
-def _told(places: Iterable[Place]) -> str:
-    return ", ".join(f"{task} ({slots})" for task, slots in sorted(places))
+Reasons = Iterator[tuple[str, str]]  # a recipe's key, or <task>.<slots>.<what of a prediction>; and the reason in words
 
 
-def _other_side(first: FinishedRun, run: FinishedRun) -> Iterator[str]:
+def _tasks(first: FinishedRun, run: FinishedRun) -> Reasons:
+    if not run.by_question.keys() & first.by_question.keys():
+        ours, theirs = (
+            ", ".join(f"{task} ({slots})" for task, slots in sorted(each.by_question)) for each in (run, first)
+        )
+        yield "evaluation.tasks", f"other tasks: {ours} and {theirs}"
+
+
+def _test_side(first: FinishedRun, run: FinishedRun) -> Reasons:
     """Other test manifests: by their names, unless their bytes are the same; of a corpus, by its type."""
     sides = [without_seed((each.recipe.get("data") or {}), each.seed) for each in (run, first)]
     corpora = [(side.get("corpus") or {}).get("type") for side in sides]
     if corpora[0] != corpora[1]:
-        yield f"other test data: data.corpus is {corpora[0]} and {corpora[1]}"
-    names = [[str(node.get("manifest")) for node in side.get("test") or []] for side in sides]
-    if names[0] != names[1] and not _same_bytes(first, run):
-        yield f"other test data: data.test is {', '.join(names[0]) or 'empty'} and {', '.join(names[1]) or 'empty'}"
+        yield "data.corpus", f"other test data: data.corpus is {corpora[0]} and {corpora[1]}"
+    ours, theirs = ([str(node.get("manifest")) for node in side.get("test") or []] for side in sides)
+    if ours != theirs and not _same_bytes(first, run):
+        told = " and ".join(", ".join(names) or "empty" for names in (ours, theirs))
+        yield "data.test", f"other test data: data.test is {told}"
 
 
 def _same_bytes(first: FinishedRun, run: FinishedRun) -> bool:
@@ -207,50 +232,43 @@ def _same_bytes(first: FinishedRun, run: FinishedRun) -> bool:
         files = [Path(str(node.get("manifest"))) for node in (each.recipe.get("data") or {}).get("test") or []]
         if not files or not all(file.is_file() for file in files):
             return False
-        digests.append([hashlib.sha256(file.read_bytes()).digest() for file in files])
+        digests.append([file_sha256(file) for file in files])
     return digests[0] == digests[1]
 
 
-def _other_questions(first: FinishedRun, run: FinishedRun) -> Iterator[str]:
+def _questions(first: FinishedRun, run: FinishedRun) -> Reasons:
     """What a task asks, and how an answer is read, as it was when it was scored."""
-    tasks = {task for task, _ in run.places} & {task for task, _ in first.places}
-    for task in sorted(tasks):
-        ours, theirs = _knobs(run, task), _knobs(first, task)
-        for knob in sorted({*ours, *theirs}):
-            if ours.get(knob) != theirs.get(knob):
-                yield f"other questions: tasks.{task}.{knob} is {ours.get(knob)} and {theirs.get(knob)}"
-    longest = [(each.recipe.get("evaluation") or {}).get("max_new_tokens") for each in (run, first)]
-    if longest[0] != longest[1]:
-        yield f"other answers: evaluation.max_new_tokens is {longest[0]} and {longest[1]}"
+    for task in sorted({p.task for p in run.predictions} & {p.task for p in first.predictions}):
+        ours, theirs = _options(run, task), _options(first, task)
+        for name in sorted({*ours, *theirs}):
+            if ours.get(name) != theirs.get(name):
+                where = f"tasks.{task}.{name}"
+                yield where, f"other questions: {where} is {ours.get(name)} and {theirs.get(name)}"
+    if run.max_new_tokens != first.max_new_tokens:
+        where = "evaluation.max_new_tokens"
+        yield where, f"other answers: {where} is {run.max_new_tokens} and {first.max_new_tokens}"
 
 
-def _knobs(run: FinishedRun, task: str) -> Tree:
+def _options(run: FinishedRun, task: str) -> Tree:
     scored = (run.recipe.get("evaluation") or {}).get("task_overrides") or {}
     return {**((run.recipe.get("tasks") or {}).get(task) or {}), **(scored.get(task) or {})}
 
 
-def _other_rows(theirs: list[Prediction], ours: list[Prediction], first: FinishedRun, run: FinishedRun) -> str | None:
-    """Why two runs' answers to one task are not answers to the same."""
+def _rows(theirs: list[Prediction], ours: list[Prediction], first: FinishedRun, run: FinishedRun) -> Reasons:
+    """Why two runs' answers to one question are not answers to the same."""
+    where = f"{ours[0].task}.{ours[0].slots}"
     ids = [{p.id for p in rows} for rows in (ours, theirs)]
     if odd := sorted(ids[0] ^ ids[1]):
-        return (
-            f"other test data: {len(ids[0])} and {len(ids[1])} utterances, {len(odd)} of them in one run alone, such "
-            f"as {odd[0]!r} (is evaluation.limit the same?)"
-        )
-    pairs = list(zip(ours, theirs, strict=True))
-    for what in ("label", "speaker", "category", "topic"):
-        if other := [a for a, b in pairs if getattr(a, what) != getattr(b, what)]:
-            return f"other test data: {len(other)} utterances have another {what}, such as {other[0].id!r}"
-    judges = [sorted({p.judge or "the rule" for p in rows if p.category}) for rows in (ours, theirs)]
-    if judges[0] != judges[1]:
-        return f"other metrics: replies were labelled by {' and '.join(judges[0])}, and by {' and '.join(judges[1])}"
+        counts = f"{len(ids[0])} and {len(ids[1])} utterances, {len(odd)} of them in one run alone, such as {odd[0]!r}"
+        yield f"{where}.id", f"{where}: other test data: {counts} (is evaluation.limit the same?)"
+        return
     # wordings of questions are drawn by seed, and the targets that an LLM makes may follow them
-    if run.seed == first.seed or _llm(run) != _llm(first):
-        for what in ("target", "rivals"):
-            if other := [a for a, b in pairs if getattr(a, what) != getattr(b, what)]:
-                return f"other metrics: {len(other)} replies are held against another {what}, such as {other[0].id!r}"
-    return None
-
-
-def _llm(run: FinishedRun) -> Any:
-    return (run.recipe.get("llm") or {}).get("checkpoint")
+    same_targets = run.seed == first.seed or run.llm != first.llm
+    for what in ("label", "speaker", "category", "topic", *(("target", "rivals") if same_targets else ())):
+        other = [a.id for a, b in zip(ours, theirs, strict=True) if getattr(a, what) != getattr(b, what)]
+        if other:
+            reason = f"other test data: {len(other)} utterances have another {what}, such as {other[0]!r}"
+            yield f"{where}.{what}", f"{where}: {reason}"
+    judges = [" and ".join(sorted({p.judge or "the rule" for p in rows if p.category})) for rows in (ours, theirs)]
+    if judges[0] != judges[1]:
+        yield f"{where}.judge", f"{where}: other metrics: replies were labelled by {judges[0]}, and by {judges[1]}"

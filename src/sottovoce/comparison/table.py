@@ -1,26 +1,33 @@
-"""`sottovoce table`: train or reuse every system with every seed, and print how they compare.
+"""`sottovoce table`: train what is missing of a paper's systems, score it further, compare, and add what was published.
 
 Kang et al. (2024), table I and section V-C.
 """
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sottovoce.comparison.table_config import TableRecipe, load, overrides, system_recipe
+from sottovoce.comparison.compare import Measured, described, measured, remarks_on, write_comparison
+from sottovoce.comparison.finished_runs import FinishedRun, incomparable, read_run, refuse_incomparable
+from sottovoce.comparison.table_config import TableRecipe, load, overrides_for, system_recipe
 from sottovoce.config.recipe import Recipe
 from sottovoce.data.utterance import Utterance
-from sottovoce.evaluation import JUDGES, Judge, Prediction, Reply, Score, Verdict, read_predictions
+from sottovoce.errors import MissingError
+from sottovoce.evaluation import JUDGES, Prediction, Reply
 from sottovoce.evaluation.linear_probe import probe
-from sottovoce.evaluation.metrics import accuracy
+from sottovoce.evaluation.metrics import Measure, accuracy, mean_measure
+from sottovoce.evaluation.paired_bootstrap import Key
+from sottovoce.evaluation.reports.compare import Comparison, comparison_of
 from sottovoce.evaluation.reports.plots import tsne_picture
-from sottovoce.evaluation.reports.systems_table import Cell, Comparison, comparison_table, write_comparison
-from sottovoce.evaluation.text_similarity import ROUGE, BertScore
+from sottovoce.evaluation.text_similarity import BertScore
+from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.distributed import is_rank_zero
 from sottovoce.lightning_modules.fit import fit
@@ -30,26 +37,28 @@ from sottovoce.scoring.speech_tokens import pooled_tokens
 from sottovoce.training.run_folder import check_folder
 from sottovoce.training.splits import read_splits
 
-EMOTION, RESPONSE, HEARD = "emotion", "response", "both"  # tasks, and the choice of slots that is compared
+EMOTION, RESPONSE, SLOTS = "emotion", "response", "both"  # tasks, and the choice of slots that is compared
 PICTURE = "tokens.png"
+Runs: TypeAlias = dict[str, list[FinishedRun]]  # system -> its run of each seed
 
 
-def table(config: str, changes: Sequence[str] = ()) -> None:
+def table(config: str, overrides: Sequence[str] = ()) -> None:
     """The command. What is there already is used; the same command again goes on where it stopped."""
     console = Console(quiet=not is_rank_zero())
-    recipe = load(Path(config), changes)
+    recipe = load(Path(config), overrides)
     for seed in recipe.seeds:
         for name in recipe.systems:
             made = system_recipe(recipe, name, seed)
             if not _is_finished(made):
                 console.rule(made.name)
-                fit(recipe.systems[name].recipe, overrides(recipe, seed))
-    page = compare(recipe, console)
-    write_comparison(recipe.folder, page)
-    console.print(comparison_table(page))
-    drawn = draw(recipe)
-    for file in (recipe.folder / "table.md", recipe.folder / "table.json", *([drawn] if drawn else [])):
-        console.print(f"written  {file}", highlight=False)
+                fit(recipe.systems[name].recipe, overrides_for(recipe, seed))
+    if not is_rank_zero():
+        return
+    comparison = compare_systems(recipe, console)
+    picture = draw_tokens(recipe, console)
+    write_comparison(comparison, recipe.folder, console, picture.read_bytes() if picture else None)
+    if picture:
+        console.print(f"written  {picture}", highlight=False, soft_wrap=True)
 
 
 def _is_finished(recipe: Recipe) -> bool:
@@ -58,81 +67,104 @@ def _is_finished(recipe: Recipe) -> bool:
     return (recipe.folder / "evaluation" / "results.json").is_file()
 
 
-def compare(recipe: TableRecipe, console: Console) -> Comparison:
-    """Score what all systems said."""
-    scorer = Scorer(recipe, console)
-    cells = [cell for seed in recipe.seeds for name in recipe.systems for cell in scorer.cells(name, seed)]
-    titles = {name: system.title for name, system in recipe.systems.items()}
-    paper = {name: system.paper for name, system in recipe.systems.items() if system.paper}
-    return Comparison(recipe.name, titles, cells, paper, scorer.remarks(cells))
+def compare_systems(recipe: TableRecipe, console: Console) -> Comparison:
+    """Hold the systems of a table against each other, where they were asked the same.
 
-
-class Scorer:
-    """Scores runs by one judge, one BERTScore model and one split of the data.
-
-    Args:
-        recipe: of the table.
-        console: shows how far a judge is.
+    Raises:
+        ConfigError: the seeds of a system were not scored on the same utterances.
     """
-
-    def __init__(self, recipe: TableRecipe, console: Console) -> None:
-        self.recipe = recipe
-        node = recipe.bert_score
-        self.bert = BertScore(node.checkpoint, layer=node.layer) if node else None
-        engine = ENGINES.build(recipe.engine) if recipe.engine else None
-        progress = Progress(console=console)
-        kept = CachedEngine(engine, recipe.folder / "judgements.jsonl", progress) if engine else None
-        self.judge: Judge = JUDGES.build(recipe.judge, kept)
-
-    def cells(self, name: str, seed: int) -> Iterator[Cell]:
-        """Every score of one run."""
-        made = system_recipe(self.recipe, name, seed)
-        for column, score in self._scores(made, self.recipe.systems[name].probe).items():
-            yield Cell(name, seed, column, score.value, score.low, score.high, score.n, score.notes)
-
-    def _scores(self, made: Recipe, probed: bool) -> dict[str, Score]:
-        said = [p for p in read_predictions(made.folder / "evaluation") if p.slots == HEARD]
-        replies = [p for p in said if p.task == RESPONSE]
-        scores = {name: metric(replies) for name, metric in ROUGE.items()}
-        if self.bert:
-            scores["bert_score"] = self.bert(replies)
-        splits = {name: split.utterances for name, split in read_splits(made).splits.items()}
-        for aspect, verdict in self.judge.judge(_judged(replies, splits["test"])).items():
-            scores |= {str(aspect): score for score in _score(verdict)}
-        scores["ser"] = accuracy([p for p in said if p.task == EMOTION])
-        if probed:
-            scores["probe"] = self._probe(made, splits["train"], splits["test"])
-        return scores
-
-    def _probe(self, made: Recipe, train: Sequence[Utterance], test: Sequence[Utterance]) -> Score:
-        """A probe that learns from the training side and is tested on the test side, whose speakers are others."""
-        heard = [*_labelled(train)[: self.recipe.probe_train], *_labelled(test)]
-        held_out = [False] * (len(heard) - len(_labelled(test))) + [True] * len(_labelled(test))
-        tokens = _tokens(made, heard)
-        labels, speakers = [u.labels[EMOTION] for u in heard], [str(u.speaker) for u in heard]
-        return probe(tokens.numpy(), labels, speakers, held_out=held_out).accuracy
-
-    def remarks(self, cells: Sequence[Cell]) -> list[str]:
-        """Who judged, and every score that lacks something."""
-        notes = (f"{c.system}, seed {c.seed}, {c.column}: {c.notes}" for c in cells if c.notes and c.column in ASPECTS)
-        model = [f"BERTScore by {self.bert.name}, layer {self.bert.layer}."] if self.bert else []
-        return [f"Judge: {self.judge.name}.", *model, *notes]
+    runs: Runs = {
+        name: [read_run(system_recipe(recipe, name, seed).folder) for seed in recipe.seeds] for name in recipe.systems
+    }
+    for group in runs.values():
+        refuse_incomparable(group)
+    unpaired = {
+        frozenset((one, other)): faults[0]
+        for one, other in combinations(runs, 2)
+        if (faults := incomparable([*runs[one], *runs[other]]))
+    }
+    of_a_pair = (name for name in runs if sum(name in pair for pair in unpaired) < len(runs) - 1)
+    systems = {
+        name: replace(system, title=recipe.systems[name].title, published=recipe.systems[name].paper)
+        for name, system in described(runs).items()
+    }
+    scores, remarks = dict(measured(runs)), remarks_on(runs)
+    for measure in (_bert_scores, _judgements, _probes):
+        found, notes = measure(recipe, runs, console)
+        scores |= found
+        remarks += notes
+    remarks += [f"No difference of {' and '.join(sorted(pair))}: {reason}." for pair, reason in unpaired.items()]
+    baseline = next(of_a_pair, next(iter(runs)))  # the first that has a difference to any other
+    return comparison_of(systems, scores, baseline, remarks, list(unpaired))
 
 
-ASPECTS = ("quality", "emotion")
+def _replies(run: FinishedRun) -> list[Prediction]:
+    return [p for p in run.predictions if (p.task, p.slots) == (RESPONSE, SLOTS)]
 
 
-def _judged(replies: Sequence[Prediction], utterances: Sequence[Utterance]) -> list[Reply]:
-    spoken = {u.id: u for u in utterances}
-    return [Reply(spoken[p.id].text or "", p.label or "", p.response) for p in replies]
+def _bert_scores(recipe: TableRecipe, runs: Runs, console: Console) -> tuple[Measured, list[str]]:
+    if not recipe.bert_score:
+        return {}, []
+    bert = BertScore(recipe.bert_score.checkpoint, layer=recipe.bert_score.layer)
+    found = {name: {run.seed: bert.measure(_replies(run)) for run in group} for name, group in runs.items()}
+    return {Key(RESPONSE, "bert_score", SLOTS): found}, [f"BERTScore by {bert.name}, layer {bert.layer}."]
 
 
-def _score(verdict: Verdict) -> list[Score]:
-    """None where not one reply could be judged, of which the notes speak."""
-    if verdict.mean is None or verdict.interval is None:
-        return []
-    judged = sum(score is not None for score in verdict.scores)
-    return [Score(verdict.mean, *verdict.interval, judged, None, verdict.notes())]
+def _judgements(recipe: TableRecipe, runs: Runs, console: Console) -> tuple[Measured, list[str]]:
+    """Scores of one judge for all systems; a reply that it could not score in one run is left out of all."""
+    engine = ENGINES.build(recipe.engine) if recipe.engine else None
+    kept = CachedEngine(engine, recipe.folder / "judgements.jsonl", Progress(console=console)) if engine else None
+    judge = JUDGES.build(recipe.judge, kept)
+    scores: dict[Key, dict[str, dict[int, dict[str, float | None]]]] = {}  # score -> system -> seed -> reply
+    notes = [f"Judge: {judge.name}."]
+    for name, group in runs.items():
+        for run in group:
+            replies = _replies(run)
+            spoken = {u.id: u for u in read_splits(system_recipe(recipe, name, run.seed)).splits["test"].utterances}
+            asked = [Reply(spoken[p.id].text or "", p.label or "", p.response) for p in replies]
+            for aspect, verdict in judge.judge(asked).items():
+                of_run = dict(zip([p.id for p in replies], verdict.scores, strict=True))
+                key = Key(RESPONSE, f"judge_{aspect}", SLOTS)
+                scores.setdefault(key, {}).setdefault(name, {})[run.seed] = of_run
+                notes += [f"{name}, seed {run.seed}, {aspect}: {verdict.notes()}"] if verdict.notes() else []
+    return {key: judged_in_all(by_system) for key, by_system in scores.items()}, notes
+
+
+def judged_in_all(scores: Mapping[str, Mapping[int, Mapping[str, float | None]]]) -> dict[str, dict[int, Measure]]:
+    """System -> seed -> the mean of a judge's scores (by id of the utterance), of replies that have one in every run.
+
+    A system of which a run has no score at all is left out, and costs the others nothing.
+    """
+    complete = {
+        name: seeds
+        for name, seeds in scores.items()
+        if all(any(score is not None for score in run.values()) for run in seeds.values())
+    }
+    runs = [run for seeds in complete.values() for run in seeds.values()]
+    lost = {reply for run in runs for reply, score in run.items() if score is None}
+    found: dict[str, dict[int, Measure]] = {}
+    for name, seeds in complete.items():
+        for seed, run in seeds.items():
+            if kept := [score for reply, score in run.items() if score is not None and reply not in lost]:
+                found.setdefault(name, {})[seed] = mean_measure(kept)
+    return found
+
+
+def _probes(recipe: TableRecipe, runs: Runs, console: Console) -> tuple[Measured, list[str]]:
+    """A probe that learns from the training side and is tested on the test side, whose speakers are others."""
+    found: dict[str, dict[int, Measure]] = {}
+    for name in (name for name in runs if recipe.systems[name].probe):
+        for seed in recipe.seeds:
+            made = system_recipe(recipe, name, seed)
+            splits = read_splits(made).splits
+            train = _labelled(splits["train"].utterances)[: recipe.probe_train]
+            test = _labelled(splits["test"].utterances)
+            tokens = _tokens(made, [*train, *test])
+            labels, speakers = [u.labels[EMOTION] for u in [*train, *test]], [str(u.speaker) for u in [*train, *test]]
+            held_out = [False] * len(train) + [True] * len(test)
+            result = probe(tokens.numpy(), labels, speakers, held_out=held_out)
+            found.setdefault(name, {})[seed] = accuracy.measure(result.predictions)
+    return {Key(EMOTION, "probe", SLOTS): found} if found else {}, []
 
 
 def _labelled(utterances: Sequence[Utterance]) -> list[Utterance]:
@@ -144,14 +176,11 @@ def _tokens(made: Recipe, utterances: Sequence[Utterance]) -> Tensor:
     file = made.folder / "evaluation" / f"tokens-{len(utterances)}.safetensors"
     if not file.is_file():
         trusted = ["llm.trust_remote_code=true"] if made.llm.trust_remote_code else []
-        tokens = pooled_tokens(read_bundle(made.folder / "bundle", trusted), utterances)
-        draft = file.with_suffix(".tmp")
-        save_file({"tokens": tokens}, draft)
-        os.replace(draft, file)
+        atomic_write(file, save({"tokens": pooled_tokens(read_bundle(made.folder / "bundle", trusted), utterances)}))
     return load_file(file)["tokens"]
 
 
-def draw(recipe: TableRecipe) -> Path | None:
+def draw_tokens(recipe: TableRecipe, console: Console) -> Path | None:
     """Figure 2: the speech tokens of the test side, coloured by emotion; None where no system is to be drawn."""
     panels = {}
     for name in recipe.picture:
@@ -160,5 +189,9 @@ def draw(recipe: TableRecipe) -> Path | None:
         panels[recipe.systems[name].title] = (_tokens(made, test).numpy(), [u.labels[EMOTION] for u in test])
     if not panels:
         return None
-    tsne_picture(panels, recipe.folder / PICTURE)
+    try:
+        tsne_picture(panels, recipe.folder / PICTURE)
+    except MissingError as error:  # matplotlib is an extra
+        console.print(str(error), style="yellow", markup=False)
+        return None
     return recipe.folder / PICTURE

@@ -1,6 +1,10 @@
 """The `trainer` node of a recipe: keyword arguments of lightning.Trainer, but for those that a run sets itself."""
 
-from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import AfterValidator
+
+from sottovoce.config_model import fault
 
 RESERVED = (
     "max_epochs", "max_steps", "callbacks", "logger", "val_check_interval", "default_root_dir",
@@ -9,7 +13,11 @@ RESERVED = (
 )  # fmt: skip
 
 
-def reserved_arguments(trainer: Iterable[str]) -> Iterator[str]:
-    """The fault of a recipe that sets an argument which the run decides about."""
+def _free_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
     if reserved := sorted(set(trainer) & set(RESERVED)):
-        yield f"trainer: other keys of the recipe decide about {', '.join(reserved)}; leave that out"
+        told = f"other keys of the recipe decide about {', '.join(reserved)}; leave that out"
+        raise fault("conflict", "", told)
+    return trainer
+
+
+TrainerArguments: TypeAlias = Annotated[dict[str, Any], AfterValidator(_free_arguments)]

@@ -15,15 +15,17 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.progress import Progress
 
-from sottovoce.data.audio import read_header
+from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.manifest import read_manifest
-from sottovoce.data.paired_texts import HELD_OUT, SkippedRows, Text, is_held_out, number_of, read_texts, select
+from sottovoce.data.paired_texts import HELD_OUT, Text, is_held_out, number_of, read_texts, select
+from sottovoce.data.skipped import Skipped
 from sottovoce.data.tts import SYNTHESIZERS
 from sottovoce.data.tts.base import Synthesizer, digest
 from sottovoce.errors import ConfigError, ManifestError, nearest
 from sottovoce.generation.paired_config import SPLITS, PairedRecipe, load
 from sottovoce.generation.speak import Clip, speak
 from sottovoce.generation.writer import Writer
+from sottovoce.io import atomic_open, atomic_write
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.paths import resolve
@@ -41,7 +43,7 @@ class Report:
     made: dict[str, Counter[str]] = field(default_factory=dict)  # split -> clips of each category
     texts: dict[str, Counter[str]] = field(default_factory=dict)
     short: list[str] = field(default_factory=list)
-    left_out: SkippedRows = field(default_factory=SkippedRows)
+    skipped: Skipped = field(default_factory=Skipped)
 
     def __str__(self) -> str:
         asked = f"; {self.asked} chats asked, {self.again} of them again" if self.asked else ""
@@ -52,7 +54,7 @@ class Report:
                 f"  {split + '.jsonl':<17} {clips.total()} clips of {self.texts[split].total()} texts"
                 + (f" ({each})" if each else "; not written")
             )
-        return "\n".join([*lines, *(f"  short: {line}" for line in self.short), *filter(None, [str(self.left_out)])])
+        return "\n".join([*lines, *(f"  short: {line}" for line in self.short), *filter(None, [str(self.skipped)])])
 
 
 def paired(config: str, overrides: Sequence[str] = ()) -> None:
@@ -81,7 +83,11 @@ def dry_run(config: str, overrides: Sequence[str] = ()) -> None:
 
 def print_config(config: str, overrides: Sequence[str] = ()) -> None:
     """Print the whole resolved recipe."""
-    print(OmegaConf.to_yaml(OmegaConf.create(load(Path(config), overrides).plain())), end="")
+    print(_yaml(load(Path(config), overrides)), end="")
+
+
+def _yaml(recipe: PairedRecipe) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(recipe.plain()))
 
 
 def make(recipe: PairedRecipe, progress: Progress | None = None) -> Report:
@@ -99,14 +105,14 @@ def make(recipe: PairedRecipe, progress: Progress | None = None) -> Report:
     if recipe.writer:
         texts += _written(recipe, out, report, progress)
     _check_topics(recipe, texts)
-    splits = select(texts, recipe.shares, recipe.texts, recipe.held_out_topics, recipe.seed, report.left_out)
+    splits = select(texts, recipe.shares, recipe.texts, recipe.held_out_topics, recipe.seed, report.skipped)
     clips = [
         clip for split, chosen in splits.items() for text in chosen for clip in _clips(recipe, synthesizer, split, text)
     ]
-    out.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(recipe.plain()), out / "recipe.yaml")
-    reasons = speak(recipe.synthesizer, synthesizer, clips, out, recipe.num_workers, report, progress)
-    _write(recipe, out, splits, clips, reasons, report)
+    atomic_write(out / "recipe.yaml", _yaml(recipe))
+    failed, report.kept = speak(recipe.synthesizer, synthesizer, clips, out, recipe.num_workers, progress)
+    report.spoken = len(clips) - report.kept - len(failed)
+    _write(recipe, out, splits, clips, failed, report)
     return report
 
 
@@ -130,16 +136,17 @@ def _synthesizer(recipe: PairedRecipe) -> Synthesizer:
         faults += synthesizer.faults(recipe.values, voices)
     if faults:
         name = recipe.synthesizer["type"]
-        raise ConfigError("\n".join(f"synthesizer {name}: {fault}" for fault in dict.fromkeys(faults)))
+        message = "\n".join(f"synthesizer {name}: {fault}" for fault in dict.fromkeys(faults))
+        raise ConfigError(message, code="bad-value", where="synthesizer")
     return synthesizer
 
 
 def _written(recipe: PairedRecipe, out: Path, report: Report, progress: Progress | None) -> list[Text]:
     assert recipe.writer is not None
-    kept = CachedEngine(ENGINES.build(recipe.writer.engine), out / "writer.answers", progress)
-    writer = Writer(recipe.writer, kept, recipe.values, report.left_out, recipe.seed)
+    cached = CachedEngine(ENGINES.build(recipe.writer.engine), out / "writer.answers", progress, "writing texts")
+    writer = Writer(recipe.writer, cached, recipe.values, report.skipped, recipe.seed)
     texts = writer.answers(writer.questions(), lambda text: labels_of(recipe, text))
-    report.asked, report.again = kept.asked, writer.again
+    report.asked, report.again = cached.asked, writer.again
     return texts
 
 
@@ -147,7 +154,8 @@ def _check_topics(recipe: PairedRecipe, texts: Iterable[Text]) -> None:
     known = {name for text in texts if text.topic for name in (text.topic, text.topic.partition("/")[0])}
     for topic in recipe.held_out_topics:
         if topic not in known:
-            raise ConfigError(f"held_out_topics: no text is on {topic!r}.{nearest(topic, known)}")
+            message = f"held_out_topics: no text is on {topic!r}.{nearest(topic, known)}"
+            raise ConfigError(message, code="unknown-name", where="held_out_topics")
 
 
 def _clips(recipe: PairedRecipe, synthesizer: Synthesizer, split: str, text: Text) -> list[Clip]:
@@ -167,13 +175,13 @@ def _write(
     out: Path,
     splits: Mapping[str, Sequence[Text]],
     clips: Sequence[Clip],
-    reasons: Mapping[Clip, str],
+    failed: Mapping[Clip, str],
     report: Report,
 ) -> None:
     """The manifests. A text that lacks one of its clips is left out whole: it would be no pair."""
-    broken = {(clip.text.category, clip.text.key): reason for clip, reason in reasons.items()}
-    for clip, reason in reasons.items():
-        report.left_out.add(f"not spoken: {reason}", f"{clip.label}, {clip.voice}: {clip.text.text}")
+    broken = {(clip.text.category, clip.text.key): reason for clip, reason in failed.items()}
+    for clip, reason in failed.items():
+        report.skipped.add(f"not spoken: {reason}", f"{clip.label}, {clip.voice}: {clip.text.text}")
     for split in splits:
         good = [c for c in clips if c.split == split and (c.text.category, c.text.key) not in broken]
         report.made[split] = Counter(clip.text.category for clip in good)
@@ -184,7 +192,7 @@ def _write(
                 report.short.append(f"{split}: {got} texts on {category}, {wanted} were asked for")
         _write_manifest(out, split, [_line(out, clip) for clip in good], recipe.values)
     if not any(counts.total() for counts in report.made.values()):
-        raise ManifestError(f"nothing could be made\n{report}")
+        raise ManifestError(f"nothing could be made\n{report}", code="empty", where=out)
 
 
 def _line(out: Path, clip: Clip) -> dict[str, Any]:
@@ -204,7 +212,7 @@ def _write_manifest(out: Path, split: str, lines: list[dict[str, Any]], values: 
     if not lines:
         file.unlink(missing_ok=True)
         return
-    part = file.with_name(f"{file.name}.part")
-    part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
-    read_manifest(part, choices=values)
-    part.replace(file)
+    with atomic_open(file) as stream:
+        stream.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+        stream.flush()
+        read_manifest(Path(stream.name), choices=values)

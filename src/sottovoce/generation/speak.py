@@ -1,28 +1,29 @@
-"""Speaking the clips of paired data, by threads that wait for a server or by processes that compute."""
+"""Synthesis of the clips of paired data, by threads that wait for a server or by processes that compute."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import soundfile
 from rich.progress import Progress
 
-from sottovoce.data.audio import read_header
+from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.paired_texts import Text
 from sottovoce.data.tts import SYNTHESIZERS
 from sottovoce.data.tts.base import NotSpoken, Synthesizer, checked
 from sottovoce.errors import AudioError
+from sottovoce.io import atomic_open
 
 _own: Synthesizer | None = None  # of a worker process
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A text as one kind of speaker is to say it; the file's name stands for everything that its sound hangs on."""
+    """A text as one kind of speaker is to say it; the file's name stands for everything that its sound depends on."""
 
     split: str
     text: Text
@@ -32,18 +33,12 @@ class Clip:
     file: str  # below the folder of the data
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """What the synthesizer is given."""
-        text = self.text
-        said = {"text": text.text, "attribute": text.category, "label": self.label}
-        return {**said, "voice": self.voice, "seed": self.seed}
-
-
-class Counts(Protocol):
-    """Where clips are counted."""
-
-    spoken: int
-    kept: int
+    def request(self) -> dict[str, Any]:
+        """Arguments of `Synthesizer.speak`."""
+        return {
+            "text": self.text.text, "attribute": self.text.category, "label": self.label, "voice": self.voice,
+            "seed": self.seed,
+        }  # fmt: skip
 
 
 def speak(
@@ -52,41 +47,32 @@ def speak(
     clips: Sequence[Clip],
     out: Path,
     workers: int,
-    counts: Counts,
     progress: Progress | None = None,
-) -> dict[Clip, str]:
-    """Speak every clip that is not there yet; a file appears under its name only when it is whole.
+) -> tuple[dict[Clip, str], int]:
+    """Synthesize every clip that is not there yet; a file appears under its name only when it is complete.
 
     Args:
         node: describes the synthesizer, which every process builds for itself.
-        synthesizer: is asked itself where one worker is enough, or threads are.
+        synthesizer: is used itself where one worker is enough, or threads are.
         clips: may be there already, from a run that was killed.
         out: the folder of the data.
         workers: threads or processes.
-        counts: of clips that were spoken, and that were there.
-        progress: shows how far the speaking is.
+        progress: shows how many clips are done.
 
     Returns:
-        Why a clip could not be spoken, for those that could not.
+        Why a clip could not be spoken, for those that could not; and how many were there already.
 
     Raises:
         SottovoceError: nothing can be spoken at all.
     """
-    missing = [clip for clip in clips if not _is_there(out / clip.file)]
-    counts.kept = len(clips) - len(missing)
-    (out / "audio").mkdir(parents=True, exist_ok=True)
-    failed: dict[Clip, str] = {}
-    bar = progress.add_task("speaking", total=len(missing)) if progress else None
-    for clip, reason in _all(node, synthesizer, missing, out, workers):
-        if reason:
-            failed[clip] = reason
-        counts.spoken += not reason
-        if progress and bar is not None:
-            progress.advance(bar)
-    return failed
+    missing = [clip for clip in clips if not _exists(out / clip.file)]
+    results: Iterable[tuple[Clip, str | None]] = _all(node, synthesizer, missing, out, workers)
+    if progress:
+        results = progress.track(results, total=len(missing), description="synthesizing speech")
+    return {clip: reason for clip, reason in results if reason}, len(clips) - len(missing)
 
 
-def _is_there(file: Path) -> bool:
+def _exists(file: Path) -> bool:
     try:
         return read_header(file).frames > 0
     except AudioError:
@@ -98,13 +84,13 @@ def _all(
 ) -> Iterator[tuple[Clip, str | None]]:
     if workers == 1 or len(clips) < 2:
         for clip in clips:
-            yield clip, _speak(synthesizer, clip.asked, out / clip.file)
+            yield clip, _speak(synthesizer, clip.request, out / clip.file)
         return
     with _pool(node, synthesizer, workers) as pool:
         given = None if isinstance(pool, ProcessPoolExecutor) else synthesizer
-        due = {pool.submit(_speak, given, clip.asked, out / clip.file): clip for clip in clips}
-        for done in as_completed(due):
-            yield due[done], done.result()
+        futures = {pool.submit(_speak, given, clip.request, out / clip.file): clip for clip in clips}
+        for done in as_completed(futures):
+            yield futures[done], done.result()
 
 
 @contextmanager
@@ -126,15 +112,14 @@ def _build(node: dict[str, Any]) -> None:
     _own = SYNTHESIZERS.build(node)
 
 
-def _speak(synthesizer: Synthesizer | None, asked: dict[str, Any], file: Path) -> str | None:
-    """Write one clip; why it could not be spoken, where it could not."""
+def _speak(synthesizer: Synthesizer | None, request: dict[str, Any], file: Path) -> str | None:
+    """Write one clip; returns why it could not be spoken, where it could not."""
     synthesizer = synthesizer or _own
     assert synthesizer is not None
     try:
-        audio = checked(synthesizer.speak(**asked), synthesizer.sample_rate)
+        audio = checked(synthesizer.speak(**request), synthesizer.sample_rate)
     except NotSpoken as error:
         return str(error)
-    part = file.with_name(f"{file.name}.part")
-    soundfile.write(part, audio, synthesizer.sample_rate, subtype="PCM_16", format="WAV")
-    part.replace(file)
+    with atomic_open(file, lasting=False) as stream:  # a damaged clip is made again
+        soundfile.write(stream, audio, synthesizer.sample_rate, subtype="PCM_16", format="WAV")
     return None

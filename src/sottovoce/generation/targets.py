@@ -1,4 +1,4 @@
-"""Ready targets: an LLM answers the text of every utterance of a manifest, and the answers become a manifest.
+"""Targets by an LLM: it answers the text of every utterance of a manifest, and the answers become a manifest.
 
 Behavioural alignment (Kang et al., 2024): the model learns to answer speech as the LLM answers the equivalent text with
 the speaker's emotion written before it. What instructs the LLM here is no part of what a model in training sees.
@@ -6,7 +6,6 @@ the speaker's emotion written before it. What instructs the LLM here is no part 
 
 import argparse
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +14,23 @@ from typing import Any, Literal, TypeAlias, get_args
 from rich.progress import Progress
 
 from sottovoce.config_tree import read_overrides
-from sottovoce.data.manifest import Fault, read_lines
+from sottovoce.data.manifest import line_fault, read_lines, refuse
+from sottovoce.data.skipped import Skipped
 from sottovoce.errors import ConfigError, ManifestError, nearest
-from sottovoce.generation.target_prompt import TargetPrompt
+from sottovoce.generation.chat_prompt import ChatPrompt
+from sottovoce.io import atomic_write
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
-from sottovoce.llms.engines import Cut, Engine, Failure
-from sottovoce.paths import read_text, resolve
+from sottovoce.llms.engines import Chat, Cut, Engine, Failure
+from sottovoce.paths import resolve
+from sottovoce.templates import uncommented_lines
 
 Kind: TypeAlias = Literal["response", "plain", "caption"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+FIELDS = ("emotion", "transcript")  # of the prompts
 
 _PROMPTS = resolve("sottovoce:data/prompts/speech_emotion_llama")
-_NAMED = 20  # utterances that a report names for each reason
+_SHOWN = 20  # broken lines that an error spells out
 
 
 @dataclass
@@ -38,18 +41,12 @@ class Report:
     written: int = 0
     asked: int = 0  # prompts that went to the engine; the others had been answered before
     replaced: int = 0  # targets that the manifest had already
-    left_out: dict[str, list[str]] = field(default_factory=dict)  # why -> where
-
-    def leave_out(self, why: str, where: str) -> None:
-        self.left_out.setdefault(why, []).append(where)
+    skipped: Skipped = field(default_factory=Skipped)
 
     def __str__(self) -> str:
-        replaced = f", {self.replaced} of them in place of others" * bool(self.replaced)
-        lines = [f"{self.out}: {self.written} targets{replaced}; {self.asked} prompts asked"]
-        for why, places in self.left_out.items():
-            more = [f"    ... and {len(places) - _NAMED} more"] if len(places) > _NAMED else []
-            lines += [f"  {len(places)} left out: {why}", *(f"    {place}" for place in places[:_NAMED]), *more]
-        return "\n".join(lines)
+        replaced = f", {self.replaced} of them in place of others" if self.replaced else ""
+        line = f"{self.out}: {self.written} targets{replaced}; {self.asked} prompts asked"
+        return "\n".join([line, *filter(None, [str(self.skipped)])])
 
 
 @dataclass(frozen=True)
@@ -57,20 +54,31 @@ class _Line:
     where: str
     record: dict[str, Any]
 
+    @property
+    def values(self) -> dict[str, str]:
+        """The fields of a prompt."""
+        labels = self.record.get("labels") or {}
+        return {"transcript": self.record.get("text") or "", "emotion": labels.get("emotion") or ""}
 
-def write_responses(
+    def lacks(self, prompt: ChatPrompt) -> str | None:
+        """What the prompt needs and the line does not have, in words."""
+        if not self.values["transcript"].strip():
+            return "transcript (`text`)"
+        lacks_emotion = "emotion" in prompt.names and not self.values["emotion"].strip()
+        return "emotion label (`labels.emotion`)" if lacks_emotion else None
+
+    def context(self) -> Chat:
+        """The dialogue before the spoken turn."""
+        return [{"role": turn["role"], "content": turn["text"]} for turn in self.record.get("context") or []]
+
+
+def write_targets(
     source: Path,
     out: Path,
     kind: Kind,
     engine: Engine,
     *,
     max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    seed: int = 0,
-    prompt: Path | None = None,
-    refusals: Path | None = None,
-    answers: Path | None = None,
-    root: Path | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Copy the lines of a manifest for which the engine has a target, each with its target.
@@ -79,96 +87,80 @@ def write_responses(
     `response`; `caption` (section III-B) fills `responses: {"caption": ...}`. Lines without transcript, or without the
     label `emotion` where the prompt names it, are left out; so are refusals, answers that were cut at
     `max_new_tokens`, and what the engine could not answer. All are counted and named in the report. The copy appears
-    under its name only when it is whole; a killed run goes on from `answers`.
+    under its name only when it is complete; a killed run goes on from the answers beside it.
 
     Args:
         source: a manifest, as `docs/manifest.md` has it. The clips are not opened.
-        out: the copy, in the same folder unless `root` is given, since audio paths are relative to it.
-        kind: what is asked for.
+        out: the copy, in the same folder, since audio paths are relative to it.
+        kind: of target.
         engine: the LLM; the one that stays frozen in training, as in the paper.
         max_new_tokens: of a target.
-        temperature: 0 takes the likeliest token again and again.
-        seed: of the draws, where the temperature is above 0.
-        prompt: a file in place of the project's own; `TargetPrompt` says what it holds.
-        refusals: a file in place of the project's own: a regular expression a line, of answers that are no targets.
-        answers: file of the answers, which only grows; beside `out` if absent.
-        root: the folder that audio paths are relative to; the manifest's own if absent.
-        progress: shows how far the asking is.
+        progress: shows how many are done.
 
     Raises:
         ManifestError: the manifest cannot be read or has a broken line, the copy would lie in another folder or
             replace its source, or there is not one target to write.
-        ConfigError: the kind is unknown, or a file of prompts or refusals cannot be used.
+        ConfigError: the kind is unknown.
         SottovoceError: the engine can answer nothing at all.
     """
-    _check(source, out, kind, root)
-    template = TargetPrompt(prompt or _PROMPTS / f"targets_{kind}.txt", with_context=kind != "caption")
-    unwanted = read_patterns(refusals or _PROMPTS / "refusals.txt")
-    report = Report(out)
-    lines = [line for line in _read(source) if _usable(line, template, report)]
-    kept = CachedEngine(engine, answers or out.with_name(f"{out.name}.answers"), progress)
-    chats = [template.chat(line.record) for line in lines]
-    said = kept.answer(chats, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    report.asked = kept.asked
-    _write(source, _answered(lines, said, kind, unwanted, report), report)
+    _check(source, out, kind)
+    prompt = ChatPrompt(_PROMPTS / f"targets_{kind}.txt", FIELDS, "transcript")
+    report, lines = Report(out), []
+    for line in _read(source):
+        if lacking := line.lacks(prompt):
+            report.skipped.add(f"no {lacking}", line.where)
+        else:
+            lines.append(line)
+    cached = CachedEngine(engine, out.with_name(f"{out.name}.answers"), progress, "generating targets")
+    chats = [prompt.chat(line.values, line.context() if kind != "caption" else ()) for line in lines]
+    answers = cached.answer(chats, max_new_tokens=max_new_tokens)
+    report.asked = cached.asked
+    refusals = [re.compile(text, re.IGNORECASE) for _, text in uncommented_lines(_PROMPTS / "refusals.txt") if text]
+    records = []
+    for line, answer in zip(lines, answers, strict=True):
+        if fault := _fault(answer, refusals):
+            report.skipped.add(fault, line.where)
+        else:
+            records.append(_with_target(line.record, kind, str(answer), report))
+    if not records:
+        raise ManifestError(f"{source}: there is not one target to write\n{report}", code="empty", where=source)
+    atomic_write(out, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    report.written = len(records)
     return report
 
 
 def targets(arguments: argparse.Namespace) -> None:
     """The command: build the engine that `--engine` and its knobs (key=value) describe, and write the manifest."""
-    knobs = read_overrides(arguments.overrides)
-    engine = ENGINES.build({"type": arguments.engine, **knobs})
+    engine = ENGINES.build({"type": arguments.engine, **read_overrides(arguments.overrides)})
+    source, out, limit = Path(arguments.manifest), Path(arguments.out), arguments.max_new_tokens
     with Progress() as progress:
-        report = write_responses(
-            Path(arguments.manifest),
-            Path(arguments.out),
-            arguments.kind,
-            engine,
-            max_new_tokens=arguments.max_new_tokens,
-            progress=progress,
-        )
+        report = write_targets(source, out, arguments.kind, engine, max_new_tokens=limit, progress=progress)
     print(report)
 
 
-def read_patterns(file: Path) -> list[re.Pattern[str]]:
-    """The regular expressions of a file, one a line; blank lines, and lines that begin with `#`, are left out.
-
-    Raises:
-        ConfigError: the file cannot be read, or a line is no regular expression.
-    """
-    try:
-        lines = read_text(file).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: the refusals cannot be read ({error}); give a UTF-8 text file") from None
-    patterns = []
-    for number, line in enumerate(lines, 1):
-        try:
-            patterns += [re.compile(line, re.IGNORECASE)] if line.strip() and line[0] != "#" else []
-        except re.error as error:
-            raise ConfigError(f"{file}:{number}: not a regular expression: {error}") from None
-    return patterns
-
-
-def _check(source: Path, out: Path, kind: Kind, root: Path | None) -> None:
+def _check(source: Path, out: Path, kind: Kind) -> None:
     if kind not in KINDS:
-        raise ConfigError(f"no kind of targets is called {kind!r}.{nearest(kind, KINDS)}")
+        message = f"no kind of targets is called {kind!r}.{nearest(kind, KINDS)}"
+        raise ConfigError(message, code="unknown-name", where="kind")
     if out.resolve() == source.resolve():
-        raise ManifestError(f"{out}: the copy would replace its source; give it another name")
-    if root is None and out.resolve().parent != source.resolve().parent:
-        raise ManifestError(f"{out}: audio paths are relative to {source.parent}; write the copy there")
+        message = f"{out}: the copy would replace its source; give it another name"
+        raise ManifestError(message, code="conflict", where=out)
+    if out.resolve().parent != source.resolve().parent:
+        message = f"{out}: audio paths are relative to {source.parent}; write the copy there"
+        raise ManifestError(message, code="bad-value", where=out)
 
 
 def _read(source: Path) -> list[_Line]:
     lines, faults = [], []
     for number, record in read_lines(source):
-        problem = record if isinstance(record, str) else _problem(record)
-        name = record.get("id") if isinstance(record, dict) else None
-        if problem or isinstance(record, str):
-            faults.append(str(Fault(source, number, str(name) if name else None, str(problem))))
+        if isinstance(record, ManifestError):
+            faults.append(line_fault(source, number, None, record))
+        elif problem := _problem(record):
+            faults.append(line_fault(source, number, record, ManifestError(problem, code="bad-value")))
         else:
-            lines.append(_Line(f"{source}:{number}: {name}", record))
+            lines.append(_Line(f"{source}:{number}: {record.get('id')}", record))
     if faults:
-        raise ManifestError("\n".join([f"{source}: {len(faults)} broken lines", *faults[:_NAMED]]))
+        refuse(f"{source}: {len(faults)} broken lines", faults)
     return lines
 
 
@@ -182,56 +174,25 @@ def _problem(record: dict[str, Any]) -> str | None:
     if not isinstance(record.get("responses") or {}, dict):
         return "responses: an object is needed"
     turns = record.get("context") or []
-    told = isinstance(turns, list) and all(
+    good = isinstance(turns, list) and all(
         isinstance(t, dict) and t.get("role") in ("user", "assistant") and isinstance(t.get("text"), str) for t in turns
     )
-    return None if told else "context: a list of turns with role and text is needed"
+    return None if good else "context: a list of turns with role and text is needed"
 
 
-def _usable(line: _Line, template: TargetPrompt, report: Report) -> bool:
-    lacking = template.lacking(line.record)
-    if lacking:
-        report.leave_out(f"no {lacking}", line.where)
-    return not lacking
-
-
-def _answered(
-    lines: list[_Line], said: list[str | Failure], kind: Kind, unwanted: list[re.Pattern[str]], report: Report
-) -> list[dict[str, Any]]:
-    """The lines that got a target, each with it; the others are named in the report."""
-    return [
-        _with_target(line, kind, answer, report)
-        for line, answer in zip(lines, said, strict=True)
-        if _good(line, answer, unwanted, report)
-    ]
-
-
-def _good(line: _Line, answer: str | Failure, unwanted: list[re.Pattern[str]], report: Report) -> bool:
+def _fault(answer: str | Failure, refusals: list[re.Pattern[str]]) -> str | None:
+    """Why an answer is no target; None for one that is."""
     if isinstance(answer, Failure):
-        why = f"not answered: {answer.reason}"
-    elif any(pattern.search(answer.replace("’", "'")) for pattern in unwanted):  # noqa: RUF001
-        why = "refused, or spoken as a machine"
-    elif isinstance(answer, Cut):
-        why = "cut at max_new_tokens"
-    else:
-        return True
-    report.leave_out(why, line.where)
-    return False
+        return f"not answered: {answer.reason}"
+    if any(pattern.search(answer.replace("’", "'")) for pattern in refusals):  # noqa: RUF001
+        return "refused, or spoken as a machine"
+    return "cut at max_new_tokens" if isinstance(answer, Cut) else None
 
 
-def _with_target(line: _Line, kind: Kind, answer: str | Failure, report: Report) -> dict[str, Any]:
+def _with_target(record: dict[str, Any], kind: Kind, answer: str, report: Report) -> dict[str, Any]:
     if kind == "caption":
-        others = line.record.get("responses") or {}
+        others = record.get("responses") or {}
         report.replaced += "caption" in others
-        return {**line.record, "responses": {**others, "caption": answer}}
-    report.replaced += line.record.get("response") is not None
-    return {**line.record, "response": answer}
-
-
-def _write(source: Path, records: list[dict[str, Any]], report: Report) -> None:
-    if not records:
-        raise ManifestError(f"{source}: there is not one target to write\n{report}")
-    part = report.out.with_name(f"{report.out.name}.part")
-    part.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
-    os.replace(part, report.out)
-    report.written = len(records)
+        return {**record, "responses": {**others, "caption": answer}}
+    report.replaced += record.get("response") is not None
+    return {**record, "response": answer}

@@ -1,6 +1,6 @@
-"""A cascade: a recogniser of emotion on top of the frozen encoder writes its label, as text, before the speech.
+"""Cascade: an emotion classifier on top of the frozen encoder writes its label, as text, before the speech.
 
-Kang et al. (2024), section IV-B: the two baselines, told what they cannot hear.
+Kang et al. (2024), section IV-B: the two baselines, message what they cannot hear.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from sottovoce.data.audio import load_audio
 from sottovoce.data.tasks import AttributeTask
 from sottovoce.data.utterance import Utterance
-from sottovoce.encoders.emotion_classifier import EmotionClassifier, Labelled, train_emotion_classifier
+from sottovoce.encoders.emotion_classifier import EmotionClassifier, LabelledClips, train_emotion_classifier
 from sottovoce.encoders.tltr import TLTR
 from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
@@ -24,19 +24,19 @@ TASK = "emotion"  # whose labels are recognised
 
 
 def emotion_tags(run: Run, split: str) -> dict[str, str]:
-    """The label that the recogniser hears in each utterance of a split, by id.
+    """Predicted emotion of each utterance of a split, by id.
 
     It is trained first, on the recipe's training side, unless the run has one already.
     """
     with run.progress() as progress:
-        ser = _recogniser(run, progress)
-        heard: dict[str, str] = {}
+        classifier = _classifier(run, progress)
+        predicted: dict[str, str] = {}
         for part in _batches(run.data.splits[split].utterances, progress, f"tagging {split}"):
-            heard |= zip((u.id for u in part), ser.predict(_states(run, part)), strict=True)
-    return heard
+            predicted |= zip((u.id for u in part), classifier.predict(_states(run, part)), strict=True)
+    return predicted
 
 
-def _recogniser(run: Run, progress: Progress) -> EmotionClassifier:
+def _classifier(run: Run, progress: Progress) -> EmotionClassifier:
     file, fingerprint = run.recipe.folder / "ser.safetensors", run.module.encoder.fingerprint()
     if file.is_file():
         return EmotionClassifier.load(file, fingerprint)
@@ -45,33 +45,35 @@ def _recogniser(run: Run, progress: Progress) -> EmotionClassifier:
     layers = len(_states(run, run.data.splits["train"].utterances[:1])) - 1
     torch.manual_seed(run.recipe.seed)
     tltr = TLTR(run.module.encoder.dim, layers, len(task.choices), pool=node.pool, width=node.width)
-    ser = EmotionClassifier(tltr.to(run.module.device), task.choices, fingerprint)
-    train, validation = (_labelled(run, split, ser, progress) for split in ("train", "validation"))
+    classifier = EmotionClassifier(tltr.to(run.module.device), task.choices, fingerprint)
+    train, validation = (_labelled(run, split, classifier, progress) for split in ("train", "validation"))
     scores = train_emotion_classifier(
-        ser, train, validation, epochs=node.epochs, batch_size=node.batch_size, learning_rate=node.lr,
+        classifier, train, validation, epochs=node.epochs, batch_size=node.batch_size, learning_rate=node.lr,
         weight_decay=node.weight_decay, patience=node.patience, seed=run.recipe.seed,
     )  # fmt: skip
-    ser.save(file)
-    run.console.print(f"recogniser: balanced accuracy {max(scores):.3f} on the validation side", highlight=False)
-    return ser
+    classifier.save(file)
+    run.console.print(
+        f"emotion classifier: balanced accuracy {max(scores):.3f} on the validation side", highlight=False
+    )
+    return classifier
 
 
-def _labelled(run: Run, split: str, ser: EmotionClassifier, progress: Progress) -> Labelled:
-    """What the recogniser reads of each labelled utterance, in half precision."""
+def _labelled(run: Run, split: str, classifier: EmotionClassifier, progress: Progress) -> LabelledClips:
+    """Inputs of the classifier and labels of the labelled utterances, in half precision."""
     known = [u for u in run.data.splits[split].utterances if TASK in u.labels]
     if not known:
-        raise ConfigError(f"cascade: no utterance of {split!r} has the label {TASK!r}, which the recogniser learns")
+        raise ConfigError(f"cascade: no utterance of {split!r} has an {TASK}", code="empty", where=f"data.{split}")
     clips: list[Tensor] = []
-    for part in _batches(known, progress, f"hearing {split}"):
-        clips += [row.half().cpu() for row in ser.tltr.pooled(_states(run, part)).rows()]
-    return Labelled(clips, [u.labels[TASK] for u in known])
+    for part in _batches(known, progress, f"encoding {split}"):
+        clips += [row.half().cpu() for row in classifier.tltr.pooled(_states(run, part)).rows()]
+    return LabelledClips(clips, [u.labels[TASK] for u in known])
 
 
 @torch.no_grad()
 def _states(run: Run, utterances: Sequence[Utterance]) -> list[Frames]:
     encoder = run.module.encoder.eval()
     clips = [torch.from_numpy(load_audio(Path(u.audio), encoder.sample_rate)) for u in utterances]
-    return encoder.states(*Frames.pad(clips).to(run.module.device))
+    return encoder.hidden_states(*Frames.pad(clips).to(run.module.device))
 
 
 def _batches(utterances: Sequence[Utterance], progress: Progress, what: str) -> Iterator[Sequence[Utterance]]:

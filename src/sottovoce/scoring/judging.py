@@ -1,4 +1,4 @@
-"""Replies of a run are judged, once they are on disk: within the run, or later by `sottovoce judge`."""
+"""Judging of a run's replies, once they are on disk: within the run, or later by `sottovoce judge`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sottovoce.config import recipe as recipes
-from sottovoce.config.judges import JudgeConfig
 from sottovoce.config.recipe import Recipe
+from sottovoce.config.sections import AwarenessConfig, JudgeConfig
 from sottovoce.data.captions import style_caption
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, MissingError, SottovoceError
@@ -24,16 +24,15 @@ from sottovoce.evaluation import (
     read_predictions,
     read_results,
     score_all,
+    write_results,
 )
-from sottovoce.evaluation import write_results as write
 from sottovoce.evaluation.reports.results import results_table
-from sottovoce.lightning_modules.distributed import is_rank_zero
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.training.run_folder import RECIPE
 from sottovoce.training.splits import read_splits
 
-KEPT = "judgements.jsonl"  # beside the results: what was asked once is not asked again
+ANSWERS = "judgements.jsonl"  # cache of the engines' answers, beside the results
 
 
 def judged(
@@ -44,22 +43,20 @@ def judged(
     folder: Path,
     console: Console,
 ) -> list[Record]:
-    """Records of all judges of a recipe, such as `cs_content/<judge>`; one that fails is told, and costs its own alone.
+    """Records of all judges of a recipe, such as `cs_content/<judge>`; one that fails is reported, and costs its own.
 
     Args:
         system: as its other records call it.
-        recipe: whose `evaluation.judges` are asked.
-        predictions: what the system said.
-        utterances: of the test side, for what was said to it.
-        folder: where judgements are kept.
-        console: shows how far the asking is, and what went wrong.
+        recipe: with `evaluation.judges`.
+        predictions: of the system.
+        utterances: of the test side.
+        folder: of the answer cache.
+        console: for progress and for judges that fail.
     """
     records: list[Record] = []
-    if not is_rank_zero():  # one process asks
-        return records
     for name, node in recipe.evaluation.judges.items():
         try:
-            records += _of(name, node, system, predictions, utterances, folder, console)
+            records += _records(name, node, system, predictions, utterances, folder, console)
         except SottovoceError as error:
             console.print(f"judge {name}: {error}", style="red", markup=False, highlight=False)
     missing = recipe.evaluation.judges.keys() - {record.metric.partition("/")[2] for record in records}
@@ -76,18 +73,20 @@ def judged(
 def label_awareness(
     recipe: Recipe, said: list[Prediction], utterances: Sequence[Utterance], folder: Path
 ) -> list[Prediction]:
-    """What was said; replies that hang on an attribute labelled by the recipe's judge of awareness, if it names one."""
+    """Predictions with labels by the recipe's judge of awareness, if it names one, on replies that have a category."""
     node = recipe.evaluation.awareness
     if node is None or not any(prediction.category for prediction in said):
         return said
-    folder.mkdir(parents=True, exist_ok=True)
     with Progress(transient=True) as progress:
-        engine = CachedEngine(ENGINES.build(node.engine), folder / KEPT, progress) if node.engine else None
-        judge = AWARENESS_JUDGES.build(node.judge, engine)
+        judge = AWARENESS_JUDGES.build(node.judge, _engine(node, folder, progress))
         return labelled(said, judge, {u.id: u.text or "" for u in utterances})
 
 
-def _of(
+def _engine(node: JudgeConfig | AwarenessConfig, folder: Path, progress: Progress) -> CachedEngine | None:
+    return CachedEngine(ENGINES.build(node.engine), folder / ANSWERS, progress) if node.engine else None
+
+
+def _records(
     name: str,
     node: JudgeConfig,
     system: str,
@@ -96,52 +95,49 @@ def _of(
     folder: Path,
     console: Console,
 ) -> list[Record]:
-    """What one judge says, for each part of the test side apart."""
+    """Records of one judge, for each part of the test side apart."""
     rows, shown = _to_judge(node, predictions, utterances)
     with Progress(console=console, transient=True) as progress:
-        engine = CachedEngine(ENGINES.build(node.engine), folder / KEPT, progress) if node.engine else None
-        judge = JUDGES.build(node.judge, engine)
+        judge = JUDGES.build(node.judge, _engine(node, folder, progress))
         verdicts = judge.judge(shown)
+    places = [(p.title, p.slots) for p in rows]
     records: list[Record] = []
     unjudged: dict[str, None] = {}
     for aspect, verdict in verdicts.items():
-        for title, slots in dict.fromkeys((p.title, p.slots) for p in rows):
-            part = verdict.of([at for at, p in enumerate(rows) if (p.title, p.slots) == (title, slots)])
+        for title, slots in dict.fromkeys(places):
+            part = verdict.of([row for row, place in enumerate(places) if place == (title, slots)])
             if part.mean is None or part.interval is None:
                 unjudged[f"judge {name}: {title}, {slots}: {part.notes()}"] = None
                 continue
-            count = len(part.scores) - part.scores.count(None)
             notes = "; ".join([f"{aspect}/{name} by {judge.name}", *filter(None, [part.notes()])])
-            score = Score(part.mean, *part.interval, count, None, notes)
+            score = Score(part.mean, *part.interval, len(part.scored), None, notes)
             records.append(Record(system, title, f"{aspect}/{name}", slots, **score._asdict()))
-    for told in unjudged:
-        console.print(told, markup=False, highlight=False)
+    for message in unjudged:
+        console.print(message, markup=False, highlight=False)
     return records
 
 
 def _to_judge(
     node: JudgeConfig, predictions: Sequence[Prediction], utterances: Sequence[Utterance]
 ) -> tuple[list[Prediction], list[Reply]]:
-    """The replies that a judge is for, and what it is shown of each."""
+    """The replies that a judge is for: their predictions, and each as the judge sees it."""
     spoken = {u.id: u for u in utterances}
     rows = [p for p in predictions if p.task in node.tasks and p.slots in node.slots]
     if not rows:
         known = sorted({f"{p.task} ({p.slots})" for p in predictions})
-        raise SottovoceError(
-            f"there is no reply of {', '.join(node.tasks)} heard by {', '.join(node.slots)}; "
-            f"the run has {', '.join(known)}"
-        )
+        message = f"there is no reply of {', '.join(node.tasks)} heard by {', '.join(node.slots)}; the run has "
+        raise SottovoceError(message + ", ".join(known), code="empty", where="tasks")
     if absent := [p.id for p in rows if p.id not in spoken]:
-        raise MissingError(
+        message = (
             f"{len(absent)} of {len(rows)} utterances are not in the test manifests any more, such as {absent[0]!r}"
         )
+        raise MissingError(message, where="data.test")
     return rows, [reply(p, spoken[p.id]) for p in rows]
 
 
 def reply(prediction: Prediction, utterance: Utterance) -> Reply:
-    """What a judge is shown: the dialogue as it was written, how the turn was said, and the answer."""
-    told = {"user": "User", "assistant": "Assistant"}
-    context = "\n".join(f"{told[turn.role]}: {turn.text}" for turn in utterance.context)
+    """A reply as a judge sees it: the dialogue as it was written, how the turn was said, and the answer."""
+    context = "\n".join(f"{turn.role.capitalize()}: {turn.text}" for turn in utterance.context)
     return Reply(
         transcript=utterance.text or "",
         emotion=utterance.labels.get("emotion", ""),
@@ -152,7 +148,7 @@ def reply(prediction: Prediction, utterance: Utterance) -> Reply:
 
 
 def command(folder: str, changes: Sequence[str]) -> None:
-    """Judge the replies of a finished run, and write its results anew, the judges' scores among them.
+    """Command `sottovoce judge`: judge the replies of a finished run, and write its results anew.
 
     Raises:
         MissingError: the folder is no run, or has not been scored.
@@ -160,25 +156,24 @@ def command(folder: str, changes: Sequence[str]) -> None:
     """
     file = Path(folder) / RECIPE
     if not file.is_file():
-        raise MissingError(f"{folder} is not a run: there is no {RECIPE} in it. `sottovoce fit` makes one")
+        raise MissingError(f"{folder} is not a run: there is no {RECIPE} in it. `sottovoce fit` makes one", where=file)
     recipe = recipes.load(file, changes)
     if not recipe.evaluation.judges:
-        raise ConfigError(
-            f"{file}: there is no judge in it: name one, such as "
-            "evaluation.judges.mine.engine='{type: openai, base_url: …, model: …}'"
-        )
+        message = f"{file}: there is no judge in it: name one, such as "
+        message += "evaluation.judges.mine.engine='{type: openai, base_url: …, model: …}'"
+        raise ConfigError(message, code="missing-key", where="evaluation.judges")
     scores, console = Path(folder) / "evaluation", Console()
     predictions, before = read_predictions(scores), read_results(scores)
     test = read_splits(replace(recipe, data=replace(recipe.data, train=[], validation=[]))).splits["test"].utterances
     system = before[0].system
     new = judged(system, recipe, predictions, test, scores, console)
     records = merged([*score_all(system, predictions), *before], new)
-    write(scores, records, predictions)
+    write_results(scores, records, predictions)
     console.print(results_table(records))
 
 
 def merged(old: Sequence[Record], new: Sequence[Record]) -> list[Record]:
-    """Both, each score once: the new ones count before the old, and of the old the first."""
+    """Both records, each score once: the new ones before the old, and of the old the first."""
     found: dict[tuple[str, str, str], Record] = {}
     for record in (*new, *old):
         found.setdefault((record.task, record.metric, record.slots), record)

@@ -1,4 +1,4 @@
-"""What an utterance is to the LLM as a whole: the mean of its speech tokens."""
+"""Mean speech tokens of utterances: adapter outputs, pooled over time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +11,12 @@ from sottovoce.data.utterance import Utterance
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 
-BATCH = 16  # clips that are heard together
+BATCH = 16  # clips that are encoded together
 
 
 @torch.no_grad()
 def pooled_tokens(module: SpeechLLM, utterances: Sequence[Utterance]) -> Tensor:
-    """The mean over time of what the adapters make of each utterance: (utterances, slots * d_llm), in float32.
+    """Mean over time of the adapters' outputs for each utterance: (utterances, slots * d_llm), in float32.
 
     Kang et al. (2024), section V-C: what linear probes and t-SNE look at. Slots stand side by side.
     """
@@ -25,13 +25,13 @@ def pooled_tokens(module: SpeechLLM, utterances: Sequence[Utterance]) -> Tensor:
     means = []
     for start in range(0, len(utterances), BATCH):
         clips = [load_audio(Path(u.audio), module.encoder.sample_rate) for u in utterances[start : start + BATCH]]
-        heard = module.encoder(*Frames.pad([torch.from_numpy(clip) for clip in clips]).to(device))
-        tokens = [adapter(heard) for adapter in module.adapters.values()]
+        encoded = module.encoder(*Frames.pad([torch.from_numpy(clip) for clip in clips]).to(device))
+        tokens = [adapter(encoded) for adapter in module.adapters.values()]
         means.append(torch.cat([mean_over_time(frames) for frames in tokens], dim=1).float().cpu())
     return torch.cat(means)
 
 
 def mean_over_time(frames: Frames) -> Tensor:
     """The mean of the real frames: (batch, frames, dim) to (batch, dim)."""
-    total = frames.x.masked_fill(~frames.real()[..., None], 0.0).sum(1)
+    total = frames.x.masked_fill(~frames.mask()[..., None], 0.0).sum(1)
     return total / frames.lengths[:, None]

@@ -1,4 +1,4 @@
-"""Scores the LLM of a run on prompts in text alone, before it is tuned and after."""
+"""Text retention of a run: its LLM is scored on text prompts before it is tuned and after."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -31,7 +31,7 @@ BEFORE, AFTER = "retention-before.jsonl", "retention.jsonl"  # in a run's folder
 def retention(
     llm: CausalLLM, items: Sequence[Item], *, batch_size: int = 48, max_new_tokens: int = 64
 ) -> RetentionScore:
-    """How an LLM does on prompts in text, as it is now.
+    """Score an LLM on text prompts, as it is now.
 
     Items of like length go through it together, by lengths that do not depend on weights: an LLM that has not changed
     says and scores the same to the bit. What an item gets does not depend on its batch but for rounding.
@@ -47,15 +47,15 @@ def retention(
             has more than `max_new_tokens`, so that no answer could be right.
     """
     if not items:
-        raise SottovoceError("retention: there are no prompts to score")
+        raise SottovoceError("retention: there are no prompts to score", code="empty", where="retention")
     chats = [[ChatTurn(cast(Role, role), (content,)) for role, content in item.messages] for item in items]
     prompts = [llm.embed(llm.chat.prompt(chat), {}) for chat in chats]
     responses = [llm.chat.response(chat, item.response) for chat, item in zip(chats, items, strict=True)]
-    if (longest := max(map(len, responses))) > max_new_tokens:
-        raise SottovoceError(
-            f"retention: a response has {longest} tokens, and answers may have {max_new_tokens}: no answer to "
-            f"{items[list(map(len, responses)).index(longest)].messages[-1][1]!r} could be right; take shorter ones"
-        )
+    longest, item = max(zip(map(len, responses), items, strict=True), key=lambda pair: pair[0])
+    if longest > max_new_tokens:
+        message = f"retention: a response has {longest} tokens, and answers may have {max_new_tokens}: no answer to "
+        message += f"{item.messages[-1][1]!r} could be right; take shorter ones"
+        raise SottovoceError(message, code="bad-value", where="max_new_tokens")
     kept: dict[int, Kept] = {}
     learns = llm.training
     llm.eval()

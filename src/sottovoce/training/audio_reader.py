@@ -1,4 +1,4 @@
-"""Every clip is heard once: checked, encoded, and kept, before the first step."""
+"""Reader of clips: each is checked and encoded once, before the first step, and read from the cache after that."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor
 
-from sottovoce.data.audio import load_audio, read_header
-from sottovoce.data.manifest import Fault
+from sottovoce.data.audio import load_audio
+from sottovoce.data.audio_decoder import read_header
 from sottovoce.encoders import Encoder
 from sottovoce.encoders.feature_cache import FeatureCache, audio_key
 from sottovoce.errors import AudioError, MissingError
@@ -33,15 +33,15 @@ class AudioReader:
         self.cache = FeatureCache(cache / "features", encoder.fingerprint()) if cache else None
         self.keys: dict[Path, str] = {}
 
-    def prepare(self, encoder: Encoder, clips: Sequence[Path], progress: Progress) -> list[Fault]:
+    def prepare(self, encoder: Encoder, clips: Sequence[Path], progress: Progress) -> list[AudioError]:
         """Check every clip and, with a cache, encode those that are not in it yet. Returns what is wrong with which."""
-        faults: list[Fault] = []
+        faults: list[AudioError] = []
         waiting: list[tuple[str, Tensor]] = []
         for path in progress.track(clips, description="listening"):
             try:
                 samples = torch.from_numpy(self._load(path))
             except AudioError as error:
-                faults.append(Fault(path, 0, None, str(error)))
+                faults.append(error)
                 continue
             if self.cache is not None:
                 self.keys[path] = key = audio_key(samples.numpy())
@@ -62,16 +62,18 @@ class AudioReader:
         except KeyError:
             raise MissingError(
                 f"{path}: what the encoder made of it is gone from {self.cache.folder}, which somebody has emptied "
-                "while this run was going on; the same command makes it again and goes on"
+                "while this run was going on; the same command makes it again and goes on",
+                where=path,
             ) from None
 
     def _load(self, path: Path) -> NDArray[np.float32]:
         try:
             seconds = read_header(path).seconds  # before the whole clip takes memory
         except AudioError as error:
-            raise AudioError(f"{path}: {error}") from None
+            raise AudioError(f"{path}: {error}", code=error.code, where=path) from None
         if seconds > self.max_seconds:
-            raise AudioError(f"{path}: {seconds:.1f} s is longer than data.max_seconds={self.max_seconds:g}")
+            problem = f"{path}: {seconds:.1f} s is longer than data.max_seconds={self.max_seconds:g}"
+            raise AudioError(problem, code="bad-value", where=path)
         return load_audio(path, self.sample_rate)
 
     def _encode(self, encoder: Encoder, waiting: list[tuple[str, Tensor]]) -> None:

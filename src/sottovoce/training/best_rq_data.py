@@ -1,4 +1,4 @@
-"""Recorded speech without a word written down: clips, and what of each is heard and hidden in which epoch."""
+"""Data of BEST-RQ: unlabelled clips, and what of each is cut out and masked in which epoch."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,19 +12,19 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from sottovoce.config.best_rq import DataConfig, SourceConfig
-from sottovoce.data.audio import inspect_audio, load_audio, read_header
+from sottovoce.data.audio import inspect_audio, load_audio
+from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.batch_sampler import Rows
-from sottovoce.data.manifest import Fault, read_lines
+from sottovoce.data.manifest import line_fault, read_lines, refuse
 from sottovoce.data.manifest_schema import LineReader
 from sottovoce.data.path_policy import Root
-from sottovoce.encoders.best_rq import Masking, draws, span_mask
+from sottovoce.encoders.best_rq import Masking, seeded_generator, span_mask
 from sottovoce.encoders.log_mel import HOP, SAMPLE_RATE
-from sottovoce.errors import AudioError, ManifestError, MissingError
+from sottovoce.errors import AudioError, ManifestError, MissingError, SottovoceError
 from sottovoce.frames import Frames
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64")
 _READ = ("id", "audio", "seconds")  # of a line of a manifest; labels and words are not needed here
-_SHOWN = 20  # faults that are spelled out
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]  # shows how far a loop is, of so many turns
 
@@ -43,7 +43,7 @@ class Speech:
 
     train: list[Clip]
     validation: list[Clip]
-    faults: list[str]
+    faults: list[SottovoceError]
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Crops(Dataset[Batch]):
         Raises:
             AudioError: the clip cannot be used.
         """
-        generator = draws(*self.key, epoch, clip.id)
+        generator = seeded_generator(*self.key, epoch, clip.id)
         samples = torch.from_numpy(load_audio(clip.audio, SAMPLE_RATE))
         if (room := len(samples) - self.samples) > 0:
             begin = int(torch.randint(room + 1, (), generator=generator))
@@ -102,19 +102,21 @@ def read_splits(data: DataConfig, track: Track) -> Speech:
         ManifestError: something is faulty and the policy is `error`; or too little is left; or a clip is on both sides.
     """
     _require_there([*data.train, *data.validation])
-    faults: list[str] = []
+    faults: list[SottovoceError] = []
     train, validation = ([*_clips(nodes, faults)] for nodes in (data.train, data.validation))
     if data.decode:
         train, validation = (_decoded(clips, faults, track) for clips in (train, validation))
     if faults and data.policy == "error":
-        raise ManifestError(f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):\n{told(faults)}")
+        refuse(f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):", faults)
     for name, clips in (("train", train), ("validation", validation)):
         if not clips:
             left = f"; {len(faults)} clips were faulty, such as {faults[0]}" if faults else ""
-            raise ManifestError(f"data.{name}: at least one clip is needed, found none{left}")
+            problem = f"data.{name}: at least one clip is needed, found none{left}"
+            raise ManifestError(problem, code="empty", where=f"data.{name}")
     both = {clip.audio for clip in train} & {clip.audio for clip in validation}
     if both:
-        raise ManifestError(f"{len(both)} clips are in both train and validation, such as {min(both)}")
+        problem = f"{len(both)} clips are in both train and validation, such as {min(both)}"
+        raise ManifestError(problem, code="conflict", where="data.validation")
     return Speech(train, validation, faults)
 
 
@@ -126,54 +128,49 @@ def _require_there(nodes: Sequence[SourceConfig]) -> None:
             "recorded speech is missing:\n"
             + "\n".join(f"  {path} (looked for {path.absolute()})" for path in absent)
             + "\nPoint at your own with data.train='[{folder: DIR}]' or data.train='[{manifest: FILE}]', and the same "
-            "for data.validation; of a manifest's lines only `audio` is needed."
+            "for data.validation; of a manifest's lines only `audio` is needed.",
+            where=absent[0],
         )
 
 
-def _clips(nodes: Sequence[SourceConfig], faults: list[str]) -> Iterator[Clip]:
+def _clips(nodes: Sequence[SourceConfig], faults: list[SottovoceError]) -> Iterator[Clip]:
     for node in nodes:
         yield from _of_manifest(node, faults) if node.manifest is not None else _of_folder(node, faults)
 
 
-def _of_manifest(node: SourceConfig, faults: list[str]) -> Iterator[Clip]:
+def _of_manifest(node: SourceConfig, faults: list[SottovoceError]) -> Iterator[Clip]:
     path = Path(str(node.manifest))
     reader = LineReader({}, Root(path.parent if node.root is None else Path(node.root), [Path(p) for p in node.allow]))
     for line, record in read_lines(path):
         if isinstance(record, dict):
             record = {"id": record.get("audio"), **{key: record[key] for key in _READ if record.get(key) is not None}}
         utterance, problems = reader.read(line, record)
-        name = record["id"] if isinstance(record, dict) and isinstance(record["id"], str) else None
-        faults += [str(Fault(path, line, name, problem)) for problem in problems]
+        faults += [line_fault(path, line, record, problem) for problem in problems]
         if utterance:
             yield Clip(utterance.id, utterance.audio, utterance.seconds)
 
 
-def _of_folder(node: SourceConfig, faults: list[str]) -> Iterator[Clip]:
+def _of_folder(node: SourceConfig, faults: list[SottovoceError]) -> Iterator[Clip]:
     folder = Path(str(node.folder)).absolute()
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
-        raise ManifestError(f"{folder}: there is no audio in it or below; known are {', '.join(SUFFIXES)}")
+        problem = f"{folder}: there is no audio in it or below; known are {', '.join(SUFFIXES)}"
+        raise ManifestError(problem, code="empty", where=folder)
     for file in files:
         try:
             yield Clip(file.relative_to(folder).as_posix(), file, read_header(file).seconds)
         except AudioError as error:
-            faults.append(f"{file}: {error}")
+            faults.append(AudioError(f"{file}: {error}", code=error.code, where=file))
 
 
-def _decoded(clips: Sequence[Clip], faults: list[str], track: Track) -> list[Clip]:
+def _decoded(clips: Sequence[Clip], faults: list[SottovoceError], track: Track) -> list[Clip]:
     """The clips without those that cannot be decoded to their end, or are silent."""
     good = []
     with ThreadPoolExecutor() as pool:
         reports = pool.map(inspect_audio, [clip.audio for clip in clips])
         for clip, report in track(zip(clips, reports, strict=True), len(clips)):
-            if report.problem:
-                faults.append(f"{clip.audio}: {report.problem}")
+            if problem := report.problem:
+                faults.append(AudioError(f"{clip.audio}: {problem}", code=problem.code, where=clip.audio))
             else:
                 good.append(clip)
     return good
-
-
-def told(faults: Sequence[str]) -> str:
-    """Some faults, a line each, and how many more there are."""
-    more = [f"  and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-    return "\n".join([*(f"  {fault}" for fault in faults[:_SHOWN]), *more])

@@ -13,7 +13,6 @@ PACKAGES = (
     "lightning",
     "transformers",
     "openai-whisper",
-    "lhotse",
     "torchmetrics",
     "jiwer",
     "deepspeed",

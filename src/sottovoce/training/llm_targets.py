@@ -1,13 +1,9 @@
-"""Targets that the LLM makes itself: its response to the text equivalent of speech, made once and kept.
+"""Targets that a run's own LLM makes: its response to the text equivalent of speech, made once and kept.
 
 Style-aware behaviour alignment (Wang et al., ICME 2025, section III-B): the adapters learn to make the LLM answer
 speech as it answers the equivalent text, so its habits stay its own.
 """
 
-import hashlib
-import json
-import os
-import zlib
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import replace
@@ -18,16 +14,18 @@ from rich.progress import Progress
 from sottovoce.data.examples import Example
 from sottovoce.device import on_device
 from sottovoce.errors import SottovoceError
-from sottovoce.io import file_lock, storage_errors
-from sottovoce.llms.causal_lm import CausalLLM
+from sottovoce.io import file_lock
+from sottovoce.llms.answer_cache import AnswerCache, digest_key
+from sottovoce.llms.causal_lm import CausalLLM, Cut
 from sottovoce.llms.chat_template import ChatTurn
 from sottovoce.training.spoken_prompt import dialogue_of
 
 BATCH = 64  # prompts that are answered together
+_NAMED = 20  # utterances whose target was cut
 
 
 class Targets:
-    """Responses by model and prompt, in a JSONL file that only grows; a killed run goes on where it was.
+    """Responses of one LLM by prompt, in an `AnswerCache`; a killed run goes on where it was.
 
     Args:
         folder: of the cache.
@@ -37,11 +35,9 @@ class Targets:
     """
 
     def __init__(self, folder: Path, fingerprint: str, slots: Mapping[str, str], max_new_tokens: int) -> None:
-        self.file = folder / "targets" / f"{fingerprint[:16]}.jsonl"
-        self.slots, self.max_new_tokens = slots, max_new_tokens
-        self.known: dict[str, str] = {}
-        with file_lock(self.file.parent):
-            self._read()
+        self.folder, self.slots, self.max_new_tokens = folder / "targets", slots, max_new_tokens
+        with file_lock(self.folder):
+            self.cache = AnswerCache(self.folder / f"{fingerprint[:16]}.answers")
 
     def with_slots(self, slots: Mapping[str, str]) -> "Targets":
         """The same responses, for other texts in the slots."""
@@ -49,83 +45,64 @@ class Targets:
         other.slots = slots
         return other
 
-    def _read(self) -> None:
-        if not self.file.is_file():
-            return
-        text = self.file.read_text("utf-8")
-        if not text.endswith("\n"):  # a run was killed while it wrote its last line, which is asked for again
-            text = text[: text.rfind("\n") + 1]
-            self.file.write_text(text, "utf-8")
-        for number, line in enumerate(text.splitlines(), 1):
-            try:
-                entry = json.loads(line)
-                if entry.get("sum", _sum(entry)) != _sum(entry):  # lines of older versions have none
-                    raise ValueError("changed since it was written")
-                self.known[entry["key"]] = entry["response"]
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise SottovoceError(f"{self.file}:{number}: damaged line; deleting the file is safe") from None
-
     def complete(self, example: Example) -> Example:
         """The example with its target; one that has a target stays as it is."""
         if example.target is not None:
             return example
-        target = self.known.get(self._key(example))
+        target = self.cache.answers.get(self._key(example))
         if target is None:
             raise SottovoceError(
                 f"{example.utterance.id}: the task {example.task!r} needs an answer of the LLM, which is made before "
-                "training; where data.checks is `during`, the manifest must have it (`sottovoce targets` writes it)"
+                "training; where data.validate is `lazy`, the manifest must have it (`sottovoce targets` writes it)",
+                code="missing-key",
+                where=example.utterance.id,
             )
         return replace(example, target=target)
 
     def make(self, llm: CausalLLM, examples: Iterable[Example], progress: Progress) -> int:
         """Answer every prompt that has not been answered yet; returns how many there were.
 
-        Of processes that ask for the same, the first makes them and the others find them in the file.
+        Of processes that want the same, the first makes them and the others find them in the file. Targets that were
+        cut at `max_new_tokens` are counted and named.
         """
-        missing = {self._key(e): e for e in examples if e.target is None and self._key(e) not in self.known}
+        wanted = {self._key(example): example for example in examples if example.target is None}
+        missing = [key for key in wanted if key not in self.cache.answers]
         if not missing:
             return 0
-        with file_lock(self.file.parent):
-            self._read()
-            missing = {key: example for key, example in missing.items() if key not in self.known}
+        with file_lock(self.folder):
+            self.cache.read()
+            missing = [key for key in wanted if key not in self.cache.answers]
             if missing:
                 with llm.untuned(), on_device(llm):
-                    self._make(llm, missing, progress)
+                    self._make(llm, {key: wanted[key] for key in missing}, progress)
+        cut = [wanted[key].utterance.id for key in missing if isinstance(self.cache.answers[key], Cut)]
+        if cut:
+            more = f" and {len(cut) - _NAMED} more" if len(cut) > _NAMED else ""
+            progress.console.print(
+                f"{len(cut)} of {len(missing)} targets were cut at {self.max_new_tokens} tokens "
+                f"(evaluation.max_new_tokens): {', '.join(cut[:_NAMED])}{more}"
+            )
         return len(missing)
 
     def _make(self, llm: CausalLLM, missing: Mapping[str, Example], progress: Progress) -> None:
         keys = list(missing)
-        for start in progress.track(range(0, len(keys), BATCH), description="asking the LLM"):
+        for start in progress.track(range(0, len(keys), BATCH), description="generating targets"):
             part = keys[start : start + BATCH]
-            chats = [asked(missing[key], self.slots) for key in part]
+            chats = [teacher_dialogue(missing[key], self.slots) for key in part]
             prompts = [llm.embed(llm.chat.prompt(chat), {}) for chat in chats]
-            self._keep(part, llm.generate(prompts, self.max_new_tokens))
-
-    def _keep(self, keys: list[str], responses: list[str]) -> None:
-        self.known |= zip(keys, responses, strict=True)
-        entries = [{"key": k, "response": r} for k, r in zip(keys, responses, strict=True)]
-        lines = [json.dumps({**entry, "sum": _sum(entry)}) + "\n" for entry in entries]
-        with storage_errors(self.file), self.file.open("a", encoding="utf-8") as stream:
-            stream.write("".join(lines))  # a line that breaks off is asked for again
-            stream.flush()
-            os.fsync(stream.fileno())
+            self.cache.add(dict(zip(part, llm.generate(prompts, self.max_new_tokens), strict=True)))
 
     def _key(self, example: Example) -> str:
-        prompt = [(turn.role, turn.pieces) for turn in asked(example, self.slots)]
-        return hashlib.sha256(json.dumps([self.max_new_tokens, prompt]).encode()).hexdigest()
+        prompt = [(turn.role, turn.pieces) for turn in teacher_dialogue(example, self.slots)]
+        return digest_key(self.max_new_tokens, prompt)
 
 
-def _sum(entry: Mapping[str, str]) -> str:
-    """CRC-32 of prompt and response, so that a changed line is not learned from."""
-    return f"{zlib.crc32(json.dumps([entry['key'], entry['response']]).encode()):08x}"
-
-
-def asked(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
-    """The example's chat with text in every slot, under the teacher's system prompt where the task has one."""
+def teacher_dialogue(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
+    """The dialogue that makes a target: text in every slot, the teacher's system prompt where the task has one."""
     teacher = [ChatTurn("system", (example.teacher,))] if example.teacher else []
-    return [*teacher, *dialogue_of(in_text(example), slots)]
+    return [*teacher, *dialogue_of(text_equivalent(example), slots)]
 
 
-def in_text(example: Example) -> Example:
+def text_equivalent(example: Example) -> Example:
     """The same example with the equivalent text in every slot."""
     return replace(example, sources=dict.fromkeys(example.sources, "text"))

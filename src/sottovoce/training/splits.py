@@ -10,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
-from sottovoce.config.recipe import Recipe, SourceConfig, StageConfig
+from sottovoce.config.recipe import Recipe
+from sottovoce.config.sections import SourceConfig, StageConfig
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.lazy_manifest import Lines
-from sottovoce.data.manifest import Fault, read_manifest
+from sottovoce.data.manifest import read_manifest
 from sottovoce.data.path_policy import Root
 from sottovoce.data.tasks import TASKS, AttributeTask, Task
 from sottovoce.data.utterance import Utterance
-from sottovoce.errors import ManifestError, MissingError
+from sottovoce.errors import ManifestError, MissingError, SottovoceError
 from sottovoce.paths import usable
 
 SPLITS = ("train", "validation", "test")
@@ -39,6 +40,17 @@ class Split:
         """Every audio file that these utterances and their contexts name, once."""
         spoken = [path for u in self.utterances for path in [u.audio, *(t.audio for t in u.context if t.audio)]]
         return list(dict.fromkeys(spoken))
+
+    @property
+    def seconds(self) -> NDArray[np.float32]:
+        """(utterances,) length of each."""
+        return np.array([u.seconds for u in self.utterances], np.float32)
+
+    def groups(self, drawing: ExampleSampler) -> NDArray[np.int64]:
+        """(utterances,) number of each one's part of the data and tasks of a stage: batches mix these evenly."""
+        keys = [(self.names.get(u.id), *drawing.possible(u)) for u in self.utterances]
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        return np.array([numbers[key] for key in keys], np.int64)
 
     def order_depends_on(self) -> Iterator[tuple[str, float, float]]:
         """Id, seconds and weight of each utterance."""
@@ -63,12 +75,20 @@ class Split:
 
 
 class LazySplit(Split):
-    """A side whose lines are read and checked when they are drawn (`data.checks: during`)."""
+    """A side whose lines are read and checked when they are drawn (`data.validate: lazy`)."""
 
     def __init__(self, sources: Sequence[Lines], nodes: Sequence[SourceConfig]) -> None:
         super().__init__(cast(Any, ConcatDataset(cast(Any, sources))))
-        self.seconds = np.concatenate([source.seconds for source in sources])
+        self._seconds = np.concatenate([source.seconds for source in sources])
         self._sources, self._nodes = sources, nodes
+
+    @property
+    def seconds(self) -> NDArray[np.float32]:
+        return self._seconds
+
+    def groups(self, drawing: ExampleSampler) -> NDArray[np.int64]:
+        """See `Split`; before lines are read, only their manifests are known."""
+        return self._each(range(len(self._sources))).astype(np.int64)
 
     def of_stage(self, stage: StageConfig, drawing: ExampleSampler, *, training: bool) -> NDArray[np.float64]:
         """See `Split`; before lines are read, only what whole manifests may serve is known."""
@@ -102,7 +122,7 @@ class DataSplits:
     """All splits, and what was wrong with the lines and clips that were left out."""
 
     splits: dict[str, Split]
-    faults: list[Fault]
+    faults: list[SottovoceError]
 
 
 def build_tasks(recipe: Recipe) -> dict[str, Task]:
@@ -131,7 +151,8 @@ def read_splits(recipe: Recipe) -> DataSplits:
             + "\n".join(f"  {name} (looked for {Path(name).absolute()})" for name in absent)
             + "\nMake those of a published corpus with `sottovoce prepare` (docs/corpora.md), point at your own with "
             "data.train='[{manifest: FILE}]' (docs/manifest.md says how one is written), or run "
-            "conf/quickstart.yaml, which speaks its own data."
+            "conf/quickstart.yaml, which speaks its own data.",
+            where=absent[0],
         )
     choices = choices_of(build_tasks(recipe))
     material = DataSplits({name: Split() for name in SPLITS}, [])
@@ -174,7 +195,8 @@ def _add(
     taken = {u.id for u in split.utterances}
     for utterance in manifest.utterances:
         if utterance.id in taken:
-            raise ManifestError(f"{node.manifest}: id {utterance.id!r} is also in another manifest of {name!r}")
+            problem = f"{node.manifest}: id {utterance.id!r} is also in another manifest of {name!r}"
+            raise ManifestError(problem, code="conflict", where=node.manifest)
         split.utterances.append(utterance if node.tasks is None else replace(utterance, only=tuple(node.tasks)))
         split.weights.append(node.weight)
         if node.name is not None:
@@ -188,4 +210,5 @@ def _check_apart(material: DataSplits) -> None:
     for name in ("validation", "test"):
         both = train & set(material.splits[name].clips())
         if both:
-            raise ManifestError(f"{len(both)} clips are in both train and {name}, such as {sorted(both)[0]}")
+            problem = f"{len(both)} clips are in both train and {name}, such as {sorted(both)[0]}"
+            raise ManifestError(problem, code="conflict", where=f"data.{name}")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sottovoce.config.recipe import ENCODER, SlotConfig
+from sottovoce.config.recipe import ENCODER
+from sottovoce.config.sections import SlotConfig
 from sottovoce.data.examples import Example, Place, words
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import ConfigError, nearest
-from sottovoce.llms.causal_lm import places
+from sottovoce.llms.causal_lm import placeholder_spans
 from sottovoce.llms.chat_template import ChatFormat, ChatTurn, Piece, Placeholder, Segment
 
 BETWEEN = "\n"  # between two slots that hold something
@@ -82,7 +83,7 @@ def mark_speech(chat: ChatFormat, slots: Mapping[str, SlotConfig]) -> None:
                     f"slots.{name}: {token!r} is no special token of {chat.tokenizer.name_or_path}, which would read "
                     f"it letter by letter.{nearest(token, known)}"
                 )
-    chat.around = partial(_around, {name: (slot.before, slot.after) for name, slot in slots.items()})
+    chat.delimiters = partial(_around, {name: (slot.before, slot.after) for name, slot in slots.items()})
 
 
 def _around(marks: Mapping[str, tuple[str, str]], key: Hashable, number: int) -> tuple[str, str]:
@@ -94,7 +95,7 @@ def speech_positions(chat: list[Segment], fills: dict[Hashable, Tensor], example
     """The positions in a prompt at which the example's own clip is heard, in whatever slots."""
     return [
         place
-        for spot, stretch in places(chat, fills).items()
+        for spot, stretch in placeholder_spans(chat, fills).items()
         if isinstance(spot, SpeechPlaceholder) and spot.clip == example.utterance.audio
         for place in stretch
     ]

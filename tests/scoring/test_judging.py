@@ -1,4 +1,4 @@
-"""CS and EGS: every number is read and never guessed, and a judge that cannot be asked costs no run."""
+"""Judging of a run's replies: CS and EGS as records, and a judge that cannot be asked costs no run."""
 
 import json
 import re
@@ -7,50 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.errors import refused
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
-from sottovoce.errors import ConfigError
-from sottovoce.evaluation import Prediction, Reply, read_predictions, read_results, results_markdown, score_all
-from sottovoce.evaluation.judges.conversation import ASPECTS, SCALES, ConversationJudge, parse_scores
+from sottovoce.errors import Code, ConfigError
+from sottovoce.evaluation import Prediction, Record, read_predictions, read_results, results_markdown
 from sottovoce.llms import ENGINES
 from sottovoce.llms.engines import Chat, Engine, Failure
-from sottovoce.scoring.judging import reply
+from sottovoce.scoring.judging import command, label_awareness, merged, reply
 from sottovoce.training.splits import read_splits
-
-CS, EGS = SCALES["cs"], SCALES["egs"]
-
-
-@pytest.mark.parametrize(
-    ("judgement", "scores"),
-    [
-        ('{"content": 4, "style": 5}', (4, 5)),
-        ('```json\n{"Content": "4",\n "Style": "5"}\n```', (4, 5)),
-        ("Content: 4\nStyle: 5", (4, 5)),
-        ("**Content:** 4/5, **style** = 5 out of 5", (4, 5)),
-        ('<think>"content": 1</think>{"content":4,"style":5}', (4, 5)),
-        ('{"content": 4}', None),
-        ('{"content": 4, "style": 6}', None),
-        ('{"content": 0, "style": 5}', None),
-        ('{"content": -4, "style": 5}', None),
-        ('{"content": 4.5, "style": 5}', None),
-        ("Content: 3-4, style: 5", None),
-        ('{"content": 4, "style": 5} or rather {"content": 3, "style": 5}', None),
-        ("4 and 5", None),
-        ("", None),
-    ],
-)
-def test_both_numbers_or_none(judgement: str, scores: tuple[int, int] | None) -> None:
-    assert parse_scores(judgement, CS) == (None if scores is None else dict(zip(CS.keys, scores, strict=True)))
-
-
-def test_four_criteria_go_up_to_ten() -> None:
-    assert parse_scores('{"C1": 10, "C2": 9, "C3": 1, "C4": 7}', EGS) == {"c1": 10, "c2": 9, "c3": 1, "c4": 7}
-    assert parse_scores('{"C1": 10, "C2": 9, "C3": 11, "C4": 7}', EGS) is None
 
 
 class Scripted(Engine):
-    """An LLM that scores a reply by the last digit of its words."""
+    """An LLM that scores a reply by its length."""
 
     asked: list[tuple[str, int]] = []
 
@@ -61,61 +31,15 @@ class Scripted(Engine):
         self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[str | Failure]:
         Scripted.asked += [(chat[-1]["content"], seed) for chat in chats]
-        return [self._one(chat[-1]["content"], seed) for chat in chats]
-
-    def _one(self, prompt: str, seed: int) -> str | Failure:
-        number = len(re.findall(r"\n<reply>(.*)</reply>\n", prompt, re.DOTALL)[0]) % 5
-        if self.says == "nothing":
-            return Failure("the server is gone")
-        if self.says == "late" and not seed:
-            return '{"content": 3, "C1": 9}'
-        return json.dumps({"content": number + 1, "style": 5 - number, **{f"C{i}": number + i for i in range(1, 5)}})
+        return [Failure("the server is gone") if self.says == "nothing" else _scores(c[-1]["content"]) for c in chats]
 
 
-REPLIES = [Reply(f"said {i}", "sad", "x" * i, f"User: {{before}} {i}", "A sad voice.") for i in range(7)]
+def _scores(prompt: str) -> str:
+    number = len(re.findall(r"\n<reply>(.*)</reply>\n", prompt, re.DOTALL)[0]) % 5
+    return json.dumps({"content": number + 1, "style": 5 - number, **{f"C{i}": number + i for i in range(1, 5)}})
 
 
-def test_each_reply_gets_its_own_numbers() -> None:
-    for says in ("scores", "late"):
-        verdicts = ConversationJudge(Scripted(says=says)).judge(REPLIES)
-        assert tuple(verdicts) == ASPECTS
-        for i in range(len(REPLIES)):
-            assert [v.scores[i] for v in verdicts.values()] == [i % 5 + 1, 5 - i % 5, *(i % 5 + k for k in range(1, 5))]
-        assert {verdict.malformed for verdict in verdicts.values()} == {7 if says == "late" else 0}
-    gone = ConversationJudge(Scripted(says="nothing"), scales=["egs"]).judge(REPLIES)
-    assert tuple(gone) == ASPECTS[2:] and gone["egs_c1"].mean is None
-    assert "7 could not be judged: the server is gone" in gone["egs_c1"].notes()
-
-
-def test_the_rubrics_show_the_dialogue_and_egs_the_voice() -> None:
-    judge = ConversationJudge(Scripted())
-    for name, rubric in judge.rubrics.items():
-        shown = rubric.fill(REPLIES[3])
-        assert all(part in shown for part in ("said 3", "<reply>xxx</reply>", "User: {before} 3"))
-        assert ("A sad voice." in shown) == (name == "egs")
-        assert all(f'"{key}": N' in shown for key in (CS.keys if name == "cs" else ("C1", "C2", "C3", "C4")))
-
-
-def test_a_judge_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "rubric.txt").write_text("Rate {response} by {charm}")
-    for knobs, message in (
-        ({"scales": ["csx"]}, "unknown scale 'csx'. Did you mean 'cs'"),
-        ({"retries": -1}, "retries"),
-        ({"cs": str(tmp_path / "rubric.txt")}, "unknown field {charm}"),
-    ):
-        with pytest.raises(ConfigError, match=re.escape(message)):
-            ConversationJudge(Scripted(), **knobs)
-    with pytest.raises(ConfigError, match="needs an engine"):
-        ConversationJudge(None)
-
-
-def test_parts_of_the_test_side_are_scored_apart() -> None:
-    said = [
-        Prediction(str(i), "asr", "both", "?", text, "we found it", source=source)
-        for i, (text, source) in enumerate((("we found it", "clean"), ("we lost it", "other"), ("we found it", None)))
-    ]
-    scores = {record.task: (record.value, record.n) for record in score_all("x", said)}
-    assert scores == {"asr (clean)": (0, 1), "asr (other)": (0.333333, 1), "asr": (0, 1)}
+ASPECTS = ("cs_content", "cs_style", "egs_c1", "egs_c2", "egs_c3", "egs_c4")
 
 
 @pytest.fixture
@@ -191,7 +115,49 @@ def test_a_judge_sees_the_dialogue_as_it_was_written(judged: Callable[..., str])
 def test_a_null_switches_an_inherited_judge_off(judged: Callable[..., str]) -> None:
     node = {"engine": {"type": "scripted"}}
     assert list(recipes.load(judged(one=node, two=node), ["evaluation.judges.one=null"]).evaluation.judges) == ["two"]
-    with pytest.raises(ConfigError, match=r"evaluation\.judges\.one\.judge: no judge is called 'conversatio'"):
-        recipes.load(judged(one={**node, "judge": {"type": "conversatio"}}))
-    with pytest.raises(ConfigError, match=r"evaluation\.judges\.one\.engine"):
-        recipes.load(judged(one={"engine": {"type": "scripted", "say": "x"}}))
+
+
+@pytest.mark.parametrize(
+    ("node", "code", "where"),
+    [
+        ({"judge": {"type": "conversatio"}}, "unknown-name", "evaluation.judges.one.judge.type"),
+        ({"engine": {"type": "scripted", "x": 1}}, "unknown-key", "evaluation.judges.one.engine.x"),
+    ],
+)
+def test_a_judge_that_is_none_is_named_by_its_key(
+    judged: Callable[..., str], node: dict[str, Any], code: Code, where: str
+) -> None:
+    with refused(code, where):
+        recipes.load(judged(one={"engine": {"type": "scripted"}, **node}))
+
+
+def test_a_run_is_judged_only_with_a_judge(judged: Callable[..., str], tmp_path: Path) -> None:
+    with refused("not-found", "recipe.yaml"):
+        command(str(tmp_path / "nowhere"), [])
+    judged()
+    with refused("missing-key", "evaluation.judges", ConfigError):
+        command(str(tmp_path), [])
+
+
+def test_new_records_take_the_place_of_old_ones() -> None:
+    old, new, other = (Record("ours", "asr", metric, "both", value, 0, 1, 9, None) for metric, value in
+                       (("wer", 0.5), ("wer", 0.25), ("cs", 3)))  # fmt: skip
+    assert merged([old, other, other], [new]) == [new, other]
+    assert merged([old, new], []) == [old]
+
+
+def test_a_recipe_names_the_judge_of_awareness(tree: dict[str, Any], tmp_path: Path) -> None:
+    """Its labels stand with the replies; other replies, and recipes that name none, are left as they are."""
+    due = {"child": "Please ask a grown-up to help you.", "adult": "Then follow the steps in the manual."}
+    said = [
+        Prediction("a", "response", "both", "", due["child"], due["child"], "child", rivals=due, category="age"),
+        Prediction("b", "asr", "both", "", "hello", "hello"),
+    ]
+    tree["evaluation"]["awareness"] = {"judge": {"type": "rule"}}
+    labelled = label_awareness(recipes.parse(tree), said, [], tmp_path)
+    assert labelled[0].awareness == 1 and "margin=0.25" in str(labelled[0].judge) and labelled[1] == said[1]
+    tree["evaluation"]["awareness"] = None
+    assert label_awareness(recipes.parse(tree), said, [], tmp_path) == said
+    tree["evaluation"]["awareness"] = {"judge": {"type": "rule", "margins": 0.9}}
+    with refused("unknown-key", "evaluation.awareness.judge.margins"):
+        recipes.parse(tree)

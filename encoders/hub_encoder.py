@@ -1,0 +1,115 @@
+"""Encoders from Hugging Face checkpoints: config.json and preprocessor_config.json describe them."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sottovoce.encoders.base import Encoder, fingerprint
+from sottovoce.errors import ConfigError
+from sottovoce.hub import BOOKKEEPING, WEIGHTS, Hub
+
+SETTINGS = ("*.json",)
+
+
+class HubEncoder(Encoder):
+    """An encoder with the feature extractor of its own checkpoint.
+
+    For a dry run, a published checkpoint is described by a table; weights come with the checkpoint's own files, which
+    must agree. In eval mode it computes in float32, autocast or not.
+
+    Args:
+        checkpoint: hub id or local folder.
+
+    Raises:
+        ConfigError: `checkpoint` is another model.
+        MissingError: `checkpoint` cannot be reached or is damaged.
+    """
+
+    hub: ClassVar[Hub]
+    kind: ClassVar[str]  # first word of the fingerprint
+    config: Any  # the encoder's own
+    extractor: Any  # of features
+
+    def __init__(self, *, checkpoint: str) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
+        config = self.hub.published_config(checkpoint)
+        if config is None:
+            self._describe(*self._read_settings(self.hub.snapshot(checkpoint, SETTINGS)))
+        else:
+            self._describe(config, self._published_extractor(config))
+        self.encoder: Any = None  # the network, once built
+
+    @abstractmethod
+    def _published_extractor(self, config: Any) -> Any:
+        """The feature extractor of a published checkpoint."""
+
+    @abstractmethod
+    def _read_settings(self, folder: Path) -> tuple[Any, Any]:
+        """Configuration and feature extractor from a folder's JSON files; errors as in `__init__`."""
+
+    @abstractmethod
+    def _describe(self, config: Any, extractor: Any) -> None:
+        """Set `config`, `extractor`, and the sizes of `Encoder`."""
+
+    @abstractmethod
+    def _network(self) -> Any:
+        """The network, without its weights."""
+
+    @abstractmethod
+    def _with_weights(self, folder: Path) -> Any:
+        """The network with the weights in a folder, or `MissingError`."""
+
+    def build(self) -> None:
+        """See `Encoder.build`."""
+        if self.encoder is None:
+            self.encoder = self._network()
+            self.eval()
+
+    def load(self) -> None:
+        """See `Encoder.load`.
+
+        Raises:
+            ConfigError: the checkpoint's own files differ from what is published under its name.
+        """
+        if self.loaded:
+            return
+        folder = self.hub.snapshot(self.checkpoint, (*SETTINGS, *WEIGHTS))
+        self._describe_by(folder)
+        self.encoder = self._with_weights(folder)
+        self.loaded = True
+        self.eval()
+
+    def load_trained(self, weights: dict[str, Tensor]) -> None:
+        """See `Encoder.load_trained`; of the checkpoint, only its JSON files are needed.
+
+        Raises:
+            ConfigError, MissingError: as in `__init__`.
+            RuntimeError: a weight is missing, unknown, or of another shape.
+        """
+        self._describe_by(self.hub.snapshot(self.checkpoint, SETTINGS))
+        super().load_trained(weights)
+
+    def _describe_by(self, folder: Path) -> None:
+        """Let the checkpoint's own files, and not the table, describe the network that is built next."""
+        published = self._sizes()
+        self._describe(*self._read_settings(folder))
+        if self._sizes() != published:
+            raise ConfigError.at(
+                "encoder.checkpoint",
+                "mismatch",
+                f"{folder} has (Hz, frames per second, dim) {self._sizes()}, but {self.checkpoint} "
+                f"was published with {published}",
+            )
+        self.encoder = None
+
+    def _sizes(self) -> tuple[int, float, int]:
+        return self.sample_rate, self.frame_rate, self.dim
+
+    def fingerprint(self) -> str:
+        """See `Encoder.fingerprint`; both configurations count."""
+        ignored = {*BOOKKEEPING, "architectures"}
+        settings = {key: value for key, value in self.config.to_dict().items() if key not in ignored}
+        return fingerprint(self.loaded_network(), self.kind, settings, self.extractor.to_dict())

@@ -1,0 +1,108 @@
+"""Judge interface: replies in, a verdict for each aspect out."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from sottovoce.evaluation.bootstrap import Interval, bootstrap, ratio
+
+Aspect: TypeAlias = str  # what is scored, such as quality or cs_content
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply to be judged.
+
+    Args:
+        transcript: of the spoken turn.
+        emotion: of the speaker.
+        response: the answer.
+        context: the dialogue before the spoken turn, a turn a line.
+        caption: how the spoken turn was said, in words.
+    """
+
+    transcript: str
+    emotion: str
+    response: str
+    context: str = ""
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The scores of one aspect, and counts of what was not scored.
+
+    Args:
+        scores: one for each reply, in their order; None where there is none.
+        failed: why a reply could not be judged at all -> how many replies.
+        unclear: replies in whose judgements no score was found, however often the judge was asked.
+        malformed: judgements without a score, those that were mended by asking again included.
+    """
+
+    scores: list[float | None]
+    failed: Counter[str] = field(default_factory=Counter)
+    unclear: int = 0
+    malformed: int = 0
+
+    @property
+    def scored(self) -> list[float]:
+        """The scores that there are."""
+        return [score for score in self.scores if score is not None]
+
+    @property
+    def mean(self) -> float | None:
+        """Over the replies that have a score; None where none has."""
+        return float(np.mean(self.scored)) if self.scored else None
+
+    @property
+    def interval(self) -> Interval | None:
+        """95 % interval of the mean (percentile bootstrap over replies); None where no reply has a score."""
+        return bootstrap(np.array([[score, 1.0] for score in self.scored]), ratio) if self.scored else None
+
+    def of(self, rows: Sequence[int]) -> "Verdict":
+        """The scores of some replies alone; the counts stay those of all replies together."""
+        return replace(self, scores=[self.scores[row] for row in rows])
+
+    def notes(self) -> str:
+        """What is missing from the mean, in words; empty where nothing is."""
+        failed = [f"{count} could not be judged: {why}" for why, count in self.failed.most_common()]
+        unclear = [f"{self.unclear} got judgements without a score"] if self.unclear else []
+        malformed = [f"{self.malformed} judgements had no score in all"] if self.malformed else []
+        missing = len(self.scores) - len(self.scored)
+        left_out = [f"{missing} of {len(self.scores)} left out", *failed, *unclear] if missing else []
+        return "; ".join([*left_out, *malformed])
+
+
+class Failed(Protocol):
+    """An item that an engine could not answer."""
+
+    @property
+    def reason(self) -> str: ...
+
+
+class Answerer(Protocol):
+    """The engine of an LLM judge: `sottovoce.llms.engines.Engine`, in the words of this room."""
+
+    @property
+    def name(self) -> str: ...
+
+    def answer(
+        self, chats: Sequence[list[dict[str, str]]], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> Sequence[str | Failed]: ...
+
+
+class Judge(ABC):
+    """Scores replies. A subclass takes `(engine)` as wiring, which it may not need, and its knobs by keyword."""
+
+    name: str  # tells apart judges whose scores must not be compared
+
+    @abstractmethod
+    def judge(self, replies: Sequence[Reply]) -> dict[Aspect, Verdict]:
+        """A verdict for each aspect.
+
+        A reply that cannot be judged costs its own score, and is counted; it never costs the others theirs.
+        """

@@ -1,0 +1,72 @@
+"""Text templates: prompt files and rubrics with named fields in braces, such as {transcript}."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from string import Formatter
+
+from sottovoce.errors import Code, ConfigError, nearest
+from sottovoce.paths import read_text
+
+
+class Template:
+    """A text with named fields in braces; braces that are meant are written twice.
+
+    A field stands alone in its braces. Formats, conversions, attributes and indices are refused: prompt files come from
+    anywhere, and {text:>9999999999} would fill the memory.
+
+    Args:
+        text: with fields.
+        fields: names that the text may hold.
+        required: names that it must hold.
+        where: its file, or a line of one, for errors.
+
+    Attributes:
+        names: of the fields that the text holds.
+        literal: the text without its fields.
+
+    Raises:
+        ConfigError: a field is unknown, required and absent, or more than a name; or braces do not match.
+    """
+
+    def __init__(
+        self, text: str, fields: Collection[str], *, required: Collection[str] = (), where: object = "template"
+    ) -> None:
+        try:
+            parts = list(Formatter().parse(text))
+        except ValueError as error:
+            message = f"{where}: {error}; write {{{{ and }}}} for braces that are meant"
+            raise ConfigError(message, code="bad-value", where=where) from None
+        for _, name, spec, conversion in parts:
+            if spec or conversion:
+                message = f"{where}: {{{name}}} stands alone in its braces, without a format"
+                raise ConfigError(message, code="unsafe", where=where)
+            if name is not None and name not in fields:
+                message = f"{where}: unknown field {{{name}}}.{nearest(name, fields)}"
+                raise ConfigError(message, code="unknown-name", where=where)
+        self.names = frozenset(name for _, name, _, _ in parts if name is not None)
+        self.literal = "".join(literal for literal, *_ in parts)
+        self._parts = [(literal, name) for literal, name, _, _ in parts]
+        for name in sorted(set(required) - self.names):
+            raise ConfigError(f"{where}: the text must hold the field {{{name}}}", code="missing-key", where=where)
+
+    def fill(self, values: Mapping[str, object]) -> str:
+        """The text with the value of each field in its place; values may hold braces.
+
+        Raises:
+            KeyError: a field of the text has no value.
+        """
+        return "".join(literal + ("" if name is None else str(values[name])) for literal, name in self._parts)
+
+
+def uncommented_lines(file: Path) -> list[tuple[int, str]]:
+    """Lines of a small UTF-8 text file with their numbers from 1, without those that begin with `#`.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    try:
+        lines = read_text(file).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        code: Code = "damaged" if file.exists() else "not-found"
+        raise ConfigError(f"{file} cannot be read ({error}); give a UTF-8 text file", code=code, where=file) from None
+    return [(number, line) for number, line in enumerate(lines, 1) if not line.startswith("#")]

@@ -1,0 +1,79 @@
+"""Predictions on the test side: which questions are asked, in which slots, and against what they are held."""
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tests.helpers.errors import refused
+
+from sottovoce.config.recipe import parse
+from sottovoce.errors import ManifestError
+from sottovoce.evaluation import Prediction
+from sottovoce.lightning_modules.run import Run, prepare_run
+from sottovoce.scoring import predict as module
+from sottovoce.scoring.predict import predict
+
+
+def prepared(tree: dict[str, Any], **evaluation: Any) -> Run:
+    tree["evaluation"] = {"batch_size": 9, "max_new_tokens": 2, **evaluation}
+    run = prepare_run(parse(tree), Console(quiet=True))
+    run.module.start_stage("joint", 1)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("limit", "rows"),
+    [(1, [0]), (2, [0, 3]), (3, [0, 2, 4]), (4, [0, 1, 3, 4]), (6, list(range(6))), (9, list(range(6)))],
+)
+def test_a_limit_is_spread_evenly_over_the_test_side(tree: dict[str, Any], limit: int, rows: list[int]) -> None:
+    """A manifest may be sorted, by speaker or label: its first rows would be a biased sample."""
+    predictions = predict(prepared(tree, limit=limit, tasks=["gender"], slots=["both"]))
+    assert sorted(p.id for p in predictions) == [f"test-{row}" for row in rows]
+
+
+def test_a_limit_counts_each_task_and_each_part_apart(tree: dict[str, Any]) -> None:
+    test = tree["data"]["test"][0]["manifest"]
+    tree["data"]["test"] = [{"manifest": test, "name": "plain"}]
+    predictions = predict(prepared(tree, limit=2, tasks=["gender", "asr"], slots=["both"]))
+    asked = sorted((p.title, p.id) for p in predictions)
+    assert asked == [(f"{task} (plain)", f"test-{row}") for task in ("asr", "gender") for row in (0, 3)]
+
+
+def test_each_choice_of_slots_has_its_own_sources(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[dict[str, str], dict[str, str]]] = []
+    dialogue_of = module.dialogue_of
+
+    def seen(example: Any, slots: Any) -> Any:
+        asked.append((dict(example.sources), dict(slots)))
+        return dialogue_of(example, slots)
+
+    monkeypatch.setattr(module, "dialogue_of", seen)
+    run = prepared(tree, limit=1, tasks=["asr"], text={"linguistic": "tagged"})
+    assert {p.slots for p in predict(run)} == {"both", "paralinguistic", "linguistic", "text"}
+    slots = ("paralinguistic", "linguistic")
+    expected = [("speech", "speech"), ("none", "speech"), ("speech", "none"), ("text", "text")]
+    assert sorted(tuple(sources[slot] for slot in slots) for sources, _ in asked) == sorted(expected)
+    assert {tuple(texts[slot] for slot in slots) for _, texts in asked} == {("caption", "tagged")}  # as evaluation says
+    assert run.module.slots["linguistic"] == "transcript"  # and training is left as it was
+
+
+def test_a_prediction_is_held_against_its_own_utterance(tree: dict[str, Any]) -> None:
+    run = prepared(tree, tasks=["gender", "asr", "dialogue"], slots=["both"])
+    utterances = {u.id: u for u in run.data.splits["test"].utterances}
+    predictions = predict(run)
+    assert len(predictions) == 3 * len(utterances)
+    emotions = set(tree["tasks"]["emotion"]["choices"])
+    for p in predictions:
+        u = utterances[p.id]
+        labels = {"gender": u.labels["gender"], "asr": None, "dialogue": u.labels["emotion"]}
+        targets = {"gender": f"The speaker is {u.labels['gender']}.", "asr": u.text}
+        assert (p.label, p.speaker) == (labels[p.task], u.speaker)
+        assert p.target == targets.get(p.task, p.target)
+        assert set(p.rivals or ()) == (emotions if p.task == "dialogue" else set())
+        if p.rivals and p.label:  # the LLM's own reply to the words in the true emotion is what it was to learn
+            assert p.target == p.rivals[p.label] and isinstance(p, Prediction)
+
+
+def test_nothing_to_score_is_an_error(tree: dict[str, Any]) -> None:
+    with refused("empty", "data.test", ManifestError):
+        predict(prepared(tree, tasks=["pitch"]))
