@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from sottovoce.data.captions import caption_from
 from sottovoce.data.prompt_files import read_wordings
-from sottovoce.data.tasks import PROMPTS, TASKS, AttributeTask
+from sottovoce.data.tasks import PROMPTS, TASKS, AttributeTask, caption_from
 from sottovoce.demo.world import (
     ADJECTIVES,
     CHOICES,
