@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from sottovoce.data.prompt_files import read_wordings
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, brief, nearest
 from sottovoce.paths import resolve
 from sottovoce.registry import Registry
-from sottovoce.templates import Template
+from sottovoce.templates import Template, read_wordings
 
 PROMPTS = Path(__file__).parent / "prompts"
 
