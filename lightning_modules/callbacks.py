@@ -284,7 +284,7 @@ class SkippedRows(Callback):
         self.named = {str(fault) for fault in faults}
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, number: int) -> None:
-        for problem in batch.left_out:
+        for problem in batch.skipped:
             if problem not in self.named:  # each epoch finds it again
                 self.named.add(problem)
                 self.faults.append(ManifestError(problem, code="damaged", where="data.train"))
