@@ -5,7 +5,7 @@ the key, such as `data.train[0].weight`.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import Field as DataclassField
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
@@ -145,7 +145,7 @@ def validated(schema: type[T], tree: Any) -> T:
     wild = {one.where: one for one in _wild_numbers(tree)}
     faults: list[ConfigError] = []
     try:
-        made = cast(T, _adapter(schema).validate_python(tree))
+        made: T = _adapter(cast(Hashable, schema)).validate_python(tree)
     except ValidationError as error:
         for one in error.errors(include_url=False):
             faults += (found for found in _faults(schema, cast(dict[str, Any], one)) if found.where not in wild)

@@ -115,7 +115,7 @@ class Registry(Generic[T]):
     def _schema(self, name: str) -> type:
         """The config class of a component's knobs."""
         if name not in self._schemas:
-            knobs = self._written(name)
+            knobs: list[tuple[str, Any, Any]] | None = self._written(name)
             if knobs is None:
                 hints = get_type_hints(self.get(name).__init__, include_extras=True)
                 knobs = [(p.name, hints.get(p.name, Any), p.default) for p in self.knobs(name).values()]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,19 @@ def test_what_was_saved_is_loaded_bit_by_bit(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "new" / "folder").iterdir()] == [FILE]
     (tmp_path / "new" / "folder" / FILE).write_bytes(b"")  # what is loaded does not change with its file
     assert again.fingerprint() == encoder.fingerprint()
+
+
+def test_what_is_saved_is_on_the_disk_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def record(handle: int) -> None:
+        synced.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", record)
+    tiny().save(tmp_path)
+    assert (tmp_path / FILE).stat().st_ino in synced and tmp_path.stat().st_ino in synced
 
 
 def test_weights_may_be_given_instead() -> None:
