@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sottovoce.data.audio import load_audio
-from sottovoce.data.manifest import line_fault, read_lines
+from sottovoce.data.manifest import check_copy, line_fault, read_lines
 from sottovoce.data.path_policy import Root
 from sottovoce.errors import AudioError, ManifestError, SottovoceError
 from sottovoce.io import atomic_open
@@ -110,11 +110,7 @@ def label_manifest(
             another folder.
     """
     source, out = Path(source), Path(out)
-    if out.resolve() == source.resolve():
-        raise ManifestError.at(out, "conflict", "the copy would replace its source; give it another name")
-    if root is None and out.resolve().parent != source.resolve().parent:
-        why = f"audio paths are relative to {source.parent}; write the copy there"
-        raise ManifestError.at(out, "conflict", why)
+    check_copy(source, out, root)
     lines = [_checked(source, number, record) for number, record in read_lines(source)]
     within = Root(source.parent if root is None else Path(root), allow)
     result = Labelled(out, 0, 0, [])

@@ -84,6 +84,17 @@ def read_manifest(
     return Manifest(utterances, faults)
 
 
+def check_copy(source: Path, out: Path, root: Path | None) -> None:
+    """Raises ManifestError where a changed copy of a manifest cannot stand at `out`."""
+    if out.resolve() == source.resolve():
+        problem = f"{out}: the copy would replace its source; give it another name"
+    elif root is None and out.resolve().parent != source.resolve().parent:
+        problem = f"{out}: audio paths are relative to {source.parent}; write the copy there"
+    else:
+        return
+    raise ManifestError(problem, code="conflict", where=out)
+
+
 def no_utterance(path: Path) -> ManifestError:
     return ManifestError(
         f"{path}: the manifest holds no utterance; write one JSON object a line", code="empty", where=path

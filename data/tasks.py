@@ -170,12 +170,16 @@ class AttributeTask(Task):
         self.choices = tuple(self.choices)
         if strange := [choice for choice in self.choices if not isinstance(choice, str)]:
             raise ConfigError(
-                f"task {self.name}: choices must be labels in words, found {brief(repr(strange[0]), 100)}"
+                f"task {self.name}: choices must be labels in words, found {brief(repr(strange[0]), 100)}",
+                code="bad-value",
+                where=f"tasks.{self.name}.choices",
             )
         self._by_name = {choice.lower(): choice for choice in self.choices}
         if len(self._by_name) < max(2, len(self.choices)) or not all(name.strip() for name in self._by_name):
             raise ConfigError(
-                f"task {self.name}: choices must be two or more different labels, got {list(self.choices)}"
+                f"task {self.name}: choices must be two or more different labels, got {list(self.choices)}",
+                code="bad-value",
+                where=f"tasks.{self.name}.choices",
             )
         longest_first = sorted(self._by_name, key=len, reverse=True)
         self._named = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
@@ -194,8 +198,8 @@ class AttributeTask(Task):
         """
         label = utterance.labels.get(self.name)
         if label is not None and label not in self.choices:
-            known = nearest(label, self.choices)
-            raise ConfigError(f"task {self.name}: utterance {utterance.id!r} has the unknown label {label!r}.{known}")
+            problem = f"task {self.name}: utterance {utterance.id!r} has the unknown label {label!r}."
+            raise ConfigError(problem + nearest(label, self.choices), code="unknown-name", where=utterance.id)
         return label
 
     def target(self, utterance: Utterance) -> str | None:

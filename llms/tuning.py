@@ -48,8 +48,8 @@ def layer_numbers(layers: str, count: int) -> list[int]:
     numbers: set[int] = set()
     for first, last in layer_ranges(layers):
         if not first <= last < count:
-            told = f"llm.tuning.layers: {first}-{last} is not there; the LLM has layers 0-{count - 1}"
-            raise ConfigError(told, code="bad-value", where="llm.tuning.layers")
+            why = f"{first}-{last} is not there; the LLM has layers 0-{count - 1}"
+            raise ConfigError.at("llm.tuning.layers", "bad-value", why)
         numbers.update(range(first, last + 1))
     return sorted(numbers)
 

@@ -23,8 +23,7 @@ def layer_ranges(layers: str) -> list[tuple[int, int]]:
     ranges = []
     for part in layers.split(","):
         if not (match := _RANGE.fullmatch(part.strip())):
-            told = f"llm.tuning.layers: {layers!r} is no range; write 0-14, 0-6,9 or all"
-            raise ConfigError(told, code="bad-value", where="llm.tuning.layers")
+            raise ConfigError.at("llm.tuning.layers", "bad-value", f"{layers!r} is no range; write 0-14, 0-6,9 or all")
         ranges.append((int(match[1]), int(match[2] or match[1])))
     return ranges
 

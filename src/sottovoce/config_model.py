@@ -40,19 +40,18 @@ def _no_bool(value: object) -> object:
     return value
 
 
-NoBool = BeforeValidator(_no_bool)
-Int: TypeAlias = Annotated[int, NoBool]
-Float: TypeAlias = Annotated[float, NoBool]
-Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**32), NoBool]
-Count: TypeAlias = Annotated[int, Field(ge=1, le=10**9), NoBool]
-BatchSize: TypeAlias = Annotated[int, Field(ge=1, le=10**6), NoBool]
-Workers: TypeAlias = Annotated[int, Field(ge=0, le=1024), NoBool]
-Positive: TypeAlias = Annotated[float, Field(gt=0), NoBool]
-NonNegative: TypeAlias = Annotated[float, Field(ge=0), NoBool]
-Betas: TypeAlias = Annotated[list[Annotated[float, Field(ge=0, lt=1), NoBool]], Field(min_length=2, max_length=2)]
+_NUMBER = BeforeValidator(_no_bool)
+Int: TypeAlias = Annotated[int, _NUMBER]
+Float: TypeAlias = Annotated[float, _NUMBER]
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**32), _NUMBER]
+Count: TypeAlias = Annotated[int, Field(ge=1, le=10**9), _NUMBER]
+Share: TypeAlias = Annotated[float, Field(ge=0, lt=1), _NUMBER]
+NonNegative: TypeAlias = Annotated[float, Field(ge=0), _NUMBER]
+Weight: TypeAlias = Annotated[float, Field(ge=0, le=10_000), _NUMBER]  # times an epoch
+Betas: TypeAlias = Annotated[list[Share], Field(min_length=2, max_length=2)]
 
 
-def nulls_switch_off(entry: Any) -> BeforeValidator:
+def without_nulls(entry: Any) -> BeforeValidator:
     """A mapping whose nulls switch off the entries that a recipe has inherited.
 
     Args:
@@ -164,7 +163,7 @@ def validated(schema: type[T], tree: Any) -> T:
 
 
 @cache
-def _adapter(schema: type[T]) -> TypeAdapter[T]:
+def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 
@@ -198,6 +197,7 @@ def _faults(schema: type[Any], error: dict[str, Any]) -> Iterator[ConfigError]:
         yield fault("unknown-key", where, _hint(str(key), [f.name for f in _fields(schema, above)], error["input"]))
     else:
         text = str(error["msg"]).replace("Input should be ", "must be ").replace("a valid ", "a ", 1)
+        text = "must be a mapping" if error["type"] == "dataclass_type" else text
         yield fault("bad-value", where, f"{text}, found {_shown(error['input'])}")
 
 

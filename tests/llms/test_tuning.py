@@ -96,10 +96,8 @@ def test_lora_changes_nothing_before_it_learns_and_can_be_switched_off_after(fol
 
 
 def test_fingerprints_tell_the_checkpoint_from_what_was_trained(folders: dict[str, Path]) -> None:
-    plain, tuned = (
-        opened(folders["qwen2"]),
-        opened(folders["qwen2"], Tuning(method="weights", layers="1", targets=["q_proj"])),
-    )
+    tuning = Tuning(method="weights", layers="1", targets=["q_proj"])
+    plain, tuned = opened(folders["qwen2"]), opened(folders["qwen2"], tuning)
     frozen = tuned.frozen_fingerprint()
     with torch.no_grad():
         tuned.get_parameter(next(name for name in tuned.trainable_names if name.endswith("weight"))).add_(1.0)

@@ -1,15 +1,13 @@
 """The recipe of an analysis of layers: which utterances, and what is asked about them."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from sottovoce.config_model import BaseRecipe, BatchSize, Count, NoBool, Seed, config_class, fault
+from sottovoce.config_model import BaseRecipe, Count, Int, Seed, config_class, fault
 from sottovoce.config_tree import TRUST
 from sottovoce.errors import ConfigError
-
-Folds = Annotated[int, Field(ge=2, le=10**9), NoBool]
 
 
 @config_class
@@ -25,9 +23,9 @@ class AnalysisRecipe(BaseRecipe):
     attributes: list[str] | None = Field(default=None, description="labels to probe; null: all that have two values")
     intent: str = Field(default="topic", description="what an utterance is about: its topic, or the label of this name")
     keywords: list[str] = Field(default=[], description="or: the only one of these words that its text has")
-    folds: Folds = Field(default=5, description="of speakers, for the probes of attributes")
-    intent_folds: Folds = Field(default=3, description="of speakers and of texts, for the probe of intents")
-    batch_size: BatchSize = 16
+    folds: Int = Field(default=5, ge=2, description="of speakers, for the probes of attributes")
+    intent_folds: Int = Field(default=3, ge=2, description="of speakers and of texts, for the probe of intents")
+    batch_size: Int = Field(default=16, ge=1, le=10**6)
     limit: Count | None = Field(default=600, description="utterances; whole texts are drawn")
     seed: Seed = 0
     recipe: list[str] = Field(default=[], description="changes to the bundle's recipe: llm.checkpoint=/path")

@@ -7,21 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from sottovoce.config.trainer import TrainerArguments
-from sottovoce.config_model import (
-    BaseRecipe,
-    BatchSize,
-    Betas,
-    Count,
-    Float,
-    Int,
-    Node,
-    NonNegative,
-    Positive,
-    Seed,
-    Workers,
-    config_class,
-    fault,
-)
+from sottovoce.config_model import BaseRecipe, Betas, Count, Float, Int, Node, NonNegative, Seed, config_class, fault
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError
 
@@ -45,10 +31,10 @@ class DataConfig:
 
     train: Sources
     validation: Sources
-    crop_seconds: Positive = Field(default=60.0, description="longer clips are cut at a random place each time")
+    crop_seconds: Float = Field(default=60.0, gt=0, description="longer clips are cut at a random place each time")
     policy: Literal["error", "skip"] = Field(default="error", description="of faulty clips: stop, or leave out")
     decode: bool = Field(default=True, description="every clip to its end before the first step; false: headers alone")
-    num_workers: Workers = Field(default=0, description="processes that read audio")
+    num_workers: Int = Field(default=0, ge=0, le=1024, description="processes that read audio")
 
 
 @config_class
@@ -90,13 +76,13 @@ class PretrainRecipe(BaseRecipe):
     quantizer: QuantizerConfig = Field(default_factory=QuantizerConfig)
     data: DataConfig = Field()
     steps: Count = Field()
-    batch_size: BatchSize = Field(description="clips a step and process")
-    lr: Positive = Field()
+    batch_size: Int = Field(ge=1, le=10**6, description="clips a step and process")
+    lr: Float = Field(gt=0)
     warmup_steps: Int = Field(default=0, ge=0, le=10**9)
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: NonNegative = Field(default=0.0, description="0 makes AdamW plain Adam")
     betas: Betas = Field(default=[0.9, 0.98])
-    grad_clip: Positive = Field(default=1.0, description="gradient norm")
+    grad_clip: Float = Field(default=1.0, gt=0, description="gradient norm")
     validate_every: Count = Field(default=1000, description="steps")
     checkpoint_every: Count = Field(default=1000, description="steps between checkpoints to resume from")
     trainer: TrainerArguments = Field(default={}, description="keyword arguments of lightning.Trainer")

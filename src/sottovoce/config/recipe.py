@@ -24,8 +24,8 @@ from sottovoce.config_model import (
     config_class,
     fault,
     located,
-    nulls_switch_off,
     unknown,
+    without_nulls,
 )
 from sottovoce.config_tree import read_tree
 from sottovoce.data.tasks import TASKS
@@ -34,8 +34,8 @@ from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.llms.tuning_config import AUTO
 
 Source = Literal["speech", "text", "none"]  # what fills a slot
-SOURCES: tuple[Source, ...] = ("speech", "text", "none")
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}  # as transformers call them
+SOURCES: tuple[Source, ...] = ("speech", "text", "none")
 ENCODER, LLM = "encoder", "llm"  # among the names of what a stage trains, beside the slots
 SPLITS = ("train", "validation", "test")
 
@@ -48,7 +48,7 @@ class Recipe(BaseRecipe):
     seed: Seed = 0
     encoder: Annotated[Node, ENCODERS] = Field(description="a component: `type` and its knobs")
     llm: LLMConfig = Field()
-    slots: Annotated[dict[str, SlotConfig], nulls_switch_off(SlotConfig)] = Field(
+    slots: Annotated[dict[str, SlotConfig], without_nulls(SlotConfig)] = Field(
         min_length=1, description="in this order in a spoken turn"
     )
     instructions: Literal["system", "user"] = Field(
@@ -57,7 +57,7 @@ class Recipe(BaseRecipe):
     init_from: str | None = Field(default=None, description="a bundle, whose weights the first stage starts from")
     tasks: dict[str, dict[str, Any]] = Field(default={}, description="knobs of tasks, such as their choices")
     data: DataConfig = Field(default_factory=DataConfig)
-    stages: Annotated[dict[str, StageConfig], nulls_switch_off(StageConfig)] = Field(
+    stages: Annotated[dict[str, StageConfig], without_nulls(StageConfig)] = Field(
         description="run in this order; {}: `init_from` is scored as it is"
     )
     auxiliary_head: HeadConfig | None = None

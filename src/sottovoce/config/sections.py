@@ -6,19 +6,16 @@ from pydantic import Field
 
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config_model import (
-    BatchSize,
     Betas,
     Count,
     Float,
     Int,
-    NoBool,
     Node,
     NonNegative,
-    Positive,
-    Workers,
+    Weight,
     config_class,
-    nulls_switch_off,
     with_defaults,
+    without_nulls,
 )
 from sottovoce.data.corpora import CORPORA
 from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
@@ -29,7 +26,6 @@ CONVERSATION, RULE = {"type": "conversation"}, {"type": "rule"}  # who judges if
 SlotText: TypeAlias = Literal["caption", "transcript", "tagged"]
 Values: TypeAlias = Annotated[list[str], Field(min_length=1)]
 Policy: TypeAlias = Literal["error", "skip"]
-Weight: TypeAlias = Annotated[float, Field(ge=0, le=10_000), NoBool]
 
 
 @config_class
@@ -78,7 +74,7 @@ class DataConfig:
         default="eager", description="training clips: all at first, or when drawn"
     )
     max_seconds: Float = Field(default=60.0, ge=0, le=3600, description="longer clips are faulty")
-    num_workers: Workers = Field(default=0, description="processes that read audio")
+    num_workers: Int = Field(default=0, ge=0, le=1024, description="processes that read audio")
 
 
 @config_class
@@ -89,7 +85,7 @@ class StageConfig:
     parts: dict[str, Weight] | None = Field(default=None, description="`name` in the data -> its `weight` here")
     err: dict[str, NonNegative] | None = Field(default=None, description="equivalence replacement: source -> weight")
     train: list[str] | None = Field(default=None, description="slots that learn, and `encoder`, `llm`; null: all slots")
-    lr: Positive = Field()
+    lr: Float = Field(gt=0)
     warmup_steps: Int = Field(default=0, ge=0, le=10**9)
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: NonNegative = 0.05
@@ -97,7 +93,7 @@ class StageConfig:
     eps: NonNegative = 1e-8
     grad_clip: NonNegative = Field(default=1.0, description="gradient norm")
     epochs: Int = Field(default=3, ge=1, le=100_000)
-    batch_size: BatchSize = Field(default=48, description="utterances a step and process")
+    batch_size: Int = Field(default=48, ge=1, le=10**6, description="utterances a step and process")
     tasks_per_utterance: Int = Field(default=1, ge=1, le=10_000, description="tasks drawn from each utterance")
     val_checks_per_epoch: Int = Field(default=1, ge=1, le=10_000)
 
@@ -109,8 +105,8 @@ class CascadeConfig:
     pool: Int = Field(default=20, ge=1, le=100_000, description="frames whose mean is a step in time")
     width: Int | None = Field(default=None, description="of its blocks; null: the encoder's")
     epochs: Int = Field(default=30, ge=1, le=100_000)
-    batch_size: BatchSize = 48
-    lr: Positive = 5e-5
+    batch_size: Int = Field(default=48, ge=1, le=10**6)
+    lr: Float = Field(default=5e-5, gt=0)
     weight_decay: NonNegative = 0.01
     patience: Int = Field(default=5, ge=0, le=100_000, description="epochs without a better balanced accuracy")
 
@@ -148,12 +144,12 @@ class EvaluationConfig:
 
     tasks: list[str] | None = Field(default=None, description="null: every task of the stages")
     slots: list[str] | None = Field(default=None, description="both, text, or a slot alone; null: all of them")
-    batch_size: BatchSize = 48
+    batch_size: Int = Field(default=48, ge=1, le=10**6)
     max_new_tokens: Int = Field(default=200, ge=1, le=10**6)
     limit: Count | None = Field(default=None, description="utterances a task; null: all")
     text: dict[str, SlotText] = Field(default={}, description="slot -> the text that targets are made of, if another")
     task_overrides: dict[str, dict[str, Any]] = Field(default={}, description="task -> knobs that it is scored with")
-    judges: Annotated[dict[str, JudgeConfig], nulls_switch_off(JudgeConfig)] = Field(
+    judges: Annotated[dict[str, JudgeConfig], without_nulls(JudgeConfig)] = Field(
         default={}, description="name -> who judges replies"
     )
     awareness: AwarenessConfig | None = Field(default=None, description="labels replies to paired data; null: the rule")

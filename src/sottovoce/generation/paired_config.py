@@ -1,17 +1,16 @@
 """The recipe of paired data: texts, the attributes that their right answers hang on, and voices that say them."""
 
 from collections.abc import Iterator
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 from pydantic import Field
 
 from sottovoce.config_model import (
     BaseRecipe,
     Count,
-    Float,
     Int,
-    NoBool,
     Node,
+    NonNegative,
     Seed,
     config_class,
     fault,
@@ -26,7 +25,6 @@ from sottovoce.llms import ENGINES
 SPLITS = ("train", "validation", "test")
 ANY = "any"  # voices that say every label of an attribute: then each text is said by one and the same voice
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
-Words: TypeAlias = Annotated[int, Field(ge=3, le=10**6), NoBool]
 
 
 @config_class
@@ -46,9 +44,9 @@ class WriterConfig:
     texts: Count = Field(description="questions that are asked for in each category")
     at_once: Count = Field(default=20, description="of them in one answer")
     attempts: Count = Field(default=3, description="at an answer that cannot be used")
-    longest_text: Words = Field(default=30, description="words")
-    longest_answer: Words = Field(default=80, description="words")
-    temperature: Float = 1.0
+    longest_text: Int = Field(default=30, ge=3, description="words")
+    longest_answer: Int = Field(default=80, ge=3, description="words")
+    temperature: NonNegative = 1.0
     max_new_tokens: Count = 1024
     questions: str = Field(default="sottovoce:data/prompts/pe_ft/question.txt", description="the prompt for questions")
     answers: str = Field(default="sottovoce:data/prompts/pe_ft/answer.txt", description="the prompt for answers")
@@ -66,12 +64,12 @@ class PairedRecipe(BaseRecipe):
     voices: dict[str, dict[str, dict[str, list[str]]]] = Field(
         description="split -> category -> label, or `any` -> voices"
     )
-    shares: Annotated[dict[str, Annotated[float, Field(ge=0, lt=2**31), NoBool]], with_defaults(SHARES)] = Field(
+    shares: Annotated[dict[str, NonNegative], with_defaults(SHARES)] = Field(
         default=SHARES, description="split -> its share of the texts"
     )
     texts: dict[str, Int] = Field(default={}, description="split -> at most as many texts of each category")
     held_out_topics: list[str] = Field(default=[], description="topics or groups; they stand in held_out.jsonl alone")
-    num_workers: Annotated[int, Field(ge=1, le=1024), NoBool] = Field(default=2, description="synthesising processes")
+    num_workers: Int = Field(default=2, ge=1, le=1024, description="synthesising processes")
     seed: Seed = 0
 
     @property

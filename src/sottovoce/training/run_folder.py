@@ -52,7 +52,9 @@ def check_data(folder: Path, sides: Mapping[str, Iterable[object]]) -> None:
         raise ConfigError(
             f"{folder}: the data of {', '.join(changed)} are not those that this run began with: a manifest was "
             "changed, or other clips are left out. Put them back, name this run otherwise (name=...), or delete the "
-            "folder"
+            "folder",
+            code="mismatch",
+            where=folder,
         )
 
 
@@ -89,5 +91,7 @@ def check_folder(folder: Path, recipe: Tree) -> None:
     if file.is_file() and _whatever_it_runs_on(read_tree(file)) != _whatever_it_runs_on(recipe):
         raise ConfigError(
             f"{folder} holds a run of another recipe (compare {file}): name this one otherwise (name=...), "
-            "or delete the folder to begin again"
+            "or delete the folder to begin again",
+            code="mismatch",
+            where=folder,
         )
