@@ -30,8 +30,7 @@ from sottovoce.encoders.log_mel import log_mel
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import LAST, latest, read_checkpoint
-from sottovoce.lightning_modules.distributed import is_rank_zero
-from sottovoce.lightning_modules.trainer import build_trainer, loader, train_to_end
+from sottovoce.lightning_modules.trainer import build_trainer, is_rank_zero, loader, train_to_end
 from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, read_splits
 from sottovoce.training.run_folder import open_folder
 
