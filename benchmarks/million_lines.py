@@ -24,7 +24,7 @@ from sottovoce.data.batch_sampler import BatchSampler
 from sottovoce.data.batches import LazyExamples
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.lazy_manifest import LazyManifest
-from sottovoce.data.path_policy import Root
+from sottovoce.data.manifest import Root
 from sottovoce.data.tasks import TASKS
 
 CLIPS, BATCH, BATCHES = 100, 48, 100

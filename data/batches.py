@@ -35,6 +35,11 @@ class Batch:
     skipped: list[str] = field(default_factory=list)
     counts: bool = True
 
+    @property
+    def ids(self) -> list[str]:
+        """The utterance of each row."""
+        return [example.utterance.id for example in self.examples]
+
     def to(self, device: torch.device, **_: object) -> "Batch":
         """Lightning moves batches by this method."""
         return replace(self, audio=self.audio.to(device))

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sottovoce.data.captions import style_caption
-from sottovoce.data.tasks import Task
+from sottovoce.data.tasks import Task, style_caption
 from sottovoce.data.utterance import Turn, Utterance
 
 InstructionRole = Literal["system", "user"]

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sottovoce.data.manifest import LONGEST_LINE, line_fault, no_utterance, open_manifest, parse_line, refuse
+from sottovoce.data.manifest import LONGEST_LINE, Root, line_fault, no_utterance, open_manifest, parse_line, refuse
 from sottovoce.data.manifest_schema import LineReader
-from sottovoce.data.path_policy import Root
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError
 

@@ -216,7 +216,7 @@ class NonFiniteGuard(Callback):
 
 def _suspects(module: Any, batch: Any) -> tuple[str, list[str]]:
     """What is not finite, and whose: the rows whose own loss is not; or all, if each is finite, or is not known."""
-    names, losses = module.names(batch), module.row_losses
+    names, losses = batch.ids, module.row_losses
     rows = losses.isfinite().tolist() if isinstance(losses, Tensor) else [True] * len(names)
     bad = list(dict.fromkeys(name for name, good in zip(names, rows, strict=True) if not good))
     return ("loss", bad) if bad else ("gradient", list(dict.fromkeys(names)))

@@ -17,8 +17,8 @@ from sottovoce.device import on_device
 from sottovoce.errors import ManifestError, MissingError
 from sottovoce.io import file_lock
 from sottovoce.lightning_modules.bundle import bundle_weights
-from sottovoce.lightning_modules.distributed import check_trainer
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.lightning_modules.trainer import check_trainer
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.llm_targets import Targets
 from sottovoce.training.run_folder import check_data, check_folder, open_folder

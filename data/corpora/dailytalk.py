@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from sottovoce.data.captions import caption_from
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.files import Tree, find_file, read_text
 from sottovoce.data.corpora.published import Line, Published
 from sottovoce.data.corpora.report import Report
+from sottovoce.data.tasks import caption_from
 from sottovoce.errors import ManifestError
 
 VALIDATION = frozenset(  # of the authors' own code: preprocessed_data/DailyTalk/val_frame.txt

@@ -116,7 +116,6 @@ def fault(code: Code, where: str, text: str) -> ConfigError:
 
 def unknown(where: str, names: Iterable[str], known: Iterable[str], kind: str) -> Iterator[ConfigError]:
     """A fault for every name that matches nothing, with the nearest spelling."""
-    known = list(known)
     for name in names:
         if name not in known:
             yield fault("unknown-name", where, f"there is no {kind} {brief(repr(name), 100)}.{nearest(name, known)}")

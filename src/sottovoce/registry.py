@@ -2,7 +2,7 @@
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, make_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -62,6 +62,13 @@ class Registry(Generic[T]):
             return cls
 
         return add
+
+    def __contains__(self, name: object) -> bool:
+        ours = name in self._classes or name in self._modules
+        return ours or bool(entry_points(group=self.group, name=str(name)))  # which reads a file of every package
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
 
     def names(self) -> list[str]:
         return sorted({*self._classes, *self._modules, *(plugin.name for plugin in entry_points(group=self.group))})

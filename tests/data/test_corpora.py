@@ -17,8 +17,8 @@ from tests.helpers.errors import refused
 
 from sottovoce import registry
 from sottovoce.cli.main import main
-from sottovoce.data.captions import style_caption
 from sottovoce.data.corpora import CORPORA
+from sottovoce.data.tasks import style_caption
 from sottovoce.errors import ConfigError, MissingError
 
 

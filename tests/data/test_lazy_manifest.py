@@ -16,9 +16,8 @@ from sottovoce.cli.main import main
 from sottovoce.data.batch_sampler import BatchSampler, Rows
 from sottovoce.data.batches import LazyExamples
 from sottovoce.data.lazy_manifest import LazyManifest
-from sottovoce.data.manifest import read_manifest
+from sottovoce.data.manifest import Root, read_manifest
 from sottovoce.data.manifest_schema import LineReader
-from sottovoce.data.path_policy import Root
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import Code, ManifestError
 

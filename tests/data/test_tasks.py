@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from tests.helpers.errors import refused
 
-from sottovoce.data.captions import caption_from, style_caption
-from sottovoce.data.tasks import TASKS, AttributeTask, Task
+from sottovoce.data.tasks import TASKS, AttributeTask, Task, caption_from, style_caption
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import Code, ConfigError
 

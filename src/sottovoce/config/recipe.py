@@ -14,8 +14,8 @@ from sottovoce.config.sections import (
     LLMConfig,
     SlotConfig,
     StageConfig,
+    TrainerArguments,
 )
-from sottovoce.config.trainer import TrainerArguments
 from sottovoce.config_model import (
     BaseRecipe,
     Count,
@@ -107,19 +107,19 @@ class Recipe(BaseRecipe):
         yield from self._complete_tasks()
 
     def _unknown_names(self) -> Iterator[ConfigError]:
-        tasks, evaluation = TASKS.names(), self.evaluation
+        evaluation = self.evaluation
         parts = sorted({node.name for node in (*self.data.train, *self.data.validation) if node.name})
-        yield from unknown("tasks", self.tasks, tasks, "task")
+        yield from unknown("tasks", self.tasks, TASKS, "task")
         for name, stage in self.stages.items():
-            yield from unknown(f"stages.{name}.tasks", stage.tasks, tasks, "task")
+            yield from unknown(f"stages.{name}.tasks", stage.tasks, TASKS, "task")
             yield from unknown(f"stages.{name}.train", stage.train or [], [*self.slots, ENCODER, LLM], "slot")
             yield from unknown(f"stages.{name}.err", stage.err or {}, SOURCES, "source")
             yield from unknown(f"stages.{name}.parts", stage.parts or {}, parts, "part, `name` of a manifest,")
         yield from unknown("evaluation.slots", evaluation.slots or [], ["both", "text", *self.slots], "choice of slots")
-        yield from unknown("evaluation.tasks", evaluation.tasks or [], tasks, "task")
+        yield from unknown("evaluation.tasks", evaluation.tasks or [], TASKS, "task")
         for split in SPLITS:
             for i, node in enumerate(getattr(self.data, split)):
-                yield from unknown(f"data.{split}[{i}].tasks", node.tasks or [], tasks, "task")
+                yield from unknown(f"data.{split}[{i}].tasks", node.tasks or [], TASKS, "task")
         own = [*self.tasks, *used_tasks(self)]
         yield from unknown("evaluation.task_overrides", evaluation.task_overrides, own, "task of this recipe")
         yield from unknown("evaluation.text", evaluation.text, self.slots, "slot")
@@ -145,7 +145,7 @@ class Recipe(BaseRecipe):
 
     def _complete_tasks(self) -> Iterator[ConfigError]:
         """Fill in the knobs of every task that is used, and see that it can be built."""
-        for name in sorted({*self.tasks, *used_tasks(self)} & set(TASKS.names())):
+        for name in sorted(name for name in {*self.tasks, *used_tasks(self)} if name in TASKS):
             node = {"type": name, **self.tasks.get(name, {})}
             changed = self.evaluation.task_overrides.get(name)
             try:

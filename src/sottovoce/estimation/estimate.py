@@ -18,9 +18,9 @@ from sottovoce.estimation.hardware import GPU, Hardware, LocalDevice, hardware_o
 from sottovoce.estimation.placeholders import placeholder_splits
 from sottovoce.estimation.step_simulator import Cost, StepSimulator, StepTimer, meta_module, uninitialized_module
 from sottovoce.lightning_modules.callbacks import peak_memory
-from sottovoce.lightning_modules.distributed import check_trainer, is_sharded
 from sottovoce.lightning_modules.run import example_sampler_of
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.lightning_modules.trainer import check_trainer, is_sharded
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.training.audio_reader import BATCH
 from sottovoce.training.splits import DataSplits, Split, build_tasks, read_splits

@@ -7,9 +7,8 @@ from rich.progress import Progress
 
 from sottovoce.config.recipe import used_tasks
 from sottovoce.data.batches import collate
-from sottovoce.data.captions import caption_from
 from sottovoce.data.examples import Example
-from sottovoce.data.tasks import TASKS, AttributeTask
+from sottovoce.data.tasks import TASKS, AttributeTask, caption_from
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError
 from sottovoce.evaluation.metrics import Prediction

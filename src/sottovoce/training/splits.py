@@ -15,8 +15,7 @@ from sottovoce.config.sections import SourceConfig, StageConfig
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.lazy_manifest import LazyManifest
-from sottovoce.data.manifest import read_manifest
-from sottovoce.data.path_policy import Root
+from sottovoce.data.manifest import Root, read_manifest
 from sottovoce.data.tasks import TASKS, AttributeTask, Task
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError, MissingError, SottovoceError
