@@ -122,10 +122,6 @@ COMMANDS = (
         ),
         trust=TRUST,
     ),
-    Command(
-        "schema", "cli.recipe_schema:print_schema", "print the JSON Schema of a kind of recipe, for editors",
-        (arg("kind", choices=["fit", "pretrain", "paired", "analyze", "table"], help="whose recipes"),),
-    ),
     Command("list", "cli.components:print_components", "show every registered component with its knobs", ()),
     Command(
         "schema", "cli.recipe_schema:print_schema", "print the JSON Schema of a kind of recipe, for editors",
