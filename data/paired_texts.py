@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sottovoce.data.manifest import read_lines
+from sottovoce.data.manifest import line_fault, read_lines, refuse
 from sottovoce.data.skipped import Skipped
 from sottovoce.errors import ManifestError, nearest
 
 HELD_OUT = "held_out"
 _KEYS = ("text", "category", "topic", "answers")
-_SHOWN = 20  # faults that an error spells out
 
 
 @dataclass(frozen=True)
@@ -43,17 +42,17 @@ def read_texts(file: Path, values: Mapping[str, Sequence[str]]) -> list[Text]:
     Raises:
         ManifestError: with every fault, by file and line.
     """
-    texts, faults = [], []
+    texts: list[Text] = []
+    faults: list[ManifestError] = []
     for number, record in read_lines(file):
-        problems = [str(record)] if isinstance(record, ManifestError) else _problems(record, values)
-        where = f"{file}:{number}"
-        faults += [ManifestError(f"{where}: {problem}", code="bad-value", where=where) for problem in problems]
-        if not problems and isinstance(record, dict):
+        if isinstance(record, ManifestError):
+            faults.append(line_fault(file, number, None, record))
+        elif problems := _problems(record, values):
+            faults += [line_fault(file, number, None, ManifestError(each, code="bad-value")) for each in problems]
+        else:
             texts.append(Text(**{"topic": None, **record}, where=f"{file.name}:{number}"))
     if faults:
-        more = [f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-        message = "\n".join([f"{file}: {len(faults)} faults", *map(str, faults[:_SHOWN]), *more])
-        raise ManifestError(message, code="bad-value", where=file, faults=faults)
+        refuse(f"{file}: {len(faults)} faults", faults)
     if not texts:
         raise ManifestError(f"{file}: there is no text in it; write one JSON object a line", code="empty", where=file)
     return texts

@@ -15,8 +15,8 @@ import numpy as np
 import soundfile
 from rich.progress import track
 
-from sottovoce.data.captions import caption_from
 from sottovoce.data.corpora.base import Corpus
+from sottovoce.data.tasks import caption_from
 from sottovoce.data.tts.espeak import ESpeak
 from sottovoce.demo.voices import SAMPLE_RATE, Audio, say, speakers
 from sottovoce.demo.world import CHOICES, Style, draw_sentence, draw_small_talk, draw_style, reply
@@ -24,7 +24,8 @@ from sottovoce.io import atomic_write
 
 CHUNK = 50  # utterances a task of a process: long enough to outweigh its overhead, short enough for a smooth bar
 Record = dict[str, Any]  # a line of a manifest
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 synthesizer = cache(ESpeak)  # one a process
 
 

@@ -45,9 +45,10 @@ Int: TypeAlias = Annotated[int, _NUMBER]
 Float: TypeAlias = Annotated[float, _NUMBER]
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**32), _NUMBER]
 Count: TypeAlias = Annotated[int, Field(ge=1, le=10**9), _NUMBER]
+Share: TypeAlias = Annotated[float, Field(ge=0, lt=1), _NUMBER]
 NonNegative: TypeAlias = Annotated[float, Field(ge=0), _NUMBER]
 Weight: TypeAlias = Annotated[float, Field(ge=0, le=10_000), _NUMBER]  # times an epoch
-Betas: TypeAlias = Annotated[list[Annotated[float, Field(ge=0, lt=1), _NUMBER]], Field(min_length=2, max_length=2)]
+Betas: TypeAlias = Annotated[list[Share], Field(min_length=2, max_length=2)]
 
 
 def without_nulls(entry: Any) -> BeforeValidator:

@@ -8,17 +8,20 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Generic, Literal, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast, get_type_hints
 
 from pydantic import Field, GetCoreSchemaHandler, TypeAdapter
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
-from sottovoce.config_model import Float, Int, Node, config_class, fault, located, validated
+from sottovoce.config_model import Count, Float, Int, Node, Share, config_class, fault, located, validated
 from sottovoce.errors import ConfigError, nearest
 
 T = TypeVar("T")
 _ROOT = Path(__file__).parents[1]
-_NAMES = {"Literal": Literal, "Any": Any, "int": Int, "float": Float}  # that annotations of knobs may use
+_NAMES = {  # that annotations of knobs may use
+    "Literal": Literal, "Any": Any, "Annotated": Annotated, "Field": Field, "Count": Count, "Share": Share, "int": Int,
+    "float": Float,
+}  # fmt: skip
 
 
 class Registry(Generic[T]):

@@ -33,7 +33,7 @@ from sottovoce.data.audio_decoder import MAX_CHANNELS, read_header
 from sottovoce.data.manifest import read_manifest
 from sottovoce.encoders.feature_cache import FeatureCache
 from sottovoce.encoders.whisper import read_dims, read_weights
-from sottovoce.errors import AudioError, BundleError, ConfigError, ManifestError, SottovoceError
+from sottovoce.errors import AudioError, BundleError, Code, ConfigError, ManifestError, SottovoceError
 from sottovoce.lightning_modules.bundle import bundle_weights
 from sottovoce.lightning_modules.curriculum import read_trained
 
@@ -192,7 +192,7 @@ def test_a_bundle_whose_recipe_asks_for_more_than_it_holds(
 def test_weights_that_no_training_leaves_are_refused(value: torch.Tensor, tmp_path: Path) -> None:
     save_file({"adapters.a": value}, tmp_path / "trained.safetensors")
     (tmp_path / "fingerprints.json").write_text("{}")
-    with pytest.raises(BundleError, match="finite floats are needed"):
+    with pytest.raises(BundleError):
         bundle_weights(tmp_path)
 
 
@@ -264,22 +264,22 @@ def wav(frames: int, rate: int, channels: int, told: int | None = None) -> bytes
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("data", "code"),
     [
-        (wav(16000, 16000, 1, 36_000 * 16_000), "too long: its header claims 36000 s|damaged: its header claims"),
-        (wav(1, 16000, 1), "too short"),
-        (wav(16000, 16000, 1, 17_000), "damaged: its header claims"),
-        (wav(16000, 2**31, 1), "too short|not readable"),
-        (wav(16000, 0, 1), "not readable|too"),
-        (wav(16000, 16000, 0), "not readable|no samples"),
-        (wav(100, 16000, 60_000), "not readable|too"),
-        (wav(1600, 16000, MAX_CHANNELS + 1), "too large: its header claims 1600 samples at 16000 Hz in 65 channels"),
+        (wav(16000, 16000, 1, 36_000 * 16_000), "damaged"),
+        (wav(1, 16000, 1), "bad-value"),
+        (wav(16000, 16000, 1, 17_000), "damaged"),
+        (wav(16000, 2**31, 1), "damaged"),
+        (wav(16000, 0, 1), "damaged"),
+        (wav(16000, 16000, 0), "damaged"),
+        (wav(100, 16000, 60_000), "damaged"),
+        (wav(1600, 16000, MAX_CHANNELS + 1), "unsafe"),
     ],
 )
-def test_a_header_that_lies_is_found_out_before_memory_is_taken(data: bytes, message: str, tmp_path: Path) -> None:
+def test_a_header_that_lies_is_found_out_before_memory_is_taken(data: bytes, code: Code, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(data)
     before = memory()
-    with pytest.raises(AudioError, match=message):
+    with refused(code, "a.wav", AudioError):
         load_audio(tmp_path / "a.wav")
     assert memory() - before < 300
 
@@ -290,10 +290,9 @@ def test_ten_hours_of_silence_in_a_small_file_are_not_decoded(tmp_path: Path) ->
         for _ in range(600):
             file.write(np.zeros(60 * 8000, np.int16))
     before = memory()
-    with pytest.raises(AudioError, match="too long: its header claims 36000 s"):
-        load_audio(tmp_path / "a.flac")
-    with pytest.raises(AudioError, match="too long"):
-        read_header(tmp_path / "a.flac")
+    for read in (load_audio, read_header):
+        with refused("bad-value", "a.flac", AudioError):
+            read(tmp_path / "a.flac")
     assert memory() - before < 100
 
 

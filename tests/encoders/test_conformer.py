@@ -287,7 +287,7 @@ def test_knobs_that_disagree_with_a_checkpoint_are_named_with_its_own(tmp_path: 
 )
 def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
     with refused("bad-value", f"encoder.{name}"):
-        ConformerEncoder(**{**TINY, name: value})
+        ENCODERS.build({"type": "conformer", **TINY, name: value})
 
 
 @pytest.mark.parametrize(

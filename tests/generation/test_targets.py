@@ -12,7 +12,6 @@ from tests.helpers.families import save_family
 
 from sottovoce.cli.main import main
 from sottovoce.data.manifest import read_manifest
-from sottovoce.data.prompt_files import read_wordings
 from sottovoce.errors import Code, ConfigError, ManifestError
 from sottovoce.generation.chat_prompt import ChatPrompt
 from sottovoce.generation.targets import FIELDS, KINDS, Kind, targets, write_targets
@@ -20,6 +19,7 @@ from sottovoce.llms import answer_cache
 from sottovoce.llms.answer_cache import AnswerCache
 from sottovoce.llms.engines import Chat, Cut, Engine, Failure
 from sottovoce.paths import resolve
+from sottovoce.templates import read_wordings
 
 PROMPTS = resolve("sottovoce:data/prompts/speech_emotion_llama")
 LINES: list[dict[str, Any]] = [
@@ -200,26 +200,26 @@ def test_without_a_single_target_nothing_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "code"),
     [
-        "{",
-        '{"id": "x", "text": 3}',
-        '{"id": "x", "labels": {"emotion": 3}}',
-        '{"id": "x", "responses": "y"}',
-        '{"id": "x", "context": [{"role": "user"}]}',
+        ("{", "damaged"),
+        ('{"id": "x", "text": 3}', "bad-value"),
+        ('{"id": "x", "labels": {"emotion": 3}}', "bad-value"),
+        ('{"id": "x", "responses": "y"}', "bad-value"),
+        ('{"id": "x", "context": [{"role": "user"}]}', "bad-value"),
     ],
 )
-def test_a_broken_line_is_named_before_anything_is_asked(tmp_path: Path, line: str) -> None:
+def test_a_broken_line_is_named_before_anything_is_asked(tmp_path: Path, line: str, code: Code) -> None:
     source, engine = write(tmp_path, LINES[:1]), Scripted()
     source.write_text(source.read_text() + line + "\n")
-    with refused("bad-value", "train.jsonl:2", ManifestError):
+    with refused(code, "train.jsonl:2", ManifestError):
         write_targets(source, tmp_path / "out.jsonl", "response", engine)
     assert not engine.asked
 
 
 def test_what_is_no_copy_beside_its_source_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path)
-    with refused("bad-value", "sub/out.jsonl", ManifestError):  # audio paths are relative
+    with refused("conflict", "sub/out.jsonl", ManifestError):  # audio paths are relative
         write_targets(source, tmp_path / "sub" / "out.jsonl", "response", Scripted())
     with refused("conflict", source, ManifestError):
         write_targets(source, source, "response", Scripted())

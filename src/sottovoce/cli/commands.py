@@ -124,10 +124,6 @@ COMMANDS = (
     ),
     Command("list", "cli.components:print_components", "show every registered component with its knobs", ()),
     Command(
-        "schema", "cli.recipe_schema:print_schema", "print the JSON Schema of a kind of recipe, for editors",
-        (arg("kind", choices=["fit", "pretrain", "paired", "analyze", "table"], help="the command that reads it"),),
-    ),
-    Command(
         "prepare", "generation.prepare:prepare", "turn a published corpus into manifests",
         (
             arg("corpus", help="such as librispeech; `sottovoce list` shows all of them and their knobs"),

@@ -67,11 +67,11 @@ def _tables(whole: dict[str, Any]) -> Iterator[str]:
     for name, node in {"": whole, **{name: defs[name] for name in places}}.items():
         if name:
             yield f"\n### {', '.join(f'`{place}`' for place in places[name])}\n"
-        yield f"\n{node['description'].splitlines()[0]}\n\n| key | type | default | |\n|---|---|---|---|\n"
+        yield f"\n{node['description'].splitlines()[0]}\n\nkey|type|default|meaning\n---|---|---|---\n"
         for key, value in node["properties"].items():
             default = "**needed**" if key in node.get("required", ()) else _default(value)
             cells = (f"`{key}`", _type(value), default, value.get("description", "").replace("<", "&lt;"))
-            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+            yield "|".join(cell.replace("|", "\\|") for cell in cells) + "\n"
 
 
 def _collect(

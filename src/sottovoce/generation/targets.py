@@ -30,7 +30,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 FIELDS = ("emotion", "transcript")  # of the prompts
 
 _PROMPTS = resolve("sottovoce:data/prompts/speech_emotion_llama")
-_SHOWN = 20  # broken lines that an error spells out
 
 
 @dataclass

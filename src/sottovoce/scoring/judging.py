@@ -10,7 +10,7 @@ from rich.progress import Progress
 from sottovoce.config import recipe as recipes
 from sottovoce.config.recipe import Recipe
 from sottovoce.config.sections import AwarenessConfig, JudgeConfig
-from sottovoce.data.captions import style_caption
+from sottovoce.data.tasks import style_caption
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.evaluation import (
