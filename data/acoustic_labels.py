@@ -1,4 +1,4 @@
-"""Pitch, energy and tempo of unlabelled speech, measured and cut at the levels that TextrolSpeech publishes.
+"""Acoustic labels: pitch, energy and tempo, measured and cut at the levels that TextrolSpeech publishes.
 
 The rules are those of `dataprocess.py` in github.com/jishengpeng/TextrolSpeech, with two stand-ins:
 

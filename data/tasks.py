@@ -1,4 +1,4 @@
-"""What a model is asked about a spoken turn, and what it should answer: a task is wordings and a target."""
+"""Tasks: what a model is asked about a spoken turn (its wordings), and what it should answer (its target)."""
 
 import re
 from abc import ABC, abstractmethod

@@ -68,10 +68,6 @@ class Pretraining(L.LightningModule):
         self.log("train/accuracy", out.hits / max(out.n_targets, 1), prog_bar=True, batch_size=len(batch.mask))
         return propagate_nonfinite(loss)
 
-    def names(self, batch: Batch) -> list[str]:
-        """Whose clips a batch has, to say what is wrong with it."""
-        return batch.ids
-
     def on_validation_epoch_start(self) -> None:
         books, codes, _ = self.best_rq.quantizer.codebooks.shape
         self._sums, self._counts = torch.zeros(3, dtype=torch.float64), torch.zeros(books, codes, dtype=torch.long)

@@ -129,7 +129,7 @@ def _sampler(run: Run, stage: str, split: str, trainer: L.Trainer, start: int = 
     examples = run.example_sampler(stage, cut=training)
     return BatchSampler(
         seconds=data.seconds,
-        weights=data.of_stage(node, examples, training=training),
+        weights=data.stage_weights(node, examples, training=training),
         batch_size=node.batch_size,
         epochs=node.epochs if training else 1,
         seed=run.recipe.seed,

@@ -91,9 +91,9 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
     tasks, stages = build_tasks(recipe), []
     for name, node in recipe.stages.items():
         sampler = example_sampler_of(recipe, tasks, name, cut=True)
-        weights = train.of_stage(node, sampler, training=True)
+        weights = train.stage_weights(node, sampler, training=True)
         order = BatchSampler(train.seconds, weights, node.batch_size, 1, recipe.seed, 0, ranks)
-        validated = validation.of_stage(node, sampler, training=False).sum()
+        validated = validation.stage_weights(node, sampler, training=False).sum()
         checks = ceil(validated / (node.batch_size * ranks)) * node.val_checks_per_epoch
         longest, *typical = _typical(order, train, ranks, TIMED if timer else SIMULATED)
         cost = simulator.stage(name, sampler, [longest] if timer else [longest, *typical])
