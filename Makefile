@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RELEASE := build/release/bin
 
-.PHONY: quickstart test lint types install lock lock-cpu audit clean
+.PHONY: quickstart test lint types docs install lock lock-cpu audit clean
 
 quickstart: install
 	$(BIN)/python -m lightning_modules.fit --config conf/quickstart.yaml
@@ -20,6 +20,10 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+docs: install  # guide and API reference: build/site/index.html
+	$(BIN)/python -m pip install -q -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 install: $(BIN)/.installed
 
 # torch below 2.14, which is what was tested. PyPI has it with CUDA for Linux; PIP_INDEX_URL or PIP_FIND_LINKS may name its CPU build.
@@ -31,18 +35,18 @@ $(BIN)/.installed: pyproject.toml
 	touch $@
 
 # Exact versions with hashes, for installs that must be the same everywhere:
-#   pip install --require-hashes -r requirements-lock.txt && pip install --no-deps -e .
+#   pip install --require-hashes -r locks/requirements.txt && pip install --no-deps -e .
 LOCK := $(RELEASE)/uv pip compile pyproject.toml --extra demo --extra test --generate-hashes --no-emit-index-url --no-annotate
 
 lock: $(RELEASE)/uv  # from PyPI, for Python 3.10 to 3.12; PyPI's torch for Linux brings CUDA
-	$(LOCK) --universal --python-version 3.10 -q -o requirements-lock.txt
+	$(LOCK) --universal --python-version 3.10 -q -o locks/requirements.txt
 
 lock-cpu: $(RELEASE)/uv  # Linux without a GPU; UV_FIND_LINKS names the folder or page that has torch's CPU build
-	$(LOCK) --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --no-emit-find-links -P torch==2.13.0+cpu -q -o requirements-lock-cpu.txt
+	$(LOCK) --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --no-emit-find-links -P torch==2.13.0+cpu -q -o locks/requirements-cpu.txt
 
 # Before a release: known vulnerabilities of what is locked. Strict: what could not be looked up is a failure, too.
 audit: $(RELEASE)/uv
-	$(RELEASE)/pip-audit --strict --disable-pip --require-hashes -r requirements-lock.txt
+	$(RELEASE)/pip-audit --strict --disable-pip --require-hashes -r locks/requirements.txt
 
 $(RELEASE)/uv:
 	$(PYTHON) -m venv build/release

@@ -1,138 +1,196 @@
-"""What BEST-RQ learns from an hour of real speech: linear probes of frozen Conformers, on speakers that none has heard.
+"""Linear probes of real speech, and the frozen LLM's own words for who speaks: the numbers of docs/real_speech.md.
 
-    python benchmarks/real_speech.py [key=value ...] --data DIR [--runs DIR] [--parts 1 2 3 4 5] [--no-pretraining]
+    python benchmarks/real_speech.py --data DIR [--runs DIR] [--parts 1 2 3 4 5] [--no-pretraining] [key=value ...]
 
 DIR holds the folders speechocean762, emodb_2s, fsdd, ljspeech_mini and jfk, each with a `manifest.jsonl`.
 
 Every speaker is tested once. Of the readers of speechocean762, in the order of their names, every fifth belongs to the
-same part: the first, sixth, eleventh, ... to part 1. EmoDB's six actors are tested in pairs of a man and a woman, 03
-and 08 in part 1. For each part a small Conformer (conf/best_rq_small.yaml) is pre-trained without any label, and like
-the probes without the speakers of that part. A part alone says little: it has three to seven men, and utterances of a
-speaker tend to be right or wrong together. So the answers of all parts are scored together, and the interval resamples
-speakers, not utterances.
+same part; EmoDB's six actors are tested in pairs of a man and a woman. For each part a small Conformer
+(conf/best_rq_small.yaml, changed by `key=value`) is pre-trained without any label, and like the probes without the
+speakers of that part. The answers of all parts are scored together, and the interval resamples speakers: utterances of
+one speaker tend to be right or wrong together.
 
 Of a Conformer's layers the mean over time is read by logistic regression (SpeechEmotionLlama, section V-C); layer and
 penalty are chosen by cross-validation over the training speakers. Against it stand the same Conformer with the random
-weights that training began with, and mean and standard deviation of log-mels with pitch. The projected input of
-the Conformer, which is log-mels still, is not among the layers. Whether a child speaks is also asked of the demo's
-frozen LLM, with a paralinguistic adapter that was trained on the speakers of the other parts (conf/real_age.yaml).
+weights that training began with, and mean and standard deviation of log-mels with pitch. Whether a child speaks is also
+asked of the demo's frozen LLM, with a paralinguistic adapter that was trained on the other parts (conf/real_age.yaml).
 
-It leaves results.json and results.md in the folder of --runs; what was trained before is not trained again.
+It leaves results.md in the folder of --runs; what was trained before is not trained again.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import librosa
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from real_age import told
 from rich.progress import track
-from speaker_scores import BASELINE, TRAINED, UNTRAINED, Answers, results_of, write
-from speakers import ACTORS, CHILDREN, DIGITS, OTHERS, PARTS, Row, Task, read, tasks_of, tested_in, watched_of
 
-from sottovoce.cli.main import silence_libraries
 from sottovoce.config.best_rq import load
 from sottovoce.data.audio import load_audio
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.conformer import ConformerEncoder
 from sottovoce.encoders.log_mel import SAMPLE_RATE, log_mel, stack
+from sottovoce.evaluation.bootstrap import bootstrap, mean_of_ratios
 from sottovoce.evaluation.linear_probe import probe
+from sottovoce.evaluation.metrics import Prediction, balanced_accuracy
+from sottovoce.evaluation.records import read_predictions
 from sottovoce.lightning_modules.best_rq_pretraining import begin, pretrain
+from sottovoce.lightning_modules.fit import fit
 from sottovoce.paths import resolve
 
-CONFIG = resolve("sottovoce:conf/best_rq_small.yaml")
+PARTS = (1, 2, 3, 4, 5)
+PAIRS = (("03", "08"), ("10", "09"), ("11", "13"))  # a man and a woman of EmoDB; parts 4 and 5 test readers alone
+READERS, ACTORS, DIGITS, OTHERS = "speechocean762", "emodb_2s", "fsdd", ("ljspeech_mini", "jfk")
 DIGITS_EVERY = 4  # of 2,000 digits by four men, so that they do not outnumber everybody else
-F0_RANGE = (65.0, 600.0)  # Hz: from low men to small children
+REFERENCES = {"emotion": 49, "child or adult": 72, "gender": 92}  # logistic regression, as the data's README has it
+BASELINE, UNTRAINED, TRAINED = "log-mel + pitch", "Conformer, random", "Conformer, BEST-RQ"
+SPOKEN = "adapter, the LLM's words"
+Row = dict[str, Any]  # a line of a manifest, its audio relative to DIR
+Rows = dict[str, list[Row]]  # by folder
 Features = NDArray[np.float32]
+
+
+class Task(NamedTuple):
+    """Clips with a label each."""
+
+    name: str
+    rows: list[Row]
+    labels: list[str]
+
+    @property
+    def speakers(self) -> list[str]:
+        return [row["speaker"] for row in self.rows]
+
+
+class Answers(NamedTuple):
+    """Predictions of one system for the speakers of one part."""
+
+    task: str
+    system: str
+    part: int
+    predictions: Sequence[Prediction]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/real_speech"))
-    parser.add_argument("--steps", type=int, help="of pre-training; the recipe's own if absent")
     parser.add_argument("--parts", type=int, nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--no-pretraining", action="store_true", help="leave the Conformers out, which take longest")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe, such as batch=32")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe, such as steps=100")
     arguments = parser.parse_args()
-    silence_libraries()
-    overrides = [*arguments.overrides, *([f"steps={arguments.steps}"] if arguments.steps else [])]
-    rows = {name: read(arguments.data, name) for name in (CHILDREN, ACTORS, DIGITS, *OTHERS)}
-    tasks = tasks_of(rows)
-    answers = baseline(arguments.data, tasks, rows, arguments.parts)
-    answers += [told(arguments.data, arguments.runs, rows, part) for part in arguments.parts]
+    rows = {name: read(arguments.data, name) for name in (READERS, ACTORS, DIGITS, *OTHERS)}
+    answers = list(baseline(arguments.data, rows, arguments.parts))
+    answers += [spoken_answers(arguments.data, arguments.runs, rows, part) for part in arguments.parts]
     for part in () if arguments.no_pretraining else arguments.parts:
-        tested = tested_in(part, rows)
-        sources = write_manifests(arguments.data, arguments.runs, rows, tested, part)
-        answers += conformers(arguments.data, arguments.runs, tasks, tested, part, [*overrides, *sources])
-    write(arguments.runs, results_of(answers))
+        answers += conformers(arguments.data, arguments.runs, rows, part, arguments.overrides)
+    page = results(answers)
+    (arguments.runs / "results.md").write_text(page, "utf-8")
+    print(page)
 
 
-def write_manifests(data: Path, runs: Path, rows: dict[str, list[Row]], tested: set[str], part: int) -> list[str]:
-    """What pre-training hears, without labels and without the speakers tested; returns the recipe's overrides.
-
-    A tenth of the readers that are left are held out to watch the loss.
-    """
-    readers, actors = ([row for row in rows[name] if row["speaker"] not in tested] for name in (CHILDREN, ACTORS))
-    watched = watched_of(readers)
-    sides = {
-        "train": [
-            *(row for row in readers if row["speaker"] not in watched),
-            *actors,
-            *(row for name in OTHERS for row in rows[name]),
-            *rows[DIGITS][::DIGITS_EVERY],
-        ],
-        "validation": [row for row in readers if row["speaker"] in watched],
-    }
-    runs.mkdir(parents=True, exist_ok=True)
-    overrides = []
-    for name, lines in sides.items():
-        file = runs / f"{name}-{part}.jsonl"
-        file.write_text("".join(json.dumps({"audio": row["audio"]}) + "\n" for row in lines), "utf-8")
-        overrides.append(f"data.{name}={json.dumps([{'manifest': str(file), 'root': str(data)}])}")
-    return overrides
+def read(data: Path, name: str) -> list[Row]:
+    lines = (data / name / "manifest.jsonl").read_text("utf-8").splitlines()
+    return [{**row, "audio": f"{name}/{row['audio']}"} for row in map(json.loads, lines)]
 
 
-def conformers(
-    data: Path, runs: Path, tasks: Sequence[Task], tested: set[str], part: int, overrides: list[str]
-) -> list[Answers]:
+def tested_in(part: int, rows: Rows) -> set[str]:
+    """The speakers that neither pre-training nor probes of a part (1 to 5) may hear."""
+    return _every(rows[READERS], len(PARTS), part - 1).union(*PAIRS[part - 1 : part])
+
+
+def _every(rows: Sequence[Row], n: int, start: int = 0) -> set[str]:
+    """Every n-th of the speakers, in the order of their names."""
+    return set(sorted({row["speaker"] for row in rows})[start::n])
+
+
+def tasks_of(rows: Rows) -> list[Task]:
+    """Emotion where the words say nothing, age where they would tell but for matched texts, and gender of adults."""
+    matched = [row for row in rows[READERS] if row["text_match"] is not None]
+    adults = [row for row in rows[READERS] if row["age_group"] == "adult"]
+    clips = (
+        ("emotion", rows[ACTORS], "emotion"),
+        ("child or adult", matched, "age_group"),
+        ("gender", adults, "gender"),
+    )
+    return [Task(name, of_task, [row[key] for row in of_task]) for name, of_task, key in clips]
+
+
+def sides(rows: Rows, part: int) -> tuple[list[Row], list[Row], list[Row]]:
+    """Clips of speechocean762: of training, of validation (a tenth of the training speakers), and of the test."""
+    tested = tested_in(part, rows)
+    readers = [row for row in rows[READERS] if row["speaker"] not in tested]
+    held_out = _every(readers, 10)
+    train, validation = ([row for row in readers if (row["speaker"] in held_out) == out] for out in (False, True))
+    return train, validation, [row for row in rows[READERS] if row["speaker"] in tested]
+
+
+def source(file: Path, data: Path, lines: Iterable[dict[str, Any]]) -> str:
+    """Write a manifest; returns it as a recipe has it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return json.dumps([{"manifest": str(file), "root": str(data)}])
+
+
+def pretraining_sources(data: Path, runs: Path, rows: Rows, part: int) -> list[str]:
+    """Overrides that name the clips of pre-training: no labels, and none of the speakers tested."""
+    train, validation, _ = sides(rows, part)
+    tested = tested_in(part, rows)
+    train += [row for row in rows[ACTORS] if row["speaker"] not in tested]
+    train += [row for name in OTHERS for row in rows[name]] + rows[DIGITS][::DIGITS_EVERY]
+    return [
+        f"data.{side}={source(runs / f'{side}-{part}.jsonl', data, ({'audio': row['audio']} for row in lines))}"
+        for side, lines in (("train", train), ("validation", validation))
+    ]
+
+
+def spoken_answers(data: Path, runs: Path, rows: Rows, part: int) -> Answers:
+    """Train an adapter on the readers of the other parts, and ask the LLM about the matched clips of this one."""
+    train, validation, test = sides(rows, part)
+    test = [row for row in test if row["text_match"] is not None]
+    overrides = [f"output_dir={runs}", f"name=age-{part}", f"seed={part}"]
+    for side, clips in (("train", train), ("validation", validation), ("test", test)):
+        lines = ({"id": Path(row["audio"]).stem, "audio": row["audio"], "text": row["text"].lower(),
+                  "speaker": row["speaker"], "labels": {"age": row["age_group"]}} for row in clips)  # fmt: skip
+        overrides.append(f"data.{side}={source(runs / f'age-{side}-{part}.jsonl', data, lines)}")
+    fit(str(resolve("sottovoce:conf/real_age.yaml")), overrides)
+    return Answers("child or adult", SPOKEN, part, read_predictions(runs / f"age-{part}" / "evaluation"))
+
+
+def conformers(data: Path, runs: Path, rows: Rows, part: int, overrides: Sequence[str]) -> Iterable[Answers]:
     """Pre-train without the speakers tested, and probe what training began with and what it ended with."""
-    overrides = [*overrides, f"output_dir={runs}", f"name=best_rq-{part}", f"seed={part}"]
-    folder, recipe = pretrain(str(CONFIG), overrides), load(CONFIG, overrides)
+    config, tested = resolve("sottovoce:conf/best_rq_small.yaml"), tested_in(part, rows)
+    overrides = [*overrides, *pretraining_sources(data, runs, rows, part), f"output_dir={runs}", f"seed={part}"]
+    overrides.append(f"name=best_rq-{part}")
+    folder, recipe = pretrain(str(config), overrides), load(config, overrides)
     trained = ENCODERS.build({**recipe.encoder, "checkpoint": str(folder)})
     trained.load()
-    answers = []
     for system, encoder in ((UNTRAINED, begin(recipe).best_rq.encoder), (TRAINED, trained)):
-        assert isinstance(encoder, ConformerEncoder)
         encoder.eval().requires_grad_(False)
-        for task in tasks:
+        for task in tasks_of(rows):
             if tested.intersection(task.speakers):
-                features = extract(data, task, f"{system}, part {part}", partial(pooled_layers, encoder))
-                answers.append(answer(task, system, part, tested, features))
-    return answers
+                features = extract(data, task, f"{system}, part {part}", partial(layer_means, encoder))
+                yield answer(task, system, part, tested, features)
 
 
-def baseline(data: Path, tasks: Sequence[Task], rows: dict[str, list[Row]], parts: Sequence[int]) -> list[Answers]:
+def baseline(data: Path, rows: Rows, parts: Sequence[int]) -> Iterable[Answers]:
     """Statistics of log-mels and of pitch, which need no training at all."""
-    answers = []
-    for task in tasks:
-        mels = extract(data, task, BASELINE, pooled_mel)[:, 0]
+    for task in tasks_of(rows):
+        mels = extract(data, task, BASELINE, mel_statistics)[:, 0]
         clips = [data / row["audio"] for row in task.rows]
         pitch(clips[0])  # numba keeps what it compiles, and two processes that write that at once spoil it for good
         with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # forks of running threads may crash
-            pitches = list(pool.map(pitch, clips, chunksize=8))
-        features = np.concatenate([mels, pitches], 1)[:, None]
-        sides = ((part, tested_in(part, rows)) for part in parts)
-        heard = [(part, tested) for part, tested in sides if tested.intersection(task.speakers)]
-        answers += [answer(task, BASELINE, part, tested, features) for part, tested in heard]
-    return answers
+            features = np.concatenate([mels, list(pool.map(pitch, clips, chunksize=8))], 1)[:, None]
+        for part in parts:
+            if (tested := tested_in(part, rows)).intersection(task.speakers):
+                yield answer(task, BASELINE, part, tested, features)
 
 
 def extract(data: Path, task: Task, system: str, pool: Callable[[torch.Tensor], torch.Tensor]) -> Features:
@@ -143,13 +201,13 @@ def extract(data: Path, task: Task, system: str, pool: Callable[[torch.Tensor], 
     return torch.stack(features).numpy()
 
 
-def pooled_layers(encoder: ConformerEncoder, clip: torch.Tensor) -> torch.Tensor:
-    """(layers, width): the mean of every layer's frames."""
+def layer_means(encoder: ConformerEncoder, clip: torch.Tensor) -> torch.Tensor:
+    """(layers, width): the mean of every layer's frames, without the projected input, which is log-mels still."""
     stacked = stack(log_mel(clip, torch.tensor([clip.shape[1]])))
     return torch.stack([frames.x[0].mean(0) for frames in encoder.layer_outputs(stacked)[1:]])
 
 
-def pooled_mel(clip: torch.Tensor) -> torch.Tensor:
+def mel_statistics(clip: torch.Tensor) -> torch.Tensor:
     """(1, 160): mean and standard deviation of a clip's log-mel frames."""
     frames = log_mel(clip, torch.tensor([clip.shape[1]])).x[0]
     return torch.cat((frames.mean(0), frames.std(0, correction=0)))[None]
@@ -157,28 +215,61 @@ def pooled_mel(clip: torch.Tensor) -> torch.Tensor:
 
 def pitch(file: Path) -> Features:
     """Octaves above 100 Hz, mean and standard deviation over voiced frames, and the share of these: (3,)."""
+    import librosa
+
     samples = load_audio(file, SAMPLE_RATE)
-    f0, voiced, _ = librosa.pyin(
-        samples, fmin=F0_RANGE[0], fmax=F0_RANGE[1], sr=SAMPLE_RATE, frame_length=1024, resolution=0.2
-    )
+    f0, voiced, _ = librosa.pyin(samples, fmin=65, fmax=600, sr=SAMPLE_RATE, frame_length=1024, resolution=0.2)
     octaves = np.log2(f0[voiced] / 100) if voiced.any() else np.zeros(1)
     return np.array([octaves.mean(), octaves.std(), voiced.mean()], np.float32)
 
 
 def answer(task: Task, system: str, part: int, tested: set[str], features: Features) -> Answers:
-    """Choose a layer by the training speakers, and test the probe of that layer on the others."""
-    held_out, layers = np.isin(task.speakers, list(tested)), features.shape[1]
-    layer = chosen(task, ~held_out, features) if layers > 1 else 0
-    predictions = probe(features[:, layer], task.labels, task.speakers, held_out=held_out).predictions
-    return Answers(task.name, system, part, layer if layers > 1 else None, predictions)
+    """Choose the layer whose probe is best on training speakers by cross-validation; test it on the others."""
+    held_out, layer = np.isin(task.speakers, list(tested)), 0
+    if features.shape[1] > 1:
+        labels, speakers = (np.array(of)[~held_out].tolist() for of in (task.labels, task.speakers))
+        folds, layers = min(5, len(set(speakers))), features[~held_out].swapaxes(0, 1)
+        layer = int(np.argmax([probe(x, labels, speakers, folds=folds).balanced_accuracy.value for x in layers]))
+    return Answers(
+        task.name, system, part, probe(features[:, layer], task.labels, task.speakers, held_out=held_out).predictions
+    )
 
 
-def chosen(task: Task, train: NDArray[np.bool_], features: Features) -> int:
-    """The layer whose probe is best on training speakers that it was not trained on; the lowest of equals."""
-    labels, speakers = np.array(task.labels)[train].tolist(), np.array(task.speakers)[train].tolist()
-    folds = min(5, len(set(speakers)))
-    found = [probe(x, labels, speakers, folds=folds).balanced_accuracy.value for x in features[train].swapaxes(0, 1)]
-    return int(np.argmax(found))
+def recalls_by_speaker(predictions: Sequence[Prediction]) -> NDArray[np.float64]:
+    """(speakers, 2 * classes): clips of each class that were recognised, then all clips of each class."""
+    classes, speakers = sorted({p.label or "" for p in predictions}), sorted({p.speaker or "" for p in predictions})
+    counts = np.zeros((len(speakers), 2, len(classes)))
+    for p in predictions:
+        counts[speakers.index(p.speaker or ""), :, classes.index(p.label or "")] += (p.predicted == p.label, 1)
+    return counts.reshape(len(speakers), -1)
+
+
+def results(answers: Sequence[Answers]) -> str:
+    """Markdown: balanced accuracy of each task and system over all parts together, and of each part."""
+    systems = [name for name in (BASELINE, UNTRAINED, TRAINED, SPOKEN) if any(a.system == name for a in answers)]
+    lines = ["Balanced accuracy on unheard speakers, in percent, with the 95 % interval over speakers.", ""]
+    lines += [f"| task | speakers | clips | chance | reference | {' | '.join(systems)} |"]
+    lines += [f"|---|{'---:|' * (4 + len(systems))}"]
+    by_part = ["", "In each part:", ""]
+    for task, reference in REFERENCES.items():
+        cells, head = [], ""
+        for system in systems:
+            own = [a for a in answers if (a.task, a.system) == (task, system)]
+            predictions = [prediction for a in own for prediction in a.predictions]
+            if not own:
+                cells.append("")
+                continue
+            counts = recalls_by_speaker(predictions)
+            low, high = bootstrap(counts, mean_of_ratios)
+            cells.append(f"{_percent(predictions)} [{100 * low:.1f}-{100 * high:.1f}]")
+            head = head or f"{len(counts)} | {len(predictions)} | {200 / counts.shape[1]:.1f}"
+            by_part.append(f"- {task}, {system}: {', '.join(_percent(a.predictions) for a in own)}")
+        lines.append(f"| {task} | {head} | {reference} | {' | '.join(cells)} |")
+    return "\n".join([*lines, *by_part, ""])
+
+
+def _percent(predictions: Sequence[Prediction]) -> str:
+    return f"{100 * balanced_accuracy(predictions).value:.1f}"
 
 
 if __name__ == "__main__":

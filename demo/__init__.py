@@ -1,1 +1,1 @@
-"""The embedded default: a small spoken world, its frozen backbones, and the scripts that made them."""
+"""Embedded default: a small synthetic world of speech, its frozen backbones, and the scripts that made them."""

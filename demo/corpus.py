@@ -1,28 +1,84 @@
-"""Speak a corpus of the demo world, on all cores: the same words and styles for the same seed."""
+"""Synthetic corpora of the demo: spoken by eSpeak NG on all cores, written as manifests."""
 
 import json
 import random
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import soundfile
 from rich.progress import track
 
-from sottovoce.data.captions import caption_from
 from sottovoce.data.corpora.base import Corpus
+from sottovoce.data.tasks import caption_from
 from sottovoce.data.tts.espeak import ESpeak
 from sottovoce.demo.voices import SAMPLE_RATE, Audio, say, speakers
 from sottovoce.demo.world import CHOICES, Style, draw_sentence, draw_small_talk, draw_style, reply
+from sottovoce.io import atomic_write
 
-VERSION = 2  # of the world's sound and words: another one is another corpus
-CHUNK = 50  # utterances a task: long enough to outweigh its overhead, short enough for a smooth progress bar
-_synthesizer: ESpeak | None = None  # one a process
+CHUNK = 50  # utterances a task of a process: long enough to outweigh its overhead, short enough for a smooth bar
+Record = dict[str, Any]  # a line of a manifest
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+synthesizer = cache(ESpeak)  # one a process
+
+
+def in_processes(speak: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`speak(item)` of every item, in their order, computed by `workers` processes."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(speak, items, chunksize=CHUNK)
+
+
+class SpokenCorpus(Corpus):
+    """A corpus that is synthesized where it is missing: a folder of WAV files and a manifest a split.
+
+    Args:
+        counts: size of each split.
+        seed: of everything drawn.
+        workers: processes that speak.
+    """
+
+    name: ClassVar[str]  # of the folders, with a version of sounds and words: another one is another corpus
+
+    def __init__(self, counts: dict[str, int], seed: int, workers: int) -> None:
+        self.counts, self.seed, self.workers = counts, seed, workers
+
+    @abstractmethod
+    def variant(self, split: str) -> str:
+        """What tells a split's folder from those of other knobs."""
+
+    @abstractmethod
+    def utterances(self, split: str) -> Iterator[tuple[Record, Audio]]:
+        """The lines of a split's manifest, with audio (samples,) at 16 kHz; id, path and length are added."""
+
+    def prepare(self, folder: Path) -> dict[str, Path]:
+        """Speak what is missing. See `Corpus.prepare`."""
+        return {split: self._prepare_split(folder, split) for split in self.counts}
+
+    def _prepare_split(self, folder: Path, split: str) -> Path:
+        home = folder / f"{self.name}-{self.seed}-{split}-{self.counts[split]}{self.variant(split)}"
+        manifest = home / "manifest.jsonl"
+        if manifest.is_file():
+            return manifest
+        (home / "audio").mkdir(parents=True, exist_ok=True)
+        lines = []
+        for number, (record, audio) in enumerate(self.utterances(split)):
+            place = {"id": f"{number:05d}", "audio": audio_path(number), "seconds": round(len(audio) / SAMPLE_RATE, 4)}
+            soundfile.write(home / audio_path(number), audio, SAMPLE_RATE, subtype="PCM_16")
+            lines.append(json.dumps({**place, **record}) + "\n")
+        atomic_write(manifest, "".join(lines))
+        return manifest
+
+
+def audio_path(number: int) -> str:
+    """An utterance's WAV file, relative to the manifest."""
+    return f"audio/{number:05d}.wav"
 
 
 @dataclass(frozen=True)
@@ -40,39 +96,29 @@ class Spoken:
 
 
 def speak_corpus(count: int, split: str, seed: int, workers: int = 2, every_emotion: bool = False) -> Iterator[Spoken]:
-    """Yield `count` utterances of `split`; what is said in utterance i, and how, depends on (seed, split, i) alone.
+    """Yield `count` utterances of `split`; words and style of utterance i depend on (seed, split, i) alone.
 
     With `every_emotion`, each sentence is said by one voice in every emotion, one after another.
 
     The samples differ in their last digits from one synthesis to the next: eSpeak NG lets voices flutter, from a state
     that outlives an utterance and cannot be set.
     """
-    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for spoken in pool.map(partial(_speak_chunk, split, seed, every_emotion), chunks):
-            yield from spoken
-
-
-def _speak_chunk(split: str, seed: int, every_emotion: bool, numbers: range) -> list[Spoken]:
-    return [speak_one(split, seed, number, every_emotion) for number in numbers]
+    return in_processes(partial(speak_one, split, seed, every_emotion=every_emotion), range(count), workers)
 
 
 def speak_one(split: str, seed: int, number: int, every_emotion: bool = False) -> Spoken:
     """Utterance `number` of a split; see `speak_corpus`."""
-    global _synthesizer
-    if _synthesizer is None:
-        _synthesizer = ESpeak()
     emotions = CHOICES["emotion"]
     rng = random.Random(f"{seed} {split} {number // len(emotions) if every_emotion else number}")
     sentence, style = draw_sentence(rng, split), draw_style(rng)
     if every_emotion:
         style = replace(style, emotion=emotions[number % len(emotions)])
     speaker = rng.choice(speakers(split, style.gender))
-    audio = say(_synthesizer, sentence, style, speaker, rng)
+    audio = say(synthesizer(), sentence, style, speaker, rng)
     return Spoken(sentence, style, speaker, np.ascontiguousarray(audio))
 
 
-class DemoWorld(Corpus):
+class DemoWorld(SpokenCorpus):
     """The demo world as manifests: disjoint speakers and sentences in train, validation and test.
 
     A third of the utterances stand in a dialogue: small talk before them, and for some an earlier spoken turn.
@@ -86,6 +132,8 @@ class DemoWorld(Corpus):
         every_emotion: whether each sentence is said in every emotion, so that words tell nothing about it.
     """
 
+    name = "demo_world-2"
+
     def __init__(
         self,
         *,
@@ -96,52 +144,35 @@ class DemoWorld(Corpus):
         workers: int = 2,
         every_emotion: bool = False,
     ) -> None:
-        self.counts = {"train": train, "validation": validation, "test": test}
-        self.seed, self.workers, self.every_emotion = seed, workers, every_emotion
+        super().__init__({"train": train, "validation": validation, "test": test}, seed, workers)
+        self.every_emotion = every_emotion
 
-    def prepare(self, folder: Path) -> dict[str, Path]:
-        """Speak what is missing. See `Corpus.prepare`."""
-        return {split: self._split(folder, split, count) for split, count in self.counts.items()}
+    def variant(self, split: str) -> str:
+        """See `SpokenCorpus.variant`."""
+        return "-every" if self.every_emotion else ""
 
-    def _split(self, folder: Path, split: str, count: int) -> Path:
-        home = folder / f"demo_world-{VERSION}-{self.seed}-{split}-{count}{'-every' if self.every_emotion else ''}"
-        manifest = home / "manifest.jsonl"
-        if manifest.is_file():
-            return manifest
-        (home / "audio").mkdir(parents=True, exist_ok=True)
-        records: list[dict[str, Any]] = []
-        spoken = speak_corpus(count, split, self.seed, self.workers, self.every_emotion)
-        for number, one in enumerate(track(spoken, total=count, description=f"speaking {split:<7}")):
-            records.append(
-                self._record(home, number, one, records, random.Random(f"{self.seed} {split} {number} talk"))
-            )
-        draft = manifest.with_suffix(".tmp")
-        draft.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
-        draft.replace(manifest)
-        return manifest
-
-    def _record(
-        self, home: Path, number: int, one: Spoken, before: list[dict[str, Any]], rng: random.Random
-    ) -> dict[str, Any]:
-        name = f"audio/{number:05d}.wav"
-        soundfile.write(home / name, one.audio, SAMPLE_RATE, subtype="PCM_16")
-        labels = asdict(one.style)
-        record = {
-            "id": f"{number:05d}", "audio": name, "text": one.sentence, "speaker": one.speaker,
-            "seconds": round(one.seconds, 4), "labels": labels, "caption": caption_from(labels),
-        }  # fmt: skip
-        context = _context(before, rng) if rng.random() < 0.33 else []
-        return {**record, "context": context} if context else record
+    def utterances(self, split: str) -> Iterator[tuple[Record, Audio]]:
+        """See `SpokenCorpus.utterances`."""
+        earlier: list[Record] = []
+        spoken = speak_corpus(self.counts[split], split, self.seed, self.workers, self.every_emotion)
+        for number, one in enumerate(track(spoken, f"speaking {split:<7}", self.counts[split])):
+            rng, labels = random.Random(f"{self.seed} {split} {number} talk"), asdict(one.style)
+            record = {
+                "text": one.sentence, "speaker": one.speaker, "labels": labels, "caption": caption_from(labels)
+            }  # fmt: skip
+            context = draw_context(earlier, rng) if rng.random() < 0.33 else []
+            earlier.append({**record, "audio": audio_path(number)})
+            yield {**record, "context": context} if context else record, one.audio
 
 
-def _context(before: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
+def draw_context(earlier: list[Record], rng: random.Random) -> list[dict[str, Any]]:
     """Small talk, and in a third of the dialogues an earlier spoken turn with the answer that it got."""
     exchanges, name = draw_small_talk(rng)
     turns: list[dict[str, Any]] = []
     for exchange in exchanges:
         turns += [{"role": "user", "text": exchange.user}, {"role": "assistant", "text": exchange.assistant}]
-    if before and rng.random() < 0.33:
-        earlier = rng.choice(before)
-        turns.append({"role": "user", **{key: earlier[key] for key in ("text", "audio", "caption")}})
-        turns.append({"role": "assistant", "text": reply(earlier["text"], earlier["labels"]["emotion"], name)})
+    if earlier and rng.random() < 0.33:
+        turn = rng.choice(earlier)
+        turns.append({"role": "user", **{key: turn[key] for key in ("text", "audio", "caption")}})
+        turns.append({"role": "assistant", "text": reply(turn["text"], turn["labels"]["emotion"], name)})
     return turns

@@ -1,13 +1,11 @@
-"""Lessons of the demo's LLM: chats about the demo world, in text."""
+"""Training chats of the demo's LLM: questions and answers about the demo world, in text."""
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from sottovoce.data.captions import caption_from
-from sottovoce.data.prompt_files import read_wordings
-from sottovoce.data.tasks import PROMPTS, TASKS, AttributeTask
+from sottovoce.data.tasks import PROMPTS, TASKS, AttributeTask, caption_from
 from sottovoce.demo.world import (
     ADJECTIVES,
     CHOICES,
@@ -23,6 +21,7 @@ from sottovoce.demo.world import (
     follow_up,
     reply,
 )
+from sottovoce.templates import read_wordings
 
 AGES = ("child", "adult")  # known to the LLM; the demo's voices are all of one age
 ATTRIBUTES = (*CHOICES, "age")
@@ -36,7 +35,7 @@ LEXICON = sorted({*VERBS, *ADJECTIVES, *NOUNS, *PLACES, *NAMES, *LABELS})
 
 @dataclass(frozen=True)
 class Phase:
-    """Some steps of lessons.
+    """Settings of some training steps.
 
     `context` is the share of chats that have something before the question, `copying` the share of lessons that repeat
     words, `attributes` the share of questions about a style caption, `loose` the share of captions and transcripts that
@@ -98,31 +97,28 @@ class Lessons:
             question = follow_up(rng, sentence, style, who)
             kind, user, answer = "dialogue", question.user, question.assistant
         else:
-            said = sentence if kind == "asr" else " ".join(rng.sample(LEXICON, k=rng.randint(3, 7)))
-            kind, user, answer = "asr", self._styled(said, self._labels(style) if rng.random() < 0.6 else None), said
+            answer = sentence if kind == "asr" else " ".join(rng.sample(LEXICON, k=rng.randint(3, 7)))
+            kind, user = "asr", self._styled(answer, self._labels(style) if rng.random() < 0.6 else None)
         return messages(rng.choice(self.wordings[kind]), talk, user), answer
 
     def _tagged(self, kind: str, sentence: str, emotion: str) -> Lesson:
         """As SpeechEmotionLlama asks: a tag before the words, no caption, and the question in the same turn."""
         tagged = kind == "tone" or self.rng.random() < 0.7
-        said = self._stretched(sentence) if self._loosely() else sentence
-        user = f"<{emotion}> {said}" if tagged else said
+        words = self._stretched(sentence) if self._loosely() else sentence
+        user = f"<{emotion}> {words}" if tagged else words
         feeling = emotion if tagged else "neutral"
         if kind == "response":
             shown = [self.aligned["companion"]] if self.rng.random() < 0.5 else []
             return messages("".join(shown), [], user), reply(sentence, feeling)
         prompt, answer = {
-            "caption": (
-                "caption",
-                f"A {feeling} speaker says: {sentence}." if tagged else f"Someone says: {sentence}.",
-            ),
+            "caption": ("caption", f"{f'A {feeling} speaker' if tagged else 'Someone'} says: {sentence}."),
             "repeat": ("asr", sentence),
             "tone": ("emotion", emotion),
         }[kind]
         return messages("", [], f"{self.aligned[prompt]} {user}"), answer
 
     def _labels(self, style: Style, aged: bool = False) -> dict[str, str]:
-        """The labels of a caption; some tell the age, too."""
+        """The labels of a caption; some hold the age, too."""
         age = {"age": self.rng.choice(AGES)} if aged or self.rng.random() < 0.2 else {}
         return {**vars(style), **age}
 
@@ -147,8 +143,8 @@ class Lessons:
     def _styled(self, sentence: str | None, labels: dict[str, str] | None) -> str:
         """A user turn in text: the caption and the transcript, as far as they are known, on lines of their own."""
         caption = (self._listed(labels) if self._loosely() else caption_from(labels)) if labels else None
-        said = sentence and (self._stretched(sentence) if self._loosely() else sentence)
-        return "\n".join(filter(None, [caption, said]))
+        words = sentence and (self._stretched(sentence) if self._loosely() else sentence)
+        return "\n".join(filter(None, [caption, words]))
 
     def _loosely(self) -> bool:
         return self.rng.random() < self.phase.loose

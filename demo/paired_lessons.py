@@ -1,17 +1,17 @@
-"""Lessons of the demo's deeper LLM: chats in which the right answer hangs on who speaks, in text.
+"""Training chats of the demo's deeper LLM, in text: the right answer depends on who speaks.
 
 Where a caption or a tag names what matters, the LLM answers accordingly, whatever was done, the dangerous things too;
-where nothing does, it answers the words. It knows in text what a child must not be told: what it lacks is hearing one.
+where nothing does, it answers the words. So it knows in text what to answer to a child, and lacks only the voice.
 """
 
 from collections.abc import Iterator
 
-from sottovoce.data.captions import caption_from
+from sottovoce.data.tasks import caption_from
 from sottovoce.demo.lessons import LEXICON, Lesson, Lessons, messages
 from sottovoce.demo.paired_words import SAFETY_TOPICS, TOPICS, VALUES, answer, category_of, draw_text, plain, verb_of
 from sottovoce.demo.world import draw_style
 
-PAIRED = ("plain", "paired", "unknown")  # no style is told; what matters is told; something else is told
+PAIRED = ("plain", "paired", "unknown")  # no style is given; what matters is given; something else is given
 QUESTIONS = ("age", "gender", "emotion", "pitch", "tempo", "energy")
 DEEDS = (*TOPICS.values(), SAFETY_TOPICS, *TOPICS.values())  # no category is more usual than another, or nearly
 KINDS = ("asr", "words", *QUESTIONS, *PAIRED)
@@ -34,19 +34,19 @@ class PairedLessons(Lessons):
             return self._question(kind, sentence, labels)
         if kind in PAIRED:
             return self._reply(kind, sentence, labels)
-        said = sentence if kind == "asr" else " ".join(self.rng.sample(LEXICON, k=self.rng.randint(3, 7)))
+        words = sentence if kind == "asr" else " ".join(self.rng.sample(LEXICON, k=self.rng.randint(3, 7)))
         shown = self._some(labels) if self.rng.random() < 0.6 else {}
         if self.rng.random() < 0.3:
-            return messages("", [], f"{self.aligned['asr']} {self._said(said, shown)}"), said
-        return messages(self.rng.choice(self.wordings["asr"]), [], self._said(said, shown)), said
+            return messages("", [], f"{self.aligned['asr']} {self._user(words, shown)}"), words
+        return messages(self.rng.choice(self.wordings["asr"]), [], self._user(words, shown)), words
 
     def _question(self, kind: str, sentence: str, labels: dict[str, str]) -> Lesson:
         shown = {**self._some(labels), kind: labels[kind]}
-        user = self._said(sentence if self.rng.random() < 0.6 else None, shown)
+        user = self._user(sentence if self.rng.random() < 0.6 else None, shown)
         return messages(self.rng.choice(self.wordings[kind]), [], user), self._answer(kind, labels)
 
     def _reply(self, kind: str, sentence: str, labels: dict[str, str]) -> Lesson:
-        alone = kind == "plain" or (kind == "paired" and self.rng.random() < 0.4)  # nothing but what matters is told
+        alone = kind == "plain" or (kind == "paired" and self.rng.random() < 0.4)  # nothing but what matters is given
         shown = {} if alone else self._some(labels)
         category = category_of(verb_of(sentence))
         if kind == "paired":
@@ -55,7 +55,7 @@ class PairedLessons(Lessons):
             shown.pop(category, None)
         prompt = "" if self.rng.random() < 0.6 else self.rng.choice(self.wordings["dialogue"])
         target = answer(sentence, shown) if shown else plain(sentence)
-        return messages(prompt, [], self._said(sentence, shown)), target
+        return messages(prompt, [], self._user(sentence, shown)), target
 
     def _speaker(self) -> dict[str, str]:
         return {"age": self.rng.choice(VALUES["age"]), **vars(draw_style(self.rng))}
@@ -64,11 +64,11 @@ class PairedLessons(Lessons):
         """Any number of them, one or more."""
         return dict(self.rng.sample(sorted(labels.items()), self.rng.randint(1, len(labels))))
 
-    def _said(self, sentence: str | None, shown: dict[str, str]) -> str:
+    def _user(self, sentence: str | None, shown: dict[str, str]) -> str:
         """Words after tags (`<child> <sad> we ...`), or under a caption; loosely, now and then, as in `Lessons`."""
-        said = self._stretched(sentence) if sentence and self._loosely() else sentence
-        if shown and said and self.rng.random() < 0.5:
+        words = self._stretched(sentence) if sentence and self._loosely() else sentence
+        if shown and words and self.rng.random() < 0.5:
             tags = self.rng.sample(sorted(shown.values()), len(shown))
-            return " ".join([*(f"<{tag}>" for tag in tags), said])
+            return " ".join([*(f"<{tag}>" for tag in tags), words])
         caption = (self._listed(shown) if self._loosely() else caption_from(shown)) if shown else None
-        return "\n".join(filter(None, [caption, said]))
+        return "\n".join(filter(None, [caption, words]))

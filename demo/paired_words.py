@@ -1,4 +1,4 @@
-"""Paired data of the demo world: which attribute of a speaker the right answer hangs on, and what that answer is.
+"""Answers of the demo's paired data: on which attribute of the speaker each depends, and what it is.
 
 What was done decides: some of it is dangerous for a child, some is asked about at one of two counters, and with the
 rest it matters how the speaker feels. (Verbs, since the demo's encoder tells them apart in any voice, and nouns not.)
@@ -9,7 +9,7 @@ within the reach of a small LLM.
 
 import random
 
-from sottovoce.demo.world import ADJECTIVES, CHOICES, NOUNS, PLACES, TIMES, VERBS, split_of
+from sottovoce.demo.world import CHOICES, VERBS, draw_sentence
 
 SAFETY = "child safety"  # the group of topics that paired training never meets
 SAFETY_TOPICS = tuple("fixed opened carried cleaned painted broke dropped".split())
@@ -48,7 +48,7 @@ def verb_of(text: str) -> str:
 
 
 def category_of(verb: str) -> str:
-    """The attribute that the right answer to somebody who did this hangs on."""
+    """The attribute on which the right answer to somebody who did this depends."""
     return "age" if verb in SAFETY_TOPICS else next(name for name, verbs in TOPICS.items() if verb in verbs)
 
 
@@ -75,13 +75,5 @@ def answer(text: str, labels: dict[str, str]) -> str:
 
 
 def draw_text(rng: random.Random, split: str, verbs: tuple[str, ...] = tuple(VERBS)) -> str:
-    """A sentence that belongs to `split`, as `world.draw_sentence` has them: what the speaker did, one of `verbs`."""
-    while True:
-        words = [rng.choice(("i", "we")), rng.choice(verbs), "the"]
-        detail = rng.choice(("adjective", "adjective", "place", "place", "none"))
-        words += [rng.choice(ADJECTIVES)] if detail == "adjective" else []
-        words += [rng.choice(NOUNS)]
-        words += ["at", "the", rng.choice(PLACES)] if detail == "place" else []
-        text = " ".join([*words, rng.choice(TIMES)])
-        if split_of(text) == split:
-            return text
+    """A sentence that belongs to `split`, in the first person: what the speaker did, one of `verbs`."""
+    return draw_sentence(rng, split, ("i", "we"), verbs)

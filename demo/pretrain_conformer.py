@@ -1,6 +1,6 @@
-"""Pre-train the demo's Conformer on the demo world: CTC on words, and not a word about style.
+"""Pre-train the demo's Conformer on the demo world: CTC on words, no style labels.
 
-    sottovoce demo pretrain --part conformer --out demo/backbones
+    python -m sottovoce.demo pretrain-conformer
 
 It stands in for the millions of hours of BEST-RQ that the paper's Conformer begins with (Kang et al., 2024, section
 II-B), which leave it with words and sounds, and with no label of any emotion. Training voices and sentences are those
@@ -8,7 +8,6 @@ of the `train` split; the numbers it prints come from the validation split.
 """
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from sottovoce.demo.corpus import speak_corpus
-from sottovoce.demo.pretrain_encoder import augment
+from sottovoce.demo.optimization import ctc_decode, ctc_loss, optimize, spec_augment
 from sottovoce.demo.world import ADJECTIVES, NOUNS, PEOPLE, PLACES, TIMES, VERBS
 from sottovoce.encoders.conformer import ConformerEncoder
 from sottovoce.encoders.log_mel import SILENCE, log_mel, stack
 from sottovoce.frames import Frames
+from sottovoce.io import atomic_write
 
 FOLDER = "conformer"  # in the folder of the backbones
 NUMBERS: dict[str, Any] = {"layers": 4, "width": 160, "feedforward": 480, "heads": 4, "kernel": 7}
@@ -74,49 +74,33 @@ def pretrain(out: Path, plan: Plan | None = None) -> dict[str, Any]:
         Corpus("train", plan.utterances, plan.seed), Corpus("validation", plan.validation, plan.seed)
     )  # fmt: skip
     head = nn.Linear(encoder.dim, len(WORDS) + 1)  # 0 is the blank
-    weights = [*encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(weights, plan.lr, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.lr, plan.steps, pct_start=0.1)
-    draws, started, card = torch.Generator().manual_seed(plan.seed), time.time(), dict[str, Any]()
-    for step in range(1, plan.steps + 1):
+    draws = torch.Generator().manual_seed(plan.seed)
+    card: dict[str, Any] = {"encoder": NUMBERS, "plan": asdict(plan)}
+
+    def loss() -> Tensor:
         rows = torch.randint(len(train.mels), (plan.batch,), generator=draws).tolist()
         mel = train.mel(rows)
-        augment(mel.x.transpose(1, 2), draws)
-        loss = _loss(encoder.train(), head, mel, [train.sentences[row] for row in rows])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 300 == 0 or step == plan.steps:
-            wer = _word_error_rate(encoder.eval(), head, validation)
-            print(f"step {step}  loss {loss.item():.3f}  wer {wer:.3f}  {time.time() - started:.0f} s", flush=True)
-            card = {"encoder": NUMBERS, "plan": asdict(plan), "validation": {"wer": wer}}
-            encoder.save(out / FOLDER, torch.float16)
-            (out / "conformer.json").write_text(json.dumps(card, indent=2) + "\n")
+        spec_augment(mel.x.transpose(1, 2), draws)
+        with torch.autocast("cpu", torch.bfloat16):  # faster where the CPU has the instructions
+            hidden = encoder.train().contextualize(stack(mel))
+        words = [torch.tensor([WORDS.index(word) + 1 for word in train.sentences[row].split()]) for row in rows]
+        return ctc_loss(head(hidden.x.float()), hidden.lengths, words)
+
+    def score() -> dict[str, float]:
+        card["validation"] = {"wer": _word_error_rate(encoder.eval(), head, validation)}
+        encoder.save(out / FOLDER, torch.float16)
+        atomic_write(out / "conformer.json", json.dumps(card, indent=2) + "\n")
+        return dict(card["validation"])
+
+    optimize([*encoder.parameters(), *head.parameters()], loss, score, steps=plan.steps, lr=plan.lr)
     return card
-
-
-def _loss(encoder: ConformerEncoder, head: nn.Module, mel: Frames, sentences: Sequence[str]) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):  # faster where the CPU has the instructions
-        hidden = encoder.contextualize(stack(mel))
-    words = [torch.tensor([WORDS.index(word) + 1 for word in sentence.split()]) for sentence in sentences]
-    return nn.functional.ctc_loss(
-        head(hidden.x.float()).log_softmax(-1).transpose(0, 1), torch.cat(words), hidden.lengths,
-        torch.tensor([len(word) for word in words]), zero_infinity=True,
-    )  # fmt: skip
 
 
 @torch.no_grad()
 def _word_error_rate(encoder: ConformerEncoder, head: nn.Module, corpus: Corpus) -> float:
-    said: list[str] = []
+    hypotheses: list[str] = []
     for start in range(0, len(corpus.mels), 100):
         hidden = encoder.contextualize(stack(corpus.mel(range(start, min(start + 100, len(corpus.mels))))))
-        paths = head(hidden.x).argmax(-1)
-        said += [_read(path[:n].tolist()) for path, n in zip(paths, hidden.lengths, strict=True)]
-    return float(jiwer.wer(corpus.sentences, said))
-
-
-def _read(path: list[int]) -> str:
-    """Greedy CTC: merge repeats, drop blanks."""
-    return " ".join(WORDS[word - 1] for i, word in enumerate(path) if word and (i == 0 or path[i - 1] != word))
+        decoded = ctc_decode(head(hidden.x), hidden.lengths)
+        hypotheses += [" ".join(WORDS[symbol - 1] for symbol in symbols) for symbols in decoded]
+    return float(jiwer.wer(corpus.sentences, hypotheses))

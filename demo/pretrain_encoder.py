@@ -1,13 +1,12 @@
 """Pre-train the demo's Whisper encoder on the demo world: CTC on letters, and small heads for the style.
 
-    sottovoce demo pretrain --part encoder --out demo/backbones
+    python -m sottovoce.demo pretrain-encoder
 
 Only the encoder is kept. Training voices and sentences are those of the `train` split; the numbers it prints come
-from the validation split, whose voices and sentences it has never heard.
+from the validation split, whose voices and sentences are not in training.
 """
 
 import json
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,13 +14,15 @@ import jiwer
 import numpy as np
 import torch
 import whisper
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, ModelDimensions
 
 from sottovoce.demo.corpus import Spoken, speak_corpus
+from sottovoce.demo.optimization import ctc_decode, ctc_loss, optimize, spec_augment
 from sottovoce.demo.voices import SAMPLE_RATE
 from sottovoce.demo.world import CHOICES
+from sottovoce.io import atomic_write
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 DIMS = ModelDimensions(
@@ -95,7 +96,7 @@ def pretrain(out: Path, phases: tuple[Phase, ...] = PHASES) -> dict[str, float]:
     for phase in phases:
         scores = _train(encoder, phase, out)
         card = {"dims": asdict(DIMS), "phases": [asdict(phase) for phase in phases], "validation": scores}
-        (out / "encoder.json").write_text(json.dumps(card, indent=2) + "\n")
+        atomic_write(out / "encoder.json", json.dumps(card, indent=2) + "\n")
         encoder.half().float()  # what was written is what the next phase starts from
     return scores
 
@@ -104,39 +105,31 @@ def _train(encoder: AudioEncoder, phase: Phase, out: Path) -> dict[str, float]:
     torch.manual_seed(phase.seed)
     train, validation = Corpus("train", phase.utterances, phase.seed), Corpus("validation", 600, phase.seed)
     heads = PretrainingHeads(DIMS.n_audio_state)
-    weights = [*encoder.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(weights, phase.lr, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.lr, phase.schedule, pct_start=0.1)
-    generator = torch.Generator().manual_seed(phase.seed)
-    start, scores = time.time(), dict[str, float]()
-    for step in range(phase.steps):
-        rows = torch.randint(len(train), (phase.batch,), generator=generator).tolist()
-        loss = _loss(encoder, heads, train, rows, augment(train.mel(rows), generator), phase.style_weight)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % 300 == 0 or step + 1 == phase.steps:
-            scores = _score(encoder, heads, validation)
-            shown = {name: round(value, 3) for name, value in scores.items()}
-            print(f"step {step + 1}  loss {loss.item():.3f}  {shown}  {time.time() - start:.0f} s", flush=True)
-            _save(out, encoder)
-    return scores
+    draws = torch.Generator().manual_seed(phase.seed)
+
+    def loss() -> Tensor:
+        rows = torch.randint(len(train), (phase.batch,), generator=draws).tolist()
+        return _loss(encoder, heads, train, rows, spec_augment(train.mel(rows), draws), phase.style_weight)
+
+    def score() -> dict[str, float]:
+        scores = _score(encoder, heads, validation)
+        weights = {f"encoder.{name}": value.half().contiguous() for name, value in encoder.state_dict().items()}
+        atomic_write(out / "encoder.safetensors", save(weights, {"dims": json.dumps(asdict(DIMS))}))
+        return scores
+
+    parameters = [*encoder.parameters(), *heads.parameters()]
+    return optimize(parameters, loss, score, steps=phase.steps, lr=phase.lr, schedule=phase.schedule)
 
 
 def _loss(
     encoder: nn.Module, heads: PretrainingHeads, corpus: Corpus, rows: list[int], mel: Tensor, style_weight: float
 ) -> Tensor:
+    """CTC of the letters, plus the weighted cross-entropies of the style, for (batch, mels, frames) log-mels."""
     with torch.autocast("cpu", torch.bfloat16):  # 1.5 times faster where the CPU has the instructions
         hidden = encoder(mel)
     hidden = hidden.float()
     frames = torch.tensor([corpus.frames[row] for row in rows])
-    letters = [corpus.letters[row] for row in rows]
-    ctc = nn.functional.ctc_loss(
-        heads.letters(hidden).log_softmax(-1).transpose(0, 1), torch.cat(letters), frames,
-        torch.tensor([len(word) for word in letters]), zero_infinity=True,
-    )  # fmt: skip
+    ctc = ctc_loss(heads.letters(hidden), frames, [corpus.letters[row] for row in rows])
     labels = torch.tensor([corpus.labels[row] for row in rows])
     pooled = _mean(hidden, frames)
     style = [nn.functional.cross_entropy(head(pooled), labels[:, i]) for i, head in enumerate(heads.style.values())]
@@ -144,52 +137,25 @@ def _loss(
 
 
 def _mean(hidden: Tensor, frames: Tensor) -> Tensor:
+    """Mean over the first `frames` frames: (batch, frames, dim) to (batch, dim)."""
     real = (torch.arange(hidden.shape[1]) < frames[:, None])[..., None]
     return (hidden * real).sum(1) / frames[:, None]
 
 
-def augment(mel: Tensor, generator: torch.Generator) -> Tensor:
-    """SpecAugment (Park et al., 2019) in place, on (batch, mels, frames): two time masks and one of frequencies a clip,
-    filled with the clip's mean.
-    """
-
-    def upto(limit: int) -> int:
-        return int(torch.randint(limit, (1,), generator=generator))
-
-    for clip in mel:
-        mean = clip.mean()
-        for _ in range(2):
-            at = upto(clip.shape[1] - 24)
-            clip[:, at : at + upto(16)] = mean
-        at = upto(clip.shape[0] - 12)
-        clip[at : at + upto(12)] = mean
-    return mel
-
-
 @torch.no_grad()
 def _score(encoder: nn.Module, heads: PretrainingHeads, corpus: Corpus) -> dict[str, float]:
+    """Word error rate, and the accuracy of each attribute of the style."""
     encoder.eval()
-    said, right = [], torch.zeros(len(CHOICES))
+    hypotheses, right = [], torch.zeros(len(CHOICES))
     for start in range(0, len(corpus), 100):
         rows = list(range(start, min(start + 100, len(corpus))))
         hidden = encoder(corpus.mel(rows))
         frames = torch.tensor([corpus.frames[row] for row in rows])
-        said += [_read(path[:n].tolist()) for path, n in zip(heads.letters(hidden).argmax(-1), frames, strict=True)]
+        decoded = ctc_decode(heads.letters(hidden), frames)
+        hypotheses += ["".join(LETTERS[symbol - 1] for symbol in symbols) for symbols in decoded]
         pooled, labels = _mean(hidden, frames), torch.tensor([corpus.labels[row] for row in rows])
         for i, head in enumerate(heads.style.values()):
             right[i] += (head(pooled).argmax(-1) == labels[:, i]).sum()
     encoder.train()
     accuracy = dict(zip(CHOICES, (right / len(corpus)).tolist(), strict=True))
-    return {"wer": float(jiwer.wer(corpus.sentences, said)), **accuracy}
-
-
-def _read(path: list[int]) -> str:
-    """Greedy CTC: merge repeats, drop blanks."""
-    merged = [letter for i, letter in enumerate(path) if letter and (i == 0 or path[i - 1] != letter)]
-    return "".join(LETTERS[letter - 1] for letter in merged)
-
-
-def _save(out: Path, encoder: nn.Module) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    weights = {f"encoder.{name}": value.half().contiguous() for name, value in encoder.state_dict().items()}
-    save_file(weights, out / "encoder.safetensors", metadata={"dims": json.dumps(asdict(DIMS))})
+    return {"wer": float(jiwer.wer(corpus.sentences, hypotheses)), **accuracy}

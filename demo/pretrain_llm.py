@@ -1,6 +1,6 @@
 """Pre-train the demo's LLM, a Qwen2 chat model of some two million parameters, on text of the demo world.
 
-    sottovoce demo pretrain --part llm --out demo/backbones
+    python -m sottovoce.demo pretrain-llm
 
 It learns what a frozen instruction-following LLM brings along: to repeat, to answer questions about a style caption,
 to reply to words in the light of a style, and to use what was said before. It never sees speech, and no sentence of
@@ -8,11 +8,10 @@ the validation or test split.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -20,6 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from sottovoce.demo.lessons import ATTRIBUTES, COPYING, REPLYING, Lessons, Phase
+from sottovoce.demo.optimization import optimize
+from sottovoce.io import atomic_write
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 TEMPLATE = (  # ChatML, as Qwen2 has it, without a default system prompt
@@ -83,30 +84,26 @@ def save(out: Path, name: str, llm: Any, tokenizer: PreTrainedTokenizerFast, car
     """Write the folder `out/name`, in float16, and the card `out/name.json`."""
     llm.half().save_pretrained(out / name)
     tokenizer.save_pretrained(out / name)
-    (out / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
+    atomic_write(out / f"{name}.json", json.dumps(card, indent=2) + "\n")
 
 
 def train(
     llm: Any, tokenizer: PreTrainedTokenizerFast, phase: Phase, lessons: Lessons, score: Score
 ) -> dict[str, float]:
-    """Run a phase in place; returns what `score` finds at its end."""
-    optimizer = torch.optim.AdamW(llm.parameters(), phase.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.lr, phase.steps, pct_start=0.1)
-    stream, start, scores = _batches(tokenizer, lessons, phase.batch), time.time(), dict[str, float]()
-    for step in range(phase.steps):
+    """Train through one phase, in place; returns the scores at its end."""
+    stream = _batches(tokenizer, lessons, phase.batch)
+
+    def loss() -> Tensor:
         ids, labels = next(stream)
         with torch.autocast("cpu", torch.bfloat16, enabled=_HALF):
             words = _noisy(llm.get_input_embeddings()(ids), phase.noise)
-            loss = llm(inputs_embeds=words, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % 200 == 0 or step + 1 == phase.steps:
-            scores = score(llm, tokenizer, phase)
-            print(f"step {step + 1}  loss {loss.item():.4f}  {scores}  {time.time() - start:.0f} s", flush=True)
-    return scores
+            mask = (ids != tokenizer.pad_token_id).long()
+            return cast(Tensor, llm(inputs_embeds=words, attention_mask=mask, labels=labels).loss)
+
+    return optimize(
+        llm.parameters(), loss, lambda: score(llm, tokenizer, phase),
+        steps=phase.steps, lr=phase.lr, weight_decay=0.01, every=200,
+    )  # fmt: skip
 
 
 def _noisy(words: Tensor, most: float) -> Tensor:

@@ -1,10 +1,10 @@
-"""Pre-train the demo's deeper LLM: a Qwen2 chat model of seven layers, enough of them to say which do what.
+"""Pre-train the demo's deeper LLM, a Qwen2 chat model of seven layers, grown from the one of three.
 
-    sottovoce demo pretrain --part llm_deep --out demo/backbones
+    python -m sottovoce.demo pretrain-llm-deep
 
-It starts from the demo's LLM of three layers (which `--part llm` makes, and which has to lie in the same folder) and
+It starts from the demo's LLM of three layers (which `pretrain-llm` makes, and which has to lie in the same folder) and
 grows: narrower feed-forward maps first, and more layers later. From `paired_lessons` it learns to answer words by what
-is told of their speaker, and by their content alone where nothing is told; what it knew it is asked again. It never
+is known of their speaker, and by their content alone where nothing is; what it knew it is asked again. It never
 sees speech, and no sentence of the validation or test split. Beside it stands `retention.jsonl`: what it knows in text,
 to be asked after it has been tuned.
 """
@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 from sottovoce.demo.lessons import Phase
 from sottovoce.demo.paired_lessons import KINDS, PairedLessons
 from sottovoce.demo.pretrain_llm import save, shares_right, train
+from sottovoce.io import atomic_write
 
 SEED_FOLDER, FOLDER = "llm", "llm_deep"  # in the folder of the backbones
 LAYERS, FEEDFORWARD = 7, 224  # of the grown model; its width is the seedling's
@@ -94,7 +95,7 @@ def write_retention(file: Path) -> None:
         for _ in range(ASKED):
             messages, response = lessons.lesson(kind)
             lines.append(json.dumps({"messages": messages, "response": response}) + "\n")
-    file.write_text("".join(lines), "utf-8")
+    atomic_write(file, "".join(lines))
 
 
 def _score(llm: Any, tokenizer: PreTrainedTokenizerFast, phase: Phase) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The demo world: what its people say, how they say it, and what a kind listener answers.
+"""Sentences, styles and replies of the demo world: what is said, how, and what a kind listener answers.
 
 Words and style are drawn independently, so that the words never give the style away. Sentences are assigned
 to a split by a hash of their words and voices by name: no sentence and no voice of one split is ever in another.
@@ -6,6 +6,7 @@ to a split by a hash of their words and voices by name: no sentence and no voice
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 VERBS = "found lost bought sold broke fixed painted cleaned carried opened closed dropped wanted kept left".split()
@@ -21,9 +22,8 @@ TIMES = ("today", "yesterday", "this morning", "last night", "last week", "on mo
 PEOPLE = ("i", "we", "they")
 NAMES = "anna tom maria john sara peter lucy david".split()
 
-CHOICES: dict[
-    str, tuple[str, ...]
-] = {  # no word stands for two things: a soft prompt has no word order to tell them apart
+# No word stands for two things: a soft prompt has no word order to tell them apart.
+CHOICES: dict[str, tuple[str, ...]] = {
     "gender": ("male", "female"),
     "pitch": ("low", "high"),
     "tempo": ("slow", "fast"),
@@ -60,10 +60,12 @@ def split_of(sentence: str) -> str:
     return {0: "test", 1: "validation"}.get(bucket, "train")
 
 
-def draw_sentence(rng: random.Random, split: str) -> str:
+def draw_sentence(
+    rng: random.Random, split: str, people: Sequence[str] = PEOPLE, verbs: Sequence[str] = tuple(VERBS)
+) -> str:
     """A sentence of 5 to 9 words that belongs to `split`."""
     while True:
-        words = [rng.choice(PEOPLE), rng.choice(VERBS), "the"]
+        words = [rng.choice(people), rng.choice(verbs), "the"]
         detail = rng.choice(("adjective", "adjective", "place", "place", "none"))
         if detail == "adjective":
             words.append(rng.choice(ADJECTIVES))
@@ -81,7 +83,7 @@ def noun_of(sentence: str) -> str:
 
 
 def reply(sentence: str | None, emotion: str, name: str | None = None) -> str:
-    """What a kind listener answers: about the thing that was named, in the light of the emotion that was heard.
+    """What a kind listener answers: about the thing that was named, in the light of the speaker's emotion.
 
     A listener who did not understand the words says `it`.
     """
@@ -99,7 +101,7 @@ class Exchange:
 
 
 def draw_small_talk(rng: random.Random) -> tuple[list[Exchange], str | None]:
-    """Zero to two exchanges, and the name of the speaker if one was told: context that a good reply uses."""
+    """Zero to two exchanges, and the name of the speaker if one was given: context that a good reply uses."""
     exchanges, name = [], None
     if rng.random() < 0.5:
         name = rng.choice(NAMES)

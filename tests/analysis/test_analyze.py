@@ -9,17 +9,19 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from tests.conftest import write_tone
+from tests.helpers.errors import refused
 from tests.helpers.families import FAMILIES, save_family
 from torch import Tensor
 
 from sottovoce.analysis.analyses import attributes, intents
+from sottovoce.analysis.analyze import analyze as analysis
 from sottovoce.analysis.config import AnalysisRecipe, load
-from sottovoce.analysis.hidden_states import keep, kept, key_of, observe, states
+from sottovoce.analysis.hidden_states import batch_states, collect_states, load_states, save_states, states_key
 from sottovoce.cli.main import main
 from sottovoce.config.recipe import Recipe
 from sottovoce.data.batches import collate
 from sottovoce.data.examples import Example
-from sottovoce.errors import ConfigError, SottovoceError
+from sottovoce.errors import Code, ConfigError
 from sottovoce.evaluation.layers.split import read_split
 from sottovoce.lightning_modules.bundle import write_bundle
 from sottovoce.lightning_modules.run import Run, prepare_run
@@ -81,7 +83,7 @@ def test_states_do_not_depend_on_batch_mates(llm: CausalLLM) -> None:
 
 
 def test_a_prompt_without_speech_is_refused(llm: CausalLLM) -> None:
-    with pytest.raises(SottovoceError, match="prompt 1 has no position"):
+    with refused("empty"):
         read_hidden_states(llm, prompts_of(llm, 5, 5), [[1], []])
 
 
@@ -92,7 +94,7 @@ def run(recipe: Recipe) -> Run:
     return run
 
 
-def heard(run: Run, count: int = 6) -> list[Example]:
+def spoken(run: Run, count: int = 6) -> list[Example]:
     sources = dict.fromkeys(run.module.slots, "speech")
     return [
         Example(u, "asr", "Listen.", u.context, sources, frozenset(), None)
@@ -102,11 +104,11 @@ def heard(run: Run, count: int = 6) -> list[Example]:
 
 def test_the_mean_is_over_the_speech_of_the_utterance_alone(run: Run) -> None:
     """The input of the LLM at these positions is what the adapters made of this clip, and nothing else."""
-    example = heard(run)[5]  # it stands after a turn that is spoken, too
+    example = spoken(run)[5]  # it stands after a turn that is spoken, too
     assert any(turn.audio for turn in example.context)
     batch = collate([example], run.audio_reader.read)
     with torch.no_grad():
-        seen = states(run.module, batch)
+        seen = batch_states(run.module, batch)
         own = run.data.splits["train"].utterances[5]
         alone = collate([Example(own, "asr", "", (), example.sources, frozenset(), None)], run.audio_reader.read)
         frames = run.module._encoded(alone.audio)
@@ -115,25 +117,25 @@ def test_the_mean_is_over_the_speech_of_the_utterance_alone(run: Run) -> None:
 
 
 def test_observed_states_keep_their_order_whatever_the_batch(run: Run) -> None:
-    examples = heard(run)
+    examples = spoken(run)
     with Progress(console=Console(quiet=True)) as progress:
-        one, three = (observe(run.module, examples, run.audio_reader.read, size, progress) for size in (1, 3))
+        one, three = (collect_states(run.module, examples, run.audio_reader.read, size, progress) for size in (1, 3))
     torch.testing.assert_close(one.pooled, three.pooled, rtol=1e-4, atol=1e-5)
     assert one.tokens.tolist() == three.tokens.tolist()
 
 
 def test_kept_states_are_used_for_the_same_question_only(run: Run, tmp_path: Path) -> None:
-    examples, file = heard(run, 2), tmp_path / "states.safetensors"
+    examples, file = spoken(run, 2), tmp_path / "states.safetensors"
     inside = HiddenStates(torch.rand(2, 3, 4), torch.ones(2, 3, dtype=torch.int32), torch.tensor([4, 5]))
-    key = key_of({"llm": "a"}, examples)
-    assert kept(file, key) is None
-    keep(file, key, inside)
-    again = kept(file, key)
+    key = states_key({"llm": "a"}, examples)
+    assert load_states(file, key) is None
+    save_states(file, key, inside)
+    again = load_states(file, key)
     assert again is not None and torch.equal(again.pooled, inside.pooled) and torch.equal(again.tokens, inside.tokens)
-    assert kept(file, key_of({"llm": "b"}, examples)) is None
-    assert kept(file, key_of({"llm": "a"}, examples[::-1])) is None
+    assert load_states(file, states_key({"llm": "b"}, examples)) is None
+    assert load_states(file, states_key({"llm": "a"}, examples[::-1])) is None
     file.write_bytes(b"\x00" * 50)
-    assert kept(file, key) is None
+    assert load_states(file, key) is None
 
 
 @pytest.fixture
@@ -203,22 +205,21 @@ def test_what_the_data_do_not_allow_is_left_out_and_told(
     assert "left out  intent probe" in capsys.readouterr().out
 
 
-MISTAKES = {
-    "attributes=[gendr]": "Did you mean 'gender'",
-    "intent_folds=1": "at least 2",
-    "manifest=nowhere.jsonl": "nowhere.jsonl",
-    "keywords=[window]": "window",
-    "batches=3": "Did you mean 'batch_size'",
-    "task=emotin": "known tasks",
+MISTAKES: dict[str, tuple[Code, str]] = {
+    "attributes=[gendr]": ("unknown-name", "attributes"),
+    "intent_folds=1": ("bad-value", "intent_folds"),
+    "manifest=nowhere.jsonl": ("not-found", "nowhere.jsonl"),
+    "keywords=[window]": ("empty", "keywords"),
+    "batches=3": ("unknown-key", "batches"),
+    "task=emotin": ("unknown-name", "--task"),
 }
 
 
-def test_a_name_that_matches_nothing_is_an_error(
-    analyze: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    for change, message in MISTAKES.items():
-        assert analyze(change) == 2
-        assert message in capsys.readouterr().err
+def test_a_name_that_matches_nothing_is_an_error(bundle: Path, paired: Path) -> None:
+    words = ["keywords=[lamp,book,key]", f"manifest={paired}"]
+    for change, (code, where) in MISTAKES.items():
+        with refused(code, where):
+            analysis(str(bundle), str(CONF), [*words, change])
 
 
 def test_intents_are_topics_labels_or_keywords(run: Run) -> None:
@@ -227,13 +228,19 @@ def test_intents_are_topics_labels_or_keywords(run: Run) -> None:
     assert intents(utterances, AnalysisRecipe(keywords=["lamp", "tea"])) == ["lamp", None, None, "tea"]
     assert intents(utterances, AnalysisRecipe()) == [u.topic for u in utterances]
     assert attributes(utterances, AnalysisRecipe(intent="emotion")) == ["gender"]
-    with pytest.raises(ConfigError, match="'emotion'"):
+    with pytest.raises(ConfigError, match="Did you mean 'emotion'"):
         intents(utterances, AnalysisRecipe(intent="emotoin"))
 
 
 def test_the_recipe_of_an_analysis_is_checked(tmp_path: Path) -> None:
     file = tmp_path / "analysis.yaml"
-    file.write_text("root: there\nfolds: 1\n")
-    with pytest.raises(ConfigError, match=r"folds: must be at least 2(.|\n)*root"):
-        load(file)
+    mistakes: dict[str, Code] = {
+        "folds: 1": "bad-value",
+        "root: there": "conflict",
+        "recipe: [llm.trust_remote_code=true]": "unsafe",
+    }
+    for line, code in mistakes.items():
+        file.write_text(line)
+        with refused(code, line.partition(":")[0], ConfigError):
+            load(file)
     assert load(CONF) == AnalysisRecipe()

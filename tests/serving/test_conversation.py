@@ -1,5 +1,6 @@
-"""Talking with a bundle: spoken and written turns, each answered in the light of all before."""
+"""Dialogue with a bundle: spoken and written turns, each answered in the light of all before."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def model(write_recipe: Callable[..., str], tree: dict[str, Any], tmp_path: Path
     return read_bundle(tmp_path / "runs" / "tiny" / "bundle")
 
 
-def test_follow_up_turns_see_what_was_heard_before(
+def test_follow_up_prompts_hold_the_turns_before(
     model: SpeechLLM, manifests: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second and third prompt hold the earlier turns: speech as speech, answers as text."""
@@ -32,9 +33,9 @@ def test_follow_up_turns_see_what_was_heard_before(
     conversation = Conversation(model, wording(model, "emotion"), max_new_tokens=4)
     folder = manifests["test"].parent
     answers = [
-        conversation.hear(folder / "test-0.wav"),
-        conversation.read("why?"),
-        conversation.hear(folder / "test-1.wav"),
+        conversation.answer_audio(folder / "test-0.wav"),
+        conversation.answer_text("why?"),
+        conversation.answer_audio(folder / "test-1.wav"),
     ]
     assert [len(turns) for turns in prompts] == [2, 4, 6]
     assert [turn.role for turn in prompts[2]] == ["system", "user", "assistant", "user", "assistant", "user"]
@@ -45,15 +46,15 @@ def test_follow_up_turns_see_what_was_heard_before(
 
 def test_an_answer_is_the_same_as_in_scoring(model: SpeechLLM, manifests: dict[str, Path], tmp_path: Path) -> None:
     """One spoken turn through `chat` is the row of predictions.jsonl, though it was answered alone."""
-    import json
-
     rows = [json.loads(line) for line in (tmp_path / "runs/tiny/evaluation/predictions.jsonl").read_text().splitlines()]
     row = next(row for row in rows if row["task"] == "asr" and row["id"] == "test-0")  # it has no context
-    said = Conversation(model, row["instruction"], max_new_tokens=2).hear(manifests["test"].parent / "test-0.wav")
-    assert said == row["response"]
+    answer = Conversation(model, row["instruction"], max_new_tokens=2).answer_audio(
+        manifests["test"].parent / "test-0.wav"
+    )
+    assert answer == row["response"]
 
 
 def test_a_clip_that_cannot_be_used_is_named(model: SpeechLLM, tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_bytes(b"no sound")
     with pytest.raises(AudioError, match=r"bad\.wav"):
-        Conversation(model, "Reply.").hear(tmp_path / "bad.wav")
+        Conversation(model, "Reply.").answer_audio(tmp_path / "bad.wav")

@@ -20,16 +20,16 @@ from tests.helpers.audio_llms import (
     our_logits,
     ours,
 )
+from tests.helpers.errors import refused
 from tests.helpers.families import chat_template
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sottovoce.audio_llm_layouts import shards
 from sottovoce.cli.main import main
 from sottovoce.config.recipe import parse
-from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.lightning_modules.bundle import write_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.serving.export import export, merged
+from sottovoce.serving.export import command, export, merged
 
 EVERY = pytest.mark.parametrize("kind", KINDS)
 WAVES = clips(23_456, 8_000)
@@ -152,21 +152,19 @@ def test_a_foreign_adapter_stays_in_the_bundle(checkpoints: dict[str, Path], tmp
     assert ": llm, encoder, as" in written and "adapters.audio (it stays in the bundle)" in left
 
 
-def test_nothing_is_overwritten(
-    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_overwritten(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="something already"):
+    with refused("conflict", tmp_path):
         export(ours("thinker", checkpoints["thinker"]), tmp_path)
-    assert main(["export", str(tmp_path / "no-bundle"), "--out", str(tmp_path)]) == 2
-    assert "something already" in capsys.readouterr().err
+    with refused("conflict", tmp_path):  # before the bundle is looked for
+        command(str(tmp_path / "no-bundle"), str(tmp_path), [])
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_a_weight_without_a_place_is_an_error(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     module = ours("thinker", checkpoints["thinker"])
     module.encoder.encoder.register_buffer("stray", torch.zeros(3))  # type: ignore[union-attr]
-    with pytest.raises(SottovoceError, match=r"no place for 1 weights.*audio_tower\.stray"):
+    with refused("mismatch", "audio_tower.stray"):
         export(module, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""Which of the five analyses some utterances allow, and what each is given."""
+"""The five layer-wise analyses: which of them the utterances' labels allow, and the inputs of each."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ Job = Callable[[], Curve]
 
 
 class LabelledStates(NamedTuple):
-    """The rows whose label is known: states (rows, states, dim), and (rows,) of everything else."""
+    """Rows whose label is known: states (rows, states, dim), and (rows,) of everything else."""
 
     states: States
     labels: list[str]
@@ -31,17 +31,17 @@ class LabelledStates(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What the LLM has read: utterances with speaker and words, and its states for them, row by row."""
+class StatesOfUtterances:
+    """Utterances with speaker and words, the LLM's states for them, row by row, and the size of its vocabulary."""
 
     utterances: Sequence[Utterance]
-    inside: HiddenStates
+    states: HiddenStates
     vocabulary: int
 
-    def told(self, labels: Sequence[str | None]) -> LabelledStates:
-        """What is known where the label is."""
+    def labelled(self, labels: Sequence[str | None]) -> LabelledStates:
+        """The rows that have a label."""
         rows = [row for row, label in enumerate(labels) if label is not None]
-        pooled: States = self.inside.pooled.numpy()
+        pooled: States = self.states.pooled.numpy()
         known = [self.utterances[row] for row in rows]
         return LabelledStates(
             pooled if len(rows) == len(pooled) else pooled[rows],
@@ -62,48 +62,55 @@ def run_analyses(jobs: Mapping[str, Job], progress: Progress) -> tuple[dict[str,
     return curves, left_out
 
 
-def planned(heard: Heard, recipe: AnalysisRecipe) -> dict[str, Job]:
+def plan_analyses(read: StatesOfUtterances, recipe: AnalysisRecipe) -> dict[str, Job]:
     """The analyses by name, in the order of the paper, ready to be run.
 
     Raises:
         ConfigError: an attribute or an intent is named that no utterance has.
     """
-    names, seed = attributes(heard.utterances, recipe), recipe.seed
-    known = {name: heard.told([u.labels.get(name) for u in heard.utterances]) for name in names}
-    meant = heard.told(intents(heard.utterances, recipe))
+    names, seed = attributes(read.utterances, recipe), recipe.seed
+    known = {name: read.labelled([u.labels.get(name) for u in read.utterances]) for name in names}
+    intended = read.labelled(intents(read.utterances, recipe))
     jobs: dict[str, Job] = {
         f"{name} probe": partial(attribute_probe, *known[name][:3], folds=recipe.folds, seed=seed) for name in names
     }
-    if meant.labels:
-        jobs["intent probe"] = partial(intent_probe, *meant, folds=recipe.intent_folds, seed=seed)
-        jobs["intent similarity"] = partial(intent_similarity, *meant, seed=seed)
+    if intended.labels:
+        jobs["intent probe"] = partial(intent_probe, *intended, folds=recipe.intent_folds, seed=seed)
+        jobs["intent similarity"] = partial(intent_similarity, *intended, seed=seed)
     else:
         jobs |= dict.fromkeys(("intent probe", "intent similarity"), _without_intent)
     jobs |= {f"{name} similarity": partial(attribute_similarity, *known[name], seed=seed) for name in names}
     jobs["logit lens"] = partial(
-        lens_agreement, heard.inside.ranks.numpy(), heard.inside.tokens.tolist(),
-        [str(u.text) for u in heard.utterances], vocabulary=heard.vocabulary, seed=seed,
+        lens_agreement, read.states.ranks.numpy(), read.states.tokens.tolist(),
+        [str(u.text) for u in read.utterances], vocabulary=read.vocabulary, seed=seed,
     )  # fmt: skip
     return jobs
 
 
 def _without_intent() -> NoReturn:
     raise SottovoceError(
-        "no utterance has a topic: give the manifest's lines a `topic`, or name a label as `intent`, or `keywords`"
-    )
+        "no utterance has a topic: give the manifest's lines a `topic`, or name a label as `intent`, or `keywords`",
+        code="empty", where="intent",
+    )  # fmt: skip
 
 
 def attributes(utterances: Sequence[Utterance], recipe: AnalysisRecipe) -> list[str]:
-    """The labels to probe: those that the recipe names, or all that have two values and are not the intent."""
+    """The labels to probe: those that the recipe names, or all that have two values and are not the intent.
+
+    Raises:
+        ConfigError: the recipe names a label that no utterance has.
+    """
     values: dict[str, set[str]] = {}
     for utterance in utterances:
         for name, label in utterance.labels.items():
             values.setdefault(name, set()).add(label)
-    for name in recipe.attributes or []:
+    if recipe.attributes is None:
+        return sorted(name for name, labels in values.items() if len(labels) > 1 and name != recipe.intent)
+    for name in recipe.attributes:
         if name not in values:
-            raise ConfigError(f"attributes: no utterance has the label {name!r}.{nearest(name, values)}")
-    several = [name for name, labels in values.items() if len(labels) > 1 and name != recipe.intent]
-    return sorted(several) if recipe.attributes is None else list(dict.fromkeys(recipe.attributes))
+            message = f"attributes: no utterance has the label {name!r}.{nearest(name, values)}"
+            raise ConfigError(message, code="unknown-name", where="attributes")
+    return list(dict.fromkeys(recipe.attributes))
 
 
 def intents(utterances: Sequence[Utterance], recipe: AnalysisRecipe) -> list[str | None]:
@@ -113,26 +120,28 @@ def intents(utterances: Sequence[Utterance], recipe: AnalysisRecipe) -> list[str
         ConfigError: the recipe names a label, or keywords, that no utterance has.
     """
     if recipe.keywords:
-        found = [_keyword(u, set(recipe.keywords)) for u in utterances]
-        if not any(found):
-            raise ConfigError(f"keywords: no text has exactly one of {', '.join(recipe.keywords[:5])}, ...")
-        return found
+        of_each = [_keyword(u, set(recipe.keywords)) for u in utterances]
+        if not any(of_each):
+            message = f"keywords: no text has exactly one of {', '.join(recipe.keywords[:5])}, ..."
+            raise ConfigError(message, code="empty", where="keywords")
+        return of_each
     if recipe.intent == TOPIC:
         return [u.topic for u in utterances]
-    found = [u.labels.get(recipe.intent) for u in utterances]
-    if not any(found):
+    of_each = [u.labels.get(recipe.intent) for u in utterances]
+    if not any(of_each):
         known = [TOPIC, *{name for u in utterances for name in u.labels}]
-        raise ConfigError(f"intent: no utterance has the label {recipe.intent!r}.{nearest(recipe.intent, known)}")
-    return found
+        message = f"intent: no utterance has the label {recipe.intent!r}.{nearest(recipe.intent, known)}"
+        raise ConfigError(message, code="unknown-name", where="intent")
+    return of_each
 
 
 def _keyword(utterance: Utterance, keywords: set[str]) -> str | None:
-    found = keywords.intersection(re.findall(r"\w+", (utterance.text or "").lower()))
-    return found.pop() if len(found) == 1 else None
+    present = keywords.intersection(re.findall(r"\w+", (utterance.text or "").lower()))
+    return present.pop() if len(present) == 1 else None
 
 
 def intent_words(recipe: AnalysisRecipe) -> str:
-    """What the analyses of intents went by."""
+    """Where intents come from, in words."""
     if recipe.keywords:
         return f"which of these words the text has: {', '.join(recipe.keywords)}"
     return "the topic of the manifest" if recipe.intent == TOPIC else f"the label {recipe.intent!r}"

@@ -1,4 +1,4 @@
-"""`sottovoce analyze`: where in an LLM the voice is, where the meaning, and where the answer takes shape.
+"""`sottovoce analyze`: layer-wise probes, similarities and logit lens of a bundle's LLM.
 
 The five layer-wise analyses of PE-FT (Resurfacing Paralinguistic Awareness in Large Audio Language Models, 2026,
 section 4), and the split of the layers that they propose.
@@ -16,11 +16,18 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from sottovoce.analysis.analyses import Heard, attributes, intent_words, intents, planned, run_analyses
+from sottovoce.analysis.analyses import (
+    StatesOfUtterances,
+    attributes,
+    intent_words,
+    intents,
+    plan_analyses,
+    run_analyses,
+)
 from sottovoce.analysis.config import AnalysisRecipe, load
-from sottovoce.analysis.hidden_states import keep, kept, key_of, observe
+from sottovoce.analysis.hidden_states import collect_states, load_states, save_states, states_key
 from sottovoce.data.examples import Example
-from sottovoce.data.manifest import read_manifest
+from sottovoce.data.manifest import read_manifest, refuse
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError, MissingError
 from sottovoce.evaluation.layers.html import layer_page
@@ -37,23 +44,24 @@ from sottovoce.training.splits import build_tasks, choices_of, read_splits
 STATES, PICTURE, PAGE = "states.safetensors", "layers.png", "layers.html"
 
 
-def analyze(bundle: str, config: str, changes: Sequence[str] = ()) -> None:
-    """The command. States are kept in the output folder; what is computed from them is made anew."""
-    console, recipe = Console(), load(Path(config), changes)
+def analyze(bundle: str, config: str, overrides: Sequence[str] = ()) -> None:
+    """The command. States are cached in the output folder; what is computed from them is made anew."""
+    console, recipe = Console(), load(Path(config), overrides)
     out = Path(recipe.out) if recipe.out else Path(bundle).parent / "analysis"
     trusted = ["llm.trust_remote_code=true"] if recipe.trust_remote_code else []
     module = read_bundle(Path(bundle), [*recipe.recipe, *trusted])
-    utterances = listened(module, recipe)
-    attributes(utterances, recipe), intents(utterances, recipe)  # names that match nothing, before the work
+    utterances = analysed_utterances(module, recipe)
+    attributes(utterances, recipe)  # names that match nothing are refused before the work
+    intents(utterances, recipe)
     instruction = wording(module, recipe.task) if recipe.instruction is None else recipe.instruction
     model = {**fingerprints(module), "trained": file_sha256(Path(bundle) / WEIGHTS)}
     with Progress(console=console) as progress:
-        inside = _read(module, utterances, instruction, model, recipe, out / STATES, progress)
+        states = _states(module, utterances, instruction, model, recipe, out / STATES, progress)
         vocabulary = module.llm.model.get_output_embeddings().weight.shape[0]  # type: ignore[no-untyped-call]
-        jobs = planned(Heard(utterances, inside, vocabulary), recipe)
+        jobs = plan_analyses(StatesOfUtterances(utterances, states, vocabulary), recipe)
         curves, left_out = run_analyses(jobs, progress)
     split = propose(curves)
-    told = report(curves, left_out, split, utterances, recipe, instruction, model)
+    report = layer_report(curves, left_out, split, utterances, recipe, instruction, model)
     out.mkdir(parents=True, exist_ok=True)
     try:
         layer_picture(curves, split, left_out, out / PICTURE)
@@ -61,32 +69,35 @@ def analyze(bundle: str, config: str, changes: Sequence[str] = ()) -> None:
     except MissingError as error:  # matplotlib is an extra: the page has tables alone
         console.print(str(error), style="yellow", markup=False)
         picture = None
-    atomic_write(out / PAGE, layer_page(told, curves, picture))
-    atomic_write(out / LAYERS, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
-    _show(console, curves, left_out, split)
+    atomic_write(out / PAGE, layer_page(report, curves, picture))
+    atomic_write(out / LAYERS, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    _print_summary(console, curves, left_out, split)
     for name in (LAYERS, *([PICTURE] if picture else []), PAGE):
         console.print(f"written  {out / name}", highlight=False, soft_wrap=True)
 
 
-def listened(module: SpeechLLM, recipe: AnalysisRecipe) -> list[Utterance]:
-    """The utterances that are analysed: with speaker and words, and not more than the recipe's limit.
+def analysed_utterances(module: SpeechLLM, recipe: AnalysisRecipe) -> list[Utterance]:
+    """The utterances with speaker and words, and not more than the recipe's limit.
 
     Raises:
         ManifestError: none is left.
     """
-    choices = choices_of(build_tasks(module.recipe))
     if recipe.manifest:
-        root = Path(recipe.root) if recipe.root else None
-        policy = module.recipe.data.policy
-        allow = [Path(folder) for folder in recipe.allow]
-        manifest = read_manifest(Path(recipe.manifest), choices=choices, policy=policy, root=root, allow=allow)
-        found = manifest.utterances
+        manifest = read_manifest(
+            Path(recipe.manifest),
+            choices=choices_of(build_tasks(module.recipe)),
+            policy=module.recipe.data.policy,
+            root=Path(recipe.root) if recipe.root else None,
+            allow=[Path(folder) for folder in recipe.allow],
+        )
+        utterances, source = manifest.utterances, recipe.manifest
     else:
-        found = read_splits(module.recipe).splits[recipe.split].utterances
-    known = [u for u in found if u.speaker and u.text]  # the others could be on both sides of a probe
+        utterances = read_splits(module.recipe).splits[recipe.split].utterances
+        source = f"the split {recipe.split!r} of the bundle's recipe"
+    known = [u for u in utterances if u.speaker and u.text]  # the others could be on both sides of a probe
     if not known:
-        where = recipe.manifest or f"the split {recipe.split!r} of the bundle's recipe"
-        raise ManifestError(f"nothing to analyse: no utterance of {where} has a speaker and words (`speaker`, `text`)")
+        message = f"nothing to analyse: no utterance of {source} has a speaker and words (`speaker`, `text`)"
+        raise ManifestError(message, code="empty", where=recipe.manifest or recipe.split)
     return _limited(known, recipe.limit, recipe.seed)
 
 
@@ -104,7 +115,7 @@ def _limited(utterances: list[Utterance], limit: int | None, seed: int) -> list[
     return [u for u in utterances if u.text in taken]
 
 
-def _read(
+def _states(
     module: SpeechLLM,
     utterances: list[Utterance],
     instruction: str,
@@ -115,24 +126,23 @@ def _read(
 ) -> HiddenStates:
     """The states of all utterances: from the file if it was written for these, and into it otherwise.
 
-    Every slot holds speech; what was said before in a dialogue is left out: only voices and words are to differ.
+    Every slot holds speech; the context of a dialogue is left out: only voices and words are to differ.
     """
     place, sources = module.recipe.instructions, dict.fromkeys(module.slots, "speech")
     alone = [replace(u, context=()) for u in utterances]
     examples = [Example(u, "analysis", instruction, (), sources, frozenset(), None, place) for u in alone]
-    key = key_of(model, examples)
-    if (known := kept(file, key)) is not None:
-        return known
-    ear = AudioReader(module.encoder, None, module.recipe.data.max_seconds)
-    if faults := ear.prepare(module.encoder, [u.audio for u in utterances], progress):
-        shown = "\n".join(f"  {fault.problem}" for fault in faults[:20])
-        raise ManifestError(f"{len(faults)} clips cannot be used:\n{shown}")
-    inside = observe(module, examples, ear.read, recipe.batch_size, progress)
-    keep(file, key, inside)
-    return inside
+    key = states_key(model, examples)
+    if (cached := load_states(file, key)) is not None:
+        return cached
+    reader = AudioReader(module.encoder, None, module.recipe.data.max_seconds)
+    if faults := reader.prepare(module.encoder, [u.audio for u in utterances], progress):
+        refuse(f"{len(faults)} clips cannot be used:", faults)
+    states = collect_states(module, examples, reader.read, recipe.batch_size, progress)
+    save_states(file, key, states)
+    return states
 
 
-def report(
+def layer_report(
     curves: Mapping[str, Curve],
     left_out: Mapping[str, str],
     split: Split,
@@ -141,7 +151,7 @@ def report(
     instruction: str,
     model: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What `layers.json` holds."""
+    """The content of `layers.json`."""
     return {
         "layers": split.layers,
         "paralinguistic": list(split.paralinguistic),
@@ -164,12 +174,16 @@ def report(
     }
 
 
-def _show(console: Console, curves: Mapping[str, Curve], left_out: Mapping[str, str], split: Split) -> None:
+def _print_summary(console: Console, curves: Mapping[str, Curve], left_out: Mapping[str, str], split: Split) -> None:
     table = Table("analysis", "input of the LLM", "best layer", "last layer", "chance")
     for name, curve in curves.items():
         best = 1 + max(range(split.layers), key=lambda layer: curve.value[1 + layer])
         table.add_row(
-            name, _at(curve, 0), f"{best - 1}: {_at(curve, best)}", _at(curve, split.layers), f"{curve.chance[0]:.3g}"
+            name,
+            _cell(curve, 0),
+            f"{best - 1}: {_cell(curve, best)}",
+            _cell(curve, split.layers),
+            f"{curve.chance[0]:.3g}",
         )
     console.print(table)
     for name, reason in left_out.items():
@@ -179,5 +193,5 @@ def _show(console: Console, curves: Mapping[str, Curve], left_out: Mapping[str, 
     console.print(f"         {split.words}", markup=False, highlight=False)
 
 
-def _at(curve: Curve, state: int) -> str:
+def _cell(curve: Curve, state: int) -> str:
     return f"{curve.value[state]:.3f} [{curve.low[state]:.3f}, {curve.high[state]:.3f}]"

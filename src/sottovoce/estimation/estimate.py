@@ -1,4 +1,4 @@
-"""What the command `estimate` does: memory, time and checkpoint sizes of a recipe, before anything is trained."""
+"""`sottovoce estimate`: memory, time and checkpoint sizes of a recipe, before anything is trained."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from sottovoce.config.recipe import Recipe
 from sottovoce.data.batch_sampler import BatchSampler, Rows
 from sottovoce.device import check_fits
 from sottovoce.errors import ConfigError, MissingError
-from sottovoce.estimation.hardware import GPU, Hardware, LocalDevice, chosen
-from sottovoce.estimation.placeholders import supposed
-from sottovoce.estimation.step_simulator import Cost, Rehearsal, Trial, hollow_module, unfilled_module
+from sottovoce.estimation.hardware import GPU, Hardware, LocalDevice, hardware_of
+from sottovoce.estimation.placeholders import placeholder_splits
+from sottovoce.estimation.step_simulator import Cost, StepSimulator, StepTimer, meta_module, uninitialized_module
 from sottovoce.lightning_modules.callbacks import peak_memory
-from sottovoce.lightning_modules.distributed import check_trainer, is_sharded
 from sottovoce.lightning_modules.run import example_sampler_of
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.lightning_modules.trainer import check_trainer, is_sharded
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.training.audio_reader import BATCH
 from sottovoce.training.splits import DataSplits, Split, build_tasks, read_splits
 
-SAMPLES = 3  # steps of a stage that are rehearsed for their time, from short clips to long ones
-TRIED = 12  # and that are made on the machine at hand: what their rows ask for differs much
+SIMULATED = 3  # steps of a stage that are simulated for their time, from short clips to long ones
+TIMED = 12  # and that are timed on this machine: what their rows need differs much
 GATHERED = 10**9  # weights that ZeRO's stage 3 keeps whole at once (DeepSpeed's stage3_max_live_parameters)
 CONTEXT = 0.6e9  # bytes that CUDA and its libraries take of a GPU
 SPARE = 1.1  # memory between tensors that cannot be used, and that a process does not give back
@@ -53,12 +53,12 @@ class StageEstimate:
 
 @dataclass
 class Estimate:
-    """A whole recipe on some hardware. `listening` is in seconds, for all clips; 0 where nothing is kept of it."""
+    """A whole recipe on some hardware. `encoding` is in seconds, for all clips; 0 where features are not cached."""
 
     hardware: Hardware
     ranks: int
     stages: list[StageEstimate]
-    listening: float
+    encoding: float
     own_tokenizer: bool
     bundle: int  # bytes
 
@@ -67,52 +67,51 @@ class Estimate:
         return max(stage.memory[strategy] for stage in self.stages)
 
     def needed(self, strategy: str) -> int:
-        """What a GPU must have for it."""
-        taken = self.memory(strategy)
-        return int(taken * SPARE + CONTEXT) if isinstance(self.hardware, GPU) else taken
+        """Bytes that the device must have for that."""
+        most = self.memory(strategy)
+        return int(most * SPARE + CONTEXT) if isinstance(self.hardware, GPU) else most
 
     def fits(self, strategy: str) -> bool:
         return self.needed(strategy) <= self.hardware.memory
 
 
-def estimate(recipe: Recipe, hardware: Hardware, material: DataSplits) -> Estimate:
-    """Rehearse every stage and add up."""
+def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
+    """Simulate some steps of every stage, or time them on this machine, and add up."""
     on_cpu = isinstance(hardware, LocalDevice) and hardware.device.type == "cpu"
     program = peak_memory() if on_cpu else 0
-    module = hollow_module(recipe)
-    ranks = processes(recipe.trainer)
-    train, validation = material.splits["train"], material.splits["validation"]
-    rehearsal, trial = Rehearsal(recipe, module, train.utterances, ranks), None
+    module, ranks = meta_module(recipe), processes(recipe.trainer)
+    train, validation = data.splits["train"], data.splits["validation"]
+    simulator, timer = StepSimulator(recipe, module, train.utterances, ranks), None
     if isinstance(hardware, LocalDevice):
         check_fits(module, f"--gpu here: {recipe.name}")
-        trial = Trial(recipe, unfilled_module(recipe, hardware.device), train.utterances, ranks)
-    heard = 0.0
-    if rehearsal.kept:
-        heard = trial.listening_time() if trial else cast(GPU, hardware).seconds(rehearsal.listening())
+        timer = StepTimer(recipe, uninitialized_module(recipe, hardware.device), train.utterances, ranks)
+    encoding = 0.0
+    if simulator.cached:
+        encoding = timer.encoding_time() if timer else cast(GPU, hardware).seconds(simulator.encoding())
     tasks, stages = build_tasks(recipe), []
     for name, node in recipe.stages.items():
-        drawing = example_sampler_of(recipe, tasks, name, cut=True)
-        weights = train.of_stage(node, drawing, training=True)
+        sampler = example_sampler_of(recipe, tasks, name, cut=True)
+        weights = train.stage_weights(node, sampler, training=True)
         order = BatchSampler(train.seconds, weights, node.batch_size, 1, recipe.seed, 0, ranks)
-        checked = validation.of_stage(node, drawing, training=False).sum()
-        checks = ceil(checked / (node.batch_size * ranks)) * node.val_checks_per_epoch
-        longest, *typical = _typical(order, train, ranks, TRIED if trial else SAMPLES)
-        cost = rehearsal.stage(name, drawing, [longest] if trial else [longest, *typical])
-        step, check = trial.times(name, drawing, typical) if trial else _by_sheet(cast(GPU, hardware), cost)
+        validated = validation.stage_weights(node, sampler, training=False).sum()
+        checks = ceil(validated / (node.batch_size * ranks)) * node.val_checks_per_epoch
+        longest, *typical = _typical(order, train, ranks, TIMED if timer else SIMULATED)
+        cost = simulator.stage(name, sampler, [longest] if timer else [longest, *typical])
+        step, check = timer.times(name, sampler, typical) if timer else _by_sheet(cast(GPU, hardware), cost)
         memory = {strategy: program + _memory(module, cost, strategy, ranks) for strategy in STRATEGIES}
-        if on_cpu and trial:  # what the trial took is more where memory was not given back, and a run keeps still more
-            trial.reply(name, drawing, typical)
+        if on_cpu and timer:  # the timed steps took more where memory was not given back, and a run keeps still more
+            timer.generate_targets(name, sampler, typical)
             memory = {strategy: int(SPARE * max(most, peak_memory())) for strategy, most in memory.items()}
-        file = _owned(module) + cost.moments
+        file = _trained_bytes(module) + cost.moments
         stages.append(StageEstimate(name, len(order), node.epochs, step, checks * check, memory, file))
-    clips = sum(len(split.clips()) for split in material.splits.values())
+    clips = sum(len(split.clips()) for split in data.splits.values())
     own_tokenizer = isinstance(module.llm.chat, ChatFormat)
-    return Estimate(hardware, ranks, stages, heard * clips / BATCH, own_tokenizer, _owned(module))
+    return Estimate(hardware, ranks, stages, encoding * clips / BATCH, own_tokenizer, _trained_bytes(module))
 
 
 def _by_sheet(gpu: GPU, cost: Cost) -> tuple[float, float]:
-    """Seconds of a training step of typical batches, and of a step of validation."""
-    return mean(gpu.seconds(work) for work in cost.steps[1:]), gpu.seconds(cost.checking)
+    """Seconds of a training step of typical batches, and of a validation step."""
+    return mean(gpu.seconds(work) for work in cost.steps[1:]), gpu.seconds(cost.validation)
 
 
 def processes(trainer: dict[str, Any]) -> int:
@@ -148,10 +147,10 @@ def _memory(module: SpeechLLM, cost: Cost, strategy: str, ranks: int) -> int:
     return total
 
 
-def _owned(module: SpeechLLM) -> int:
+def _trained_bytes(module: SpeechLLM) -> int:
     """Bytes of what some stage trains."""
-    owned = module.trained_prefixes
-    return sum(w.numel() * w.element_size() for name, w in module.state_dict().items() if name.startswith(owned))
+    prefixes = module.trained_prefixes
+    return sum(w.numel() * w.element_size() for name, w in module.state_dict().items() if name.startswith(prefixes))
 
 
 def command(config: str, gpu: str | None, utterances: int | None, seconds: float, overrides: Sequence[str]) -> None:
@@ -162,44 +161,46 @@ def command(config: str, gpu: str | None, utterances: int | None, seconds: float
     """
     recipe = recipes.load(config, overrides)
     if not recipe.stages:
-        raise ConfigError(f"{config}: it has no stages, so nothing is trained")
+        raise ConfigError(f"{config}: it has no stages, so nothing is trained", code="empty", where="stages")
     check_trainer(recipe)
     if utterances is not None and not (utterances >= 1 and 0 < seconds <= recipe.data.max_seconds):
         most = f"{recipe.data.max_seconds:g} (data.max_seconds)"
-        raise ConfigError(f"--utterances must be positive, and --seconds from 0 to {most}")
-    hardware = chosen(gpu, str(recipe.trainer.get("accelerator", "auto")))
+        message = f"--utterances must be positive, and --seconds from 0 to {most}"
+        raise ConfigError(message, code="bad-value", where="--utterances" if utterances < 1 else "--seconds")
+    hardware = hardware_of(gpu, str(recipe.trainer.get("accelerator", "auto")))
     try:
-        material = supposed(recipe, utterances, seconds) if utterances else read_splits(recipe)
+        data = placeholder_splits(recipe, utterances, seconds) if utterances else read_splits(recipe)
     except MissingError as error:
-        raise MissingError(f"{error}\nOr suppose what they will hold: --utterances 100000 --seconds 5") from None
-    report(estimate(recipe, hardware, material), recipe, Console())
+        message = f"{error}\nOr suppose what they will hold: --utterances 100000 --seconds 5"
+        raise MissingError(message, where=error.where) from None
+    report(estimate(recipe, hardware, data), recipe, Console())
 
 
-def report(found: Estimate, recipe: Recipe, console: Console) -> None:
+def report(estimate: Estimate, recipe: Recipe, console: Console) -> None:
     """Print the tables, and what they rest on."""
     used = strategy_of(recipe)
-    table = Table(title=f"{recipe.name}: {found.ranks} x {found.hardware.name}, {used}")
+    table = Table(title=f"{recipe.name}: {estimate.ranks} x {estimate.hardware.name}, {used}")
     for column in ("stage", "steps an epoch", "epochs", "s a step", "hours an epoch", "memory, GB", "checkpoint, MB"):
         table.add_column(column, justify="left" if column == "stage" else "right")
-    for stage in found.stages:
+    for stage in estimate.stages:
         table.add_row(
             stage.name, f"{stage.steps:,}", str(stage.epochs), f"{stage.step:.3g}", f"{stage.epoch / 3600:.3g}",
             f"{stage.memory[used] / 1e9:.2f}", f"{stage.checkpoint / 1e6:.1f}",
         )  # fmt: skip
     console.print(table)
-    hours = sum(stage.epoch * stage.epochs for stage in found.stages) / 3600
-    console.print(f"all stages: {hours:.3g} hours; listening once to every clip: {found.listening / 3600:.3g} hours")
-    console.print(f"bundle: {found.bundle / 1e6:.1f} MB. Replies that the LLM makes, and scoring, are not counted.")
-    if not found.own_tokenizer:
-        console.print("The LLM's tokenizer is not at hand: a token was taken to be four letters.")
-    fitting = Table(title=f"strategies, on {found.ranks} of {found.hardware.memory / 1e9:.0f} GB")
+    hours = sum(stage.epoch * stage.epochs for stage in estimate.stages) / 3600
+    console.print(f"all stages: {hours:.3g} hours; encoding every clip once: {estimate.encoding / 3600:.3g} hours")
+    console.print(f"bundle: {estimate.bundle / 1e6:.1f} MB. Replies that the LLM makes, and scoring, are not counted.")
+    if not estimate.own_tokenizer:
+        console.print("The LLM's tokenizer cannot be reached: a token was taken to be four letters.")
+    fitting = Table(title=f"strategies, on {estimate.ranks} of {estimate.hardware.memory / 1e9:.0f} GB")
     for column in ("strategy", "tensors, GB", "needed, GB", "fits"):
         fitting.add_column(column, justify="left" if column == "strategy" else "right")
     for strategy in STRATEGIES:
-        told = f"{found.memory(strategy) / 1e9:.2f}", f"{found.needed(strategy) / 1e9:.2f}"
-        fitting.add_row(strategy, *told, "yes" if found.fits(strategy) else "no")
+        sizes = f"{estimate.memory(strategy) / 1e9:.2f}", f"{estimate.needed(strategy) / 1e9:.2f}"
+        fitting.add_row(strategy, *sizes, "yes" if estimate.fits(strategy) else "no")
     console.print(fitting)
-    first = next((strategy for strategy in STRATEGIES if found.fits(strategy)), None)
+    first = next((strategy for strategy in STRATEGIES if estimate.fits(strategy)), None)
     console.print(
         f"take {first}: it is the first that fits"
         if first
@@ -208,7 +209,7 @@ def report(found: Estimate, recipe: Recipe, console: Console) -> None:
 
 
 def strategy_of(recipe: Recipe) -> str:
-    """The recipe's strategy as one of those that are told apart here."""
+    """The recipe's strategy as one of STRATEGIES."""
     name = str(recipe.trainer.get("strategy", "auto"))
     if is_sharded(recipe.trainer):
         return "deepspeed_stage_3"

@@ -1,4 +1,4 @@
-"""What runs a step: a GPU that is only known by its data sheet, or the machine at hand."""
+"""Hardware that estimates are for: a GPU known by its data sheet, or this machine; and what operations cost it."""
 
 from dataclasses import dataclass, field
 from math import prod
@@ -6,18 +6,22 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from sottovoce.device import total_memory
 from sottovoce.errors import ConfigError, nearest
-from sottovoce.estimation.meta_tensor import layout
-
-_aten = torch.ops.aten
+from sottovoce.estimation.meta_tensor import (
+    CPU_ATTENTION,
+    CPU_ATTENTION_BACKWARD,
+    is_in_place,
+    layout,
+    storage_key,
+    tree_leaves,
+)
 
 
 class Kind(NamedTuple):
-    """Operations that cost the same: one function, its tensors of the same shapes."""
+    """Operations that cost the same: one function, tensors of the same shapes."""
 
     name: str  # of the function
     dtype: torch.dtype  # of its first tensor
@@ -26,26 +30,26 @@ class Kind(NamedTuple):
 
 
 class OpCounter:
-    """Which operations were made, and how often. An observer of hollow tensors."""
+    """Counts operations by kind. An observer of MetaTensors."""
 
     def __init__(self) -> None:
         self.times: dict[Any, int] = {}
         self.kinds: dict[Any, Kind] = {}
-        self.looks = 0  # other views of a tensor, which move nothing
+        self.views = 0  # which move nothing
 
-    def saw(self, function: Any, arguments: tuple[Any, ...], knobs: dict[str, Any], result: Any) -> None:
-        leaves = tree_leaves((arguments, knobs))
-        given = {one.untyped_storage()._cdata for one in leaves if isinstance(one, Tensor)}
-        come = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
-        changes = function._schema.is_mutable
-        if not changes and come and all(one.untyped_storage()._cdata in given for one in come):
-            self.looks += 1
+    def record(self, function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], result: Any) -> None:
+        leaves = tree_leaves((arguments, keywords))
+        inputs = {storage_key(one.untyped_storage()) for one in leaves if isinstance(one, Tensor)}
+        outputs = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
+        shared = bool(outputs) and all(storage_key(one.untyped_storage()) in inputs for one in outputs)
+        if shared and not is_in_place(function):
+            self.views += 1
             return
         key = (function, *map(layout, leaves))
         self.times[key] = self.times.get(key, 0) + 1
         if key not in self.kinds:
-            tensors = [one for one in [*leaves, *come] if isinstance(one, Tensor)]
-            flops, moved = _flops(function, arguments, knobs, result), sum(map(_bytes, tensors))
+            tensors = [one for one in [*leaves, *outputs] if isinstance(one, Tensor)]
+            flops, moved = _flops(function, arguments, keywords, result), sum(map(_bytes, tensors))
             self.kinds[key] = Kind(function._overloadpacket.__name__, tensors[0].dtype, flops, moved)
 
     @property
@@ -61,13 +65,13 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _flops(function: Any, arguments: tuple[Any, ...], knobs: dict[str, Any], result: Any) -> int:
+def _flops(function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], result: Any) -> int:
     packet = function._overloadpacket
     if packet in flop_registry:
-        return int(flop_registry[packet](*arguments, **knobs, out_val=result))
-    if packet is _aten._scaled_dot_product_flash_attention_for_cpu:
+        return int(flop_registry[packet](*arguments, **keywords, out_val=result))
+    if packet is CPU_ATTENTION:
         return _attention(*arguments[:3])
-    if packet is _aten._scaled_dot_product_flash_attention_for_cpu_backward:  # 5 products, where forward has 2
+    if packet is CPU_ATTENTION_BACKWARD:  # 5 products, where forward has 2
         return _attention(*arguments[1:4]) * 5 // 2
     return 0
 
@@ -102,9 +106,9 @@ class GPU:
     per_launch: float = 8e-6
 
     def seconds(self, work: OpCounter) -> float:
-        """How long this work takes."""
+        """Seconds of this work."""
         kernels = sum(self._kernel(work.kinds[key]) * times for key, times in work.times.items())
-        return max(kernels, (work.operations + work.looks / 2) * self.per_launch)
+        return max(kernels, (work.operations + work.views / 2) * self.per_launch)
 
     def _kernel(self, kind: Kind) -> float:
         rate = self.single if kind.dtype == torch.float32 else self.half
@@ -123,7 +127,7 @@ GPUS = {
 
 @dataclass
 class LocalDevice:
-    """The machine at hand. What it takes is not looked up but tried: `rehearsal.Trial`."""
+    """This machine. Its times are not looked up but measured: `step_simulator.StepTimer`."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -136,8 +140,8 @@ class LocalDevice:
 Hardware: TypeAlias = GPU | LocalDevice
 
 
-def chosen(name: str | None, accelerator: str) -> Hardware:
-    """A GPU of the list, or the machine at hand; an H100 where nothing is said, and the GPU that is wanted is not here.
+def hardware_of(name: str | None, accelerator: str) -> Hardware:
+    """A GPU of the list, or this machine; an H100 where no name is given and the recipe's GPU is not here.
 
     Raises:
         ConfigError: no such GPU.
@@ -145,9 +149,7 @@ def chosen(name: str | None, accelerator: str) -> Hardware:
     if name in GPUS:
         return GPUS[name]
     if name not in (None, "here"):
-        raise ConfigError(f"--gpu: {name!r} is not known.{nearest(str(name), [*GPUS, 'here'])}")
-    return (
-        GPUS["h100"]
-        if name is None and accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
-        else LocalDevice()
-    )
+        message = f"--gpu: {name!r} is not known.{nearest(str(name), [*GPUS, 'here'])}"
+        raise ConfigError(message, code="unknown-name", where="--gpu")
+    absent = name is None and accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
+    return GPUS["h100"] if absent else LocalDevice()

@@ -1,4 +1,4 @@
-"""Tensors that have shapes and no values: a whole training step can be made of them, and what it would cost is seen."""
+"""MetaTensor: shapes without values, with which a training step runs to count its operations and its peak memory."""
 
 import weakref
 from collections.abc import Iterator, Sequence
@@ -7,17 +7,43 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+# Not public in PyTorch, so that a new version may break them: all of them stand here, and a test names each.
+# isort: off
+from torch.utils._pytree import tree_flatten, tree_leaves as tree_leaves, tree_map, tree_unflatten
+from torch._C import _DisableTorchDispatch as no_dispatch  # type: ignore[attr-defined]
+
+make_wrapper = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _aten = torch.ops.aten
+INDEXING = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._unsafe_index.Tensor)
+CHOOSE_ATTENTION = _aten._fused_sdp_choice.default
+CPU_ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu
+CPU_ATTENTION_BACKWARD = _aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """What is the same for all tensors that share memory."""
+    return int(storage._cdata)
+
+
+def is_in_place(function: Any) -> bool:
+    """Whether an operation changes one of its arguments."""
+    return bool(function._schema.is_mutable)
+
+
+def returns_view(function: Any) -> bool:
+    """Whether something that an operation returns shares memory with an argument."""
+    return any(one.alias_info for one in function._schema.returns)
+
+
+# isort: on
 _META = torch.device("meta")
-_INDEXED = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._unsafe_index.Tensor)
 
 
 class Observer(Protocol):
-    """Sees each operation that a hollow tensor takes part in; all tensors in it are on the meta device."""
+    """Records each operation that a MetaTensor takes part in; all tensors in it are on the meta device."""
 
-    def saw(self, function: Any, arguments: tuple[Any, ...], knobs: dict[str, Any], result: Any) -> None: ...
+    def record(self, function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], result: Any) -> None: ...
 
 
 _observers: list[Observer] = []
@@ -25,7 +51,7 @@ _observers: list[Observer] = []
 
 @contextmanager
 def observed(by: Observer) -> Iterator[None]:
-    """While operations are made."""
+    """Let an observer record the operations of the block."""
     _observers.append(by)
     try:
         yield
@@ -34,65 +60,63 @@ def observed(by: Observer) -> Iterator[None]:
 
 
 class MetaTensor(Tensor):
-    """A tensor of the meta device that says it were on the CPU.
+    """A tensor of the meta device that claims to be on the CPU.
 
     So code that is written for values runs as it is: tensors that it makes itself, such as lengths and masks, are real
-    and have values; whatever comes of a hollow one is hollow. PyTorch's `FakeTensor` makes all tensors fake, and code
-    that asks for a length then stops.
+    and have values; whatever is computed from a MetaTensor is one. PyTorch's `FakeTensor` makes all tensors fake, and
+    code that asks for a length then stops.
 
     Args:
         inner: on the meta device.
         requires_grad: as of any leaf.
 
     Raises:
-        RuntimeError: later, where somebody asks for a value, or picks by a hollow mask.
+        RuntimeError: later, where somebody asks for a value, or indexes by a mask without values.
     """
 
-    within: Tensor
+    inner: Tensor  # type: ignore[assignment]  # of this subclass alone; torch.Tensor.inner is a function
 
     @staticmethod
     def __new__(cls, inner: Tensor, requires_grad: bool = False) -> "MetaTensor":
-        hollow: MetaTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        tensor: MetaTensor = make_wrapper(
             cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
             device=torch.device("cpu"), requires_grad=requires_grad,
         )  # fmt: skip
-        return hollow
+        return tensor
 
     def __init__(self, inner: Tensor, requires_grad: bool = False) -> None:
-        self.within = inner
+        self.inner = inner
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"MetaTensor({tuple(self.shape)}, {self.dtype})"
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        if func is _aten._fused_sdp_choice.default:
+        if func is CHOOSE_ATTENTION:
             return 1  # an attention that does not write all scores down, as every device has today
-        leaves, spec = tree_flatten((_picked(func, args), kwargs or {}))
-        arguments, knobs = tree_unflatten([_inside(leaf) for leaf in leaves], spec)
-        result = _made(func, arguments, knobs)
-        if torch.Tag.inplace_view in func.tags:  # such as `squeeze_`: the outside must change its shape, too
-            with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+        leaves, spec = tree_flatten((_without_masks(func, args), kwargs or {}))
+        arguments, keywords = tree_unflatten([_unwrap(leaf) for leaf in leaves], spec)
+        result = _compute(func, arguments, keywords)
+        if torch.Tag.inplace_view in func.tags:  # such as `squeeze_`: the wrapper must change its shape, too
+            with no_dispatch():
                 func(*args, **(kwargs or {}))
         for observer in _observers:
-            observer.saw(func, arguments, knobs, result)
-        known = {id(leaf.within): leaf for leaf in leaves if isinstance(leaf, MetaTensor)}
-        if isinstance(result, Tensor):
-            return _outside(result, known)
-        return tree_map(lambda one: _outside(one, known), result)
+            observer.record(func, arguments, keywords, result)
+        known = {id(leaf.inner): leaf for leaf in leaves if isinstance(leaf, MetaTensor)}
+        return tree_map(lambda one: _wrap(one, known), result)
 
 
-_layouts: dict[Any, tuple[Any, ...]] = {}  # of what operations return that return one new tensor
+_layouts: dict[Any, tuple[Any, ...]] = {}  # of the results of operations that return one new tensor
 
 
-def _made(function: Any, arguments: Any, knobs: Any) -> Any:
-    """What an operation returns, on the meta device. The second time only memory is laid out, which is much faster."""
-    key = (function, *map(layout, tree_leaves((arguments, knobs))))
+def _compute(function: Any, arguments: Any, keywords: Any) -> Any:
+    """An operation's result on the meta device. The second time only memory is laid out, which is much faster."""
+    key = (function, *map(layout, tree_leaves((arguments, keywords))))
     if key in _layouts:
         shape, stride, dtype = _layouts[key]
         return torch.empty_strided(shape, stride, dtype=dtype, device=_META)
-    result = function(*arguments, **knobs)
-    if isinstance(result, Tensor) and not any(one.alias_info for one in function._schema.returns):
+    result = function(*arguments, **keywords)
+    if isinstance(result, Tensor) and not returns_view(function):
         _layouts[key] = layout(result)
     return result
 
@@ -102,66 +126,62 @@ def layout(one: Any) -> Any:
     return (one.shape, one.stride(), one.dtype) if isinstance(one, Tensor) else one
 
 
-def _picked(function: Any, arguments: Sequence[Any]) -> Sequence[Any]:
-    """A mask that picks is put as the numbers that it picks: the meta device cannot count them."""
-    if function not in _INDEXED:
+def _without_masks(function: Any, arguments: Sequence[Any]) -> Sequence[Any]:
+    """Boolean masks as indices: the meta device cannot count what a mask selects."""
+    if function not in INDEXING:
         return arguments
-    places: list[Any] = []
+    indices: list[Any] = []
     for index in arguments[1]:
         if index is not None and index.dtype == torch.bool and not isinstance(index, MetaTensor):
-            places += index.nonzero().unbind(1)
+            indices += index.nonzero().unbind(1)
         else:
-            places.append(index)
-    return (arguments[0], places, *arguments[2:])
+            indices.append(index)
+    return (arguments[0], indices, *arguments[2:])
 
 
-def _inside(one: Any) -> Any:
+def _unwrap(one: Any) -> Any:
     if isinstance(one, MetaTensor):
-        return one.within
+        return one.inner
     if isinstance(one, Tensor):
         return one.to(_META)
     return _META if isinstance(one, torch.device) else one
 
 
-def _outside(one: Any, known: dict[int, MetaTensor]) -> Any:
-    """What comes out is hollow; what an operation has changed in place is the tensor that it was."""
+def _wrap(one: Any, known: dict[int, MetaTensor]) -> Any:
+    """A result as a MetaTensor; a tensor that an operation has changed in place is the one that it was."""
     if not isinstance(one, Tensor) or not one.is_meta:
         return one
     return known[id(one)] if id(one) in known else MetaTensor(one)
 
 
-def hollow(module: nn.Module) -> None:
-    """Make every weight and buffer of a module hollow; what shared a weight shares it still."""
-    made: dict[int, nn.Parameter] = {}
+def to_meta_tensors(module: nn.Module) -> None:
+    """Replace every weight and buffer of a module by a MetaTensor; tied weights stay tied."""
+    replaced: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, weight in part._parameters.items():
             if weight is not None:
                 empty = MetaTensor(weight.detach().to(_META))
-                made.setdefault(id(weight), nn.Parameter(empty, requires_grad=weight.requires_grad))
-                part._parameters[name] = made[id(weight)]
+                replaced.setdefault(id(weight), nn.Parameter(empty, requires_grad=weight.requires_grad))
+                part._parameters[name] = replaced[id(weight)]
         for name, buffer in part._buffers.items():
             part._buffers[name] = None if buffer is None else MetaTensor(buffer.detach().to(_META))
 
 
 class PeakMemory:
-    """Bytes of the hollow tensors that are in use, and the most that were at once. An observer."""
+    """Bytes of the MetaTensors that are in use, and the most that were at once. An observer."""
 
     def __init__(self) -> None:
         self.now = self.most = 0
         self._sizes: dict[int, int] = {}
 
-    def saw(self, function: Any, arguments: tuple[Any, ...], knobs: dict[str, Any], result: Any) -> None:
-        for one in tree_leaves(result):
-            if isinstance(one, Tensor):
-                self._add(one.untyped_storage())
+    def record(self, function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], result: Any) -> None:
+        for storage in (one.untyped_storage() for one in tree_leaves(result) if isinstance(one, Tensor)):
+            key = storage_key(storage)
+            if key not in self._sizes:
+                self._sizes[key] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._freed, key)
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self._sizes:
-            self._sizes[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._gone, key)
-
-    def _gone(self, key: int) -> None:
+    def _freed(self, key: int) -> None:
         self.now -= self._sizes.pop(key)

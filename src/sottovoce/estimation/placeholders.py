@@ -1,12 +1,11 @@
-"""What stands for what is not at hand yet: the LLM's tokenizer, and manifests."""
+"""Placeholders for what is not there yet: the LLM's tokenizer, and manifests."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from sottovoce.config.recipe import Recipe
-from sottovoce.data.captions import caption_from
-from sottovoce.data.tasks import AttributeTask
+from sottovoce.data.tasks import AttributeTask, caption_from
 from sottovoce.data.utterance import Utterance
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
 from sottovoce.training.splits import DataSplits, Split, build_tasks
@@ -14,8 +13,8 @@ from sottovoce.training.splits import DataSplits, Split, build_tasks
 LETTERS = 4  # of a token, in English
 
 
-class SupposedChat:
-    """The chat format of an LLM whose tokenizer is not at hand: a token for four letters, and four for a turn."""
+class PlaceholderChat:
+    """Chat format of an LLM whose tokenizer cannot be reached: a token for four letters, and four for a turn."""
 
     stop_ids = frozenset([0])
 
@@ -24,7 +23,7 @@ class SupposedChat:
         for turn in turns:
             segments.append([0] * 4)
             segments += [one if isinstance(one, Placeholder) else self._tokens(one) for one in turn.pieces]
-        return _joined([*segments, [0] * 4])
+        return _merged([*segments, [0] * 4])
 
     def response(self, turns: Sequence[ChatTurn], text: str) -> list[int]:
         return [*self._tokens(text), 0]
@@ -33,7 +32,8 @@ class SupposedChat:
         return [0] * math.ceil(len(text) / LETTERS)
 
 
-def _joined(segments: list[Segment]) -> list[Segment]:
+def _merged(segments: list[Segment]) -> list[Segment]:
+    """Text segments that follow one another as one."""
     out: list[Segment] = []
     for part in segments:
         if out and isinstance(part, list) and isinstance(out[-1], list):
@@ -43,8 +43,8 @@ def _joined(segments: list[Segment]) -> list[Segment]:
     return out
 
 
-def supposed(recipe: Recipe, count: int, seconds: float) -> DataSplits:
-    """So many utterances of a length, which any task can use, in place of manifests that are not there yet."""
+def placeholder_splits(recipe: Recipe, count: int, seconds: float) -> DataSplits:
+    """`count` training utterances of equal length, which any task can use, in place of manifests."""
     tasks = build_tasks(recipe)
     labels = {name: task.choices[0] for name, task in tasks.items() if isinstance(task, AttributeTask)}
     category, values = next(iter(recipe.auxiliary_head.categories.items())) if recipe.auxiliary_head else (None, [])
@@ -52,8 +52,8 @@ def supposed(recipe: Recipe, count: int, seconds: float) -> DataSplits:
         labels[category] = values[0]
     caption = caption_from(labels)  # "A voice." where nothing is labelled
     words = " ".join(["spoken"] * max(1, round(2.5 * seconds)))
-    lines = [
+    utterances = [
         Utterance(str(i), Path(f"{i}.wav"), words, None, seconds, labels, caption, category=category)
         for i in range(count)
     ]
-    return DataSplits({"train": Split(lines, [1.0] * count), "validation": Split(), "test": Split()}, [])
+    return DataSplits({"train": Split(utterances, [1.0] * count), "validation": Split(), "test": Split()}, [])

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sottovoce.config import recipe as recipes
-from sottovoce.config.judges import AwarenessConfig, JudgeConfig
 from sottovoce.config.recipe import Recipe
-from sottovoce.data.captions import style_caption
+from sottovoce.config.sections import AwarenessConfig, JudgeConfig
+from sottovoce.data.tasks import style_caption
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.evaluation import (

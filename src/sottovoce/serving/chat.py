@@ -1,7 +1,7 @@
-"""Ask a bundle something by voice, then go on in writing or by voice."""
+"""`sottovoce chat`: a dialogue with a bundle, spoken and written."""
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from sottovoce.data.audio import inspect_audio, load_audio
 from sottovoce.data.batches import NOTHING, Batch
 from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Turn
-from sottovoce.errors import AudioError, ConfigError
+from sottovoce.errors import AudioError, ConfigError, nearest
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
@@ -31,76 +31,83 @@ class Conversation:
     def __init__(self, model: SpeechLLM, instruction: str, max_new_tokens: int = 200) -> None:
         self.model, self.instruction, self.max_new_tokens = model, instruction, max_new_tokens
         self.turns: list[Turn] = []
-        self.heard: dict[Path, torch.Tensor] = {}
+        self.waveforms: dict[Path, torch.Tensor] = {}  # (samples,) at the encoder's sample rate
 
-    def hear(self, audio: Path) -> str:
+    def answer_audio(self, audio: Path) -> str:
         """Answer a spoken turn: any format, sample rate and number of channels that libsndfile reads.
 
         Raises:
             AudioError: the clip cannot be used; the message says why.
         """
-        self.heard[audio] = torch.from_numpy(load_audio(audio, self.model.encoder.sample_rate))
+        self.waveforms[audio] = torch.from_numpy(load_audio(audio, self.model.encoder.sample_rate))
         return self._answer(Turn("user", "", audio=audio))
 
-    def read(self, text: str) -> str:
+    def answer_text(self, text: str) -> str:
         """Answer a written turn."""
         return self._answer(Turn("user", text))
 
-    def _answer(self, turn: Turn) -> str:
+    def _answer(self, new: Turn) -> str:
         system, before = instructed(self.instruction, self.model.recipe.instructions)
         chat = [ChatTurn("system", (text,)) for text in system]
-        for said in (*self.turns, turn):
-            pieces = self._spoken(said.audio) if said.audio else (said.text,)
-            chat.append(ChatTurn(said.role, (*before, *pieces) if said is turn else pieces))
+        for turn in (*self.turns, new):
+            pieces = self._speech(turn.audio) if turn.audio else (turn.text,)
+            chat.append(ChatTurn(turn.role, (*before, *pieces) if turn is new else pieces))
         answer = self.model.generate(self._batch(), [chat], self.max_new_tokens)[0]
-        self.turns += [turn, Turn("assistant", answer)]
+        self.turns += [new, Turn("assistant", answer)]
         return answer
 
-    def _spoken(self, audio: Path) -> tuple[Piece, ...]:
+    def _speech(self, audio: Path) -> tuple[Piece, ...]:
         return between(Placeholder(SpeechPlaceholder(slot, audio, False)) for slot in self.model.slots)
 
     def _batch(self) -> Batch:
-        clips = {path: row for row, path in enumerate(self.heard)}
-        return Batch([], clips, Frames.pad(list(self.heard.values())) if clips else NOTHING)
+        clips = {path: row for row, path in enumerate(self.waveforms)}
+        return Batch([], clips, Frames.pad(list(self.waveforms.values())) if clips else NOTHING)
 
 
-def chat(arguments: argparse.Namespace) -> None:
+def chat(
+    bundle: str, audio: Sequence[str], task: str | None, instruction: str | None, once: bool, overrides: Sequence[str]
+) -> None:
     """The command: answer the given clips in turn, then whatever is typed, until an empty line or the end of input.
 
     Raises:
-        AudioError: a clip cannot be used; ConfigError: there is no such task.
+        AudioError: a clip cannot be used.
+        ConfigError: there is no such task.
     """
-    clips = [Path(name) for name in arguments.audio]
+    clips = [Path(name) for name in audio]
     for clip in clips:  # all of them before the model is loaded
         report = inspect_audio(clip)
         if report.problem:
-            raise AudioError(f"{clip}: {report.problem}")
+            raise AudioError(f"{clip}: {report.problem}", code="damaged", where=clip)
         if report.warning:
             print(f"sottovoce: {clip}: {report.warning}", file=sys.stderr)
-    model = read_bundle(Path(arguments.bundle), arguments.overrides)
-    instruction = wording(model, arguments.task) if arguments.instruction is None else arguments.instruction
-    conversation = Conversation(model, instruction)
+    model = read_bundle(Path(bundle), overrides)
+    conversation = Conversation(model, wording(model, task) if instruction is None else instruction)
     console = Console(highlight=False)
     for clip in clips:
         console.print(f"you      ({clip})", markup=False)
-        console.print(f"answer   {conversation.hear(clip)}", markup=False)
-    if arguments.once or (clips and not sys.stdin.isatty()):
+        console.print(f"answer   {conversation.answer_audio(clip)}", markup=False)
+    if once or (clips and not sys.stdin.isatty()):
         return
     console.print("Type on, or `audio FILE` for another spoken turn; an empty line ends.", style="dim")
-    while line := _line():
-        answer = conversation.hear(Path(line[6:].strip())) if line.startswith("audio ") else conversation.read(line)
+    while line := _read_line():
+        spoken = line.startswith("audio ")
+        answer = conversation.answer_audio(Path(line[6:].strip())) if spoken else conversation.answer_text(line)
         console.print(f"answer   {answer}", markup=False)
 
 
 def wording(model: SpeechLLM, task: str | None) -> str:
-    """A task's first wording, with the choices of the model's own recipe; of the task that replies if None."""
+    """A task's first wording, with the choices of the model's own recipe; of the task that replies if None.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
     task = task or ("response" if "response" in model.recipe.tasks else "dialogue")
     if task not in TASKS.names():
-        raise ConfigError(f"--task {task}: known tasks are {', '.join(TASKS.names())}")
+        raise ConfigError(f"--task {task}:{nearest(task, TASKS.names())}", code="unknown-name", where="--task")
     return TASKS.build(model.recipe.tasks.get(task, {"type": task})).instructions()[0]
 
 
-def _line() -> str:
+def _read_line() -> str:
     try:
         return input("you      ").strip()
     except EOFError:

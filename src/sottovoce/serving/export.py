@@ -1,9 +1,8 @@
-"""A run's result in the format of the checkpoint it began with, which plain transformers opens."""
+"""`sottovoce export`: a run's weights in the format of the checkpoint it began with, which transformers opens."""
 
-import argparse
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from sottovoce.audio_llm_layouts import LAYOUTS, Layout, read_config, shards
 from sottovoce.encoders.qwen_audio import AudioTower
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.hub import WEIGHTS
+from sottovoce.io import atomic_folder
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.llms.audio_llm import is_composite, text_config
-from sottovoce.llms.hub_checkpoints import HUB, SETTINGS
+from sottovoce.llms.hub_checkpoints import HUB, SETTINGS, is_composite, text_config
 from sottovoce.llms.tuning import base_name
 from sottovoce.paths import resolve
 
@@ -28,23 +27,22 @@ _FILES = (*SETTINGS, "*.pt", *WEIGHTS)  # of a checkpoint on the hub; Omni has i
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
-def command(arguments: argparse.Namespace) -> None:
-    """`sottovoce export`."""
-    folder = Path(arguments.out)
-    _check_free(folder)  # before the model is loaded
-    for line in export(read_bundle(Path(arguments.bundle), arguments.overrides), folder):
+def command(bundle: str, out: str, overrides: Sequence[str]) -> None:
+    """The command; see `export`."""
+    _check_free(Path(out))  # before the model is loaded
+    for line in export(read_bundle(Path(bundle), overrides), Path(out)):
         print(line)
 
 
 def export(module: SpeechLLM, folder: Path) -> list[str]:
-    """Write what a run has made of its checkpoint, in that checkpoint's own format; LoRA is merged into the weights.
+    """Write a run's weights in its checkpoint's own format; LoRA is merged into the weights.
 
     A finished audio LLM is written whole: LLM, and tower and projector where the run's encoder and adapter are its
     own; whatever else its files hold (pictures, a talker) is copied, and every tensor keeps the dtype it has there.
     Of other models the LLM is written, in the dtype of the run. Tokenizer and settings come along.
 
     Returns:
-        What was written and what has no place in such a folder, a line each.
+        The parts that were written, in a line, and a line for each that has no place in such a folder.
 
     Raises:
         ConfigError: `folder` holds something already.
@@ -53,24 +51,18 @@ def export(module: SpeechLLM, folder: Path) -> list[str]:
     """
     _check_free(folder)
     source = HUB.snapshot(module.recipe.llm.checkpoint, _FILES)
-    draft = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    text = merged(module.llm.model)
-    placed = {"llm"}
-    if is_composite(source):
-        placed |= _write_audio_llm(module, text, source, draft)
-    else:
-        module.llm.model.save_pretrained(draft, state_dict=text)
-        (draft / "generation_config.json").unlink(missing_ok=True)  # ours is greedy; the checkpoint's own is copied
-    _copy_settings(source, draft)
-    if folder.exists():
-        folder.rmdir()
-    draft.replace(folder)
+    text, placed = merged(module.llm.model), {"llm"}
+    with atomic_folder(folder) as draft:
+        if is_composite(source):
+            placed |= _write_audio_llm(module, text, source, draft)
+        else:
+            module.llm.model.save_pretrained(draft, state_dict=text)
+            (draft / "generation_config.json").unlink(missing_ok=True)  # ours is greedy; the checkpoint's is copied
+        _copy_settings(source, draft)
     parts = ["llm", "encoder", *(f"adapters.{name}" for name in module.adapters)]
-    left = [part for part in parts if part not in placed]
-    told = [f"{folder}: {', '.join(part for part in parts if part in placed)}, as {source} has them"]
-    return told + [f"left out, since this format has no place for it: {part} (it stays in the bundle)" for part in left]
+    written = f"{folder}: {', '.join(part for part in parts if part in placed)}, as {source} has them"
+    absent = "left out, since this format has no place for it: {} (it stays in the bundle)"
+    return [written, *(absent.format(part) for part in parts if part not in placed)]
 
 
 def merged(model: nn.Module) -> dict[str, Tensor]:
@@ -94,7 +86,8 @@ def merged(model: nn.Module) -> dict[str, Tensor]:
 
 def _check_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--out {folder}: there is something already; name a folder that is new or empty")
+        message = f"--out {folder}: there is something already; name a folder that is new or empty"
+        raise ConfigError(message, code="conflict", where=folder)
 
 
 def _write_audio_llm(module: SpeechLLM, text: dict[str, Tensor], source: Path, draft: Path) -> set[str]:
@@ -104,27 +97,29 @@ def _write_audio_llm(module: SpeechLLM, text: dict[str, Tensor], source: Path, d
     if text_config(config).tie_word_embeddings:  # one tensor, kept under the name of the embeddings
         text = {name: weight for name, weight in text.items() if not name.startswith("lm_head.")}
     parts = dict(_native_parts(module, layout, source))
-    ours = _as_in_files(text, layout) | {name: weight for part in parts.values() for name, weight in part.items()}
+    ours = _checkpoint_names(text, layout) | {name: weight for part in parts.values() for name, weight in part.items()}
     for file in shards(source):
         with safe_open(file, "pt") as shard:
-            whole = {name: _in_place(name, shard.get_tensor(name), ours) for name in shard.keys()}
-        save_file(whole, draft / file.name, metadata={"format": "pt"})
+            tensors = {name: _replacement(name, shard.get_tensor(name), ours) for name in shard.keys()}
+        save_file(tensors, draft / file.name, metadata={"format": "pt"})
     if ours:
-        raise SottovoceError(f"{source} has no place for {len(ours)} weights of this run, such as {next(iter(ours))}")
+        message = f"{source} has no place for {len(ours)} weights of this run, such as {next(iter(ours))}"
+        raise SottovoceError(message, code="mismatch", where=next(iter(ours)))
     return set(parts)
 
 
-def _in_place(name: str, theirs: Tensor, ours: dict[str, Tensor]) -> Tensor:
-    """Our tensor of this name, if there is one, which is then done with."""
+def _replacement(name: str, theirs: Tensor, ours: dict[str, Tensor]) -> Tensor:
+    """Our tensor of this name, which is taken out of `ours`, or theirs where we have none."""
     if name not in ours:
         return theirs
     mine = ours.pop(name).detach().to("cpu", theirs.dtype)
     if mine.shape != theirs.shape:
-        raise SottovoceError(f"{name} is {tuple(mine.shape)} in this run, and {tuple(theirs.shape)} in its checkpoint")
+        message = f"{name} is {tuple(mine.shape)} in this run, and {tuple(theirs.shape)} in its checkpoint"
+        raise SottovoceError(message, code="mismatch", where=name)
     return mine.contiguous()
 
 
-def _as_in_files(text: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+def _checkpoint_names(text: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """The LLM's weights, named as in the checkpoint's files."""
     return {
         old + name.removeprefix(new): weight
