@@ -21,8 +21,7 @@ import torch
 
 from sottovoce.data.audio import load_audio
 from sottovoce.data.batch_sampler import BatchSampler
-from sottovoce.data.batches import LazyExamples
-from sottovoce.data.examples import ExampleSampler
+from sottovoce.data.examples import ExampleSampler, LazyExamples
 from sottovoce.data.lazy_manifest import LazyManifest
 from sottovoce.data.manifest import Root
 from sottovoce.data.tasks import TASKS

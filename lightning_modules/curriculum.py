@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from sottovoce.config.recipe import Recipe
 from sottovoce.data.batch_sampler import BatchSampler
-from sottovoce.data.batches import Examples, LazyExamples
+from sottovoce.data.examples import Examples, LazyExamples
 from sottovoce.errors import ConfigError
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, SkippedRows, ThroughputMeter

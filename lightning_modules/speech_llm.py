@@ -14,7 +14,7 @@ from transformers import get_scheduler
 from sottovoce.adapters import ADAPTERS, Adapter
 from sottovoce.config.recipe import ENCODER, LLM, SCHEDULES, Recipe
 from sottovoce.config.sections import StageConfig
-from sottovoce.data.batches import Batch
+from sottovoce.data.examples import Batch
 from sottovoce.device import check_fits
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import BundleError, ConfigError, brief

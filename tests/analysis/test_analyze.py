@@ -19,8 +19,7 @@ from sottovoce.analysis.config import AnalysisRecipe, load
 from sottovoce.analysis.hidden_states import batch_states, collect_states, load_states, save_states, states_key
 from sottovoce.cli.main import main
 from sottovoce.config.recipe import Recipe
-from sottovoce.data.batches import collate
-from sottovoce.data.examples import Example
+from sottovoce.data.examples import Example, collate
 from sottovoce.errors import Code, ConfigError
 from sottovoce.evaluation.layers.split import read_split
 from sottovoce.lightning_modules.bundle import write_bundle

@@ -14,7 +14,7 @@ from tests.helpers.errors import refused
 
 from sottovoce.cli.main import main
 from sottovoce.data.batch_sampler import BatchSampler, Rows
-from sottovoce.data.batches import LazyExamples
+from sottovoce.data.examples import LazyExamples
 from sottovoce.data.lazy_manifest import LazyManifest
 from sottovoce.data.manifest import Root, read_manifest
 from sottovoce.data.manifest_schema import LineReader

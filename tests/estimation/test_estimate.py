@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
 from sottovoce.data.batch_sampler import Rows
-from sottovoce.data.batches import collate
+from sottovoce.data.examples import collate
 from sottovoce.estimation import meta_tensor
 from sottovoce.estimation.estimate import TIMED, Estimate, command, estimate, processes
 from sottovoce.estimation.hardware import GPUS, LocalDevice, OpCounter, hardware_of

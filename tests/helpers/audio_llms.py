@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from sottovoce.config.recipe import parse
-from sottovoce.data.batches import Batch
+from sottovoce.data.examples import Batch
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.causal_lm import pad_left

@@ -21,7 +21,7 @@ from tests.helpers.errors import refused
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
-from sottovoce.data.batches import collate
+from sottovoce.data.examples import collate
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.checkpointing import read_checkpoint

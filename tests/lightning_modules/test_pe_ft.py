@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
-from sottovoce.data.batches import collate
+from sottovoce.data.examples import collate
 from sottovoce.errors import BundleError, ConfigError
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.run import Run, prepare_run

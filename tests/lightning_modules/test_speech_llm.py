@@ -10,8 +10,7 @@ from rich.console import Console
 from tests.helpers.errors import refused
 
 from sottovoce.config.recipe import Recipe, parse
-from sottovoce.data.batches import collate
-from sottovoce.data.examples import Example
+from sottovoce.data.examples import Example, collate
 from sottovoce.lightning_modules.run import Run, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.training.audio_reader import AudioReader

@@ -9,8 +9,7 @@ import torch
 from rich.progress import Progress
 from safetensors import SafetensorError
 
-from sottovoce.data.batches import Batch, Read, collate
-from sottovoce.data.examples import Example
+from sottovoce.data.examples import Batch, Example, Read, collate
 from sottovoce.io import file_sha256
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.hidden_states import HiddenStates, read_hidden_states

@@ -16,8 +16,7 @@ from transformers import PreTrainedModel
 
 from sottovoce.config.recipe import Recipe
 from sottovoce.data.batch_sampler import Rows
-from sottovoce.data.batches import Batch, collate
-from sottovoce.data.examples import Example, ExampleSampler
+from sottovoce.data.examples import Batch, Example, ExampleSampler, collate
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import MissingError
 from sottovoce.estimation.hardware import OpCounter

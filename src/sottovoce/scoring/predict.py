@@ -6,8 +6,7 @@ from dataclasses import replace
 from rich.progress import Progress
 
 from sottovoce.config.recipe import used_tasks
-from sottovoce.data.batches import collate
-from sottovoce.data.examples import Example
+from sottovoce.data.examples import Example, collate
 from sottovoce.data.tasks import TASKS, AttributeTask, caption_from
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError

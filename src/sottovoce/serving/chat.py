@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from sottovoce.data.audio import inspect_audio, load_audio
-from sottovoce.data.batches import NOTHING, Batch
+from sottovoce.data.examples import NOTHING, Batch
 from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Turn
 from sottovoce.errors import AudioError, ConfigError, nearest
