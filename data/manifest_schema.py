@@ -10,7 +10,7 @@ from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import AudioError, Code, ManifestError, SottovoceError, brief, nearest
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it imports this module
     from sottovoce.data.manifest import Root
 
 _KEYS = [f.name for f in fields(Utterance) if f.name != "only"]
