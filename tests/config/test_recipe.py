@@ -82,7 +82,7 @@ def test_llama_differs_from_qwen_in_the_llm_alone() -> None:
         ("stages.joint.err={speech: 0, text: 1}", "bad-value", "stages.joint.err"),
         ("stages.joint.lr=0", "bad-value", "stages.joint.lr"),
         ("stages.joint.lr=.nan", "bad-value", "stages.joint.lr"),
-        ("stages.joint.lr=nan", "bad-value", "stages.joint.lr"),
+        ("auxiliary_head={layer: 0, categories: {e: [a]}, weight: nan}", "bad-value", "auxiliary_head.weight"),
         ("stages.joint.lr=fast", "bad-value", "stages.joint.lr"),
         ("stages.joint.betas=[0.9]", "bad-value", "stages.joint.betas"),
         ("stages.joint.betas=[0.9,1.0]", "bad-value", "stages.joint.betas[1]"),

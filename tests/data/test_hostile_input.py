@@ -158,9 +158,9 @@ def test_the_flag_is_that_override_and_a_recipe_alone_is_not(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("slots.paralinguistic.adapter.tokens=1000000000", "tokens must be at most"),
-        ("slots.paralinguistic.adapter.layers=1000000", "layers must be at most"),
-        ("slots.linguistic.adapter.hidden=100000000000", "its weights take"),
+        ("slots.paralinguistic.adapter.tokens=1000000000", "adapter.tokens: must be less"),
+        ("slots.paralinguistic.adapter.layers=1000000", "adapter.layers: must be less"),
+        ("slots.linguistic.adapter.hidden=1000000000", "its weights take"),
         ("slots.linguistic.adapter.hidden=100000000000000000000", "adapter"),
     ],
 )
