@@ -128,7 +128,8 @@ def supervise(kind: str, seed: int, start: int, stop: int) -> Tally:
             except EOFError:
                 ended = ""
                 break
-        process.kill()
+        if ended:
+            process.kill()
         process.join()
         if ended or at >= 0:
             part.findings.append((at, ended or f"died with {process.exitcode}"))
