@@ -115,8 +115,9 @@ def test_the_first_word_is_read_as_words_inside_a_text_are(roberta: Path, tmp_pa
     spaced = tmp_path / "spaced"
     shutil.copytree(roberta, spaced)
     words, merges = str(roberta / "vocab.json"), str(roberta / "merges.txt")
-    RobertaTokenizer(vocab=words, merges=merges, add_prefix_space=True, model_max_length=64).save_pretrained(spaced)
+    RobertaTokenizer(vocab=words, merges=merges, add_prefix_space=True).save_pretrained(spaced)  # without a limit
     responses, targets = pairs(12)
+    assert BertScore(str(spaced), layer=2).limit == BertScore(str(roberta), layer=2).limit == 64  # of 66 positions
     ours = BertScore(str(roberta), layer=2).f1(responses, targets)
     assert ours == pytest.approx(BertScore(str(spaced), layer=2).f1(responses, targets), abs=TOLERANCE)
     assert ours == pytest.approx(authors(spaced, responses, targets, 2), abs=TOLERANCE)
