@@ -27,7 +27,7 @@ def test_losses_are_means_over_tokens(recipe: Recipe, monkeypatch: pytest.Monkey
         losses = [module.loss(batch) for batch in batches]
     totals, tokens = [float(loss.total) for loss in losses], [loss.tokens for loss in losses]
     assert len(set(tokens)) == 2 and tokens[0] > 3  # rows, tokens and batches count differently
-    assert float(module.training_step(batches[0], 0)) == pytest.approx(totals[0] / tokens[0], rel=1e-5)
+    assert module.training_step(batches[0], 0).item() == pytest.approx(totals[0] / tokens[0], rel=1e-5)
     assert logged["train/loss"] == pytest.approx(totals[0] / tokens[0], rel=1e-5)
     module.on_validation_epoch_start()
     for number, batch in enumerate(batches):
