@@ -95,6 +95,9 @@ def main() -> None:
         shutil.copytree(ROOT, copy, symlinks=True, ignore=skipped)
         compileall.compile_dir(copy, quiet=2)
         sys.dont_write_bytecode = True
+        for first in {tuple(m.tests): m for m in mutants}.values():
+            if run_tests(copy, first._replace(new=first.old)) != PASSED:
+                sys.exit(f"these fail without a mutant, too: {' '.join(first.tests)}")
         for number, mutant in enumerate(mutants, 1):
             codes.append(run_tests(copy, mutant))
             outcome = {FAILED: "killed", PASSED: "SURVIVED"}.get(codes[-1], f"pytest ended with {codes[-1]}")

@@ -128,6 +128,12 @@ def test_every_category_has_both_scores_with_intervals() -> None:
     assert (found["age", "pa_rate"].baseline, found["emotion", "pa_rate"].baseline) == (0.5, 0.25)
 
 
+def test_scores_of_labels_by_hand() -> None:
+    rows = [replace(said(i, "x", "child"), judge="j", awareness=label) for i, label in enumerate((1, 0, -1, 1, None))]
+    found = scores(rows)
+    assert (found["age", "pa_score"].value, found["age", "pa_rate"].value, found["age", "pa_rate"].n) == (0.25, 0.5, 4)
+
+
 def test_a_model_that_hears_nothing_scores_nothing_on_pairs() -> None:
     rows = [said(i, AGES["adult"], ("child", "adult")[i % 2]) for i in range(20)]
     found = scores(rows)

@@ -138,6 +138,7 @@ def test_what_tuning_does_is_seen(tiny_llm: str, file: Path, tmp_path: Path, met
     changed = records["nats"].value - records["nats_before"].value
     assert abs(changed) > 1e-3 and records["nats_change"].value == pytest.approx(changed, abs=2e-6)
     assert records["nats_change"].low < records["nats_change"].high
+    assert records["nats"].value == pytest.approx(read_scores(tmp_path / AFTER).nats, abs=1e-6)
 
 
 def test_before_is_the_checkpoints_llm_also_under_maps_that_are_trained(

@@ -121,6 +121,8 @@ def test_the_first_word_is_read_as_words_inside_a_text_are(roberta: Path, tmp_pa
     assert ours == pytest.approx(BertScore(str(spaced), layer=2).f1(responses, targets), abs=TOLERANCE)
     assert ours == pytest.approx(authors(spaced, responses, targets, 2), abs=TOLERANCE)
     assert ours != pytest.approx(authors(roberta, responses, targets, 2), abs=1e-3)
+    RobertaTokenizer(vocab=words, merges=merges).save_pretrained(spaced)  # without a limit of its own
+    assert BertScore(str(spaced), layer=2).limit == 64  # of 66 positions, which start at 2
 
 
 def test_a_pair_does_not_depend_on_the_others(bert: Path) -> None:

@@ -60,7 +60,7 @@ def judged(
         return write_recipe(
             data={**tree["data"], "test": parts},
             stages={"joint": stage},
-            evaluation={"batch_size": 9, "max_new_tokens": 3, "slots": ["both"], "judges": judges},
+            evaluation={"batch_size": 9, "max_new_tokens": 3, "slots": ["both", "text"], "judges": judges},
         )
 
     return write
@@ -75,12 +75,13 @@ def test_a_run_reports_its_judges_and_lives_without_them(
     told = " ".join(capsys.readouterr().out.split())
     assert "no score by away" in told and "sottovoce judge" in told and "the server is gone" in told
     folder = tmp_path / "runs/tiny/evaluation"
-    records = {(r.task, r.metric): r for r in read_results(folder)}
+    records = {(r.task, r.metric): r for r in read_results(folder) if r.slots == "both"}
+    assert {r.slots for r in read_results(folder) if "/" in r.metric} == {"both"}  # as the judges' node says
     titles = ("dialogue (plain)", "dialogue (reversed)")
     assert {key for key in records if "/" in key[1]} == {(t, f"{a}/here") for t in titles for a in ASPECTS}
     said = read_predictions(folder)
     for title, count in zip(titles, (6, 3), strict=True):
-        numbers = [len(p.response) % 5 for p in said if p.title == title]
+        numbers = [len(p.response) % 5 for p in said if (p.title, p.slots) == (title, "both")]
         content, c4 = records[title, "cs_content/here"], records[title, "egs_c4/here"]
         assert content.n == count == len(numbers) and content.low <= content.value <= content.high
         assert content.value == pytest.approx(sum(numbers) / count + 1, abs=1e-5)
@@ -95,7 +96,7 @@ def test_a_run_reports_its_judges_and_lives_without_them(
     asked = len(Scripted.asked)
     assert main(["judge", str(tmp_path / "runs/tiny"), "evaluation.judges.away.engine.says=scores"]) == 0
     assert len(Scripted.asked) == asked  # the same LLM by name: all judgements were kept
-    again = {(r.task, r.metric): r for r in read_results(folder)}
+    again = {(r.task, r.metric): r for r in read_results(folder) if r.slots == "both"}
     assert again.keys() - records.keys() == {(t, f"{a}/away") for t in titles for a in ASPECTS}
     assert all(again[key].value == pytest.approx(record.value) for key, record in records.items())
     assert "CS content (away) ↑" in results_markdown(list(again.values()))
