@@ -29,7 +29,7 @@ from sottovoce.evaluation.metrics import accuracy, balanced_accuracy, mean_measu
 from sottovoce.evaluation.paired_bootstrap import Estimate, Key, Seeds, estimate
 from sottovoce.evaluation.reports import compare_html
 from sottovoce.evaluation.reports.compare import Comparison, System, comparison_csv, comparison_of, is_better
-from sottovoce.evaluation.reports.compare_html import VERDICT_COLOURS, comparison_html
+from sottovoce.evaluation.reports.compare_html import comparison_html
 from sottovoce.evaluation.reports.plots import Panel
 from sottovoce.evaluation.reports.results import shown
 from sottovoce.evaluation.reports.tables import terminal_tables
@@ -151,7 +151,8 @@ def test_a_known_winner_wins_in_every_direction(metric: str, monkeypatch: pytest
         assert page.count(f'<td class="{verdict}">') == 1 and f'<td class="{other}">' not in page
         assert (number in page) == (baseline == "bad")
         (bar,) = panels[-1].bars
-        assert bar.colour == VERDICT_COLOURS[verdict] and bar.value is not None
+        red, green = int(bar.colour[1:3], 16), int(bar.colour[3:5], 16)  # as the page says: green is better
+        assert (green > red) == (verdict == "better") and bar.value is not None
         drawn = (gap if baseline == "bad" else turned).value * (100 if metric in ("wer", "accuracy") else 1)
         assert bar.value[0] == pytest.approx(drawn) and bar.value[1] < drawn < bar.value[2]
     table = printed(comparison)
@@ -159,6 +160,7 @@ def test_a_known_winner_wins_in_every_direction(metric: str, monkeypatch: pytest
     rows = list(csv.DictReader(io.StringIO(comparison_csv(comparison))))
     written = {(row["kind"], row["system"], row["against"], row["seed"]): float(row["value"]) for row in rows}
     assert written["difference", "good", "bad", ""] == sign * 0.5
+    assert all(float(row["low"]) < float(row["value"]) < float(row["high"]) for row in rows if row["low"])
     assert written["score of a seed", "bad", "", "3"] == low
 
 
