@@ -1,4 +1,4 @@
-"""Pitch, energy and tempo of unlabelled speech, measured and cut at the levels that TextrolSpeech publishes.
+"""Acoustic labels: pitch, energy and tempo, measured and cut at the levels that TextrolSpeech publishes.
 
 The rules are those of `dataprocess.py` in github.com/jishengpeng/TextrolSpeech, with two stand-ins:
 
@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sottovoce.data.audio import load_audio
-from sottovoce.data.manifest import check_copy, line_fault, read_lines
-from sottovoce.data.path_policy import Root
+from sottovoce.data.manifest import Root, check_copy, line_fault, read_lines
 from sottovoce.errors import AudioError, ManifestError, SottovoceError
 from sottovoce.io import atomic_open
 

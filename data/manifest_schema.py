@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.data.audio_decoder import read_header
-from sottovoce.data.path_policy import Root
+from sottovoce.data.manifest import Root
 from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import AudioError, Code, ManifestError, SottovoceError, brief, nearest

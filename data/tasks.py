@@ -1,4 +1,4 @@
-"""What a model is asked about a spoken turn, and what it should answer: a task is wordings and a target."""
+"""Tasks: what a model is asked about a spoken turn (its wordings), and what it should answer (its target)."""
 
 import re
 from abc import ABC, abstractmethod
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from sottovoce.data.prompt_files import read_wordings
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, brief, nearest
 from sottovoce.paths import resolve
 from sottovoce.registry import Registry
-from sottovoce.templates import Template
+from sottovoce.templates import Template, read_wordings
 
 PROMPTS = Path(__file__).parent / "prompts"
 

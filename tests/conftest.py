@@ -33,10 +33,14 @@ def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_whisper(tmp_path_factory.mktemp("whisper"))
+
+
+def save_tiny_whisper(folder: Path) -> str:
     """A random two-layer Whisper with windows of one second, in openai-whisper's own format."""
     torch.manual_seed(0)
     dims = ModelDimensions(80, 50, 32, 4, 2, 100, 16, 32, 4, 2)
-    file = tmp_path_factory.mktemp("whisper") / "tiny.pt"
+    file = folder / "tiny.pt"
     torch.save({"dims": dims.__dict__, "model_state_dict": whisper.model.Whisper(dims).state_dict()}, file)
     return str(file)
 

@@ -1,4 +1,4 @@
-"""Files of a corpus as it was downloaded: where they lie, whether they are whole, and what is written beside them."""
+"""Files of a downloaded corpus: search, tables and texts, and clips that are cut out of it."""
 
 import csv
 import io

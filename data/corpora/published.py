@@ -1,4 +1,4 @@
-"""What all published corpora share: checked clips, manifests that appear whole, and a report of all that is in none."""
+"""Base of published corpora: checked clips, manifests that appear whole, and a report of all that is in none."""
 
 import hashlib
 import json

@@ -18,7 +18,7 @@ from sottovoce.config import recipe as recipes
 from sottovoce.config_model import RENAMED
 from sottovoce.config_tree import merge, read_overrides, read_tree, read_yaml
 from sottovoce.errors import ConfigError
-from sottovoce.lightning_modules.distributed import check_trainer
+from sottovoce.lightning_modules.trainer import check_trainer
 from sottovoce.paths import resolve
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -105,8 +105,8 @@ def table(rows: list[Row], seed: int) -> str:
     """In Markdown."""
     lines = ["| what was done | times | how it ended | what was lost | held |", "|---|---:|---|---|---|"]
     lines += [f"| {r.done} | {r.times} | {r.ended} | {r.lost} | {'no' if r.faults else 'yes'} |" for r in rows]
-    told = f"seed {seed}, {datetime.date.today()}, torch {torch.__version__}, {os.cpu_count()} CPU cores"
-    return "\n".join([*lines, "", told])
+    caption = f"seed {seed}, {datetime.date.today()}, torch {torch.__version__}, {os.cpu_count()} CPU cores"
+    return "\n".join([*lines, "", caption])
 
 
 if __name__ == "__main__":

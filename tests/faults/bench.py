@@ -3,7 +3,7 @@
 import random
 
 from tests.faults.process import fit
-from tests.faults.sabotage import Place, counted
+from tests.faults.sabotage import Moment, counted
 from tests.faults.world import World
 
 
@@ -17,7 +17,7 @@ class Bench:
         if not (self.whole.run / "bundle").is_dir():  # a folder that is used again has it
             ended = fit(self.whole, counted)
             if ended.code:
-                raise RuntimeError(f"the undisturbed run failed:\n{ended.said}")
+                raise RuntimeError(f"the undisturbed run failed:\n{ended.output}")
         entries = self.whole.entries()
         steps = [(entry["stage"], entry["step"]) for entry in entries if "rows" in entry]
         calls = [*[entry["calls"] for entry in entries if "calls" in entry][1:], 1]  # those of a step stand after it
@@ -27,8 +27,8 @@ class Bench:
         """Let what is drawn depend on the seed and the case alone, not on the cases before it."""
         self.random = random.Random(f"{self.seed} {case}")
 
-    def places(self, count: int) -> list[Place]:
+    def moments(self, count: int) -> list[Moment]:
         """Moments of the three stages, in order, each call of a Python function as likely as any other."""
         numbers = self.random.choices(range(len(self.steps)), [calls for _, calls in self.steps], k=count)
-        moments = sorted((i, self.random.randrange(self.steps[i][1])) for i in numbers)
-        return [Place(*self.steps[i][0], calls) for i, calls in moments]
+        drawn = sorted((i, self.random.randrange(self.steps[i][1])) for i in numbers)
+        return [Moment(*self.steps[i][0], calls) for i, calls in drawn]

@@ -1,4 +1,4 @@
-"""What must hold after a fault: the same weights, every example once, an error in one line."""
+"""Checks after a fault: the same weights, every example once, an error in one line."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,8 +7,15 @@ from typing import Any
 import torch
 
 from sottovoce.evaluation.records import read_results
-from tests.faults.process import Ended
+from tests.faults.process import Ended, fit
 from tests.faults.world import STAGES, Command
+
+Run = Callable[[Command], Sequence[Ended]]  # what runs a command, in one process or two
+
+
+def fit_alone(command: Command) -> list[Ended]:
+    """Run a command undisturbed, in one process."""
+    return [fit(command)]
 
 
 @dataclass
@@ -30,44 +37,50 @@ class Row:
         """The process has ended with one line for its user, in which these words stand."""
         missing = [word for word in words if word not in ended.error]
         self.demand(
-            ended.plain and not missing, f"exit {ended.code}, expected a line with {missing}: {ended.said[-800:]}"
+            ended.plain and not missing, f"exit {ended.code}, expected a line with {missing}: {ended.output[-800:]}"
         )
 
-    def demand_finished(self, ended: Ended) -> None:
-        self.demand(ended.code == 0, f"the same command did not finish: exit {ended.code}: {ended.said[-800:]}")
+    def demand_recovery(self, command: Command, whole: Command, rerun: Run = fit_alone, note: str = "") -> None:
+        """The same command goes on to the end, in the weights and scores of the undisturbed run, bit for bit.
 
-    def demand_same(self, command: Command, whole: Command) -> None:
-        """A run ends in the weights and scores of the undisturbed one, bit for bit, and each step had its examples."""
+        Each step had the undisturbed run's examples.
+        """
+        for ended in rerun(command):
+            self.demand_finished(ended)
         self.faults += differences(command, whole)
+        steps = [_key(entry) for entry in command.entries() if "rows" in entry]
+        due = sum("rows" in entry for entry in whole.entries())
+        self.lost = f"{len(steps) - len(set(steps))} of {due} steps made again{note}"
+
+    def demand_finished(self, ended: Ended) -> None:
+        self.demand(ended.code == 0, f"the same command did not finish: exit {ended.code}: {ended.output[-800:]}")
 
 
 def differences(command: Command, whole: Command) -> list[str]:
-    """In what a finished run differs from the ignore_signals one."""
+    """How a finished run differs from the undisturbed one."""
     ours, theirs = command.weights(), whole.weights()
     faults = [f"{stage}: not trained" for stage in STAGES if stage not in ours]
     for stage in set(ours) & set(theirs):
         faults += [
-            f"{stage}: other weights {n}" for n, value in theirs[stage].items() if not _same(ours[stage], n, value)
+            f"{stage}: other weights {name}"
+            for name, value in theirs[stage].items()
+            if name not in ours[stage] or not torch.equal(ours[stage][name], value)
         ]
     scores = [[replace(r, system="") for r in read_results(c.run / "evaluation")] for c in (command, whole)]
     faults += ["other scores"] if scores[0] != scores[1] else []
     return faults + order_faults(command.entries(), whole.entries())
 
 
-def _same(weights: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> bool:
-    return name in weights and torch.equal(weights[name], value)
-
-
 def order_faults(entries: Sequence[dict[str, Any]], whole: Sequence[dict[str, Any]]) -> list[str]:
     """Whether every step was made with the examples of the undisturbed run, and none was left out on the way."""
-    due = {_key(entry): entry["rows"] for entry in whole if "rows" in entry}
-    number = {key: i for rank in (0, 1) for i, key in enumerate(key for key in due if key[2] == rank)}
+    expected = {_key(entry): entry["rows"] for entry in whole if "rows" in entry}
+    number = {key: i for rank in (0, 1) for i, key in enumerate(key for key in expected if key[2] == rank)}
     faults, done = [], {(rank, -1) for rank in (0, 1)}
     for entry in entries:
         if "rows" not in entry:
             continue
         key = _key(entry)
-        if due.get(key) != entry["rows"]:
+        if expected.get(key) != entry["rows"]:
             faults.append(f"{key}: other examples than in the undisturbed run")
         elif (key[2], number[key] - 1) not in done:
             faults.append(f"{key}: begun before the step before it")
@@ -80,19 +93,7 @@ def _key(entry: dict[str, Any]) -> tuple[str, int, int]:
     return entry["stage"], entry["step"], entry["rank"]
 
 
-def made_again(command: Command) -> int:
-    """Steps that were begun more than once."""
-    steps = [_key(entry) for entry in command.entries() if "rows" in entry]
-    return len(steps) - len(set(steps))
-
-
 def finite(command: Command, read: Callable[[Any], dict[str, Any]]) -> bool:
     """Whether every weight in every checkpoint of a run is finite."""
     files = sorted(command.run.glob("stages/*/*.ckpt"))
     return bool(files) and all(value.isfinite().all() for file in files for value in read(file)["state_dict"].values())
-
-
-def steps_lost(command: Command, whole: Command) -> str:
-    """How much work was done twice."""
-    due = sum("rows" in entry for entry in whole.entries())
-    return f"{made_again(command)} of {due} steps made again"

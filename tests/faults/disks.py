@@ -13,9 +13,9 @@ from sottovoce.lightning_modules.checkpointing import AtomicCheckpointIO, read_c
 from sottovoce.llms.answer_cache import AnswerCache
 from sottovoce.scoring import evaluate
 from tests.faults.bench import Bench
-from tests.faults.checks import Row, steps_lost
+from tests.faults.checks import Row
 from tests.faults.process import fit
-from tests.faults.sabotage import Place, at, full, hide, send
+from tests.faults.sabotage import Moment, at, full, hide, send
 from tests.faults.world import Command
 
 
@@ -38,10 +38,8 @@ def disk_full(bench: Bench) -> Row:
         ended = fit(command, act)
         row.demand_line(ended, "cannot be written: File too large")
         row.demand(_all_whole(command), f"{part}: a checkpoint is not whole")
-    row.demand_finished(fit(command))
-    row.demand_same(command, bench.whole)
+    row.demand_recovery(command, bench.whole)
     row.ended = "exit 2, a line that names the file; then finished: same bits"
-    row.lost = steps_lost(command, bench.whole)
     return row
 
 
@@ -60,7 +58,7 @@ def clip_gone(bench: Bench) -> Row:
     clip, train = speech / "train-7.wav", [{"manifest": str(speech / "train.jsonl")}]
     for workers in (0, 2):
         command = bench.world.recipe(f"gone-{workers}", data={"num_workers": workers, "cache": None, "train": train})
-        ended = fit(command, at(Place("joint", 5), hide(clip)))
+        ended = fit(command, at(Moment("joint", 5), hide(clip)))
         row.demand_line(ended, str(clip), "no such file")
         clip.with_suffix(".hidden").rename(clip)
         row.demand_finished(fit(command))
@@ -75,7 +73,7 @@ def damaged(bench: Bench) -> Row:
     cache = bench.world.folder / "damaged-cache"
     command = bench.world.recipe("damaged", data={"cache": str(cache)})
     row = Row("", 0)
-    fit(command, at(Place("holistic", 9), send(signal.SIGKILL)))
+    fit(command, at(Moment("holistic", 9), send(signal.SIGKILL)))
     stages = command.run / "stages"
     last, previous = (stages / "3-holistic" / name for name in ("last.ckpt", "previous.ckpt"))
     features = sorted(cache.glob("features/*/*/*.safetensors"))
@@ -102,12 +100,10 @@ def damaged(bench: Bench) -> Row:
     cut_off(targets, draw)
     ended = fit(command)
     row.times += 2
-    row.demand_finished(ended)
-    row.demand("last.ckpt is damaged" in " ".join(ended.said.split()), f"it is not named: {ended.said[-800:]}")
-    row.demand_same(command, bench.whole)
+    row.demand("last.ckpt is damaged" in " ".join(ended.output.split()), f"it is not named: {ended.output[-800:]}")
+    row.demand_recovery(command, bench.whole, lambda _: [ended])
     row.done = "a checkpoint, cached features or a cached target cut off, or one bit of it changed"
     row.ended = "exit 2, a line that names the file; last.ckpt alone: named, gone on from the one before; same bits"
-    row.lost = steps_lost(command, bench.whole)
     return row
 
 

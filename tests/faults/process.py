@@ -27,21 +27,21 @@ PATIENCE = 600.0  # seconds after which a process is said to hang
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit code (negative: the signal), what it said, and when."""
+    """How a process ended: its exit code (negative: the signal), its output, and when."""
 
     code: int
-    said: str
+    output: str
     at: float
 
     @property
     def error(self) -> str:
-        """The last line that it said, which is its error if it had one."""
-        return self.said.strip().splitlines()[-1] if self.said.strip() else ""
+        """The last line of its output, which is its error if it had one."""
+        return self.output.strip().splitlines()[-1] if self.output.strip() else ""
 
     @property
     def plain(self) -> bool:
         """Whether it ended with one line for its user, and no traceback."""
-        return self.code == 2 and self.error.startswith("sottovoce: ") and "Traceback" not in self.said
+        return self.code == 2 and self.error.startswith("sottovoce: ") and "Traceback" not in self.output
 
 
 def fit(command: Command, *sabotage: Sabotage) -> Ended:
@@ -104,8 +104,8 @@ def wait(children: Sequence[Child], patience: float = PATIENCE) -> list[Ended]:
                 continue
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if pid:
-                said = child.log.read_text() if child.log.is_file() else ""
-                ended[child.pid] = Ended(os.waitstatus_to_exitcode(status), said, time.monotonic())
+                output = child.log.read_text() if child.log.is_file() else ""
+                ended[child.pid] = Ended(os.waitstatus_to_exitcode(status), output, time.monotonic())
             elif time.monotonic() > deadline:
                 os.kill(child.pid, 9)
         time.sleep(0.02)
@@ -121,7 +121,7 @@ def note(**entry: Any) -> None:
 
 
 def write_down(command: Command) -> None:
-    """Let the training step say what it is given: stage, step, rank, and each row's utterance and task."""
+    """Let the training step note its stage, step, rank, and each row's utterance and task."""
     global _ledger
     _ledger = os.open(command.ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     note(start=os.getpid())

@@ -7,10 +7,9 @@ from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.answer_cache import AnswerCache
 from sottovoce.training.audio_reader import AudioReader
 from tests.faults.bench import Bench
-from tests.faults.checks import Row, steps_lost
+from tests.faults.checks import Row
 from tests.faults.process import Ended, fit, fit_on_two
-from tests.faults.sabotage import Place, at, before, kill_readers, send, torn
-from tests.faults.world import Command
+from tests.faults.sabotage import Moment, at, before, kill_readers, send, torn
 
 NAMES = ("joint", "disentangle", "holistic")
 KILL = -signal.SIGKILL
@@ -21,28 +20,28 @@ def killed(bench: Bench, count: int) -> Row:
     row = Row("SIGKILL at random moments of the three stages", count)
     command = bench.world.recipe("killed")
     writes = 0
-    for number, place in enumerate(bench.places(count)):
-        tears = number % 4 == 1 and place[:2] < ("holistic", 12)  # after which no checkpoint may be due
-        act = torn(place, bench.random.random() * 1.2) if tears else at(place, send(signal.SIGKILL))
+    for number, moment in enumerate(bench.moments(count)):
+        tears = number % 4 == 1 and moment[:2] < ("holistic", 12)  # after which no checkpoint may be due
+        act = torn(moment, bench.random.random() * 1.2) if tears else at(moment, send(signal.SIGKILL))
         ended = fit(command, act)
         writes += tears
-        row.demand(ended.code == KILL, f"{place}: exit {ended.code}: {ended.said[-400:]}")
-    row.demand_finished(fit(command))
-    row.demand_same(command, bench.whole)
+        row.demand(ended.code == KILL, f"{moment}: exit {ended.code}: {ended.output[-400:]}")
+    row.demand_recovery(command, bench.whole, note="; no example repeated or skipped in the result")
     row.ended = f"{writes} of them in the write of a checkpoint; then finished: same bits"
-    row.lost = steps_lost(command, bench.whole) + "; no example repeated or skipped in the result"
     return row
 
 
 def warned(bench: Bench, count: int) -> Row:
     """SIGTERM in every part of a run."""
-    later = [p for p in bench.places(count * 4) if p.stage == "disentangle" or (p.stage, p.step > 7) == ("joint", True)]
-    places = [at(place, send(signal.SIGTERM)) for place in later[:count]]
+    later = [
+        p for p in bench.moments(count * 4) if p.stage == "disentangle" or (p.stage, p.step > 7) == ("joint", True)
+    ]
+    training = [at(moment, send(signal.SIGTERM)) for moment in later[:count]]
     warn = send(signal.SIGTERM)
     parts = {
         "clips are read": before(AudioReader, "_load", warn, 3),
         "validation": before(SpeechLLM, "validation_step", warn, 2),  # the first of all
-        **{f"training, {i + 1}": place for i, place in enumerate(places)},
+        **{f"training, {i + 1}": act for i, act in enumerate(training)},
         "the LLM is asked": before(AnswerCache, "add", warn),  # before the third stage
         "scoring": before(SpeechLLM, "generate", warn),
     }
@@ -53,14 +52,12 @@ def warned(bench: Bench, count: int) -> Row:
         ended = fit(command, act)
         sent = [entry["at"] for entry in command.entries() if "sent" in entry]
         row.demand(
-            ended.code == 143 and "same command" in ended.error, f"{part}: exit {ended.code}: {ended.said[-400:]}"
+            ended.code == 143 and "same command" in ended.error, f"{part}: exit {ended.code}: {ended.output[-400:]}"
         )
         slowest = max(slowest, ended.at - sent[-1]) if sent else slowest
     row.demand(slowest < 30, f"the slowest took {slowest:.1f} s")
-    row.demand_finished(fit(command))
-    row.demand_same(command, bench.whole)
+    row.demand_recovery(command, bench.whole)
     row.ended = f"exit 143 after {slowest:.1f} s at most; then finished: same bits"
-    row.lost = steps_lost(command, bench.whole)
     return row
 
 
@@ -68,11 +65,9 @@ def reader_killed(bench: Bench) -> Row:
     """Processes that read audio are killed, as the system does when memory is short."""
     row = Row("data workers killed", 1)
     command = bench.world.recipe("reader", data={"num_workers": 2})
-    row.demand_line(fit(command, at(Place("disentangle", 4), kill_readers)), "reads audio", "data.num_workers")
-    row.demand_finished(fit(command))
-    row.demand_same(command, bench.whole)
+    row.demand_line(fit(command, at(Moment("disentangle", 4), kill_readers)), "reads audio", "data.num_workers")
+    row.demand_recovery(command, bench.whole)
     row.ended = "exit 2, a line that says so; then finished: same bits"
-    row.lost = steps_lost(command, bench.whole)
     return row
 
 
@@ -86,28 +81,21 @@ def rank_dies(bench: Bench, count: int) -> Iterator[Row]:
     command = bench.world.recipe("two-killed", trainer=trainer)
     slowest = 0.0
     for number in range(count):
-        rank, place = number % 2, Place(NAMES[number * 3 // count], number % 3 * 2, bench.random.randrange(1000))
-        act = [at(place, send(signal.SIGKILL))]
+        rank, moment = number % 2, Moment(NAMES[number * 3 // count], number % 3 * 2, bench.random.randrange(1000))
+        act = [at(moment, send(signal.SIGKILL))]
         both = fit_on_two(command, *([(), act] if rank else [act, ()]))
         other: Ended = both[1 - rank]
-        row.demand(both[rank].code == KILL, f"{place}: exit {both[rank].code}: {both[rank].said[-400:]}")
+        row.demand(both[rank].code == KILL, f"{moment}: exit {both[rank].code}: {both[rank].output[-400:]}")
         row.demand_line(other, "another process of this run has ended")
         slowest = max(slowest, abs(both[0].at - both[1].at))
     row.demand(slowest < 60, f"the other process went on for {slowest:.0f} s")
-    _finish_two(row, command, whole)
+    row.demand_recovery(command, whole, fit_on_two, ", counted on both")
     row.ended = f"the other: exit 2, a line that says so, within {slowest:.1f} s; then finished: same bits"
     yield row
     row = Row("SIGTERM to one of two DDP processes", 1)
     command = bench.world.recipe("two-warned", trainer=trainer)
-    both = fit_on_two(command, (), [at(Place("joint", 4, 700), send(signal.SIGTERM))])
-    row.demand([ended.code for ended in both] == [143, 143], f"exits {[(e.code, e.said[-300:]) for e in both]}")
-    _finish_two(row, command, whole)
+    both = fit_on_two(command, (), [at(Moment("joint", 4, 700), send(signal.SIGTERM))])
+    row.demand([ended.code for ended in both] == [143, 143], f"exits {[(e.code, e.output[-300:]) for e in both]}")
+    row.demand_recovery(command, whole, fit_on_two, ", counted on both")
     row.ended = "both: exit 143 at the same step; then finished: same bits"
     yield row
-
-
-def _finish_two(row: Row, command: Command, whole: Command) -> None:
-    for ended in fit_on_two(command):
-        row.demand_finished(ended)
-    row.demand_same(command, whole)
-    row.lost = steps_lost(command, whole) + ", counted on both"

@@ -1,4 +1,4 @@
-"""What is done to a run, in its own process, at a place that a seed has drawn."""
+"""Faults that are injected into a run, in its own process, at moments that a seed has drawn."""
 
 import io
 import multiprocessing
@@ -7,7 +7,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from tests.faults.process import Sabotage, note, stage_of
 
 
-class Place(NamedTuple):
+class Moment(NamedTuple):
     """So many calls of Python functions after the beginning of a step of a stage."""
 
     stage: str
@@ -25,11 +25,11 @@ class Place(NamedTuple):
     calls: int = 0
 
 
-def at(place: Place, act: Callable[[], None]) -> Sabotage:
-    """Do something at a place, once; at the beginning of the next step where a run is past it, or has fewer calls."""
+def at(moment: Moment, act: Callable[[], None]) -> Sabotage:
+    """Do something at a moment, once; at the beginning of the next step where a run is past it, or has fewer calls."""
 
     def install() -> None:
-        step, left, waits = SpeechLLM.training_step, [place.calls], [True]
+        step, left, waits = SpeechLLM.training_step, [moment.calls], [True]
 
         def once() -> None:
             sys.setprofile(None)
@@ -44,7 +44,7 @@ def at(place: Place, act: Callable[[], None]) -> Sabotage:
 
         def watched(self: SpeechLLM, batch: Any, number: int) -> Any:
             order = list(self.recipe.stages)
-            here, there = (order.index(stage_of(self)), self.global_step), (order.index(place.stage), place.step)
+            here, there = (order.index(stage_of(self)), self.global_step), (order.index(moment.stage), moment.step)
             if waits[0] and here == there:
                 sys.setprofile(count)
             elif waits[0] and here > there:
@@ -57,7 +57,7 @@ def at(place: Place, act: Callable[[], None]) -> Sabotage:
 
 
 def counted() -> None:
-    """Let every step say how many Python functions were called since the one before."""
+    """Note at every step how many Python functions were called since the one before."""
     step, calls = SpeechLLM.training_step, [0]
 
     def count(frame: Any, event: str, argument: Any) -> None:
@@ -83,25 +83,40 @@ def send(number: signal.Signals) -> Callable[[], None]:
     return act
 
 
-def before(owner: Any, name: str, act: Callable[[], None], times: int = 1) -> Sabotage:
-    """Do something when a function is called for the so manieth time, before it does its work."""
+def on_call(owner: Any, name: str, around: Callable[..., AbstractContextManager[None]], number: int = 1) -> Sabotage:
+    """Run the `number`-th call of a function within a context, which is made of the call's arguments."""
 
     def install() -> None:
-        work, left = getattr(owner, name), [times]
+        original, left = getattr(owner, name), [number]
 
-        def watched(*arguments: Any, **named: Any) -> Any:
+        def patched(*arguments: Any, **keywords: Any) -> Any:
             left[0] -= 1
-            if left[0] == 0:
-                act()
-            return work(*arguments, **named)
+            with nullcontext() if left[0] else around(*arguments):
+                return original(*arguments, **keywords)
 
-        setattr(owner, name, watched)
+        setattr(owner, name, patched)
 
     return install
 
 
-def torn(place: Place, share: float) -> Sabotage:
-    """Kill this process in the first checkpoint that it writes from a place on, when a share of it is written.
+def before(owner: Any, name: str, act: Callable[[], None], number: int = 1) -> Sabotage:
+    """Do something when a function is called for the `number`-th time, before it does its work."""
+
+    @contextmanager
+    def around(*_: Any) -> Iterator[None]:
+        act()
+        yield
+
+    return on_call(owner, name, around, number)
+
+
+def full(owner: Any, name: str, size: Callable[..., int], number: int = 1) -> Sabotage:
+    """Limit files to `size` bytes while a function is called for the `number`-th time."""
+    return on_call(owner, name, lambda *arguments: _limit(size(*arguments)), number)
+
+
+def torn(moment: Moment, share: float) -> Sabotage:
+    """Kill this process in the first checkpoint that it writes from a moment on, when a share of it is written.
 
     A share of 1 or more: when all is written, but it has not got its name yet.
     """
@@ -118,25 +133,7 @@ def torn(place: Place, share: float) -> Sabotage:
         save = torch.save
         torch.save = half
 
-    return at(place, act)
-
-
-def full(owner: Any, name: str, size: Callable[..., int], times: int = 1) -> Sabotage:
-    """Let the disk take files of `size` bytes at most, while a function is called for the so manieth time."""
-
-    def install() -> None:
-        work, left = getattr(owner, name), [times]
-
-        def watched(*arguments: Any, **named: Any) -> Any:
-            left[0] -= 1
-            if left[0]:
-                return work(*arguments, **named)
-            with _limit(size(*arguments)):
-                return work(*arguments, **named)
-
-        setattr(owner, name, watched)
-
-    return install
+    return at(moment, act)
 
 
 @contextmanager
@@ -165,7 +162,7 @@ def hide(file: Path) -> Callable[[], None]:
 def broken(stage: str, steps: range, what: str) -> Sabotage:
     """In these steps, make the first row's loss NaN, or one number of a gradient, or of a weight, infinite.
 
-    Every step says a digest of the weights with which it begins.
+    Every step notes the sums of the weights with which it begins.
     """
 
     def install() -> None:
@@ -181,12 +178,9 @@ def broken(stage: str, steps: range, what: str) -> Sabotage:
             rows = out.per_row * torch.tensor([float("nan"), *[1.0] * (len(out.per_row) - 1)])
             return out._replace(per_row=rows, total=rows.sum())
 
-        def told(self: SpeechLLM, batch: Any, number: int) -> Any:
-            note(
-                stage=stage_of(self),
-                begins=self.global_step,
-                weights=[float(w.sum()) for w in self.trainable_parameters()],
-            )
+        def noted(self: SpeechLLM, batch: Any, number: int) -> Any:
+            weights = [float(weight.sum()) for weight in self.trainable_parameters()]
+            note(stage=stage_of(self), begins=self.global_step, weights=weights)
             return step(self, batch, number)
 
         def after(self: SpeechLLM) -> None:
@@ -200,7 +194,7 @@ def broken(stage: str, steps: range, what: str) -> Sabotage:
                 with torch.no_grad():
                     self.trainable_parameters()[0].view(-1)[0] = float("inf")
 
-        SpeechLLM.loss, SpeechLLM.training_step = spoiled, told  # type: ignore[method-assign]
+        SpeechLLM.loss, SpeechLLM.training_step = spoiled, noted  # type: ignore[method-assign]
         SpeechLLM.on_after_backward, SpeechLLM.on_train_batch_end = after, end  # type: ignore[method-assign]
 
     return install

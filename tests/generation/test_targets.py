@@ -12,7 +12,6 @@ from tests.helpers.families import save_family
 
 from sottovoce.cli.main import main
 from sottovoce.data.manifest import read_manifest
-from sottovoce.data.prompt_files import read_wordings
 from sottovoce.errors import Code, ConfigError, ManifestError
 from sottovoce.generation.chat_prompt import ChatPrompt
 from sottovoce.generation.targets import FIELDS, KINDS, Kind, targets, write_targets
@@ -20,6 +19,7 @@ from sottovoce.llms import answer_cache
 from sottovoce.llms.answer_cache import AnswerCache
 from sottovoce.llms.engines import Chat, Cut, Engine, Failure
 from sottovoce.paths import resolve
+from sottovoce.templates import read_wordings
 
 PROMPTS = resolve("sottovoce:data/prompts/speech_emotion_llama")
 LINES: list[dict[str, Any]] = [

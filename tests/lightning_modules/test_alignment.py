@@ -12,7 +12,7 @@ from tests.helpers.errors import refused
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
-from sottovoce.data.examples import words
+from sottovoce.data.examples import slot_text
 from sottovoce.data.tasks import TASKS, AttributeTask
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import ConfigError
@@ -29,10 +29,10 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_tag_stands_before_the_words_where_the_emotion_is_known() -> None:
-    assert words(SPOKEN, "tagged") == "<sad> it broke"
-    assert words(Utterance("a", Path("a.wav"), "it broke", None, 1.0), "tagged") == "it broke"
-    assert words(Turn("user", "it broke"), "tagged") == "it broke"
-    assert words(Utterance("a", Path("a.wav"), None, None, 1.0, {"emotion": "sad"}), "tagged") is None
+    assert slot_text(SPOKEN, "tagged") == "<sad> it broke"
+    assert slot_text(Utterance("a", Path("a.wav"), "it broke", None, 1.0), "tagged") == "it broke"
+    assert slot_text(Turn("user", "it broke"), "tagged") == "it broke"
+    assert slot_text(Utterance("a", Path("a.wav"), None, None, 1.0, {"emotion": "sad"}), "tagged") is None
 
 
 def test_an_answer_may_be_the_label_alone() -> None:

@@ -158,7 +158,7 @@ def test_a_finished_run_started_again_only_reports(write: Write) -> None:
 KILL = """
 import os, signal, sys, torch
 torch.set_num_threads(int(sys.argv[3]))  # sums depend on it in their last bits
-from sottovoce.lightning_modules import pretrain
+from sottovoce.lightning_modules import best_rq_pretraining as pretrain
 step = pretrain.Pretraining.training_step
 count = 0
 def killed(self, batch, number):

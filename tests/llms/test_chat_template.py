@@ -2,11 +2,12 @@ from collections.abc import Callable
 from itertools import chain
 
 import pytest
+from tests.helpers.errors import refused
 from tests.helpers.families import FAMILIES, tokenizer_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sottovoce.errors import SottovoceError
+from sottovoce.errors import Code
 from sottovoce.llms.chat_template import ChatFormat, ChatTurn, Placeholder, Segment
 
 HOW, WHAT, CONTEXT = Placeholder(("paralinguistic", 1)), Placeholder(("linguistic", 1)), Placeholder(("linguistic", 0))
@@ -147,45 +148,41 @@ def reverses_turns(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_a_template_that_loses_slots_is_refused(damage: Callable[[PreTrainedTokenizerFast], None]) -> None:
     tokenizer = tokenizer_of("qwen2")
     damage(tokenizer)
-    with pytest.raises(SottovoceError, match=r"drops, repeats or reorders turns: 3 placeholders went in"):
+    with refused("mismatch", "llm.checkpoint"):
         ChatFormat(tokenizer, [1]).prompt(SPOKEN)
 
 
-@pytest.mark.parametrize(
-    ("turns", "message"),
-    [
-        ([], "must end with a user's turn"),
-        (SPOKEN[:3], "must end with a user's turn"),
-        ([SPOKEN[1], SPOKEN[0], SPOKEN[3]], "must be the first"),
-        ([ChatTurn("usr", ("Hi",))], "no role is called 'usr'. Did you mean 'user'?"),  # type: ignore[arg-type]
-        ([ChatTurn("user", ("a \U000f5e00 b",))], "reserved to mark where speech goes"),
-        ([ChatTurn("user", ("a \U000f5e01 b",))], "reserved to mark where speech goes"),
-    ],
-)
-def test_a_dialogue_that_cannot_be_written_is_refused(chat: ChatFormat, turns: list[ChatTurn], message: str) -> None:
+@pytest.mark.parametrize(("turns", "code"), [
+    ([], "bad-value"),
+    (SPOKEN[:3], "bad-value"),  # no turn of the user to answer
+    ([SPOKEN[1], SPOKEN[0], SPOKEN[3]], "bad-value"),  # a system turn that is not the first
+    ([ChatTurn("usr", ("Hi",))], "unknown-name"),  # type: ignore[arg-type]
+    ([ChatTurn("user", ("a \U000f5e00 b",))], "bad-value"),  # a reserved character
+    ([ChatTurn("user", ("a \U000f5e01 b",))], "bad-value"),
+])  # fmt: skip
+def test_a_dialogue_that_cannot_be_written_is_refused(chat: ChatFormat, turns: list[ChatTurn], code: Code) -> None:
     for write in (chat.prompt, lambda turns: chat.response(turns, "Yes.")):
-        with pytest.raises(SottovoceError) as error:
+        with refused(code):
             write(turns)
-        assert message in str(error.value)
 
 
 def test_a_template_may_refuse_a_dialogue() -> None:
     chat = ChatFormat(tokenizer_of("mistral"), [1])
-    with pytest.raises(SottovoceError, match=r"refuses a dialogue of turns \(user, user\): conversation roles must"):
+    with refused("mismatch", "llm.checkpoint"):
         chat.prompt([SPOKEN[1], SPOKEN[3]])
 
 
 def test_an_answer_cannot_hold_its_own_end(chat: ChatFormat, family: str) -> None:
-    with pytest.raises(SottovoceError, match="take it out of the text"):
+    with refused("bad-value"):
         chat.response(SPOKEN, f"It is.{FAMILIES[family].end} And")
-    with pytest.raises(SottovoceError, match="reserved"):
+    with refused("bad-value"):
         chat.response(SPOKEN, "\U000f5e00")
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
     tokenizer = tokenizer_of("qwen2")
     tokenizer.chat_template = None
-    with pytest.raises(SottovoceError, match=r"no chat template.*instruction-tuned"):
+    with refused("unavailable", "llm.checkpoint"):
         ChatFormat(tokenizer, [1])
 
 
@@ -193,7 +190,7 @@ def test_a_turn_without_an_end_is_refused() -> None:
     tokenizer = tokenizer_of("qwen2")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     assert ChatFormat(tokenizer, [1]).stop_ids == {1}
-    with pytest.raises(SottovoceError, match="no token that ends a turn"):
+    with refused("unavailable", "llm.checkpoint"):
         ChatFormat(tokenizer, [])
 
 

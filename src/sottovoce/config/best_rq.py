@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from sottovoce.config.trainer import TrainerArguments
+from sottovoce.config.sections import TrainerArguments
 from sottovoce.config_model import BaseRecipe, Betas, Count, Float, Int, Node, NonNegative, Seed, config_class, fault
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError

@@ -14,8 +14,8 @@ from sottovoce.config.sections import (
     LLMConfig,
     SlotConfig,
     StageConfig,
+    TrainerArguments,
 )
-from sottovoce.config.trainer import TrainerArguments
 from sottovoce.config_model import (
     BaseRecipe,
     Count,

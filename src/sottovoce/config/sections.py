@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config_model import (
@@ -14,6 +14,7 @@ from sottovoce.config_model import (
     NonNegative,
     Weight,
     config_class,
+    fault,
     with_defaults,
     without_nulls,
 )
@@ -154,3 +155,20 @@ class EvaluationConfig:
     )
     awareness: AwarenessConfig | None = Field(default=None, description="labels replies to paired data; null: the rule")
     retention: str | None = Field(default=None, description="JSONL of text prompts, asked before and after training")
+
+
+RESERVED = (
+    "max_epochs", "max_steps", "callbacks", "logger", "val_check_interval", "default_root_dir",
+    "accumulate_grad_batches", "gradient_clip_val", "use_distributed_sampler", "enable_checkpointing",
+    "enable_model_summary", "num_sanity_val_steps",
+)  # fmt: skip
+
+
+def _free_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
+    if reserved := sorted(set(trainer) & set(RESERVED)):
+        told = f"other keys of the recipe decide about {', '.join(reserved)}; leave that out"
+        raise fault("conflict", "", told)
+    return trainer
+
+
+TrainerArguments: TypeAlias = Annotated[dict[str, Any], AfterValidator(_free_arguments)]
