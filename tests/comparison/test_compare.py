@@ -150,6 +150,7 @@ def test_a_known_winner_wins_in_every_direction(metric: str, monkeypatch: pytest
         page = comparison_html(comparison_of(described, {key: systems}, baseline))
         assert page.count(f'<td class="{verdict}">') == 1 and f'<td class="{other}">' not in page
         assert (number in page) == (baseline == "bad")
+        assert f'<td class="">{shown(metric, high)}\n' in page and f'<td class="">{shown(metric, low)}\n' in page
         (bar,) = panels[-1].bars
         red, green = int(bar.colour[1:3], 16), int(bar.colour[3:5], 16)  # as the page says: green is better
         assert (green > red) == (verdict == "better") and bar.value is not None
