@@ -281,6 +281,13 @@ def test_runs_that_differ_in_seed_and_name_alone_are_one_system(make: Make) -> N
     ]
 
 
+def test_a_score_that_a_seed_lacks_is_no_score_of_the_system(make: Make) -> None:
+    replies = [p for p in said(2, 0.9) if p.task == "dialogue"]
+    page = page_of(make("frozen", 1), make("frozen", 2), make("lora", 1), make("lora", 2, predictions=replies))
+    assert set(page.scores[Key("asr", "wer", "both")]) == {"frozen"}
+    assert set(page.scores[Key("age", "pa_rate", "both")]) == {"frozen", "lora"}
+
+
 def test_a_seed_in_a_path_is_no_difference_and_others_are() -> None:
     assert without_seed("runs/seed-1/a-1/seed-12", 1) == "runs/seed-*/a-1/seed-12"
     assert without_seed({"a": ["x/seed3", 3]}, 3) == {"a": ["x/seed*", 3]}
