@@ -273,7 +273,9 @@ def test_runs_that_differ_in_seed_and_name_alone_are_one_system(make: Make) -> N
     assert {name: [run.seed for run in group] for name, group in grouped(runs).items()} == {
         "frozen": [1, 2, 3], "lora": [1, 2, 3],
     }  # fmt: skip
-    score = compare_runs(runs).scores[Key("asr", "wer", "both")]["lora"]
+    comparison = compare_runs(runs)
+    assert [list(system.seeds) for system in comparison.systems.values()] == [[1, 2, 3]] * 2
+    score = comparison.scores[Key("asr", "wer", "both")]["lora"]
     alone = {run.seed: next(r.value for r in run.records if r.metric == "wer") for run in runs[3:]}
     assert score.each == alone and score.value == pytest.approx(np.mean(list(alone.values())), abs=1e-6)
     assert page_of(*folders[:4]).remarks == [
@@ -345,6 +347,12 @@ def test_scores_by_another_definition_are_refused(make: Make) -> None:
 def test_targets_of_other_seeds_may_differ_and_are_told(make: Make) -> None:
     page = page_of(make("frozen"), make("lora", 2, predictions=changed(said(2, 0.9), target="x")))
     assert any("against other targets" in remark for remark in page.remarks)
+    with refused("mismatch", "dialogue.both.target"):  # of the same seed as a later run
+        page_of(
+            *(make(*name) for name in (("a", 1), ("a", 2))), make("b", 2, predictions=changed(said(2, 0.9), target="x"))
+        )
+    with refused("mismatch", "dialogue.both.label"):  # of no other run's seed
+        page_of(make("c", 1), make("d", 2, predictions=changed(said(2, 0.9), label="adult")))
     with refused("mismatch", "dialogue.both.target"):  # another LLM made them
         other = {"llm": {"checkpoint": "other"}}
         page_of(make("frozen", 3), make("lora", 4, recipe=other, predictions=changed(said(4, 0.9), target="x")))
