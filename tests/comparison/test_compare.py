@@ -29,7 +29,7 @@ from sottovoce.evaluation.metrics import accuracy, balanced_accuracy, mean_measu
 from sottovoce.evaluation.paired_bootstrap import Estimate, Key, Seeds, estimate
 from sottovoce.evaluation.reports import compare_html
 from sottovoce.evaluation.reports.compare import Comparison, System, comparison_csv, comparison_of, is_better
-from sottovoce.evaluation.reports.compare_html import VERDICT_COLOURS, comparison_html
+from sottovoce.evaluation.reports.compare_html import comparison_html
 from sottovoce.evaluation.reports.plots import Panel
 from sottovoce.evaluation.reports.results import shown
 from sottovoce.evaluation.reports.tables import terminal_tables
@@ -150,8 +150,10 @@ def test_a_known_winner_wins_in_every_direction(metric: str, monkeypatch: pytest
         page = comparison_html(comparison_of(described, {key: systems}, baseline))
         assert page.count(f'<td class="{verdict}">') == 1 and f'<td class="{other}">' not in page
         assert (number in page) == (baseline == "bad")
+        assert f'<td class="">{shown(metric, high)}\n' in page and f'<td class="">{shown(metric, low)}\n' in page
         (bar,) = panels[-1].bars
-        assert bar.colour == VERDICT_COLOURS[verdict] and bar.value is not None
+        red, green = int(bar.colour[1:3], 16), int(bar.colour[3:5], 16)  # as the page says: green is better
+        assert (green > red) == (verdict == "better") and bar.value is not None
         drawn = (gap if baseline == "bad" else turned).value * (100 if metric in ("wer", "accuracy") else 1)
         assert bar.value[0] == pytest.approx(drawn) and bar.value[1] < drawn < bar.value[2]
     table = printed(comparison)
@@ -159,6 +161,7 @@ def test_a_known_winner_wins_in_every_direction(metric: str, monkeypatch: pytest
     rows = list(csv.DictReader(io.StringIO(comparison_csv(comparison))))
     written = {(row["kind"], row["system"], row["against"], row["seed"]): float(row["value"]) for row in rows}
     assert written["difference", "good", "bad", ""] == sign * 0.5
+    assert all(float(row["low"]) < float(row["value"]) < float(row["high"]) for row in rows if row["low"])
     assert written["score of a seed", "bad", "", "3"] == low
 
 
@@ -270,12 +273,21 @@ def test_runs_that_differ_in_seed_and_name_alone_are_one_system(make: Make) -> N
     assert {name: [run.seed for run in group] for name, group in grouped(runs).items()} == {
         "frozen": [1, 2, 3], "lora": [1, 2, 3],
     }  # fmt: skip
-    score = compare_runs(runs).scores[Key("asr", "wer", "both")]["lora"]
+    comparison = compare_runs(runs)
+    assert [list(system.seeds) for system in comparison.systems.values()] == [[1, 2, 3]] * 2
+    score = comparison.scores[Key("asr", "wer", "both")]["lora"]
     alone = {run.seed: next(r.value for r in run.records if r.metric == "wer") for run in runs[3:]}
     assert score.each == alone and score.value == pytest.approx(np.mean(list(alone.values())), abs=1e-6)
     assert page_of(*folders[:4]).remarks == [
         "The systems have other seeds, or not equally many: their spreads are not of the same kind.",
     ]
+
+
+def test_a_score_that_a_seed_lacks_is_no_score_of_the_system(make: Make) -> None:
+    replies = [p for p in said(2, 0.9) if p.task == "dialogue"]
+    page = page_of(make("frozen", 1), make("frozen", 2), make("lora", 1), make("lora", 2, predictions=replies))
+    assert set(page.scores[Key("asr", "wer", "both")]) == {"frozen"}
+    assert set(page.scores[Key("age", "pa_rate", "both")]) == {"frozen", "lora"}
 
 
 def test_a_seed_in_a_path_is_no_difference_and_others_are() -> None:
@@ -335,6 +347,12 @@ def test_scores_by_another_definition_are_refused(make: Make) -> None:
 def test_targets_of_other_seeds_may_differ_and_are_told(make: Make) -> None:
     page = page_of(make("frozen"), make("lora", 2, predictions=changed(said(2, 0.9), target="x")))
     assert any("against other targets" in remark for remark in page.remarks)
+    with refused("mismatch", "dialogue.both.target"):  # of the same seed as a later run
+        page_of(
+            *(make(*name) for name in (("a", 1), ("a", 2))), make("b", 2, predictions=changed(said(2, 0.9), target="x"))
+        )
+    with refused("mismatch", "dialogue.both.label"):  # of no other run's seed
+        page_of(make("c", 1), make("d", 2, predictions=changed(said(2, 0.9), label="adult")))
     with refused("mismatch", "dialogue.both.target"):  # another LLM made them
         other = {"llm": {"checkpoint": "other"}}
         page_of(make("frozen", 3), make("lora", 4, recipe=other, predictions=changed(said(4, 0.9), target="x")))
