@@ -24,7 +24,8 @@ from sottovoce.io import atomic_write
 
 CHUNK = 50  # utterances a task of a process: long enough to outweigh its overhead, short enough for a smooth bar
 Record = dict[str, Any]  # a line of a manifest
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 synthesizer = cache(ESpeak)  # one a process
 
 
