@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RELEASE := build/release/bin
 
-.PHONY: quickstart test lint types install lock lock-cpu audit clean
+.PHONY: quickstart test lint types docs install lock lock-cpu audit clean
 
 quickstart: install
 	$(BIN)/python -m lightning_modules.fit --config conf/quickstart.yaml
@@ -19,6 +19,10 @@ lint: install
 
 types: install
 	$(BIN)/mypy
+
+docs: install  # guide and API reference: build/site/index.html
+	$(BIN)/python -m pip install -q -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 install: $(BIN)/.installed
 

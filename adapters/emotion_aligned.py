@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from sottovoce.adapters import ADAPTERS, Adapter, init_small
-from sottovoce.errors import ConfigError, require_positive
+from sottovoce.config_model import Count, Share
+from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
 
 
@@ -28,7 +29,7 @@ class EmotionAligned(Adapter):
         dropout: of what enters the Transformer layer, and of its attention weights; in training only.
 
     Raises:
-        ConfigError: a number is out of range, or two do not fit each other.
+        ConfigError: two numbers do not fit each other, or `kernel` is even.
     """
 
     def __init__(
@@ -36,18 +37,17 @@ class EmotionAligned(Adapter):
         d_audio: int,
         d_llm: int,
         *,
-        width: int = 3072,
-        feedforward: int = 4096,
-        heads: int = 24,
-        kernel: int = 3,
-        stride: int = 2,
-        dropout: float = 0.1,
+        width: Count = 3072,
+        feedforward: Count = 4096,
+        heads: Count = 24,
+        kernel: Count = 3,
+        stride: Count = 2,
+        dropout: Share = 0.1,
     ) -> None:
         from transformers import LlamaConfig  # late: a second or more, and only this adapter needs it
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
         super().__init__()
-        require_positive("adapter", width=width, feedforward=feedforward, heads=heads, kernel=kernel, stride=stride)
         if width % (2 * heads):
             why = f"{heads}: rotary heads need an even share of width={width}"
             raise ConfigError.at("adapter.heads", "bad-value", why)

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from sottovoce.adapters import ADAPTERS, Adapter, init_small
-from sottovoce.errors import require_positive
+from sottovoce.config_model import Count
 from sottovoce.frames import Frames
 
 
@@ -19,14 +19,10 @@ class FrameStackingMLP(Adapter):
         d_llm: dim of the LLM's token embeddings.
         stack: how many frames become one embedding.
         hidden: width of the hidden layer.
-
-    Raises:
-        ConfigError: a number is below 1.
     """
 
-    def __init__(self, d_audio: int, d_llm: int, *, stack: int = 5, hidden: int = 2048) -> None:
+    def __init__(self, d_audio: int, d_llm: int, *, stack: Count = 5, hidden: Count = 2048) -> None:
         super().__init__()
-        require_positive("adapter", stack=stack, hidden=hidden)
         self.stack = stack
         self.mlp = nn.Sequential(nn.Linear(d_audio * stack, hidden), nn.ReLU(), init_small(nn.Linear(hidden, d_llm)))
 

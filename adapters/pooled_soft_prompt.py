@@ -1,10 +1,14 @@
 """The paralinguistic adapter (how it was said): a Transformer layer, then pooling to a fixed number of embeddings."""
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from sottovoce.adapters import ADAPTERS, Adapter, init_small
-from sottovoce.errors import ConfigError, require_positive
+from sottovoce.config_model import Count, Share
+from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
 
 
@@ -25,7 +29,7 @@ class PooledSoftPrompt(Adapter):
         dropout: in the Transformer layer, in training only.
 
     Raises:
-        ConfigError: a number is out of range, or `heads` does not divide `d_audio`.
+        ConfigError: `heads` does not divide `d_audio`.
     """
 
     def __init__(
@@ -33,17 +37,13 @@ class PooledSoftPrompt(Adapter):
         d_audio: int,
         d_llm: int,
         *,
-        tokens: int = 10,
-        heads: int = 8,
-        layers: int = 1,
-        feedforward: int = 2048,
-        dropout: float = 0.1,
+        tokens: Annotated[int, Field(ge=1, le=10_000)] = 10,
+        heads: Count = 8,
+        layers: Annotated[int, Field(ge=1, le=1000)] = 1,
+        feedforward: Count = 2048,
+        dropout: Share = 0.1,
     ) -> None:
         super().__init__()
-        require_positive("adapter", tokens=tokens, heads=heads, layers=layers, feedforward=feedforward)
-        for name, value, most in (("layers", layers, 1000), ("tokens", tokens, 10_000)):
-            if value > most:
-                raise ConfigError.at(f"adapter.{name}", "bad-value", f"expected at most {most}, got {value}")
         if d_audio % heads:
             why = f"{heads} does not divide the encoder's dim of {d_audio}"
             raise ConfigError.at("adapter.heads", "bad-value", why)

@@ -23,8 +23,8 @@ from sottovoce.data.audio import load_audio
 from sottovoce.data.batch_sampler import BatchSampler
 from sottovoce.data.batches import LazyExamples
 from sottovoce.data.examples import ExampleSampler
-from sottovoce.data.lazy_manifest import Lines
-from sottovoce.data.path_policy import Root
+from sottovoce.data.lazy_manifest import LazyManifest
+from sottovoce.data.manifest import Root
 from sottovoce.data.tasks import TASKS
 
 CLIPS, BATCH, BATCHES = 100, 48, 100
@@ -68,7 +68,7 @@ def measured(path: Path, count: int) -> str:
     drawing = ExampleSampler(tasks, dict.fromkeys(tasks, 1.0), slots, frozenset(slots), None, 0, "joint")
     before, wall, cpu = peak(), time.perf_counter(), time.process_time()
     choices = {"emotion": EMOTIONS, "gender": ("male", "female"), "pitch": ("low", "normal", "high")}
-    lines = Lines(path, choices, Root(path.parent))
+    lines = LazyManifest(path, choices, Root(path.parent))
     sampler = BatchSampler(lines.seconds, np.ones(count, np.float32), BATCH, 3, seed=0)
     data = LazyExamples(
         lines, drawing, 1, lambda example: example, lambda clip: torch.from_numpy(load_audio(clip)), skip=False

@@ -14,6 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,8 @@ def page(seeds: list[int], systems: list[str]) -> str:
     for key, name in (("trainable", "trained parameters"), ("seconds_per_step", "seconds a step, for orientation")):
         cells = [costs([done(run, key) for run in runs[system]]) for system in systems]
         lines.append(f"| {name} | | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"`sottovoce analyze` (conf/analysis.yaml, on the paired test side), seed {seeds[0]}'s aligned model: {split}",
-        "",
-    ]
+    text = f"`sottovoce analyze` (conf/analysis.yaml, paired test side), seed {seeds[0]}'s aligned model: {split}"
+    lines += ["", textwrap.fill(text, 118), ""]
     return "\n".join([*lines, *choice(seeds)])
 
 

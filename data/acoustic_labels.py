@@ -1,4 +1,4 @@
-"""Pitch, energy and tempo of unlabelled speech, measured and cut at the levels that TextrolSpeech publishes.
+"""Acoustic labels: pitch, energy and tempo, measured and cut at the levels that TextrolSpeech publishes.
 
 The rules are those of `dataprocess.py` in github.com/jishengpeng/TextrolSpeech, with two stand-ins:
 
@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sottovoce.data.audio import load_audio
-from sottovoce.data.manifest import line_fault, read_lines
-from sottovoce.data.path_policy import Root
+from sottovoce.data.manifest import Root, check_copy, line_fault, read_lines
 from sottovoce.errors import AudioError, ManifestError, SottovoceError
 from sottovoce.io import atomic_open
 
@@ -110,12 +109,7 @@ def label_manifest(
             another folder.
     """
     source, out = Path(source), Path(out)
-    if out.resolve() == source.resolve():
-        problem = f"{out}: the copy would replace its source; give it another name"
-        raise ManifestError(problem, code="conflict", where=out)
-    if root is None and out.resolve().parent != source.resolve().parent:
-        problem = f"{out}: audio paths are relative to {source.parent}; write the copy there"
-        raise ManifestError(problem, code="conflict", where=out)
+    check_copy(source, out, root)
     lines = [_checked(source, number, record) for number, record in read_lines(source)]
     within = Root(source.parent if root is None else Path(root), allow)
     result = Labelled(out, 0, 0, [])

@@ -22,7 +22,7 @@ NOTHING = Frames(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long))  # the aud
 
 @dataclass
 class Batch:
-    """Rows and the clips they speak of; `left_out` names what of its utterances cannot be used.
+    """Rows and the clips they speak of; `skipped` names what of its utterances cannot be used.
 
     `audio` holds each clip once: waveforms (clips, samples), or encoder outputs (clips, frames, dim) if they came from
     the cache. `clips` says which row of `audio` a file is. A batch that does not count keeps its process in step with
@@ -32,8 +32,13 @@ class Batch:
     examples: list[Example]
     clips: dict[Path, int]
     audio: Frames
-    left_out: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     counts: bool = True
+
+    @property
+    def ids(self) -> list[str]:
+        """The utterance of each row."""
+        return [example.utterance.id for example in self.examples]
 
     def to(self, device: torch.device, **_: object) -> "Batch":
         """Lightning moves batches by this method."""
@@ -91,8 +96,8 @@ class LazyExamples(Examples):
 
     def __getitem__(self, rows: Rows) -> Batch:
         kept: list[Example] = []
-        heard: dict[Path, Tensor] = {}
-        left_out: list[str] = []
+        clips: dict[Path, Tensor] = {}
+        skipped: list[str] = []
         for number in rows.numbers:
             try:
                 drawn = self.complete(self.examples(Rows(rows.epoch, [number])))
@@ -100,15 +105,15 @@ class LazyExamples(Examples):
             except (ManifestError, AudioError) as error:
                 if not self.skip:
                     raise
-                left_out.append(str(error))
+                skipped.append(str(error))
                 continue
             kept += drawn
-            heard |= zip(part.clips, part.audio.rows(), strict=True)
+            clips |= zip(part.clips, part.audio.rows(), strict=True)
         if not kept:
-            return replace(self._stand_in(rows, left_out), left_out=left_out)
-        return replace(collate(kept, heard.__getitem__), left_out=left_out, counts=rows.counts)
+            return replace(self._stand_in(rows, skipped), skipped=skipped)
+        return replace(collate(kept, clips.__getitem__), skipped=skipped, counts=rows.counts)
 
-    def _stand_in(self, rows: Rows, left_out: list[str]) -> Batch:
+    def _stand_in(self, rows: Rows, skipped: list[str]) -> Batch:
         """The next utterance that can be used, in a batch that does not count: of the one that was wanted none can."""
         first = rows.numbers[-1] + 1
         for number in range(first, first + STAND_INS):
@@ -118,7 +123,7 @@ class LazyExamples(Examples):
                     return replace(collate(drawn, self.read), counts=False)
             except (ManifestError, AudioError):
                 pass  # it is named when its own batch comes
-        why = f", such as: {left_out[0]}" if left_out else ": no task of the stage can use what they hold"
+        why = f", such as: {skipped[0]}" if skipped else ": no task of the stage can use what they hold"
         raise ManifestError(
             f"of the {len(rows.numbers)} utterances of a batch and of {STAND_INS} after them not one can be used{why}",
             code="empty",

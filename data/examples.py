@@ -1,4 +1,4 @@
-"""What one row of a batch asks: an utterance, a task in one wording, a cut of the dialogue, and a source for each slot.
+"""Examples, the rows of a batch: an utterance, a task in one wording, a cut of the dialogue, a source for each slot.
 
 Every choice is a function of the seed, the epoch and the utterance's id, and of nothing else: a run that is resumed,
 or read by several workers, draws the same examples.
@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sottovoce.data.captions import style_caption
-from sottovoce.data.tasks import Task
+from sottovoce.data.tasks import Task, style_caption
 from sottovoce.data.utterance import Turn, Utterance
 
-Place = Literal["system", "user"]
+InstructionRole = Literal["system", "user"]
 Draw = Callable[[Utterance, int, int], "Example | None"]  # (utterance, epoch, number of the draw) -> example
 
 
@@ -34,7 +33,7 @@ class Example:
     sources: Mapping[str, str]
     trains: frozenset[str]
     target: str | None
-    place: Place = "system"
+    place: InstructionRole = "system"
     teacher: str | None = None
     tag: str | None = None
 
@@ -68,7 +67,7 @@ class ExampleSampler:
     seed: int
     stage: str
     cut: bool = True
-    place: Place = "system"
+    place: InstructionRole = "system"
 
     def __call__(self, utterance: Utterance, epoch: int, number: int) -> Example | None:
         """Draw an example, or None for an utterance that no task of this stage can use.
@@ -112,14 +111,14 @@ class ExampleSampler:
         sources = {}
         for slot, text in self.slots.items():
             weights = {
-                source: weight for source, weight in self.err.items() if source != "text" or words(utterance, text)
+                source: weight for source, weight in self.err.items() if source != "text" or slot_text(utterance, text)
             }
             replaced = rng.choices(list(weights), list(weights.values()))[0]
             sources[slot] = "speech" if slot in carrying else replaced
         return sources, carrying & self.trains
 
 
-def words(turn: Utterance | Turn, text: str) -> str | None:
+def slot_text(turn: Utterance | Turn, text: str) -> str | None:
     """The text that stands for a spoken turn in a slot: `caption`, `transcript`, or `tagged` transcript.
 
     A tag is the emotion in angle brackets before the words (Kang et al., 2024, section III-A): "<sad> It broke."

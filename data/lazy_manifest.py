@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sottovoce.data.manifest import LONGEST_LINE, line_fault, no_utterance, open_manifest, parse_line, refuse
+from sottovoce.data.manifest import LONGEST_LINE, Root, line_fault, no_utterance, open_manifest, parse_line, refuse
 from sottovoce.data.manifest_schema import LineReader
-from sottovoce.data.path_policy import Root
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError
 
@@ -23,7 +22,7 @@ _BLOCK = 1 << 25  # bytes that are looked through together
 _SECONDS = re.compile(rb'"seconds"\s*:\s*([0-9.eE+-]+)')  # within a text the quotes would be escaped
 
 
-class Lines(Sequence[Utterance]):
+class LazyManifest(Sequence[Utterance]):
     """The utterances of a manifest whose lines all say `seconds`, since batches hold clips of like length.
 
     Args:
@@ -77,7 +76,7 @@ class Lines(Sequence[Utterance]):
 
 
 def _index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Where each line starts, its number from 1, and the seconds that it says; blank lines are passed over."""
+    """Byte offset, number (from 1) and seconds of each line; blank lines are passed over."""
     starts: list[NDArray[np.int64]] = []
     numbers: list[NDArray[np.int64]] = []
     seconds: list[NDArray[np.float32]] = []
@@ -86,14 +85,14 @@ def _index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np
     with open_manifest(path) as stream:
         while block := stream.read(_BLOCK):
             block += stream.readline(LONGEST_LINE)
-            begin, told = _of_block(block)
-            for row in np.flatnonzero(~(told > 0) | np.isinf(told)):
-                told[row], problem = _of_line(block[begin[row] :].split(b"\n", 1)[0])
+            begin, lengths = _of_block(block)
+            for row in np.flatnonzero(~(lengths > 0) | np.isinf(lengths)):
+                lengths[row], problem = _of_line(block[begin[row] :].split(b"\n", 1)[0])
                 faults += [line_fault(path, line + int(row), None, problem)] if problem else []
-            kept = ~np.isnan(told)
+            kept = ~np.isnan(lengths)
             starts.append(begin[kept] + place)
             numbers.append(np.flatnonzero(kept) + line)
-            seconds.append(told[kept])
+            seconds.append(lengths[kept])
             place, line = place + len(block), line + len(begin)
     if faults:
         refuse(f"{path}: {len(faults)} faults", faults)
@@ -103,16 +102,16 @@ def _index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np
 
 
 def _of_block(block: bytes) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Where lines start in a block of whole lines, and their seconds; NaN where they are not plain to see."""
+    """Byte offsets of a block's lines, and their seconds; NaN where a line must be read in full."""
     ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + 1
     begin = np.concatenate([[0], ends[ends < len(block)]])
-    found = [(match.start(), match[1]) for match in _SECONDS.finditer(block)]
-    rows = np.searchsorted(begin, np.array([at for at, _ in found], np.int64), side="right") - 1
+    matches = [(match.start(), match[1]) for match in _SECONDS.finditer(block)]
+    rows = np.searchsorted(begin, np.array([at for at, _ in matches], np.int64), side="right") - 1
     counts = np.bincount(rows, minlength=len(begin))
-    told = np.full(len(begin), np.nan, np.float32)
-    told[rows] = [_number(text) for _, text in found]
-    told[counts != 1] = np.nan
-    return begin, told
+    lengths = np.full(len(begin), np.nan, np.float32)
+    lengths[rows] = [_number(text) for _, text in matches]
+    lengths[counts != 1] = np.nan
+    return begin, lengths
 
 
 def _number(text: bytes) -> float:
@@ -123,15 +122,15 @@ def _number(text: bytes) -> float:
 
 
 def _of_line(raw: bytes) -> tuple[float, ManifestError | None]:
-    """The seconds of one line, read in full; NaN for a blank one, or with what is wrong with it."""
+    """The seconds of one line, read in full; NaN for a blank line, or with what is wrong with it."""
     if not raw.strip():
         return math.nan, None
     record = parse_line(raw)
     if isinstance(record, ManifestError):
         return math.nan, record
-    told = record.get("seconds")
-    if isinstance(told, int | float) and not isinstance(told, bool) and 0 < told < 1e9:
-        return float(told), None
-    found = json.dumps(told)[:50]
+    seconds = record.get("seconds")
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < 1e9:
+        return float(seconds), None
+    found = json.dumps(seconds)[:50]
     problem = f"seconds: each line needs a positive number where data.validate is `lazy`, found {found}"
     return math.nan, ManifestError(problem, code="bad-value")

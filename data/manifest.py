@@ -1,16 +1,17 @@
 """Manifests, JSONL files of utterances: every line is checked, and every fault named, before anything trains."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
 
+from sottovoce.data.audio_decoder import tar_member
 from sottovoce.data.manifest_schema import LineReader, kind_of
-from sottovoce.data.path_policy import Root
 from sottovoce.data.utterance import Turn, Utterance
-from sottovoce.errors import ManifestError, SottovoceError, brief
+from sottovoce.errors import AudioError, ManifestError, SottovoceError, brief
 
 __all__ = ["Manifest", "Turn", "Utterance", "line_fault", "listed", "read_lines", "read_manifest", "refuse"]
 
@@ -84,6 +85,17 @@ def read_manifest(
     return Manifest(utterances, faults)
 
 
+def check_copy(source: Path, out: Path, root: Path | None) -> None:
+    """Raises ManifestError where a changed copy of a manifest cannot stand at `out`."""
+    if out.resolve() == source.resolve():
+        problem = f"{out}: the copy would replace its source; give it another name"
+    elif root is None and out.resolve().parent != source.resolve().parent:
+        problem = f"{out}: audio paths are relative to {source.parent}; write the copy there"
+    else:
+        return
+    raise ManifestError(problem, code="conflict", where=out)
+
+
 def no_utterance(path: Path) -> ManifestError:
     return ManifestError(
         f"{path}: the manifest holds no utterance; write one JSON object a line", code="empty", where=path
@@ -140,3 +152,41 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         counts = Counter(key for key, _ in pairs)
         raise ValueError(f"the key {counts.most_common(1)[0][0]!r} stands there twice")
     return record
+
+
+class Root:
+    """Where a manifest's relative paths start, and what no path of it may lead out of, by `..`, by `/` or by a link.
+
+    A manifest is data that somebody may have been handed, with links beside it; which of this machine's files it may
+    name is for the user to say.
+
+    Args:
+        folder: where relative paths start.
+        allow: further folders that a path may lead to.
+    """
+
+    def __init__(self, folder: Path, allow: Sequence[Path] = ()) -> None:
+        self.folder = folder
+        self._start = os.path.abspath(folder)
+        self._within = [os.path.realpath(allowed) for allowed in (folder, *allow)]
+
+    def file(self, given: str) -> Path:
+        """The absolute path of a file that a manifest calls `given`; it need not exist.
+
+        Raises:
+            AudioError: it is, or its link leads, outside of all that is allowed. The message begins with `given`.
+        """
+        named = os.path.abspath(os.path.join(self._start, given))
+        member = tar_member(Path(named))
+        try:
+            real = os.path.realpath(member.archive if member else named)
+        except ValueError:  # a NUL in it
+            raise AudioError(f"{given!r}: no file can have this name", code="bad-value") from None
+        if not any(os.path.commonpath([folder, real]) == folder for folder in self._within):
+            where = "is" if real == str(member.archive if member else named) else f"leads to {real}, which is"
+            raise AudioError(
+                f"{given} {where} outside of {self.folder}; move the clip there, give a `root` that holds it, or name "
+                "its folder under `allow`",
+                code="unsafe",
+            )
+        return Path(named)

@@ -3,13 +3,15 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sottovoce.data.audio_decoder import read_header
-from sottovoce.data.path_policy import Root
 from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import AudioError, Code, ManifestError, SottovoceError, brief, nearest
+
+if TYPE_CHECKING:  # it imports this module
+    from sottovoce.data.manifest import Root
 
 _KEYS = [f.name for f in fields(Utterance) if f.name != "only"]
 _TURN_KEYS = [f.name for f in fields(Turn)]
@@ -38,7 +40,7 @@ class LineReader:
         root: where audio paths start, and what they may not lead out of.
     """
 
-    def __init__(self, choices: Mapping[str, Sequence[str]], root: Root) -> None:
+    def __init__(self, choices: Mapping[str, Sequence[str]], root: "Root") -> None:
         self.choices, self.root = choices, root
         self._first_line: dict[str, int] = {}
 

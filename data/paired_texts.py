@@ -2,18 +2,18 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sottovoce.data.manifest import read_lines
+from sottovoce.data.manifest import line_fault, read_lines, refuse
 from sottovoce.data.skipped import Skipped
 from sottovoce.errors import ManifestError, nearest
 
 HELD_OUT = "held_out"
 _KEYS = ("text", "category", "topic", "answers")
-_SHOWN = 20  # faults that an error spells out
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ def read_texts(file: Path, values: Mapping[str, Sequence[str]]) -> list[Text]:
     Raises:
         ManifestError: with every fault, by file and line.
     """
-    texts, faults = [], []
+    texts: list[Text] = []
+    faults: list[ManifestError] = []
     for number, record in read_lines(file):
-        problems = [record] if isinstance(record, str) else _problems(record, values)
-        where = f"{file}:{number}"
-        faults += [ManifestError(f"{where}: {problem}", code="bad-value", where=where) for problem in problems]
-        if not problems and isinstance(record, dict):
+        if isinstance(record, ManifestError):
+            faults.append(line_fault(file, number, None, record))
+        elif problems := _problems(record, values):
+            faults += [line_fault(file, number, None, ManifestError(each, code="bad-value")) for each in problems]
+        else:
             texts.append(Text(**{"topic": None, **record}, where=f"{file.name}:{number}"))
     if faults:
-        more = [f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-        message = "\n".join([f"{file}: {len(faults)} faults", *map(str, faults[:_SHOWN]), *more])
-        raise ManifestError(message, code="bad-value", where=file, faults=faults)
+        refuse(f"{file}: {len(faults)} faults", faults)
     if not texts:
         raise ManifestError(f"{file}: there is no text in it; write one JSON object a line", code="empty", where=file)
     return texts
@@ -129,19 +129,15 @@ def select(
     unique = list(by_key.values())
     kept_apart = {text.key for text in unique if is_held_out(text.topic, held_out)}
     splits: dict[str, list[Text]] = {**{split: [] for split in shares}, HELD_OUT: []}
+    taken: Counter[tuple[str, str]] = Counter()
     for text in sorted(unique, key=lambda text: number_of(seed, text.category, text.key)):
-        if is_held_out(text.topic, held_out):
-            splits[HELD_OUT].append(text)
-        elif text.key in kept_apart:
-            skipped.add("the same words belong to a held-out topic", f"{text.where}: {text.text}")
+        split = HELD_OUT if is_held_out(text.topic, held_out) else split_of(text.key, shares)
+        name = f"{text.where}: {text.text}"
+        if split != HELD_OUT and text.key in kept_apart:
+            skipped.add("the same words belong to a held-out topic", name)
+        elif split in most and taken[split, text.category] >= most[split]:
+            skipped.add(f"{split} has all the texts on {text.category} that were asked for", name)
         else:
-            _add(splits, split_of(text.key, shares), text, most, skipped)
+            splits[split].append(text)
+            taken[split, text.category] += 1
     return splits
-
-
-def _add(splits: dict[str, list[Text]], split: str, text: Text, most: Mapping[str, int], skipped: Skipped) -> None:
-    full = sum(other.category == text.category for other in splits[split]) >= most.get(split, len(splits[split]) + 1)
-    if full:
-        skipped.add(f"{split} has all the texts on {text.category} that were asked for", f"{text.where}: {text.text}")
-    else:
-        splits[split].append(text)

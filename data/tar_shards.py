@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sottovoce.data.audio_decoder import Header, read_bytes, read_header, tar_member
-from sottovoce.data.manifest import line_fault, no_utterance, read_lines, refuse
-from sottovoce.data.path_policy import Root
+from sottovoce.data.manifest import Root, line_fault, no_utterance, read_lines, refuse
 from sottovoce.errors import AudioError, ConfigError, ManifestError, SottovoceError
 from sottovoce.io import atomic_folder
 

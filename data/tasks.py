@@ -1,19 +1,17 @@
-"""What a model is asked about a spoken turn, and what it should answer: a task is wordings and a target."""
+"""Tasks: what a model is asked about a spoken turn (its wordings), and what it should answer (its target)."""
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from sottovoce.data.captions import style_caption
-from sottovoce.data.prompt_files import read_wordings
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, brief, nearest
 from sottovoce.paths import resolve
 from sottovoce.registry import Registry
-from sottovoce.templates import Template
+from sottovoce.templates import Template, read_wordings
 
 PROMPTS = Path(__file__).parent / "prompts"
 
@@ -170,12 +168,16 @@ class AttributeTask(Task):
         self.choices = tuple(self.choices)
         if strange := [choice for choice in self.choices if not isinstance(choice, str)]:
             raise ConfigError(
-                f"task {self.name}: choices must be labels in words, found {brief(repr(strange[0]), 100)}"
+                f"task {self.name}: choices must be labels in words, found {brief(repr(strange[0]), 100)}",
+                code="bad-value",
+                where=f"tasks.{self.name}.choices",
             )
         self._by_name = {choice.lower(): choice for choice in self.choices}
         if len(self._by_name) < max(2, len(self.choices)) or not all(name.strip() for name in self._by_name):
             raise ConfigError(
-                f"task {self.name}: choices must be two or more different labels, got {list(self.choices)}"
+                f"task {self.name}: choices must be two or more different labels, got {list(self.choices)}",
+                code="bad-value",
+                where=f"tasks.{self.name}.choices",
             )
         longest_first = sorted(self._by_name, key=len, reverse=True)
         self._named = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
@@ -194,8 +196,8 @@ class AttributeTask(Task):
         """
         label = utterance.labels.get(self.name)
         if label is not None and label not in self.choices:
-            known = nearest(label, self.choices)
-            raise ConfigError(f"task {self.name}: utterance {utterance.id!r} has the unknown label {label!r}.{known}")
+            problem = f"task {self.name}: utterance {utterance.id!r} has the unknown label {label!r}."
+            raise ConfigError(problem + nearest(label, self.choices), code="unknown-name", where=utterance.id)
         return label
 
     def target(self, utterance: Utterance) -> str | None:
@@ -273,3 +275,28 @@ class Emotion(AttributeTask):
     name = "emotion"
     says = "The speaker sounds {label}."
     choices: tuple[str, ...] = ("neutral", "happy", "sad", "angry", "surprised", "disgusted", "fearful", "contemptuous")
+
+
+def style_caption(utterance: Utterance) -> str | None:
+    """How the utterance is said, in words: its own caption, or one made of its labels; None where it has neither."""
+    return utterance.caption or (caption_from(utterance.labels) if utterance.labels else None)
+
+
+def caption_from(labels: Mapping[str, str]) -> str:
+    """Style labels as a sentence, such as "A sad female voice with high pitch, slow tempo and low energy.".
+
+    Emotion and gender come before the voice; pitch, tempo, energy and any further attribute after it. What has no
+    label is not mentioned.
+    """
+    before = [labels[name] for name in ("emotion", "gender") if name in labels]
+    measured = ("pitch", "tempo", "energy")
+    rest = [name for name in labels if name not in ("emotion", "gender", *measured)]
+    after = [f"{labels[name]} {name}" for name in (*measured, *rest) if name in labels]
+    voice = " ".join([*before, "voice"])
+    article = "An" if voice[0].lower() in "aeiou" else "A"
+    return f"{article} {voice}{' with ' if after else ''}{_listed(after)}."
+
+
+def _listed(parts: Sequence[str]) -> str:
+    *most, last = parts or [""]
+    return f"{', '.join(most)} and {last}" if most else last

@@ -1,4 +1,4 @@
-"""What is known about a spoken turn: its sound, its words, its style, and the dialogue that led to it."""
+"""Utterances: a spoken turn with its audio, transcript, style labels, and the dialogue that led to it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

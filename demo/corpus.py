@@ -15,8 +15,8 @@ import numpy as np
 import soundfile
 from rich.progress import track
 
-from sottovoce.data.captions import caption_from
 from sottovoce.data.corpora.base import Corpus
+from sottovoce.data.tasks import caption_from
 from sottovoce.data.tts.espeak import ESpeak
 from sottovoce.demo.voices import SAMPLE_RATE, Audio, say, speakers
 from sottovoce.demo.world import CHOICES, Style, draw_sentence, draw_small_talk, draw_style, reply

@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from sottovoce.data.captions import caption_from
-from sottovoce.data.prompt_files import read_wordings
-from sottovoce.data.tasks import PROMPTS, TASKS, AttributeTask
+from sottovoce.data.tasks import PROMPTS, TASKS, AttributeTask, caption_from
 from sottovoce.demo.world import (
     ADJECTIVES,
     CHOICES,
@@ -23,6 +21,7 @@ from sottovoce.demo.world import (
     follow_up,
     reply,
 )
+from sottovoce.templates import read_wordings
 
 AGES = ("child", "adult")  # known to the LLM; the demo's voices are all of one age
 ATTRIBUTES = (*CHOICES, "age")

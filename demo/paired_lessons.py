@@ -6,7 +6,7 @@ where nothing does, it answers the words. So it knows in text what to answer to 
 
 from collections.abc import Iterator
 
-from sottovoce.data.captions import caption_from
+from sottovoce.data.tasks import caption_from
 from sottovoce.demo.lessons import LEXICON, Lesson, Lessons, messages
 from sottovoce.demo.paired_words import SAFETY_TOPICS, TOPICS, VALUES, answer, category_of, draw_text, plain, verb_of
 from sottovoce.demo.world import draw_style

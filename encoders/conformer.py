@@ -16,9 +16,10 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
     Wav2Vec2BertSelfAttention,
 )
 
+from sottovoce.config_model import Count, Share
 from sottovoce.encoders import ENCODERS, log_mel
 from sottovoce.encoders.base import Encoder, fingerprint, float32_in_eval
-from sottovoce.errors import ConfigError, MissingError, first_line, require_positive
+from sottovoce.errors import ConfigError, MissingError, first_line
 from sottovoce.frames import Frames
 from sottovoce.paths import resolve
 from sottovoce.tensor_files import read_metadata, read_tensors, write_tensors
@@ -127,25 +128,22 @@ class ConformerEncoder(Encoder):
         dropout: share of values that training drops.
 
     Raises:
-        ConfigError: a number is out of range, or is not the checkpoint's.
+        ConfigError: `heads` or `kernel` does not fit, or a number is not the checkpoint's.
         MissingError: `checkpoint` is damaged, or no Conformer of ours; if it is missing, `load` says so.
     """
 
     def __init__(
-        self, *, checkpoint: str | None = None, layers: int = 24, width: int = 1536, feedforward: int = 4096,
-        heads: int = 24, kernel: int = 7, dropout: float = 0.1,
+        self, *, checkpoint: str | None = None, layers: Count = 24, width: Count = 1536, feedforward: Count = 4096,
+        heads: Count = 24, kernel: Count = 7, dropout: Share = 0.1,
     ) -> None:  # fmt: skip
         super().__init__()
         self.sizes = {"layers": layers, "width": width, "feedforward": feedforward, "heads": heads, "kernel": kernel}
-        require_positive("encoder", **self.sizes)
         if width % (2 * heads):
             why = f"{heads}: rotary heads need an even share of encoder.width={width}"
             raise ConfigError.at("encoder.heads", "bad-value", why)
         if kernel % 2 == 0:
             why = f"expected an odd number, which has a middle; got {kernel}"
             raise ConfigError.at("encoder.kernel", "bad-value", why)
-        if not 0 <= dropout < 1:
-            raise ConfigError.at("encoder.dropout", "bad-value", f"expected 0 <= dropout < 1, got {dropout}")
         self.file = None if checkpoint is None else resolve(checkpoint) / FILE
         if self.file is not None and self.file.is_file():  # a dry run needs none, and a bundle brings its own weights
             _check_same(self.sizes, self.file)

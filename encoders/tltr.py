@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sottovoce.errors import ConfigError, require_positive
+from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
 
 
@@ -46,7 +46,9 @@ class TLTR(nn.Module):
             "dim": dim, "layers": layers, "classes": classes, "pool": pool, "width": width, "time_heads": time_heads,
             "layer_heads": layer_heads,
         }  # fmt: skip
-        require_positive("TLTR", **self.dims)
+        for name, value in self.dims.items():
+            if value is not None and value < 1:
+                raise ConfigError.at(f"TLTR.{name}", "bad-value", f"expected at least 1, got {value}")
         self.dim, self.layers, self.classes, self.pool = dim, layers, classes, pool
         inner = width or dim
         for name, heads in (("time_heads", time_heads), ("layer_heads", layer_heads)):

@@ -10,6 +10,7 @@ from sottovoce.errors import SottovoceError
 
 Array = NDArray[np.float64]
 
+RESAMPLES = 1000
 _BATCH = 100  # resamples that are scored at once: 2,400 rows take 2 MB
 
 
@@ -20,7 +21,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap(rows: Array, statistic: Callable[[Array], Array], *, n_resamples: int = 1000, seed: int = 0) -> Interval:
+def bootstrap(rows: Array, statistic: Callable[[Array], Array], seed: int = 0) -> Interval:
     """95 % percentile bootstrap interval of a score that is a function of column sums.
 
     Corpus WER, accuracies and means all are, so that a resample costs one product of its row counts with `rows` and
@@ -31,7 +32,6 @@ def bootstrap(rows: Array, statistic: Callable[[Array], Array], *, n_resamples: 
     Args:
         rows: (rows, columns), what each row of the test set contributes.
         statistic: maps sums of contributions (resamples, columns) to scores (resamples,).
-        n_resamples: how many test sets are drawn.
         seed: of the draws; one seed gives one interval.
 
     Raises:
@@ -41,10 +41,10 @@ def bootstrap(rows: Array, statistic: Callable[[Array], Array], *, n_resamples: 
         raise SottovoceError(
             f"bootstrap: expected (rows, columns) with at least one row, got shape {rows.shape}", code="empty"
         )
-    return percentile_interval(resample(len(rows), lambda counts: statistic(counts @ rows), n_resamples, seed))
+    return percentile_interval(resample(len(rows), lambda counts: statistic(counts @ rows), seed))
 
 
-def resample(n: int, score: Callable[[Array], Array], n_resamples: int = 1000, seed: int = 0) -> Array:
+def resample(n: int, score: Callable[[Array], Array], seed: int = 0) -> Array:
     """Bootstrap distribution of a score: (resamples,).
 
     The draws depend on `n` and `seed` alone: two scores of the same rows are resampled in pairs, and the difference of
@@ -53,18 +53,17 @@ def resample(n: int, score: Callable[[Array], Array], n_resamples: int = 1000, s
     Args:
         n: rows of the test set.
         score: maps how often each row was drawn, (resamples, n), to scores (resamples,).
-        n_resamples: how many test sets are drawn.
         seed: of the draws.
     """
     if n == 1:  # which SciPy refuses, and which has one resample
-        return score(np.ones((1, 1))).repeat(n_resamples)
+        return score(np.ones((1, 1))).repeat(RESAMPLES)
     from scipy import stats
 
     def score_of(drawn: NDArray[np.int64], axis: int) -> Array:
         return score(np.stack([np.bincount(rows, minlength=n) for rows in drawn]).astype(np.float64))
 
     distribution: Array = stats.bootstrap(
-        (np.arange(n),), score_of, vectorized=True, n_resamples=n_resamples, batch=_BATCH, method="percentile", rng=seed
+        (np.arange(n),), score_of, vectorized=True, n_resamples=RESAMPLES, batch=_BATCH, method="percentile", rng=seed
     ).bootstrap_distribution
     return distribution
 

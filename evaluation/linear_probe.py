@@ -119,7 +119,8 @@ def _sides(
             raise SottovoceError(f"probe: held_out is no {len(truth)} booleans", code="bad-value", where="held_out")
         yield "the given split", np.flatnonzero(~mask), np.flatnonzero(mask)
         return
-    if not 2 <= folds <= (most := most_folds(truth, who)):
+    most = most_folds(truth, who)
+    if not 2 <= folds <= most:
         message = f"probe: {folds} folds of {len(np.unique(who))} speakers; give 2 to {most}, see `most_folds`"
         raise SottovoceError(message, code="bad-value", where="folds")
     for i, (train, test) in enumerate(folds_by_speaker(truth, who, folds, seed), 1):

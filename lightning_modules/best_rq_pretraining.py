@@ -30,8 +30,7 @@ from sottovoce.encoders.log_mel import log_mel
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import LAST, latest, read_checkpoint
-from sottovoce.lightning_modules.distributed import is_rank_zero
-from sottovoce.lightning_modules.trainer import build_trainer, loader, train_to_end
+from sottovoce.lightning_modules.trainer import build_trainer, is_rank_zero, loader, train_to_end
 from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, read_splits
 from sottovoce.training.run_folder import open_folder
 
@@ -68,10 +67,6 @@ class Pretraining(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.mask))
         self.log("train/accuracy", out.hits / max(out.n_targets, 1), prog_bar=True, batch_size=len(batch.mask))
         return propagate_nonfinite(loss)
-
-    def names(self, batch: Batch) -> list[str]:
-        """Whose clips a batch has, to say what is wrong with it."""
-        return batch.ids
 
     def on_validation_epoch_start(self) -> None:
         books, codes, _ = self.best_rq.quantizer.codebooks.shape

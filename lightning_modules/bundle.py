@@ -16,7 +16,7 @@ from sottovoce.config.recipe import Recipe, load
 from sottovoce.errors import BundleError, brief
 from sottovoce.io import atomic_folder, atomic_write, file_sha256
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.training.environment import environment
+from sottovoce.training.run_folder import environment
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.records import Record

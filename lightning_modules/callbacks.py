@@ -216,7 +216,7 @@ class NonFiniteGuard(Callback):
 
 def _suspects(module: Any, batch: Any) -> tuple[str, list[str]]:
     """What is not finite, and whose: the rows whose own loss is not; or all, if each is finite, or is not known."""
-    names, losses = module.names(batch), module.row_losses
+    names, losses = batch.ids, module.row_losses
     rows = losses.isfinite().tolist() if isinstance(losses, Tensor) else [True] * len(names)
     bad = list(dict.fromkeys(name for name, good in zip(names, rows, strict=True) if not good))
     return ("loss", bad) if bad else ("gradient", list(dict.fromkeys(names)))
@@ -284,7 +284,7 @@ class SkippedRows(Callback):
         self.named = {str(fault) for fault in faults}
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, number: int) -> None:
-        for problem in batch.left_out:
+        for problem in batch.skipped:
             if problem not in self.named:  # each epoch finds it again
                 self.named.add(problem)
                 self.faults.append(ManifestError(problem, code="damaged", where="data.train"))

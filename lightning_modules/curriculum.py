@@ -17,10 +17,9 @@ from sottovoce.errors import ConfigError
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, SkippedRows, ThroughputMeter
 from sottovoce.lightning_modules.checkpointing import LAST, latest, read_checkpoint
-from sottovoce.lightning_modules.distributed import is_sharded
 from sottovoce.lightning_modules.run import Run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.lightning_modules.trainer import build_trainer, loader, train_to_end
+from sottovoce.lightning_modules.trainer import build_trainer, is_sharded, loader, train_to_end
 from sottovoce.training.splits import LazySplit
 
 
@@ -130,7 +129,7 @@ def _sampler(run: Run, stage: str, split: str, trainer: L.Trainer, start: int = 
     examples = run.example_sampler(stage, cut=training)
     return BatchSampler(
         seconds=data.seconds,
-        weights=data.of_stage(node, examples, training=training),
+        weights=data.stage_weights(node, examples, training=training),
         batch_size=node.batch_size,
         epochs=node.epochs if training else 1,
         seed=run.recipe.seed,

@@ -18,9 +18,9 @@ from sottovoce.config.recipe import load
 from sottovoce.errors import ConfigError
 from sottovoce.lightning_modules.bundle import write_bundle, write_card
 from sottovoce.lightning_modules.curriculum import read_trained, train_stages
-from sottovoce.lightning_modules.distributed import check_trainer, is_rank_zero
 from sottovoce.lightning_modules.run import frozen_fingerprints, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.lightning_modules.trainer import check_trainer, is_rank_zero
 from sottovoce.paths import resolve
 
 

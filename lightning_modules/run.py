@@ -8,7 +8,8 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sottovoce.config.recipe import Recipe, StageConfig
+from sottovoce.config.recipe import Recipe
+from sottovoce.config.sections import StageConfig
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.manifest import refuse
 from sottovoce.data.tasks import Task
@@ -16,8 +17,8 @@ from sottovoce.device import on_device
 from sottovoce.errors import ManifestError, MissingError
 from sottovoce.io import file_lock
 from sottovoce.lightning_modules.bundle import bundle_weights
-from sottovoce.lightning_modules.distributed import check_trainer
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.lightning_modules.trainer import check_trainer
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.llm_targets import Targets
 from sottovoce.training.run_folder import check_data, check_folder, open_folder
@@ -46,7 +47,7 @@ class Run:
 
 def example_sampler_of(recipe: Recipe, tasks: dict[str, Task], stage: str | None, *, cut: bool) -> ExampleSampler:
     """How examples of a stage are drawn; None: for scoring, where the task and the slots are given."""
-    node = recipe.stages[stage] if stage else StageConfig(tasks={}, lr=0.0)
+    node = recipe.stages[stage] if stage else StageConfig(tasks={}, lr=1.0)
     slots = {name: slot.text for name, slot in recipe.slots.items()}
     trains = frozenset(node.train or slots)
     return ExampleSampler(
@@ -84,7 +85,7 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
     run = Run(recipe, build_tasks(recipe), data, module, reader, targets, console)
     with file_lock(cache):
         encode_clips(run)
-    check_data(recipe.folder, {name: split.order_depends_on() for name, split in run.data.splits.items()})
+    check_data(recipe.folder, {name: split.fingerprint_rows() for name, split in run.data.splits.items()})
     return run
 
 
@@ -120,7 +121,7 @@ def _check_serves(run: Run, stage: str, split: str) -> None:
         ManifestError: all of them, so that it could not train, which is told before the stages before it do.
     """
     node, data, training = run.recipe.stages[stage], run.data.splits[split], split == "train"
-    weights = data.of_stage(node, run.example_sampler(stage, cut=training), training=training)
+    weights = data.stage_weights(node, run.example_sampler(stage, cut=training), training=training)
     served, count = int((weights > 0).sum()), len(data.utterances)
     if not served:
         raise ManifestError(

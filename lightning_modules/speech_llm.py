@@ -1,7 +1,6 @@
 """SpeechLLM, the LightningModule of every recipe: encoder -> adapters -> LLM, loss, optimizer, trained weights."""
 
 from collections.abc import Hashable, Iterable
-from dataclasses import asdict
 from itertools import product
 from typing import Any, cast
 
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from sottovoce.adapters import ADAPTERS, Adapter
-from sottovoce.config.recipe import ENCODER, LLM, SCHEDULES, Recipe, StageConfig
-from sottovoce.config.tuning import TuningConfig
+from sottovoce.config.recipe import ENCODER, LLM, SCHEDULES, Recipe
+from sottovoce.config.sections import StageConfig
 from sottovoce.data.batches import Batch
 from sottovoce.device import check_fits
 from sottovoce.encoders import ENCODERS
@@ -24,7 +23,6 @@ from sottovoce.lightning_modules.callbacks import propagate_nonfinite
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
 from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
-from sottovoce.llms.tuning import Tuning
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, mark_speech, speech_positions
 
 HEADS = "auxiliary_head"  # guides training, and is no part of the result
@@ -46,13 +44,13 @@ class SpeechLLM(L.LightningModule):
         self.recipe = recipe
         self.encoder = ENCODERS.build(recipe.encoder)
         node = recipe.llm
-        self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code, tuning_of(node.tuning))
+        self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code, node.tuning)
         self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
         self.adapters = nn.ModuleDict({name: self._adapter(name) for name in self.recipe.slots})
         head = self.recipe.auxiliary_head
         if head and not 0 <= head.layer < self.llm.depth:
-            told = f"auxiliary_head.layer: {head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}"
-            raise ConfigError(told, code="bad-value", where="auxiliary_head.layer")
+            why = f"{head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}"
+            raise ConfigError.at("auxiliary_head.layer", "bad-value", why)
         self.auxiliary_head = AuxiliaryHead(self.llm.dim, head.categories) if head else None
         self.encoder_learns = self.llm_learns = False
         self.owns_encoder = self.recipe.trains_encoder  # or has taken one that another run trained, which is kept, too
@@ -67,7 +65,7 @@ class SpeechLLM(L.LightningModule):
                 check_fits(ADAPTERS.build(node, *wiring), what)
             return ADAPTERS.build(node, *wiring)
         except (RuntimeError, OverflowError) as error:  # how torch refuses shapes
-            raise ConfigError(f"{what}: {brief(error, 200)}", code="bad-value", where=what) from None
+            raise ConfigError.at(what, "bad-value", brief(error, 200)) from None
 
     def start_stage(self, stage: str, steps: int) -> None:
         """Get ready to train a stage of so many optimizer steps: its adapters learn, the others are frozen."""
@@ -122,10 +120,10 @@ class SpeechLLM(L.LightningModule):
 
     @property
     def lockstep(self) -> bool:
-        """Whether all processes must make the same calls in the same order, whatever their rows need: under DeepSpeed.
+        """Whether all processes must make the same calls in the same order: under DeepSpeed.
 
-        ZeRO's stage 3 gathers weights as they are used. Stages 1 and 2 add up gradients in the order in which a
-        backward pass makes them, and would add those of one weight to those of another, without a word.
+        ZeRO's stage 3 gathers weights as they are used; stages 1 and 2 add up gradients in the order of the backward
+        pass, and would add those of one weight to those of another.
         """
         return self._trainer is not None and isinstance(self._trainer.strategy, DeepSpeedStrategy)
 
@@ -206,10 +204,7 @@ class SpeechLLM(L.LightningModule):
         return PooledLayer(self.recipe.auxiliary_head.layer, rows)
 
     def _auxiliary_loss(self, batch: Batch, out: TokenLoss) -> Tensor | float:
-        """The weighted loss of the heads: mean over the rows of all ranks that have a category, category + attribute.
-
-        PE-FT, section 5: SFT + 0.5 x (category + attribute).
-        """
+        """Weighted loss of the heads (PE-FT, section 5): category + attribute, over all ranks' rows with one."""
         config = self.recipe.auxiliary_head
         if self.auxiliary_head is None or config is None or out.pooled is None:
             return 0.0
@@ -240,7 +235,7 @@ class SpeechLLM(L.LightningModule):
         self.log("train/loss", total / tokens, prog_bar=True, batch_size=len(batch.examples))
         loss: Tensor = out.total * batch.counts * self.trainer.world_size / tokens  # strategies average over ranks
 
-        # every rank has a gradient for every weight, if only 0; in lockstep, the anchor of the loss sees to that
+        # every rank has a gradient for every weight, if only 0; in lockstep the loss has an anchor of its own
         anchor = 0.0 if self.lockstep else 0.0 * sum(weight.sum() for weight in self.trainable_parameters())
         return propagate_nonfinite(loss + self._auxiliary_loss(batch, out) + anchor)
 
@@ -261,10 +256,6 @@ class SpeechLLM(L.LightningModule):
         total, tokens = self.trainer.strategy.reduce(self._validation_sums.to(self.device), reduce_op="sum").tolist()
         self.log("val/loss", total / max(tokens, 1), prog_bar=True, rank_zero_only=False)
 
-    def names(self, batch: Batch) -> list[str]:
-        """Whose rows a batch has, to say what is wrong with it."""
-        return [example.utterance.id for example in batch.examples]
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what this stage trains, with its schedule (section IV-C)."""
         node = self.node
@@ -277,33 +268,27 @@ class SpeechLLM(L.LightningModule):
         """A checkpoint holds what was trained and nothing that was frozen, recipe and batch size."""
         checkpoint["recipe"] = self.recipe.plain()
         checkpoint["batch_size"] = self.node.batch_size * self.trainer.world_size
-        weights = checkpoint["state_dict"]
-        prefixes = self.trained_prefixes
-        checkpoint["state_dict"] = {key: value for key, value in weights.items() if key.startswith(prefixes)}
+        checkpoint["state_dict"] = _beginning(self.trained_prefixes, checkpoint["state_dict"])
 
     def trained(self) -> dict[str, Tensor]:
         """The weights that some stage trains, named as in a checkpoint; without the heads, which are only a help."""
-        prefixes = tuple(name for name in self.trained_prefixes if name != f"{HEADS}.")
-        return {key: value for key, value in self.state_dict().items() if key.startswith(prefixes)}
+        return _beginning([name for name in self.trained_prefixes if name != f"{HEADS}."], self.state_dict())
 
     def load_trained(self, weights: dict[str, Tensor], source: str, *, begins: bool = False) -> None:
-        """Take trained weights, named as in a checkpoint; every one must be there, and no other.
+        """Take trained weights, named as in a checkpoint; every one must be there but the heads', and no other.
 
-        Heads may be absent. With `begins`, encoder and LLM may be, too: a run starts from weights of another that did
-        not train them.
+        With `begins`, those of encoder and LLM may be absent: a run starts from one that did not train them.
 
         Raises:
             BundleError: a weight is missing, unknown, or of another shape; `source` is named.
         """
         self._load_llm()  # what of it trains is known then, and nothing that comes later overwrites these weights
-        owned = self.trained_prefixes
-        due = {name for name in PARTS if any(key.startswith(f"{name}.") for key in owned)} - {HEADS}
-        due -= {ENCODER, LLM} if begins else set()
-        parts = {name: _part(weights, name) for name in PARTS if name in due or _part(weights, name)}
+        needed = {name for name in PARTS if any(key.startswith(f"{name}.") for key in self.trained_prefixes)} - {HEADS}
+        needed -= {ENCODER, LLM} if begins else set()
+        parts = {name: _part(weights, name) for name in PARTS if name in needed or _part(weights, name)}
         strays = [name for name in weights if not name.startswith(tuple(f"{part}." for part in PARTS))]
         if strays:
-            told = f"{source}: {', '.join(strays[:3])} is no weight of anything that trains"
-            raise BundleError(told, code="mismatch", where=source)
+            raise BundleError.at(source, "mismatch", f"{', '.join(strays[:3])} is no weight of anything that trains")
         try:
             self.adapters.load_state_dict(parts["adapters"])
             if ENCODER in parts:
@@ -314,22 +299,19 @@ class SpeechLLM(L.LightningModule):
             if HEADS in parts and self.auxiliary_head:
                 self.auxiliary_head.load_state_dict(parts[HEADS])
         except RuntimeError as error:
-            told = f"{source}: its trained weights do not fit this recipe: {' '.join(str(error).split())}"
-            raise BundleError(told, code="mismatch", where=source) from None
+            why = f"its trained weights do not fit this recipe: {' '.join(str(error).split())}"
+            raise BundleError.at(source, "mismatch", why) from None
 
 
-def tuning_of(node: TuningConfig) -> Tuning:
-    """What a recipe unfreezes, in the words of the LLM's room."""
-    fields = {key: value for key, value in asdict(node).items() if key != "analysis"}
-    return Tuning(**{**fields, "targets": tuple(node.targets)})
+def _beginning(prefixes: Iterable[str], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in weights.items() if key.startswith(tuple(prefixes))}
 
 
 def _part(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+    return {key.removeprefix(f"{name}."): value for key, value in _beginning([f"{name}."], weights).items()}
 
 
 def _frozen_weights_may_be_absent(module: nn.Module, keys: Any) -> None:
     """Keep loading strict where it matters: every weight that trains must be there, frozen ones need not."""
-    keys.missing_keys[:] = [
-        key for key in keys.missing_keys if key.startswith(cast(SpeechLLM, module).trained_prefixes)
-    ]
+    prefixes = cast(SpeechLLM, module).trained_prefixes
+    keys.missing_keys[:] = [key for key in keys.missing_keys if key.startswith(prefixes)]

@@ -1,19 +1,24 @@
 """A causal LM with embeddings spliced into its prompts: loss, generation, pooled hidden states."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    pass
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import NamedTuple
+
 from transformers import LogitsProcessorList
 
 from sottovoce.errors import SottovoceError
 from sottovoce.llms.chat_template import Placeholder, Segment
-from sottovoce.llms.hf_model import LoadedLLM
-from sottovoce.llms.prefix_cache import PrefixCache, cache_argument
+from sottovoce.llms.hf_model import LoadedLLM, PrefixCache, cache_argument
 
 _IGNORE = -100  # target of a position that is not in the loss
 

@@ -77,6 +77,9 @@ class LocalEngine(Engine):
         batch_size: int = 16,
         device: str | None = None,
     ) -> None:
+        if batch_size < 1:
+            message = f"engine local: batch_size must be at least 1, got {batch_size}"
+            raise ConfigError(message, code="bad-value", where="batch_size")
         try:
             torch.device(device or "cpu")
         except RuntimeError:
@@ -84,21 +87,8 @@ class LocalEngine(Engine):
             raise ConfigError(message, code="bad-value", where="device") from None
         llm = CausalLLM(checkpoint, dtype, trust_remote_code)
         llm.load()
-        self._attach(llm.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), batch_size)
-
-    @classmethod
-    def of(cls, llm: CausalLLM, batch_size: int = 16) -> "LocalEngine":
-        """The engine of an LLM that is loaded already, such as a run's own."""
-        engine = cls.__new__(cls)
-        engine._attach(llm, batch_size)
-        return engine
-
-    def _attach(self, llm: CausalLLM, batch_size: int) -> None:
-        if batch_size < 1:
-            message = f"engine local: batch_size must be at least 1, got {batch_size}"
-            raise SottovoceError(message, code="bad-value", where="batch_size")
-        self.llm, self.batch_size = llm, batch_size
-        self.name = f"local:{llm.fingerprint()[:16]}"
+        self.llm = llm.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.batch_size, self.name = batch_size, f"local:{llm.fingerprint()[:16]}"
 
     def answer(
         self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0

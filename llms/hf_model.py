@@ -1,25 +1,37 @@
 """A Hugging Face causal LM with selective tuning: network, tokenizer, chat template, fingerprints."""
 
 import hashlib
+import inspect
 import json
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sottovoce.errors import ConfigError, nearest
 from sottovoce.hub import WEIGHTS
-from sottovoce.llms import audio_llm
 from sottovoce.llms.chat_template import ChatFormat
-from sottovoce.llms.hub_checkpoints import HUB, SETTINGS, describe, loading, settings
-from sottovoce.llms.tuning import Tuning, base_name, decoder_layers, layer_numbers, lora_layers, tune
+from sottovoce.llms.hub_checkpoints import (
+    HUB,
+    SETTINGS,
+    describe,
+    is_composite,
+    loading,
+    processor_template,
+    read_text,
+    settings,
+)
+from sottovoce.llms.tuning import base_name, decoder_layers, layer_numbers, lora_layers, tune
+from sottovoce.llms.tuning_config import Tuning
 from sottovoce.tensor_files import update_digest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -63,7 +75,7 @@ class LoadedLLM(nn.Module):
         self.trust_remote_code = trust_remote_code
         self.config = describe(checkpoint, trust_remote_code)
         self.dim: int = self.config.get_text_config().hidden_size
-        self.tuning = tuning or Tuning("frozen")
+        self.tuning = tuning or Tuning()
         self.trainable_names: list[str] = []
         self.depth: int = self.config.get_text_config().num_hidden_layers
         if self.tuning.method != "frozen":
@@ -204,15 +216,15 @@ class LoadedLLM(nn.Module):
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=self.trust_remote_code
             )
-            tokenizer.chat_template = tokenizer.chat_template or audio_llm.processor_template(folder)
+            tokenizer.chat_template = tokenizer.chat_template or processor_template(folder)
         return cast("PreTrainedTokenizerBase", tokenizer)
 
     def _read_model(self, folder: Path) -> "PreTrainedModel":
         from transformers import AutoModelForCausalLM
 
         with loading(self.checkpoint):
-            if audio_llm.is_composite(folder):
-                model, absent = audio_llm.read_text(folder, self.dtype, HUB)
+            if is_composite(folder):
+                model, absent = read_text(folder, self.dtype, HUB)
             else:
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
                     folder, dtype=self.dtype, use_safetensors=True, local_files_only=True,
@@ -241,3 +253,54 @@ def _stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") ->
     settings = model.generation_config.eos_token_id if model.generation_config else None
     listed = settings if isinstance(settings, list) else [settings]
     return {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
+
+
+KeyValues: TypeAlias = list[tuple[Tensor, Tensor]]  # of each layer, both (heads, tokens, dim)
+
+
+class PrefixCache:
+    """Keys and values of the latest prefixes, at most `max_tokens` of them, least recently used first to go.
+
+    Each prefix is computed alone, so that its keys and values do not depend on what it was first batched with.
+    """
+
+    def __init__(self, max_tokens: int = 8_192) -> None:
+        self.max_tokens = max_tokens
+        self._entries: OrderedDict[tuple[int, ...], KeyValues] = OrderedDict()
+
+    def batch(self, model: "PreTrainedModel", prefixes: list[list[int]]) -> "tuple[Cache, Tensor]":
+        """A cache of (rows, heads, tokens, dim) a layer, padded on the left; and (rows, tokens), True where real."""
+        from transformers import DynamicCache
+
+        device = cast(Tensor, model.get_input_embeddings().weight).device
+        rows = [self._key_values(model, tuple(prefix), device) for prefix in prefixes]
+        longest = max(len(prefix) for prefix in prefixes)
+        lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
+        past: Any = DynamicCache(config=model.config)
+        for layer in range(max(map(len, rows))):
+            keys, values = (
+                torch.stack([F.pad(row[layer][i], (0, 0, longest - row[layer][i].shape[1], 0)) for row in rows])
+                for i in (0, 1)
+            )
+            past.update(keys, values, layer)
+        return past, torch.arange(longest, device=device) >= longest - lengths[:, None]
+
+    @torch.no_grad()
+    def _key_values(self, model: "PreTrainedModel", prefix: tuple[int, ...], device: torch.device) -> KeyValues:
+        from transformers import DynamicCache
+
+        entry = self._entries.get(prefix)
+        if entry is None or entry[0][0].device != device:
+            past: Any = DynamicCache(config=model.config)
+            ids = torch.tensor([prefix], device=device)
+            model(input_ids=ids, use_cache=True, logits_to_keep=1, **{cache_argument(model): past})
+            entry = self._entries[prefix] = [(layer.keys[0], layer.values[0]) for layer in past.layers]
+        self._entries.move_to_end(prefix)
+        while len(self._entries) > 1 and sum(map(len, self._entries)) > self.max_tokens:
+            self._entries.popitem(last=False)
+        return entry
+
+
+def cache_argument(model: "PreTrainedModel") -> str:
+    """The name of a model's argument for a cache of keys and values: since transformers 5.24 `cache`."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

@@ -1,13 +1,22 @@
 """An LLM's checkpoint: its folder, its configuration, and errors that name it."""
 
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from sottovoce.audio_llm_layouts import LAYOUTS, as_causal_lm, audio_and_text, read_config, read_shards
+from sottovoce.hub import Hub
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sottovoce.errors import ConfigError, MissingError, first_line
-from sottovoce.hub import BOOKKEEPING, Hub
-from sottovoce.llms.audio_llm import text_config
+from sottovoce.hub import BOOKKEEPING
 from sottovoce.llms.known_models import PUBLISHED
 
 if TYPE_CHECKING:
@@ -64,3 +73,61 @@ def loading(checkpoint: str) -> Iterator[None]:
         hint = " (if you trust its code: --trust-remote-code)" if "trust_remote_code" in str(error) else ""
         why = f"{checkpoint}: {first_line(error)}{hint}"
         raise ConfigError.at(HUB.key, "unsafe" if hint else "mismatch", why) from None
+
+
+_FIELDS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
+    "use_sliding_window", "sliding_window", "max_window_layers", "layer_types", "attention_dropout",
+    "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+
+
+def is_composite(folder: Path) -> bool:
+    """Whether a folder holds an audio LLM."""
+    from transformers import PreTrainedConfig
+
+    return PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type") in LAYOUTS
+
+
+def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
+    """The configuration of an audio LLM's text model; that of any other checkpoint as it is.
+
+    Omni gives every position three indices (time, height, width), which differ in pictures and films only: with text
+    and audio its text model is Qwen2, whose rotary embedding takes one index.
+    """
+    if config.model_type not in LAYOUTS:
+        return config
+    from transformers import Qwen2Config
+
+    whole = audio_and_text(config)
+    text = whole.text_config
+    rope = {key: value for key, value in text.rope_parameters.items() if key != "mrope_section"}
+    tied = config.model_type != "qwen2_audio" and bool(whole.tie_word_embeddings)  # Qwen2-Audio never ties
+    return Qwen2Config(
+        **{name: getattr(text, name) for name in _FIELDS}, rope_parameters=rope, tie_word_embeddings=tied
+    )
+
+
+def read_text(folder: Path, dtype: "torch.dtype", hub: Hub) -> "tuple[PreTrainedModel, list[str]]":
+    """The text model with its weights, and the names of weights that the files lack.
+
+    Of the files, the text model's tensors alone are read.
+    """
+    from transformers import GenerationConfig, Qwen2ForCausalLM
+
+    config = read_config(folder, hub)
+    weights = read_shards(folder, as_causal_lm(LAYOUTS[config.model_type]), hub)
+    loaded: Any = Qwen2ForCausalLM.from_pretrained(
+        None, config=text_config(config), state_dict=weights, dtype=dtype, output_loading_info=True
+    )
+    model, report = loaded
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, sorted(report["missing_keys"])
+
+
+def processor_template(folder: Path) -> str | None:
+    """The chat template of a checkpoint that keeps it with its processor, and not with its tokenizer."""
+    file = folder / "chat_template.json"
+    return cast(str, json.loads(file.read_text("utf-8"))["chat_template"]) if file.is_file() else None

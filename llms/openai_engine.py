@@ -17,9 +17,7 @@ class OpenAIEngine(Engine):
     Args:
         base_url: of the API, such as http://localhost:8000/v1.
         model: as the server calls it.
-        api_key_env: the environment variable that holds the key; None for a server without one.
-        timeout: seconds until an answer begins, for each attempt, and again until it has ended.
-        retries: attempts after the first.
+        api_key_env: see `OpenAIClient`, as `timeout` and `retries`.
         known_as: what caches call this engine; model and `base_url` where absent. With it a cache outlives a change
             of host or port.
         concurrency: chats that are sent at the same time.

@@ -3,45 +3,16 @@
 PE-FT (Yang et al., 2026, section 5) trains LoRA on layers 0 to 14 of 28 and leaves everything else as it is.
 """
 
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from sottovoce.errors import ConfigError, nearest
+from sottovoce.llms.tuning_config import ALL, Tuning, layer_ranges
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Method: TypeAlias = Literal["frozen", "lora", "weights"]
-ALL = "all"  # every layer, or every linear map of a layer
-
-_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What is unfrozen, as data.
-
-    Args:
-        method: `lora` adds low-rank maps and leaves the weights; `weights` trains the weights themselves.
-        layers: such as `0-14`, `0-6,9`, or `all`, counted from 0.
-        targets: names of linear maps within a layer, such as `q_proj` or `self_attn.q_proj`; `all` for each of them.
-        rank: of LoRA.
-        alpha: LoRA's maps are scaled by alpha / rank.
-        dropout: before LoRA's maps, in training.
-        recompute: activations in the backward pass instead of keeping them.
-    """
-
-    method: Method = "lora"
-    layers: str = ALL
-    targets: tuple[str, ...] = (ALL,)
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    recompute: bool = False
 
 
 def decoder_layers(model: "PreTrainedModel") -> nn.ModuleList:
@@ -75,13 +46,9 @@ def layer_numbers(layers: str, count: int) -> list[int]:
     if layers.strip() == ALL:
         return list(range(count))
     numbers: set[int] = set()
-    for part in layers.split(","):
-        match = _RANGE.fullmatch(part.strip())
-        if not match:
-            raise ConfigError.at("llm.tuning.layers", "bad-value", f"{layers!r} is no range; write 0-14, 0-6,9 or all")
-        first, last = int(match[1]), int(match[2] or match[1])
+    for first, last in layer_ranges(layers):
         if not first <= last < count:
-            why = f"{part.strip()!r} is not there; the LLM has layers 0-{count - 1}"
+            why = f"{first}-{last} is not there; the LLM has layers 0-{count - 1}"
             raise ConfigError.at("llm.tuning.layers", "bad-value", why)
         numbers.update(range(first, last + 1))
     return sorted(numbers)
@@ -122,7 +89,7 @@ def tune(model: "PreTrainedModel", tuning: Tuning) -> list[str]:
     New LoRA maps change no output: the second starts at 0, the first is drawn from torch's global generator.
 
     Raises:
-        ConfigError: something matches nothing, or LoRA's numbers make no sense.
+        ConfigError: something matches nothing.
     """
     if tuning.method == "frozen":
         return []
@@ -132,9 +99,6 @@ def tune(model: "PreTrainedModel", tuning: Tuning) -> list[str]:
     if tuning.method == "weights":
         wanted = tuple(f"{name}." for name in names)
         return [name for name, _ in model.named_parameters() if name.startswith(wanted)]
-    if tuning.rank < 1 or tuning.alpha <= 0 or not 0 <= tuning.dropout < 1:
-        why = f"rank must be at least 1, alpha above 0 and dropout in [0, 1), got {tuning.rank}, {tuning.alpha}, "
-        raise ConfigError.at("llm.tuning", "bad-value", f"{why}{tuning.dropout}")
     from peft import LoraConfig, inject_adapter_in_model  # late: it brings transformers' models along
     from peft.tuners.lora import LoraLayer
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from sottovoce.data.captions import caption_from
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.files import Tree, find_file, read_text
 from sottovoce.data.corpora.published import Line, Published
 from sottovoce.data.corpora.report import Report
+from sottovoce.data.tasks import caption_from
 from sottovoce.errors import ManifestError
 
-DIALOGUES = 2_541
 VALIDATION = frozenset(  # of the authors' own code: preprocessed_data/DailyTalk/val_frame.txt
     int(number)
     for number in """23 30 59 64 71 79 111 126 143 155 162 164 168 185 188 195 221 258 264 280 289 308 312 321 343 359
@@ -124,7 +123,9 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
     except (ValueError, AttributeError):
         pass
     raise ManifestError(
-        f"{file}: not DailyTalk's metadata, which is {{dialogue: {{turn: {{...}}}}}} with whole numbers"
+        f"{file}: not DailyTalk's metadata, which is {{dialogue: {{turn: {{...}}}}}} with whole numbers",
+        code="damaged",
+        where=file,
     )
 
 

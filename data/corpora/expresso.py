@@ -20,6 +20,7 @@ from sottovoce.errors import AudioError
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}  # official -> ours
 GENDERS = {"ex01": "male", "ex02": "female", "ex03": "male", "ex04": "female"}
 NAMES = {"default": "neutral", "animaldir": "animal_directed", "childdir": "child_directed", "nonverbal": "non_verbal"}
+SAMPLE_RATE = 16_000  # Hz, of the pieces
 MAX_SECONDS, MIN_SECONDS = 15.0, 0.5  # of a piece of a long recording, as the authors cut them
 _SEGMENT = re.compile(r"\(\s*([\d.]*)s?\s*,\s*([\d.]*)s?\s*\)")
 
@@ -46,7 +47,6 @@ class Expresso(Published):
         conversations: whether the improvised dialogues are used.
         emotions: styles that become labels, where a recipe's task emotion has them as choices; `default` is called
             neutral. Every style is told by the caption.
-        sample_rate: of the pieces, in Hz.
     """
 
     name = "expresso"
@@ -59,10 +59,9 @@ class Expresso(Published):
         source: str,
         conversations: bool = True,
         emotions: list[str] = list(Emotion.choices),  # noqa: B006  (a knob's default, which is copied)
-        sample_rate: int = 16_000,
     ) -> None:
         super().__init__(source=source)
-        self.conversations, self.emotions, self.sample_rate = conversations, list(emotions), sample_rate
+        self.conversations, self.emotions = conversations, list(emotions)
         self._cut: set[Path] = set()
 
     def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
@@ -120,7 +119,7 @@ class Expresso(Published):
         clips = [_clip(report.out, split, file, piece) for piece in pieces]
         with ThreadPoolExecutor(self._threads) as pool:
             todo = zip(clips, pieces, strict=True)
-            problems = list(pool.map(lambda job: _cut(file, job[0], job[1], self.sample_rate), todo))
+            problems = list(pool.map(lambda job: _cut(file, *job), todo))
         for clip, piece, problem in zip(clips, pieces, problems, strict=True):
             if problem:
                 report.add("damaged", f"{file.relative_to(self.source)}: {piece.start:.2f} s: {problem}")
@@ -173,7 +172,7 @@ def _clip(out: Path, split: str, file: Path, piece: _Piece) -> Path:
     return out / CLIPS / split / f"{file.stem}-{piece.channel + 1}-{round(1000 * piece.start):07d}.flac"
 
 
-def _cut(file: Path, clip: Path, piece: _Piece, sample_rate: int) -> str | None:
+def _cut(file: Path, clip: Path, piece: _Piece) -> str | None:
     """Write a piece; why that was not possible, or None."""
     if clip.is_file():  # of a call that was interrupted: a clip appears whole or not at all
         return None
@@ -186,5 +185,5 @@ def _cut(file: Path, clip: Path, piece: _Piece, sample_rate: int) -> str | None:
                 raise AudioError(f"{samples.shape[1]} channels, {len(samples) / rate:.2f} s from there on")
     except (soundfile.SoundFileError, OSError, AudioError) as error:
         return str(error)
-    write_clip(clip, soxr.resample(samples[:, piece.channel], rate, sample_rate, quality="HQ"), sample_rate)
+    write_clip(clip, soxr.resample(samples[:, piece.channel], rate, SAMPLE_RATE, quality="HQ"), SAMPLE_RATE)
     return None

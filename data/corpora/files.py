@@ -1,4 +1,4 @@
-"""Files of a corpus as it was downloaded: where they lie, whether they are whole, and what is written beside them."""
+"""Files of a downloaded corpus: search, tables and texts, and clips that are cut out of it."""
 
 import csv
 import io
@@ -80,7 +80,7 @@ def read_text(file: Path) -> str:
     try:
         raw = file.read_bytes()
     except OSError as error:
-        raise MissingError(f"{file} cannot be read: {error.strerror}") from None
+        raise MissingError(f"{file} cannot be read: {error.strerror}", where=file) from None
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -97,7 +97,8 @@ def read_table(file: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     rows = csv.DictReader(io.StringIO(read_text(file), newline=""))
     absent = [name for name in columns if name not in (rows.fieldnames or [])]
     if absent:
-        raise ManifestError(f"{file}: no column {', '.join(absent)}; found {', '.join(rows.fieldnames or ['none'])}")
+        problem = f"{file}: no column {', '.join(absent)}; found {', '.join(rows.fieldnames or ['none'])}"
+        raise ManifestError(problem, code="missing-key", where=file)
     return [{key: value or "" for key, value in row.items() if key} for row in rows]
 
 
@@ -109,7 +110,8 @@ def find_file(folder: Path, name: str) -> Path:
     """
     found = sorted(folder.rglob(name), key=lambda file: (len(file.parts), file))
     if not found:
-        raise MissingError(f"there is no {name} in {folder} or below it; docs/corpora.md shows the layout")
+        problem = f"there is no {name} in {folder} or below it; docs/corpora.md shows the layout"
+        raise MissingError(problem, where=folder)
     return found[0]
 
 

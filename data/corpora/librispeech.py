@@ -52,7 +52,7 @@ class LibriSpeech(Published):
         """See `Published.lines`."""
         folders = {folder.name: folder for folder in self._parts()}
         if not folders:
-            raise MissingError(f"{self.source} has none of the parts {', '.join(PARTS)}")
+            raise MissingError(f"{self.source} has none of the parts {', '.join(PARTS)}", where=self.source)
         parts = PARTS if folders.keys() & PARTS.keys() else MINI
         report.expected = _expected(parts)
         genders = self._genders(report)

@@ -59,7 +59,9 @@ class MELD(Published):
         if todo and program is None:
             raise MissingError(
                 f"MELD's clips are mp4, and {self.ffmpeg!r} is not on this machine: install ffmpeg (or "
-                "`pip install imageio-ffmpeg` and give its program as ffmpeg=...), and run the same command again"
+                "`pip install imageio-ffmpeg` and give its program as ffmpeg=...), and run the same command again",
+                code="unavailable",
+                where=self.ffmpeg,
             )
         with ThreadPoolExecutor(self._threads) as pool:
             failed = dict(zip([clip for _, clip in todo], pool.map(lambda job: _take(program, job), todo), strict=True))

@@ -1,4 +1,4 @@
-"""What all published corpora share: checked clips, manifests that appear whole, and a report of all that is in none."""
+"""Base of published corpora: checked clips, manifests that appear whole, and a report of all that is in none."""
 
 import hashlib
 import json
@@ -85,7 +85,8 @@ class Published(Corpus):
             MissingError: nothing of the corpus is in the source, or something without which none of it can be used.
         """
         if not self.source.is_dir():
-            raise MissingError(f"{self.source} is no folder: give the one that {self.name} was unpacked in (--source)")
+            problem = f"{self.source} is no folder: give the one that {self.name} was unpacked in (--source)"
+            raise MissingError(problem, where=self.source)
         folder.mkdir(parents=True, exist_ok=True)
         report = Report(self.name, self.source, folder, self.knobs(), dict(self.expected))
         link(folder / LINK, self.source)
@@ -97,7 +98,8 @@ class Published(Corpus):
             report.add("extra", self._told(file))
         self._write_splits(lines, lengths, report)
         if not any(split.lines for split in report.splits.values()):
-            raise MissingError(f"no line of {self.name} can be made of what is in {self.source}:\n{report}")
+            problem = f"no line of {self.name} can be made of what is in {self.source}:\n{report}"
+            raise MissingError(problem, code="empty", where=self.source)
         report.write()
         return report
 
@@ -173,7 +175,8 @@ def link(place: Path, target: Path) -> None:
     if place.is_symlink():
         place.unlink()
     if place.exists():
-        raise ConfigError(f"{place} is in the way of the link to the corpus: move it, or write to another folder")
+        problem = f"{place} is in the way of the link to the corpus: move it, or write to another folder"
+        raise ConfigError(problem, code="conflict", where=place)
     place.symlink_to(target.resolve(), target_is_directory=True)
 
 
@@ -190,4 +193,5 @@ def check_share(name: str, **shares: float) -> None:
     """Raises ConfigError where shares leave nothing to train on."""
     if any(share < 0 for share in shares.values()) or sum(shares.values()) >= 1:
         given = ", ".join(f"{key}={value}" for key, value in shares.items())
-        raise ConfigError(f"corpus {name}: shares are at least 0 and together below 1, got {given}")
+        problem = f"corpus {name}: shares are at least 0 and together below 1, got {given}"
+        raise ConfigError(problem, code="bad-value", where=next(iter(shares)))

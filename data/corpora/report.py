@@ -1,4 +1,4 @@
-"""What came of preparing a corpus: how many lines a split has, and every file and row that is in none."""
+"""Report of a prepared corpus: how many lines a split has, and every file and row that is in none."""
 
 import json
 from collections.abc import Mapping

@@ -6,11 +6,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sottovoce.data.captions import caption_from
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.files import Tree, find_file, read_table
 from sottovoce.data.corpora.published import Line, Published, check_share, held_out
 from sottovoce.data.corpora.report import Report
+from sottovoce.data.tasks import caption_from
 
 COLUMNS = (
     *("diag_id", "context", "curr_audio_id", "res_audio_id", "curr_text", "res_text"),

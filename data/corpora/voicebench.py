@@ -100,7 +100,8 @@ def _rows(table: Path, report: Report, source: Path) -> Iterator[dict[str, Any]]
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        raise MissingError("VoiceBench comes as Parquet files, which pyarrow reads: pip install pyarrow") from None
+        problem = "VoiceBench comes as Parquet files, which pyarrow reads: pip install pyarrow"
+        raise MissingError(problem, code="unavailable", where="pyarrow") from None
     try:
         with parquet.ParquetFile(table) as file:
             for batch in file.iter_batches(batch_size=32):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sottovoce.data.audio import MIN_RMS, MIN_SECONDS
+from sottovoce.data.audio import MIN_RMS
+from sottovoce.data.audio_decoder import MIN_SECONDS
 from sottovoce.errors import SottovoceError
 
 Labels = Mapping[str, Sequence[str]]  # attribute -> its labels

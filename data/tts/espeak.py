@@ -60,7 +60,7 @@ class ESpeak:
         return exists and bool(self._library.espeak_SetVoiceByName(voice.encode()) == 0)
 
     def say(
-        self, text: str, *, voice: str, rate: int = 175, pitch: int = 50, range: int = 50, volume: int = 100
+        self, text: str, *, voice: str, rate: int = 175, pitch: int = 50, range: int = 50
     ) -> tuple[NDArray[np.float32], int]:
         """Speak `text`: audio (samples,) in [-1, 1] and its sample rate in Hz.
 
@@ -70,7 +70,6 @@ class ESpeak:
             rate: words a minute, 80-450.
             pitch: 0-99; what it means in Hz depends on the voice.
             range: how far the pitch moves, 0-99.
-            volume: 0-200.
 
         Raises:
             ValueError: there is no such voice, or it said nothing.
@@ -80,7 +79,7 @@ class ESpeak:
             raise ValueError(
                 f"eSpeak NG has no voice {voice!r}; a voice is written language+variant, such as 'en-us+f2'"
             )
-        for parameter, value in ((_RATE, rate), (_VOLUME, volume), (_PITCH, pitch), (_RANGE, range)):
+        for parameter, value in ((_RATE, rate), (_VOLUME, 100), (_PITCH, pitch), (_RANGE, range)):
             self._library.espeak_SetParameter(parameter, int(value), 0)
         encoded = text.encode() + b"\0"
         self._library.espeak_Synth(encoded, len(encoded), 0, 0, 0, _CHARS_UTF8, None, None)

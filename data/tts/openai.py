@@ -25,9 +25,7 @@ class OpenAISpeech(Synthesizer):
     Args:
         base_url: of the API, such as http://localhost:8000/v1.
         model: as the server calls it.
-        api_key_env: the environment variable that holds the key; None for a server without one.
-        timeout: seconds until an answer begins, for each attempt, and again until it has ended.
-        retries: attempts after the first.
+        api_key_env: see `OpenAIClient`, as `timeout` and `retries`.
         instructions: attribute -> label -> how the voice is to speak; nothing is sent for a label without.
         known_as: what the names of clips call this synthesizer; model and `base_url` where absent. With it the clips
             outlive a change of host or port.

@@ -38,8 +38,7 @@ def layer_picture(curves: Mapping[str, Curve], split: Split, left_out: Mapping[s
     Raises:
         MissingError: matplotlib is not installed.
     """
-    attributes = [found for name in (*curves, *left_out) if (found := _attribute(name))]
-    known = looks(["intent", "logit lens", *dict.fromkeys(attributes)])
+    known = looks(["intent", "logit lens", *map(_subject, (*curves, *left_out))])
     with canvas(file, 11.0, 6.2) as figure:
         axes = list(figure.subplots(2, 3).flat)
         for panel, (title, ending, unit) in zip(axes, PANELS, strict=False):
@@ -58,18 +57,13 @@ def layer_picture(curves: Mapping[str, Curve], split: Split, left_out: Mapping[s
             _frame(panel, split)
 
 
-def _attribute(name: str) -> str | None:
-    """The attribute that a curve is about; None for intents and the lens."""
-    subject = _subject(name)
-    return None if subject in ("intent", "logit lens") else subject
-
-
 def _subject(name: str) -> str:
+    """The attribute that a curve is about, `intent`, or `logit lens`."""
     return name if name == "logit lens" else name.rpartition(" ")[0]
 
 
 def _belongs(name: str, ending: str) -> bool:
-    return name.endswith(f" {ending}") and _attribute(name) is not None if " " not in ending else name == ending
+    return name == ending or (name.endswith(f" {ending}") and _subject(name) != "intent")
 
 
 def _draw(panel: Axes, curve: Curve, look: Look, label: str) -> None:

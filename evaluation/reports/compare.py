@@ -10,7 +10,7 @@ from statistics import mean
 from sottovoce.errors import SottovoceError, nearest
 from sottovoce.evaluation.metrics import DECIMALS
 from sottovoce.evaluation.paired_bootstrap import Estimate, Key, Seeds, estimate
-from sottovoce.evaluation.reports.results import METRICS, in_order_of
+from sottovoce.evaluation.reports.results import METRICS, order_of
 
 LOWER_IS_BETTER = tuple(name for name, title in METRICS.items() if title.endswith("↓"))
 COSTS = {  # of a stage, as its done.json has them -> title, format
@@ -133,7 +133,7 @@ def comparison_of(
     if baseline not in systems:
         message = f"no system is called {baseline!r}.{nearest(baseline, systems)}"
         raise SottovoceError(message, code="unknown-name", where="against")
-    ordered = in_order_of(measured)
+    ordered = sorted(measured, key=order_of)
     scores = {key: {name: estimate(seeds) for name, seeds in measured[key].items()} for key in ordered}
     differences = {
         key: {

@@ -33,6 +33,8 @@ MARKERS = ("o", "^", "s", "D")  # one for every round through the colours
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
+    "figure.constrained_layout.h_pad": 0.08,  # inches
+    "figure.constrained_layout.w_pad": 0.08,
     "legend.frameon": False,
     "svg.hashsalt": "sottovoce",  # or names inside the file would differ from run to run
 }
@@ -157,7 +159,6 @@ def interval_plot(panels: Sequence[Panel]) -> bytes:
     rows = math.ceil(len(panels) / columns)
     target = io.BytesIO()
     with canvas(target, 4.0 * columns, (0.75 + 0.25 * len(panels[0].bars)) * rows) as figure:
-        figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
         axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
         for panel in panels:
             _intervals(next(axes), panel)
@@ -187,18 +188,6 @@ def _intervals(axes: Axes, panel: Panel) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def require_matplotlib() -> None:
-    """Check that plots can be drawn, without importing what takes a second.
-
-    Raises:
-        MissingError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingError(NO_PLOTS, code="unavailable", where="matplotlib") from error
-
-
 @contextmanager
 def canvas(target: Path | IO[bytes], width: float, height: float) -> Iterator[Figure]:
     """A figure of so many inches, written when it has been drawn: a PNG file, or an SVG stream; no pyplot state.
@@ -206,11 +195,12 @@ def canvas(target: Path | IO[bytes], width: float, height: float) -> Iterator[Fi
     Raises:
         MissingError: matplotlib is not installed.
     """
-    require_matplotlib()
-    from matplotlib import style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    try:
+        from matplotlib import style
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingError(NO_PLOTS, code="unavailable", where="matplotlib") from error
     with style.context(_STYLE, after_reset=True):  # the user's own matplotlibrc would change the picture
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)

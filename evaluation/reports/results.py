@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich import box
 from rich.markup import escape
@@ -63,19 +63,12 @@ class Row(NamedTuple):
 
 def in_order(records: Iterable[Record]) -> list[Record]:
     """By system, then task, metric and slots as the report has them; names that it does not know come after."""
-    return sorted(records, key=lambda record: (record.system, _place(record.task, record.metric, record.slots)))
+    return sorted(records, key=lambda record: (record.system, *order_of((record.task, record.metric, record.slots))))
 
 
-T = TypeVar("T", bound=tuple[str, str, str])
-
-
-def in_order_of(scores: Iterable[T]) -> list[T]:
-    """(task, metric, slots) in the same order."""
-    return sorted(scores, key=lambda score: _place(*score))
-
-
-def _place(task: str, metric: str, slots: str) -> tuple[tuple[int, str], tuple[int, str], tuple[int, str]]:
-    return _rank(task, TASKS), _rank(metric, METRICS), _rank(slots, SLOTS)
+def order_of(score: tuple[str, str, str]) -> tuple[tuple[int, str], ...]:
+    """The place of a score, (task, metric, slots), in a report."""
+    return tuple(_rank(name, known) for name, known in zip(score, (TASKS, METRICS, SLOTS), strict=True))
 
 
 def label_of(metric: str) -> str:

@@ -19,7 +19,7 @@ Tree = dict[str, Any]
 TRUST = "trust_remote_code"  # the key that a file may have, but not set to true
 
 _BYTES = 1 << 20  # of a file; the largest recipe of ours has 6,000
-_NODES = 100_000  # keys and values, those that aliases repeat counted again
+_NODES = 100_000  # keys and values
 _DEPTH = 50
 _FILES = 100  # that one recipe extends, counted each time
 
@@ -40,7 +40,9 @@ def read_tree(path: Path, overrides: Iterable[str] = ()) -> Tree:
     if granted := [key for key in asks if key in _trusting(tree)]:
         raise ConfigError(
             f"{path}: {granted[0]}: the file asks to run code that comes with the checkpoint. If you trust that code, "
-            f"say so on the command line: --trust-remote-code, or {granted[0]}=true"
+            f"say so on the command line: --trust-remote-code, or {granted[0]}=true",
+            code="unsafe",
+            where=granted[0],
         )
     return tree
 
@@ -57,13 +59,37 @@ def read_overrides(overrides: Iterable[str]) -> Tree:
     return tree
 
 
+def resolve_references(tree: Tree, defaults: Tree, source: str) -> Tree:
+    """A tree whose `${key}` and `${oc.env:NAME}` are replaced by what they stand for.
+
+    Args:
+        tree: of a recipe.
+        defaults: values of top-level keys that the tree does not set.
+        source: the recipe's file, for messages.
+
+    Raises:
+        ConfigError: a reference leads nowhere, or in a circle.
+    """
+    if "${" not in str(tree):
+        return tree
+    try:
+        resolved = cast(Tree, OmegaConf.to_container(OmegaConf.create({**defaults, **tree}), resolve=True))
+    except Exception as error:  # one in a circle is a RecursionError
+        where = str(getattr(error, "full_key", None) or "")
+        text = ": ".join(part for part in (source, where, _first(error)) if part)
+        raise ConfigError(text, code="bad-value", where=where) from None
+    return {key: resolved[key] for key in tree}
+
+
 def _change(override: str) -> Tree:
     if "=" not in override:
-        raise ConfigError(f"override {override!r}: write key=value, such as stages.joint.lr=1e-4")
+        told = f"override {override!r}: write key=value, such as stages.joint.lr=1e-4"
+        raise ConfigError(told, code="bad-value", where=override)
     try:
         return _plain(OmegaConf.from_dotlist([override]))
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise ConfigError(f"override {override!r}: {_first(error)}") from None
+        key = override.partition("=")[0]
+        raise ConfigError(f"override {override!r}: {_first(error)}", code="bad-value", where=key) from None
 
 
 def _trusting(node: Any, where: str = "") -> Iterator[str]:
@@ -81,11 +107,11 @@ def read_yaml(path: Path) -> Any:
     """What a YAML file holds: plain values in dicts and lists; no tag of it makes any other object.
 
     Raises:
-        ConfigError: it cannot be read, or is too large, too deep, or too large once its aliases are written out.
+        ConfigError: it cannot be read, is too large or too deep, or has anchors, by which a few bytes stand for many.
     """
     try:
         if path.stat().st_size > _BYTES:
-            raise ConfigError(f"{path}: {path.stat().st_size} bytes are no recipe; at most {_BYTES} are read")
+            raise _unsafe(path, f"{path.stat().st_size} bytes are no recipe; at most {_BYTES} are read")
         text = path.read_text("utf-8")
         _measure(text, path)
         node = OmegaConf.to_container(OmegaConf.load(StringIO(text)))
@@ -94,7 +120,7 @@ def read_yaml(path: Path) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # PyYAML and OmegaConf have many: a tag that does not fit its value is an AttributeError
-        raise ConfigError(f"{path}: not readable as YAML: {_first(error)}") from None
+        raise ConfigError(f"{path}: not readable as YAML: {_first(error)}", code="damaged", where=path) from None
 
 
 def _check_references(node: Any, path: Path) -> None:
@@ -104,7 +130,7 @@ def _check_references(node: Any, path: Path) -> None:
             _check_references(value, path)
     elif isinstance(node, str) and (others := [name for name in _resolvers(node) if name != "oc.env"]):
         told = f"a recipe can use ${{key}} and ${{oc.env:NAME}}, not {brief(others[0], 100)}"
-        raise ConfigError(f"{path}: {brief(node, 100)!r}: {told}")
+        raise _unsafe(path, f"{brief(node, 100)!r}: {told}")
 
 
 def _resolvers(text: str) -> Iterator[str]:
@@ -121,28 +147,21 @@ def _resolvers(text: str) -> Iterator[str]:
 
 
 def _measure(text: str, path: Path) -> None:
-    """Count what a file would become, without making it: a few hundred bytes of aliases can stand for gigabytes."""
-    sizes: dict[str, int] = {}  # of what an anchor stands for
-    opened: list[tuple[str | None, int]] = []  # (anchor, nodes before it)
-    nodes = 0
+    """Refuse a file that no recipe is, before anything is made of it."""
+    nodes = depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
-        if isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = opened.pop()
-            if anchor:
-                sizes[anchor] = nodes - before
-        elif isinstance(event, yaml.AliasEvent):
-            if any(anchor == event.anchor for anchor, _ in opened):
-                raise ConfigError(f"{path}: the alias *{event.anchor} stands within what it stands for")
-            nodes += sizes.get(event.anchor, 1)
-        elif isinstance(event, yaml.NodeEvent):
-            nodes += 1
-            if isinstance(event, yaml.CollectionStartEvent):
-                opened.append((event.anchor, nodes - 1))
-            elif event.anchor:
-                sizes[event.anchor] = 1
-        if nodes > _NODES or len(opened) > _DEPTH:
+        if isinstance(event, yaml.NodeEvent) and event.anchor:
+            place = f"{path}:{event.start_mark.line + 1}"
+            raise _unsafe(place, f"a recipe has no anchors and aliases (&{event.anchor}); write the values out")
+        nodes += isinstance(event, yaml.NodeEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if nodes > _NODES or depth > _DEPTH:
             what = f"more than {_NODES} keys and values" if nodes > _NODES else f"more than {_DEPTH} levels"
-            raise ConfigError(f"{path}: no recipe has {what}")
+            raise _unsafe(path, f"no recipe has {what}")
+
+
+def _unsafe(where: Path | str, told: str) -> ConfigError:
+    return ConfigError(f"{where}: {told}", code="unsafe", where=where)
 
 
 def merge(base: Any, child: Any) -> Any:
@@ -167,17 +186,19 @@ class _Reader:
         except OSError:  # a name that no file can have
             there = False
         if not there:
-            raise ConfigError(f"{path}: there is no such recipe{asked}")
+            raise ConfigError(f"{path}: there is no such recipe{asked}", code="not-found", where=path)
         if path.resolve() in [child.resolve() for child in children]:
-            raise ConfigError(f"{path} extends itself through {' -> '.join(child.name for child in children)}")
+            told = f"{path} extends itself through {' -> '.join(child.name for child in children)}"
+            raise ConfigError(told, code="conflict", where=path)
         self.files += 1
         if self.files > _FILES:
-            raise ConfigError(f"{path}: no recipe extends more than {_FILES} files{asked}")
+            raise _unsafe(path, f"no recipe extends more than {_FILES} files{asked}")
         child = _plain(read_yaml(path), path)
         parents = child.pop("extends", [])
         parents = [parents] if isinstance(parents, str) else parents
         if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
-            raise ConfigError(f"{path}: extends: a file or a list of files is needed, found {brief(parents, 100)}")
+            told = f"{path}: extends: a file or a list of files is needed, found {brief(parents, 100)}"
+            raise ConfigError(told, code="bad-value", where="extends")
         tree: Tree = {}
         for parent in parents:
             tree = merge(tree, self.read(path.parent / parent, (*children, path)))
@@ -190,9 +211,11 @@ def _plain(node: Any, path: Path | None = None) -> Tree:
     if plain is None:
         return {}
     if not isinstance(plain, dict):
-        raise ConfigError(f"{where}a recipe is a mapping of keys to values, this is a {type(plain).__name__}")
+        told = f"{where}a recipe is a mapping of keys to values, this is a {type(plain).__name__}"
+        raise ConfigError(told, code="bad-value", where=path or "")
     if strange := [key for key in plain if not isinstance(key, str)]:
-        raise ConfigError(f"{where}keys are text, found {brief(repr(strange[0]), 100)}")
+        told = f"{where}keys are text, found {brief(repr(strange[0]), 100)}"
+        raise ConfigError(told, code="bad-value", where=path or "")
     return cast(Tree, plain)
 
 

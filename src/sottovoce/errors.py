@@ -124,14 +124,3 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of another library's message; the error's class where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def require_positive(node: str, **numbers: int | None) -> None:
-    """Refuse numbers below 1; None is left alone.
-
-    Raises:
-        ConfigError: `node.name` of the first such number.
-    """
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise ConfigError.at(f"{node}.{name}", "bad-value", f"expected at least 1, got {value}")

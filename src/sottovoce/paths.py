@@ -3,19 +3,26 @@
 import os
 from pathlib import Path
 
-from sottovoce.errors import MissingError, brief, nearest
+from sottovoce.errors import ConfigError, MissingError, brief, nearest
 
 _ROOMS = ("conf", "data", "demo")  # that hold files
 _PACKAGED = "sottovoce:"  # sottovoce:demo/backbones/llm is a folder of the installed package
+_FORMER = "undertone:"  # in recipes of runs and bundles from before the package was renamed
 
 
 def resolve(path: str | Path) -> Path:
     """A local path; `sottovoce:` at its start stands for the installed package's own files.
 
     Raises:
+        ConfigError: it begins with the package's former name.
         MissingError: the package has no such room, or no file can have this name.
     """
     text = str(path)
+    if text.startswith(_FORMER):
+        now = _PACKAGED + text.removeprefix(_FORMER)
+        raise ConfigError(
+            f"{brief(text, 100)}: the package's name has changed: write {brief(now, 100)}", code="bad-value", where=text
+        )
     if not text.startswith(_PACKAGED):
         return usable(text)
     room, _, rest = text.removeprefix(_PACKAGED).partition("/")

@@ -2,20 +2,26 @@
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import field, make_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, make_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Generic, Literal, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast, get_type_hints
 
-from omegaconf import MISSING, OmegaConf
+from pydantic import Field, GetCoreSchemaHandler, TypeAdapter
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
-from sottovoce.errors import Code, ConfigError, brief, nearest
+from sottovoce.config_model import Count, Float, Int, Node, Share, config_class, fault, located, validated
+from sottovoce.errors import ConfigError, nearest
 
 T = TypeVar("T")
 _ROOT = Path(__file__).parents[1]
+_NAMES = {  # that annotations of knobs may use
+    "Literal": Literal, "Any": Any, "Annotated": Annotated, "Field": Field, "Count": Count, "Share": Share, "int": Int,
+    "float": Float,
+}  # fmt: skip
 
 
 class Registry(Generic[T]):
@@ -25,6 +31,9 @@ class Registry(Generic[T]):
     parameters are the knobs that a YAML node may set. A package adds a component of kind `adapter` by the entry
     point group `sottovoce.adapter`. Nothing is imported until a component is built, or until a plug-in is named: a
     recipe is checked by reading the sources of ours, since importing PyTorch takes seconds.
+
+    A config class declares a component by `Annotated[Node, ADAPTERS]`: pydantic then checks the node, fills in the
+    defaults of its knobs, and writes its JSON Schema.
 
     Args:
         kind: of the components, for messages.
@@ -36,6 +45,7 @@ class Registry(Generic[T]):
         self.group = f"sottovoce.{kind}"
         self._modules = dict(modules or {})
         self._classes: dict[str, type[T]] = {}
+        self._schemas: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """Class decorator.
@@ -48,9 +58,17 @@ class Registry(Generic[T]):
             if name in self._classes:
                 raise ValueError(f"{self.kind} {name!r} is already {self._classes[name]}")
             self._classes[name] = cls
+            self._schemas.pop(name, None)
             return cls
 
         return add
+
+    def __contains__(self, name: object) -> bool:
+        ours = name in self._classes or name in self._modules
+        return ours or bool(entry_points(group=self.group, name=str(name)))  # which reads a file of every package
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
 
     def names(self) -> list[str]:
         return sorted({*self._classes, *self._modules, *(plugin.name for plugin in entry_points(group=self.group))})
@@ -67,51 +85,69 @@ class Registry(Generic[T]):
             return self._classes[name]
         for plugin in entry_points(group=self.group, name=name):
             return cast(type[T], plugin.load())
-        raise ConfigError(f"no {self.kind} is called {name!r}.{nearest(name, self.names())}", code="unknown-name")
+        raise fault("unknown-name", "type", f"no {self.kind} is called {name!r}.{nearest(name, self.names())}")
 
     def knobs(self, name: str) -> dict[str, inspect.Parameter]:
         """The keyword-only parameters of a component, by name."""
         parameters = inspect.signature(self.get(name)).parameters.values()
         return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
 
-    def check(self, node: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    def check(self, node: Any, where: str = "") -> Node:
         """Return `node` with every default filled in.
 
         Raises:
             ConfigError: `type` is missing or unknown, or a knob is; the message names it and what is accepted.
         """
-        where = where or self.kind
-        if not isinstance(node, Mapping) or not isinstance(node.get("type"), str):
-            told = f"{where}: `type` is missing. Known: {', '.join(self.names())}"
-            raise ConfigError(told, code="missing-key", where=f"{where}.type")
         try:
-            schema = OmegaConf.structured(self._schema(node["type"]))
+            return self.filled(node)
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}", code=error.code, where=f"{where}.type") from None
-        knobs = {key: value for key, value in node.items() if key != "type"}
-        try:
-            filled = OmegaConf.to_container(OmegaConf.merge(schema, knobs), throw_on_missing=True)
-        except Exception as error:  # a value that fits nothing can be a TypeError of OmegaConf's own making
-            told = (str(error).splitlines() or [type(error).__name__])[0]
-            key = str(getattr(error, "full_key", None) or "")
-            code: Code = "unknown-key" if "not in" in told else "missing-key" if "missing" in told else "bad-value"
-            raise ConfigError(f"{where}: {brief(told, 300)}", code=code, where=f"{where}.{key}") from None
-        return {"type": node["type"], **cast(dict[str, Any], filled)}
+            raise ConfigError.of(located(error, where or self.kind)) from None
 
     def build(self, node: Mapping[str, Any], *wiring: Any) -> T:
         """Construct the component that `node` describes."""
         knobs = self.check(node)
         return self.get(knobs.pop("type"))(*wiring, **knobs)
 
+    def filled(self, node: Any) -> Node:
+        """Like `check`, for config classes: the places of faults are relative to the node."""
+        if not isinstance(node, Mapping) or not isinstance(name := node.get("type"), str):
+            raise fault("missing-key", "type", f"`type` is missing. Known: {', '.join(self.names())}")
+        knobs: Any = validated(self._schema(name), {key: value for key, value in node.items() if key != "type"})
+        return {"type": name, **asdict(knobs)}
+
     def _schema(self, name: str) -> type:
-        knobs = _written(self._modules[name], name) if name in self._modules and name not in self._classes else None
-        if knobs is None:
-            hints = get_type_hints(self.get(name).__init__)
-            knobs = [(p.name, hints.get(p.name, Any), p.default) for p in self.knobs(name).values()]
-        return make_dataclass(name, [(knob, hint, _default(value)) for knob, hint, value in knobs])
+        """The config class of a component's knobs."""
+        if name not in self._schemas:
+            knobs: list[tuple[str, Any, Any]] | None = self._written(name)
+            if knobs is None:
+                hints = get_type_hints(self.get(name).__init__, include_extras=True)
+                knobs = [(p.name, hints.get(p.name, Any), p.default) for p in self.knobs(name).values()]
+            self._schemas[name] = config_class(make_dataclass(name, [(k, h, _field(v)) for k, h, v in knobs]))
+        return self._schemas[name]
+
+    def _written(self, name: str) -> list[tuple[str, Any, Any]] | None:
+        if name in self._modules and name not in self._classes:
+            return _written_knobs(self._modules[name], name)
+        return None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self.filled, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: Any) -> dict[str, Any]:
+        rules = [
+            {"if": {"properties": {"type": {"const": name}}, "required": ["type"]}, "then": self._json_schema(name)}
+            for name in self.names()
+            if name in self._classes or self._written(name) is not None  # the rest needs imports that take seconds
+        ]
+        return {"type": "object", "properties": {"type": {"enum": self.names()}}, "allOf": rules}
+
+    def _json_schema(self, name: str) -> dict[str, Any]:
+        """The JSON Schema of a component's knobs; it demands none, since `extends` may bring any."""
+        knobs = TypeAdapter(self._schema(name)).json_schema()
+        return {"properties": {"type": {}, **knobs["properties"]}, "additionalProperties": False}
 
 
-def _written(module: str, name: str) -> list[tuple[str, Any, Any]] | None:
+def _written_knobs(module: str, name: str) -> list[tuple[str, Any, Any]] | None:
     """Knobs of the class that registers `name` in a module of ours, by its source; None where that does not say."""
     tree = ast.parse(_ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8"))
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
@@ -124,7 +160,7 @@ def _written(module: str, name: str) -> list[tuple[str, Any, Any]] | None:
     knobs = made[0].args
     annotations = {arg.arg: ast.unparse(arg.annotation or ast.Name("Any")) for arg in knobs.kwonlyargs}
     try:
-        hints = get_type_hints(SimpleNamespace(__annotations__=annotations), {"Literal": Literal, "Any": Any})
+        hints = get_type_hints(SimpleNamespace(__annotations__=annotations), dict(_NAMES), include_extras=True)
         return [
             (arg.arg, hints[arg.arg], inspect.Parameter.empty if value is None else ast.literal_eval(value))
             for arg, value in zip(knobs.kwonlyargs, knobs.kw_defaults, strict=True)
@@ -133,9 +169,8 @@ def _written(module: str, name: str) -> list[tuple[str, Any, Any]] | None:
         return None
 
 
-def _default(value: Any) -> Any:
-    value = MISSING if value is inspect.Parameter.empty else value
-    return field(default_factory=lambda: value)
+def _field(default: Any) -> Any:
+    return Field() if default is inspect.Parameter.empty else Field(default=default)
 
 
 def lazy_attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:

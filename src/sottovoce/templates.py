@@ -70,3 +70,23 @@ def uncommented_lines(file: Path) -> list[tuple[int, str]]:
         code: Code = "damaged" if file.exists() else "not-found"
         raise ConfigError(f"{file} cannot be read ({error}); give a UTF-8 text file", code=code, where=file) from None
     return [(number, line) for number, line in enumerate(lines, 1) if not line.startswith("#")]
+
+
+def read_wordings(file: Path, fields: Mapping[str, str]) -> list[str]:
+    """The wordings of a prompt file, in its order, with their fields filled in.
+
+    Blank lines, and lines that begin with `#`, are left out.
+
+    Args:
+        file: UTF-8 text.
+        fields: what the wordings may name in braces, and what stands there instead.
+
+    Raises:
+        ConfigError: the file cannot be read, holds no wording, or a wording is no `Template` with these fields.
+    """
+    lines = [(number, line.strip()) for number, line in uncommented_lines(file)]
+    wordings = [Template(line, fields, where=f"{file}:{number}").fill(fields) for number, line in lines if line]
+    if not wordings:
+        message = f"{file}: there is no wording in it; write at least one, one a line"
+        raise ConfigError(message, code="empty", where=file)
+    return wordings

@@ -27,7 +27,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_open(path) as draft:
-        save_file(content, os.fspath(draft.name), dict(metadata or {}) or None)
+        save_file(content, draft.name, dict(metadata or {}) or None)
+        with open(
+            draft.name, "rb"
+        ) as written:  # by a rename, so that `draft` is another file, whose sync does not count
+            os.fsync(written.fileno())
 
 
 def read_tensors(

@@ -1,6 +1,5 @@
 """What users really hand us: each fault is named before training, or left out and counted where the recipe allows."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,43 +14,23 @@ from sottovoce.cli.main import main
 RATE = 16_000
 
 
-def silent(file: Path) -> None:
-    soundfile.write(file, np.zeros(RATE), RATE)
+NOISE = np.random.default_rng(0).normal(0, 0.1, (RATE, 2))
+TONE = 0.3 * np.sin(np.arange(RATE) / 8)
+BAD: dict[str, Callable[[Path], object]] = {
+    "silent": lambda file: soundfile.write(file, np.zeros(RATE), RATE),
+    "empty": lambda file: soundfile.write(file, np.zeros(0), RATE),
+    "short": lambda file: soundfile.write(file, TONE[:800], RATE),
+    "garbage": lambda file: file.write_bytes(b"RIFF" + bytes(range(200))),
+}
+ODD: dict[str, Callable[[Path], object]] = {
+    "phone": lambda file: soundfile.write(file, TONE[:5600], 8000),
+    "stereo": lambda file: soundfile.write(file, NOISE, RATE),
+    "deep": lambda file: soundfile.write(file, NOISE[:, 0], RATE, subtype="PCM_24"),
+    "clipped": lambda file: soundfile.write(file, np.clip(20 * NOISE[:, 0], -1, 1), RATE),
+}
 
 
-def empty(file: Path) -> None:
-    soundfile.write(file, np.zeros(0), RATE)
-
-
-def short(file: Path) -> None:
-    write_tone(file, 0.05, 200)
-
-
-def garbage(file: Path) -> None:
-    file.write_bytes(b"RIFF" + bytes(range(200)))
-
-
-def phone(file: Path) -> None:
-    write_tone(file, 0.7, 200, rate=8000)
-
-
-def stereo(file: Path) -> None:
-    soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, (RATE, 2)), RATE)
-
-
-def deep(file: Path) -> None:
-    soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, RATE), RATE, subtype="PCM_24")
-
-
-def clipped(file: Path) -> None:
-    soundfile.write(file, np.clip(np.random.default_rng(0).normal(0, 2, RATE), -1, 1), RATE)
-
-
-BAD = {"silent": silent, "empty": empty, "short": short, "garbage": garbage}
-ODD = {"phone": phone, "stereo": stereo, "deep": deep, "clipped": clipped}
-
-
-def data_with(folder: Path, spoil: Callable[[Path], None]) -> dict[str, Any]:
+def data_with(folder: Path, spoil: Callable[[Path], object]) -> dict[str, Any]:
     """Manifests in which one training clip is spoiled."""
     files = {split: write_manifest(folder, split, n) for split, n in (("train", 6), ("validation", 3), ("test", 3))}
     spoil(folder / "train-1.wav")
@@ -63,7 +42,7 @@ def fit(write_recipe: Callable[..., str], tree: dict[str, Any], tmp_path: Path) 
     """`sottovoce fit` of one stage, with one training clip spoiled and `data` changed as said; its exit status."""
     small = {"stages": {"joint": tree["stages"]["joint"]}, "evaluation": {"max_new_tokens": 2, "slots": ["both"]}}
 
-    def run(spoil: Callable[[Path], None], **changes: Any) -> int:
+    def run(spoil: Callable[[Path], object], **changes: Any) -> int:
         data = {**data_with(tmp_path, spoil), "cache": str(tmp_path / "cache"), **changes}
         return main(["fit", "--config", write_recipe(data=data, **small)])
 
@@ -100,35 +79,24 @@ def test_odd_audio_trains_and_is_answered(
     assert "answer" in captured.out and ("clip" in captured.err) == (name == "clipped")
 
 
-def broken_line(lines: list[str]) -> None:
-    lines[1] = lines[1][:-5]
-
-
-def missing_file(lines: list[str]) -> None:
-    lines[1] = lines[1].replace("train-1.wav", "nowhere.wav")
-
-
-def unknown_label(lines: list[str]) -> None:
-    lines[1] = lines[1].replace('"happy"', '"hapy"')
-
-
-def duplicate_id(lines: list[str]) -> None:
-    lines[1] = lines[1].replace('"id": "train-1"', '"id": "train-0"')
-
-
 @pytest.mark.parametrize(
-    ("spoil", "message"),
-    [(broken_line, ":2: "), (missing_file, "nowhere.wav"), (unknown_label, "'happy'"), (duplicate_id, "duplicate id")],
+    ("right", "wrong", "message"),
+    [
+        ("}\n", "\n", ":2: "),
+        ("train-1.wav", "nowhere.wav", "nowhere.wav"),
+        ('"happy"', '"hapy"', "'happy'"),
+        ('"id": "train-1"', '"id": "train-0"', "duplicate id"),
+    ],
 )
 def test_a_faulty_line_is_named_by_its_number(
-    spoil: Callable[[list[str]], None], message: str, write_recipe: Callable[..., str], tmp_path: Path,
+    right: str, wrong: str, message: str, write_recipe: Callable[..., str], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     data = data_with(tmp_path, lambda _: None)
     manifest = tmp_path / "train.jsonl"
-    lines = manifest.read_text().splitlines()
-    spoil(lines)
-    manifest.write_text("\n".join(lines) + "\n")
+    lines = manifest.read_text().splitlines(keepends=True)
+    lines[1] = lines[1].replace(right, wrong)
+    manifest.write_text("".join(lines))
     assert main(["fit", "--config", write_recipe(data=data)]) == 2
     told = capsys.readouterr().err
     assert "train.jsonl:2: " in told and message in told and "Traceback" not in told
@@ -147,20 +115,21 @@ def test_a_clip_longer_than_the_recipe_allows(fit: Callable[..., int], capsys: p
     assert "data.max_seconds" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["weights", "prints", "absent", "recipe"])
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "weights": lambda bundle: (bundle / "trained.safetensors").write_bytes(b"\x00" * 100),
+    "prints": lambda bundle: (bundle / "fingerprints.json").write_text('{"encoder": "0", "llm": "0"}'),
+    "absent": lambda bundle: (bundle / "trained.safetensors").unlink(),
+    "recipe": lambda bundle: (bundle / "recipe.yaml").write_text("slots: 3\n"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_bundle_is_refused(
     damage: str, fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit(lambda _: None) == 0
     bundle = tmp_path / "runs" / "tiny" / "bundle"
-    if damage == "weights":
-        (bundle / "trained.safetensors").write_bytes(b"\x00" * 100)
-    elif damage == "prints":
-        (bundle / "fingerprints.json").write_text(json.dumps({"encoder": "0", "llm": "0"}))
-    elif damage == "absent":
-        (bundle / "trained.safetensors").unlink()
-    else:
-        (bundle / "recipe.yaml").write_text("slots: 3\n")
+    DAMAGES[damage](bundle)
     capsys.readouterr()
     assert main(["chat", str(bundle), "--once", "--audio", str(tmp_path / "train-1.wav")]) == 2
     told = capsys.readouterr().err

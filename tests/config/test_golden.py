@@ -16,11 +16,14 @@ GOLDEN, CONF = ROOT / "tests" / "golden", ROOT / "conf"
 FILES = sorted(file.relative_to(GOLDEN) for file in GOLDEN.rglob("*.yaml"))
 
 
+def command(file: Path) -> str:
+    return "pretrain" if "best_rq" in file.stem else "paired" if "paired" in file.stem else "fit"
+
+
 def resolved(file: Path) -> str:
-    command = "pretrain" if "best_rq" in file.stem else "paired" if "paired" in file.stem else "fit"
     shown = io.StringIO()
     with redirect_stdout(shown):
-        assert main([command, "--config", str(CONF / file), "--print-config"]) == 0
+        assert main([command(file), "--config", str(CONF / file), "--print-config"]) == 0
     return shown.getvalue()
 
 

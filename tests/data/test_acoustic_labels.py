@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 from numpy.typing import NDArray
+from tests.helpers.errors import refused
 
 from sottovoce.data.acoustic_labels import (
     ENERGY_RMS,
@@ -17,7 +18,7 @@ from sottovoce.data.acoustic_labels import (
     levels,
     measure,
 )
-from sottovoce.errors import ManifestError
+from sottovoce.errors import Code, ManifestError
 
 RATE = 16000
 
@@ -122,7 +123,7 @@ def test_a_manifest_gets_the_labels_that_its_lines_lack(tmp_path: Path) -> None:
     assert third["labels"] == whole
     assert (result.added, result.kept, result.faults) == (5, 4, [])
     assert "née à Genève" in result.out.read_text("utf-8")  # for people to read
-    assert source.read_bytes() == before and not (tmp_path / "out.jsonl.part").exists()
+    assert source.read_bytes() == before
 
 
 def test_clips_that_cannot_be_measured_are_named_and_kept(tmp_path: Path) -> None:
@@ -149,16 +150,16 @@ def test_clips_that_cannot_be_measured_are_named_and_kept(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("line", "problem"),
+    ("line", "code"),
     [
-        ("{", r"m\.jsonl:1: broken line"),
-        ({"id": "a"}, r"m\.jsonl:1: audio and text must be strings"),
-        ({"id": "a", "audio": "a.wav", "text": 3}, r"m\.jsonl:1: audio and text must be strings"),
-        ({"id": "a", "audio": "a.wav", "labels": ["sad"]}, r"m\.jsonl:1: .*labels an object"),
+        ("{", "damaged"),
+        ({"id": "a"}, "bad-value"),
+        ({"id": "a", "audio": "a.wav", "text": 3}, "bad-value"),
+        ({"id": "a", "audio": "a.wav", "labels": ["sad"]}, "bad-value"),
     ],
 )
-def test_a_broken_manifest_is_refused_and_nothing_is_written(line: object, problem: str, tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=problem):
+def test_a_broken_manifest_is_refused_and_nothing_is_written(line: object, code: Code, tmp_path: Path) -> None:
+    with refused(code, "m.jsonl:1", ManifestError):
         label_manifest(manifest(tmp_path, line), tmp_path / "out.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["m.jsonl"]
 
@@ -166,10 +167,9 @@ def test_a_broken_manifest_is_refused_and_nothing_is_written(line: object, probl
 def test_the_copy_is_another_file_in_the_same_folder(tmp_path: Path) -> None:
     source = manifest(tmp_path, {"id": "a", "audio": "a.wav"})
     (tmp_path / "sub").mkdir()
-    with pytest.raises(ManifestError, match="would replace its source"):
-        label_manifest(source, tmp_path / "sub" / ".." / "m.jsonl")
-    with pytest.raises(ManifestError, match="audio paths are relative to"):
-        label_manifest(source, tmp_path / "sub" / "out.jsonl")
+    for out in (tmp_path / "sub" / ".." / "m.jsonl", tmp_path / "sub" / "out.jsonl"):
+        with refused("conflict", out, ManifestError):
+            label_manifest(source, out)
     assert label_manifest(source, tmp_path / "sub" / "out.jsonl", root=tmp_path).out.exists()
 
 

@@ -15,10 +15,9 @@ from tests.helpers.errors import refused
 from sottovoce.cli.main import main
 from sottovoce.data.batch_sampler import BatchSampler, Rows
 from sottovoce.data.batches import LazyExamples
-from sottovoce.data.lazy_manifest import Lines
-from sottovoce.data.manifest import read_manifest
+from sottovoce.data.lazy_manifest import LazyManifest
+from sottovoce.data.manifest import Root, read_manifest
 from sottovoce.data.manifest_schema import LineReader
-from sottovoce.data.path_policy import Root
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import Code, ManifestError
 
@@ -41,8 +40,8 @@ def line(number: int, **keys: Any) -> dict[str, Any]:
     return {"id": f"u{number}", "audio": "ok.wav", "seconds": 1.0, **keys}
 
 
-def lines(path: Path, **knobs: Any) -> Lines:
-    return Lines(path, CHOICES, Root(path.parent), **knobs)
+def lines(path: Path, **knobs: Any) -> LazyManifest:
+    return LazyManifest(path, CHOICES, Root(path.parent), **knobs)
 
 
 def test_lines_are_the_utterances_that_the_whole_reading_gives(folder: Path) -> None:
@@ -133,10 +132,10 @@ def test_a_faulty_utterance_is_left_out_of_its_batch_and_named(folder: Path) -> 
     said = [line(0), line(1, audio="none.wav"), line(2)]
     batch = loader(folder, said, skip=True)[Rows(0, [0, 1, 2])]
     assert [e.utterance.id for e in batch.examples] == ["u0", "u2"]
-    assert "none.wav" in batch.left_out[0] and batch.to(torch.device("cpu")).left_out == batch.left_out
+    assert "none.wav" in batch.skipped[0] and batch.to(torch.device("cpu")).skipped == batch.skipped
     instead = loader(folder, said, skip=True)[Rows(0, [1])]
     assert [e.utterance.id for e in instead.examples] == ["u2"] and not instead.counts
-    assert "none.wav" in instead.left_out[0]
+    assert "none.wav" in instead.skipped[0]
     with refused("empty", "data.train", ManifestError):
         loader(folder, [said[1]] * 3, skip=True)[Rows(0, [1])]
     with refused("not-found", "m.jsonl:2", ManifestError):

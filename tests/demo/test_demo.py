@@ -13,7 +13,6 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from sottovoce.data.acoustic_labels import levels, measure
-from sottovoce.data.prompt_files import read_wordings
 from sottovoce.data.tts.espeak import ESpeak
 from sottovoce.demo import pretrain_conformer, pretrain_llm_deep
 from sottovoce.demo.corpus import DemoWorld, speak_one
@@ -27,6 +26,7 @@ from sottovoce.evaluation.retention import read_items
 from sottovoce.llms import CausalLLM, ChatTurn
 from sottovoce.paths import resolve
 from sottovoce.scoring.text_retention import retention
+from sottovoce.templates import read_wordings
 
 SPLITS = ("train", "validation", "test")
 

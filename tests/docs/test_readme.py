@@ -5,9 +5,9 @@ from pathlib import Path
 from textwrap import dedent
 
 import torch
-from tests.helpers.recipe_reference import reference
 
 from sottovoce.adapters import Adapter
+from sottovoce.cli.recipe_schema import reference
 from sottovoce.config import recipe as recipes
 from sottovoce.frames import Frames
 
@@ -23,7 +23,7 @@ def block(begins: str) -> str:
 
 
 def test_the_page_of_keys_is_the_schema() -> None:
-    """`python -m tests.helpers.recipe_reference > docs/recipe.md` writes it anew."""
+    """`python -m sottovoce.cli.recipe_schema > docs/recipe.md` writes it anew."""
     assert (ROOT / "docs/recipe.md").read_text("utf-8") == reference()
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,19 @@ def test_what_was_saved_is_loaded_bit_by_bit(tmp_path: Path) -> None:
     assert again.fingerprint() == encoder.fingerprint()
 
 
+def test_what_is_saved_is_on_the_disk_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def record(handle: int) -> None:
+        synced.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", record)
+    tiny().save(tmp_path)
+    assert (tmp_path / FILE).stat().st_ino in synced and tmp_path.stat().st_ino in synced
+
+
 def test_weights_may_be_given_instead() -> None:
     encoder, batch = tiny(), Frames.pad(clips(5_000))
     taken = ConformerEncoder(**TINY)
@@ -273,7 +287,7 @@ def test_knobs_that_disagree_with_a_checkpoint_are_named_with_its_own(tmp_path: 
 )
 def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
     with refused("bad-value", f"encoder.{name}"):
-        ConformerEncoder(**{**TINY, name: value})
+        ENCODERS.build({"type": "conformer", **TINY, name: value})
 
 
 @pytest.mark.parametrize(

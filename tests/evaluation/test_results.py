@@ -131,7 +131,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     write_results(tmp_path, [], predictions()[:1])
     with (tmp_path / "predictions.jsonl").open("a") as file:
         file.write("{}\n")
-    with refused("damaged", "predictions.jsonl: line 2"):
+    with refused("damaged", "predictions.jsonl:2"):
         read_predictions(tmp_path)
 
 

@@ -24,7 +24,7 @@ from sottovoce.evaluation.retention import (
     write_scores,
 )
 from sottovoce.llms.causal_lm import CausalLLM
-from sottovoce.llms.tuning import Tuning
+from sottovoce.llms.tuning_config import Tuning
 from sottovoce.scoring.text_retention import AFTER, BEFORE, retention, retention_after, retention_before
 
 ROWS: list[dict[str, Any]] = [
@@ -54,7 +54,7 @@ def written(file: Path, rows: list[Any]) -> Path:
 
 
 def loaded(checkpoint: str, method: Any = "frozen", layers: str = "0") -> CausalLLM:
-    llm = CausalLLM(checkpoint, "float32", tuning=Tuning(method, layers, rank=2))
+    llm = CausalLLM(checkpoint, "float32", tuning=Tuning(method=method, layers=layers, rank=2))
     llm.load()
     return llm
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import soundfile
 from tests.helpers.corpora import FFMPEG, dailytalk, librispeech, meld, style_row, styletalk, table, textrolspeech, tone
 
 from sottovoce.cli.main import main
@@ -31,7 +32,7 @@ def test_five_commands_are_all_that_the_recipe_needs(tmp_path: Path, monkeypatch
     librispeech(tmp_path / "librispeech")
     table(tmp_path / "textrolspeech/caption/random_train.csv", textrolspeech(tmp_path / "textrolspeech"))
     meld(tmp_path / "meld")
-    tone(tmp_path / "tone.flac")
+    (tmp_path / "tone.raw").write_bytes(soundfile.read(tone(tmp_path / "tone.flac"), dtype="int16")[0].tobytes())
     (tmp_path / "ffmpeg").write_text(FFMPEG)
     (tmp_path / "ffmpeg").chmod(0o755)
     styletalk(tmp_path / "styletalk", [style_row("music_1", 0), style_row("music_1", 1)])

@@ -12,7 +12,6 @@ from tests.helpers.families import save_family
 
 from sottovoce.cli.main import main
 from sottovoce.data.manifest import read_manifest
-from sottovoce.data.prompt_files import read_wordings
 from sottovoce.errors import Code, ConfigError, ManifestError
 from sottovoce.generation.chat_prompt import ChatPrompt
 from sottovoce.generation.targets import FIELDS, KINDS, Kind, targets, write_targets
@@ -20,6 +19,7 @@ from sottovoce.llms import answer_cache
 from sottovoce.llms.answer_cache import AnswerCache
 from sottovoce.llms.engines import Chat, Cut, Engine, Failure
 from sottovoce.paths import resolve
+from sottovoce.templates import read_wordings
 
 PROMPTS = resolve("sottovoce:data/prompts/speech_emotion_llama")
 LINES: list[dict[str, Any]] = [
@@ -79,7 +79,7 @@ def test_each_line_keeps_its_keys_and_gets_the_answer_to_its_own_prompt(tmp_path
     (system, user), *_ = engine.asked
     assert system["role"] == "system" and system["content"].startswith("Respond as if you are a natural conversation")
     assert user == {"role": "user", "content": "<sad> it rains"}
-    assert report.written == 3 and report.replaced == 1
+    assert (report.written, report.replaced, report.asked) == (3, 1, 2)  # the same prompt is asked once
 
 
 def own_prompt(kind: str) -> ChatPrompt:
@@ -95,12 +95,6 @@ def test_the_papers_prompts_read_alike_wherever_they_stand() -> None:
     assert texts["response"] == [companion, "<sad> it rains"]
     assert texts["plain"] == [companion.removesuffix(about_emotion), "it rains"]
     assert texts["caption"] == [f"{caption} <sad> it rains"]
-
-
-def test_the_same_prompt_is_asked_once(tmp_path: Path) -> None:
-    engine = Scripted()
-    _, report = made(tmp_path, engine=engine)
-    assert len(engine.asked) == 2 == report.asked
 
 
 def test_what_cannot_be_asked_is_counted_and_named(tmp_path: Path) -> None:
@@ -151,73 +145,51 @@ def test_the_dialogue_before_is_part_of_a_reply_and_not_of_a_caption(tmp_path: P
         assert [turn["role"] for turn in engine.asked[0]] == roles
 
 
+MACHINE = "refused, or spoken as a machine"
+
+
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "reason"),
     [
-        "As an AI language model, I have no weather.",
-        "Well, I'm just an AI, but that is sad.",
-        "I’m an artificial intelligence.",  # noqa: RUF001
-        "I don't have personal feelings, but I see.",
-        "I can't assist with that.",
-        "I'm not able to hear your voice.",
-        "I cannot process audio.",
-        "<happy> What a day!",
-        "<think>The user is sad.</think> Oh no.",
+        ("As an AI language model, I have no weather.", MACHINE),
+        ("Well, I'm just an AI, but that is sad.", MACHINE),
+        ("I’m an artificial intelligence.", MACHINE),  # noqa: RUF001
+        ("I don't have personal feelings, but I see.", MACHINE),
+        ("I can't assist with that.", MACHINE),
+        ("I'm not able to hear your voice.", MACHINE),
+        ("I cannot process audio.", MACHINE),
+        ("<happy> What a day!", MACHINE),
+        ("<think>The user is sad.</think> Oh no.", MACHINE),
+        (Failure("HTTP 500"), "not answered: HTTP 500"),
+        (Cut("And then I"), "cut at max_new_tokens"),
+        ("I'm sorry to hear that, what a day.", None),
+        ("I can't help but smile at that!", None),
+        ("Have you seen the film about an AI? I can't wait!", None),
+        ("I don't have an umbrella either.", None),
+        ("I am a bit lost for words.", None),
+        ("As an aim in life, that is fine. You feel <really> well?", None),
     ],
 )
-def test_refusals_and_talk_of_machines_are_dropped(tmp_path: Path, answer: str) -> None:
+def test_answers_that_are_no_targets_are_dropped_and_counted(
+    tmp_path: Path, answer: str | Failure, reason: str | None
+) -> None:
     lines, report = made(tmp_path, engine=Scripted(**{"<happy>": answer}))
-    assert [line["id"] for line in lines] == ["a", "e"]
-    assert report.skipped.items["refused, or spoken as a machine"] == [f"{tmp_path / 'train.jsonl'}:2: b"]
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "I'm sorry to hear that, what a day.",
-        "I can't help but smile at that!",
-        "Have you seen the film about an AI? I can't wait!",
-        "I don't have an umbrella either.",
-        "I am a bit lost for words.",
-        "As an aim in life, that is fine. You feel <really> well?",
-    ],
-)
-def test_warm_words_are_no_refusals(tmp_path: Path, answer: str) -> None:
-    lines, _ = made(tmp_path, engine=Scripted(**{"<happy>": answer}))
-    assert lines[1]["response"] == answer
-
-
-def test_answers_that_failed_or_were_cut_are_counted(tmp_path: Path) -> None:
-    _, report = made(tmp_path, engine=Scripted(**{"<happy>": Failure("HTTP 500")}))
-    assert report.skipped.items["not answered: HTTP 500"] == [f"{tmp_path / 'train.jsonl'}:2: b"]
-    (tmp_path / "response.jsonl.answers").unlink()
-    lines, report = made(tmp_path, engine=Scripted(**{"<happy>": Cut("And then I")}))
-    assert report.skipped.items["cut at max_new_tokens"] == [f"{tmp_path / 'train.jsonl'}:2: b"] and len(lines) == 2
+    assert [line["response"] for line in lines if line["id"] == "b"] == ([] if reason else [answer]) and lines[0]
+    assert report.skipped.items.get(reason) == ([f"{tmp_path / 'train.jsonl'}:2: b"] if reason else None)
 
 
 def test_a_killed_run_goes_on_and_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_cache, "PART", 2)
     many = [{**LINES[0], "id": str(i), "text": f"word {i} ü"} for i in range(7)]
-    whole, _ = made(tmp_path, lines=many)
-    (tmp_path / "response.jsonl").unlink()
-    answers = tmp_path / "response.jsonl.answers"
-    answers.unlink()
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path, engine=Scripted(**{"word 4": KeyboardInterrupt}), lines=many)
     assert not (tmp_path / "response.jsonl").exists()
-    answers.write_bytes(answers.read_bytes() + b'{"key": "torn')
     engine = Scripted()
-    again, report = made(tmp_path, engine=engine, lines=many)
-    assert again == whole and [chat[-1]["content"] for chat in engine.asked] == [f"<sad> word {i} ü" for i in (4, 5, 6)]
-    once_more, report = made(tmp_path, engine=Scripted(**{"word": KeyboardInterrupt}), lines=many)
-    assert once_more == whole and report.asked == 0
-
-
-def test_another_limit_has_answers_of_its_own(tmp_path: Path) -> None:
-    engine = Scripted()
-    for limit in (256, 9, 256):
-        made(tmp_path, engine=engine, max_new_tokens=limit)
-    assert len(engine.asked) == 2 * 2
+    lines, _ = made(tmp_path, engine=engine, lines=many)
+    assert [chat[-1]["content"] for chat in engine.asked] == [f"<sad> word {i} ü" for i in (4, 5, 6)]
+    assert [line["response"] for line in lines] == [f"Answer to: <sad> word {i} ü" for i in range(7)]
+    again, report = made(tmp_path, engine=Scripted(**{"word": KeyboardInterrupt}), lines=many)
+    assert again == lines and report.asked == 0
 
 
 def test_without_a_single_target_nothing_is_written(tmp_path: Path) -> None:
@@ -228,26 +200,26 @@ def test_without_a_single_target_nothing_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "code"),
     [
-        "{",
-        '{"id": "x", "text": 3}',
-        '{"id": "x", "labels": {"emotion": 3}}',
-        '{"id": "x", "responses": "y"}',
-        '{"id": "x", "context": [{"role": "user"}]}',
+        ("{", "damaged"),
+        ('{"id": "x", "text": 3}', "bad-value"),
+        ('{"id": "x", "labels": {"emotion": 3}}', "bad-value"),
+        ('{"id": "x", "responses": "y"}', "bad-value"),
+        ('{"id": "x", "context": [{"role": "user"}]}', "bad-value"),
     ],
 )
-def test_a_broken_line_is_named_before_anything_is_asked(tmp_path: Path, line: str) -> None:
+def test_a_broken_line_is_named_before_anything_is_asked(tmp_path: Path, line: str, code: Code) -> None:
     source, engine = write(tmp_path, LINES[:1]), Scripted()
     source.write_text(source.read_text() + line + "\n")
-    with refused("bad-value", "train.jsonl:2", ManifestError):
+    with refused(code, "train.jsonl:2", ManifestError):
         write_targets(source, tmp_path / "out.jsonl", "response", engine)
     assert not engine.asked
 
 
 def test_what_is_no_copy_beside_its_source_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path)
-    with refused("bad-value", "sub/out.jsonl", ManifestError):  # audio paths are relative
+    with refused("conflict", "sub/out.jsonl", ManifestError):  # audio paths are relative
         write_targets(source, tmp_path / "sub" / "out.jsonl", "response", Scripted())
     with refused("conflict", source, ManifestError):
         write_targets(source, source, "response", Scripted())
@@ -307,8 +279,3 @@ def test_a_prompt_that_cannot_be_used_is_refused(tmp_path: Path, text: str, code
     (tmp_path / "prompt.txt").write_text(text)
     with refused(code, where, ConfigError):
         ChatPrompt(tmp_path / "prompt.txt", FIELDS, "transcript")
-
-
-def test_words_that_look_like_fields_are_left_alone(tmp_path: Path) -> None:
-    lines, _ = made(tmp_path, lines=[{**LINES[0], "text": "say {emotion} and {0}"}])
-    assert lines[0]["response"] == "Answer to: <sad> say {emotion} and {0}"

@@ -4,19 +4,19 @@ Each kind of input is tried in a process of its own, which may crash, hang or fi
 """
 
 import argparse
-import faulthandler
-import json
 import os
 import random
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import reduce
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ class Tally:
     memory: int = 0  # MB above what the process had at its start
     findings: list[tuple[int, str]] = field(default_factory=list)
 
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            self.inputs + other.inputs, self.read + other.read, self.refused + other.refused,
+            max(self.slowest, other.slowest), max(self.memory, other.memory), [*self.findings, *other.findings],
+        )  # fmt: skip
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -46,44 +52,38 @@ def main() -> int:
     parser.add_argument("--kind", choices=SHARES, help="one kind alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--only", type=int, help="one input of --kind again, here and now")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a checkpoint that only the hub could have is not there
     if arguments.only is not None:
-        print(worked(arguments.kind, arguments.seed, [arguments.only], None))
+        print(attempt(arguments.kind, arguments.seed, [arguments.only], None))
         return 0
-    if arguments.worker:
-        start, stop, log = int(arguments.worker[0]), int(arguments.worker[1]), Path(arguments.worker[2])
-        worked(arguments.kind, arguments.seed, range(start, stop), log)
-        return 0
-    shares = {arguments.kind: 1.0} if arguments.kind else SHARES
     tallies = {}
-    for kind, share in shares.items():
-        tallies[kind] = together(kind, arguments.seed, round(arguments.inputs * share), arguments.jobs)
+    for kind, share in ({arguments.kind: 1.0} if arguments.kind else SHARES).items():
+        count, jobs = round(arguments.inputs * share), arguments.jobs
+        edges = [count * job // jobs for job in range(jobs + 1)]
+        with ThreadPoolExecutor(jobs) as pool:
+            parts = pool.map(lambda a, b, kind=kind: supervise(kind, arguments.seed, a, b), edges[:-1], edges[1:])
+            tallies[kind] = reduce(Tally.__add__, parts)
         print(f"{kind}: {tallies[kind].inputs} done", file=sys.stderr, flush=True)
     print(table(tallies))
     return int(any(tally.findings for tally in tallies.values()))
 
 
-def worked(kind: str, seed: int, numbers: range | list[int], log: Path | None) -> Tally:
-    """Try inputs in this process. The log names each before it is tried, and holds the tally so far."""
+def attempt(kind: str, seed: int, numbers: Iterable[int], parent: Connection | None) -> Tally:
+    """Try inputs in this process, which tells its parent of each before it is tried, and of the tally so far."""
     from tests.helpers.hostile import Audio, Manifests, outcome
+    from tests.helpers.hostile_models import Bundles, Recipes
 
-    if kind in ("recipes", "bundles"):
-        from tests.helpers.hostile_models import Bundles, Recipes
-
-        tried: Any = {"recipes": Recipes, "bundles": Bundles}[kind]
-    else:
-        tried = {"manifests": Manifests, "audio": Audio}[kind]
-
-    faulthandler.enable()
+    tried: Any = {"recipes": Recipes, "bundles": Bundles, "manifests": Manifests, "audio": Audio}[kind]
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
-        tested = tried(Path(folder) / "work")
-        begin = peak()
-        if log:
+        tested, begin = tried(Path(folder) / "work"), peak()
+        if parent:
             resource.setrlimit(resource.RLIMIT_AS, (CEILING << 20, CEILING << 20))
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders talk a lot
         for number in numbers:
-            note(log, number, tally)
+            if parent:
+                parent.send((number, tally))
             rng = random.Random(f"{seed}/{kind}/{number}")
             made, before, started = tested.make(rng), peak(), time.process_time()
             try:
@@ -91,12 +91,11 @@ def worked(kind: str, seed: int, numbers: range | list[int], log: Path | None) -
                 tally.read += was_read
                 tally.refused += not was_read
             except Exception as error:
-                if log is None:
+                if parent is None:
                     raise
                 last = traceback.extract_tb(error.__traceback__)[-1]
-                tally.findings.append(
-                    (number, f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"[:400])
-                )
+                told = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"
+                tally.findings.append((number, told[:400]))
             taken = time.process_time() - started
             tally.slowest, tally.memory = max(tally.slowest, taken), max(tally.memory, peak() - begin)
             if taken > SLOW:
@@ -104,15 +103,9 @@ def worked(kind: str, seed: int, numbers: range | list[int], log: Path | None) -
             if peak() - before > MEMORY:
                 tally.findings.append((number, f"took {peak() - before} MB"))
             tally.inputs += 1
-    note(log, -1, tally)
+    if parent:
+        parent.send((-1, tally))
     return tally
-
-
-def note(log: Path | None, number: int, tally: Tally) -> None:
-    if log:
-        draft = log.with_suffix(".tmp")
-        draft.write_text(json.dumps([number, asdict(tally)]), "utf-8")
-        draft.replace(log)
 
 
 def peak() -> int:
@@ -120,59 +113,29 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
-def together(kind: str, seed: int, count: int, jobs: int) -> Tally:
-    """Try `count` inputs, in so many processes side by side."""
-    edges = [count * job // jobs for job in range(jobs + 1)]
-    with ThreadPoolExecutor(jobs) as pool:
-        parts = pool.map(lambda start, stop: supervised(kind, seed, start, stop), edges[:-1], edges[1:])
-        return reduce(joined, parts)
-
-
-def supervised(kind: str, seed: int, start: int, count: int) -> Tally:
-    """Try inputs from `start` to `count` in processes that may die; after a death the next one goes on behind it."""
-    whole = Tally()
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log.json"
-        while start < count:
-            log.unlink(missing_ok=True)
-            ended = attended(kind, seed, start, count, log)
-            at, told = json.loads(log.read_text("utf-8")) if log.is_file() else (start, asdict(Tally()))
-            part = Tally(**told)
-            if ended:
-                part.findings.append((at, ended))
-                part.inputs += 1
-            whole = joined(whole, part)
-            start = count if not ended else at + 1
-    return whole
-
-
-def attended(kind: str, seed: int, start: int, stop: int, log: Path) -> str:
-    """Run one process to its end; what ended it, if it was not the end of the work."""
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}  # a checkpoint that only the hub could have is not there
-    command = [sys.executable, "-m", "tests.helpers.fuzz", "--kind", kind, "--seed", str(seed)]
-    command += ["--worker", str(start), str(stop), str(log)]
-    said = log.with_suffix(".err")  # decoders talk a lot: a pipe that nobody reads would stop them
-    with said.open("wb") as stream:
-        process = subprocess.Popen(command, stderr=stream, env=offline)
-    changed, seen = time.monotonic(), ""
-    while process.poll() is None:
-        time.sleep(0.5)
-        now = log.read_text("utf-8") if log.is_file() else ""
-        if now != seen:
-            changed, seen = time.monotonic(), now
-        if time.monotonic() - changed > HANG:
+def supervise(kind: str, seed: int, start: int, stop: int) -> Tally:
+    """Try inputs from `start` to `stop` in processes that may die; after a death the next one goes on behind it."""
+    whole, context = Tally(), get_context("spawn")
+    while start < stop:
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=attempt, args=(kind, seed, range(start, stop), theirs))
+        process.start()
+        theirs.close()
+        at, part, ended = start, Tally(), "hung"
+        while ours.poll(HANG):
+            try:
+                at, part = ours.recv()
+            except EOFError:
+                ended = ""
+                break
+        if ended:
             process.kill()
-            process.wait()
-            return "hung"
-    told = said.read_text("utf-8", "replace")
-    return "" if process.returncode == 0 else f"died with {process.returncode}: {told[-300:]}"
-
-
-def joined(a: Tally, b: Tally) -> Tally:
-    return Tally(
-        a.inputs + b.inputs, a.read + b.read, a.refused + b.refused, max(a.slowest, b.slowest), max(a.memory, b.memory),
-        [*a.findings, *b.findings],
-    )  # fmt: skip
+        process.join()
+        if ended or at >= 0:
+            part.findings.append((at, ended or f"died with {process.exitcode}"))
+            part.inputs += 1
+        whole, start = whole + part, stop if at < 0 else at + 1
+    return whole
 
 
 def table(tallies: dict[str, Tally]) -> str:
@@ -181,9 +144,8 @@ def table(tallies: dict[str, Tally]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for kind, t in tallies.items():
-        lines.append(
-            f"| {kind} | {t.inputs:,} | {t.read:,} | {t.refused:,} | {len(t.findings)} | {t.slowest:.2f} | {t.memory} |"
-        )
+        numbers = f"{t.inputs:,} | {t.read:,} | {t.refused:,} | {len(t.findings)} | {t.slowest:.2f} | {t.memory}"
+        lines.append(f"| {kind} | {numbers} |")
     found = [f"{kind} {number}: {what}" for kind, t in tallies.items() for number, what in t.findings]
     return "\n".join([*lines, *found[:200]])
 

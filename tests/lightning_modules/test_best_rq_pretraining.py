@@ -16,6 +16,7 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from tests.helpers.errors import refused
 
 from sottovoce.config import best_rq as recipes
 from sottovoce.data.batch_sampler import Rows
@@ -157,7 +158,7 @@ def test_a_finished_run_started_again_only_reports(write: Write) -> None:
 KILL = """
 import os, signal, sys, torch
 torch.set_num_threads(int(sys.argv[3]))  # sums depend on it in their last bits
-from sottovoce.lightning_modules import pretrain
+from sottovoce.lightning_modules import best_rq_pretraining as pretrain
 step = pretrain.Pretraining.training_step
 count = 0
 def killed(self, batch, number):
@@ -275,39 +276,31 @@ def test_a_manifest_needs_no_more_than_audio(write: Write, speech: Path) -> None
     assert [clip.id for clip in found(write()).validation] == ["0.wav", "1.wav", "2.wav"]
 
 
+SIDES = {"train": [{"folder": "a"}], "validation": [{"folder": "b"}]}
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "code", "where"),
     [
-        ({"stepz": 5}, r"recipe.yaml: unknown key 'stepz'. Did you mean 'steps'\?"),
-        ({"steps": "many"}, "steps: .*many"),
-        ({"steps": 0}, "steps: must be at least 1, found 0"),
-        ({"batch_size": None}, "batch_size: "),
-        ({"masking": {"spam": 32}}, r"masking.*spam.*'span'"),
-        ({"masking": {"probability": 0.0}}, "masking.probability: must be above 0"),
-        ({"quantizer": {"codes": 0}}, "quantizer.codes: must be at least 1"),
-        ({"encoder": {"type": "conformer", "layer": 2}}, "encoder: .*layer"),
-        ({"encoder": {"type": "whisper", "checkpoint": "tiny"}}, "encoder: BEST-RQ hides log-mels of a `conformer`"),
-        ({"data": {"train": [{"manifest": "a"}]}}, "data.validation: name at least one source"),
-        (
-            {"data": {"train": [{}], "validation": [{"folder": "b"}]}},
-            r"data.train\[0\]: give either manifest or folder",
-        ),
-        (
-            {"data": {"train": [{"folder": "a", "root": "c"}], "validation": [{"folder": "b"}]}},
-            "root: belongs to a manif",
-        ),
-        ({"trainer": {"max_steps": 3}}, "trainer: the recipe's own keys decide about max_steps"),
+        ({"stepz": 5}, "unknown-key", "stepz"),
+        ({"steps": "many"}, "bad-value", "steps"),
+        ({"steps": 0}, "bad-value", "steps"),
+        ({"batch_size": None}, "bad-value", "batch_size"),
+        ({"masking": {"spam": 32}}, "unknown-key", "masking.spam"),
+        ({"masking": {"probability": 0.0}}, "bad-value", "masking.probability"),
+        ({"quantizer": {"codes": 0}}, "bad-value", "quantizer.codes"),
+        ({"encoder": {"type": "conformer", "layer": 2}}, "unknown-key", "encoder.layer"),
+        ({"encoder": {"type": "whisper", "checkpoint": "tiny"}}, "conflict", "encoder.type"),
+        ({"data": {"train": [{"manifest": "a"}]}}, "missing-key", "data.validation"),
+        ({"data": {**SIDES, "train": []}}, "bad-value", "data.train"),
+        ({"data": {**SIDES, "train": [{}]}}, "conflict", "data.train[0]"),
+        ({"data": {**SIDES, "train": [{"folder": "a", "root": "c"}]}}, "conflict", "data.train[0].root"),
+        ({"trainer": {"max_steps": 3}}, "conflict", "trainer"),
     ],
 )
-def test_a_faulty_recipe_says_what_is_wrong(write: Write, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_a_faulty_recipe_says_what_is_wrong(write: Write, changes: dict[str, Any], code: Any, where: str) -> None:
+    with refused(code, where, ConfigError):
         recipes.load(write(**changes))
-
-
-def test_all_faults_are_told_at_once(write: Write) -> None:
-    with pytest.raises(ConfigError) as error:
-        recipes.load(write(stepz=5, lr="fast", masking={"spam": 1, "span": "long"}))
-    assert len(str(error.value).splitlines()) == 4
 
 
 def test_an_argument_that_lightning_does_not_take_is_named(write: Write) -> None:

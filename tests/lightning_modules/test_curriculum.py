@@ -109,13 +109,14 @@ def test_a_stage_draws_what_its_tasks_can_use_and_as_often_as_it_says(tree: dict
         "disentangle": {**tree["stages"]["disentangle"], "parts": {"a": 0.5}},
     }
     run = prepare_run(recipes.parse(tree), Console(quiet=True))
+    train = run.data.splits["train"]
     weights = {
-        stage: run.data.splits["train"].of_stage(node, run.example_sampler(stage, cut=True), training=True).tolist()
+        stage: train.stage_weights(node, run.example_sampler(stage, cut=True), training=True).tolist()
         for stage, node in run.recipe.stages.items()
     }
     assert weights == {"joint": [0.0] * 8 + [2.0] * 4, "disentangle": [0.5] * 8 + [2.0] * 4}
     side, node = run.data.splits["validation"], run.recipe.stages["disentangle"]
-    assert side.of_stage(node, run.example_sampler("disentangle", cut=False), training=False).tolist() == [1.0] * 5
+    assert side.stage_weights(node, run.example_sampler("disentangle", cut=False), training=False).tolist() == [1.0] * 5
     tree["stages"]["joint"]["tasks"] = {"caption": 1}
     tree["data"]["train"], tree["name"] = nodes[:1], "none"
     with refused("empty", "stages.joint.tasks"):

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from tests.conftest import EMOTIONS, WORDS, write_tone
+from tests.helpers.errors import refused
 from tests.lightning_modules.test_curriculum import KILL
 from torch.utils.checkpoint import checkpoint
 
@@ -245,22 +246,18 @@ def test_a_run_may_begin_from_a_bundle_whose_llm_was_frozen(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("overrides", "code", "where"),
     [
-        ({"llm.tuning.layers": "0-7"}, r"layers 0-1"),
-        ({"llm.tuning.targets": ["query"]}, r"no linear map.*'query'"),
-        ({"llm.tuning.method": "frozen"}, r"a stage trains `llm`: say what of it learns"),
-        ({"stages.tune.train": ["linguistic"]}, r"no stage has `llm` in `train`"),
-        ({"llm.tuning.layers": "auto"}, r"layers: auto needs llm\.tuning\.analysis"),
-        ({"llm.tuning.layers": "auto", "llm.tuning.analysis": "none.json"}, r"llm\.tuning\.analysis: .*none\.json"),
-        ({"adch.layer": 9}, r"adch\.layer: 9.*0-1"),
-        ({"adch.categories.gender": []}, r"adch\.categories: name at least one"),
-        ({"llm.tuning.rank": 0}, r"rank must be at least 1"),
+        (["llm.tuning.layers=0-7"], "bad-value", "llm.tuning.layers"),
+        (["llm.tuning.targets=[query]"], "unknown-name", "llm.tuning.targets"),
+        (["llm.tuning.layers=auto", "llm.tuning.analysis=none.json"], "not-found", "llm.tuning.analysis"),
+        (["auxiliary_head.layer=9"], "bad-value", "auxiliary_head.layer"),
     ],
 )
-def test_what_makes_no_sense_is_told(tuned: Callable[..., str], changes: dict[str, Any], told: str) -> None:
-    overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-    with pytest.raises(ConfigError, match=told):
+def test_what_the_llm_does_not_have_is_refused(
+    tuned: Callable[..., str], overrides: list[str], code: Any, where: str
+) -> None:
+    with refused(code, where, ConfigError):
         prepare_run(recipes.load(tuned(LORA, HEAD), overrides), Console(quiet=True))
 
 

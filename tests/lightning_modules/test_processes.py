@@ -19,7 +19,7 @@ from tests.helpers.errors import refused
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
 from sottovoce.lightning_modules.curriculum import _consumed, read_trained
-from sottovoce.lightning_modules.distributed import check_trainer, trainer_arguments
+from sottovoce.lightning_modules.trainer import check_trainer, trainer_arguments
 
 STAGES = ("1-joint", "2-disentangle", "3-holistic")
 STRATEGIES = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")

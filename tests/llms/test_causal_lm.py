@@ -16,8 +16,8 @@ from transformers import GenerationConfig
 
 from sottovoce.errors import Code, MissingError
 from sottovoce.llms import CausalLLM, ChatTurn, Placeholder
+from sottovoce.llms.hf_model import PrefixCache
 from sottovoce.llms.known_models import PUBLISHED
-from sottovoce.llms.prefix_cache import PrefixCache
 
 WORDS = "The speaker sounds happy and talks fast. Repeat what you hear, please."
 HOW, WHAT = Placeholder("how"), Placeholder("what")

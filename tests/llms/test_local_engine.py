@@ -11,23 +11,29 @@ from tests.llms.test_engines import chat
 
 from sottovoce.errors import ConfigError
 from sottovoce.llms import ENGINES
-from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.chat_template import ChatTurn
 from sottovoce.llms.engines import Cut, LocalEngine, Sampling
 from sottovoce.llms.openai_engine import OpenAIEngine
 
 
-def test_a_device_that_is_none_is_told_before_weights_are_read() -> None:
-    with refused("bad-value", "device", ConfigError):
-        ENGINES.build({"type": "local", "checkpoint": "nowhere", "device": "gpu7"})
+@pytest.mark.parametrize(("knob", "value"), [("device", "gpu7"), ("batch_size", 0)])
+def test_knobs_that_make_no_sense_are_told_before_weights_are_read(knob: str, value: Any) -> None:
+    with refused("bad-value", knob, ConfigError):
+        ENGINES.build({"type": "local", "checkpoint": "nowhere", knob: value})
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> LocalEngine:
-    folder = save_family("llama3", tmp_path_factory.mktemp("llm"))
-    engine = ENGINES.build({"type": "local", "checkpoint": str(folder), "dtype": "float32", "device": "cpu"})
-    assert isinstance(engine, LocalEngine)
-    return engine
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_family("llama3", tmp_path_factory.mktemp("llm"))
+
+
+def local_engine(checkpoint: Path, **knobs: Any) -> LocalEngine:
+    return LocalEngine(checkpoint=str(checkpoint), dtype="float32", device="cpu", **knobs)
+
+
+@pytest.fixture(scope="module")
+def local(checkpoint: Path) -> LocalEngine:
+    return local_engine(checkpoint)
 
 
 CHATS = [
@@ -44,11 +50,11 @@ def test_greedy_is_the_llms_own_answer_to_the_same_chat(local: LocalEngine) -> N
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_an_answer_does_not_depend_on_its_company(local: LocalEngine, temperature: float) -> None:
+def test_an_answer_does_not_depend_on_its_company(local: LocalEngine, checkpoint: Path, temperature: float) -> None:
     limits: dict[str, Any] = {"max_new_tokens": 8, "temperature": temperature, "seed": 5}
     together = local.answer(CHATS, **limits)
     assert together == [local.answer([one], **limits)[0] for one in CHATS]
-    assert together == LocalEngine.of(local.llm, batch_size=2).answer(CHATS, **limits)
+    assert together == local_engine(checkpoint, batch_size=2).answer(CHATS, **limits)
     assert together[::-1] == local.answer(CHATS[::-1], **limits)
 
 
@@ -80,11 +86,9 @@ def test_a_local_answer_that_was_cut_says_so(local: LocalEngine, monkeypatch: py
     assert not isinstance(whole, Cut) and whole == local.llm._decode([65, 66])
 
 
-def test_a_local_engine_is_called_by_its_weights(local: LocalEngine, tmp_path: Path) -> None:
-    assert LocalEngine.of(local.llm).name == local.name
-    other = CausalLLM(str(save_family("qwen2", tmp_path)), "float32")
-    other.load()
-    assert LocalEngine.of(other).name != local.name
+def test_a_local_engine_is_called_by_its_weights(local: LocalEngine, checkpoint: Path, tmp_path: Path) -> None:
+    assert local_engine(checkpoint).name == local.name
+    assert local_engine(save_family("qwen2", tmp_path)).name != local.name
 
 
 @pytest.mark.parametrize(("limits", "where"), [((0, 0.0), "max_new_tokens"), ((5, -1.0), "temperature")])

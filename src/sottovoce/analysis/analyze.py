@@ -27,7 +27,7 @@ from sottovoce.analysis.analyses import (
 from sottovoce.analysis.config import AnalysisRecipe, load
 from sottovoce.analysis.hidden_states import collect_states, load_states, save_states, states_key
 from sottovoce.data.examples import Example
-from sottovoce.data.manifest import read_manifest
+from sottovoce.data.manifest import read_manifest, refuse
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError, MissingError
 from sottovoce.evaluation.layers.html import layer_page
@@ -136,9 +136,7 @@ def _states(
         return cached
     reader = AudioReader(module.encoder, None, module.recipe.data.max_seconds)
     if faults := reader.prepare(module.encoder, [u.audio for u in utterances], progress):
-        shown = "\n".join(f"  {fault.problem}" for fault in faults[:20])
-        message = f"{len(faults)} clips cannot be used:\n{shown}"
-        raise ManifestError(message, code="damaged", where=faults[0].path)
+        refuse(f"{len(faults)} clips cannot be used:", faults)
     states = collect_states(module, examples, reader.read, recipe.batch_size, progress)
     save_states(file, key, states)
     return states

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
 
 from sottovoce.data.batches import Batch, Read, collate
 from sottovoce.data.examples import Example
-from sottovoce.io import atomic_write, file_sha256
+from sottovoce.io import file_sha256
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.hidden_states import HiddenStates, read_hidden_states
+from sottovoce.tensor_files import read_metadata, read_tensors, write_tensors
 from sottovoce.training.spoken_prompt import dialogue_of, speech_positions
 
 VERSION = 1  # of what is cached: a new number makes old files anew
@@ -59,14 +59,11 @@ def states_key(model: dict[str, str], examples: Sequence[Example]) -> str:
 def load_states(file: Path, key: str) -> HiddenStates | None:
     """States that `save_states` has written with this key; None if there are none, or damaged or other ones."""
     try:
-        with safe_open(file, "pt") as stream:  # type: ignore[no-untyped-call]
-            if stream.metadata() != {"key": key}:
-                return None
-        return HiddenStates(**load_file(file))
+        return HiddenStates(**read_tensors(file)) if read_metadata(file) == {"key": key} else None
     except (SafetensorError, OSError):
         return None
 
 
 def save_states(file: Path, key: str, states: HiddenStates) -> None:
     """Write states, in float32, as safetensors."""
-    atomic_write(file, save({name: value.contiguous() for name, value in states._asdict().items()}, {"key": key}))
+    write_tensors(file, states._asdict(), {"key": key})

@@ -122,6 +122,10 @@ COMMANDS = (
         ),
         trust=TRUST,
     ),
+    Command(
+        "schema", "cli.recipe_schema:print_schema", "print the JSON Schema of a kind of recipe, for editors",
+        (arg("kind", choices=["fit", "pretrain", "paired", "analyze", "table"], help="whose recipes"),),
+    ),
     Command("list", "cli.components:print_components", "show every registered component with its knobs", ()),
     Command(
         "prepare", "generation.prepare:prepare", "turn a published corpus into manifests",

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def read_run(folder: Path) -> FinishedRun:
         _json(folder / "environment.json"),
         read_results(scores),
         sorted(read_predictions(scores), key=reply_of),
-        [(_stage(file), _json(file)) for file in sorted(folder.glob("stages/*/done.json"), key=_number)],
+        [(_stage(file)[1], _json(file)) for file in sorted(folder.glob("stages/*/done.json"), key=_stage)],
         (read_scores(scores / BEFORE), read_scores(scores / AFTER)) if scored else None,
     )
 
@@ -122,14 +123,10 @@ def _json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _number(file: Path) -> tuple[int, str]:
+def _stage(file: Path) -> tuple[int, str]:
     """Stage folders are called `1-joint`."""
     number, _, name = file.parent.name.partition("-")
-    return (int(number) if number.isdecimal() else 0, name)
-
-
-def _stage(file: Path) -> str:
-    return file.parent.name.partition("-")[2]
+    return int(number) if number.isdecimal() else 0, name
 
 
 def flat(tree: Tree, before: str = "") -> dict[str, Any]:
@@ -182,13 +179,12 @@ def incomparable(runs: Sequence[FinishedRun]) -> list[ConfigError]:
 
 
 def _twice(run: FinishedRun) -> list[ConfigError]:
-    seen: set[Reply] = set()
-    for p in run.predictions:
-        if reply_of(p) in seen:
-            message = f"{run.folder}: utterance {p.id!r} was answered twice in task {p.task!r}, {p.slots}"
-            return [ConfigError(message, code="conflict", where=run.folder / "evaluation" / "predictions.jsonl")]
-        seen.add(reply_of(p))
-    return []
+    where = run.folder / "evaluation" / "predictions.jsonl"
+    return [
+        ConfigError(f"{where}: {id!r} was answered twice in task {task!r}, {slots}", code="conflict", where=where)
+        for (task, slots, id), count in Counter(map(reply_of, run.predictions)).most_common(1)
+        if count > 1
+    ]
 
 
 def _mismatches(first: FinishedRun, run: FinishedRun) -> list[ConfigError]:
@@ -226,14 +222,14 @@ def _test_side(first: FinishedRun, run: FinishedRun) -> Reasons:
         yield "data.test", f"other test data: data.test is {told}"
 
 
-def _same_bytes(first: FinishedRun, run: FinishedRun) -> bool:
-    digests = []
-    for each in (first, run):
-        files = [Path(str(node.get("manifest"))) for node in (each.recipe.get("data") or {}).get("test") or []]
-        if not files or not all(file.is_file() for file in files):
-            return False
-        digests.append([file_sha256(file) for file in files])
-    return digests[0] == digests[1]
+def _same_bytes(*runs: FinishedRun) -> bool:
+    sides = [
+        [Path(str(node.get("manifest"))) for node in (run.recipe.get("data") or {}).get("test") or []] for run in runs
+    ]
+    if not all(files and all(file.is_file() for file in files) for files in sides):
+        return False
+    first, second = ([file_sha256(file) for file in files] for files in sides)
+    return first == second
 
 
 def _questions(first: FinishedRun, run: FinishedRun) -> Reasons:

@@ -29,8 +29,8 @@ from sottovoce.evaluation.reports.plots import tsne_picture
 from sottovoce.evaluation.text_similarity import BertScore
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.bundle import read_bundle
-from sottovoce.lightning_modules.distributed import is_rank_zero
 from sottovoce.lightning_modules.fit import fit
+from sottovoce.lightning_modules.trainer import is_rank_zero
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.scoring.speech_tokens import pooled_tokens

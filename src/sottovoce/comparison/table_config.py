@@ -1,58 +1,62 @@
-"""What a table of systems is made of: their recipes, who judges, and what was published."""
+"""The recipe of a table of systems: their recipes, who judges, and what was published."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from omegaconf import MISSING
+from pydantic import Field
 
 from sottovoce.config import recipe as recipes
 from sottovoce.config.recipe import Recipe
-from sottovoce.config.schema import checked
-from sottovoce.config_tree import read_tree
-from sottovoce.errors import ConfigError, nearest
+from sottovoce.config_model import BaseRecipe, Count, Float, Int, Node, config_class, fault, located, unknown
+from sottovoce.errors import ConfigError
 from sottovoce.evaluation import JUDGES
 from sottovoce.evaluation.reports.compare import COLUMNS
 from sottovoce.llms import ENGINES
 
 
-@dataclass
+@config_class
 class SystemConfig:
-    """A row: its recipe, beside the table's own file, and what the paper reports, `[value, half of the interval]`."""
+    """A row: its recipe, and what the paper reports."""
 
-    title: str = MISSING
-    recipe: str = MISSING
-    probe: bool = True  # whether its speech tokens are its own; those of a cascade are its baseline's
-    paper: dict[str, list[float]] = field(default_factory=dict)  # by column
+    title: str
+    recipe: str = Field(description="a file, relative to the table's own")
+    probe: bool = Field(default=True, description="its speech tokens are its own, not its baseline's")
+    paper: dict[str, list[Float]] = Field(default={}, description="column -> [value, half of the interval]")
 
 
-@dataclass
+@config_class
 class BertScoreConfig:
     """The model whose vectors are compared; null in the recipe: no BERTScore."""
 
-    checkpoint: str = MISSING
-    layer: int | None = None
+    checkpoint: str
+    layer: Int | None = None
 
 
-@dataclass
-class TableRecipe:
-    """Everything a table needs. It is written to `runs/<name>/`."""
+@config_class
+class TableRecipe(BaseRecipe):
+    """Everything a table needs. It is written to the folder `name` under `output_dir`."""
 
-    name: str = MISSING
-    seeds: list[int] = MISSING
-    systems: dict[str, SystemConfig] = MISSING  # in the order of the rows; trained in this order, too
-    judge: dict[str, Any] = MISSING  # a component node
-    engine: dict[str, Any] | None = None  # whom a judge asks that asks somebody
+    name: str
+    seeds: Annotated[list[Int], Field(min_length=1)]
+    systems: dict[str, SystemConfig] = Field(min_length=1, description="trained in this order")
+    judge: Annotated[Node, JUDGES] = Field(description="a component")
+    engine: Annotated[Node, ENGINES] | None = Field(default=None, description="of a judge that asks an LLM")
     bert_score: BertScoreConfig | None = None
-    probe_train: int = 800  # utterances of the training side that the linear probe learns from
-    picture: list[str] = field(default_factory=list)  # systems whose speech tokens are drawn, of the first seed
+    probe_train: Count = Field(default=800, description="training utterances of the linear probe")
+    picture: list[str] = Field(default=[], description="systems whose speech tokens are drawn, of the first seed")
     output_dir: str = "runs"
-    trust_remote_code: bool = False  # of the systems' LLMs; by the command line alone
+    trust_remote_code: bool = Field(default=False, description="of the systems' LLMs; by the command line alone")
 
     @property
     def folder(self) -> Path:
         return Path(self.output_dir) / self.name
+
+    def conflicts(self) -> Iterator[ConfigError]:
+        """See `BaseRecipe`."""
+        yield from unknown("picture", self.picture, self.systems, "system")
+        for name, system in self.systems.items():
+            yield from unknown(f"systems.{name}.paper", system.paper, COLUMNS, "column")
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> TableRecipe:
@@ -61,24 +65,12 @@ def load(path: Path, overrides: Iterable[str] = ()) -> TableRecipe:
     Raises:
         ConfigError: with what is wrong, and where.
     """
-    table = checked(TableRecipe, read_tree(path, overrides), str(path))
-    faults = [
-        *_unknown(path, "picture", table.picture, table.systems),
-        *(
-            fault
-            for name, system in table.systems.items()
-            for fault in _unknown(path, f"systems.{name}.paper", system.paper, COLUMNS)
-        ),
-    ]
-    if not table.seeds or not table.systems:
-        faults.append(f"{path}: a table needs at least one seed and one system")
-    if faults:
-        raise ConfigError("\n".join(faults))
-    table.judge = JUDGES.check(table.judge, f"{path}: judge")
-    table.engine = table.engine and ENGINES.check(table.engine, f"{path}: engine")
+    table = TableRecipe.load(path, overrides)
     for name, system in table.systems.items():
         system.recipe = str(path.parent / system.recipe)
-        _check_runs(path, name, [system_recipe(table, name, seed) for seed in table.seeds])
+        made = [system_recipe(table, name, seed) for seed in table.seeds]
+        for error in _run_conflicts(made):
+            raise ConfigError.of(located(error, f"systems.{name}", str(path)))
     return table
 
 
@@ -93,19 +85,12 @@ def overrides_for(table: TableRecipe, seed: int) -> list[str]:
     return [f"seed={seed}", f"output_dir={table.output_dir}", *trusted]
 
 
-def _unknown(path: Path, where: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
-    known = list(known)
-    return [f"{path}: {where}: unknown {name!r}.{nearest(name, known)}" for name in names if name not in known]
-
-
-def _check_runs(path: Path, name: str, made: list[Recipe]) -> None:
+def _run_conflicts(made: list[Recipe]) -> Iterator[ConfigError]:
     if len({recipe.name for recipe in made}) < len(made):
-        raise ConfigError(
-            f"{path}: systems.{name}: all seeds would share the folder {made[0].folder}: write the seed into the "
-            'name of its recipe (name: "…/seed-${seed}/…"), or take one seed'
-        )
+        told = f"all seeds would share the folder {made[0].folder}: write the seed into the name of its recipe "
+        yield fault("conflict", "recipe", told + '(name: "…/seed-${seed}/…"), or take one seed')
     for recipe in made:
         asked = recipe.evaluation.tasks or recipes.used_tasks(recipe)
-        lacking = [task for task in ("response", "emotion") if task not in asked]
-        if lacking:
-            raise ConfigError(f"{path}: systems.{name}: its evaluation lacks the task {lacking[0]!r}")
+        for task in ("response", "emotion"):
+            if task not in asked:
+                yield fault("conflict", "recipe", f"its evaluation lacks the task {task!r}")

@@ -18,9 +18,9 @@ from sottovoce.estimation.hardware import GPU, Hardware, LocalDevice, hardware_o
 from sottovoce.estimation.placeholders import placeholder_splits
 from sottovoce.estimation.step_simulator import Cost, StepSimulator, StepTimer, meta_module, uninitialized_module
 from sottovoce.lightning_modules.callbacks import peak_memory
-from sottovoce.lightning_modules.distributed import check_trainer, is_sharded
 from sottovoce.lightning_modules.run import example_sampler_of
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.lightning_modules.trainer import check_trainer, is_sharded
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.training.audio_reader import BATCH
 from sottovoce.training.splits import DataSplits, Split, build_tasks, read_splits
@@ -91,9 +91,9 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
     tasks, stages = build_tasks(recipe), []
     for name, node in recipe.stages.items():
         sampler = example_sampler_of(recipe, tasks, name, cut=True)
-        weights = train.of_stage(node, sampler, training=True)
+        weights = train.stage_weights(node, sampler, training=True)
         order = BatchSampler(train.seconds, weights, node.batch_size, 1, recipe.seed, 0, ranks)
-        validated = validation.of_stage(node, sampler, training=False).sum()
+        validated = validation.stage_weights(node, sampler, training=False).sum()
         checks = ceil(validated / (node.batch_size * ranks)) * node.val_checks_per_epoch
         longest, *typical = _typical(order, train, ranks, TIMED if timer else SIMULATED)
         cost = simulator.stage(name, sampler, [longest] if timer else [longest, *typical])

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sottovoce.config.recipe import Recipe
-from sottovoce.data.captions import caption_from
-from sottovoce.data.tasks import AttributeTask
+from sottovoce.data.tasks import AttributeTask, caption_from
 from sottovoce.data.utterance import Utterance
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
 from sottovoce.training.splits import DataSplits, Split, build_tasks

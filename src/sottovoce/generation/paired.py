@@ -81,15 +81,6 @@ def dry_run(config: str, overrides: Sequence[str] = ()) -> None:
     print(f"  {HELD_OUT}: {held} texts of the files, on {', '.join(recipe.held_out_topics) or 'nothing'}")
 
 
-def print_config(config: str, overrides: Sequence[str] = ()) -> None:
-    """Print the whole resolved recipe."""
-    print(_yaml(load(Path(config), overrides)), end="")
-
-
-def _yaml(recipe: PairedRecipe) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(recipe.plain()))
-
-
 def make(recipe: PairedRecipe, progress: Progress | None = None) -> Report:
     """Write the manifests and clips of a recipe into its folder; what is there already is not made again.
 
@@ -109,7 +100,7 @@ def make(recipe: PairedRecipe, progress: Progress | None = None) -> Report:
     clips = [
         clip for split, chosen in splits.items() for text in chosen for clip in _clips(recipe, synthesizer, split, text)
     ]
-    atomic_write(out / "recipe.yaml", _yaml(recipe))
+    atomic_write(out / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe.plain())))
     failed, report.kept = speak(recipe.synthesizer, synthesizer, clips, out, recipe.num_workers, progress)
     report.spoken = len(clips) - report.kept - len(failed)
     _write(recipe, out, splits, clips, failed, report)

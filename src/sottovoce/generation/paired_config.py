@@ -1,63 +1,76 @@
-"""What paired data are made of: texts, the attributes that their right answers hang on, and voices that say them."""
+"""The recipe of paired data: texts, the attributes that their right answers hang on, and voices that say them."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated
 
-from omegaconf import MISSING
+from pydantic import Field
 
-from sottovoce.config.schema import checked
-from sottovoce.config_tree import read_tree
+from sottovoce.config_model import (
+    BaseRecipe,
+    Count,
+    Int,
+    Node,
+    NonNegative,
+    Seed,
+    config_class,
+    fault,
+    unknown,
+    with_defaults,
+)
 from sottovoce.data.paired_texts import HELD_OUT
 from sottovoce.data.tts import SYNTHESIZERS
-from sottovoce.errors import ConfigError, nearest
+from sottovoce.errors import ConfigError
 from sottovoce.llms import ENGINES
 
 SPLITS = ("train", "validation", "test")
 ANY = "any"  # voices that say every label of an attribute: then each text is said by one and the same voice
+SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
-@dataclass
+@config_class
 class CategoryConfig:
     """An attribute that the right answer may hang on."""
 
-    values: list[str] = MISSING  # its labels
-    realisations: int | None = None  # labels in which one text is spoken, drawn for each text; null: all
+    values: Annotated[list[str], Field(min_length=2)] = Field(description="its labels")
+    realisations: Int | None = Field(default=None, ge=2, description="labels drawn for each text; null: all")
 
 
-@dataclass
+@config_class
 class WriterConfig:
     """An LLM that writes questions and their answers."""
 
-    engine: dict[str, Any] = MISSING  # a component node
-    topics: dict[str, list[str]] = MISSING  # category -> what is asked about
-    texts: int = MISSING  # questions that are asked for in each category
-    at_once: int = 20  # of them in one answer
-    attempts: int = 3  # at an answer that cannot be used
-    longest_text: int = 30  # words
-    longest_answer: int = 80
-    temperature: float = 1.0
-    max_new_tokens: int = 1024
-    questions: str = "sottovoce:data/prompts/pe_ft/question.txt"
-    answers: str = "sottovoce:data/prompts/pe_ft/answer.txt"
+    engine: Annotated[Node, ENGINES] = Field(description="a component")
+    topics: dict[str, list[str]] = Field(description="category -> what is asked about")
+    texts: Count = Field(description="questions that are asked for in each category")
+    at_once: Count = Field(default=20, description="of them in one answer")
+    attempts: Count = Field(default=3, description="at an answer that cannot be used")
+    longest_text: Int = Field(default=30, ge=3, description="words")
+    longest_answer: Int = Field(default=80, ge=3, description="words")
+    temperature: NonNegative = 1.0
+    max_new_tokens: Count = 1024
+    questions: str = Field(default="sottovoce:data/prompts/pe_ft/question.txt", description="the prompt for questions")
+    answers: str = Field(default="sottovoce:data/prompts/pe_ft/answer.txt", description="the prompt for answers")
 
 
-@dataclass
-class PairedRecipe:
+@config_class
+class PairedRecipe(BaseRecipe):
     """Everything paired data need. They are written to the folder `out`."""
 
-    out: str = MISSING
-    categories: dict[str, CategoryConfig] = MISSING
-    files: list[str] = field(default_factory=list)  # JSONL of texts with their answers
+    out: str
+    categories: dict[str, CategoryConfig]
+    files: list[str] = Field(default=[], description="JSONL of texts with their answers")
     writer: WriterConfig | None = None
-    synthesizer: dict[str, Any] = MISSING  # a component node
-    voices: dict[str, dict[str, dict[str, list[str]]]] = MISSING  # split -> category -> label, or `any` -> voices
-    shares: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "validation": 0.1, "test": 0.1})
-    texts: dict[str, int] = field(default_factory=dict)  # split -> at most as many texts of each category
-    held_out_topics: list[str] = field(default_factory=list)  # topics or groups; they stand in held_out.jsonl alone
-    num_workers: int = 2
-    seed: int = 0
+    synthesizer: Annotated[Node, SYNTHESIZERS] = Field(description="a component")
+    voices: dict[str, dict[str, dict[str, list[str]]]] = Field(
+        description="split -> category -> label, or `any` -> voices"
+    )
+    shares: Annotated[dict[str, NonNegative], with_defaults(SHARES)] = Field(
+        default=SHARES, description="split -> its share of the texts"
+    )
+    texts: dict[str, Int] = Field(default={}, description="split -> at most as many texts of each category")
+    held_out_topics: list[str] = Field(default=[], description="topics or groups; they stand in held_out.jsonl alone")
+    num_workers: Int = Field(default=2, ge=1, le=1024, description="synthesising processes")
+    seed: Seed = 0
 
     @property
     def values(self) -> dict[str, list[str]]:
@@ -68,89 +81,55 @@ class PairedRecipe:
         by = self.voices.get(split, {} if split != HELD_OUT else self.voices["test"]).get(category, {})
         return by.get(label) or by.get(ANY, [])
 
-    def plain(self) -> dict[str, Any]:
-        """As nested dicts."""
-        return asdict(self)
+    def conflicts(self) -> Iterator[ConfigError]:
+        """See `BaseRecipe`."""
+        for name, node in self.categories.items():
+            where, count = f"categories.{name}", len(node.values)
+            if len(set(node.values)) < count:
+                yield fault("bad-value", f"{where}.values", f"different labels are needed, found {node.values}")
+            elif (node.realisations or 0) > count:
+                told = f"2 to {count} are possible, found {node.realisations}"
+                yield fault("bad-value", f"{where}.realisations", told)
+        if sum(self.shares.values()) <= 0:
+            yield fault("bad-value", "shares", "all of them are 0")
+        if not self.files and self.writer is None:
+            told = "no text comes from anywhere; name a file, or in `writer` an LLM that writes"
+            yield fault("missing-key", "files", told)
+        yield from self._unknown_names()
+        yield from self._voice_conflicts()
+
+    def _unknown_names(self) -> Iterator[ConfigError]:
+        topics = self.writer.topics if self.writer else {}
+        yield from unknown("shares", self.shares, SPLITS, "split")
+        yield from unknown("texts", self.texts, SPLITS, "split")
+        yield from unknown("voices", self.voices, (*SPLITS, HELD_OUT), "split")
+        yield from unknown("writer.topics", topics, self.categories, "category")
+        for split, categories in self.voices.items():
+            yield from unknown(f"voices.{split}", categories, self.categories, "category")
+            for category, by in categories.items():
+                if category in self.categories:
+                    known = [*self.categories[category].values, ANY]
+                    yield from unknown(f"voices.{split}.{category}", by, known, "label")
+
+    def _voice_conflicts(self) -> Iterator[ConfigError]:
+        """Every label can be said on every side, and no voice of the training side is heard on another."""
+        if "test" not in self.voices:
+            yield fault("missing-key", "voices.test", "voices are needed for this split")
+            return
+        for split in (name for name in SPLITS if self.shares.get(name)):
+            for category, labels in self.values.items():
+                for label in labels:
+                    if not self.voices_of(split, category, label):
+                        told = f"no voice for {label!r}, and none for {ANY!r}"
+                        yield fault("missing-key", f"voices.{split}.{category}", told)
+        trained = self._all_voices("train")
+        for split in ("validation", "test", HELD_OUT):
+            for voice in sorted(trained & self._all_voices(split)):
+                told = f"{voice!r} is a voice of the training side, too; unseen voices are needed"
+                yield fault("conflict", f"voices.{split}", told)
+
+    def _all_voices(self, split: str) -> set[str]:
+        return {name for by in self.voices.get(split, {}).values() for names in by.values() for name in names}
 
 
-def load(path: Path, overrides: Iterable[str] = ()) -> PairedRecipe:
-    """Read and check the recipe of paired data.
-
-    Raises:
-        ConfigError: with every fault.
-    """
-    recipe = checked(PairedRecipe, read_tree(path, overrides), str(path))
-    faults = [f"{path}: {fault}" for check in (_numbers, _names, _voices) for fault in check(recipe)]
-    try:
-        recipe.synthesizer = SYNTHESIZERS.check(recipe.synthesizer, f"{path}: synthesizer")
-    except ConfigError as error:
-        faults.append(str(error))
-    try:
-        if recipe.writer:
-            recipe.writer.engine = ENGINES.check(recipe.writer.engine, f"{path}: writer.engine")
-    except ConfigError as error:
-        faults.append(str(error))
-    if faults:
-        raise ConfigError("\n".join(faults))
-    return recipe
-
-
-def _numbers(recipe: PairedRecipe) -> Iterator[str]:
-    if recipe.num_workers < 1:
-        yield f"num_workers: must be at least 1, found {recipe.num_workers}"
-    for name, node in recipe.categories.items():
-        if len(node.values) < 2 or len(set(node.values)) < len(node.values):
-            yield f"categories.{name}.values: two or more different labels are needed, found {node.values}"
-        elif node.realisations is not None and not 2 <= node.realisations <= len(node.values):
-            yield f"categories.{name}.realisations: 2 to {len(node.values)} are possible, found {node.realisations}"
-    if sorted(recipe.shares) != sorted(SPLITS) or not all(0 <= share < 2**31 for share in recipe.shares.values()):
-        yield f"shares: one of 0 or more is needed for each of {', '.join(SPLITS)}, found {recipe.shares}"
-    elif sum(recipe.shares.values()) <= 0:
-        yield "shares: all of them are 0"
-    if not recipe.files and recipe.writer is None:
-        yield "files, writer: no text comes from anywhere; name a file, or an LLM that writes"
-    if recipe.writer:
-        least = {"texts": 1, "at_once": 1, "attempts": 1, "longest_text": 3, "longest_answer": 3, "max_new_tokens": 1}
-        for key, number in least.items():
-            if getattr(recipe.writer, key) < number:
-                yield f"writer.{key}: must be at least {number}, found {getattr(recipe.writer, key)}"
-
-
-def _names(recipe: PairedRecipe) -> Iterator[str]:
-    for where, names, known in (
-        ("texts", list(recipe.texts), SPLITS),
-        ("voices", list(recipe.voices), (*SPLITS, HELD_OUT)),
-        ("writer.topics", list(recipe.writer.topics) if recipe.writer else [], list(recipe.categories)),
-    ):
-        yield from (f"{where}: unknown {name!r}.{nearest(name, known)}" for name in names if name not in known)
-    for split, categories in recipe.voices.items():
-        for category, by in categories.items():
-            if category not in recipe.categories:
-                yield f"voices.{split}: unknown category {category!r}.{nearest(category, recipe.categories)}"
-                continue
-            known = [*recipe.categories[category].values, ANY]
-            yield from (
-                f"voices.{split}.{category}: unknown label {label!r}.{nearest(label, known)}"
-                for label in by
-                if label not in known
-            )
-
-
-def _voices(recipe: PairedRecipe) -> Iterator[str]:
-    """Every label can be said on every side, and no voice of the training side is heard on another."""
-    if "test" not in recipe.voices:
-        yield "voices: none for the split 'test'"
-        return
-    for split in (name for name in SPLITS if recipe.shares.get(name)):
-        for category, labels in recipe.values.items():
-            for label in labels:
-                if not recipe.voices_of(split, category, label):
-                    yield f"voices.{split}.{category}: none for {label!r}, and none for {ANY!r}"
-    trained = _all_voices(recipe, "train")
-    for split in ("validation", "test", HELD_OUT):
-        for voice in sorted(trained & _all_voices(recipe, split)):
-            yield f"voices.{split}: {voice!r} is a voice of the training side, too; unseen voices are needed"
-
-
-def _all_voices(recipe: PairedRecipe, split: str) -> set[str]:
-    return {name for by in recipe.voices.get(split, {}).values() for names in by.values() for name in names}
+load = PairedRecipe.load

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from rich.progress import Progress
 
 from sottovoce.config_tree import read_overrides
-from sottovoce.data.manifest import line_fault, read_lines, refuse
+from sottovoce.data.manifest import check_copy, line_fault, read_lines, refuse
 from sottovoce.data.skipped import Skipped
 from sottovoce.errors import ConfigError, ManifestError, nearest
 from sottovoce.generation.chat_prompt import ChatPrompt
@@ -30,7 +30,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 FIELDS = ("emotion", "transcript")  # of the prompts
 
 _PROMPTS = resolve("sottovoce:data/prompts/speech_emotion_llama")
-_SHOWN = 20  # broken lines that an error spells out
 
 
 @dataclass
@@ -142,12 +141,7 @@ def _check(source: Path, out: Path, kind: Kind) -> None:
     if kind not in KINDS:
         message = f"no kind of targets is called {kind!r}.{nearest(kind, KINDS)}"
         raise ConfigError(message, code="unknown-name", where="kind")
-    if out.resolve() == source.resolve():
-        message = f"{out}: the copy would replace its source; give it another name"
-        raise ManifestError(message, code="conflict", where=out)
-    if out.resolve().parent != source.resolve().parent:
-        message = f"{out}: audio paths are relative to {source.parent}; write the copy there"
-        raise ManifestError(message, code="bad-value", where=out)
+    check_copy(source, out, None)
 
 
 def _read(source: Path) -> list[_Line]:

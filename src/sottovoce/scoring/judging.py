@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sottovoce.config import recipe as recipes
-from sottovoce.config.judges import AwarenessConfig, JudgeConfig
 from sottovoce.config.recipe import Recipe
-from sottovoce.data.captions import style_caption
+from sottovoce.config.sections import AwarenessConfig, JudgeConfig
+from sottovoce.data.tasks import style_caption
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.evaluation import (
@@ -147,7 +147,7 @@ def reply(prediction: Prediction, utterance: Utterance) -> Reply:
     )
 
 
-def command(folder: str, changes: Sequence[str]) -> None:
+def command(folder: str, overrides: Sequence[str]) -> None:
     """Command `sottovoce judge`: judge the replies of a finished run, and write its results anew.
 
     Raises:
@@ -157,7 +157,7 @@ def command(folder: str, changes: Sequence[str]) -> None:
     file = Path(folder) / RECIPE
     if not file.is_file():
         raise MissingError(f"{folder} is not a run: there is no {RECIPE} in it. `sottovoce fit` makes one", where=file)
-    recipe = recipes.load(file, changes)
+    recipe = recipes.load(file, overrides)
     if not recipe.evaluation.judges:
         message = f"{file}: there is no judge in it: name one, such as "
         message += "evaluation.judges.mine.engine='{type: openai, base_url: …, model: …}'"

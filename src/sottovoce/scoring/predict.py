@@ -7,9 +7,8 @@ from rich.progress import Progress
 
 from sottovoce.config.recipe import used_tasks
 from sottovoce.data.batches import collate
-from sottovoce.data.captions import caption_from
-from sottovoce.data.examples import Example, words
-from sottovoce.data.tasks import TASKS, AttributeTask
+from sottovoce.data.examples import Example
+from sottovoce.data.tasks import TASKS, AttributeTask, caption_from
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError
 from sottovoce.evaluation.metrics import Prediction
@@ -130,7 +129,7 @@ def _rivals(run: Run, examples: list[Example], progress: Progress) -> Rivals:
     asked: dict[tuple[str, str], dict[str, Example]] = {}
     for example in examples:
         u = example.utterance
-        if run.tasks[example.task].generated and not u.category and "emotion" in u.labels and words(u, "transcript"):
+        if run.tasks[example.task].generated and not u.category and "emotion" in u.labels and u.text:
             asked[example.task, u.id] = {name: _in_emotion(example, name) for name in emotion.choices}
     run.targets.make(run.module.llm, [e for each in asked.values() for e in each.values()], progress)
     return {

@@ -19,8 +19,7 @@ from sottovoce.hub import WEIGHTS
 from sottovoce.io import atomic_folder
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.llms.audio_llm import is_composite, text_config
-from sottovoce.llms.hub_checkpoints import HUB, SETTINGS
+from sottovoce.llms.hub_checkpoints import HUB, SETTINGS, is_composite, text_config
 from sottovoce.llms.tuning import base_name
 from sottovoce.paths import resolve
 

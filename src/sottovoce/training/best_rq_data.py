@@ -15,9 +15,8 @@ from sottovoce.config.best_rq import DataConfig, SourceConfig
 from sottovoce.data.audio import inspect_audio, load_audio
 from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.batch_sampler import Rows
-from sottovoce.data.manifest import line_fault, read_lines, refuse
+from sottovoce.data.manifest import Root, line_fault, read_lines, refuse
 from sottovoce.data.manifest_schema import LineReader
-from sottovoce.data.path_policy import Root
 from sottovoce.encoders.best_rq import Masking, seeded_generator, span_mask
 from sottovoce.encoders.log_mel import HOP, SAMPLE_RATE
 from sottovoce.errors import AudioError, ManifestError, MissingError, SottovoceError

@@ -2,16 +2,19 @@
 
 import hashlib
 import json
+import platform
+import subprocess
 from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from sottovoce.config_tree import Tree, read_tree
 from sottovoce.errors import ConfigError
 from sottovoce.io import atomic_write
-from sottovoce.training.environment import environment
 
 RECIPE, DATA = "recipe.yaml", "data.json"
 
@@ -52,7 +55,9 @@ def check_data(folder: Path, sides: Mapping[str, Iterable[object]]) -> None:
         raise ConfigError(
             f"{folder}: the data of {', '.join(changed)} are not those that this run began with: a manifest was "
             "changed, or other clips are left out. Put them back, name this run otherwise (name=...), or delete the "
-            "folder"
+            "folder",
+            code="mismatch",
+            where=folder,
         )
 
 
@@ -89,5 +94,49 @@ def check_folder(folder: Path, recipe: Tree) -> None:
     if file.is_file() and _whatever_it_runs_on(read_tree(file)) != _whatever_it_runs_on(recipe):
         raise ConfigError(
             f"{folder} holds a run of another recipe (compare {file}): name this one otherwise (name=...), "
-            "or delete the folder to begin again"
+            "or delete the folder to begin again",
+            code="mismatch",
+            where=folder,
         )
+
+
+PACKAGES = (
+    "sottovoce",
+    "torch",
+    "lightning",
+    "transformers",
+    "openai-whisper",
+    "torchmetrics",
+    "jiwer",
+    "deepspeed",
+)
+
+
+def environment() -> dict[str, object]:
+    """Everything beside the recipe and the data that a number may depend on."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _git("rev-parse", "HEAD"),
+        "changed files": len((_git("status", "--porcelain") or "").splitlines()),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""What a run listens to: the splits of its recipe, with every fault named before training starts."""
+"""Data splits of a run: manifests read and checked, with every fault named before training starts."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
-from sottovoce.config.recipe import Recipe, SourceConfig, StageConfig
+from sottovoce.config.recipe import Recipe
+from sottovoce.config.sections import SourceConfig, StageConfig
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.examples import ExampleSampler
-from sottovoce.data.lazy_manifest import Lines
-from sottovoce.data.manifest import read_manifest
-from sottovoce.data.path_policy import Root
+from sottovoce.data.lazy_manifest import LazyManifest
+from sottovoce.data.manifest import Root, read_manifest
 from sottovoce.data.tasks import TASKS, AttributeTask, Task
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError, MissingError, SottovoceError
@@ -51,11 +51,11 @@ class Split:
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         return np.array([numbers[key] for key in keys], np.int64)
 
-    def order_depends_on(self) -> Iterator[tuple[str, float, float]]:
+    def fingerprint_rows(self) -> Iterator[tuple[str, float, float]]:
         """Id, seconds and weight of each utterance."""
         return ((u.id, u.seconds, weight) for u, weight in zip(self.utterances, self.weights, strict=True))
 
-    def of_stage(self, stage: StageConfig, drawing: ExampleSampler, *, training: bool) -> NDArray[np.float64]:
+    def stage_weights(self, stage: StageConfig, drawing: ExampleSampler, *, training: bool) -> NDArray[np.float64]:
         """(utterances,) how often an epoch of a stage sees each: never, if no task of the stage can use it."""
         parts = stage.parts or {}
         usual = self.weights if training else [1.0] * len(self.weights)
@@ -76,7 +76,7 @@ class Split:
 class LazySplit(Split):
     """A side whose lines are read and checked when they are drawn (`data.validate: lazy`)."""
 
-    def __init__(self, sources: Sequence[Lines], nodes: Sequence[SourceConfig]) -> None:
+    def __init__(self, sources: Sequence[LazyManifest], nodes: Sequence[SourceConfig]) -> None:
         super().__init__(cast(Any, ConcatDataset(cast(Any, sources))))
         self._seconds = np.concatenate([source.seconds for source in sources])
         self._sources, self._nodes = sources, nodes
@@ -89,7 +89,7 @@ class LazySplit(Split):
         """See `Split`; before lines are read, only their manifests are known."""
         return self._each(range(len(self._sources))).astype(np.int64)
 
-    def of_stage(self, stage: StageConfig, drawing: ExampleSampler, *, training: bool) -> NDArray[np.float64]:
+    def stage_weights(self, stage: StageConfig, drawing: ExampleSampler, *, training: bool) -> NDArray[np.float64]:
         """See `Split`; before lines are read, only what whole manifests may serve is known."""
         useful = {name for name, weight in stage.tasks.items() if weight > 0}
         parts = stage.parts or {}
@@ -101,7 +101,7 @@ class LazySplit(Split):
     def _each(self, weights: Iterable[float]) -> NDArray[np.float64]:
         return np.repeat(np.array(list(weights)), [len(source) for source in self._sources])
 
-    def order_depends_on(self) -> Iterator[tuple[str, float, float]]:
+    def fingerprint_rows(self) -> Iterator[tuple[str, float, float]]:
         """As much as is known before lines are read: the digest of all lengths and weights, and how many there are."""
         weights = self._each(node.weight for node in self._nodes)
         digest = hashlib.sha256(self.seconds.tobytes() + weights.tobytes()).hexdigest()
@@ -154,20 +154,20 @@ def read_splits(recipe: Recipe) -> DataSplits:
             where=absent[0],
         )
     choices = choices_of(build_tasks(recipe))
-    material = DataSplits({name: Split() for name in SPLITS}, [])
+    data = DataSplits({name: Split() for name in SPLITS}, [])
     unread = ("train",) if recipe.data.validate == "lazy" else ()
     for name, nodes in sources.items():
         for node in nodes if name not in unread else ():
-            _add(material, name, node, recipe, choices)
+            _add(data, name, node, recipe, choices)
     if unread:
-        material.splits["train"] = _unread(material, sources["train"], choices)
-    _check_apart(material)
-    return material
+        data.splits["train"] = _unread(data, sources["train"], choices)
+    _check_apart(data)
+    return data
 
 
-def _unread(material: DataSplits, nodes: Sequence[SourceConfig], choices: dict[str, Sequence[str]]) -> Split:
-    apart = frozenset(clip for name in ("validation", "test") for clip in material.splits[name].clips())
-    lines = [Lines(Path(node.manifest), choices, _root(node), node.tasks, apart) for node in nodes]
+def _unread(data: DataSplits, nodes: Sequence[SourceConfig], choices: dict[str, Sequence[str]]) -> Split:
+    apart = frozenset(clip for name in ("validation", "test") for clip in data.splits[name].clips())
+    lines = [LazyManifest(Path(node.manifest), choices, _root(node), node.tasks, apart) for node in nodes]
     return LazySplit(lines, nodes) if lines else Split()
 
 
@@ -184,13 +184,11 @@ def _sources(recipe: Recipe) -> dict[str, list[SourceConfig]]:
     return {name: [SourceConfig(manifest=str(made[name]), allow=["/"])] for name in SPLITS if name in made}
 
 
-def _add(
-    material: DataSplits, name: str, node: SourceConfig, recipe: Recipe, choices: dict[str, Sequence[str]]
-) -> None:
+def _add(data: DataSplits, name: str, node: SourceConfig, recipe: Recipe, choices: dict[str, Sequence[str]]) -> None:
     root = Path(node.root) if node.root else None
     allow = [Path(folder) for folder in node.allow]
     manifest = read_manifest(Path(node.manifest), choices=choices, policy=recipe.data.policy, root=root, allow=allow)
-    split = material.splits[name]
+    split = data.splits[name]
     taken = {u.id for u in split.utterances}
     for utterance in manifest.utterances:
         if utterance.id in taken:
@@ -200,14 +198,14 @@ def _add(
         split.weights.append(node.weight)
         if node.name is not None:
             split.names[utterance.id] = node.name
-    material.faults += manifest.faults
+    data.faults += manifest.faults
 
 
-def _check_apart(material: DataSplits) -> None:
+def _check_apart(data: DataSplits) -> None:
     """No clip on two sides: a metric on training data is worth nothing."""
-    train = set(material.splits["train"].clips())
+    train = set(data.splits["train"].clips())
     for name in ("validation", "test"):
-        both = train & set(material.splits[name].clips())
+        both = train & set(data.splits[name].clips())
         if both:
             problem = f"{len(both)} clips are in both train and {name}, such as {sorted(both)[0]}"
             raise ManifestError(problem, code="conflict", where=f"data.{name}")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sottovoce.config.recipe import ENCODER, SlotConfig
-from sottovoce.data.examples import Example, Place, words
+from sottovoce.config.recipe import ENCODER
+from sottovoce.config.sections import SlotConfig
+from sottovoce.data.examples import Example, InstructionRole, slot_text
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import ConfigError, nearest
 from sottovoce.llms.causal_lm import placeholder_spans
@@ -43,7 +44,7 @@ def dialogue_of(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
     return [*turns, ChatTurn("user", (*before, *tag, *spoken(example.utterance, example, slots)))]
 
 
-def instructed(instruction: str, place: Place) -> tuple[list[str], list[str]]:
+def instructed(instruction: str, place: InstructionRole) -> tuple[list[str], list[str]]:
     """What an instruction is as a system turn, and what as pieces before the speech; nothing for an empty one."""
     if not instruction:
         return [], []
@@ -54,7 +55,7 @@ def spoken(turn: Utterance | Turn, example: Example, slots: Mapping[str, str]) -
     """The pieces of a spoken turn; a slot whose text is unknown stays empty."""
     pieces: list[Piece] = []
     for slot, text in slots.items():
-        source, equivalent = example.sources[slot], words(turn, text)
+        source, equivalent = example.sources[slot], slot_text(turn, text)
         if source == "speech" and turn.audio is not None:
             pieces.append(Placeholder(SpeechPlaceholder(slot, turn.audio, bool(example.trains & {slot, ENCODER}))))
         elif source == "text" and equivalent:

@@ -1,0 +1,174 @@
+"""The sections of a recipe: what each of its nodes may say."""
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, Field
+
+from sottovoce.adapters import ADAPTERS
+from sottovoce.config_model import (
+    Betas,
+    Count,
+    Float,
+    Int,
+    Node,
+    NonNegative,
+    Weight,
+    config_class,
+    fault,
+    with_defaults,
+    without_nulls,
+)
+from sottovoce.data.corpora import CORPORA
+from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
+from sottovoce.llms import ENGINES
+from sottovoce.llms.tuning_config import Tuning
+
+CONVERSATION, RULE = {"type": "conversation"}, {"type": "rule"}  # who judges if a recipe names no `type`
+SlotText: TypeAlias = Literal["caption", "transcript", "tagged"]
+Values: TypeAlias = Annotated[list[str], Field(min_length=1)]
+Policy: TypeAlias = Literal["error", "skip"]
+
+
+@config_class
+class LLMConfig:
+    """The LLM, in a dtype of its own, frozen but for `tuning`."""
+
+    checkpoint: str = Field(description="a hub id, a local folder, or sottovoce:<room>/<folder>")
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    trust_remote_code: bool = Field(default=False, description="run code of the checkpoint; the command line alone")
+    tuning: Tuning = Field(default_factory=Tuning)
+
+
+@config_class
+class SlotConfig:
+    """One slot of a spoken turn: the adapter that fills it from speech, and the text that is equivalent."""
+
+    adapter: Annotated[Node, ADAPTERS] = Field(description="a component: `type` and its knobs")
+    text: SlotText = Field(description='tagged: "<emotion> transcript"')
+    before: str = Field(default="", description="what the LLM's format has before speech; {number} counts clips")
+    after: str = Field(default="", description="and behind it")
+
+
+@config_class
+class SourceConfig:
+    """A manifest, how many times an epoch goes through it, and which tasks it may serve."""
+
+    manifest: str = Field(description="a JSONL file")
+    weight: Weight = Field(default=1.0, description="2: twice an epoch; 0.25: another quarter each epoch")
+    tasks: list[str] | None = Field(default=None, description="null: every task that its utterances have labels for")
+    root: str | None = Field(default=None, description="folder of the manifest's paths; null: its own")
+    allow: list[str] = Field(default=[], description="further folders that its paths and links may lead to; [/]: any")
+    name: str | None = Field(default=None, description="of a part, for `parts` of stages; scored apart")
+
+
+@config_class
+class DataConfig:
+    """Where utterances come from and how they are read."""
+
+    corpus: Annotated[Node, CORPORA] | None = Field(default=None, description="makes the manifests, not these lists")
+    train: list[SourceConfig] = Field(default=[])
+    validation: list[SourceConfig] = Field(default=[])
+    test: list[SourceConfig] = Field(default=[])
+    policy: Policy = Field(default="error", description="of faulty lines and clips: stop, or leave out")
+    cache: str | None = Field(default=".cache/sottovoce", description="for encoder outputs and LLM targets; null: none")
+    validate: Literal["eager", "lazy"] = Field(
+        default="eager", description="training clips: all at first, or when drawn"
+    )
+    max_seconds: Float = Field(default=60.0, ge=0, le=3600, description="longer clips are faulty")
+    num_workers: Int = Field(default=0, ge=0, le=1024, description="processes that read audio")
+
+
+@config_class
+class StageConfig:
+    """One stage of the curriculum. It starts from the best checkpoint of the stage before it."""
+
+    tasks: dict[str, NonNegative] = Field(description="task -> how often it is drawn for an utterance")
+    parts: dict[str, Weight] | None = Field(default=None, description="`name` in the data -> its `weight` here")
+    err: dict[str, NonNegative] | None = Field(default=None, description="equivalence replacement: source -> weight")
+    train: list[str] | None = Field(default=None, description="slots that learn, and `encoder`, `llm`; null: all slots")
+    lr: Float = Field(gt=0)
+    warmup_steps: Int = Field(default=0, ge=0, le=10**9)
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: NonNegative = 0.05
+    betas: Betas = Field(default=[0.9, 0.999])
+    eps: NonNegative = 1e-8
+    grad_clip: NonNegative = Field(default=1.0, description="gradient norm")
+    epochs: Int = Field(default=3, ge=1, le=100_000)
+    batch_size: Int = Field(default=48, ge=1, le=10**6, description="utterances a step and process")
+    tasks_per_utterance: Int = Field(default=1, ge=1, le=10_000, description="tasks drawn from each utterance")
+    val_checks_per_epoch: Int = Field(default=1, ge=1, le=10_000)
+
+
+@config_class
+class CascadeConfig:
+    """A recogniser of emotion (TLTR) that is trained on the frozen encoder; its label stands before the speech."""
+
+    pool: Int = Field(default=20, ge=1, le=100_000, description="frames whose mean is a step in time")
+    width: Int | None = Field(default=None, description="of its blocks; null: the encoder's")
+    epochs: Int = Field(default=30, ge=1, le=100_000)
+    batch_size: Int = Field(default=48, ge=1, le=10**6)
+    lr: Float = Field(default=5e-5, gt=0)
+    weight_decay: NonNegative = 0.01
+    patience: Int = Field(default=5, ge=0, le=100_000, description="epochs without a better balanced accuracy")
+
+
+@config_class
+class HeadConfig:
+    """The auxiliary dual-level classification head of PE-FT (ADCH), for stages in which the LLM learns."""
+
+    layer: Int = Field(description="whose output it reads, counted from 0")
+    categories: dict[str, Values] = Field(min_length=1, description="category -> its values in the manifests")
+    weight: Float = Field(default=0.5, description="of its loss")
+
+
+@config_class
+class JudgeConfig:
+    """A judge of replies, and whom it asks. Replies are judged once they are written down."""
+
+    judge: Annotated[Node, with_defaults(CONVERSATION), JUDGES] = Field(default=CONVERSATION, validate_default=True)
+    engine: Annotated[Node, ENGINES] | None = Field(default=None, description="of a judge that asks an LLM")
+    tasks: list[str] = Field(default=["dialogue"], description="whose replies")
+    slots: list[str] = Field(default=["both"], description="heard how")
+
+
+@config_class
+class AwarenessConfig:
+    """Who labels replies to paired data -1, 0 or +1 (PA-score and PA-rate), and whom that judge asks."""
+
+    judge: Annotated[Node, with_defaults(RULE), AWARENESS_JUDGES] = Field(default=RULE, validate_default=True)
+    engine: Annotated[Node, ENGINES] | None = Field(default=None, description="of a judge that asks an LLM")
+
+
+@config_class
+class EvaluationConfig:
+    """What is scored on the test side."""
+
+    tasks: list[str] | None = Field(default=None, description="null: every task of the stages")
+    slots: list[str] | None = Field(default=None, description="both, text, or a slot alone; null: all of them")
+    batch_size: Int = Field(default=48, ge=1, le=10**6)
+    max_new_tokens: Int = Field(default=200, ge=1, le=10**6)
+    limit: Count | None = Field(default=None, description="utterances a task; null: all")
+    text: dict[str, SlotText] = Field(default={}, description="slot -> the text that targets are made of, if another")
+    task_overrides: dict[str, dict[str, Any]] = Field(default={}, description="task -> knobs that it is scored with")
+    judges: Annotated[dict[str, JudgeConfig], without_nulls(JudgeConfig)] = Field(
+        default={}, description="name -> who judges replies"
+    )
+    awareness: AwarenessConfig | None = Field(default=None, description="labels replies to paired data; null: the rule")
+    retention: str | None = Field(default=None, description="JSONL of text prompts, asked before and after training")
+
+
+RESERVED = (
+    "max_epochs", "max_steps", "callbacks", "logger", "val_check_interval", "default_root_dir",
+    "accumulate_grad_batches", "gradient_clip_val", "use_distributed_sampler", "enable_checkpointing",
+    "enable_model_summary", "num_sanity_val_steps",
+)  # fmt: skip
+
+
+def _free_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
+    if reserved := sorted(set(trainer) & set(RESERVED)):
+        told = f"other keys of the recipe decide about {', '.join(reserved)}; leave that out"
+        raise fault("conflict", "", told)
+    return trainer
+
+
+TrainerArguments: TypeAlias = Annotated[dict[str, Any], AfterValidator(_free_arguments)]

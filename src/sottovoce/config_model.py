@@ -1,0 +1,228 @@
+"""Config classes: pydantic dataclasses that a tree of plain values becomes, with every fault reported at once.
+
+A config class stands beside the component that it configures. A fault is a `ConfigError` whose `where` is the path of
+the key, such as `data.train[0].weight`.
+"""
+
+import math
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import Field as DataclassField
+from dataclasses import asdict, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from typing_extensions import Self, dataclass_transform
+
+from sottovoce.config_tree import Tree, read_tree, resolve_references
+from sottovoce.errors import Code, ConfigError, brief, nearest
+
+T = TypeVar("T")
+Node: TypeAlias = dict[str, Any]  # a component: `type` and its knobs
+
+RENAMED = {
+    "trains": "train", "checks": "validate", "draws": "tasks_per_utterance", "validations": "val_checks_per_epoch",
+    "clip": "grad_clip", "batch": "batch_size", "decay": "lr_schedule", "workers": "num_workers",
+    "runs": "output_dir", "init": "init_from", "knobs": "task_overrides", "adch": "auxiliary_head",
+}  # fmt: skip
+_VALUES = {"before": "eager", "during": "lazy"}  # of `checks`, now `validate`
+_MOST = 1e15  # of any number: what is larger was not meant
+_FAULTS = 100  # that one message lists
+
+
+def _no_bool(value: object) -> object:
+    """YAML's `yes` is no 1."""
+    if isinstance(value, bool):
+        raise ConfigError(f"must be a number, found {value}", code="bad-value")
+    return value
+
+
+_NUMBER = BeforeValidator(_no_bool)
+Int: TypeAlias = Annotated[int, _NUMBER]
+Float: TypeAlias = Annotated[float, _NUMBER]
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**32), _NUMBER]
+Count: TypeAlias = Annotated[int, Field(ge=1, le=10**9), _NUMBER]
+Share: TypeAlias = Annotated[float, Field(ge=0, lt=1), _NUMBER]
+NonNegative: TypeAlias = Annotated[float, Field(ge=0), _NUMBER]
+Weight: TypeAlias = Annotated[float, Field(ge=0, le=10_000), _NUMBER]  # times an epoch
+Betas: TypeAlias = Annotated[list[Share], Field(min_length=2, max_length=2)]
+
+
+def without_nulls(entry: Any) -> BeforeValidator:
+    """A mapping whose nulls switch off the entries that a recipe has inherited.
+
+    Args:
+        entry: the config class of an entry.
+    """
+    return BeforeValidator(
+        lambda value: {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value,
+        json_schema_input_type=dict[str, entry | None],
+    )
+
+
+def with_defaults(defaults: Mapping[str, Any]) -> BeforeValidator:
+    """A mapping that a recipe may give in part."""
+    return BeforeValidator(lambda value: {**defaults, **value} if isinstance(value, dict) else value)
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(Field,))
+def config_class(cls: type[T]) -> type[T]:
+    """Class decorator: a dataclass whose values are validated and that has no other keys; built by keyword."""
+    settings = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+    return cast(type[T], dataclass(cls, config=settings))
+
+
+@config_class
+class BaseRecipe:
+    """What every kind of recipe can do."""
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+        """Read a recipe with all that it extends and apply `key.sub=value` overrides.
+
+        Raises:
+            ConfigError: with every fault of the recipe: file, key, what was found and what is accepted.
+        """
+        known = cast(Any, cls).__pydantic_fields__
+        defaults = {key: f.default for key, f in known.items() if isinstance(f.default, str | int | float)}
+        return cls.parse(resolve_references(read_tree(Path(path), overrides), defaults, str(path)), str(path))
+
+    @classmethod
+    def parse(cls, tree: Tree, source: str = "recipe") -> Self:
+        """Check a tree without references and fill in every default; see `load`."""
+        try:
+            recipe = validated(cls, tree)
+            if faults := list(recipe.conflicts()):
+                raise ConfigError.of(faults)
+            return recipe
+        except ConfigError as error:
+            raise ConfigError.of(located(error, source=source)) from None
+
+    def conflicts(self) -> Iterator[ConfigError]:
+        """What is wrong between keys; also fills in what hangs on several of them."""
+        yield from ()
+
+    def plain(self) -> Tree:
+        """The whole recipe as nested dicts, to print, to save, and to put into checkpoints."""
+        return asdict(self)
+
+
+def fault(code: Code, where: str, text: str) -> ConfigError:
+    return ConfigError(text, code=code, where=where)
+
+
+def unknown(where: str, names: Iterable[str], known: Iterable[str], kind: str) -> Iterator[ConfigError]:
+    """A fault for every name that matches nothing, with the nearest spelling."""
+    for name in names:
+        if name not in known:
+            yield fault("unknown-name", where, f"there is no {kind} {brief(repr(name), 100)}.{nearest(name, known)}")
+
+
+def located(error: ConfigError, where: str = "", source: str = "") -> Iterator[ConfigError]:
+    """The faults of an error, each with its place in its message, below the key `where`."""
+    for one in error.faults or (error,):
+        place = joined(where, one.where)
+        text = ": ".join(part for part in (source, place, str(one)) if part)
+        yield ConfigError(text, code=one.code or "bad-value", where=place)
+
+
+def joined(where: str, key: object) -> str:
+    """The path of a key below another one."""
+    if isinstance(key, int):
+        return f"{where}[{key}]"
+    key = brief(key, 100)
+    return f"{where}.{key}" if where and key and key[0] != "[" else f"{where}{key}"
+
+
+def validated(schema: type[T], tree: Any) -> T:
+    """Make a config class of a tree.
+
+    Raises:
+        ConfigError: whose faults say what is wrong, and each `where`; their messages do not repeat it.
+    """
+    wild = {one.where: one for one in _wild_numbers(tree)}
+    faults: list[ConfigError] = []
+    try:
+        made: T = _adapter(cast(Hashable, schema)).validate_python(tree)
+    except ValidationError as error:
+        for one in error.errors(include_url=False):
+            faults += (found for found in _faults(schema, cast(dict[str, Any], one)) if found.where not in wild)
+    except ValueError:  # pydantic writes no integer of more than 4,300 digits
+        if not wild:
+            raise
+    faults = [*wild.values(), *faults]
+    if len(faults) > _FAULTS:
+        faults = [*faults[:_FAULTS], fault("bad-value", "", f"and {len(faults) - _FAULTS} more faults")]
+    if faults:
+        raise ConfigError.of(faults)
+    return made
+
+
+@cache
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)
+
+
+def _wild_numbers(node: Any, where: str = "") -> Iterator[ConfigError]:
+    """Numbers that are not finite or of an absurd size, also where a component may have any value."""
+    pairs: Iterable[tuple[object, Any]] = ()
+    if isinstance(node, dict | list):
+        pairs = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in pairs:
+        yield from _wild_numbers(value, joined(where, key))
+    if isinstance(node, float) and not math.isfinite(node):
+        yield fault("bad-value", where, f"must be a finite number, found {node}")
+    elif isinstance(node, int | float) and abs(node) > _MOST:
+        yield fault("bad-value", where, f"must be from -{_MOST:g} to {_MOST:g}, found {_shown(node)}")
+
+
+def _faults(schema: type[Any], error: dict[str, Any]) -> Iterator[ConfigError]:
+    """An error of pydantic's in our words."""
+    *above, key = error["loc"] or ("",)
+    where = ""
+    for part in error["loc"]:
+        where = joined(where, part)
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        yield from (
+            fault(one.code or "bad-value", joined(where, one.where), str(one)) for one in cause.faults or [cause]
+        )
+    elif error["type"] == "missing":
+        yield fault("missing-key", where, "this key is required")
+    elif error["type"] == "unexpected_keyword_argument":
+        yield fault("unknown-key", where, _hint(str(key), [f.name for f in _fields(schema, above)], error["input"]))
+    else:
+        text = str(error["msg"]).replace("Input should be ", "must be ").replace("a valid ", "a ", 1)
+        text = "must be a mapping" if error["type"] == "dataclass_type" else text
+        yield fault("bad-value", where, f"{text}, found {_shown(error['input'])}")
+
+
+def _hint(key: str, known: list[str], value: Any) -> str:
+    if (new := RENAMED.get(key)) not in known:
+        return f"unknown key {brief(repr(key), 100)}.{nearest(key, known)}"
+    now = _VALUES.get(value) if new == "validate" and isinstance(value, str) else None
+    return f"`{key}` is now `{new}`" + (f", and {value} is {now}" if now else "")
+
+
+def _fields(hint: Any, path: Iterable[str | int]) -> "tuple[DataclassField[Any], ...]":
+    """The fields of the config class that stands at a path below another one."""
+    for part in path:
+        hint = _without_none(hint)
+        hint = get_type_hints(hint)[str(part)] if is_dataclass(hint) else get_args(hint)[-1]
+    return fields(_without_none(hint))
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) in (Union, UnionType):
+        return next(one for one in get_args(hint) if one is not NoneType)
+    return hint
+
+
+def _shown(value: Any) -> str:
+    try:
+        return brief(repr(value), 100)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number of very many digits"
