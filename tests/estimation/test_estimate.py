@@ -126,7 +126,7 @@ def test_masks_index_and_shapes_change_in_place() -> None:
     assert chosen.shape == (2, 4)
     x = empty(1, 5)
     x.squeeze_(0)
-    assert x.shape == x.inner.shape == (5,)
+    assert x.shape == x.wrapped.shape == (5,)
     assert (empty(2, 3) + torch.ones(3)).shape == (2, 3)  # a real tensor may take part
     with pytest.raises(RuntimeError):
         empty(2).tolist()

@@ -45,9 +45,10 @@ class Row:
 
         Each step had the undisturbed run's examples.
         """
-        for ended in rerun(command):
+        done = rerun(command)
+        for ended in done:
             self.demand_finished(ended)
-        self.faults += differences(command, whole)
+        self.faults += differences(command, whole) if not any(ended.code for ended in done) else []
         steps = [_key(entry) for entry in command.entries() if "rows" in entry]
         due = sum("rows" in entry for entry in whole.entries())
         self.lost = f"{len(steps) - len(set(steps))} of {due} steps made again{note}"

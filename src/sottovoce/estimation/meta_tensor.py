@@ -74,7 +74,7 @@ class MetaTensor(Tensor):
         RuntimeError: later, where somebody asks for a value, or indexes by a mask without values.
     """
 
-    inner: Tensor  # type: ignore[assignment]  # of this subclass alone; torch.Tensor.inner is a function
+    wrapped: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor, requires_grad: bool = False) -> "MetaTensor":
@@ -85,7 +85,7 @@ class MetaTensor(Tensor):
         return tensor
 
     def __init__(self, inner: Tensor, requires_grad: bool = False) -> None:
-        self.inner = inner
+        self.wrapped = inner
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"MetaTensor({tuple(self.shape)}, {self.dtype})"
@@ -102,7 +102,7 @@ class MetaTensor(Tensor):
                 func(*args, **(kwargs or {}))
         for observer in _observers:
             observer.record(func, arguments, keywords, result)
-        known = {id(leaf.inner): leaf for leaf in leaves if isinstance(leaf, MetaTensor)}
+        known = {id(leaf.wrapped): leaf for leaf in leaves if isinstance(leaf, MetaTensor)}
         return tree_map(lambda one: _wrap(one, known), result)
 
 
@@ -141,7 +141,7 @@ def _without_masks(function: Any, arguments: Sequence[Any]) -> Sequence[Any]:
 
 def _unwrap(one: Any) -> Any:
     if isinstance(one, MetaTensor):
-        return one.inner
+        return one.wrapped
     if isinstance(one, Tensor):
         return one.to(_META)
     return _META if isinstance(one, torch.device) else one
