@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from sottovoce.config.recipe import Recipe
-from sottovoce.data.batches import collate
+from sottovoce.data.examples import collate
 from sottovoce.lightning_modules.run import prepare_run
 
 
