@@ -3,6 +3,7 @@
 import random
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import jiwer
 import numpy as np
@@ -11,7 +12,7 @@ import sklearn.metrics  # type: ignore[import-untyped]
 from tests.helpers.errors import refused
 from whisper.normalizers import EnglishTextNormalizer
 
-from sottovoce.evaluation import Prediction, Score
+from sottovoce.evaluation import Prediction, Score, score_all
 from sottovoce.evaluation.awareness import AWARENESS, emotion_fit
 from sottovoce.evaluation.bootstrap import bootstrap, mean_of_ratios, ratio
 from sottovoce.evaluation.metrics import accuracy, balanced_accuracy, word_error_rate
@@ -189,3 +190,10 @@ def test_an_interval_holds_the_middle_95_percent() -> None:
 def test_the_bootstrap_refuses_no_rows() -> None:
     with refused("empty"):
         bootstrap(np.zeros((0, 2)), ratio)
+
+
+def test_parts_of_the_test_side_are_scored_apart() -> None:
+    responses = (("we found it", "clean"), ("we lost it", "other"), ("we found it", None))
+    rows = [replace(heard("we found it", text, i), source=source) for i, (text, source) in enumerate(responses)]
+    scores = {record.task: (record.value, record.n) for record in score_all("x", rows)}
+    assert scores == {"asr (clean)": (0, 1), "asr (other)": (0.333333, 1), "asr": (0, 1)}
