@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial, partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -202,6 +203,24 @@ def test_recomputed_activations_give_the_same_gradients(
     assert len(gradients[0]) == len(gradients[1]) > 4
     for kept, made in zip(*gradients, strict=True):
         torch.testing.assert_close(made, kept)
+
+
+def test_a_training_step_adds_the_weighted_mean_of_the_heads(
+    tuned: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Category and attribute, of the rows: 0.25 x (c + a) / rows beside the mean over response tokens."""
+    run = opened(tuned({**LORA, "dropout": 0.0}, {**HEAD, "weight": 0.25}))
+    module, alone = run.module, SimpleNamespace(reduce=lambda x, reduce_op: x)
+    trainer = SimpleNamespace(strategy=alone, world_size=1, global_rank=0, global_step=0)
+    monkeypatch.setattr(type(module), "trainer", trainer)
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    batch = collate(_drawn(run), run.audio_reader.read)
+    out = module.loss(batch)
+    truth = [(str(e.utterance.category), e.utterance.labels[str(e.utterance.category)]) for e in batch.examples]
+    assert out.pooled is not None and module.auxiliary_head is not None
+    head = module.auxiliary_head.loss(out.pooled, truth)
+    expected = out.total / out.tokens + 0.25 * (head.category + head.attribute) / len(truth)
+    assert module.training_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_head_moves_the_layers_below_it(tuned: Callable[..., str]) -> None:
