@@ -8,10 +8,7 @@ from rich.console import Console
 from sottovoce.data.batches import collate
 
 from sottovoce.config.recipe import Recipe
-<<<<<<< HEAD
-=======
 from sottovoce.data.examples import collate
->>>>>>> be4a620b72a595036e73d4fa1c905b9c1cf61f66
 from sottovoce.lightning_modules.run import prepare_run
 
 
