@@ -8,7 +8,6 @@ from rich.console import Console
 from sottovoce.data.batches import collate
 
 from sottovoce.config.recipe import Recipe
-from sottovoce.data.examples import collate
 from sottovoce.lightning_modules.run import prepare_run
 
 
