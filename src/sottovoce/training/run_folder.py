@@ -100,16 +100,7 @@ def check_folder(folder: Path, recipe: Tree) -> None:
         )
 
 
-PACKAGES = (
-    "sottovoce",
-    "torch",
-    "lightning",
-    "transformers",
-    "openai-whisper",
-    "torchmetrics",
-    "jiwer",
-    "deepspeed",
-)
+PACKAGES = ("sottovoce", "torch", "lightning", "transformers", "openai-whisper", "torchmetrics", "jiwer", "deepspeed")
 
 
 def environment() -> dict[str, object]:
