@@ -7,14 +7,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from sottovoce.audio_llm_layouts import (
-    LAYOUTS,
-    PUBLISHED,
-    audio_and_text,
-    read_config,
-    read_shards,
-    without_prefix,
-)
+from sottovoce.audio_llm_layouts import LAYOUTS, PUBLISHED, audio_and_text, read_config, read_shards, without_prefix
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.base import float32_in_eval
 from sottovoce.encoders.hub_encoder import HubEncoder

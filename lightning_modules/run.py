@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import lightning as L
@@ -34,8 +35,14 @@ class Run:
     data: DataSplits
     module: SpeechLLM
     audio_reader: AudioReader
-    targets: Targets
+    slots: dict[str, str]  # slot -> the text equivalent to its speech
+    cache: Path  # folder of encoder outputs and of targets
     console: Console
+
+    @cached_property
+    def targets(self) -> Targets:
+        """Targets that the LLM makes itself, from the texts in the slots."""
+        return Targets(self.cache, self.module.llm.fingerprint(), self.slots, self.recipe.evaluation.max_new_tokens)
 
     def progress(self) -> Progress:
         columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -80,9 +87,7 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
         module.load_trained(bundle_weights(Path(recipe.init_from)), recipe.init_from, begins=True)
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
     reader = AudioReader(module.encoder, cache if kept else None, recipe.data.max_seconds)
-    slots = {name: slot.text for name, slot in recipe.slots.items()}
-    targets = Targets(cache, module.llm.fingerprint(), slots, recipe.evaluation.max_new_tokens)
-    run = Run(recipe, build_tasks(recipe), data, module, reader, targets, console)
+    run = Run(recipe, build_tasks(recipe), data, module, reader, module.slots, cache, console)
     with file_lock(cache):
         encode_clips(run)
     check_data(recipe.folder, {name: split.fingerprint_rows() for name, split in run.data.splits.items()})

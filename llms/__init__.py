@@ -10,11 +10,7 @@ if TYPE_CHECKING:
     from sottovoce.llms.engines import Cut, Engine, Failure
 
 ENGINES: "Registry[Engine]" = Registry(
-    "engine",
-    {
-        "local": "sottovoce.llms.engines",
-        "openai": "sottovoce.llms.openai_engine",
-    },
+    "engine", {"local": "sottovoce.llms.engines", "openai": "sottovoce.llms.openai_engine"}
 )
 __all__ = [
     "ENGINES",

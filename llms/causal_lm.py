@@ -198,10 +198,7 @@ class CausalLLM(LoadedLLM):
         self.check_lengths(prompts, [max_new_tokens] * len(prompts))
         x, real = pad_left(prompts)
         ids = self.model.generate(  # type: ignore[operator]  # GenerationMixin is not in PreTrainedModel's type
-            inputs_embeds=x,
-            attention_mask=real.long(),
-            max_new_tokens=max_new_tokens,
-            logits_processor=processors,
+            inputs_embeds=x, attention_mask=real.long(), max_new_tokens=max_new_tokens, logits_processor=processors
         )
         return [self._decode(row) for row in ids.tolist()]
 

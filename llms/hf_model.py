@@ -60,11 +60,7 @@ class LoadedLLM(nn.Module):
     chat: ChatFormat
 
     def __init__(
-        self,
-        checkpoint: str,
-        dtype: Dtype = "bfloat16",
-        trust_remote_code: bool = False,
-        tuning: Tuning | None = None,
+        self, checkpoint: str, dtype: Dtype = "bfloat16", trust_remote_code: bool = False, tuning: Tuning | None = None
     ) -> None:
         super().__init__()
         if dtype not in get_args(Dtype):

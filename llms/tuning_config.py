@@ -45,15 +45,13 @@ class Tuning:
         default="frozen", description="low-rank maps, or the weights themselves"
     )
     layers: Annotated[str, AfterValidator(_readable)] = Field(
-        default=ALL,
-        description="0-14, or 0-6,9; auto: those of `analysis`",
+        default=ALL, description="0-14, or 0-6,9; auto: those of `analysis`"
     )
     targets: list[str] = Field(default=[ALL], description="linear maps, such as q_proj or self_attn.q_proj")
     rank: Int = Field(default=16, ge=1, le=100_000, description="of LoRA, as are the next two")
     alpha: Float = Field(default=32.0, gt=0, description="LoRA's maps are scaled by alpha / rank")
     dropout: Float = Field(default=0.0, ge=0, lt=1, description="before LoRA's maps, in training")
     recompute: bool = Field(
-        default=False,
-        description="activations in the backward pass: less memory, a third more time",
+        default=False, description="activations in the backward pass: less memory, a third more time"
     )
     analysis: str | None = Field(default=None, description="the layers.json of `sottovoce analyze`, for layers: auto")

@@ -8,11 +8,7 @@ if TYPE_CHECKING:
     from sottovoce.data.tts.base import Synthesizer
 
 SYNTHESIZERS: "Registry[Synthesizer]" = Registry(
-    "synthesizer",
-    {
-        "espeak": "sottovoce.data.tts.espeak_voices",
-        "openai_speech": "sottovoce.data.tts.openai",
-    },
+    "synthesizer", {"espeak": "sottovoce.data.tts.espeak_voices", "openai_speech": "sottovoce.data.tts.openai"}
 )
 __all__ = ["SYNTHESIZERS", "Synthesizer"]
 __getattr__ = lazy_attributes(__name__, {"Synthesizer": "base"})

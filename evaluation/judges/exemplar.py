@@ -49,11 +49,7 @@ class RuleJudge(Judge):
     """
 
     def __init__(
-        self,
-        engine: Answerer | None = None,
-        *,
-        exemplars: dict[str, list[str]],
-        things: list[str] | None = None,
+        self, engine: Answerer | None = None, *, exemplars: dict[str, list[str]], things: list[str] | None = None
     ) -> None:
         self.name = "rule"
         self.exemplars = _with_room(_exemplars(exemplars))

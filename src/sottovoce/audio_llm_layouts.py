@@ -24,18 +24,17 @@ class Layout(NamedTuple):
     text: dict[str, str]  # in the files -> in a causal LM of its own
 
 
-_OMNI_TEXT = {"model.": "model.", "lm_head.": "lm_head."}
 LAYOUTS = {  # by model type; beside the thinker, the whole Omni has a talker and a vocoder
     "qwen2_audio": Layout(
         "audio_tower.",
         "multi_modal_projector.linear.",
-        {f"language_model.{name}": new for name, new in _OMNI_TEXT.items()},
+        {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."},
     ),
-    "qwen2_5_omni_thinker": Layout("audio_tower.", "audio_tower.proj.", _OMNI_TEXT),
+    "qwen2_5_omni_thinker": Layout("audio_tower.", "audio_tower.proj.", {"model.": "model.", "lm_head.": "lm_head."}),
     "qwen2_5_omni": Layout(
         "thinker.audio_tower.",
         "thinker.audio_tower.proj.",
-        {f"thinker.{name}": new for name, new in _OMNI_TEXT.items()},
+        {"thinker.model.": "model.", "thinker.lm_head.": "lm_head."},
     ),
 }
 

@@ -279,7 +279,7 @@ def test_runs_that_differ_in_seed_and_name_alone_are_one_system(make: Make) -> N
     alone = {run.seed: next(r.value for r in run.records if r.metric == "wer") for run in runs[3:]}
     assert score.each == alone and score.value == pytest.approx(np.mean(list(alone.values())), abs=1e-6)
     assert page_of(*folders[:4]).remarks == [
-        "The systems have other seeds, or not equally many: their spreads are not of the same kind.",
+        "The systems have other seeds, or not equally many: their spreads are not of the same kind."
     ]
 
 

@@ -176,8 +176,7 @@ def test_levels_and_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("audio", "reason"),
-    [(np.zeros(9000), "silent"), (TONE[:100], "too short"), (np.full(9000, np.nan), "not finite")],
+    ("audio", "reason"), [(np.zeros(9000), "silent"), (TONE[:100], "too short"), (np.full(9000, np.nan), "not finite")]
 )
 def test_what_nobody_can_hear_is_no_speech(audio: Any, reason: str) -> None:
     with pytest.raises(NotSpoken, match=reason):

@@ -93,9 +93,7 @@ def test_topics_of_child_safety_are_in_the_test_split_alone(world: dict[str, lis
     assert {category_of(verb) for verb in SAFETY_TOPICS} == {"age"}
 
 
-def test_plain_texts_are_no_texts_of_pairs_and_their_replies_heed_nobody(
-    world: dict[str, list[Line]],
-) -> None:
+def test_plain_texts_are_no_texts_of_pairs_and_their_replies_heed_nobody(world: dict[str, list[Line]]) -> None:
     lines = PairedWorld(train=120, validation=0, test=0, plain=True).lines("train")
     assert {share_of(line.text) for line in lines} == {"plain"}
     assert not {line.text for line in lines} & {line.text for line in world["train"]}

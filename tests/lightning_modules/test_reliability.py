@@ -44,10 +44,7 @@ def small_disk() -> Iterator[None]:
 def test_a_file_that_cannot_be_written_stays_what_it_was(tmp_path: Path, small_disk: None, shared: bool) -> None:
     file = tmp_path / "a.txt"
     atomic_write(file, "before")
-    with (
-        refused("storage", "a.txt"),
-        atomic_open(file, shared=shared) as s,
-    ):
+    with refused("storage", "a.txt"), atomic_open(file, shared=shared) as s:
         s.write(b"x" * 9000)
     assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
 

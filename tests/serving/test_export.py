@@ -9,17 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tests.helpers.audio_llms import (
-    KINDS,
-    Native,
-    batch,
-    chat,
-    clips,
-    close,
-    native_chat,
-    our_logits,
-    ours,
-)
+from tests.helpers.audio_llms import KINDS, Native, batch, chat, clips, close, native_chat, our_logits, ours
 from tests.helpers.errors import refused
 from tests.helpers.families import chat_template
 from transformers import AutoModelForCausalLM, AutoTokenizer

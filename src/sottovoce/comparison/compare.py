@@ -55,10 +55,7 @@ def compare(runs: Sequence[str], out: str | None = None, against: str | None = N
 def write_comparison(comparison: Comparison, folder: Path, console: Console, picture: bytes | None = None) -> None:
     """Print the comparison and write its files; `picture`, a PNG of speech tokens, becomes part of the page."""
     console.print(terminal_tables(comparison))
-    files = {
-        "comparison.csv": comparison_csv(comparison),
-        "comparison.html": comparison_html(comparison, picture),
-    }
+    files = {"comparison.csv": comparison_csv(comparison), "comparison.html": comparison_html(comparison, picture)}
     for name, text in files.items():
         atomic_write(folder / name, text)
         console.print(f"written  {folder / name}", highlight=False, soft_wrap=True)

@@ -16,17 +16,7 @@ from sottovoce.config.sections import (
     StageConfig,
     TrainerArguments,
 )
-from sottovoce.config_model import (
-    BaseRecipe,
-    Count,
-    Node,
-    Seed,
-    config_class,
-    fault,
-    located,
-    unknown,
-    without_nulls,
-)
+from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown, without_nulls
 from sottovoce.config_tree import read_tree
 from sottovoce.data.tasks import TASKS
 from sottovoce.encoders import ENCODERS

@@ -72,13 +72,7 @@ class _Line:
 
 
 def write_targets(
-    source: Path,
-    out: Path,
-    kind: Kind,
-    engine: Engine,
-    *,
-    max_new_tokens: int = 256,
-    progress: Progress | None = None,
+    source: Path, out: Path, kind: Kind, engine: Engine, *, max_new_tokens: int = 256, progress: Progress | None = None
 ) -> Report:
     """Copy the lines of a manifest for which the engine has a target, each with its target.
 

@@ -31,7 +31,7 @@ def predict(run: Run, split: str = "test") -> list[Prediction]:
         **run.tasks,
         **{name: TASKS.build({**recipe.tasks[name], **changes}) for name, changes in overrides.items()},
     }
-    run = replace(run, tasks=tasks, targets=run.targets.with_slots({**run.module.slots, **recipe.evaluation.text}))
+    run = replace(run, tasks=tasks, slots={**run.slots, **recipe.evaluation.text})
     examples = [example for utterance in data.utterances for example in _questions(run, utterance)]
     if not examples:
         told = f"nothing to score: no utterance of {split!r} has what the tasks need"
@@ -92,7 +92,7 @@ def _answers(run: Run, rows: list[Row], rivals: Rivals, progress: Progress) -> I
     for start in progress.track(range(0, len(rows), size), description="generating answers"):
         part = rows[start : start + size]
         batch = collate([example for _, example in part], run.audio_reader.read).to(run.module.device)
-        chats = [dialogue_of(example, run.targets.slots) for _, example in part]
+        chats = [dialogue_of(example, run.slots) for _, example in part]
         responses = run.module.generate(batch, chats, run.recipe.evaluation.max_new_tokens)
         for (mode, example), response in zip(part, responses, strict=True):
             yield _prediction(run, mode, example, response, rivals)

@@ -5,7 +5,6 @@ speech as it answers the equivalent text, so its habits stay its own.
 """
 
 from collections.abc import Iterable, Mapping
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,12 +37,6 @@ class Targets:
         self.folder, self.slots, self.max_new_tokens = folder / "targets", slots, max_new_tokens
         with file_lock(self.folder):
             self.cache = AnswerCache(self.folder / f"{fingerprint[:16]}.answers")
-
-    def with_slots(self, slots: Mapping[str, str]) -> "Targets":
-        """The same responses, for other texts in the slots."""
-        other = copy(self)
-        other.slots = slots
-        return other
 
     def complete(self, example: Example) -> Example:
         """The example with its target; one that has a target stays as it is."""

@@ -74,7 +74,7 @@ def _whatever_it_runs_on(recipe: Tree) -> str:
     What is null is left out, so that a run goes on after an update that brought an option.
     """
     if "stages" in recipe:
-        stages = {name: {**node, "batch": None} for name, node in recipe["stages"].items()}
+        stages = {name: {**node, "batch_size": None} for name, node in recipe["stages"].items()}
         recipe = {**recipe, "trainer": None, "stages": stages}
     return OmegaConf.to_yaml(_without_nulls(recipe))
 
@@ -100,16 +100,7 @@ def check_folder(folder: Path, recipe: Tree) -> None:
         )
 
 
-PACKAGES = (
-    "sottovoce",
-    "torch",
-    "lightning",
-    "transformers",
-    "openai-whisper",
-    "torchmetrics",
-    "jiwer",
-    "deepspeed",
-)
+PACKAGES = ("sottovoce", "torch", "lightning", "transformers", "openai-whisper", "torchmetrics", "jiwer", "deepspeed")
 
 
 def environment() -> dict[str, object]:
