@@ -27,6 +27,7 @@ from sottovoce.evaluation import (
     write_results,
 )
 from sottovoce.evaluation.reports.results import results_table
+from sottovoce.lightning_modules.trainer import is_rank_zero
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.training.run_folder import RECIPE
@@ -54,6 +55,8 @@ def judged(
         console: for progress and for judges that fail.
     """
     records: list[Record] = []
+    if not is_rank_zero():  # one process asks
+        return records
     for name, node in recipe.evaluation.judges.items():
         try:
             records += _records(name, node, system, predictions, utterances, folder, console)
