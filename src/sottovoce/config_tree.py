@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sottovoce.errors import ConfigError, brief
+from sottovoce.paths import resolve
 
 Tree = dict[str, Any]
 TRUST = "trust_remote_code"  # the key that a file may have, but not set to true
@@ -31,7 +32,7 @@ def read_tree(path: Path, overrides: Iterable[str] = ()) -> Tree:
         ConfigError: a file is missing, is not a mapping, is no recipe by its size, or extends itself; an override is
             not `key=value`; or a file asks for trust that no override gives.
     """
-    tree = _Reader().read(path, ())
+    tree = _Reader().read(resolve(path), ())
     asks = [*_trusting(tree)]
     for override in overrides:
         change = _change(override)
@@ -201,7 +202,7 @@ class _Reader:
             raise ConfigError(told, code="bad-value", where="extends")
         tree: Tree = {}
         for parent in parents:
-            tree = merge(tree, self.read(path.parent / parent, (*children, path)))
+            tree = merge(tree, self.read(path.parent / resolve(parent), (*children, path)))
         return cast(Tree, merge(tree, child))
 
 

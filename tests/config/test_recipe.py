@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +302,9 @@ def test_print_config_shows_every_default(capsys: pytest.CaptureFixture[str]) ->
     main(["fit", "--config", str(QUICKSTART), "--print-config"])
     printed = OmegaConf.create(capsys.readouterr().out)
     assert printed.stages.joint.weight_decay == 0.05 and printed.slots.linguistic.adapter.stack == 5
+
+
+def test_a_packaged_recipe_is_read_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("extends: sottovoce:conf/quickstart.yaml\nseed: 7\n")
+    assert replace(recipes.load("mine.yaml"), seed=1) == replace(recipes.load("sottovoce:conf/quickstart.yaml"), seed=1)

@@ -18,8 +18,8 @@ EXTENDS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "st
 _MANY = 10**6  # a limit that is only against slips, and not shown
 HEAD = """# Every key of every recipe
 
-A recipe is a YAML file. `extends: FILE` (or a list of files) builds it on others: mappings merge, lists are replaced,
-a node that changes its `type` starts afresh, and null switches an entry of `slots`, `stages` and `evaluation.judges`
+A recipe is a YAML file. `extends: FILE` (or a list of files; `sottovoce:conf/…` is a packaged one) builds it on others:
+mappings merge, lists are replaced, a node that changes its `type` starts afresh, and null switches an entry of `slots`, `stages` and `evaluation.judges`
 off. `key.sub=value` on the command line overrides any key; `--print-config` shows the result. A component is a mapping
 of `type` and the knobs of that component, which `sottovoce list` shows.
 
