@@ -18,10 +18,11 @@ EXTENDS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "st
 _MANY = 10**6  # a limit that is only against slips, and not shown
 HEAD = """# Every key of every recipe
 
-A recipe is a YAML file. `extends: FILE` (or a list of files; `sottovoce:conf/…` is a packaged one) builds it on others:
-mappings merge, lists are replaced, a node that changes its `type` starts afresh, and null switches an entry of `slots`, `stages` and `evaluation.judges`
-off. `key.sub=value` on the command line overrides any key; `--print-config` shows the result. A component is a mapping
-of `type` and the knobs of that component, which `sottovoce list` shows.
+A recipe is a YAML file. `extends: FILE` (or a list of files; `sottovoce:conf/…` is a packaged one) builds it on
+others: mappings merge, lists are replaced, a node that changes its `type` starts afresh, and null switches an entry
+of `slots`, `stages` and `evaluation.judges` off. `key.sub=value` on the command line overrides any key;
+`--print-config` shows the result. A component is a mapping of `type` and the knobs of that component, which
+`sottovoce list` shows.
 
 **What a stage is made of.** An epoch goes through every training manifest `weight` times, or as often as the stage's
 `parts` says for a manifest of that `name`; `parts` holds for validation, too. Utterances that no task of the stage
