@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
-from sottovoce.data.batches import collate
 
 from sottovoce.config.recipe import Recipe
+from sottovoce.data.examples import collate
 from sottovoce.lightning_modules.run import prepare_run
 
 

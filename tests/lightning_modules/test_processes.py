@@ -72,7 +72,7 @@ def runs(folder: Path, config: str) -> Iterator[Path]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     assert main(["fit", "--config", config, "name=one"]) == 0
-    jobs = [*(job(strategy, strategy) for strategy in STRATEGIES), job("killed", "deepspeed_stage_3", kill=11)]
+    jobs = [*(job(strategy, strategy) for strategy in STRATEGIES), job("killed", "deepspeed_stage_3", kill=9)]
     done = launch(config, jobs, torchrun=True)
     assert "SIGKILL" in done.stderr or "-9" in done.stderr, done.stderr[-4000:]
     yield folder / "runs"
@@ -88,7 +88,7 @@ def difference(one: Path, other: Path, stage: str) -> float:
 
 def scores(run: Path, stage: str) -> dict[str, float]:
     told: dict[str, float] = json.loads((run / "stages" / stage / "done.json").read_text())
-    return {key: told[key] for key in ("steps", "batch", "trainable", "val/loss", "train/loss")}
+    return {key: told[key] for key in ("steps", "batch_size", "trainable", "val/loss", "train/loss")}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -168,20 +169,17 @@ class Slope(L.LightningModule):
         self.row_losses: torch.Tensor | None = None
         self.seen: list[float] = []
 
-    def names(self, batch: Any) -> list[str]:
-        return list(batch[0])
-
     def training_step(self, batch: Any, number: int) -> torch.Tensor:
         self.seen.append(self.weight.item())
-        self.row_losses = (self.weight * batch[1]).detach()
-        return propagate_nonfinite((self.weight * batch[1]).sum())
+        self.row_losses = (self.weight * batch.factors).detach()
+        return propagate_nonfinite((self.weight * batch.factors).sum())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
 def slide(factors: list[float], folder: Path, **options: Any) -> tuple[Slope, NonFiniteGuard]:
-    batches = [([f"clip-{i}"], torch.tensor([factor])) for i, factor in enumerate(factors)]
+    batches = [SimpleNamespace(ids=[f"clip-{i}"], factors=torch.tensor([factor])) for i, factor in enumerate(factors)]
     module, guard = Slope(), NonFiniteGuard(folder / "skipped.jsonl", "joint", QUIET)
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,

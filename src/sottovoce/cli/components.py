@@ -1,7 +1,7 @@
 """Every registered component, its knobs and their defaults."""
 
 import inspect
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 from rich.console import Console
 from rich.table import Table
@@ -44,4 +44,5 @@ def print_components() -> None:
 
 def _knob(knob: inspect.Parameter) -> str:
     default = " (required)" if knob.default is knob.empty else f" = {knob.default!r}"
-    return f"{knob.name}: {inspect.formatannotation(knob.annotation)}{default}"
+    annotation = knob.annotation.__origin__ if get_origin(knob.annotation) is Annotated else knob.annotation
+    return f"{knob.name}: {inspect.formatannotation(annotation)}{default}"

@@ -61,6 +61,8 @@ def silence_libraries() -> None:
     """Advice of the libraries that a user of a recipe can do nothing about."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if transformers := sys.modules.get("transformers"):  # it has read that when it was imported
+        transformers.utils.logging.disable_progress_bar()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a part that cannot be loaded is an error of our own
     for message in (
         r".*does not have many workers.*",
