@@ -45,7 +45,7 @@ def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
     if run.data.faults:
         console.print(f"left out, {len(run.data.faults)} in all:")
         for fault in run.data.faults[:20]:
-            console.print(f"  {fault}", markup=False, highlight=False)
+            console.print(f"  {fault}", markup=False, highlight=False, soft_wrap=True)
     for name, count in skipped_steps(run).items():
         file = stage_folder(run.recipe, name) / "skipped.jsonl"
         console.print(f"stage {name}: {count} steps left out, loss or gradient not finite ({file})", highlight=False)
