@@ -49,7 +49,6 @@ class LibriSpeech(Published):
         self.case = case
 
     def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
-        """See `Published.lines`."""
         folders = {folder.name: folder for folder in self._parts()}
         if not folders:
             raise MissingError(f"{self.source} has none of the parts {', '.join(PARTS)}", where=self.source)
@@ -71,11 +70,10 @@ class LibriSpeech(Published):
         genders = {}
         for number, row in enumerate(read_text(found[0]).splitlines(), 1):
             speaker, sex, *_ = [*(cell.strip() for cell in row.split("|")), ""]
-            if row.strip() and not row.startswith(";"):
-                if sex in GENDERS:
-                    genders[speaker] = GENDERS[sex]
-                else:
-                    report.add("faulty row", f"{SPEAKERS}:{number}: {row!r}")
+            if sex in GENDERS and not row.startswith(";"):
+                genders[speaker] = GENDERS[sex]
+            elif row.strip() and not row.startswith(";"):
+                report.add("faulty row", f"{SPEAKERS}:{number}: {row!r}")
         return genders
 
     def _homes(self) -> tuple[Path, Path]:
@@ -96,10 +94,10 @@ class LibriSpeech(Published):
                 continue
             for number, row in enumerate(read_text(texts).splitlines(), 1):
                 name, _, said = row.strip().partition(" ")
-                if not name or not said.strip():
+                if name and said.strip():
+                    yield Line(split, chapter / f"{name}.flac", self._record(name, speaker, said.strip(), genders))
+                else:
                     report.add("faulty row", f"{texts.relative_to(self.source)}:{number}: {row!r}")
-                    continue
-                yield Line(split, chapter / f"{name}.flac", self._record(name, speaker, said.strip(), genders), {})
 
     def _record(self, name: str, speaker: str, said: str, genders: Mapping[str, str]) -> dict[str, object]:
         text = said.lower() if self.case == "lower" else said
