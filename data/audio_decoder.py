@@ -45,11 +45,7 @@ def tar_member(path: Path) -> TarMember | None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a clip, from its file or its archive.
-
-    Raises:
-        AudioError: there are none, fewer than its place says, or too many.
-    """
+    """The bytes of a clip, of a file or in an archive; AudioError for none, fewer than its place says, or too many."""
     member = tar_member(path)
     file, offset, size = member or (path, 0, path.stat().st_size if path.is_file() else 0)
     if not file.is_file():

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -169,15 +169,15 @@ def collate(examples: list[Example], read: Read) -> Batch:
     return Batch(examples, clips, Frames.pad(rows) if rows else NOTHING)
 
 
+@dataclass(eq=False)
 class Examples(Dataset[Batch]):
-    """Indexed by what `BatchSampler` yields; `complete` gives an example its target, `read` gives a clip its sound."""
+    """Indexed by what `BatchSampler` yields."""
 
-    def __init__(
-        self, utterances: Sequence[Utterance], draw: Draw, draws: int,
-        complete: Callable[[Example], Example] | None, read: Read,
-    ) -> None:  # fmt: skip
-        self.utterances, self.draw, self.draws, self.read = utterances, draw, draws, read
-        self._complete = complete
+    utterances: Sequence[Utterance]
+    draw: Draw
+    draws: int  # of an utterance in an epoch
+    finish: Callable[[Example], Example] | None  # gives an example its target; None where every task has its own
+    read: Read
 
     def examples(self, rows: Rows) -> list[Example]:
         """The examples of a batch, without their audio."""
@@ -185,23 +185,19 @@ class Examples(Dataset[Batch]):
         return [example for example in drawn if example is not None]
 
     def complete(self, examples: list[Example]) -> list[Example]:
-        """The examples with their targets; None completes them where every task has its own."""
-        return [self._complete(example) for example in examples] if self._complete else examples
+        """The examples with their targets."""
+        return [self.finish(example) for example in examples] if self.finish else examples
 
     def __getitem__(self, rows: Rows) -> Batch:
         batch = collate(self.complete(self.examples(rows)), self.read)
         return replace(batch, counts=rows.counts)
 
 
+@dataclass(eq=False)
 class LazyExamples(Examples):
-    """Examples of utterances that nobody has checked before: a line or a clip may turn out to be faulty.
+    """Examples of utterances that nobody has checked before: a line or a clip may turn out to be faulty."""
 
-    With `skip` those are left out of their batch and named in it; else the first one ends the run.
-    """
-
-    def __init__(self, *arguments: Any, skip: bool) -> None:
-        super().__init__(*arguments)
-        self.skip = skip
+    skip: bool = field(kw_only=True)  # leave those out of their batch, which names them; else the first ends the run
 
     def __getitem__(self, rows: Rows) -> Batch:
         kept: list[Example] = []

@@ -104,11 +104,7 @@ def open_manifest(path: Path) -> BinaryIO:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | ManifestError]]:
-    """Number (from 1) and JSON object of every line that is not blank; a broken line's fault in place of its object.
-
-    Raises:
-        ManifestError: the file cannot be opened.
-    """
+    """Number (from 1) and JSON object of every line that is not blank; a broken line's fault in place of its object."""
     with open_manifest(path) as stream:
         for number, raw in enumerate(iter(lambda: stream.readline(LONGEST_LINE + 1), b""), 1):
             if len(raw) > LONGEST_LINE:

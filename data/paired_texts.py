@@ -69,9 +69,8 @@ def _problems(record: dict[str, Any], values: Mapping[str, Sequence[str]]) -> li
     if not isinstance(answers, dict) or not all(map(_is_text, answers.values())):
         return [*found, "answers: an object of texts is needed, one for each label of the category"]
     wanted = values.get(str(category), ())
-    found += [
-        f"answers: unknown {category} {label!r}.{nearest(label, wanted)}" for label in answers if label not in wanted
-    ]
+    strange = [label for label in answers if label not in wanted]
+    found += [f"answers: unknown {category} {label!r}.{nearest(label, wanted)}" for label in strange]
     found += [f"answers: none for {label!r}" for label in wanted if label not in answers]
     if len(set(answers.values())) < len(answers):
         found.append("answers: two speakers get the same answer, so that nothing hangs on the voice")

@@ -167,11 +167,7 @@ class AttributeTask(Task):
         return self.label(utterance) is not None
 
     def label(self, utterance: Utterance) -> str | None:
-        """The utterance's label for this attribute, None where it has none.
-
-        Raises:
-            ConfigError: the label is not among the choices.
-        """
+        """The utterance's label for this attribute, if any; raises ConfigError where it is not among the choices."""
         label = utterance.labels.get(self.name)
         if label is not None and label not in self.choices:
             problem = f"task {self.name}: utterance {utterance.id!r} has the unknown label {label!r}."

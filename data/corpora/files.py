@@ -58,11 +58,7 @@ def _shared(mine: tuple[str, ...], named: tuple[str, ...]) -> int:
 
 
 def read_text(file: Path) -> str:
-    """A text in UTF-8, or else in Windows' Latin, as some annotations are.
-
-    Raises:
-        MissingError: there is no such file.
-    """
+    """A text in UTF-8, or else in Windows' Latin, as some annotations are; raises MissingError where there is none."""
     try:
         raw = file.read_bytes()
     except OSError as error:
@@ -89,16 +85,12 @@ def read_table(file: Path, columns: Iterable[str]) -> list[dict[str, str]]:
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """The file called `name` that lies least deep.
-
-    Raises:
-        MissingError: there is none.
-    """
-    found = sorted(folder.rglob(name), key=lambda file: (len(file.parts), file))
-    if not found:
+    """The file called `name` that lies least deep; raises MissingError where there is none."""
+    found = min(folder.rglob(name), key=lambda file: (len(file.parts), file), default=None)
+    if found is None:
         problem = f"there is no {name} in {folder} or below it; docs/corpora.md shows the layout"
         raise MissingError(problem, where=folder)
-    return found[0]
+    return found
 
 
 def write_clip(file: Path, samples: NDArray[Any], sample_rate: int) -> None:

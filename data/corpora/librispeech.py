@@ -47,9 +47,11 @@ class LibriSpeech(Published):
     def __init__(self, *, source: str, case: Literal["lower", "original"] = "lower") -> None:
         super().__init__(source=source)
         self.case = case
+        self._homes = (self.source, self.source / "LibriSpeech")
 
     def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
-        folders = {folder.name: folder for folder in self._parts()}
+        places = [home / part for home in self._homes for part in (*PARTS, *MINI)]
+        folders = {folder.name: folder for folder in places if folder.is_dir()}
         if not folders:
             raise MissingError(f"{self.source} has none of the parts {', '.join(PARTS)}", where=self.source)
         parts = PARTS if folders.keys() & PARTS.keys() else MINI
@@ -63,7 +65,7 @@ class LibriSpeech(Published):
 
     def _genders(self, report: Report) -> dict[str, str]:
         """Speaker -> gender; its rows are `14 | F | train-clean-360 | 25.03 | name`, comments begin with `;`."""
-        found = [file for home in self._homes() if (file := home / SPEAKERS).is_file()]
+        found = [file for home in self._homes if (file := home / SPEAKERS).is_file()]
         if not found:
             report.add("missing", SPEAKERS)
             return {}
@@ -75,13 +77,6 @@ class LibriSpeech(Published):
             elif row.strip() and not row.startswith(";"):
                 report.add("faulty row", f"{SPEAKERS}:{number}: {row!r}")
         return genders
-
-    def _homes(self) -> tuple[Path, Path]:
-        return self.source, self.source / "LibriSpeech"
-
-    def _parts(self) -> Iterator[Path]:
-        for home in self._homes():
-            yield from (home / part for part in (*PARTS, *MINI) if (home / part).is_dir())
 
     def _part(self, part: str, split: str, folder: Path, genders: Mapping[str, str], report: Report) -> Iterator[Line]:
         for chapter in sorted(folder.glob("*/*")):

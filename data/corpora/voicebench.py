@@ -86,11 +86,7 @@ class VoiceBench(Published):
 
 
 def _rows(table: Path, report: Report, source: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a Parquet file, some at a time, so that memory does not grow with it.
-
-    Raises:
-        MissingError: pyarrow is not installed.
-    """
+    """Rows of a Parquet file, some at a time, so that memory does not grow with it; MissingError without pyarrow."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:

@@ -48,11 +48,7 @@ class Synthesizer(ABC):
 
 
 def checked(audio: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
-    """The audio (samples,), if somebody can be heard in it.
-
-    Raises:
-        NotSpoken: it is too short or silent, or holds samples that are not finite.
-    """
+    """The audio (samples,); raises NotSpoken where it is too short, silent, or holds samples that are not finite."""
     if not np.isfinite(audio).all():
         raise NotSpoken("what came back holds samples that are not finite")
     if len(audio) < MIN_SECONDS * sample_rate:
