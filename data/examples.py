@@ -88,7 +88,7 @@ class ExampleSampler:
         """
         if self.err is None:
             return dict.fromkeys(self.slots, "speech"), self.trains
-        carrying = frozenset([task.relies_on]) & self.slots.keys() or frozenset(self.slots)
+        carrying = frozenset(self.slots) & {task.relies_on} or frozenset(self.slots)
         sources = {}
         for slot, text in self.slots.items():
             known = bool(slot_text(utterance, text))

@@ -144,7 +144,7 @@ class AttributeTask(Task):
 
     relies_on = "paralinguistic"
     says: ClassVar[str]  # with {label} where the choice goes, and {a} where its article goes
-    choices: tuple[str, ...]
+    choices: tuple[str, ...] = ()
     prompts: str | None = None
     sentence: str | None = None
 
@@ -195,9 +195,11 @@ def _attribute(name: str, what: str, says: str, *choices: str) -> type[Attribute
     """Register an attribute that takes no more than a sentence and the labels to choose from."""
     own = {"__doc__": what, "__module__": __name__, "name": name, "says": says}
     knobs = [("choices", tuple[str, ...], choices)]
-    bases = (AttributeTask,)
-    made = make_dataclass(name.capitalize(), knobs, bases=bases, namespace=own, kw_only=True, eq=False)
-    return TASKS.register(name)(made)
+    made: type[AttributeTask] = make_dataclass(
+        name.capitalize(), knobs, bases=(AttributeTask,), namespace=own, kw_only=True, eq=False
+    )
+    TASKS.register(name)(made)
+    return made
 
 
 Gender = _attribute("gender", "Whether the voice is a man's or a woman's.", "The speaker is {label}.", "male", "female")
