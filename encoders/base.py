@@ -56,7 +56,10 @@ class Encoder(nn.Module, ABC):
         """
 
     def hidden_states(self, waveform: Tensor, lengths: Tensor) -> list[Frames]:
-        """The first layer's input and every output: `layers + 1` times (batch, frames, dim); `ConfigError` for none."""
+        """The first layer's input and every layer's output, `layers + 1` times (batch, frames, dim).
+
+        `ConfigError` where an encoder does not expose its layers.
+        """
         why = f"{type(self).__name__} does not expose its layers: take another encoder, such as `conformer`"
         raise ConfigError.at("encoder.type", "conflict", why)
 

@@ -81,8 +81,8 @@ def train_emotion_classifier(
     """Train a classifier in place by cross-entropy and AdamW, and leave it with the weights of its best epoch.
 
     Gong et al. (2023) for epochs, batch size and learning rate (1e-4 for their narrow form). It starts from the weights
-    it has, on their device: draw them after `torch.manual_seed` to get the same ones again. `seed` is that of the order
-    of the clips. After `patience` epochs without a better balanced accuracy training stops.
+    it has, on their device: draw them after `torch.manual_seed` to get the same ones again. The order of the clips
+    depends on `seed`. After `patience` epochs without a better balanced accuracy on `validation` training stops.
 
     Returns:
         The balanced accuracy on `validation` after each epoch, in [0, 1].

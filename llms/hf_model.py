@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sottovoce.audio_llm_layouts import LAYOUTS
 from sottovoce.errors import ConfigError, nearest
 from sottovoce.hub import WEIGHTS
+from sottovoce.llms import hub_checkpoints
 from sottovoce.llms.chat_template import ChatFormat
-from sottovoce.llms.hub_checkpoints import HUB, SETTINGS, describe, loading, processor_template, read_text, settings
+from sottovoce.llms.hub_checkpoints import HUB, SETTINGS
 from sottovoce.llms.tuning import base_name, decoder_layers, layer_numbers, lora_layers, tune
 from sottovoce.llms.tuning_config import Tuning
 from sottovoce.tensor_files import update_digest
@@ -61,7 +61,7 @@ class LoadedLLM(nn.Module):
         self.checkpoint = checkpoint
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.trust_remote_code = trust_remote_code
-        self.config = describe(checkpoint, trust_remote_code)
+        self.config = hub_checkpoints.describe(checkpoint, trust_remote_code)
         self.dim: int = self.config.get_text_config().hidden_size
         self.tuning = tuning or Tuning()
         self.trainable_names: list[str] = []
@@ -106,7 +106,7 @@ class LoadedLLM(nn.Module):
             do_sample=False, eos_token_id=sorted(chat.stop_ids), pad_token_id=min(chat.stop_ids)
         )
         self.model, self.config = self._tuned(model), model.config
-        self._settings = settings(folder)
+        self._settings = hub_checkpoints.settings(folder)
         self.tokenizer, self.chat = tokenizer, chat
 
     def unload(self) -> None:
@@ -185,19 +185,19 @@ class LoadedLLM(nn.Module):
         """The tokenizer in a checkpoint's folder, with the chat template; errors as in `load`."""
         from transformers import AutoTokenizer
 
-        with loading(self.checkpoint):
+        with hub_checkpoints.loading(self.checkpoint):
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=self.trust_remote_code
             )
-            tokenizer.chat_template = tokenizer.chat_template or processor_template(folder)
+            tokenizer.chat_template = tokenizer.chat_template or hub_checkpoints.processor_template(folder)
         return cast("PreTrainedTokenizerBase", tokenizer)
 
     def _read_model(self, folder: Path) -> "PreTrainedModel":
         from transformers import AutoModelForCausalLM
 
-        with loading(self.checkpoint):
-            if settings(folder).get("model_type") in LAYOUTS:
-                model, absent = read_text(folder, self.dtype, HUB)
+        with hub_checkpoints.loading(self.checkpoint):
+            if hub_checkpoints.is_composite(folder):
+                model, absent = hub_checkpoints.read_text(folder, self.dtype, HUB)
             else:
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
                     folder, dtype=self.dtype, use_safetensors=True, local_files_only=True,

@@ -71,6 +71,11 @@ _FIELDS = (
 )  # fmt: skip
 
 
+def is_composite(folder: Path) -> bool:
+    """Whether a folder holds an audio LLM."""
+    return settings(folder).get("model_type") in LAYOUTS
+
+
 def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
     """The configuration of an audio LLM's text model; that of any other checkpoint as it is.
 
