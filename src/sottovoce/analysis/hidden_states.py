@@ -10,10 +10,12 @@ from rich.progress import Progress
 from safetensors import SafetensorError
 
 from sottovoce.data.examples import Batch, Example, Read, collate
+from sottovoce.data.manifest import refuse
 from sottovoce.io import file_sha256
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.hidden_states import HiddenStates, read_hidden_states
 from sottovoce.tensor_files import read_metadata, read_tensors, write_tensors
+from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.spoken_prompt import dialogue_of, speech_positions
 
 VERSION = 1  # of what is cached: a new number makes old files anew
@@ -53,6 +55,21 @@ def states_key(model: dict[str, str], examples: Sequence[Example]) -> str:
         clip = file_sha256(example.utterance.audio)
         digest.update(json.dumps([clip, example.instruction, example.place, dict(example.sources)]).encode())
     return digest.hexdigest()
+
+
+def cached_states(
+    module: SpeechLLM, examples: list[Example], model: dict[str, str], file: Path, batch_size: int, progress: Progress
+) -> HiddenStates:
+    """The states of all examples: from the file if it was written for these, and into it otherwise."""
+    key = states_key(model, examples)
+    if (cached := load_states(file, key)) is not None:
+        return cached
+    reader = AudioReader(module.encoder, None, module.recipe.data.max_seconds)
+    if faults := reader.prepare(module.encoder, [e.utterance.audio for e in examples], progress):
+        refuse(f"{len(faults)} clips cannot be used:", faults)
+    states = collect_states(module, examples, reader.read, batch_size, progress)
+    save_states(file, key, states)
+    return states
 
 
 def load_states(file: Path, key: str) -> HiddenStates | None:

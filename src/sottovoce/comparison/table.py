@@ -68,27 +68,19 @@ def _is_finished(recipe: Recipe) -> bool:
 
 
 def compare_systems(recipe: TableRecipe, console: Console) -> Comparison:
-    """Hold the systems of a table against each other, where they were asked the same.
-
-    Raises:
-        ConfigError: the seeds of a system were not scored on the same utterances.
-    """
-    runs: Runs = {
-        name: [read_run(system_recipe(recipe, name, seed).folder) for seed in recipe.seeds] for name in recipe.systems
-    }
-    for group in runs.values():
-        refuse_incomparable(group)
-    unpaired = {
-        frozenset((one, other)): faults[0]
-        for one, other in combinations(runs, 2)
-        if (faults := incomparable([*runs[one], *runs[other]]))
-    }
+    """Hold the systems of a table against each other, where they were asked the same, as its seeds must be."""
+    runs: Runs = {}
+    for name in recipe.systems:
+        runs[name] = [read_run(system_recipe(recipe, name, seed).folder) for seed in recipe.seeds]
+        refuse_incomparable(runs[name])
+    pairs = {frozenset(pair): incomparable([*runs[pair[0]], *runs[pair[1]]]) for pair in combinations(runs, 2)}
+    unpaired = {pair: faults[0] for pair, faults in pairs.items() if faults}
     of_a_pair = (name for name in runs if sum(name in pair for pair in unpaired) < len(runs) - 1)
     systems = {
         name: replace(system, title=recipe.systems[name].title, published=recipe.systems[name].paper)
         for name, system in described(runs).items()
     }
-    scores, remarks = dict(measured(runs)), remarks_on(runs)
+    scores, remarks = dict(measured(runs)), [*remarks_on(runs)]
     for measure in (_bert_scores, _judgements, _probes):
         found, notes = measure(recipe, runs, console)
         scores |= found
@@ -136,9 +128,7 @@ def judged_in_all(scores: Mapping[str, Mapping[int, Mapping[str, float | None]]]
     A system of which a run has no score at all is left out, and costs the others nothing.
     """
     complete = {
-        name: seeds
-        for name, seeds in scores.items()
-        if all(any(score is not None for score in run.values()) for run in seeds.values())
+        name: seeds for name, seeds in scores.items() if not any({*run.values()} <= {None} for run in seeds.values())
     }
     runs = [run for seeds in complete.values() for run in seeds.values()]
     lost = {reply for run in runs for reply, score in run.items() if score is None}

@@ -24,10 +24,7 @@ TASK = "emotion"  # whose labels are recognised
 
 
 def emotion_tags(run: Run, split: str) -> dict[str, str]:
-    """Predicted emotion of each utterance of a split, by id.
-
-    It is trained first, on the recipe's training side, unless the run has one already.
-    """
+    """Predicted emotion of each utterance of a split, by id; a run without a classifier trains one first."""
     with run.progress() as progress:
         classifier = _classifier(run, progress)
         predicted: dict[str, str] = {}
@@ -52,9 +49,8 @@ def _classifier(run: Run, progress: Progress) -> EmotionClassifier:
         weight_decay=node.weight_decay, patience=node.patience, seed=run.recipe.seed,
     )  # fmt: skip
     classifier.save(file)
-    run.console.print(
-        f"emotion classifier: balanced accuracy {max(scores):.3f} on the validation side", highlight=False
-    )
+    told = f"emotion classifier: balanced accuracy {max(scores):.3f} on the validation side"
+    run.console.print(told, highlight=False)
     return classifier
 
 
