@@ -43,12 +43,9 @@ class UtteranceStates:
         rows = [row for row, label in enumerate(labels) if label is not None]
         pooled: States = self.states.pooled.numpy()
         known = [self.utterances[row] for row in rows]
-        return LabelledStates(
-            pooled if len(rows) == len(pooled) else pooled[rows],
-            [label for label in labels if label is not None],
-            [str(u.speaker) for u in known],
-            [str(u.text) for u in known],
-        )
+        speakers, texts = [str(u.speaker) for u in known], [str(u.text) for u in known]
+        states = pooled if len(rows) == len(pooled) else pooled[rows]
+        return LabelledStates(states, [label for label in labels if label is not None], speakers, texts)
 
 
 def run_analyses(jobs: Mapping[str, Job], progress: Progress) -> tuple[dict[str, Curve], dict[str, str]]:
@@ -93,8 +90,7 @@ def _without_intent() -> NoReturn:
 def attributes(utterances: Sequence[Utterance], recipe: AnalysisRecipe) -> list[str]:
     """The labels to probe: those that the recipe names, or all that have two values and are not the intent.
 
-    Raises:
-        ConfigError: the recipe names a label that no utterance has.
+    A label that no utterance has is a ConfigError, here and in `intents`.
     """
     values: dict[str, set[str]] = defaultdict(set)
     for name, label in (pair for utterance in utterances for pair in utterance.labels.items()):
@@ -109,11 +105,7 @@ def attributes(utterances: Sequence[Utterance], recipe: AnalysisRecipe) -> list[
 
 
 def intents(utterances: Sequence[Utterance], recipe: AnalysisRecipe) -> list[str | None]:
-    """What each utterance is about, None where that is not known.
-
-    Raises:
-        ConfigError: the recipe names a label, or keywords, that no utterance has.
-    """
+    """What each utterance is about, None where that is not known."""
     if recipe.keywords:
         of_each = [_keyword(u, set(recipe.keywords)) for u in utterances]
         if not any(of_each):

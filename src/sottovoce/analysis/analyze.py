@@ -53,7 +53,8 @@ def analyze(bundle: str, config: str, overrides: Sequence[str] = ()) -> None:
         jobs = plan_analyses(UtteranceStates(utterances, states, vocabulary), recipe)
         curves, left_out = run_analyses(jobs, progress)
     split = propose(curves)
-    report = layer_report(curves, left_out, split, utterances, recipe, instruction, model)
+    report = layer_report(curves, left_out, split, examples, intent_words(recipe))
+    report |= {"model": model, "analysis": recipe.plain()}
     out.mkdir(parents=True, exist_ok=True)
     try:
         layer_picture(curves, split, left_out, out / PICTURE)
@@ -106,15 +107,9 @@ def _example(module: SpeechLLM, utterance: Utterance, instruction: str) -> Examp
 
 
 def layer_report(
-    curves: Mapping[str, Curve],
-    left_out: Mapping[str, str],
-    split: Split,
-    utterances: Sequence[Utterance],
-    recipe: AnalysisRecipe,
-    instruction: str,
-    model: Mapping[str, str],
+    curves: Mapping[str, Curve], left_out: Mapping[str, str], split: Split, heard: Sequence[Example], intent: str
 ) -> dict[str, Any]:
-    """The content of `layers.json`."""
+    """The content of `layers.json`, but for the model and the recipe."""
     return {
         "layers": split.layers,
         "paralinguistic": list(split.paralinguistic),
@@ -126,14 +121,12 @@ def layer_report(
         "curves": {name: asdict(curve) for name, curve in curves.items()},
         "left_out": dict(left_out),
         "heard": {
-            "utterances": len(utterances),
-            "speakers": len({u.speaker for u in utterances}),
-            "texts": len({u.text for u in utterances}),
-            "instruction": instruction,
-            "intent": intent_words(recipe),
+            "utterances": len(heard),
+            "speakers": len({e.utterance.speaker for e in heard}),
+            "texts": len({e.utterance.text for e in heard}),
+            "instruction": heard[0].instruction,
+            "intent": intent,
         },
-        "model": dict(model),
-        "analysis": recipe.plain(),
     }
 
 

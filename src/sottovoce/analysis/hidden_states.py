@@ -22,10 +22,7 @@ VERSION = 1  # of what is cached: a new number makes old files anew
 
 
 def batch_states(module: SpeechLLM, batch: Batch) -> HiddenStates:
-    """States of the LLM for each example of a batch, averaged over the positions of its own spoken turn.
-
-    All slots that hold speech count, also where there are several; speech of the context does not.
-    """
+    """States of the LLM for each example of a batch, averaged over all speech of its own turn, none of its context's."""
     prompts = [module.llm.chat.prompt(dialogue_of(example, module.slots)) for example in batch.examples]
     speech = module.speech_embeddings(batch, prompts)[0]
     inputs = [module.llm.embed(prompt, speech) for prompt in prompts]  # rows of (tokens, llm_dim)
@@ -81,5 +78,4 @@ def load_states(file: Path, key: str) -> HiddenStates | None:
 
 
 def save_states(file: Path, key: str, states: HiddenStates) -> None:
-    """Write states, in float32, as safetensors."""
     write_tensors(file, states._asdict(), {"key": key})

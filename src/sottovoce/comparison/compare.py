@@ -57,7 +57,7 @@ def _matching(folder: str) -> list[str]:
 
 
 def _beside(folders: Sequence[Path]) -> Path:
-    parents = [str(folder.resolve().parent) for folder in folders]
+    parents = [folder.resolve().parent for folder in folders]
     return Path(os.path.relpath(os.path.commonpath(parents))) / "comparison"
 
 
@@ -139,16 +139,14 @@ def _scores(run: FinishedRun, labelled: set[Reply]) -> dict[Key, Measure]:
     written = {Key(r.task, r.metric, r.slots): r.value for r in run.records}
     found = {}
     for due in scores_due(run.predictions):
-        key = Key(due.task, due.name, due.slots)
-        measure = due.metric.measure(due.rows)
+        key, measure = Key(due.task, due.name, due.slots), due.metric.measure(due.rows)
         if key in written and abs(measure.value - written[key]) > CLOSE:
-            raise ConfigError(
-                f"these runs cannot be compared: {run.folder}: {key.task}, {key.metric}, {key.slots} is "
+            told = f"these runs cannot be compared: {run.folder}: {key.task}, {key.metric}, {key.slots} is "
+            told += (
                 f"{written[key]:.6f} in its results.json, but {measure.value:.6f} as it is defined now: delete that "
-                "file and run the recipe again, which scores anew and does not train",
-                code="mismatch",
-                where=run.folder / "evaluation" / "results.json",
             )
+            told += "file and run the recipe again, which scores anew and does not train"
+            raise ConfigError(told, code="mismatch", where=run.folder / "evaluation" / "results.json")
         if due.name in AWARENESS:
             rows = [row for row in due.rows if reply_of(row) in labelled]
             if not rows:

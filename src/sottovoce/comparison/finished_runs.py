@@ -86,8 +86,7 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 def _recipe(file: Path) -> Tree:
-    found = read_yaml(file)
-    if not isinstance(found, dict):
+    if not isinstance(found := read_yaml(file), dict):
         raise SottovoceError.at(file, "damaged", "no recipe: it is not a mapping of keys to values")
     return found
 
@@ -114,10 +113,8 @@ def flat(tree: Tree, before: str = "") -> dict[str, Any]:
     """Nested dicts as `key.sub` -> value; lists are values. An empty dict is a value, too."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{before}{key}.")
-        else:
-            found[f"{before}{key}"] = value
+        name = f"{before}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
     return found
 
 

@@ -62,12 +62,12 @@ def _flops(function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], 
         return 0
     at, products = CPU_ATTENTION[packet]
     query, key, value = arguments[at : at + 3]
-    return products * prod(query.shape[:-1]) * int(key.shape[-2]) * int(query.shape[-1] + value.shape[-1])
+    return int(products * prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
 
 
 @dataclass(frozen=True)
 class GPU:
-    """By its data sheet. A step takes as long as its kernels, or as the host needs to launch them, if that is longer."""
+    """By its data sheet. A step takes as long as its kernels, or as the host needs to launch them if that is longer."""
 
     name: str
     memory: int  # bytes that PyTorch sees

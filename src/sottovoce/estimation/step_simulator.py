@@ -112,7 +112,6 @@ class StepSimulator:
         return Cost(steps, validation, memory.most + moments, moments, gradients)
 
     def encoding(self) -> OpCounter:
-        """The encoder's work for `BATCH` clips of mean length."""
         work = OpCounter()
         with observed(work):
             self.encode()
@@ -194,7 +193,6 @@ class StepTimer(StepSimulator):
             llm.generate(prompts, self.recipe.evaluation.max_new_tokens)
 
     def encoding_time(self) -> float:
-        """Seconds for `BATCH` clips of mean length."""
         return self._seconds_of(self.encode)
 
     def clips(self, *shape: int) -> Tensor:
@@ -202,11 +200,9 @@ class StepTimer(StepSimulator):
 
     def _seconds_of(self, call: Callable[[], None]) -> float:
         """Of the second call: the first fills caches and chooses kernels."""
-        seconds = 0.0
         for _ in range(2):
             start = time.perf_counter()
             call()
             if self.module.device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
-        return seconds
+        return time.perf_counter() - start

@@ -55,7 +55,7 @@ def _classifier(run: Run, progress: Progress) -> EmotionClassifier:
 
 
 def _labelled(run: Run, split: str, classifier: EmotionClassifier, progress: Progress) -> LabelledClips:
-    """Inputs of the classifier and labels of the labelled utterances, in half precision."""
+    """Inputs of the classifier, in half precision, and labels, of the utterances that have one."""
     known = [u for u in run.data.splits[split].utterances if TASK in u.labels]
     if not known:
         raise ConfigError(f"cascade: no utterance of {split!r} has an {TASK}", code="empty", where=f"data.{split}")

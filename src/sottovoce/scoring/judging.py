@@ -46,12 +46,9 @@ def judged(
             console.print(f"judge {name}: {error}", style="red", markup=False, highlight=False)
     missing = recipe.evaluation.judges.keys() - {record.metric.partition("/")[2] for record in records}
     if missing:
-        console.print(
-            f"no score by {', '.join(sorted(missing))}; all else is kept. Once the judge can be asked: "
-            f"sottovoce judge {recipe.folder} evaluation.judges.{sorted(missing)[0]}.engine.base_url=…",
-            highlight=False,
-            soft_wrap=True,
-        )
+        told = f"no score by {', '.join(sorted(missing))}; all else is kept. Once the judge can be asked: "
+        told += f"sottovoce judge {recipe.folder} evaluation.judges.{sorted(missing)[0]}.engine.base_url=…"
+        console.print(told, highlight=False, soft_wrap=True)
     return records
 
 

@@ -42,8 +42,7 @@ def export(module: SpeechLLM, folder: Path) -> list[str]:
     Of other models the LLM is written, in the dtype of the run. Tokenizer and settings come along.
 
     Raises:
-        SottovoceError: `folder` holds something already, the run's checkpoint cannot be reached any more, or a weight
-            has no place in it.
+        SottovoceError: `folder` holds something, the run's checkpoint cannot be reached, or has no place for a weight.
     """
     _check_free(folder)
     source = HUB.snapshot(module.recipe.llm.checkpoint, _FILES)
