@@ -22,7 +22,7 @@ VERSION = 1  # of what is cached: a new number makes old files anew
 
 
 def batch_states(module: SpeechLLM, batch: Batch) -> HiddenStates:
-    """States of the LLM for each example of a batch, averaged over all speech of its own turn, none of its context's."""
+    """States of the LLM for each example of a batch, averaged over all speech of its turn, none of its context."""
     prompts = [module.llm.chat.prompt(dialogue_of(example, module.slots)) for example in batch.examples]
     speech = module.speech_embeddings(batch, prompts)[0]
     inputs = [module.llm.embed(prompt, speech) for prompt in prompts]  # rows of (tokens, llm_dim)

@@ -49,9 +49,6 @@ def speak(
 
     Returns:
         Why a clip could not be spoken, for those that could not; and how many were there already.
-
-    Raises:
-        SottovoceError: nothing can be spoken at all.
     """
     missing = [clip for clip in clips if not _exists(out / clip.file)]
     results: Iterable[tuple[Clip, str | None]] = _all(node, synthesizer, missing, out, workers)
