@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sottovoce.config_tree import Tree, read_tree
-from sottovoce.errors import ConfigError
+from sottovoce.errors import ConfigError, MissingError
 from sottovoce.io import atomic_write
 
 RECIPE, DATA = "recipe.yaml", "data.json"
@@ -31,6 +31,13 @@ def open_folder(folder: Path, recipe: Tree) -> None:
     if not file.is_file():  # another process may be reading it
         atomic_write(file, OmegaConf.to_yaml(recipe), shared=True)
     atomic_write(folder / "environment.json", json.dumps(environment(), indent=2) + "\n", shared=True)
+
+
+def recipe_file(folder: Path) -> Path:
+    """The recipe of a run; MissingError where the folder is none."""
+    if not (file := folder / RECIPE).is_file():
+        raise MissingError(f"{folder} is not a run: there is no {RECIPE} in it. `sottovoce fit` makes one", where=file)
+    return file
 
 
 def check_data(folder: Path, sides: Mapping[str, Iterable[object]]) -> None:
