@@ -37,9 +37,7 @@ def save(content: dict[str, Any], stream: IO[bytes]) -> None:
 
 
 def check(path: Path) -> None:
-    """Read the whole file once and compare it with its digest; without one, with the archive's CRC-32.
-
-    PyTorch looks at neither, and would load a changed weight.
+    """Read the whole file and compare it with its digest; else with the archive's CRC-32. PyTorch looks at neither.
 
     Raises:
         ValueError: the file is not what was written.

@@ -11,11 +11,7 @@ from sottovoce.errors import ConfigError
 
 
 def check_fits(part: nn.Module, what: str) -> None:
-    """Refuse a module, built on the meta device, whose weights are larger than the machine's memory (RAM or GPU).
-
-    Raises:
-        ConfigError: they are; `what` names the part.
-    """
+    """A ConfigError for a module on the meta device whose weights are larger than the memory (RAM or GPU)."""
     needed = sum(weight.numel() * weight.element_size() for weight in (*part.parameters(), *part.buffers()))
     memory = total_memory()
     if torch.cuda.is_available():

@@ -10,7 +10,6 @@ from typing_extensions import Self
 
 _LONGEST_NAME = 100  # nobody means a spelling of ours by a longer one, and comparing it takes long
 
-
 Code: TypeAlias = Literal[
     "unknown-key",  # a key that nothing reads
     "missing-key",  # a key that is needed and not there
@@ -48,7 +47,7 @@ class SottovoceError(ValueError):
         self.code, self.where, self.faults = code or self.code, str(where), tuple(faults)
 
     @classmethod
-    def at(cls, where: object, code: Code, why: str) -> Self:
+    def at(cls, where: object, code: Code | None, why: object) -> Self:
         """An error whose message begins with its place."""
         return cls(f"{where}: {why}", code=code, where=where)
 
@@ -100,8 +99,7 @@ class TrainingError(SottovoceError):
 def brief(value: object, most: int = 1000) -> str:
     """Text from somebody's file, safe to print: one line, no control characters, at most so many characters."""
     text = str(value)
-    text = text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
-    return _escaped(text)
+    return _escaped(text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)")
 
 
 def printable(message: object) -> str:

@@ -47,11 +47,7 @@ class Hub:
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
     def folder(self, checkpoint: str) -> Path | None:
-        """The local folder that `checkpoint` names; None where it is a hub id.
-
-        Raises:
-            MissingError: it is neither.
-        """
+        """The local folder that `checkpoint` names; None where it is a hub id. It is a MissingError to be neither."""
         folder = resolve(checkpoint)
         if folder.is_dir():
             return folder
@@ -63,12 +59,9 @@ class Hub:
         """The folder of a checkpoint: the local one, else that in the Hugging Face cache, else the hub's.
 
         Args:
-            checkpoint: a folder or hub id.
+            checkpoint: a folder or hub id; a MissingError where it is neither, or the hub has not got it.
             files: patterns of what is needed of it; the first and the last must match a file, and none of the files
                 in an index of weights may be missing.
-
-        Raises:
-            MissingError: there is no such folder, or the hub has not got it.
         """
         if folder := self.folder(checkpoint):
             return folder
@@ -79,11 +72,8 @@ class Hub:
             except Exception as error:  # their base class depends on the hub client's version (httpx, httpx2)
                 why = first_line(error)
                 continue
-            if (
-                any(folder.glob(files[0]))
-                and any(folder.glob(files[-1]))
-                and (files[-1] not in WEIGHTS or _whole(folder))
-            ):
+            there = all(any(folder.glob(pattern)) for pattern in (files[0], files[-1]))
+            if there and (files[-1] not in WEIGHTS or _whole(folder)):
                 return folder
             why = f"{folder} holds no {files[-1]}, or not all of them"
         raise self.missing(checkpoint, why)
@@ -102,7 +92,5 @@ class Hub:
 
 def _whole(folder: Path) -> bool:
     """Whether every shard of the weights is there: a download may have been interrupted."""
-    indices = folder.glob("*.safetensors.index.json")
-    return all(
-        (folder / shard).is_file() for i in indices for shard in json.loads(i.read_text())["weight_map"].values()
-    )
+    maps = [json.loads(index.read_text())["weight_map"] for index in folder.glob("*.safetensors.index.json")]
+    return all((folder / shard).is_file() for shards in maps for shard in shards.values())

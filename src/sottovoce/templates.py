@@ -34,27 +34,22 @@ class Template:
         try:
             parts = list(Formatter().parse(text))
         except ValueError as error:
-            message = f"{where}: {error}; write {{{{ and }}}} for braces that are meant"
-            raise ConfigError(message, code="bad-value", where=where) from None
+            raise ConfigError.at(
+                where, "bad-value", f"{error}; write {{{{ and }}}} for braces that are meant"
+            ) from None
         for _, name, spec, conversion in parts:
             if spec or conversion:
-                message = f"{where}: {{{name}}} stands alone in its braces, without a format"
-                raise ConfigError(message, code="unsafe", where=where)
+                raise ConfigError.at(where, "unsafe", f"{{{name}}} stands alone in its braces, without a format")
             if name is not None and name not in fields:
-                message = f"{where}: unknown field {{{name}}}.{nearest(name, fields)}"
-                raise ConfigError(message, code="unknown-name", where=where)
+                raise ConfigError.at(where, "unknown-name", f"unknown field {{{name}}}.{nearest(name, fields)}")
         self.names = frozenset(name for _, name, _, _ in parts if name is not None)
         self.literal = "".join(literal for literal, *_ in parts)
         self._parts = [(literal, name) for literal, name, _, _ in parts]
         for name in sorted(set(required) - self.names):
-            raise ConfigError(f"{where}: the text must hold the field {{{name}}}", code="missing-key", where=where)
+            raise ConfigError.at(where, "missing-key", f"the text must hold the field {{{name}}}")
 
     def fill(self, values: Mapping[str, object]) -> str:
-        """The text with the value of each field in its place; values may hold braces.
-
-        Raises:
-            KeyError: a field of the text has no value.
-        """
+        """The text with the value of each field in its place, or a KeyError; values may hold braces."""
         return "".join(literal + ("" if name is None else str(values[name])) for literal, name in self._parts)
 
 
@@ -73,9 +68,7 @@ def uncommented_lines(file: Path) -> list[tuple[int, str]]:
 
 
 def read_wordings(file: Path, fields: Mapping[str, str]) -> list[str]:
-    """The wordings of a prompt file, in its order, with their fields filled in.
-
-    Blank lines, and lines that begin with `#`, are left out.
+    """The wordings of a prompt file, without blank lines and those that begin with `#`, with their fields filled in.
 
     Args:
         file: UTF-8 text.
@@ -87,6 +80,5 @@ def read_wordings(file: Path, fields: Mapping[str, str]) -> list[str]:
     lines = [(number, line.strip()) for number, line in uncommented_lines(file)]
     wordings = [Template(line, fields, where=f"{file}:{number}").fill(fields) for number, line in lines if line]
     if not wordings:
-        message = f"{file}: there is no wording in it; write at least one, one a line"
-        raise ConfigError(message, code="empty", where=file)
+        raise ConfigError.at(file, "empty", "there is no wording in it; write at least one, one a line")
     return wordings
