@@ -38,18 +38,18 @@ PUBLISHED: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("audi
 
 
 def describe(checkpoint: str, hub: Hub) -> Any:
-    """The configuration of a whole audio LLM. A published one needs no network, unless a local folder has its name.
-
-    Raises:
-        ConfigError: it is another model.
-        MissingError: there is nothing, or its config.json is damaged.
-    """
+    """As `read_config`, of a checkpoint. A published one needs no network, unless a local folder has its name."""
     config = hub.published_config(checkpoint)
     return read_config(hub.snapshot(checkpoint, ("*.json",)), hub) if config is None else config
 
 
 def read_config(folder: Path, hub: Hub) -> Any:
-    """The configuration in a folder's config.json; errors as in `describe`."""
+    """The configuration of a whole audio LLM in a folder's config.json.
+
+    Raises:
+        ConfigError: it is another model, or damaged.
+        MissingError: there is none.
+    """
     from transformers import AutoConfig
 
     try:

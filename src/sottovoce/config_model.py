@@ -77,11 +77,7 @@ class BaseRecipe:
 
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
-        """Read a recipe with all that it extends and apply `key.sub=value` overrides.
-
-        Raises:
-            ConfigError: with every fault of the recipe: file, key, what was found and what is accepted.
-        """
+        """Read a recipe with all that it extends, and overrides; a ConfigError tells of every fault of it."""
         known = cast(Any, cls).__pydantic_fields__
         defaults = {key: f.default for key, f in known.items() if isinstance(f.default, str | int | float)}
         return cls.parse(resolve_references(read_tree(Path(path), overrides), defaults, str(path)), str(path))
@@ -134,11 +130,7 @@ def joined(where: str, key: object) -> str:
 
 
 def validated(schema: type[T], tree: Any) -> T:
-    """Make a config class of a tree.
-
-    Raises:
-        ConfigError: whose faults say what is wrong, and each `where`; their messages do not repeat it.
-    """
+    """Make a config class of a tree, or a ConfigError whose faults say `where`; their messages do not repeat it."""
     wild = {one.where: one for one in _wild_numbers(tree)}
     faults = [*wild.values()]
     try:

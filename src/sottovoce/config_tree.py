@@ -57,12 +57,9 @@ def read_overrides(overrides: Iterable[str]) -> Tree:
 
 
 def resolve_references(tree: Tree, defaults: Tree, source: str) -> Tree:
-    """A tree whose `${key}` and `${oc.env:NAME}` are replaced by what they stand for.
+    """A tree whose `${key}` and `${oc.env:NAME}` are replaced; a ConfigError if one leads nowhere, or in a circle.
 
     `defaults` are values of top-level keys that the tree does not set, `source` is the recipe's file, for messages.
-
-    Raises:
-        ConfigError: a reference leads nowhere, or in a circle.
     """
     if "${" not in str(tree):
         return tree
@@ -104,14 +101,11 @@ def _trusting(node: Any, where: str = "") -> Iterator[str]:
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds: plain values in dicts and lists; no tag of it makes any other object.
 
-    Raises:
-        ConfigError: it cannot be read, is too large or too deep, or has anchors, by which a few bytes stand for many.
+    It is a ConfigError to be unreadable, too large or too deep, or to have anchors: a few bytes stand for many.
     """
     try:
-        if path.stat().st_size > _BYTES:
-            raise ConfigError.at(
-                path, "unsafe", f"{path.stat().st_size} bytes are no recipe; at most {_BYTES} are read"
-            )
+        if (size := path.stat().st_size) > _BYTES:
+            raise ConfigError.at(path, "unsafe", f"{size} bytes are no recipe; at most {_BYTES} are read")
         text = path.read_text("utf-8")
         _measure(text, path)
         node = OmegaConf.to_container(OmegaConf.load(StringIO(text)))

@@ -30,11 +30,11 @@ def total_memory() -> int:
 def on_device(module: nn.Module) -> Iterator[None]:
     """Move a module to this process's GPU, if there is one, and back to the CPU when the block ends."""
     number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-    weight = next(module.parameters(), None)
-    if not torch.cuda.is_available() or weight is None or weight.device == torch.device("cuda", number):
+    weight, gpu = next(module.parameters(), None), torch.device("cuda", number)
+    if not torch.cuda.is_available() or weight is None or weight.device == gpu:
         yield
         return
-    module.to(torch.device("cuda", number))
+    module.to(gpu)
     try:
         yield
     finally:

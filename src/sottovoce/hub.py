@@ -20,17 +20,11 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Hub:
-    """Finds the checkpoints of one part of a model.
+    """Finds the checkpoints of one part of a model."""
 
-    Args:
-        part: encoder, adapter or LLM, as messages call it; in lower case, the recipe's key.
-        files: what a local copy must hold, for messages.
-        published: hub id -> fields of its config.json, of well-known checkpoints.
-    """
-
-    part: str
-    files: str
-    published: Mapping[str, Mapping[str, Any]]
+    part: str  # encoder, adapter or LLM, as messages call it; in lower case, the recipe's key
+    files: str  # what a local copy must hold, for messages
+    published: Mapping[str, Mapping[str, Any]]  # hub id -> fields of its config.json, of well-known checkpoints
 
     @property
     def key(self) -> str:
@@ -46,26 +40,17 @@ class Hub:
         fields = dict(self.published[checkpoint])
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
-    def folder(self, checkpoint: str) -> Path | None:
-        """The local folder that `checkpoint` names; None where it is a hub id. It is a MissingError to be neither."""
-        folder = resolve(checkpoint)
+    def snapshot(self, checkpoint: str, files: Sequence[str]) -> Path:
+        """The folder of a checkpoint: the local one, else that in the Hugging Face cache, else the hub's.
+
+        Of `files`, the patterns of what is needed, the first and the last must match, and of the files in an index of
+        weights none may be missing. It is a MissingError if nobody has it.
+        """
+        folder, why = resolve(checkpoint), ""
         if folder.is_dir():
             return folder
         if not _HUB_ID.fullmatch(checkpoint):
             raise self.missing(checkpoint, f"there is no folder {folder}")
-        return None
-
-    def snapshot(self, checkpoint: str, files: Sequence[str]) -> Path:
-        """The folder of a checkpoint: the local one, else that in the Hugging Face cache, else the hub's.
-
-        Args:
-            checkpoint: a folder or hub id; a MissingError where it is neither, or the hub has not got it.
-            files: patterns of what is needed of it; the first and the last must match a file, and none of the files
-                in an index of weights may be missing.
-        """
-        if folder := self.folder(checkpoint):
-            return folder
-        why = ""
         for local in (True, False):
             try:
                 folder = Path(snapshot_download(checkpoint, allow_patterns=list(files), local_files_only=local))

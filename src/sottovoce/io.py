@@ -20,10 +20,10 @@ def atomic_open(path: Path, *, shared: bool = False, lasting: bool = True) -> It
     """Open a file that appears, complete and on the disk itself, when the block ends without an error.
 
     Until then whatever stood under this name stays. A process that is killed leaves at most a hidden `.tmp` file, which
-    the next one that writes the same file replaces. The file's folder is made.
+    the next one that writes the same file replaces.
 
     Args:
-        path: the file.
+        path: the file; its folder is made.
         shared: several processes may write it at once, so that each needs a draft of its own.
         lasting: wait for the disk, unless the file can be made again, and readers can tell that it is damaged.
 
@@ -100,10 +100,7 @@ def file_sha256(file: Path) -> str:
 
 @contextmanager
 def file_lock(folder: Path) -> Iterator[None]:
-    """One process at a time, of all that see this folder, on whatever node; the system frees what a dead one held.
-
-    Whoever has waited should look again what there is. Not to be nested for one folder.
-    """
+    """One process at a time, of all that see this folder; the system frees what a dead one held. Not to be nested."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         yield

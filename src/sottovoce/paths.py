@@ -32,28 +32,16 @@ def resolve(path: str | Path) -> Path:
 
 
 def usable(text: str) -> Path:
-    """A path that may be asked for; `~` is the home folder.
-
-    Raises:
-        MissingError: no file can have this name: it is too long, holds a NUL, or a home that nobody has.
-    """
+    """A path, with `~` as the home folder; a MissingError where no file can have this name."""
     with suppress(RuntimeError, UnicodeEncodeError):
-        if (
-            "\0" not in text
-            and len(os.fsencode(text)) <= 4000
-            and max(len(os.fsencode(p)) for p in text.split("/")) < 256
-        ):
+        long = len(os.fsencode(text)) > 4000 or any(len(os.fsencode(part)) > 255 for part in text.split("/"))
+        if not long and "\0" not in text:
             return Path(text).expanduser()
     raise MissingError(f"{brief(text, 100)!r}: no file can have this name")
 
 
 def read_text(file: Path, most: int = 1 << 24) -> str:
-    """The text of a small UTF-8 file that a recipe names: no device and no pipe, which never end.
-
-    Raises:
-        OSError: it is no file, or larger than `most` bytes, or cannot be read.
-        UnicodeDecodeError: it is no UTF-8.
-    """
+    """The text of a UTF-8 file that a recipe names; an OSError for devices and pipes, which never end, or if too big."""
     if file.exists() and not file.is_file():
         raise OSError("it is no file")
     if file.is_file() and file.stat().st_size > most:

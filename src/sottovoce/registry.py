@@ -27,12 +27,11 @@ _NAMES = {  # that annotations of knobs may use
 
 
 class Registry(Generic[T]):
-    """Short names for classes, open to third-party packages through entry points.
+    """Short names for classes, open to third-party packages through entry points, such as `sottovoce.adapter`.
 
     A class's signature is its schema: positional parameters are wiring that the framework supplies, keyword-only
-    parameters are the knobs that a YAML node may set. A package adds a component of kind `adapter` by the entry
-    point group `sottovoce.adapter`. Nothing is imported until a component is built, or until a plug-in is named: a
-    recipe is checked by reading the sources of ours, since importing PyTorch takes seconds.
+    parameters are the knobs that a YAML node may set. Nothing is imported until a component is built, or a plug-in is
+    named: a recipe is checked by reading the sources of ours, since importing PyTorch takes seconds.
 
     A config class declares a component by `Annotated[Node, ADAPTERS]`: pydantic then checks the node, fills in the
     defaults of its knobs, and writes its JSON Schema.
@@ -85,11 +84,7 @@ class Registry(Generic[T]):
         return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def check(self, node: Any, where: str = "") -> Node:
-        """Return `node` with every default filled in.
-
-        Raises:
-            ConfigError: `type` is missing or unknown, or a knob is; the message names it and what is accepted.
-        """
+        """A node with every default filled in, or a ConfigError that names what is wrong and what is accepted."""
         try:
             return self.filled(node)
         except ConfigError as error:
@@ -129,12 +124,10 @@ class Registry(Generic[T]):
         rules = []
         for name in self.names():
             if name in self._classes or self._written(name) is not None:  # the rest needs imports that take seconds
-                knobs = TypeAdapter(self._schema(name)).json_schema()[
-                    "properties"
-                ]  # demands none: `extends` may bring any
+                knobs = TypeAdapter(self._schema(name)).json_schema()["properties"]
                 named = {"properties": {"type": {"const": name}}, "required": ["type"]}
                 then = {"properties": {"type": {}, **knobs}, "additionalProperties": False}
-                rules.append({"if": named, "then": then})
+                rules.append({"if": named, "then": then})  # which demands no knob, since `extends` may bring any
         return {"type": "object", "properties": {"type": {"enum": self.names()}}, "allOf": rules}
 
 

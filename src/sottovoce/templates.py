@@ -11,8 +11,8 @@ from sottovoce.paths import read_text
 class Template:
     """A text with named fields in braces; braces that are meant are written twice.
 
-    A field stands alone in its braces. Formats, conversions, attributes and indices are refused: prompt files come from
-    anywhere, and {text:>9999999999} would fill the memory.
+    Prompt files come from anywhere, and {text:>9999999999} would fill the memory: it is a ConfigError for a field to be
+    more than a name, such as a format or an index, or to be unknown, or required and absent; or if braces do not match.
 
     Args:
         text: with fields.
@@ -23,9 +23,6 @@ class Template:
     Attributes:
         names: of the fields that the text holds.
         literal: the text without its fields.
-
-    Raises:
-        ConfigError: a field is unknown, required and absent, or more than a name; or braces do not match.
     """
 
     def __init__(
@@ -34,9 +31,8 @@ class Template:
         try:
             parts = list(Formatter().parse(text))
         except ValueError as error:
-            raise ConfigError.at(
-                where, "bad-value", f"{error}; write {{{{ and }}}} for braces that are meant"
-            ) from None
+            told = f"{error}; write {{{{ and }}}} for braces that are meant"
+            raise ConfigError.at(where, "bad-value", told) from None
         for _, name, spec, conversion in parts:
             if spec or conversion:
                 raise ConfigError.at(where, "unsafe", f"{{{name}}} stands alone in its braces, without a format")
@@ -54,11 +50,7 @@ class Template:
 
 
 def uncommented_lines(file: Path) -> list[tuple[int, str]]:
-    """Lines of a small UTF-8 text file with their numbers from 1, without those that begin with `#`.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
+    """Lines of a small UTF-8 text file, or a ConfigError, with their numbers from 1; those with `#` are left out."""
     try:
         lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -69,10 +61,6 @@ def uncommented_lines(file: Path) -> list[tuple[int, str]]:
 
 def read_wordings(file: Path, fields: Mapping[str, str]) -> list[str]:
     """The wordings of a prompt file, without blank lines and those that begin with `#`, with their fields filled in.
-
-    Args:
-        file: UTF-8 text.
-        fields: what the wordings may name in braces, and what stands there instead.
 
     Raises:
         ConfigError: the file cannot be read, holds no wording, or a wording is no `Template` with these fields.
