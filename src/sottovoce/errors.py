@@ -8,8 +8,6 @@ from typing import Literal, TypeAlias
 
 from typing_extensions import Self
 
-_LONGEST_NAME = 100  # nobody means a spelling of ours by a longer one, and comparing it takes long
-
 Code: TypeAlias = Literal[
     "unknown-key",  # a key that nothing reads
     "missing-key",  # a key that is needed and not there
@@ -114,7 +112,7 @@ def _escaped(text: str) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The tail of a message about an unknown name: the nearest spelling, and everything that is known."""
     known = sorted(known)
-    similar = get_close_matches(name, known, n=1) if len(name) <= _LONGEST_NAME else []
+    similar = get_close_matches(name, known, n=1) if len(name) <= 100 else []  # comparing a longer one takes long
     hint = "".join(f" Did you mean {match!r}?" for match in similar)
     return f"{hint} Known: {', '.join(known) or 'none'}"
 

@@ -41,7 +41,7 @@ def usable(text: str) -> Path:
 
 
 def read_text(file: Path, most: int = 1 << 24) -> str:
-    """The text of a UTF-8 file that a recipe names; an OSError for devices and pipes, which never end, or if too big."""
+    """The text of a UTF-8 file that a recipe names; an OSError for devices and pipes, which never end, and big ones."""
     if file.exists() and not file.is_file():
         raise OSError("it is no file")
     if file.is_file() and file.stat().st_size > most:
