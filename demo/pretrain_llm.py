@@ -62,7 +62,7 @@ def pretrain(out: Path, phases: tuple[Phase, ...] = PHASES) -> dict[str, float]:
     torch.manual_seed(SEED)
     tokenizer = train_tokenizer(Lessons(SEED, "train", PHASES[-1]))
     known: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, **SIZES}
-    config = Qwen2Config(len(tokenizer), max_position_embeddings=1024, tie_word_embeddings=False, **known)
+    config = Qwen2Config(vocab_size=len(tokenizer), max_position_embeddings=1024, tie_word_embeddings=False, **known)
     llm = Qwen2ForCausalLM(config)
     # Tied to the output, or as small as usual (0.02), words that compete for one answer (male, female) end up alike.
     torch.nn.init.normal_(llm.get_input_embeddings().weight, std=0.05)  # type: ignore[arg-type]
