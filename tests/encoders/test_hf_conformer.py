@@ -9,15 +9,9 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tests.helpers import listening
 from tests.helpers.errors import refused
-from tests.helpers.listening import (
-    check_clips_do_not_depend_on_their_batch,
-    check_needs_weights,
-    check_refuses_bad_batches,
-    clips,
-    close,
-    scramble,
-)
+from tests.helpers.listening import clips, close, scramble
 
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.hf_conformer import PUBLISHED, HFConformerEncoder
@@ -99,8 +93,8 @@ def test_a_clip_of_a_public_conformer_does_not_depend_on_its_batch(save: Any, tm
     save(tmp_path, **STILL[save])
     encoder, waveforms = public(tmp_path), clips(3_000, 16_000, 800, 5_555)
     for mode in (False, True):  # but for dropout, in training too: batch norms keep their statistics
-        check_clips_do_not_depend_on_their_batch(encoder.train(mode), waveforms)
-    check_refuses_bad_batches(encoder)
+        listening.check_clips_do_not_depend_on_their_batch(encoder.train(mode), waveforms)
+    listening.check_refuses_bad_batches(encoder)
 
 
 @SAVE
@@ -145,7 +139,7 @@ def test_published_names_need_no_network() -> None:
             encoder.build()
         assert (encoder.sample_rate, encoder.frame_rate, encoder.dim) == (samples, frame_rate, 1024)
         assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
-        check_needs_weights(lambda: encoder(*Frames.pad(clips(3_000))))  # noqa: B023
+        listening.check_needs_weights(lambda: encoder(*Frames.pad(clips(3_000))))  # noqa: B023
     assert len(PUBLISHED) == 2
 
 

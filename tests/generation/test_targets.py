@@ -39,9 +39,7 @@ class Scripted(Engine):
         self.name, self.answers = "scripted", answers
         self.asked: list[Chat] = []
 
-    def answer(
-        self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> list[str | Failure]:
+    def answer(self, chats: Sequence[Chat], **_: Any) -> list[str | Failure]:
         return [self._one(chat) for chat in chats]
 
     def _one(self, chat: Chat) -> str | Failure:

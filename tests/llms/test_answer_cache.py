@@ -20,9 +20,7 @@ class Parrot(Engine):
         self.name, self.fails, self.stops = "parrot", fails, stops
         self.calls: list[list[str]] = []
 
-    def answer(
-        self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> list[str | Failure]:
+    def answer(self, chats: Sequence[Chat], *, seed: int = 0, **_: Any) -> list[str | Failure]:
         texts = [c[-1]["content"] for c in chats]
         if self.stops in texts:
             raise KeyboardInterrupt

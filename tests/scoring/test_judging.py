@@ -27,9 +27,7 @@ class Scripted(Engine):
     def __init__(self, *, says: str = "scores") -> None:
         self.says, self.name = says, "gone" if says == "nothing" else "scripted"
 
-    def answer(
-        self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> list[str | Failure]:
+    def answer(self, chats: Sequence[Chat], *, seed: int = 0, **_: Any) -> list[str | Failure]:
         Scripted.asked += [(chat[-1]["content"], seed) for chat in chats]
         return [Failure("the server is gone") if self.says == "nothing" else _scores(c[-1]["content"]) for c in chats]
 
