@@ -58,15 +58,14 @@ def test_a_pulse_is_seen_in_the_middle_of_its_ten_milliseconds() -> None:
 
 def test_loudness_stays_visible() -> None:
     (clip,) = clips(8_000)
-    quiet, loud = (log_mel(gain * clip[None], torch.tensor([8_000])).x for gain in (0.1, 1.0))
+    mels = [log_mel(gain * clip[None], torch.tensor([8_000])) for gain in (0.1, 1.0)]
+    quiet, loud = (mel.x for mel in mels)
     torch.testing.assert_close(loud - quiet, torch.ones_like(loud), atol=1e-4, rtol=0)  # 20 dB are 1
     silent = log_mel(torch.zeros(1, 8_000), torch.tensor([8_000])).x
     close(silent, torch.full_like(silent, SILENCE))
     encoder = tiny()
     assert encoder.network is not None
-    before, after = (
-        encoder.layer_outputs(stack(log_mel(gain * clip[None], torch.tensor([8_000])))) for gain in (0.1, 1.0)
-    )
+    before, after = (encoder.layer_outputs(stack(mel)) for mel in mels)
     gained = encoder.network.project.weight.sum(-1)  # nothing between log-mel and projection normalises
     torch.testing.assert_close(after[0].x - before[0].x, gained.expand(1, 12, 16), atol=1e-3, rtol=1e-3)
     assert (after[-1].x - before[-1].x).abs().amax() > 1e-2

@@ -266,7 +266,7 @@ def _dims(**changed: Any) -> dict[str, Any]:
     ("name", "code", "write"),
     [
         ("junk.pt", "damaged", lambda path: path.write_bytes(b"junk" * 100)),
-        ("empty.pt", "damaged", lambda path: path.write_bytes(b"")),
+        ("empty.pt", "damaged", lambda path: path.touch()),
         ("foreign.pt", "damaged", lambda path: torch.save({"state": torch.zeros(2)}, path)),
         ("pickle.pt", "damaged", lambda path: torch.save({"dims": Path("a"), "model_state_dict": {}}, path)),
         ("mels.pt", "damaged", lambda path: torch.save({"dims": _dims(n_mels=40), "model_state_dict": {}}, path)),
@@ -332,16 +332,11 @@ def test_unknown_names_get_the_nearest(knobs: dict[str, Any], code: Any, where: 
     with refused(code, where) as caught:
         WhisperEncoder(**knobs)
     assert message in str(caught.value)
-
-
-def test_a_recipe_names_a_known_window() -> None:
-    with refused("bad-value", "encoder.window"):
+    with refused("bad-value", "encoder.window"):  # of a recipe
         ENCODERS.build({"type": "whisper", "checkpoint": "tiny", "window": "longst"})
 
 
-def test_the_packaged_checkpoint_is_found_by_its_address(
-    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_packaged_checkpoint_is_found_by_its_address(checkpoint: str, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "backbones").mkdir()
     save_safetensors(random_whisper(), tmp_path / "backbones" / "encoder.safetensors")
     monkeypatch.setattr("sottovoce.demo.__file__", str(tmp_path / "__init__.py"))
@@ -363,9 +358,7 @@ def test_a_name_without_network_says_what_to_do(tmp_path: Path, monkeypatch: pyt
         assert part in str(caught.value)
 
 
-def test_a_name_is_found_where_openai_whisper_keeps_it(
-    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_is_found_where_openai_whisper_keeps_it(checkpoint: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Downloaded once, never again: the digest in the address is the file's."""
     content = Path(checkpoint).read_bytes()
     (tmp_path / "whisper").mkdir()

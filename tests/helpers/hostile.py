@@ -169,8 +169,8 @@ class Audio:
     def make(self, rng: random.Random) -> bytes:
         seed = rng.choice(self.seeds)
         if rng.random() < 0.02:
-            joined = seed + rng.choice(self.seeds)
-            return rng.choice([b"", seed[:4], rng.randbytes(200), b"RIFF" + seed[:40] * 3, joined])
+            noise, joined = rng.randbytes(200), seed + rng.choice(self.seeds)
+            return rng.choice([b"", seed[:4], noise, b"RIFF" + seed[:40] * 3, joined])
         return damaged(seed, rng, front=rng.choice([0, 64, 256]))
 
     def check(self, data: bytes, rng: random.Random) -> bool:
