@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from tests.conftest import tiny_tree
 from tests.helpers.errors import refused
+from tests.helpers.runs import Write
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
@@ -40,8 +42,6 @@ def config(folder: Path, tiny_llm: str, tiny_whisper: str, manifests: dict[str, 
     Without what differs between processes (dropout), or grows from rounding: Adam divides gradients by their own size,
     be they noise or not. Beside an `eps` of 1 it takes them as they are, and its moments are still what it needs.
     """
-    from tests.conftest import tiny_tree
-
     tree = tiny_tree(tiny_llm, tiny_whisper, manifests, folder)
     tree["slots"]["paralinguistic"]["adapter"]["dropout"] = 0.0
     for stage in tree["stages"].values():
@@ -113,9 +113,8 @@ def test_checkpoints_and_bundles_hold_what_was_trained(runs: Path, strategy: str
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_adamw_finds_its_moments_as_it_would_have_written_them(runs: Path, strategy: str) -> None:
-    ours, theirs = (
-        torch.load(runs / name / "stages" / STAGES[0] / "last.ckpt", weights_only=True) for name in (strategy, "one")
-    )
+    files = [runs / name / "stages" / STAGES[0] / "last.ckpt" for name in (strategy, "one")]
+    ours, theirs = (torch.load(file, weights_only=True) for file in files)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1)) for _ in theirs["state_dict"]])
     optimizer.load_state_dict(ours["optimizer_states"][0])
     mine, its = (kept["optimizer_states"][0]["state"] for kept in (ours, theirs))
@@ -158,9 +157,7 @@ def test_what_deepspeed_cannot_do_is_told() -> None:
 
 
 @pytest.mark.parametrize(("name", "meant"), [("deepspeed_stage_4", r"deepspeed_stage_\d"), ("dpp", "ddp")])
-def test_a_dry_run_knows_strategies(
-    name: str, meant: str, write_recipe: Callable[..., str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_knows_strategies(name: str, meant: str, write_recipe: Write, capsys: Any) -> None:
     assert main(["fit", "--config", write_recipe(), "--dry-run", f"trainer.strategy={name}"]) == 2
     assert re.search(rf"no strategy '{name}'. Did you mean '{meant}'\?", capsys.readouterr().err)
 
@@ -171,7 +168,7 @@ def test_without_deepspeed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
         trainer_arguments({"strategy": "deepspeed_stage_2"})
 
 
-def test_sharded_weights_cannot_train_all(tree: dict[str, Any], write_recipe: Callable[..., str]) -> None:
+def test_sharded_weights_cannot_train_all(tree: dict[str, Any], write_recipe: Write) -> None:
     stages = {name: {**node, "train": ["llm"], "err": None} for name, node in tree["stages"].items()}
     changes = {"trainer": {"strategy": "deepspeed_stage_3"}, "stages": stages}
     llm = {**tree["llm"], "tuning": {"method": "weights"}}
