@@ -6,9 +6,10 @@ or read by several workers, draws the same examples.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -166,13 +167,20 @@ STAND_INS = 64  # utterances that are tried in the place of a batch of which non
 NOTHING = Frames(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long))  # the audio of a batch that is all text
 
 
+class StepTotals(NamedTuple):
+    """What all batches of one process hold that an optimizer step adds up: their mean is over these."""
+
+    tokens: int  # of responses
+    categories: int  # rows with a category of PE-FT
+
+
 @dataclass
 class Batch:
     """Rows and the clips they speak of; `skipped` names what of its utterances cannot be used.
 
     `audio` holds each clip once: waveforms (clips, samples), or encoder outputs (clips, frames, dim) if they came from
     the cache. `clips` says which row of `audio` a file is. A batch that does not count keeps its process in step with
-    the others, which have rows left.
+    the others, which have rows left. `step` is there where a step adds up several batches.
     """
 
     examples: list[Example]
@@ -180,6 +188,7 @@ class Batch:
     audio: Frames
     skipped: list[str] = field(default_factory=list)
     counts: bool = True
+    step: StepTotals | None = None
 
     @property
     def ids(self) -> list[str]:
@@ -203,7 +212,10 @@ def collate(examples: list[Example], read: Read) -> Batch:
 
 
 class Examples(Dataset[Batch]):
-    """Indexed by what `BatchSampler` yields; `complete` gives an example its target, `read` gives a clip its sound."""
+    """Indexed by what `BatchSampler` yields.
+
+    `complete` gives an example its target, `read` gives a clip its sound, `count` the tokens of its response.
+    """
 
     def __init__(
         self,
@@ -212,8 +224,9 @@ class Examples(Dataset[Batch]):
         draws: int,
         complete: Callable[[Example], Example] | None,
         read: Read,
+        count: Callable[[Example], int] | None = None,
     ) -> None:
-        self.utterances, self.draw, self.draws, self.read = utterances, draw, draws, read
+        self.utterances, self.draw, self.draws, self.read, self.count = utterances, draw, draws, read, count
         self._complete = complete
 
     def examples(self, rows: Rows) -> list[Example]:
@@ -227,7 +240,18 @@ class Examples(Dataset[Batch]):
 
     def __getitem__(self, rows: Rows) -> Batch:
         batch = collate(self.complete(self.examples(rows)), self.read)
-        return replace(batch, counts=rows.counts)
+        return replace(batch, counts=rows.counts, step=self.totals(rows))
+
+    def totals(self, rows: Rows) -> StepTotals | None:
+        """Of all batches of the step that these rows are part of; None where they are all of it."""
+        if rows.step is None or self.count is None:
+            return None
+        examples = self.usable(Rows(rows.epoch, rows.step))
+        return StepTotals(sum(map(self.count, examples)), sum(bool(e.utterance.category) for e in examples))
+
+    def usable(self, rows: Rows) -> list[Example]:
+        """Complete examples of these rows."""
+        return self.complete(self.examples(rows))
 
 
 class LazyExamples(Examples):
@@ -239,6 +263,14 @@ class LazyExamples(Examples):
     def __init__(self, *arguments: Any, skip: bool) -> None:
         super().__init__(*arguments)
         self.skip = skip
+
+    def usable(self, rows: Rows) -> list[Example]:
+        """See `Examples`; without those whose line is faulty. Whether their clips can be read is not known yet."""
+        kept: list[Example] = []
+        for number in rows.numbers:
+            with suppress(ManifestError):
+                kept += super().usable(Rows(rows.epoch, [number]))
+        return kept
 
     def __getitem__(self, rows: Rows) -> Batch:
         kept: list[Example] = []
@@ -256,8 +288,9 @@ class LazyExamples(Examples):
             kept += drawn
             clips |= zip(part.clips, part.audio.rows(), strict=True)
         if not kept:
-            return replace(self._stand_in(rows, skipped), skipped=skipped)
-        return replace(collate(kept, clips.__getitem__), skipped=skipped, counts=rows.counts)
+            return replace(self._stand_in(rows, skipped), skipped=skipped, step=self.totals(rows))
+        batch = collate(kept, clips.__getitem__)
+        return replace(batch, skipped=skipped, counts=rows.counts, step=self.totals(rows))
 
     def _stand_in(self, rows: Rows, skipped: list[str]) -> Batch:
         """The next utterance that can be used, in a batch that does not count: of the one that was wanted none can."""

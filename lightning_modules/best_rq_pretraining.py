@@ -193,7 +193,7 @@ def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Tr
     epochs = ceil(recipe.steps * recipe.batch_size * trainer.world_size / len(clips))
     sampler = BatchSampler(
         _lengths(recipe, clips), np.ones(len(clips)), recipe.batch_size, epochs, recipe.seed, trainer.global_rank,
-        trainer.world_size, start, max_batches=recipe.steps,
+        trainer.world_size, start, max_steps=recipe.steps,
     )  # fmt: skip
     return _loader(recipe, "train", clips, sampler)
 

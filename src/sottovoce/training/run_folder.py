@@ -74,7 +74,10 @@ def _whatever_it_runs_on(recipe: Tree) -> str:
     What is null is left out, so that a run goes on after an update that brought an option.
     """
     if "stages" in recipe:
-        stages = {name: {**node, "batch_size": None} for name, node in recipe["stages"].items()}
+        stages = {
+            name: {**node, "batch_size": None, "accumulate_grad_batches": None}
+            for name, node in recipe["stages"].items()
+        }
         recipe = {**recipe, "trainer": None, "stages": stages}
     return OmegaConf.to_yaml(_without_nulls(recipe))
 
