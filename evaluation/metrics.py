@@ -39,6 +39,7 @@ class Prediction:
         judge: who labelled the reply; None where the rule is to (`sottovoce.evaluation.awareness`).
         awareness: that judge's label, -1, 0 or 1; None where it could not judge.
         source: the part of the test side that it belongs to, where the recipe names one that is scored apart.
+        unscored: there is no reference to hold it against.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Prediction:
     judge: str | None = None
     awareness: int | None = None
     source: str | None = None
+    unscored: bool = False
 
     @property
     def title(self) -> str:

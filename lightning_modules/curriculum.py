@@ -43,6 +43,8 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path:
     folder, stage = stage_folder(run.recipe, name), run.recipe.stages[name]
     best, done = folder / "best.ckpt", folder / "done.json"
     if done.is_file():
+        steps = json.loads(done.read_text("utf-8"))["steps"]
+        run.console.print(f"stage {name} is done: {steps} steps, {best}", highlight=False, soft_wrap=True)
         return best
     if before is not None:
         run.module.load_trained(read_trained(before), str(before))
