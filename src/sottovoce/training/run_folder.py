@@ -29,7 +29,7 @@ def open_folder(folder: Path, recipe: Tree) -> None:
     """
     check_folder(folder, recipe)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / RECIPE).is_file() or read_tree(folder / RECIPE) != recipe:
+    if not (folder / RECIPE).is_file() or read_tree(folder / RECIPE) != _as_read(recipe):
         atomic_write(folder / RECIPE, OmegaConf.to_yaml(recipe), shared=True)  # another process may be reading it
     atomic_write(folder / "environment.json", json.dumps(environment(), indent=2) + "\n", shared=True)
 
@@ -102,10 +102,9 @@ SHOWN = 8  # keys that differ
 
 def begun(folder: Path) -> list[str]:
     """The stages of a run that have weights, in their order; `steps` of a pre-training."""
-    found = [
-        file.parent.name for name in ("last.ckpt", "best.ckpt", "done.json") for file in folder.glob(f"stages/*/{name}")
-    ]
-    numbered = sorted({(int(number), stage) for number, _, stage in (name.partition("-") for name in found)})
+    files = [file for name in ("last.ckpt", "best.ckpt", "done.json") for file in folder.glob(f"stages/*/{name}")]
+    names = {file.parent.name for file in files}
+    numbered = sorted((int(number), stage) for number, _, stage in (name.partition("-") for name in names))
     return [stage for _, stage in numbered] or ["steps"] * (folder / "last.ckpt").is_file()
 
 
@@ -119,7 +118,7 @@ def check_folder(folder: Path, recipe: Tree) -> None:
     stages = begun(folder)
     if not file.is_file() or not (stages or (folder / "ser.safetensors").is_file()):
         return
-    before, now = (_weights_depend_on(tree, stages) for tree in (read_tree(file), recipe))
+    before, now = (_weights_depend_on(tree, stages) for tree in (read_tree(file), _as_read(recipe)))
     differ = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if not differ:
         return
@@ -136,23 +135,26 @@ def check_folder(folder: Path, recipe: Tree) -> None:
 
 def _weights_depend_on(recipe: Tree, stages: Sequence[str]) -> dict[str, Any]:
     """Key -> value of all that made a run's weights so far. What is null is left out: an update may bring an option."""
-    free, tasks = (
-        [f"{key}." for key in FREE],
-        {task for name in stages for task in _stage(recipe, name).get("tasks", ())},
-    )
+    learned = {task for name in stages for task in _stage(recipe, name).get("tasks", ())}
+    free = list(FREE)
     if "stages" in recipe:
-        others = [name for name in recipe["stages"] if name not in stages]
-        free += [f"stages.{name}." for name in others]
-        free += [f"stages.{name}.{key}." for name in stages for key in FREE_IN_STAGES]
-        free += [f"tasks.{name}." for name in recipe["tasks"] if name not in tasks and not recipe.get("cascade")]
-    kept = [f"{key}." for key in OF_TARGETS if tasks.intersection(GENERATED)]
-    found = {
-        key: value
-        for key, value in _leaves(recipe)
-        if f"{key}.".startswith(tuple(kept)) or not f"{key}.".startswith(tuple(free))
-    }
+        free += [f"stages.{name}" for name in recipe["stages"] if name not in stages]
+        free += [f"stages.{name}.{key}" for name in stages for key in FREE_IN_STAGES]
+        free += [f"tasks.{name}" for name in recipe["tasks"] if name not in learned and not recipe.get("cascade")]
+    bound = OF_TARGETS if learned.intersection(GENERATED) else ()
+    found = {key: value for key, value in _leaves(recipe) if _is_under(key, bound) or not _is_under(key, free)}
     order = [name for name in recipe.get("stages", ()) if name in stages]
     return {**found, "stages": ", ".join(order)} if order else found
+
+
+def _is_under(key: str, keys: Iterable[str]) -> bool:
+    return any(f"{key}.".startswith(f"{one}.") for one in keys)
+
+
+def _as_read(recipe: Tree) -> Tree:
+    """As it comes back from its file: tuples are lists there."""
+    read: Tree = json.loads(json.dumps(recipe))
+    return read
 
 
 def _stage(recipe: Tree, name: str) -> Tree:
