@@ -29,8 +29,9 @@ RATE = 16000  # Hz
 SHARES = (0.9, 0.5, 0.1)  # of its bytes, that are left of a cut clip
 LAST = 2400  # samples at the end of a cut clip that may differ from those of the whole one: a lossy codec's last frames
 LONGER = 0.16  # seconds by which an encoder's delay and last frame may make a clip longer
-HOP = 160  # samples; of envelopes
-ALIKE = 0.85  # correlation of envelopes
+PIECE = 8000  # samples that are compared with those of the source
+QUIET = 0.01  # RMS of pieces that are not compared: a lossy codec may change them at will
+ALIKE = 0.5  # correlation with the source
 
 Samples = NDArray[np.float32]
 Writer = Callable[[Path, Samples], None]
@@ -181,24 +182,14 @@ def unlike(samples: Samples, source: Samples, name: str) -> str:
         return "" if near else "not the samples that were written"
     if not -LONGER <= (len(samples) - len(source)) / RATE <= LONGER:
         return f"{len(samples)} samples of {len(source)}"
-    ours, theirs = (
-        np.log(1e-3 + np.sqrt(np.square(x[: len(x) // HOP * HOP]).reshape(-1, HOP).mean(1))) for x in (samples, source)
-    )
-    best = max(correlation(ours[lag:], theirs) for lag in range(int(LONGER * RATE / HOP)))
-    return "" if best > ALIKE else f"its loudness is not the source's: correlation {best:.2f}"
-
-
-def envelope(samples: Samples) -> Samples:
-    """Logarithm of the RMS of each `HOP` samples."""
-    frames = samples[: len(samples) // HOP * HOP].reshape(-1, HOP)
-    loudness: Samples = np.log(1e-3 + np.sqrt(np.square(frames).mean(axis=1)))
-    return loudness
-
-
-def correlation(ours: Samples, theirs: Samples) -> float:
-    """Pearson's, over the length of the shorter."""
-    length = min(len(ours), len(theirs))
-    return float(np.corrcoef(ours[:length], theirs[:length])[0, 1])
+    size = 1 << (len(samples) + len(source)).bit_length()
+    match = np.fft.irfft(np.fft.rfft(samples, size) * np.conj(np.fft.rfft(source, size)))
+    lag = int(match.argmax()) - (size if match.argmax() > size // 2 else 0)
+    ours, theirs = samples[max(0, lag) :], source[max(0, -lag) :]
+    pieces = [(ours[at : at + PIECE], theirs[at : at + PIECE]) for at in range(0, len(theirs) - PIECE, PIECE)]
+    loud = [(a, b) for a, b in pieces if len(a) == PIECE and np.sqrt(np.square(b).mean()) > QUIET]
+    worst = min((float(np.corrcoef(a, b)[0, 1]) for a, b in loud), default=1.0)
+    return "" if worst > ALIKE and abs(lag) <= LONGER * RATE else f"another sound: correlation {worst:.2f}, lag {lag}"
 
 
 def beyond(samples: Samples, whole: Samples | str) -> str:
