@@ -42,8 +42,9 @@ def write_shards(
 ) -> Packed:
     """Pack a manifest: `out/manifest.jsonl`, `out/shards/recording.000000.tar`, `out/shards/cuts.000000.jsonl.gz`, ...
 
-    A recording that several lines name is packed once, as the first of them says. Every line gets its `seconds`. The folder `out`, which is not there
-    yet, appears when it is whole. `size` is clips a tar file; `root` and `allow` are those of `read_manifest`.
+    A recording that several lines name is packed once, as the first of them says. Every line gets its `seconds`. The
+    folder `out`, which is not there yet, appears when it is whole. `size` is recordings a tar file; `root` and `allow`
+    are those of `read_manifest`.
 
     Raises:
         ConfigError: `out` is there, or `size` is less than 1.
@@ -149,7 +150,8 @@ class _Writer:
         supervision = {
             "id": str(said.get("id", key)), "recording_id": key, "start": part.start,
             "duration": (part.end or header.seconds) - part.start,
-            "channel": channel if part.channel is None else part.channel, "text": said.get("text"), "speaker": said.get("speaker"),
+            "channel": channel if part.channel is None else part.channel,
+            "text": said.get("text"), "speaker": said.get("speaker"),
         }  # fmt: skip
         cut = {
             "id": key, "start": 0.0, "duration": header.seconds, "channel": channel, "supervisions": [supervision],
