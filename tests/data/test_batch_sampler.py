@@ -60,7 +60,7 @@ def test_batches_are_full_and_hold_like_lengths(count: int, buckets: int) -> Non
 
 
 def test_epochs_and_seeds_differ_and_a_seed_does_not() -> None:
-    orders = [[rows for e, rows, _ in sampler(seed=seed) if e == epoch] for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    orders = [[rows for e, rows, *_ in sampler(seed=seed) if e == epoch] for seed, epoch in ((0, 0), (0, 1), (1, 0))]
     assert orders[0] != orders[1] != orders[2] != orders[0]
     assert list(sampler()) == list(sampler())
     alike = [{frozenset(rows) for e, rows, _ in sampler(seconds=[1.0] * 1003) if e == epoch} for epoch in range(2)]
