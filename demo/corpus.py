@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 from rich.progress import track
 
-from sottovoce.data.corpora.base import Corpus
+from sottovoce.data.corpora import Corpus
 from sottovoce.data.tasks import caption_from
 from sottovoce.data.tts.espeak import ESpeak
 from sottovoce.demo.voices import SAMPLE_RATE, Audio, say, speakers

@@ -31,15 +31,10 @@ def rows() -> Rows:
         "emodb_2s": ["03", "08", "09", "10", "11", "13"],
         "fsdd": ["theo"], "ljspeech_mini": ["lj"], "jfk": ["jfk"],
     }  # fmt: skip
+    shared = {"text": "YES", "age_group": "child"}
     return {
         name: [
-            {
-                "speaker": one,
-                "audio": f"{name}/{i}.wav",
-                "text": "YES",
-                "age_group": "child",
-                "text_match": i % 2 or None,
-            }
+            {**shared, "speaker": one, "audio": f"{name}/{i}.wav", "text_match": i % 2 or None}
             for i, one in enumerate(ones)
         ]
         for name, ones in speakers.items()

@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any, cast
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from sottovoce.config import recipe as recipes
 from sottovoce.config.recipe import Recipe
@@ -92,10 +92,11 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
     for name, node in recipe.stages.items():
         sampler = example_sampler_of(recipe, tasks, name, cut=True)
         weights = train.stage_weights(node, sampler, training=True)
-        order = BatchSampler(train.seconds, weights, node.batch_size, 1, recipe.seed, 0, ranks)
+        together = node.accumulate_grad_batches
+        order = BatchSampler(train.seconds, weights, node.batch_size, 1, recipe.seed, 0, ranks, accumulate=together)
         validated = validation.stage_weights(node, sampler, training=False).sum()
         checks = ceil(validated / (node.batch_size * ranks)) * node.val_checks_per_epoch
-        longest, *typical = _typical(order, train, ranks, TIMED if timer else SIMULATED)
+        longest, *typical = _typical(order, train, ranks * together, TIMED if timer else SIMULATED)
         cost = simulator.stage(name, sampler, [longest] if timer else [longest, *typical])
         step, check = timer.times(name, sampler, typical) if timer else _by_sheet(cast(GPU, hardware), cost)
         memory = {strategy: program + _memory(module, cost, strategy, ranks) for strategy in STRATEGIES}
@@ -103,7 +104,7 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
             timer.generate_targets(name, sampler, typical)
             memory = {strategy: int(SPARE * max(most, peak_memory())) for strategy, most in memory.items()}
         file = _trained_bytes(module) + cost.moments
-        stages.append(StageEstimate(name, len(order), node.epochs, step, checks * check, memory, file))
+        stages.append(StageEstimate(name, order.steps, node.epochs, step * together, checks * check, memory, file))
     clips = sum(len(split.clips()) for split in data.splits.values())
     own_tokenizer = isinstance(module.llm.chat, ChatFormat)
     return Estimate(hardware, ranks, stages, encoding * clips / BATCH, own_tokenizer, _trained_bytes(module))
@@ -121,20 +122,18 @@ def processes(trainer: dict[str, Any]) -> int:
     return each * int(trainer.get("num_nodes", 1))
 
 
-def _typical(order: BatchSampler, split: Split, ranks: int, count: int) -> list[Rows]:
+def _typical(order: BatchSampler, split: Split, shares: int, count: int) -> list[Rows]:
     """The batch of the most seconds, then some of an epoch from short to long, as one process has them."""
     seconds = split.seconds
-    by_length = sorted(order.global_batches(), key=lambda rows: float(seconds[rows.numbers].sum()))
+    by_length = sorted(order.global_steps(), key=lambda rows: float(seconds[rows.numbers].sum()))
     chosen = [by_length[(2 * i + 1) * len(by_length) // (2 * count)] for i in range(count)]
-    return [Rows(rows.epoch, rows.numbers[::ranks]) for rows in (by_length[-1], *chosen)]
+    return [Rows(rows.epoch, rows.numbers[::shares]) for rows in (by_length[-1], *chosen)]
 
 
 def _memory(module: SpeechLLM, cost: Cost, strategy: str, ranks: int) -> int:
     """Bytes that a process takes at its peak: weights, gradients, moments, and what a step makes."""
-    weights = sum(weight.numel() * weight.element_size() for weight in (*module.parameters(), *module.buffers()))
-    stage = STRATEGIES.index(strategy)
-    elsewhere = 1 - 1 / ranks
-    total = weights + cost.peak
+    weights = sum(weight.nbytes for weight in (*module.parameters(), *module.buffers()))
+    stage, elsewhere, total = STRATEGIES.index(strategy), 1 - 1 / ranks, weights + cost.peak
     if ranks > 1 and stage == 0:
         total += cost.gradients  # DDP's buckets
     if stage >= 1:
@@ -149,16 +148,11 @@ def _memory(module: SpeechLLM, cost: Cost, strategy: str, ranks: int) -> int:
 
 def _trained_bytes(module: SpeechLLM) -> int:
     """Bytes of what some stage trains."""
-    prefixes = module.trained_prefixes
-    return sum(w.numel() * w.element_size() for name, w in module.state_dict().items() if name.startswith(prefixes))
+    return sum(w.nbytes for name, w in module.state_dict().items() if name.startswith(module.trained_prefixes))
 
 
 def command(config: str, gpu: str | None, utterances: int | None, seconds: float, overrides: Sequence[str]) -> None:
-    """Print what a recipe takes.
-
-    Raises:
-        SottovoceError: the recipe or its manifests are faulty, there is no such GPU, or no stage.
-    """
+    """Print what a recipe takes."""
     recipe = recipes.load(config, overrides)
     if not recipe.stages:
         raise ConfigError(f"{config}: it has no stages, so nothing is trained", code="empty", where="stages")
@@ -179,9 +173,8 @@ def command(config: str, gpu: str | None, utterances: int | None, seconds: float
 def report(estimate: Estimate, recipe: Recipe, console: Console) -> None:
     """Print the tables, and what they rest on."""
     used = strategy_of(recipe)
-    table = Table(title=f"{recipe.name}: {estimate.ranks} x {estimate.hardware.name}, {used}")
-    for column in ("stage", "steps an epoch", "epochs", "s a step", "hours an epoch", "memory, GB", "checkpoint, MB"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
+    columns = "steps an epoch", "epochs", "s a step", "hours an epoch", "memory, GB", "checkpoint, MB"
+    table = _table(f"{recipe.name}: {estimate.ranks} x {estimate.hardware.name}, {used}", "stage", *columns)
     for stage in estimate.stages:
         table.add_row(
             stage.name, f"{stage.steps:,}", str(stage.epochs), f"{stage.step:.3g}", f"{stage.epoch / 3600:.3g}",
@@ -193,19 +186,18 @@ def report(estimate: Estimate, recipe: Recipe, console: Console) -> None:
     console.print(f"bundle: {estimate.bundle / 1e6:.1f} MB. Replies that the LLM makes, and scoring, are not counted.")
     if not estimate.own_tokenizer:
         console.print("The LLM's tokenizer cannot be reached: a token was taken to be four letters.")
-    fitting = Table(title=f"strategies, on {estimate.ranks} of {estimate.hardware.memory / 1e9:.0f} GB")
-    for column in ("strategy", "tensors, GB", "needed, GB", "fits"):
-        fitting.add_column(column, justify="left" if column == "strategy" else "right")
+    title = f"strategies, on {estimate.ranks} of {estimate.hardware.memory / 1e9:.0f} GB"
+    fitting = _table(title, "strategy", "tensors, GB", "needed, GB", "fits")
     for strategy in STRATEGIES:
         sizes = f"{estimate.memory(strategy) / 1e9:.2f}", f"{estimate.needed(strategy) / 1e9:.2f}"
         fitting.add_row(strategy, *sizes, "yes" if estimate.fits(strategy) else "no")
     console.print(fitting)
-    first = next((strategy for strategy in STRATEGIES if estimate.fits(strategy)), None)
-    console.print(
-        f"take {first}: it is the first that fits"
-        if first
-        else "none fits: more GPUs with deepspeed_stage_3, smaller batches, or a smaller LLM"
-    )
+    advice = [f"take {strategy}: it is the first that fits" for strategy in STRATEGIES if estimate.fits(strategy)]
+    console.print(*advice[:1] or ["none fits: more GPUs with deepspeed_stage_3, smaller batches, or a smaller LLM"])
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    return Table(first, *(Column(name, justify="right") for name in others), title=title)
 
 
 def strategy_of(recipe: Recipe) -> str:
