@@ -34,32 +34,20 @@ class BatchSampler:
     these have like lengths and like shares of each group. The batches of a bucket are then spread evenly over the
     epoch, so that each tenth of it is like the whole. Batches are as even in size as they can be.
 
-    Args:
-        seconds: (rows,) lengths.
-        weights: (rows,) how often an epoch sees each.
-        batch_size: rows a batch and rank, at most.
-        epochs: of the stage.
-        seed: of the order.
-        rank: of this process, of `ranks`.
-        ranks: processes.
-        start: batches to leave out at the beginning, because a killed run has done them.
-        groups: (rows,) number of what is to be mixed evenly, such as each row's part of the data; None: all are alike.
-        max_batches: batches after which the stage is over, though epochs are left; None: all of them.
-
     Raises:
         ManifestError: the weights leave no row in any epoch.
     """
 
-    seconds: ArrayLike
-    weights: ArrayLike
-    batch_size: int
-    epochs: int
-    seed: int
-    rank: int = 0
-    ranks: int = 1
-    start: int = 0
-    groups: ArrayLike | None = None
-    max_batches: int | None = None
+    seconds: ArrayLike  # (rows,) lengths
+    weights: ArrayLike  # (rows,) how often an epoch sees each
+    batch_size: int  # rows a batch and rank, at most
+    epochs: int  # of the stage
+    seed: int  # of the order
+    rank: int = 0  # of this process, of `ranks`
+    ranks: int = 1  # processes
+    start: int = 0  # batches to leave out at the beginning, because a killed run has done them
+    groups: ArrayLike | None = None  # (rows,) number of what is to be mixed evenly, such as parts of the data
+    max_batches: int | None = None  # batches after which the stage is over, though epochs are left
 
     def __post_init__(self) -> None:
         self._seconds, self._weights = np.asarray(self.seconds, np.float32), np.asarray(self.weights, np.float64)
@@ -69,12 +57,9 @@ class BatchSampler:
         self._lengths = [-(-count // (self.batch_size * self.ranks)) for count in rows]  # batches of each epoch
         self._lengths *= 1 if fractions else self.epochs
         if not sum(self._lengths):
-            raise ManifestError(
-                f"{len(self._weights)} utterances and not one is drawn in {self.epochs} epochs: give a source of the "
-                "recipe more weight (data.train)",
-                code="empty",
-                where="data.train",
-            )
+            problem = f"{len(self._weights)} utterances and not one is drawn in {self.epochs} epochs"
+            advice = "give a source of the recipe more weight (data.train)"
+            raise ManifestError(f"{problem}: {advice}", code="empty", where="data.train")
 
     def __len__(self) -> int:
         """Batches of the whole stage, whatever `start` is."""

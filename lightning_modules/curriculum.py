@@ -106,20 +106,14 @@ def read_trained(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def _consumed(checkpoint: Path | None, batch_size: int) -> int:
-    """Batches of the stage that a killed run has trained on, of `batch_size` utterances from all processes together.
-
-    Raises:
-        ConfigError: its batches were larger or smaller, so that their number says nothing here.
-    """
+    """Batches of the stage that a killed run has trained on; `ConfigError` if they had not `batch_size` utterances."""
     if checkpoint is None:
         return 0
     kept = read_checkpoint(checkpoint, mapped=True)
     if kept.get("batch_size", batch_size) != batch_size:
-        raise ConfigError(
-            f"{checkpoint}: this stage was begun with {kept['batch_size']} utterances a step in all processes, and "
-            f"would go on with {batch_size}: change the stage's `batch_size` with the number of processes",
-            code="mismatch", where="batch_size",
-        )  # fmt: skip
+        told = f"{checkpoint}: this stage was begun with {kept['batch_size']} utterances a step in all processes, and "
+        told += f"would go on with {batch_size}: change the stage's `batch_size` with the number of processes"
+        raise ConfigError(told, code="mismatch", where="batch_size")
     return int(kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"])
 
 
@@ -128,16 +122,10 @@ def _sampler(run: Run, stage: str, split: str, trainer: L.Trainer, start: int = 
     node, data, training = run.recipe.stages[stage], run.data.splits[split], split == "train"
     examples = run.example_sampler(stage, cut=training)
     return BatchSampler(
-        seconds=data.seconds,
-        weights=data.stage_weights(node, examples, training=training),
-        batch_size=node.batch_size,
-        epochs=node.epochs if training else 1,
-        seed=run.recipe.seed,
-        rank=trainer.global_rank,
-        ranks=trainer.world_size,
-        start=start,
-        groups=data.groups(examples),
-    )
+        seconds=data.seconds, weights=data.stage_weights(node, examples, training=training),
+        batch_size=node.batch_size, epochs=node.epochs if training else 1, seed=run.recipe.seed,
+        rank=trainer.global_rank, ranks=trainer.world_size, start=start, groups=data.groups(examples),
+    )  # fmt: skip
 
 
 def _loader(run: Run, stage: str, split: str, sampler: BatchSampler) -> DataLoader[Any]:

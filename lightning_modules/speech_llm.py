@@ -9,10 +9,9 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from transformers import get_scheduler
 
 from sottovoce.adapters import ADAPTERS, Adapter
-from sottovoce.config.recipe import ENCODER, LLM, SCHEDULES, Recipe
+from sottovoce.config.recipe import ENCODER, LLM, Recipe
 from sottovoce.config.sections import StageConfig
 from sottovoce.data.examples import Batch
 from sottovoce.device import check_fits
@@ -20,6 +19,7 @@ from sottovoce.encoders import ENCODERS
 from sottovoce.errors import BundleError, ConfigError, brief
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.callbacks import propagate_nonfinite
+from sottovoce.lightning_modules.trainer import adamw
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
 from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
@@ -258,11 +258,7 @@ class SpeechLLM(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what this stage trains, with its schedule (section IV-C)."""
-        node = self.node
-        betas = (node.betas[0], node.betas[1])
-        optimizer = torch.optim.AdamW(self.trainable_parameters(), node.lr, betas, node.eps, node.weight_decay)
-        scheduler = get_scheduler(SCHEDULES[node.lr_schedule], optimizer, node.warmup_steps, self.steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adamw(self.trainable_parameters(), self.node, self.steps, self.node.eps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds what was trained and nothing that was frozen, recipe and batch size."""
@@ -277,10 +273,8 @@ class SpeechLLM(L.LightningModule):
     def load_trained(self, weights: dict[str, Tensor], source: str, *, begins: bool = False) -> None:
         """Take trained weights, named as in a checkpoint; every one must be there but the heads', and no other.
 
-        With `begins`, those of encoder and LLM may be absent: a run starts from one that did not train them.
-
-        Raises:
-            BundleError: a weight is missing, unknown, or of another shape; `source` is named.
+        With `begins`, those of encoder and LLM may be absent: a run starts from one that did not train them. What does
+        not fit is a `BundleError` about `source`.
         """
         self._load_llm()  # what of it trains is known then, and nothing that comes later overwrites these weights
         needed = {name for name in PARTS if any(key.startswith(f"{name}.") for key in self.trained_prefixes)} - {HEADS}

@@ -17,7 +17,7 @@ from sottovoce.demo.paired_lessons import KINDS, PAIRED, PairedLessons
 from sottovoce.demo.paired_words import SAFETY_TOPICS, TOPICS, VALUES, answers, category_of, draw_text, plain, verb_of
 from sottovoce.demo.paired_world import Line, PairedWorld, share_of
 from sottovoce.demo.pretrain_llm_deep import PHASES
-from sottovoce.demo.voices import BOYS, WOMEN, children, say, speakers
+from sottovoce.demo.voices import BOYS, WOMEN, say, speakers
 from sottovoce.demo.world import VERBS, Style, split_of
 from sottovoce.evaluation.awareness import AwarenessRule, Case
 from sottovoce.evaluation.text_similarity import rouge_f1
@@ -114,12 +114,12 @@ def test_a_corpus_is_made_once_and_its_manifests_are_valid(tmp_path: Path) -> No
 
 def test_children_have_small_heads_and_high_voices() -> None:
     assert set(BOYS) < {voice for voices in WOMEN.values() for voice in voices}
-    assert all(children(split, sex) for split in SPLITS for sex in VALUES["gender"])
+    assert all(speakers(split, sex, child=True) for split in SPLITS for sex in VALUES["gender"])
     synthesizer, hertz = ESpeak(), dict[bool, list[float]]()
     for child in (True, False):
         for number in range(6):
             style = Style("female", ("low", "high")[number % 2], "slow", "strong", "neutral")
-            who = random.Random(number).choice((children if child else speakers)("test", "female"))
+            who = random.Random(number).choice(speakers("test", "female", child))
             audio = say(synthesizer, "we found the lamp today", style, who, random.Random(number), child=child)
             hertz.setdefault(child, []).append(measure(audio, 16_000, "we found the lamp today").f0_hz or 0.0)
     assert np.median(hertz[True]) > 1.3 * np.median(hertz[False])

@@ -182,7 +182,7 @@ def test_the_loss_is_the_cross_entropy_of_hidden_real_frames_alone(best_rq: Best
             if mask[row, 4 * t : 4 * t + 4].all():
                 terms += [F.cross_entropy(logits[row, t, k], codes[row, t, k]) for k in range(3)]
                 right += int((logits[row, t].argmax(-1) == codes[row, t]).sum())
-    assert out.n_targets == len(terms) > 0 and out.hits == right
+    assert out.targets.numel() == len(terms) > 0 and out.hits == right
     assert torch.allclose(out.total, torch.stack(terms).sum(), rtol=1e-5)
 
 
@@ -207,7 +207,7 @@ def test_a_batch_with_nothing_to_predict_reaches_every_weight(best_rq: BestRQ, s
     """Ranks wait for each other's gradients, so that a weight without one would hang a run."""
     out = best_rq(*noise(samples / 16_000), torch.full((1, -(-samples // 160)), masked))
     out.total.backward()
-    assert out.n_targets == 0 and out.total == 0 and out.hits == 0
+    assert out.targets.numel() == 0 and out.total == 0 and out.hits == 0
     assert all(weight.grad is not None and not weight.grad.any() for weight in best_rq.parameters())
 
 
@@ -220,7 +220,7 @@ def test_training_lowers_the_loss_and_leaves_the_codebooks_alone(best_rq: BestRQ
     for _ in range(25):
         torch.manual_seed(0)
         out = best_rq(*clips, mask)
-        losses.append((out.total / out.n_targets).item())
+        losses.append((out.total / out.targets.numel()).item())
         optimizer.zero_grad()
         out.total.backward()
         optimizer.step()

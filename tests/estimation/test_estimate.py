@@ -136,8 +136,7 @@ def test_private_names_of_pytorch_are_still_there() -> None:
     """A new PyTorch that breaks this breaks estimates: mend the first lines of estimation/meta_tensor.py."""
     operations = (*meta_tensor.INDEXING, meta_tensor.CHOOSE_ATTENTION)
     assert all(isinstance(operation, torch._ops.OpOverload) for operation in operations)
-    attention = (meta_tensor.CPU_ATTENTION, meta_tensor.CPU_ATTENTION_BACKWARD)
-    assert all(isinstance(packet, torch._ops.OpOverloadPacket) for packet in attention)
+    assert all(isinstance(packet, torch._ops.OpOverloadPacket) for packet in meta_tensor.CPU_ATTENTION)
     x, aten = torch.zeros(2, 2), torch.ops.aten
     assert meta_tensor.storage_key(x.untyped_storage()) == meta_tensor.storage_key(x[0].untyped_storage())
     assert meta_tensor.is_in_place(aten.add_.Tensor) and not meta_tensor.is_in_place(aten.add.Tensor)

@@ -196,7 +196,7 @@ def test_the_loss_is_a_mean_over_the_frames_of_all_ranks(write: Write, monkeypat
     module, clips = begin(recipe), found(write()).train
     crops = Crops(clips, 60.0, Masking(), 3, "train")
     batches = [crops[Rows(0, [0, 4, 8])], crops[Rows(0, [3])]]
-    counts = [module.loss(batch).n_targets for batch in batches]
+    counts = [module.loss(batch).targets.numel() for batch in batches]
     assert counts[0] != counts[1]
 
     def step(batch: Batch, ranks: int, everywhere: int) -> torch.Tensor:

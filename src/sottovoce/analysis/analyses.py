@@ -1,6 +1,7 @@
 """The five layer-wise analyses: which of them the utterances' labels allow, and the inputs of each."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,6 @@ from sottovoce.evaluation.layers.split import Curve
 from sottovoce.llms.hidden_states import HiddenStates
 
 TOPIC = "topic"
-
 Job = Callable[[], Curve]
 
 
@@ -31,7 +31,7 @@ class LabelledStates(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StatesOfUtterances:
+class UtteranceStates:
     """Utterances with speaker and words, the LLM's states for them, row by row, and the size of its vocabulary."""
 
     utterances: Sequence[Utterance]
@@ -43,12 +43,9 @@ class StatesOfUtterances:
         rows = [row for row, label in enumerate(labels) if label is not None]
         pooled: States = self.states.pooled.numpy()
         known = [self.utterances[row] for row in rows]
-        return LabelledStates(
-            pooled if len(rows) == len(pooled) else pooled[rows],
-            [label for label in labels if label is not None],
-            [str(u.speaker) for u in known],
-            [str(u.text) for u in known],
-        )
+        speakers, texts = [str(u.speaker) for u in known], [str(u.text) for u in known]
+        states = pooled if len(rows) == len(pooled) else pooled[rows]
+        return LabelledStates(states, [label for label in labels if label is not None], speakers, texts)
 
 
 def run_analyses(jobs: Mapping[str, Job], progress: Progress) -> tuple[dict[str, Curve], dict[str, str]]:
@@ -62,12 +59,8 @@ def run_analyses(jobs: Mapping[str, Job], progress: Progress) -> tuple[dict[str,
     return curves, left_out
 
 
-def plan_analyses(read: StatesOfUtterances, recipe: AnalysisRecipe) -> dict[str, Job]:
-    """The analyses by name, in the order of the paper, ready to be run.
-
-    Raises:
-        ConfigError: an attribute or an intent is named that no utterance has.
-    """
+def plan_analyses(read: UtteranceStates, recipe: AnalysisRecipe) -> dict[str, Job]:
+    """The analyses by name, in the order of the paper, ready to be run; see `attributes` and `intents`."""
     names, seed = attributes(read.utterances, recipe), recipe.seed
     known = {name: read.labelled([u.labels.get(name) for u in read.utterances]) for name in names}
     intended = read.labelled(intents(read.utterances, recipe))
@@ -97,13 +90,11 @@ def _without_intent() -> NoReturn:
 def attributes(utterances: Sequence[Utterance], recipe: AnalysisRecipe) -> list[str]:
     """The labels to probe: those that the recipe names, or all that have two values and are not the intent.
 
-    Raises:
-        ConfigError: the recipe names a label that no utterance has.
+    A label that no utterance has is a ConfigError, here and in `intents`.
     """
-    values: dict[str, set[str]] = {}
-    for utterance in utterances:
-        for name, label in utterance.labels.items():
-            values.setdefault(name, set()).add(label)
+    values: dict[str, set[str]] = defaultdict(set)
+    for name, label in (pair for utterance in utterances for pair in utterance.labels.items()):
+        values[name].add(label)
     if recipe.attributes is None:
         return sorted(name for name, labels in values.items() if len(labels) > 1 and name != recipe.intent)
     for name in recipe.attributes:
@@ -114,16 +105,12 @@ def attributes(utterances: Sequence[Utterance], recipe: AnalysisRecipe) -> list[
 
 
 def intents(utterances: Sequence[Utterance], recipe: AnalysisRecipe) -> list[str | None]:
-    """What each utterance is about, None where that is not known.
-
-    Raises:
-        ConfigError: the recipe names a label, or keywords, that no utterance has.
-    """
+    """What each utterance is about, None where that is not known."""
     if recipe.keywords:
         of_each = [_keyword(u, set(recipe.keywords)) for u in utterances]
         if not any(of_each):
-            message = f"keywords: no text has exactly one of {', '.join(recipe.keywords[:5])}, ..."
-            raise ConfigError(message, code="empty", where="keywords")
+            told = f"no text has exactly one of {', '.join(recipe.keywords[:5])}, ..."
+            raise ConfigError.at("keywords", "empty", told)
         return of_each
     if recipe.intent == TOPIC:
         return [u.topic for u in utterances]

@@ -16,18 +16,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from sottovoce.analysis.analyses import (
-    StatesOfUtterances,
-    attributes,
-    intent_words,
-    intents,
-    plan_analyses,
-    run_analyses,
-)
+from sottovoce.analysis.analyses import UtteranceStates, attributes, intent_words, intents, plan_analyses, run_analyses
 from sottovoce.analysis.config import AnalysisRecipe, load
-from sottovoce.analysis.hidden_states import collect_states, load_states, save_states, states_key
+from sottovoce.analysis.hidden_states import cached_states
 from sottovoce.data.examples import Example
-from sottovoce.data.manifest import read_manifest, refuse
+from sottovoce.data.manifest import read_manifest
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError, MissingError
 from sottovoce.evaluation.layers.html import layer_page
@@ -36,9 +29,7 @@ from sottovoce.evaluation.layers.split import LAYERS, RULE, Curve, Split, propos
 from sottovoce.io import atomic_write, file_sha256
 from sottovoce.lightning_modules.bundle import WEIGHTS, fingerprints, read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.llms.hidden_states import HiddenStates
 from sottovoce.serving.chat import wording
-from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.splits import build_tasks, choices_of, read_splits
 
 STATES, PICTURE, PAGE = "states.safetensors", "layers.png", "layers.html"
@@ -54,14 +45,16 @@ def analyze(bundle: str, config: str, overrides: Sequence[str] = ()) -> None:
     attributes(utterances, recipe)  # names that match nothing are refused before the work
     intents(utterances, recipe)
     instruction = wording(module, recipe.task) if recipe.instruction is None else recipe.instruction
+    examples = [_example(module, utterance, instruction) for utterance in utterances]
     model = {**fingerprints(module), "trained": file_sha256(Path(bundle) / WEIGHTS)}
     with Progress(console=console) as progress:
-        states = _states(module, utterances, instruction, model, recipe, out / STATES, progress)
+        states = cached_states(module, examples, model, out / STATES, recipe.batch_size, progress)
         vocabulary = module.llm.model.get_output_embeddings().weight.shape[0]  # type: ignore[no-untyped-call]
-        jobs = plan_analyses(StatesOfUtterances(utterances, states, vocabulary), recipe)
+        jobs = plan_analyses(UtteranceStates(utterances, states, vocabulary), recipe)
         curves, left_out = run_analyses(jobs, progress)
     split = propose(curves)
-    report = layer_report(curves, left_out, split, utterances, recipe, instruction, model)
+    report = layer_report(curves, left_out, split, examples, intent_words(recipe))
+    report |= {"model": model, "analysis": recipe.plain()}
     out.mkdir(parents=True, exist_ok=True)
     try:
         layer_picture(curves, split, left_out, out / PICTURE)
@@ -77,19 +70,11 @@ def analyze(bundle: str, config: str, overrides: Sequence[str] = ()) -> None:
 
 
 def analysed_utterances(module: SpeechLLM, recipe: AnalysisRecipe) -> list[Utterance]:
-    """The utterances with speaker and words, and not more than the recipe's limit.
-
-    Raises:
-        ManifestError: none is left.
-    """
+    """The utterances with speaker and words, and not more than the recipe's limit; ManifestError if none is left."""
     if recipe.manifest:
-        manifest = read_manifest(
-            Path(recipe.manifest),
-            choices=choices_of(build_tasks(module.recipe)),
-            policy=module.recipe.data.policy,
-            root=Path(recipe.root) if recipe.root else None,
-            allow=[Path(folder) for folder in recipe.allow],
-        )
+        choices, policy = choices_of(build_tasks(module.recipe)), module.recipe.data.policy
+        root, allow = Path(recipe.root) if recipe.root else None, [Path(folder) for folder in recipe.allow]
+        manifest = read_manifest(Path(recipe.manifest), choices=choices, policy=policy, root=root, allow=allow)
         utterances, source = manifest.utterances, recipe.manifest
     else:
         utterances = read_splits(module.recipe).splits[recipe.split].utterances
@@ -115,43 +100,16 @@ def _limited(utterances: list[Utterance], limit: int | None, seed: int) -> list[
     return [u for u in utterances if u.text in taken]
 
 
-def _states(
-    module: SpeechLLM,
-    utterances: list[Utterance],
-    instruction: str,
-    model: dict[str, str],
-    recipe: AnalysisRecipe,
-    file: Path,
-    progress: Progress,
-) -> HiddenStates:
-    """The states of all utterances: from the file if it was written for these, and into it otherwise.
-
-    Every slot holds speech; the context of a dialogue is left out: only voices and words are to differ.
-    """
-    place, sources = module.recipe.instructions, dict.fromkeys(module.slots, "speech")
-    alone = [replace(u, context=()) for u in utterances]
-    examples = [Example(u, "analysis", instruction, (), sources, frozenset(), None, place) for u in alone]
-    key = states_key(model, examples)
-    if (cached := load_states(file, key)) is not None:
-        return cached
-    reader = AudioReader(module.encoder, None, module.recipe.data.max_seconds)
-    if faults := reader.prepare(module.encoder, [u.audio for u in utterances], progress):
-        refuse(f"{len(faults)} clips cannot be used:", faults)
-    states = collect_states(module, examples, reader.read, recipe.batch_size, progress)
-    save_states(file, key, states)
-    return states
+def _example(module: SpeechLLM, utterance: Utterance, instruction: str) -> Example:
+    """Speech in every slot, without the context of a dialogue: only voices and words are to differ."""
+    alone, sources = replace(utterance, context=()), dict.fromkeys(module.slots, "speech")
+    return Example(alone, "analysis", instruction, (), sources, frozenset(), None, module.recipe.instructions)
 
 
 def layer_report(
-    curves: Mapping[str, Curve],
-    left_out: Mapping[str, str],
-    split: Split,
-    utterances: Sequence[Utterance],
-    recipe: AnalysisRecipe,
-    instruction: str,
-    model: Mapping[str, str],
+    curves: Mapping[str, Curve], left_out: Mapping[str, str], split: Split, heard: Sequence[Example], intent: str
 ) -> dict[str, Any]:
-    """The content of `layers.json`."""
+    """The content of `layers.json`, but for the model and the recipe."""
     return {
         "layers": split.layers,
         "paralinguistic": list(split.paralinguistic),
@@ -163,33 +121,26 @@ def layer_report(
         "curves": {name: asdict(curve) for name, curve in curves.items()},
         "left_out": dict(left_out),
         "heard": {
-            "utterances": len(utterances),
-            "speakers": len({u.speaker for u in utterances}),
-            "texts": len({u.text for u in utterances}),
-            "instruction": instruction,
-            "intent": intent_words(recipe),
+            "utterances": len(heard),
+            "speakers": len({e.utterance.speaker for e in heard}),
+            "texts": len({e.utterance.text for e in heard}),
+            "instruction": heard[0].instruction,
+            "intent": intent,
         },
-        "model": dict(model),
-        "analysis": recipe.plain(),
     }
 
 
 def _print_summary(console: Console, curves: Mapping[str, Curve], left_out: Mapping[str, str], split: Split) -> None:
     table = Table("analysis", "input of the LLM", "best layer", "last layer", "chance")
     for name, curve in curves.items():
-        best = 1 + max(range(split.layers), key=lambda layer: curve.value[1 + layer])
-        table.add_row(
-            name,
-            _cell(curve, 0),
-            f"{best - 1}: {_cell(curve, best)}",
-            _cell(curve, split.layers),
-            f"{curve.chance[0]:.3g}",
-        )
+        best = max(range(split.layers), key=lambda layer: curve.value[1 + layer])
+        first, highest, last = (_cell(curve, state) for state in (0, 1 + best, split.layers))
+        table.add_row(name, first, f"{best}: {highest}", last, f"{curve.chance[0]:.3g}")
     console.print(table)
     for name, reason in left_out.items():
         console.print(f"left out  {name}: {reason}", markup=False, highlight=False)
-    (first, last), (begin, end) = split.paralinguistic, split.semantic
-    console.print(f"split    paralinguistic {first}-{last}, semantic {begin}-{end}, of 0-{split.layers - 1}")
+    voice, meaning = ("{}-{}".format(*layers) for layers in (split.paralinguistic, split.semantic))
+    console.print(f"split    paralinguistic {voice}, semantic {meaning}, of 0-{split.layers - 1}")
     console.print(f"         {split.words}", markup=False, highlight=False)
 
 

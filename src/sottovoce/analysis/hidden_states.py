@@ -10,20 +10,19 @@ from rich.progress import Progress
 from safetensors import SafetensorError
 
 from sottovoce.data.examples import Batch, Example, Read, collate
+from sottovoce.data.manifest import refuse
 from sottovoce.io import file_sha256
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.hidden_states import HiddenStates, read_hidden_states
 from sottovoce.tensor_files import read_metadata, read_tensors, write_tensors
+from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.spoken_prompt import dialogue_of, speech_positions
 
 VERSION = 1  # of what is cached: a new number makes old files anew
 
 
 def batch_states(module: SpeechLLM, batch: Batch) -> HiddenStates:
-    """States of the LLM for each example of a batch, averaged over the positions of its own spoken turn.
-
-    All slots that hold speech count, also where there are several; speech of the context does not.
-    """
+    """States of the LLM for each example of a batch, averaged over all speech of its turn, none of its context."""
     prompts = [module.llm.chat.prompt(dialogue_of(example, module.slots)) for example in batch.examples]
     speech = module.speech_embeddings(batch, prompts)[0]
     inputs = [module.llm.embed(prompt, speech) for prompt in prompts]  # rows of (tokens, llm_dim)
@@ -55,6 +54,21 @@ def states_key(model: dict[str, str], examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
+def cached_states(
+    module: SpeechLLM, examples: list[Example], model: dict[str, str], file: Path, batch_size: int, progress: Progress
+) -> HiddenStates:
+    """The states of all examples: from the file if it was written for these, and into it otherwise."""
+    key = states_key(model, examples)
+    if (cached := load_states(file, key)) is not None:
+        return cached
+    reader = AudioReader(module.encoder, None, module.recipe.data.max_seconds)
+    if faults := reader.prepare(module.encoder, [e.utterance.audio for e in examples], progress):
+        refuse(f"{len(faults)} clips cannot be used:", faults)
+    states = collect_states(module, examples, reader.read, batch_size, progress)
+    save_states(file, key, states)
+    return states
+
+
 def load_states(file: Path, key: str) -> HiddenStates | None:
     """States that `save_states` has written with this key; None if there are none, or damaged or other ones."""
     try:
@@ -64,5 +78,4 @@ def load_states(file: Path, key: str) -> HiddenStates | None:
 
 
 def save_states(file: Path, key: str, states: HiddenStates) -> None:
-    """Write states, in float32, as safetensors."""
     write_tensors(file, states._asdict(), {"key": key})

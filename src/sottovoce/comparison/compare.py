@@ -2,24 +2,15 @@
 
 import glob
 import os
-import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from rich.console import Console
 
-from sottovoce.comparison.finished_runs import (
-    FinishedRun,
-    Reply,
-    read_run,
-    refuse_incomparable,
-    reply_of,
-    settings,
-    without_seed,
-)
+from sottovoce.comparison.finished_runs import FinishedRun, Reply, read_run, refuse_incomparable, reply_of, settings
 from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.evaluation.awareness import AWARENESS
 from sottovoce.evaluation.metrics import Measure
@@ -39,13 +30,8 @@ Measured = Mapping[Key, Mapping[str, Seeds]]  # score -> system -> seed -> what 
 def compare(runs: Sequence[str], out: str | None = None, against: str | None = None) -> None:
     """The command: a table in the terminal, `comparison.csv`, and `comparison.html`, which needs nothing but itself.
 
-    Args:
-        runs: folders; a pattern such as `runs/*/full` stands for all that match.
-        out: folder of the files; `comparison` beside the runs if absent.
-        against: the system that the others are held against; the first if absent.
-
-    Raises:
-        SottovoceError: a folder is no finished run, or the runs cannot be compared, with every reason.
+    A pattern such as `runs/*/full` stands for all folders that match. The files go to `out`, or to `comparison` beside
+    the runs; the systems are held against the one called `against`, or the first.
     """
     paths = [Path(name) for folder in runs for name in _matching(folder)]
     comparison = compare_runs([read_run(path) for path in paths], against)
@@ -71,21 +57,17 @@ def _matching(folder: str) -> list[str]:
 
 
 def _beside(folders: Sequence[Path]) -> Path:
-    parents = [str(folder.resolve().parent) for folder in folders]
+    parents = [folder.resolve().parent for folder in folders]
     return Path(os.path.relpath(os.path.commonpath(parents))) / "comparison"
 
 
 def compare_runs(runs: Sequence[FinishedRun], against: str | None = None) -> Comparison:
-    """Group runs into systems, and hold these side by side.
-
-    Raises:
-        SottovoceError: there are fewer than two runs, they cannot be compared, or no system is called `against`.
-    """
+    """Group runs into systems, and hold these side by side; a SottovoceError says every reason why they cannot be."""
     if len(runs) < 2:
         raise ConfigError(f"a comparison needs at least two runs, got {len(runs)}", code="empty", where="runs")
     refuse_incomparable(runs)
     systems = grouped(runs)
-    return comparison_of(described(systems), measured(systems), against or next(iter(systems)), remarks_on(systems))
+    return comparison_of(described(systems), measured(systems), against or next(iter(systems)), [*remarks_on(systems)])
 
 
 def grouped(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
@@ -93,37 +75,22 @@ def grouped(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
 
     A system is called as its runs are, without what speaks of the seed and without what all systems share.
     """
-    groups: list[tuple[dict[str, Any], list[FinishedRun]]] = []
+    groups: list[list[FinishedRun]] = []
     for run in runs:
-        made = settings(run)
-        mates = next((g for known, g in groups if known == made and run.seed not in [r.seed for r in g]), None)
-        if mates is None:
-            groups.append((made, [run]))
+        same = [g for g in groups if settings(g[0]) == settings(run) and run.seed not in [mate.seed for mate in g]]
+        if same:
+            same[0].append(run)
         else:
-            mates.append(run)
-    names = _short([_name(group[0]) for _, group in groups])
-    counts = Counter(names)
-    seen: Counter[str] = Counter()
+            groups.append([run])
+    parts = [group[0].name for group in groups]
+    folders = zip(*(name[:-1] for name in parts), strict=False)
+    shared = len([*takewhile(lambda level: len({*level}) == 1, folders)])
+    names = ["/".join(name[shared:]) for name in parts]
     systems = {}
-    for name, (_, group) in zip(names, groups, strict=True):
-        seen[name] += 1
-        systems[f"{name} #{seen[name]}" if counts[name] > 1 else name] = sorted(group, key=lambda run: run.seed)
+    for row, (name, group) in enumerate(zip(names, groups, strict=True), 1):
+        number = f" #{names[:row].count(name)}" if names.count(name) > 1 else ""
+        systems[name + number] = sorted(group, key=lambda run: run.seed)
     return systems
-
-
-def _name(run: FinishedRun) -> list[str]:
-    """The run's name in parts, without the seed."""
-    parts = str(without_seed(str(run.recipe.get("name", run.folder.name)), run.seed)).split("/")
-    plain = [re.sub(r"(?i)[-_.]?seed[-_=]?\*", "", part) for part in parts]
-    return [part for part in plain if part] or [run.folder.name]
-
-
-def _short(names: Sequence[list[str]]) -> list[str]:
-    """Joined, without the folders that all of them lie in."""
-    shared = 0
-    while all(len(name) > shared + 1 and name[shared] == names[0][shared] for name in names):
-        shared += 1
-    return ["/".join(name[shared:]) for name in names]
 
 
 def described(systems: Systems) -> dict[str, System]:
@@ -168,51 +135,34 @@ def _labelled(runs: Sequence[FinishedRun]) -> set[Reply]:
 
 
 def _scores(run: FinishedRun, labelled: set[Reply]) -> dict[Key, Measure]:
-    """Every score of a run.
-
-    Raises:
-        ConfigError: a metric gives another number than the run wrote down: it was scored by another definition.
-    """
+    """Every score of a run, which was scored by other definitions if a metric gives another number than it wrote."""
     written = {Key(r.task, r.metric, r.slots): r.value for r in run.records}
     found = {}
     for due in scores_due(run.predictions):
-        key = Key(due.task, due.name, due.slots)
-        measure = due.metric.measure(due.rows)
+        key, measure = Key(due.task, due.name, due.slots), due.metric.measure(due.rows)
         if key in written and abs(measure.value - written[key]) > CLOSE:
-            raise ConfigError(
-                f"these runs cannot be compared: {run.folder}: {key.task}, {key.metric}, {key.slots} is "
+            told = f"these runs cannot be compared: {run.folder}: {key.task}, {key.metric}, {key.slots} is "
+            told += (
                 f"{written[key]:.6f} in its results.json, but {measure.value:.6f} as it is defined now: delete that "
-                "file and run the recipe again, which scores anew and does not train",
-                code="mismatch",
-                where=run.folder / "evaluation" / "results.json",
             )
+            told += "file and run the recipe again, which scores anew and does not train"
+            raise ConfigError(told, code="mismatch", where=run.folder / "evaluation" / "results.json")
         if due.name in AWARENESS:
             rows = [row for row in due.rows if reply_of(row) in labelled]
             if not rows:
                 raise SottovoceError(f"{due.task}, {due.slots}: no reply was labelled in every run", code="empty")
             measure = due.metric.measure(rows)
         found[key] = measure
-    if run.text:
-        found |= {
-            Key(TASK, metric, SLOTS): measure
-            for metric, measure in retention_measures(*run.text).items()
-            if not metric.endswith("_before")  # of the LLM that all start from
-        }
-    return found
+    kept = retention_measures(*run.text) if run.text else {}
+    after = {name: measure for name, measure in kept.items() if not name.endswith("_before")}  # of whence all start
+    return found | {Key(TASK, name, SLOTS): measure for name, measure in after.items()}
 
 
-def remarks_on(systems: Systems) -> list[str]:
+def remarks_on(systems: Systems) -> Iterator[str]:
     """What is not the same about the runs, and does not keep them from being compared."""
-    runs = [run for group in systems.values() for run in group]
-    return [*_seeds_differ(systems), *_elsewhere(runs), *_targets_differ(runs)]
-
-
-def _seeds_differ(systems: Systems) -> Iterator[str]:
     if len({tuple(run.seed for run in group) for group in systems.values()}) > 1:
         yield "The systems have other seeds, or not equally many: their spreads are not of the same kind."
-
-
-def _elsewhere(runs: Sequence[FinishedRun]) -> Iterator[str]:
+    runs = [run for group in systems.values() for run in group]
     for what in ("device", "threads"):
         values = sorted({str(run.environment.get(what)) for run in runs})
         if len(values) > 1:
@@ -220,9 +170,6 @@ def _elsewhere(runs: Sequence[FinishedRun]) -> Iterator[str]:
     commits = sorted({str(run.environment.get("commit"))[:8] for run in runs})
     if len(commits) > 1:
         yield f"Ran at other commits: {', '.join(commits)}."
-
-
-def _targets_differ(runs: Sequence[FinishedRun]) -> Iterator[str]:
     targets = [(run.seed, {reply_of(p): p.target for p in run.predictions}) for run in runs]
     seed, first = targets[0]
     others = [other for number, other in targets if number != seed]

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,63 +16,46 @@ from sottovoce.evaluation.records import Record, read_predictions, read_results
 from sottovoce.evaluation.retention import RetentionScore, read_scores
 from sottovoce.io import file_sha256
 from sottovoce.scoring.text_retention import AFTER, BEFORE
-from sottovoce.training.run_folder import RECIPE
+from sottovoce.training.run_folder import recipe_file
 
 # Keys of a recipe that say which run of a system it is, or how it is run, and not what is run.
 OF_THE_RUN = (
-    "name",
-    "seed",
-    "output_dir",
-    "checkpoint_every",
-    "data.cache",
-    "data.num_workers",
-    "trainer.enable_progress_bar",
-)
+    "name", "seed", "output_dir", "checkpoint_every", "data.cache", "data.num_workers", "trainer.enable_progress_bar",
+)  # fmt: skip
 Question = tuple[str, str]  # task, slots
 Reply = tuple[str, str, str]  # task, slots, id of the utterance
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that has been scored.
-
-    Args:
-        folder: of the run.
-        recipe: all of it.
-        environment: what it ran on.
-        records: its scores, as it wrote them.
-        predictions: what it said, in an order that all runs share.
-        stages: (name, what its `done.json` says), in their order.
-        text: scores on text prompts before and after; None where there are none.
-    """
+    """A run that has been scored."""
 
     folder: Path
     recipe: Tree
-    environment: dict[str, Any]
-    records: list[Record]
-    predictions: list[Prediction]
-    stages: list[tuple[str, dict[str, Any]]]
-    text: tuple[RetentionScore, RetentionScore] | None
+    environment: dict[str, Any]  # what it ran on
+    records: list[Record]  # its scores, as it wrote them
+    predictions: list[Prediction]  # by task, slots and utterance
+    stages: list[tuple[str, dict[str, Any]]]  # (name, what its `done.json` says), in their order
+    text: tuple[RetentionScore, RetentionScore] | None  # scores on text prompts, before and after
 
     @property
     def seed(self) -> int:
         return int(self.recipe.get("seed", 0))
 
     @property
-    def llm(self) -> Any:
-        return (self.recipe.get("llm") or {}).get("checkpoint")
+    def name(self) -> list[str]:
+        """In parts, without the seed."""
+        parts = str(without_seed(str(self.recipe.get("name", self.folder.name)), self.seed)).split("/")
+        plain = [re.sub(r"(?i)[-_.]?seed[-_=]?\*", "", part) for part in parts]
+        return [part for part in plain if part] or [self.folder.name]
 
-    @property
-    def max_new_tokens(self) -> Any:
-        return (self.recipe.get("evaluation") or {}).get("max_new_tokens")
+    def section(self, name: str) -> Tree:
+        """A part of the recipe; empty where it is not there, or null."""
+        return self.recipe.get(name) or {}
 
     @property
     def by_question(self) -> dict[Question, list[Prediction]]:
-        """Predictions by task and slots."""
-        found: dict[Question, list[Prediction]] = {}
-        for prediction in self.predictions:
-            found.setdefault((prediction.task, prediction.slots), []).append(prediction)
-        return found
+        return {key: list(rows) for key, rows in groupby(self.predictions, key=lambda p: (p.task, p.slots))}
 
 
 def reply_of(prediction: Prediction) -> Reply:
@@ -85,17 +69,14 @@ def read_run(folder: Path) -> FinishedRun:
         MissingError: it is no run, or has not been scored.
         SottovoceError: a file in it cannot be read.
     """
-    if not (folder / RECIPE).is_file():
-        message = f"{folder} is not a run: there is no {RECIPE} in it. `sottovoce fit` makes one"
-        raise MissingError(message, where=folder / RECIPE)
-    scores = folder / "evaluation"
+    recipe, scores = recipe_file(folder), folder / "evaluation"
     if not (scores / "results.json").is_file():
         message = f"{folder} has no scores yet: run its recipe to the end (`sottovoce fit` goes on)"
         raise MissingError(message, where=scores / "results.json")
     scored = (scores / BEFORE).is_file() and (scores / AFTER).is_file()
     return FinishedRun(
         folder,
-        _recipe(folder / RECIPE),
+        _recipe(recipe),
         _json(folder / "environment.json"),
         read_results(scores),
         sorted(read_predictions(scores), key=reply_of),
@@ -105,9 +86,8 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 def _recipe(file: Path) -> Tree:
-    found = read_yaml(file)
-    if not isinstance(found, dict):
-        raise SottovoceError(f"{file}: no recipe: it is not a mapping of keys to values", code="damaged", where=file)
+    if not isinstance(found := read_yaml(file), dict):
+        raise SottovoceError.at(file, "damaged", "no recipe: it is not a mapping of keys to values")
     return found
 
 
@@ -117,9 +97,9 @@ def _json(file: Path) -> dict[str, Any]:
     except OSError:
         raise MissingError(f"{file} is not there, which every run writes; is the folder whole?", where=file) from None
     except (ValueError, RecursionError) as error:
-        raise SottovoceError(f"{file}: not JSON: {error}", code="damaged", where=file) from None
+        raise SottovoceError.at(file, "damaged", f"not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise SottovoceError(f"{file}: a JSON object is needed", code="damaged", where=file)
+        raise SottovoceError.at(file, "damaged", "a JSON object is needed")
     return found
 
 
@@ -133,17 +113,14 @@ def flat(tree: Tree, before: str = "") -> dict[str, Any]:
     """Nested dicts as `key.sub` -> value; lists are values. An empty dict is a value, too."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{before}{key}.")
-        else:
-            found[f"{before}{key}"] = value
+        name = f"{before}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
     return found
 
 
 def settings(run: FinishedRun) -> dict[str, Any]:
     """What is run, by flat key: the recipe without what is the run's alone. The seed in a path is written `*`."""
-    kept = flat(run.recipe)
-    return {key: without_seed(value, run.seed) for key, value in kept.items() if key not in OF_THE_RUN}
+    return {key: value for key, value in flat(without_seed(run.recipe, run.seed)).items() if key not in OF_THE_RUN}
 
 
 def without_seed(value: Any, seed: int) -> Any:
@@ -158,14 +135,9 @@ def without_seed(value: Any, seed: int) -> Any:
 
 
 def refuse_incomparable(runs: Sequence[FinishedRun]) -> None:
-    """Check that every run can be held against the first.
-
-    Raises:
-        ConfigError: with every reason why not: other test data, other questions, other metrics.
-    """
+    """Check that every run can be held against the first; a ConfigError has every reason why not."""
     if faults := incomparable(runs):
-        reasons = "\n".join(f"  {fault}" for fault in faults)
-        message = f"these runs cannot be compared:\n{reasons}"
+        message = "\n  ".join(["these runs cannot be compared:", *map(str, faults)])
         raise ConfigError(message, code="mismatch", where=faults[0].where, faults=faults)
 
 
@@ -203,16 +175,15 @@ Reasons = Iterator[tuple[str, str]]  # a recipe's key, or <task>.<slots>.<what o
 
 
 def _tasks(first: FinishedRun, run: FinishedRun) -> Reasons:
-    if not run.by_question.keys() & first.by_question.keys():
-        ours, theirs = (
-            ", ".join(f"{task} ({slots})" for task, slots in sorted(each.by_question)) for each in (run, first)
-        )
+    sides = [sorted(each.by_question) for each in (run, first)]
+    if not {*sides[0]} & {*sides[1]}:
+        ours, theirs = (", ".join(f"{task} ({slots})" for task, slots in side) for side in sides)
         yield "evaluation.tasks", f"other tasks: {ours} and {theirs}"
 
 
 def _test_side(first: FinishedRun, run: FinishedRun) -> Reasons:
     """Other test manifests: by their names, unless their bytes are the same; of a corpus, by its type."""
-    sides = [without_seed((each.recipe.get("data") or {}), each.seed) for each in (run, first)]
+    sides = [without_seed(each.section("data"), each.seed) for each in (run, first)]
     corpora = [(side.get("corpus") or {}).get("type") for side in sides]
     if corpora[0] != corpora[1]:
         yield "data.corpus", f"other test data: data.corpus is {corpora[0]} and {corpora[1]}"
@@ -223,13 +194,9 @@ def _test_side(first: FinishedRun, run: FinishedRun) -> Reasons:
 
 
 def _same_bytes(*runs: FinishedRun) -> bool:
-    sides = [
-        [Path(str(node.get("manifest"))) for node in (run.recipe.get("data") or {}).get("test") or []] for run in runs
-    ]
-    if not all(files and all(file.is_file() for file in files) for files in sides):
-        return False
-    first, second = ([file_sha256(file) for file in files] for files in sides)
-    return first == second
+    sides = [[Path(str(node.get("manifest"))) for node in run.section("data").get("test") or []] for run in runs]
+    there = all(files and all(file.is_file() for file in files) for files in sides)
+    return there and len({tuple(file_sha256(file) for file in files) for files in sides}) == 1
 
 
 def _questions(first: FinishedRun, run: FinishedRun) -> Reasons:
@@ -240,14 +207,15 @@ def _questions(first: FinishedRun, run: FinishedRun) -> Reasons:
             if ours.get(name) != theirs.get(name):
                 where = f"tasks.{task}.{name}"
                 yield where, f"other questions: {where} is {ours.get(name)} and {theirs.get(name)}"
-    if run.max_new_tokens != first.max_new_tokens:
-        where = "evaluation.max_new_tokens"
-        yield where, f"other answers: {where} is {run.max_new_tokens} and {first.max_new_tokens}"
+    where = "evaluation.max_new_tokens"
+    longest, other = (each.section("evaluation").get("max_new_tokens") for each in (run, first))
+    if longest != other:
+        yield where, f"other answers: {where} is {longest} and {other}"
 
 
 def _options(run: FinishedRun, task: str) -> Tree:
-    scored = (run.recipe.get("evaluation") or {}).get("task_overrides") or {}
-    return {**((run.recipe.get("tasks") or {}).get(task) or {}), **(scored.get(task) or {})}
+    scored = run.section("evaluation").get("task_overrides") or {}
+    return {**(run.section("tasks").get(task) or {}), **(scored.get(task) or {})}
 
 
 def _rows(theirs: list[Prediction], ours: list[Prediction], first: FinishedRun, run: FinishedRun) -> Reasons:
@@ -259,7 +227,8 @@ def _rows(theirs: list[Prediction], ours: list[Prediction], first: FinishedRun, 
         yield f"{where}.id", f"{where}: other test data: {counts} (is evaluation.limit the same?)"
         return
     # wordings of questions are drawn by seed, and the targets that an LLM makes may follow them
-    same_targets = run.seed == first.seed or run.llm != first.llm
+    llms = [each.section("llm").get("checkpoint") for each in (run, first)]
+    same_targets = run.seed == first.seed or llms[0] != llms[1]
     for what in ("label", "speaker", "category", "topic", *(("target", "rivals") if same_targets else ())):
         other = [a.id for a, b in zip(ours, theirs, strict=True) if getattr(a, what) != getattr(b, what)]
         if other:

@@ -68,29 +68,19 @@ def _is_finished(recipe: Recipe) -> bool:
 
 
 def compare_systems(recipe: TableRecipe, console: Console) -> Comparison:
-    """Hold the systems of a table against each other, where they were asked the same.
-
-    Raises:
-        ConfigError: the seeds of a system were not scored on the same utterances.
-    """
-    runs: Runs = {
-        name: [read_run(system_recipe(recipe, name, seed).folder) for seed in recipe.seeds] for name in recipe.systems
-    }
-    for group in runs.values():
-        refuse_incomparable(group)
-    unpaired = {
-        frozenset((one, other)): faults[0]
-        for one, other in combinations(runs, 2)
-        if (faults := incomparable([*runs[one], *runs[other]]))
-    }
+    """Hold the systems of a table against each other, where they were asked the same, as its seeds must be."""
+    runs: Runs = {}
+    for name in recipe.systems:
+        runs[name] = [read_run(system_recipe(recipe, name, seed).folder) for seed in recipe.seeds]
+        refuse_incomparable(runs[name])
+    pairs = {frozenset(pair): incomparable([*runs[pair[0]], *runs[pair[1]]]) for pair in combinations(runs, 2)}
+    unpaired = {pair: faults[0] for pair, faults in pairs.items() if faults}
     of_a_pair = (name for name in runs if sum(name in pair for pair in unpaired) < len(runs) - 1)
-    systems = {
-        name: replace(system, title=recipe.systems[name].title, published=recipe.systems[name].paper)
-        for name, system in described(runs).items()
-    }
-    scores, remarks = dict(measured(runs)), remarks_on(runs)
-    for measure in (_bert_scores, _judgements, _probes):
-        found, notes = measure(recipe, runs, console)
+    systems = described(runs)
+    for name, node in recipe.systems.items():
+        systems[name] = replace(systems[name], title=node.title, published=node.paper)
+    scores, remarks = dict(measured(runs)), [*remarks_on(runs)]
+    for found, notes in (_bert_scores(recipe, runs), _judgements(recipe, runs, console), _probes(recipe, runs)):
         scores |= found
         remarks += notes
     remarks += [f"No difference of {' and '.join(sorted(pair))}: {reason}." for pair, reason in unpaired.items()]
@@ -102,7 +92,7 @@ def _replies(run: FinishedRun) -> list[Prediction]:
     return [p for p in run.predictions if (p.task, p.slots) == (RESPONSE, SLOTS)]
 
 
-def _bert_scores(recipe: TableRecipe, runs: Runs, console: Console) -> tuple[Measured, list[str]]:
+def _bert_scores(recipe: TableRecipe, runs: Runs) -> tuple[Measured, list[str]]:
     if not recipe.bert_score:
         return {}, []
     bert = BertScore(recipe.bert_score.checkpoint, layer=recipe.bert_score.layer)
@@ -136,9 +126,7 @@ def judged_in_all(scores: Mapping[str, Mapping[int, Mapping[str, float | None]]]
     A system of which a run has no score at all is left out, and costs the others nothing.
     """
     complete = {
-        name: seeds
-        for name, seeds in scores.items()
-        if all(any(score is not None for score in run.values()) for run in seeds.values())
+        name: seeds for name, seeds in scores.items() if not any({*run.values()} <= {None} for run in seeds.values())
     }
     runs = [run for seeds in complete.values() for run in seeds.values()]
     lost = {reply for run in runs for reply, score in run.items() if score is None}
@@ -150,19 +138,18 @@ def judged_in_all(scores: Mapping[str, Mapping[int, Mapping[str, float | None]]]
     return found
 
 
-def _probes(recipe: TableRecipe, runs: Runs, console: Console) -> tuple[Measured, list[str]]:
+def _probes(recipe: TableRecipe, runs: Runs) -> tuple[Measured, list[str]]:
     """A probe that learns from the training side and is tested on the test side, whose speakers are others."""
     found: dict[str, dict[int, Measure]] = {}
     for name in (name for name in runs if recipe.systems[name].probe):
         for seed in recipe.seeds:
             made = system_recipe(recipe, name, seed)
             splits = read_splits(made).splits
-            train = _labelled(splits["train"].utterances)[: recipe.probe_train]
-            test = _labelled(splits["test"].utterances)
-            tokens = _tokens(made, [*train, *test])
-            labels, speakers = [u.labels[EMOTION] for u in [*train, *test]], [str(u.speaker) for u in [*train, *test]]
-            held_out = [False] * len(train) + [True] * len(test)
-            result = probe(tokens.numpy(), labels, speakers, held_out=held_out)
+            train, test = (_labelled(splits[side].utterances) for side in ("train", "test"))
+            both = [*train[: recipe.probe_train], *test]
+            labels, speakers = [u.labels[EMOTION] for u in both], [str(u.speaker) for u in both]
+            held_out = [row >= len(both) - len(test) for row in range(len(both))]
+            result = probe(_tokens(made, both).numpy(), labels, speakers, held_out=held_out)
             found.setdefault(name, {})[seed] = accuracy.measure(result.predictions)
     return {Key(EMOTION, "probe", SLOTS): found} if found else {}, []
 

@@ -60,11 +60,7 @@ class TableRecipe(BaseRecipe):
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> TableRecipe:
-    """Read a table's recipe and check it, and every system's recipe for every seed, before anything is trained.
-
-    Raises:
-        ConfigError: with what is wrong, and where.
-    """
+    """Read a table's recipe and check it, and every system's recipe for every seed, before anything is trained."""
     table = TableRecipe.load(path, overrides)
     for name, system in table.systems.items():
         system.recipe = str(path.parent / system.recipe)
@@ -75,7 +71,6 @@ def load(path: Path, overrides: Iterable[str] = ()) -> TableRecipe:
 
 
 def system_recipe(table: TableRecipe, name: str, seed: int) -> Recipe:
-    """The recipe of one system with one seed."""
     return recipes.load(table.systems[name].recipe, overrides_for(table, seed))
 
 

@@ -131,6 +131,11 @@ class JudgeConfig:
     slots: list[str] = Field(default=["both"], description="heard how")
 
 
+Slots: TypeAlias = Annotated[dict[str, SlotConfig], without_nulls(SlotConfig)]
+Stages: TypeAlias = Annotated[dict[str, StageConfig], without_nulls(StageConfig)]
+Judges: TypeAlias = Annotated[dict[str, JudgeConfig], without_nulls(JudgeConfig)]
+
+
 @config_class
 class AwarenessConfig:
     """Who labels replies to paired data -1, 0 or +1 (PA-score and PA-rate), and whom that judge asks."""
@@ -150,9 +155,7 @@ class EvaluationConfig:
     limit: Count | None = Field(default=None, description="utterances a task; null: all")
     text: dict[str, SlotText] = Field(default={}, description="slot -> the text that targets are made of, if another")
     task_overrides: dict[str, dict[str, Any]] = Field(default={}, description="task -> knobs that it is scored with")
-    judges: Annotated[dict[str, JudgeConfig], without_nulls(JudgeConfig)] = Field(
-        default={}, description="name -> who judges replies"
-    )
+    judges: Judges = Field(default={}, description="name -> who judges replies")
     awareness: AwarenessConfig | None = Field(default=None, description="labels replies to paired data; null: the rule")
     retention: str | None = Field(default=None, description="JSONL of text prompts, asked before and after training")
 

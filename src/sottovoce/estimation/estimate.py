@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any, cast
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from sottovoce.config import recipe as recipes
 from sottovoce.config.recipe import Recipe
@@ -131,10 +131,8 @@ def _typical(order: BatchSampler, split: Split, ranks: int, count: int) -> list[
 
 def _memory(module: SpeechLLM, cost: Cost, strategy: str, ranks: int) -> int:
     """Bytes that a process takes at its peak: weights, gradients, moments, and what a step makes."""
-    weights = sum(weight.numel() * weight.element_size() for weight in (*module.parameters(), *module.buffers()))
-    stage = STRATEGIES.index(strategy)
-    elsewhere = 1 - 1 / ranks
-    total = weights + cost.peak
+    weights = sum(weight.nbytes for weight in (*module.parameters(), *module.buffers()))
+    stage, elsewhere, total = STRATEGIES.index(strategy), 1 - 1 / ranks, weights + cost.peak
     if ranks > 1 and stage == 0:
         total += cost.gradients  # DDP's buckets
     if stage >= 1:
@@ -149,16 +147,11 @@ def _memory(module: SpeechLLM, cost: Cost, strategy: str, ranks: int) -> int:
 
 def _trained_bytes(module: SpeechLLM) -> int:
     """Bytes of what some stage trains."""
-    prefixes = module.trained_prefixes
-    return sum(w.numel() * w.element_size() for name, w in module.state_dict().items() if name.startswith(prefixes))
+    return sum(w.nbytes for name, w in module.state_dict().items() if name.startswith(module.trained_prefixes))
 
 
 def command(config: str, gpu: str | None, utterances: int | None, seconds: float, overrides: Sequence[str]) -> None:
-    """Print what a recipe takes.
-
-    Raises:
-        SottovoceError: the recipe or its manifests are faulty, there is no such GPU, or no stage.
-    """
+    """Print what a recipe takes."""
     recipe = recipes.load(config, overrides)
     if not recipe.stages:
         raise ConfigError(f"{config}: it has no stages, so nothing is trained", code="empty", where="stages")
@@ -179,9 +172,8 @@ def command(config: str, gpu: str | None, utterances: int | None, seconds: float
 def report(estimate: Estimate, recipe: Recipe, console: Console) -> None:
     """Print the tables, and what they rest on."""
     used = strategy_of(recipe)
-    table = Table(title=f"{recipe.name}: {estimate.ranks} x {estimate.hardware.name}, {used}")
-    for column in ("stage", "steps an epoch", "epochs", "s a step", "hours an epoch", "memory, GB", "checkpoint, MB"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
+    columns = "steps an epoch", "epochs", "s a step", "hours an epoch", "memory, GB", "checkpoint, MB"
+    table = _table(f"{recipe.name}: {estimate.ranks} x {estimate.hardware.name}, {used}", "stage", *columns)
     for stage in estimate.stages:
         table.add_row(
             stage.name, f"{stage.steps:,}", str(stage.epochs), f"{stage.step:.3g}", f"{stage.epoch / 3600:.3g}",
@@ -193,19 +185,18 @@ def report(estimate: Estimate, recipe: Recipe, console: Console) -> None:
     console.print(f"bundle: {estimate.bundle / 1e6:.1f} MB. Replies that the LLM makes, and scoring, are not counted.")
     if not estimate.own_tokenizer:
         console.print("The LLM's tokenizer cannot be reached: a token was taken to be four letters.")
-    fitting = Table(title=f"strategies, on {estimate.ranks} of {estimate.hardware.memory / 1e9:.0f} GB")
-    for column in ("strategy", "tensors, GB", "needed, GB", "fits"):
-        fitting.add_column(column, justify="left" if column == "strategy" else "right")
+    title = f"strategies, on {estimate.ranks} of {estimate.hardware.memory / 1e9:.0f} GB"
+    fitting = _table(title, "strategy", "tensors, GB", "needed, GB", "fits")
     for strategy in STRATEGIES:
         sizes = f"{estimate.memory(strategy) / 1e9:.2f}", f"{estimate.needed(strategy) / 1e9:.2f}"
         fitting.add_row(strategy, *sizes, "yes" if estimate.fits(strategy) else "no")
     console.print(fitting)
-    first = next((strategy for strategy in STRATEGIES if estimate.fits(strategy)), None)
-    console.print(
-        f"take {first}: it is the first that fits"
-        if first
-        else "none fits: more GPUs with deepspeed_stage_3, smaller batches, or a smaller LLM"
-    )
+    advice = [f"take {strategy}: it is the first that fits" for strategy in STRATEGIES if estimate.fits(strategy)]
+    console.print(*advice[:1] or ["none fits: more GPUs with deepspeed_stage_3, smaller batches, or a smaller LLM"])
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    return Table(first, *(Column(name, justify="right") for name in others), title=title)
 
 
 def strategy_of(recipe: Recipe) -> str:

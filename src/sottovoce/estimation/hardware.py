@@ -10,14 +10,7 @@ from torch.utils.flop_counter import flop_registry
 
 from sottovoce.device import total_memory
 from sottovoce.errors import ConfigError, nearest
-from sottovoce.estimation.meta_tensor import (
-    CPU_ATTENTION,
-    CPU_ATTENTION_BACKWARD,
-    is_in_place,
-    layout,
-    storage_key,
-    tree_leaves,
-)
+from sottovoce.estimation.meta_tensor import CPU_ATTENTION, is_in_place, layout, storage_key, tree_leaves
 
 
 class Kind(NamedTuple):
@@ -49,7 +42,7 @@ class OpCounter:
         self.times[key] = self.times.get(key, 0) + 1
         if key not in self.kinds:
             tensors = [one for one in [*leaves, *outputs] if isinstance(one, Tensor)]
-            flops, moved = _flops(function, arguments, keywords, result), sum(map(_bytes, tensors))
+            flops, moved = _flops(function, arguments, keywords, result), sum(one.nbytes for one in tensors)
             self.kinds[key] = Kind(function._overloadpacket.__name__, tensors[0].dtype, flops, moved)
 
     @property
@@ -61,52 +54,32 @@ class OpCounter:
         return sum(self.times.values())
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
 def _flops(function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], result: Any) -> int:
     packet = function._overloadpacket
     if packet in flop_registry:
         return int(flop_registry[packet](*arguments, **keywords, out_val=result))
-    if packet is CPU_ATTENTION:
-        return _attention(*arguments[:3])
-    if packet is CPU_ATTENTION_BACKWARD:  # 5 products, where forward has 2
-        return _attention(*arguments[1:4]) * 5 // 2
-    return 0
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor) -> int:
-    return 2 * prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    if packet not in CPU_ATTENTION:
+        return 0
+    at, products = CPU_ATTENTION[packet]
+    query, key, value = arguments[at : at + 3]
+    return int(products * prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
 
 
 @dataclass(frozen=True)
 class GPU:
-    """By its data sheet. A step takes as long as its kernels, or as the host needs to launch them, if that is longer.
-
-    Args:
-        name: for people.
-        memory: bytes that PyTorch sees.
-        half: FLOP/s of dense matrix products in bfloat16 or float16.
-        single: in float32, without TF32, which PyTorch does not take by itself.
-        bandwidth: bytes/s of its memory.
-
-    Of the sheet's numbers products get the share `products`, and all else `rest`: what large kernels usually reach. We
-    have not measured either.
-    """
+    """By its data sheet. A step takes as long as its kernels, or as the host needs to launch them if that is longer."""
 
     name: str
-    memory: int
-    half: float
-    single: float
-    bandwidth: float
-    products: float = 0.65
-    rest: float = 0.8
+    memory: int  # bytes that PyTorch sees
+    half: float  # FLOP/s of dense matrix products in bfloat16 or float16
+    single: float  # in float32, without TF32, which PyTorch does not take by itself
+    bandwidth: float  # bytes/s of its memory
+    products: float = 0.65  # the share of the sheet's FLOP/s that large kernels usually reach; we have not measured it
+    rest: float = 0.8  # and of its bandwidth
     per_kernel: float = 4e-6
     per_launch: float = 8e-6
 
     def seconds(self, work: OpCounter) -> float:
-        """Seconds of this work."""
         kernels = sum(self._kernel(work.kinds[key]) * times for key, times in work.times.items())
         return max(kernels, (work.operations + work.views / 2) * self.per_launch)
 
@@ -141,15 +114,10 @@ Hardware: TypeAlias = GPU | LocalDevice
 
 
 def hardware_of(name: str | None, accelerator: str) -> Hardware:
-    """A GPU of the list, or this machine; an H100 where no name is given and the recipe's GPU is not here.
-
-    Raises:
-        ConfigError: no such GPU.
-    """
+    """A GPU of the list, or this machine; an H100 where no name is given and the recipe's GPU is not here."""
     if name in GPUS:
         return GPUS[name]
     if name not in (None, "here"):
-        message = f"--gpu: {name!r} is not known.{nearest(str(name), [*GPUS, 'here'])}"
-        raise ConfigError(message, code="unknown-name", where="--gpu")
+        raise ConfigError.at("--gpu", "unknown-name", f"{name!r} is not known.{nearest(str(name), [*GPUS, 'here'])}")
     absent = name is None and accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
     return GPUS["h100"] if absent else LocalDevice()

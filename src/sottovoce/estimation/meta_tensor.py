@@ -17,8 +17,10 @@ make_wrapper = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _aten = torch.ops.aten
 INDEXING = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._unsafe_index.Tensor)
 CHOOSE_ATTENTION = _aten._fused_sdp_choice.default
-CPU_ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu
-CPU_ATTENTION_BACKWARD = _aten._scaled_dot_product_flash_attention_for_cpu_backward
+CPU_ATTENTION = {  # of what argument on queries, keys and values stand, and how many products are computed of them
+    _aten._scaled_dot_product_flash_attention_for_cpu: (0, 2),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: (1, 5),
+}
 
 
 def storage_key(storage: torch.UntypedStorage) -> int:
@@ -63,15 +65,8 @@ class MetaTensor(Tensor):
     """A tensor of the meta device that claims to be on the CPU.
 
     So code that is written for values runs as it is: tensors that it makes itself, such as lengths and masks, are real
-    and have values; whatever is computed from a MetaTensor is one. PyTorch's `FakeTensor` makes all tensors fake, and
-    code that asks for a length then stops.
-
-    Args:
-        inner: on the meta device.
-        requires_grad: as of any leaf.
-
-    Raises:
-        RuntimeError: later, where somebody asks for a value, or indexes by a mask without values.
+    and have values; whatever is computed from a MetaTensor is one, and raises RuntimeError where somebody asks for its
+    values. PyTorch's `FakeTensor` makes all tensors fake, and code that asks for a length then stops.
     """
 
     wrapped: Tensor
@@ -132,10 +127,8 @@ def _without_masks(function: Any, arguments: Sequence[Any]) -> Sequence[Any]:
         return arguments
     indices: list[Any] = []
     for index in arguments[1]:
-        if index is not None and index.dtype == torch.bool and not isinstance(index, MetaTensor):
-            indices += index.nonzero().unbind(1)
-        else:
-            indices.append(index)
+        is_mask = index is not None and index.dtype == torch.bool and not isinstance(index, MetaTensor)
+        indices += index.nonzero().unbind(1) if is_mask else [index]
     return (arguments[0], indices, *arguments[2:])
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,17 +37,13 @@ REPLY = "I see. That must have been quite a day for you; what do you think you w
 
 @dataclass
 class Cost:
-    """Operations of each simulated step and of a validation step, and bytes.
-
-    `peak` is the most that gradients, optimizer and all that a step makes took at once; of it `moments` are the
-    optimizer's and `gradients` the gradients'.
-    """
+    """Operations of each simulated step and of a validation step, and bytes."""
 
     steps: list[OpCounter]
     validation: OpCounter
-    peak: int
-    moments: int
-    gradients: int
+    peak: int  # the most that gradients, optimizer and all that a step makes took at once
+    moments: int  # of it, the optimizer's
+    gradients: int  # of it
 
 
 class SimulatedPrefixCache(PrefixCache):
@@ -88,14 +84,7 @@ def uninitialized_module(recipe: Recipe, device: torch.device) -> SpeechLLM:
 
 
 class StepSimulator:
-    """Steps of one recipe's stages, on MetaTensors.
-
-    Args:
-        recipe: whose stages.
-        module: from `meta_module`.
-        utterances: of the training split.
-        ranks: number of processes.
-    """
+    """Steps of one recipe's stages, on MetaTensors: `module` is from `meta_module`. `ranks` counts processes."""
 
     def __init__(self, recipe: Recipe, module: SpeechLLM, utterances: Sequence[Utterance], ranks: int) -> None:
         self.recipe, self.module, self.utterances = recipe, module, utterances
@@ -117,12 +106,12 @@ class StepSimulator:
                 self.step(batch, optimizer)
         with observed(validation):
             self.validate(batches[len(batches) // 2])
-        moments = _bytes(s for state in optimizer.state.values() for s in state.values() if isinstance(s, MetaTensor))
-        gradients = _bytes(iter(self.module.trainable_parameters()))
+        states = [tensor for state in optimizer.state.values() for tensor in state.values()]
+        moments = sum(tensor.nbytes for tensor in states if isinstance(tensor, MetaTensor))
+        gradients = sum(weight.nbytes for weight in self.module.trainable_parameters())
         return Cost(steps, validation, memory.most + moments, moments, gradients)
 
     def encoding(self) -> OpCounter:
-        """The encoder's work for `BATCH` clips of mean length."""
         work = OpCounter()
         with observed(work):
             self.encode()
@@ -145,7 +134,6 @@ class StepSimulator:
         return [example for example in drawn if example is not None]
 
     def step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
-        """Forward, backward, clipping, optimizer."""
         with self._autocast():
             loss = self.module.training_step(batch, 0)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -155,7 +143,6 @@ class StepSimulator:
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> None:
-        """A validation step."""
         self.module.eval()
         with self._autocast():
             self.module.loss(batch)
@@ -185,10 +172,7 @@ class StepSimulator:
 
 
 class StepTimer(StepSimulator):
-    """Real steps on this machine, timed.
-
-    Args: see `StepSimulator`; the module is from `uninitialized_module`, on the device.
-    """
+    """Real steps on this machine, timed: `module` is from `uninitialized_module`, on the device."""
 
     def times(self, stage: str, sampler: ExampleSampler, order: Sequence[Rows]) -> tuple[float, float]:
         """Seconds of a training step, sampling and collating included, and of a validation step."""
@@ -201,18 +185,14 @@ class StepTimer(StepSimulator):
         return training, self._seconds_of(lambda: self.validate(batch))
 
     def generate_targets(self, stage: str, sampler: ExampleSampler, order: Sequence[Rows]) -> None:
-        """Let the LLM answer as many prompts at once as before a stage, to their full lengths, for its peak memory.
-
-        Does nothing where the tokenizer cannot be reached.
-        """
+        """Let the LLM answer as many prompts at once as before a stage, to their full lengths, for its peak memory."""
         llm, slots = self.module.llm, {name: slot.text for name, slot in self.recipe.slots.items()}
-        if isinstance(llm.chat, ChatFormat):
+        if isinstance(llm.chat, ChatFormat):  # else there is no tokenizer
             waiting = [e for rows in order for e in self.examples(stage, sampler, rows) if e.target is None][:PROMPTS]
             prompts = [llm.embed(llm.chat.prompt(teacher_dialogue(example, slots)), {}) for example in waiting]
             llm.generate(prompts, self.recipe.evaluation.max_new_tokens)
 
     def encoding_time(self) -> float:
-        """Seconds for `BATCH` clips of mean length."""
         return self._seconds_of(self.encode)
 
     def clips(self, *shape: int) -> Tensor:
@@ -220,15 +200,9 @@ class StepTimer(StepSimulator):
 
     def _seconds_of(self, call: Callable[[], None]) -> float:
         """Of the second call: the first fills caches and chooses kernels."""
-        seconds = 0.0
         for _ in range(2):
             start = time.perf_counter()
             call()
             if self.module.device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
-        return seconds
-
-
-def _bytes(tensors: Iterator[Tensor]) -> int:
-    return sum(one.numel() * one.element_size() for one in tensors)
+        return time.perf_counter() - start

@@ -13,12 +13,8 @@ _HEADS = {"[system]": "system", "[user]": "user"}
 class ChatPrompt:
     """A prompt file: `[user]` and under it the user's turn, before it `[system]` and the system's, if there is one.
 
-    Both turns are templates (`sottovoce.templates.Template`). Lines that begin with `#` are comments.
-
-    Args:
-        file: UTF-8 text.
-        fields: names that the turns may hold in braces.
-        required: the field that the user's turn must hold.
+    Both turns are templates (`sottovoce.templates.Template`) with `fields`; the user's must hold the field `required`.
+    Lines that begin with `#` are comments.
 
     Raises:
         ConfigError: the file cannot be read, has another shape, or a turn is no template with these fields.

@@ -50,10 +50,8 @@ class Report:
         lines = [f"{self.out}: {self.spoken} clips spoken, {self.kept} were there{asked}"]
         for split, clips in self.made.items():
             each = ", ".join(f"{name} {count}" for name, count in sorted(clips.items()))
-            lines.append(
-                f"  {split + '.jsonl':<17} {clips.total()} clips of {self.texts[split].total()} texts"
-                + (f" ({each})" if each else "; not written")
-            )
+            texts = f"{self.texts[split].total()} texts" + (f" ({each})" if each else "; not written")
+            lines.append(f"  {split + '.jsonl':<17} {clips.total()} clips of {texts}")
         return "\n".join([*lines, *(f"  short: {line}" for line in self.short), *filter(None, [str(self.skipped)])])
 
 
@@ -90,20 +88,20 @@ def make(recipe: PairedRecipe, progress: Progress | None = None) -> Report:
         SottovoceError: the LLM or the synthesizer can do nothing at all.
     """
     out = Path(recipe.out)
-    report = Report(out)
-    synthesizer = _synthesizer(recipe)
+    report, synthesizer = Report(out), _synthesizer(recipe)
     texts = [text for file in recipe.files for text in read_texts(resolve(file), recipe.values)]
     if recipe.writer:
-        texts += _written(recipe, out, report, progress)
+        cached = CachedEngine(ENGINES.build(recipe.writer.engine), out / "writer.answers", progress, "writing texts")
+        writer = Writer(recipe.writer, cached, recipe.values, report.skipped, recipe.seed)
+        texts += writer.answers(writer.questions(), lambda text: labels_of(recipe, text))
+        report.asked, report.again = cached.asked, writer.again
     _check_topics(recipe, texts)
     splits = select(texts, recipe.shares, recipe.texts, recipe.held_out_topics, recipe.seed, report.skipped)
-    clips = [
-        clip for split, chosen in splits.items() for text in chosen for clip in _clips(recipe, synthesizer, split, text)
-    ]
+    clips = [c for split, chosen in splits.items() for text in chosen for c in _clips(recipe, synthesizer, split, text)]
     atomic_write(out / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe.plain())))
     failed, report.kept = speak(recipe.synthesizer, synthesizer, clips, out, recipe.num_workers, progress)
     report.spoken = len(clips) - report.kept - len(failed)
-    _write(recipe, out, splits, clips, failed, report)
+    _write(recipe, splits, clips, failed, report)
     return report
 
 
@@ -132,21 +130,11 @@ def _synthesizer(recipe: PairedRecipe) -> Synthesizer:
     return synthesizer
 
 
-def _written(recipe: PairedRecipe, out: Path, report: Report, progress: Progress | None) -> list[Text]:
-    assert recipe.writer is not None
-    cached = CachedEngine(ENGINES.build(recipe.writer.engine), out / "writer.answers", progress, "writing texts")
-    writer = Writer(recipe.writer, cached, recipe.values, report.skipped, recipe.seed)
-    texts = writer.answers(writer.questions(), lambda text: labels_of(recipe, text))
-    report.asked, report.again = cached.asked, writer.again
-    return texts
-
-
 def _check_topics(recipe: PairedRecipe, texts: Iterable[Text]) -> None:
     known = {name for text in texts if text.topic for name in (text.topic, text.topic.partition("/")[0])}
     for topic in recipe.held_out_topics:
         if topic not in known:
-            message = f"held_out_topics: no text is on {topic!r}.{nearest(topic, known)}"
-            raise ConfigError(message, code="unknown-name", where="held_out_topics")
+            raise ConfigError.at("held_out_topics", "unknown-name", f"no text is on {topic!r}.{nearest(topic, known)}")
 
 
 def _clips(recipe: PairedRecipe, synthesizer: Synthesizer, split: str, text: Text) -> list[Clip]:
@@ -162,15 +150,10 @@ def _clips(recipe: PairedRecipe, synthesizer: Synthesizer, split: str, text: Tex
 
 
 def _write(
-    recipe: PairedRecipe,
-    out: Path,
-    splits: Mapping[str, Sequence[Text]],
-    clips: Sequence[Clip],
-    failed: Mapping[Clip, str],
-    report: Report,
+    recipe: PairedRecipe, splits: Iterable[str], clips: Sequence[Clip], failed: Mapping[Clip, str], report: Report
 ) -> None:
     """The manifests. A text that lacks one of its clips is left out whole: it would be no pair."""
-    broken = {(clip.text.category, clip.text.key): reason for clip, reason in failed.items()}
+    broken = {(clip.text.category, clip.text.key) for clip in failed}
     for clip, reason in failed.items():
         report.skipped.add(f"not spoken: {reason}", f"{clip.label}, {clip.voice}: {clip.text.text}")
     for split in splits:
@@ -181,9 +164,9 @@ def _write(
             wanted, got = recipe.texts.get(split, 0), report.texts[split][category]
             if got < wanted:
                 report.short.append(f"{split}: {got} texts on {category}, {wanted} were asked for")
-        _write_manifest(out, split, [_line(out, clip) for clip in good], recipe.values)
+        _write_manifest(report.out / f"{split}.jsonl", [_line(report.out, clip) for clip in good], recipe.values)
     if not any(counts.total() for counts in report.made.values()):
-        raise ManifestError(f"nothing could be made\n{report}", code="empty", where=out)
+        raise ManifestError(f"nothing could be made\n{report}", code="empty", where=report.out)
 
 
 def _line(out: Path, clip: Clip) -> dict[str, Any]:
@@ -197,9 +180,8 @@ def _line(out: Path, clip: Clip) -> dict[str, Any]:
     return {key: value for key, value in line.items() if value is not None}
 
 
-def _write_manifest(out: Path, split: str, lines: list[dict[str, Any]], values: Mapping[str, Sequence[str]]) -> None:
+def _write_manifest(file: Path, lines: list[dict[str, Any]], values: Mapping[str, Sequence[str]]) -> None:
     """A manifest appears whole, and only if it can be read; one without a line is taken away, were it from before."""
-    file = out / f"{split}.jsonl"
     if not lines:
         file.unlink(missing_ok=True)
         return

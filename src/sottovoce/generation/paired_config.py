@@ -5,18 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sottovoce.config_model import (
-    BaseRecipe,
-    Count,
-    Int,
-    Node,
-    NonNegative,
-    Seed,
-    config_class,
-    fault,
-    unknown,
-    with_defaults,
-)
+from sottovoce import config_model
+from sottovoce.config_model import BaseRecipe, Count, Int, Node, NonNegative, Seed, config_class, fault, unknown
 from sottovoce.data.paired_texts import HELD_OUT
 from sottovoce.data.tts import SYNTHESIZERS
 from sottovoce.errors import ConfigError
@@ -64,7 +54,7 @@ class PairedRecipe(BaseRecipe):
     voices: dict[str, dict[str, dict[str, list[str]]]] = Field(
         description="split -> category -> label, or `any` -> voices"
     )
-    shares: Annotated[dict[str, NonNegative], with_defaults(SHARES)] = Field(
+    shares: Annotated[dict[str, NonNegative], config_model.with_defaults(SHARES)] = Field(
         default=SHARES, description="split -> its share of the texts"
     )
     texts: dict[str, Int] = Field(default={}, description="split -> at most as many texts of each category")
@@ -99,11 +89,10 @@ class PairedRecipe(BaseRecipe):
         yield from self._voice_conflicts()
 
     def _unknown_names(self) -> Iterator[ConfigError]:
-        topics = self.writer.topics if self.writer else {}
         yield from unknown("shares", self.shares, SPLITS, "split")
         yield from unknown("texts", self.texts, SPLITS, "split")
         yield from unknown("voices", self.voices, (*SPLITS, HELD_OUT), "split")
-        yield from unknown("writer.topics", topics, self.categories, "category")
+        yield from unknown("writer.topics", self.writer.topics if self.writer else (), self.categories, "category")
         for split, categories in self.voices.items():
             yield from unknown(f"voices.{split}", categories, self.categories, "category")
             for category, by in categories.items():
@@ -116,12 +105,12 @@ class PairedRecipe(BaseRecipe):
         if "test" not in self.voices:
             yield fault("missing-key", "voices.test", "voices are needed for this split")
             return
+        labels = [(category, label) for category, node in self.categories.items() for label in node.values]
         for split in (name for name in SPLITS if self.shares.get(name)):
-            for category, labels in self.values.items():
-                for label in labels:
-                    if not self.voices_of(split, category, label):
-                        told = f"no voice for {label!r}, and none for {ANY!r}"
-                        yield fault("missing-key", f"voices.{split}.{category}", told)
+            for category, label in labels:
+                if not self.voices_of(split, category, label):
+                    told = f"no voice for {label!r}, and none for {ANY!r}"
+                    yield fault("missing-key", f"voices.{split}.{category}", told)
         trained = self._all_voices("train")
         for split in ("validation", "test", HELD_OUT):
             for voice in sorted(trained & self._all_voices(split)):

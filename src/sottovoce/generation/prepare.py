@@ -10,20 +10,15 @@ from sottovoce.errors import ConfigError
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    """Write the manifests of `arguments.corpus` to `arguments.out` and print what came of it.
-
-    Raises:
-        ConfigError: there is no such corpus, or a knob is unknown; or the corpus needs a source, or takes none.
-    """
-    name, out = arguments.corpus, Path(arguments.out)
+    """Write the manifests of `arguments.corpus` to `arguments.out` and print what came of it."""
+    name, out, source = arguments.corpus, Path(arguments.out), arguments.source
     knobs = read_overrides(arguments.overrides)
     takes_source = "source" in CORPORA.knobs(name)
-    if takes_source and not arguments.source:
+    if takes_source and not source:
         raise ConfigError(f"corpus {name}: say where it was unpacked: --source FOLDER (docs/corpora.md has its layout)")
-    if arguments.source and not takes_source:
+    if source and not takes_source:
         raise ConfigError(f"corpus {name}: it makes its own audio and takes no --source")
-    source = {"source": arguments.source} if arguments.source else {}
-    corpus = CORPORA.build({"type": name, **source, **knobs})
+    corpus = CORPORA.build({"type": name, **({"source": source} if source else {}), **knobs})
     if isinstance(corpus, Published):
         print(corpus.write(out))
     else:

@@ -1,6 +1,6 @@
 """Synthesis of the clips of paired data, by threads that wait for a server or by processes that compute."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any
 import soundfile
 from rich.progress import Progress
 
+from sottovoce.config_model import Node
 from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.paired_texts import Text
 from sottovoce.data.tts import SYNTHESIZERS
@@ -35,35 +36,19 @@ class Clip:
     @property
     def request(self) -> dict[str, Any]:
         """Arguments of `Synthesizer.speak`."""
-        return {
-            "text": self.text.text, "attribute": self.text.category, "label": self.label, "voice": self.voice,
-            "seed": self.seed,
-        }  # fmt: skip
+        said = {"text": self.text.text, "attribute": self.text.category}
+        return {**said, "label": self.label, "voice": self.voice, "seed": self.seed}
 
 
 def speak(
-    node: Mapping[str, Any],
-    synthesizer: Synthesizer,
-    clips: Sequence[Clip],
-    out: Path,
-    workers: int,
-    progress: Progress | None = None,
+    node: Node, synthesizer: Synthesizer, clips: Sequence[Clip], out: Path, workers: int, progress: Progress | None
 ) -> tuple[dict[Clip, str], int]:
     """Synthesize every clip that is not there yet; a file appears under its name only when it is complete.
 
-    Args:
-        node: describes the synthesizer, which every process builds for itself.
-        synthesizer: is used itself where one worker is enough, or threads are.
-        clips: may be there already, from a run that was killed.
-        out: the folder of the data.
-        workers: threads or processes.
-        progress: shows how many clips are done.
+    Processes build the synthesizer that `node` describes; threads, or a single worker, use `synthesizer` itself.
 
     Returns:
         Why a clip could not be spoken, for those that could not; and how many were there already.
-
-    Raises:
-        SottovoceError: nothing can be spoken at all.
     """
     missing = [clip for clip in clips if not _exists(out / clip.file)]
     results: Iterable[tuple[Clip, str | None]] = _all(node, synthesizer, missing, out, workers)
@@ -80,7 +65,7 @@ def _exists(file: Path) -> bool:
 
 
 def _all(
-    node: Mapping[str, Any], synthesizer: Synthesizer, clips: Sequence[Clip], out: Path, workers: int
+    node: Node, synthesizer: Synthesizer, clips: Sequence[Clip], out: Path, workers: int
 ) -> Iterator[tuple[Clip, str | None]]:
     if workers == 1 or len(clips) < 2:
         for clip in clips:
@@ -94,20 +79,18 @@ def _all(
 
 
 @contextmanager
-def _pool(node: Mapping[str, Any], synthesizer: Synthesizer, workers: int) -> Iterator[Executor]:
+def _pool(node: Node, synthesizer: Synthesizer, workers: int) -> Iterator[Executor]:
     """Workers; what they have not begun when something goes wrong is dropped."""
-    pool: Executor = (
-        ThreadPoolExecutor(workers)
-        if synthesizer.in_threads
-        else ProcessPoolExecutor(workers, get_context("spawn"), _build, (dict(node),))
-    )
+    pool: Executor = ThreadPoolExecutor(workers)
+    if not synthesizer.in_threads:
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _build, (node,))
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _build(node: dict[str, Any]) -> None:
+def _build(node: Node) -> None:
     global _own
     _own = SYNTHESIZERS.build(node)
 

@@ -67,7 +67,6 @@ class _Line:
         return "emotion label (`labels.emotion`)" if lacks_emotion else None
 
     def context(self) -> Chat:
-        """The dialogue before the spoken turn."""
         return [{"role": turn["role"], "content": turn["text"]} for turn in self.record.get("context") or []]
 
 
@@ -80,23 +79,18 @@ def write_targets(
     `response`; `caption` (section III-B) fills `responses: {"caption": ...}`. Lines without transcript, or without the
     label `emotion` where the prompt names it, are left out; so are refusals, answers that were cut at
     `max_new_tokens`, and what the engine could not answer. All are counted and named in the report. The copy appears
-    under its name only when it is complete; a killed run goes on from the answers beside it.
-
-    Args:
-        source: a manifest, as `docs/manifest.md` has it. The clips are not opened.
-        out: the copy, in the same folder, since audio paths are relative to it.
-        kind: of target.
-        engine: the LLM; the one that stays frozen in training, as in the paper.
-        max_new_tokens: of a target.
-        progress: shows how many are done.
+    under its name only when it is complete, in the same folder, since audio paths are relative to it; a killed run goes
+    on from the answers beside it. In the paper the engine is the LLM that stays frozen in training.
 
     Raises:
         ManifestError: the manifest cannot be read or has a broken line, the copy would lie in another folder or
             replace its source, or there is not one target to write.
-        ConfigError: the kind is unknown.
-        SottovoceError: the engine can answer nothing at all.
+        SottovoceError: the kind is unknown, or the engine can answer nothing at all.
     """
-    _check(source, out, kind)
+    if kind not in KINDS:
+        message = f"no kind of targets is called {kind!r}.{nearest(kind, KINDS)}"
+        raise ConfigError(message, code="unknown-name", where="kind")
+    check_copy(source, out, None)
     prompt = ChatPrompt(_PROMPTS / f"targets_{kind}.txt", FIELDS, "transcript")
     report, lines = Report(out), []
     for line in _read(source):
@@ -129,13 +123,6 @@ def targets(arguments: argparse.Namespace) -> None:
     with Progress() as progress:
         report = write_targets(source, out, arguments.kind, engine, max_new_tokens=limit, progress=progress)
     print(report)
-
-
-def _check(source: Path, out: Path, kind: Kind) -> None:
-    if kind not in KINDS:
-        message = f"no kind of targets is called {kind!r}.{nearest(kind, KINDS)}"
-        raise ConfigError(message, code="unknown-name", where="kind")
-    check_copy(source, out, None)
 
 
 def _read(source: Path) -> list[_Line]:

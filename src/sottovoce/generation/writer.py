@@ -22,21 +22,13 @@ _QUOTES = "\"'“”‘’`* "  # noqa: RUF001
 
 @dataclass
 class Writer:
-    """Has an engine write texts and answers; what cannot be used is asked for again, then counted and left out.
-
-    Args:
-        node: the recipe's.
-        engine: the LLM; with a `CachedEngine` a killed run goes on.
-        values: category -> its labels.
-        skipped: gets what could not be used.
-        seed: of the engine's draws; every further attempt at an answer has another.
-    """
+    """Has an engine write texts and answers; what cannot be used is asked for again, then counted and left out."""
 
     node: WriterConfig
-    engine: Engine
-    values: Mapping[str, Sequence[str]]
-    skipped: Skipped
-    seed: int = 0
+    engine: Engine  # with a `CachedEngine` a killed run goes on
+    values: Mapping[str, Sequence[str]]  # category -> its labels
+    skipped: Skipped  # gets what could not be used
+    seed: int = 0  # of the engine's draws; every further attempt at an answer has another
     again: int = 0  # answers that could not be used and were asked for again
 
     def questions(self) -> list[Text]:
@@ -65,13 +57,10 @@ class Writer:
         """The texts with an answer for each label that `labels` names; texts without all of them are left out."""
         prompt = ChatPrompt(resolve(self.node.answers), _ANSWER_FIELDS, "text")
         pairs = [(text, label) for text in texts for label in labels(text)]
-        chats = [
-            prompt.chat(
-                {"text": text.text, "category": text.category, "value": label,
-                 "others": ", ".join(other for other in self.values[text.category] if other != label)}
-            )
-            for text, label in pairs
-        ]  # fmt: skip
+        chats = []
+        for text, label in pairs:
+            others = ", ".join(other for other in self.values[text.category] if other != label)
+            chats.append(prompt.chat({"text": text.text, "category": text.category, "value": label, "others": others}))
         written = self._ask(chats, self._parse_answer, [f"answer to {label}: {text.text}" for text, label in pairs])
         by_label: dict[tuple[str, str], dict[str, str | None]] = {}
         for (text, label), answer in zip(pairs, written, strict=True):
@@ -83,19 +72,18 @@ class Writer:
         good = {label: answer for label, answer in answers.items() if answer is not None}
         if len(good) < len(answers):
             self.skipped.add("an answer is missing", f"{text.where}: {text.text}")
-            return None
-        if len({answer.casefold() for answer in good.values()}) < len(good):
+        elif len({answer.casefold() for answer in good.values()}) < len(good):
             self.skipped.add("the LLM gave two speakers the same answer", f"{text.where}: {text.text}")
-            return None
-        return replace(text, answers=good)
+        else:
+            return replace(text, answers=good)
+        return None
 
     def _ask(self, chats: list[Chat], parse: Callable[[str], T | None], names: list[str]) -> list[T | None]:
         """What `parse` makes of each answer; what it makes nothing of is asked for again, with another seed."""
         results: list[T | None] = [None] * len(chats)
         reasons: dict[int, str] = dict.fromkeys(range(len(chats)), "")
         for attempt in range(self.node.attempts):
-            rows = list(reasons)
-            if not rows:
+            if not (rows := list(reasons)):
                 break
             self.again += len(rows) if attempt else 0
             answers = self.engine.answer(
@@ -115,9 +103,8 @@ class Writer:
 
     def _parse_questions(self, answer: str) -> list[str] | None:
         """The questions of an answer, one a line; what is no question of some words is passed over."""
-        lines = answer.splitlines()
-        lines = lines[:-1] if isinstance(answer, Cut) else lines
-        cleaned = [_MARK.sub("", line).strip(_QUOTES) for line in lines]
+        whole = answer.splitlines()[: -1 if isinstance(answer, Cut) else None]
+        cleaned = [_MARK.sub("", line).strip(_QUOTES) for line in whole]
         good = [line for line in cleaned if 3 <= len(line.split()) <= self.node.longest_text and line[-1] != ":"]
         return good or None
 

@@ -24,10 +24,7 @@ TASK = "emotion"  # whose labels are recognised
 
 
 def emotion_tags(run: Run, split: str) -> dict[str, str]:
-    """Predicted emotion of each utterance of a split, by id.
-
-    It is trained first, on the recipe's training side, unless the run has one already.
-    """
+    """Predicted emotion of each utterance of a split, by id; a run without a classifier trains one first."""
     with run.progress() as progress:
         classifier = _classifier(run, progress)
         predicted: dict[str, str] = {}
@@ -52,14 +49,13 @@ def _classifier(run: Run, progress: Progress) -> EmotionClassifier:
         weight_decay=node.weight_decay, patience=node.patience, seed=run.recipe.seed,
     )  # fmt: skip
     classifier.save(file)
-    run.console.print(
-        f"emotion classifier: balanced accuracy {max(scores):.3f} on the validation side", highlight=False
-    )
+    told = f"emotion classifier: balanced accuracy {max(scores):.3f} on the validation side"
+    run.console.print(told, highlight=False)
     return classifier
 
 
 def _labelled(run: Run, split: str, classifier: EmotionClassifier, progress: Progress) -> LabelledClips:
-    """Inputs of the classifier and labels of the labelled utterances, in half precision."""
+    """Inputs of the classifier, in half precision, and labels, of the utterances that have one."""
     known = [u for u in run.data.splits[split].utterances if TASK in u.labels]
     if not known:
         raise ConfigError(f"cascade: no utterance of {split!r} has an {TASK}", code="empty", where=f"data.{split}")

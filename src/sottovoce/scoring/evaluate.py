@@ -17,6 +17,7 @@ from sottovoce.paths import resolve
 from sottovoce.scoring.judging import judged, label_awareness
 from sottovoce.scoring.predict import predict
 from sottovoce.scoring.text_retention import BEFORE, retention_after
+from sottovoce.training.run_folder import recipe_file
 
 
 def score(run: Run, system: str, folder: Path) -> list[Record]:
@@ -54,8 +55,7 @@ def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
         return
     size = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
     console.print(f"bundle  {bundle} ({size:.1f} MB)", highlight=False)
-    test = run.data.splits["test"].utterances
-    if test:
+    if test := run.data.splits["test"].utterances:
         console.print(f"try     sottovoce chat {bundle} --audio {test[0].audio}", highlight=False, soft_wrap=True)
 
 
@@ -68,10 +68,7 @@ def skipped_steps(run: Run) -> dict[str, int]:
 
 def evaluate(folder: str, stage: str | None, overrides: Sequence[str] = ()) -> None:
     """Score the best checkpoint of one stage of a run, beside the run's own scores."""
-    file = Path(folder) / "recipe.yaml"
-    if not file.is_file():
-        raise MissingError(f"{folder} is not a run: it has no recipe.yaml. `sottovoce fit` makes one", where=folder)
-    recipe = load(file, overrides)
+    recipe = load(recipe_file(Path(folder)), overrides)
     name = stage or list(recipe.stages)[-1]
     if name not in recipe.stages:
         told = f"--stage {name}: the run's stages are {', '.join(recipe.stages)}"

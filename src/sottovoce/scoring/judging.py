@@ -1,6 +1,6 @@
 """Judging of a run's replies, once they are on disk: within the run, or later by `sottovoce judge`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,76 +13,55 @@ from sottovoce.config.sections import AwarenessConfig, JudgeConfig
 from sottovoce.data.tasks import style_caption
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, MissingError, SottovoceError
-from sottovoce.evaluation import (
-    AWARENESS_JUDGES,
-    JUDGES,
-    Prediction,
-    Record,
-    Reply,
-    Score,
-    labelled,
-    read_predictions,
-    read_results,
-    score_all,
-    write_results,
-)
+from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES, Prediction, Record, Reply, Score, Verdict, labelled
+from sottovoce.evaluation.records import read_predictions, read_results, score_all, write_results
 from sottovoce.evaluation.reports.results import results_table
 from sottovoce.lightning_modules.trainer import is_rank_zero
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
-from sottovoce.training.run_folder import RECIPE
+from sottovoce.training.run_folder import recipe_file
 from sottovoce.training.splits import read_splits
 
 ANSWERS = "judgements.jsonl"  # cache of the engines' answers, beside the results
 
 
 def judged(
-    system: str,
-    recipe: Recipe,
-    predictions: Sequence[Prediction],
-    utterances: Sequence[Utterance],
-    folder: Path,
-    console: Console,
+    system: str, recipe: Recipe, said: Sequence[Prediction], test: Sequence[Utterance], folder: Path, console: Console
 ) -> list[Record]:
     """Records of all judges of a recipe, such as `cs_content/<judge>`; one that fails is reported, and costs its own.
 
-    Args:
-        system: as its other records call it.
-        recipe: with `evaluation.judges`.
-        predictions: of the system.
-        utterances: of the test side.
-        folder: of the answer cache.
-        console: for progress and for judges that fail.
+    What their engines answer is kept in `folder`.
     """
     records: list[Record] = []
     if not is_rank_zero():  # one process asks
         return records
     for name, node in recipe.evaluation.judges.items():
         try:
-            records += _records(name, node, system, predictions, utterances, folder, console)
+            rows, replies = _to_judge(node, said, test)
+            with Progress(console=console, transient=True) as progress:
+                judge = JUDGES.build(node.judge, _engine(node, folder, progress))
+                verdicts = judge.judge(replies)
+            records += _records(system, name, judge.name, rows, verdicts, console)
         except SottovoceError as error:
             console.print(f"judge {name}: {error}", style="red", markup=False, highlight=False)
     missing = recipe.evaluation.judges.keys() - {record.metric.partition("/")[2] for record in records}
     if missing:
-        console.print(
-            f"no score by {', '.join(sorted(missing))}; all else is kept. Once the judge can be asked: "
-            f"sottovoce judge {recipe.folder} evaluation.judges.{sorted(missing)[0]}.engine.base_url=…",
-            highlight=False,
-            soft_wrap=True,
-        )
+        told = f"no score by {', '.join(sorted(missing))}; all else is kept. Once the judge can be asked: "
+        told += f"sottovoce judge {recipe.folder} evaluation.judges.{sorted(missing)[0]}.engine.base_url=…"
+        console.print(told, highlight=False, soft_wrap=True)
     return records
 
 
 def label_awareness(
-    recipe: Recipe, said: list[Prediction], utterances: Sequence[Utterance], folder: Path
+    recipe: Recipe, said: list[Prediction], test: Sequence[Utterance], folder: Path
 ) -> list[Prediction]:
     """Predictions with labels by the recipe's judge of awareness, if it names one, on replies that have a category."""
     node = recipe.evaluation.awareness
-    if node is None or not any(prediction.category for prediction in said):
+    if node is None or not any(p.category for p in said):
         return said
     with Progress(transient=True) as progress:
         judge = AWARENESS_JUDGES.build(node.judge, _engine(node, folder, progress))
-        return labelled(said, judge, {u.id: u.text or "" for u in utterances})
+        return labelled(said, judge, {u.id: u.text or "" for u in test})
 
 
 def _engine(node: JudgeConfig | AwarenessConfig, folder: Path, progress: Progress) -> CachedEngine | None:
@@ -90,19 +69,9 @@ def _engine(node: JudgeConfig | AwarenessConfig, folder: Path, progress: Progres
 
 
 def _records(
-    name: str,
-    node: JudgeConfig,
-    system: str,
-    predictions: Sequence[Prediction],
-    utterances: Sequence[Utterance],
-    folder: Path,
-    console: Console,
+    system: str, name: str, judge: str, rows: list[Prediction], verdicts: Mapping[str, Verdict], console: Console
 ) -> list[Record]:
     """Records of one judge, for each part of the test side apart."""
-    rows, shown = _to_judge(node, predictions, utterances)
-    with Progress(console=console, transient=True) as progress:
-        judge = JUDGES.build(node.judge, _engine(node, folder, progress))
-        verdicts = judge.judge(shown)
     places = [(p.title, p.slots) for p in rows]
     records: list[Record] = []
     unjudged: dict[str, None] = {}
@@ -112,7 +81,7 @@ def _records(
             if part.mean is None or part.interval is None:
                 unjudged[f"judge {name}: {title}, {slots}: {part.notes()}"] = None
                 continue
-            notes = "; ".join([f"{aspect}/{name} by {judge.name}", *filter(None, [part.notes()])])
+            notes = "; ".join([f"{aspect}/{name} by {judge}", *filter(None, [part.notes()])])
             score = Score(part.mean, *part.interval, len(part.scored), None, notes)
             records.append(Record(system, title, f"{aspect}/{name}", slots, **score._asdict()))
     for message in unjudged:
@@ -121,20 +90,18 @@ def _records(
 
 
 def _to_judge(
-    node: JudgeConfig, predictions: Sequence[Prediction], utterances: Sequence[Utterance]
+    node: JudgeConfig, said: Sequence[Prediction], test: Sequence[Utterance]
 ) -> tuple[list[Prediction], list[Reply]]:
     """The replies that a judge is for: their predictions, and each as the judge sees it."""
-    spoken = {u.id: u for u in utterances}
-    rows = [p for p in predictions if p.task in node.tasks and p.slots in node.slots]
+    spoken = {u.id: u for u in test}
+    rows = [p for p in said if p.task in node.tasks and p.slots in node.slots]
     if not rows:
-        known = sorted({f"{p.task} ({p.slots})" for p in predictions})
+        known = sorted({f"{p.task} ({p.slots})" for p in said})
         message = f"there is no reply of {', '.join(node.tasks)} heard by {', '.join(node.slots)}; the run has "
         raise SottovoceError(message + ", ".join(known), code="empty", where="tasks")
-    if absent := [p.id for p in rows if p.id not in spoken]:
-        message = (
-            f"{len(absent)} of {len(rows)} utterances are not in the test manifests any more, such as {absent[0]!r}"
-        )
-        raise MissingError(message, where="data.test")
+    if lost := [p.id for p in rows if p.id not in spoken]:
+        told = f"{len(lost)} of {len(rows)} utterances are not in the test manifests any more, such as {lost[0]!r}"
+        raise MissingError(told, where="data.test")
     return rows, [reply(p, spoken[p.id]) for p in rows]
 
 
@@ -151,15 +118,8 @@ def reply(prediction: Prediction, utterance: Utterance) -> Reply:
 
 
 def command(folder: str, overrides: Sequence[str]) -> None:
-    """Command `sottovoce judge`: judge the replies of a finished run, and write its results anew.
-
-    Raises:
-        MissingError: the folder is no run, or has not been scored.
-        ConfigError: the recipe has no judges.
-    """
-    file = Path(folder) / RECIPE
-    if not file.is_file():
-        raise MissingError(f"{folder} is not a run: there is no {RECIPE} in it. `sottovoce fit` makes one", where=file)
+    """Command `sottovoce judge`: judge the replies of a finished run, and write its results anew."""
+    file = recipe_file(Path(folder))
     recipe = recipes.load(file, overrides)
     if not recipe.evaluation.judges:
         message = f"{file}: there is no judge in it: name one, such as "

@@ -20,18 +20,11 @@ Rivals = dict[tuple[str, str], dict[str, str]]  # (task, utterance) -> emotion -
 
 
 def predict(run: Run, split: str = "test") -> list[Prediction]:
-    """Every answer that is to be scored. Nothing of the run is changed.
-
-    Raises:
-        ManifestError: there is nothing to score.
-    """
+    """Every answer that is to be scored, ManifestError if there is none to give. Nothing of the run is changed."""
     recipe, data = run.recipe, run.data.splits[split]
-    overrides = recipe.evaluation.task_overrides
-    tasks = {
-        **run.tasks,
-        **{name: TASKS.build({**recipe.tasks[name], **changes}) for name, changes in overrides.items()},
-    }
-    run = replace(run, tasks=tasks, slots={**run.slots, **recipe.evaluation.text})
+    overrides = recipe.evaluation.task_overrides.items()
+    changed = {name: TASKS.build({**recipe.tasks[name], **knobs}) for name, knobs in overrides}
+    run = replace(run, tasks={**run.tasks, **changed}, slots={**run.slots, **recipe.evaluation.text})
     examples = [example for utterance in data.utterances for example in _questions(run, utterance)]
     if not examples:
         told = f"nothing to score: no utterance of {split!r} has what the tasks need"
@@ -54,8 +47,7 @@ def _questions(run: Run, utterance: Utterance) -> Iterator[Example]:
     """Each task that the utterance is good for, in one wording, with its whole context."""
     for task in run.recipe.evaluation.tasks or used_tasks(run.recipe):
         sampler = replace(run.example_sampler(None, cut=False), weights={task: 1.0})
-        example = sampler(utterance, 0, 0)
-        if example is not None:
+        if (example := sampler(utterance, 0, 0)) is not None:
             yield example
 
 
@@ -118,10 +110,7 @@ def _prediction(run: Run, mode: str, example: Example, response: str, rivals: Ri
 
 
 def _rivals(run: Run, examples: list[Example], progress: Progress) -> Rivals:
-    """For each reply, the LLM's own to the same words in every emotion: the yardstick of `emotion_fit`.
-
-    By (task, id of the utterance).
-    """
+    """For each reply, the LLM's own to the same words in every emotion: the yardstick of `emotion_fit`."""
     emotion = run.tasks.get("emotion")
     if not isinstance(emotion, AttributeTask):
         return {}

@@ -8,19 +8,9 @@ from typing import cast
 import torch
 
 from sottovoce.errors import SottovoceError
+from sottovoce.evaluation import retention as measure
 from sottovoce.evaluation.records import Record
-from sottovoce.evaluation.retention import (
-    SLOTS,
-    TASK,
-    Item,
-    Kept,
-    RetentionScore,
-    is_right,
-    read_items,
-    read_scores,
-    retention_scores,
-    write_scores,
-)
+from sottovoce.evaluation.retention import SLOTS, TASK, Item, Kept, RetentionScore, read_items
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.chat_template import ChatTurn, Role
 
@@ -36,15 +26,9 @@ def retention(
     Items of like length go through it together, by lengths that do not depend on weights: an LLM that has not changed
     says and scores the same to the bit. What an item gets does not depend on its batch but for rounding.
 
-    Args:
-        llm: loaded.
-        items: see `read_items`.
-        batch_size: items that are scored together.
-        max_new_tokens: of an answer.
-
     Raises:
-        SottovoceError: there are no items, or one does not fit into the LLM's chat template or context; or its response
-            has more than `max_new_tokens`, so that no answer could be right.
+        SottovoceError: there are no items, or one does not fit into the LLM's chat template or context, or its response
+            into `max_new_tokens`.
     """
     if not items:
         raise SottovoceError("retention: there are no prompts to score", code="empty", where="retention")
@@ -63,7 +47,7 @@ def retention(
         said = llm.generate([prompts[i] for i in rows], max_new_tokens)
         nats = llm.loss([prompts[i] for i in rows], [responses[i] for i in rows]).per_row.tolist()
         for i, text, surprise in zip(rows, said, nats, strict=True):
-            kept[i] = Kept(items[i].digest, text, is_right(items[i], text), float(surprise), len(responses[i]))
+            kept[i] = Kept(items[i].digest, text, measure.is_right(items[i], text), float(surprise), len(responses[i]))
     llm.train(learns)
     return RetentionScore(tuple(kept[i] for i in range(len(items))))
 
@@ -74,36 +58,25 @@ def _batches(lengths: list[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def retention_before(
-    llm: CausalLLM, file: Path, folder: Path, *, batch_size: int = 48, max_new_tokens: int = 64
-) -> None:
+def retention_before(llm: CausalLLM, file: Path, folder: Path, **sizes: int) -> None:
     """Score the LLM before anything of it is trained, and keep that in `folder`; what is there already is kept.
 
     With LoRA it is the checkpoint's own LLM, also in a run that starts from maps that are trained. With method
-    `weights` it is the LLM as the run finds it: call this before the first stage.
-
-    Raises:
-        SottovoceError: as `read_items` and `retention`.
+    `weights` it is the LLM as the run finds it: call this before the first stage. `sizes` are those of `retention`.
     """
-    if (folder / BEFORE).is_file():
-        return
-    with llm.untuned() if llm.tuning.method == "lora" else nullcontext():
-        write_scores(
-            folder / BEFORE, retention(llm, read_items(file), batch_size=batch_size, max_new_tokens=max_new_tokens)
-        )
+    if not (folder / BEFORE).is_file():
+        with llm.untuned() if llm.tuning.method == "lora" else nullcontext():
+            measure.write_scores(folder / BEFORE, retention(llm, read_items(file), **sizes))
 
 
-def retention_after(
-    system: str, llm: CausalLLM, file: Path, folder: Path, *, batch_size: int = 48, max_new_tokens: int = 64
-) -> list[Record]:
-    """Score the LLM as it is now, and hold it against what it was.
+def retention_after(system: str, llm: CausalLLM, file: Path, folder: Path, **sizes: int) -> list[Record]:
+    """Score the LLM as it is now, and hold it against what it was; `sizes` are those of `retention`.
 
     Raises:
         MissingError: `retention_before` has not been called for this folder.
-        SottovoceError: as `read_items` and `retention`; or the prompts are others than before.
+        SottovoceError: as `retention`; or the prompts are others than before.
     """
-    before, items = read_scores(folder / BEFORE), read_items(file)
-    after = retention(llm, items, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    scores = retention_scores(before, after)
-    write_scores(folder / AFTER, after)
+    before, after = measure.read_scores(folder / BEFORE), retention(llm, read_items(file), **sizes)
+    scores = measure.retention_scores(before, after)
+    measure.write_scores(folder / AFTER, after)
     return [Record(system, TASK, metric, SLOTS, **score._asdict()) for metric, score in scores.items()]

@@ -22,10 +22,7 @@ from sottovoce.training.spoken_prompt import SpeechPlaceholder, between, instruc
 class Conversation:
     """A dialogue with a model: spoken and written turns, each answered in the light of all before.
 
-    Args:
-        model: from a bundle.
-        instruction: the system prompt, or what stands before the turn to answer, as the model's recipe has it.
-        max_new_tokens: of an answer.
+    `instruction` is the system prompt, or stands before the turn to answer, as the model's recipe has it.
     """
 
     def __init__(self, model: SpeechLLM, instruction: str, max_new_tokens: int = 200) -> None:
@@ -34,16 +31,11 @@ class Conversation:
         self.waveforms: dict[Path, torch.Tensor] = {}  # (samples,) at the encoder's sample rate
 
     def answer_audio(self, audio: Path) -> str:
-        """Answer a spoken turn: any format, sample rate and number of channels that libsndfile reads.
-
-        Raises:
-            AudioError: the clip cannot be used; the message says why.
-        """
+        """Answer a spoken turn: any format, sample rate and number of channels that libsndfile reads, or AudioError."""
         self.waveforms[audio] = torch.from_numpy(load_audio(audio, self.model.encoder.sample_rate))
         return self._answer(Turn("user", "", audio=audio))
 
     def answer_text(self, text: str) -> str:
-        """Answer a written turn."""
         return self._answer(Turn("user", text))
 
     def _answer(self, new: Turn) -> str:
@@ -67,17 +59,12 @@ class Conversation:
 def chat(
     bundle: str, audio: Sequence[str], task: str | None, instruction: str | None, once: bool, overrides: Sequence[str]
 ) -> None:
-    """The command: answer the given clips in turn, then whatever is typed, until an empty line or the end of input.
-
-    Raises:
-        AudioError: a clip cannot be used.
-        ConfigError: there is no such task.
-    """
+    """The command: answer the given clips in turn, then whatever is typed, until an empty line or the end of input."""
     clips = [Path(name) for name in audio]
     for clip in clips:  # all of them before the model is loaded
         report = inspect_audio(clip)
         if report.problem:
-            raise AudioError(f"{clip}: {report.problem}", code="damaged", where=clip)
+            raise AudioError.at(clip, "damaged", report.problem)
         if report.warning:
             print(f"sottovoce: {clip}: {report.warning}", file=sys.stderr)
     model = read_bundle(Path(bundle), overrides)
@@ -96,11 +83,7 @@ def chat(
 
 
 def wording(model: SpeechLLM, task: str | None) -> str:
-    """A task's first wording, with the choices of the model's own recipe; of the task that replies if None.
-
-    Raises:
-        ConfigError: there is no such task.
-    """
+    """A task's first wording, with the choices of the model's own recipe; of the task that replies if None."""
     task = task or ("response" if "response" in model.recipe.tasks else "dialogue")
     if task not in TASKS.names():
         raise ConfigError(f"--task {task}:{nearest(task, TASKS.names())}", code="unknown-name", where="--task")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sottovoce.adapters.checkpoint_projector import CheckpointProjector
-from sottovoce.audio_llm_layouts import LAYOUTS, Layout, read_config, shards
+from sottovoce.audio_llm_layouts import CAUSAL_LM, LAYOUTS, Layout, read_config, shards
 from sottovoce.encoders.qwen_audio import AudioTower
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.hub import WEIGHTS
@@ -35,19 +35,14 @@ def command(bundle: str, out: str, overrides: Sequence[str]) -> None:
 
 
 def export(module: SpeechLLM, folder: Path) -> list[str]:
-    """Write a run's weights in its checkpoint's own format; LoRA is merged into the weights.
+    """Write a run's weights in its checkpoint's own format, LoRA merged; a line on that, and on each part left out.
 
     A finished audio LLM is written whole: LLM, and tower and projector where the run's encoder and adapter are its
     own; whatever else its files hold (pictures, a talker) is copied, and every tensor keeps the dtype it has there.
     Of other models the LLM is written, in the dtype of the run. Tokenizer and settings come along.
 
-    Returns:
-        The parts that were written, in a line, and a line for each that has no place in such a folder.
-
     Raises:
-        ConfigError: `folder` holds something already.
-        MissingError: the run's checkpoint cannot be reached any more.
-        SottovoceError: a weight has no place in the checkpoint.
+        SottovoceError: `folder` holds something, the run's checkpoint cannot be reached, or has no place for a weight.
     """
     _check_free(folder)
     source = HUB.snapshot(module.recipe.llm.checkpoint, _FILES)
@@ -66,28 +61,23 @@ def export(module: SpeechLLM, folder: Path) -> list[str]:
 
 
 def merged(model: nn.Module) -> dict[str, Tensor]:
-    """An LLM's weights by the names that it has without LoRA, with LoRA's maps added in float32.
-
-    The model is left as it is; only weights that LoRA stands beside are copied.
-    """
+    """An LLM's weights by the names that it has without LoRA, with LoRA's maps added in float32, to copies."""
     lora = ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
     owners: dict[str, Any] = {f"{name}.base_layer.weight": module for name, module in lora}  # of whatever kind of map
     weights: dict[str, Tensor] = {}
     for name, weight in model.state_dict().items():
-        base = base_name(name)
-        if base is None:
-            continue
         if name in owners:
             deltas = [owners[name].get_delta_weight(adapter).float() for adapter in owners[name].active_adapters]
             weight = sum(deltas, start=weight.float()).to(weight.dtype)
-        weights[base] = weight.detach()
+        if (base := base_name(name)) is not None:
+            weights[base] = weight.detach()
     return weights
 
 
 def _check_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        message = f"--out {folder}: there is something already; name a folder that is new or empty"
-        raise ConfigError(message, code="conflict", where=folder)
+        told = "there is something already; name a folder that is new or empty"
+        raise ConfigError(f"--out {folder}: {told}", code="conflict", where=folder)
 
 
 def _write_audio_llm(module: SpeechLLM, text: dict[str, Tensor], source: Path, draft: Path) -> set[str]:
@@ -121,12 +111,7 @@ def _replacement(name: str, theirs: Tensor, ours: dict[str, Tensor]) -> Tensor:
 
 def _checkpoint_names(text: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """The LLM's weights, named as in the checkpoint's files."""
-    return {
-        old + name.removeprefix(new): weight
-        for old, new in layout.text.items()
-        for name, weight in text.items()
-        if name.startswith(new)
-    }
+    return {layout.text + name: weight for name, weight in text.items() if name.startswith(CAUSAL_LM)}
 
 
 def _native_parts(module: SpeechLLM, layout: Layout, source: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
