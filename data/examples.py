@@ -6,9 +6,10 @@ or read by several workers, draws the same examples.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -138,6 +139,13 @@ STAND_INS = 64  # utterances that are tried in the place of a batch of which non
 NOTHING = Frames(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long))  # the audio of a batch that is all text
 
 
+class StepTotals(NamedTuple):
+    """What all batches of one process hold that an optimizer step adds up: their mean is over these."""
+
+    tokens: int  # of responses
+    categories: int  # rows with a category of PE-FT
+
+
 @dataclass
 class Batch:
     """Rows and the clips they speak of."""
@@ -147,6 +155,7 @@ class Batch:
     audio: Frames  # each clip once: waveforms (clips, samples), or encoder outputs (clips, frames, dim) from the cache
     skipped: list[str] = field(default_factory=list)  # what of its utterances cannot be used
     counts: bool = True  # one that does not keeps its process in step with the others, which have rows left
+    step: StepTotals | None = None  # where a step adds up several batches
 
     @property
     def ids(self) -> list[str]:
@@ -178,6 +187,7 @@ class Examples(Dataset[Batch]):
     draws: int  # of an utterance in an epoch
     finish: Callable[[Example], Example] | None  # gives an example its target; None where every task has its own
     read: Read
+    count: Callable[[Example], int] | None = None  # tokens of its response
 
     def examples(self, rows: Rows) -> list[Example]:
         """The examples of a batch, without their audio."""
@@ -190,7 +200,18 @@ class Examples(Dataset[Batch]):
 
     def __getitem__(self, rows: Rows) -> Batch:
         batch = collate(self.complete(self.examples(rows)), self.read)
-        return replace(batch, counts=rows.counts)
+        return replace(batch, counts=rows.counts, step=self.totals(rows))
+
+    def totals(self, rows: Rows) -> StepTotals | None:
+        """Of all batches of the step that these rows are part of; None where they are all of it."""
+        if rows.step is None or self.count is None:
+            return None
+        examples = self.usable(Rows(rows.epoch, rows.step))
+        return StepTotals(sum(map(self.count, examples)), sum(bool(e.utterance.category) for e in examples))
+
+    def usable(self, rows: Rows) -> list[Example]:
+        """Complete examples of these rows."""
+        return self.complete(self.examples(rows))
 
 
 @dataclass(eq=False)
@@ -198,6 +219,14 @@ class LazyExamples(Examples):
     """Examples of utterances that nobody has checked before: a line or a clip may turn out to be faulty."""
 
     skip: bool = field(kw_only=True)  # leave those out of their batch, which names them; else the first ends the run
+
+    def usable(self, rows: Rows) -> list[Example]:
+        """See `Examples`; without those whose line is faulty. Whether their clips can be read is not known yet."""
+        kept: list[Example] = []
+        for number in rows.numbers:
+            with suppress(ManifestError):
+                kept += super().usable(Rows(rows.epoch, [number]))
+        return kept
 
     def __getitem__(self, rows: Rows) -> Batch:
         kept: list[Example] = []
@@ -215,8 +244,9 @@ class LazyExamples(Examples):
             kept += drawn
             clips |= zip(part.clips, part.audio.rows(), strict=True)
         if not kept:
-            return replace(self._stand_in(rows, skipped), skipped=skipped)
-        return replace(collate(kept, clips.__getitem__), skipped=skipped, counts=rows.counts)
+            return replace(self._stand_in(rows, skipped), skipped=skipped, step=self.totals(rows))
+        batch = collate(kept, clips.__getitem__)
+        return replace(batch, skipped=skipped, counts=rows.counts, step=self.totals(rows))
 
     def _stand_in(self, rows: Rows, skipped: list[str]) -> Batch:
         """The next utterance that can be used, in a batch that does not count: of the one that was wanted none can."""

@@ -41,6 +41,7 @@ class Prediction:
     judge: str | None = None  # who labelled the reply; None where the rule is to (`sottovoce.evaluation.awareness`)
     awareness: int | None = None  # that judge's label, -1, 0 or 1; None where it could not judge
     source: str | None = None  # the part of the test side, where the recipe names one that is scored apart
+    unscored: bool = False  # there is no reference to hold it against
 
     @property
     def title(self) -> str:

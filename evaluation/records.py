@@ -37,7 +37,14 @@ class Record:
 KEYS = tuple(field.name for field in fields(Record) if field.name != "notes")  # of each record in results.json
 
 GENERATED = ("dialogue", "response", "caption")  # tasks whose targets are texts of the LLM's own
-OPTIONAL = ("category", "topic", "judge", "awareness", "source")  # keys of a prediction that older runs lack
+OPTIONAL = (
+    "category",
+    "topic",
+    "judge",
+    "awareness",
+    "source",
+    "unscored",
+)  # keys of a prediction that older runs lack
 
 
 def score_all(system: str, predictions: Sequence[Prediction]) -> list[Record]:
@@ -70,6 +77,7 @@ class Due(NamedTuple):
 def scores_due(predictions: Sequence[Prediction]) -> list[Due]:
     """All that predictions are good for, see `score_all`; `rows` keep their order."""
     parts: dict[tuple[str, str], list[Prediction]] = {}
+    predictions = [prediction for prediction in predictions if not prediction.unscored]
     for prediction in predictions:
         parts.setdefault((prediction.title, prediction.slots), []).append(prediction)
     due = []

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
@@ -30,7 +31,7 @@ from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoi
 from sottovoce.lightning_modules.checkpointing import LAST, latest, read_checkpoint
 from sottovoce.lightning_modules.trainer import adamw, build_trainer, is_rank_zero, loader, train_to_end
 from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, read_splits
-from sottovoce.training.run_folder import open_folder
+from sottovoce.training.run_folder import only_run, open_folder
 
 MEASURED = 1000  # clips, whose log-mels say what is usual
 
@@ -102,10 +103,11 @@ def pretrain(config: str, overrides: Sequence[str]) -> Path:
     recipe = load(config, overrides)
     console = Console(quiet=not is_rank_zero())
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
-    open_folder(recipe.folder, recipe.plain())
-    if not (recipe.folder / "done.json").is_file():
-        train(recipe, console)
-    report(recipe, console)
+    with only_run(recipe.folder) if is_rank_zero() else nullcontext():
+        open_folder(recipe.folder, recipe.plain())
+        if not (recipe.folder / "done.json").is_file():
+            train(recipe, console)
+        report(recipe, console)
     return recipe.folder / "encoder"
 
 
@@ -192,7 +194,7 @@ def _loader(
     lengths = [min(clip.seconds, recipe.data.crop_seconds) for clip in clips]
     sampler = BatchSampler(
         lengths, np.ones(len(clips)), recipe.batch_size, epochs, recipe.seed, trainer.global_rank, trainer.world_size,
-        start, max_batches=most,
+        start, max_steps=most,
     )  # fmt: skip
     return loader(crops, sampler, recipe.data.num_workers)
 

@@ -54,10 +54,13 @@ class ResumeCheckpoint(Checkpoint):
         self.warned = True
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
-        due, step = trainer.val_check_batch, trainer.global_step
+        due, step, together = trainer.val_check_batch, trainer.global_step, trainer.accumulate_grad_batches
         assert due is not None  # the recipe's stages say when to validate, in steps
-        warned, validates = self.agreed(trainer), step % int(due) == 0
-        if not validates and (warned or step % self.every == 0 or (step + 1) % int(due) == 0):
+        if trainer.fit_loop.epoch_loop.batch_progress.current.ready % together:
+            return  # gradients of half a step are in no checkpoint
+        due = int(due) // together
+        warned, validates = self.agreed(trainer), step % due == 0
+        if not validates and (warned or step % self.every == 0 or (step + 1) % due == 0):
             self._save(trainer, module)
         self._leave(warned)  # before a validation, which may take longer than a cluster waits
 
@@ -66,7 +69,7 @@ class ResumeCheckpoint(Checkpoint):
         self._leave(self.warned and trainer.world_size == 1)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if 0 < trainer.global_step < trainer.num_training_batches:
+        if 0 < trainer.global_step < trainer.num_training_batches / trainer.accumulate_grad_batches:
             warned = self.agreed(trainer)
             self._save(trainer, module)
             self._leave(warned)
@@ -218,7 +221,9 @@ class ThroughputMeter(L.Callback):
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches:
+            return
         if self._device is not None and self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # or only the launching of kernels would be timed
         now = time.perf_counter()

@@ -8,13 +8,14 @@ if __name__ == "__main__":  # before the imports below, which take seconds that 
     sys.exit(main(["fit", *sys.argv[1:]]))
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
-from sottovoce.config.recipe import load
+from sottovoce.config.recipe import Recipe, load
 from sottovoce.errors import ConfigError
 from sottovoce.lightning_modules.bundle import write_bundle, write_card
 from sottovoce.lightning_modules.curriculum import read_trained, train_stages
@@ -22,12 +23,18 @@ from sottovoce.lightning_modules.run import frozen_fingerprints, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer import check_trainer, is_rank_zero
 from sottovoce.paths import resolve
+from sottovoce.training.run_folder import only_run
 
 
 def fit(config: str, overrides: Sequence[str] = ()) -> None:
     """Train all stages, score, write the bundle, print the table. The same command again goes on where it stopped."""
-    console = Console(quiet=not is_rank_zero())
     recipe = load(config, overrides)
+    with only_run(recipe.folder) if is_rank_zero() else nullcontext():
+        _fit(recipe)
+
+
+def _fit(recipe: Recipe) -> None:
+    console = Console(quiet=not is_rank_zero())
     scores, node = recipe.folder / "evaluation", recipe.evaluation
 
     # prepare

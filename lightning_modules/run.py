@@ -84,7 +84,7 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
     run = Run(recipe, build_tasks(recipe), data, module, reader, module.slots, cache, console)
     with file_lock(cache):
         encode_clips(run)
-    check_data(recipe.folder, {name: split.fingerprint_rows() for name, split in run.data.splits.items()})
+    check_data(recipe.folder, {name: run.data.splits[name].fingerprint_rows() for name in ("train", "validation")})
     return run
 
 
@@ -98,7 +98,7 @@ def encode_clips(run: Run) -> None:
     run.data.faults += faults
     bad = {Path(fault.where) for fault in faults}
     run.data.splits = {name: split.without(bad) for name, split in run.data.splits.items()}
-    for name in ("train", "validation"):
+    for name in ("train", "validation") if run.recipe.stages or run.recipe.cascade else ():
         if not run.data.splits[name].utterances:
             told = f"no utterance is left in {name!r}: data.{name} must name a manifest with usable lines"
             raise ManifestError(told, code="empty", where=f"data.{name}")

@@ -21,7 +21,7 @@ from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
 from sottovoce.data.examples import ExampleSampler, collate
 from sottovoce.data.utterance import Utterance
-from sottovoce.errors import ConfigError, MissingError
+from sottovoce.errors import MissingError
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.checkpointing import read_checkpoint
 from sottovoce.lightning_modules.curriculum import read_trained, train_stages
@@ -214,7 +214,7 @@ def test_a_bundle_refuses_another_llm(finished: Path, tiny_llm: str, tmp_path: P
 
 
 def test_another_recipe_does_not_go_on_in_the_same_folder(finished: Path, write_recipe: Write) -> None:
-    with refused("mismatch", finished, ConfigError):
+    with refused("mismatch", "seed"):
         quiet_run(recipes.load(write_recipe(seed=4)))
 
 
@@ -225,6 +225,40 @@ def test_a_run_goes_on_after_an_update_that_brought_an_option(finished: Path, wr
     file.write_text("".join(line for line in kept.splitlines(True) if line.strip() != "parts: null"))
     assert file.read_text() != kept
     quiet_run(recipes.load(write_recipe()))
+
+
+def test_a_finished_run_is_scored_again_with_another_evaluation(
+    finished: Path, write_recipe: Write, tree: dict[str, Any]
+) -> None:
+    """Nothing is trained again, and no result is lost."""
+    before = {file: file.stat().st_mtime_ns for file in finished.glob("stages/**/*") if file.is_file()}
+    results = (finished / "evaluation" / "results.json").read_text()
+    evaluation = {**tree["evaluation"], "limit": 2}
+    assert main(["fit", "--config", write_recipe(evaluation={**tree["evaluation"], "batch_size": 1})]) == 0
+    assert (finished / "evaluation" / "results.json").read_text() == results
+    assert main(["fit", "--config", write_recipe(evaluation=evaluation)]) == 0
+    assert (finished / "evaluation" / "results.json").read_text() != results
+    assert (finished / "evaluation" / "earlier-1" / "results.json").read_text() == results
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert main(["fit", "--config", write_recipe()]) == 0
+    assert (finished / "evaluation" / "results.json").read_text() == results
+
+
+def test_a_bundle_answers_data_of_ones_own(finished: Path, tmp_path: Path, manifests: dict[str, Path]) -> None:
+    lines = [json.loads(line) for line in manifests["test"].read_text().splitlines()]
+    clips = [{"id": line["id"], "audio": str(manifests["test"].parent / line["audio"])} for line in lines[:3]]
+    clips[0]["text"] = "six"
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(clip) + "\n" for clip in clips))
+    command = ["evaluate", str(finished / "bundle"), "--test", str(tmp_path / "mine.jsonl"), "--task", "asr"]
+    assert main([*command, "--task", "gender", "--out", str(tmp_path / "out"), "evaluation.max_new_tokens=3"]) == 0
+    said = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    heard = [one for one in said if one["slots"] == "both"]
+    assert sorted((one["id"], one["task"]) for one in heard) == sorted(
+        (clip["id"], task) for clip in clips for task in ("asr", "gender")
+    )
+    assert [one["id"] for one in heard if not one["unscored"]] == [clips[0]["id"]]
+    scores = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {(score["task"], score["n"]) for score in scores} == {("asr", 1)}
 
 
 def test_a_finished_run_started_again_only_prints_its_table(finished: Path, fit: Fit) -> None:

@@ -229,6 +229,7 @@ def test_what_was_left_out_is_kept_in_checkpoints(tmp_path: Path) -> None:
 
 def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
     began = {"train": [("a", 1.0, 1.0), ("b", 2.0, 1.0)], "validation": [("c", 1.0, 1.0)]}
+    (tmp_path / "last.ckpt").touch()
     for _ in range(2):
         check_data(tmp_path, began)
     for other in ([("a", 1.0, 1.0)], [("b", 2.0, 1.0), ("a", 1.0, 1.0)], [("a", 1.0, 2.0), ("b", 2.0, 1.0)]):

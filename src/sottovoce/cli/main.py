@@ -125,9 +125,13 @@ COMMANDS = (
         _config("conf/best_rq.yaml"), _overrides("steps=1000"), loader="config.best_rq:load",
     ),
     Command(
-        "evaluate", "scoring.evaluate:evaluate", "score a stage of a run again",
-        arg("folder", help="of the run, such as runs/quickstart"),
-        arg("--stage", help="whose best checkpoint; the last if absent"), trust=TRUST,
+        "evaluate", "scoring.evaluate:evaluate", "score a run again, or a bundle on data of one's own",
+        arg("folder", help="of a run or a bundle, such as runs/quickstart"),
+        arg("--stage", help="of a run: whose best checkpoint; the last if absent"),
+        arg("--test", action="append", default=[], metavar="FILE", help="a manifest that the bundle answers"),
+        arg("--task", action="append", default=[], help="with --test: what is asked; all of its tasks if absent"),
+        arg("--out", help="with --test: folder of predictions.jsonl and scores"),
+        _overrides("evaluation.batch_size=8"), trust=TRUST,
     ),
     Command(
         "judge", "scoring.judging:command", "let the judges of a finished run's recipe score its replies",

@@ -94,7 +94,8 @@ class StageConfig:
     eps: NonNegative = 1e-8
     grad_clip: NonNegative = Field(default=1.0, description="gradient norm")
     epochs: Int = Field(default=3, ge=1, le=100_000)
-    batch_size: Int = Field(default=48, ge=1, le=10**6, description="utterances a step and process")
+    batch_size: Int = Field(default=48, ge=1, le=10**6, description="utterances a batch and process")
+    accumulate_grad_batches: Int = Field(default=1, ge=1, le=10**6, description="batches of a process that make a step")
     tasks_per_utterance: Int = Field(default=1, ge=1, le=10_000, description="tasks drawn from each utterance")
     val_checks_per_epoch: Int = Field(default=1, ge=1, le=10_000)
 

@@ -41,6 +41,11 @@ def dialogue_of(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
     return [*turns, ChatTurn("user", (*before, *tag, *spoken(example.utterance, example, slots)))]
 
 
+def response_tokens(chat: ChatFormat, slots: Mapping[str, str], example: Example) -> int:
+    """How many tokens the loss of an example is summed over."""
+    return len(chat.response(dialogue_of(example, slots), example.target or ""))
+
+
 def instructed(instruction: str, place: InstructionRole) -> tuple[list[str], list[str]]:
     """What an instruction is as a system turn, and what as pieces before the speech; nothing for an empty one."""
     if not instruction:
