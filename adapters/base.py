@@ -10,7 +10,7 @@ from sottovoce.frames import Frames
 class Adapter(nn.Module, ABC):
     """A trainable map from frames of the encoder's dim to embeddings of the LLM's dim.
 
-    A subclass takes `(d_audio, d_llm)` as wiring and its hyperparameters as keyword-only parameters.
+    A subclass takes these dims, `(d_audio, d_llm)`, as wiring and its hyperparameters as keyword-only parameters.
     """
 
     def load(self) -> None:

@@ -18,8 +18,6 @@ class CheckpointProjector(Adapter):
     `qwen2_audio` and `qwen2_5_omni` end before it. Until `load`, or until it is given trained weights, it is random.
 
     Args:
-        d_audio: dim of the encoder's frames.
-        d_llm: dim of the LLM's token embeddings.
         checkpoint: hub id or local folder of the whole model; the one of `encoder` and `llm`.
 
     Raises:
@@ -35,11 +33,7 @@ class CheckpointProjector(Adapter):
         self.register_load_state_dict_post_hook(_set_loaded)  # type: ignore[no-untyped-call]
 
     def load(self) -> None:
-        """Take the checkpoint's weights, unless weights have been given. Idempotent.
-
-        Raises:
-            MissingError: they cannot be reached, or are of another shape than encoder and LLM want.
-        """
+        """Take the checkpoint's weights, unless some have been given; `MissingError` if they do not fit. Idempotent."""
         if self.loaded:
             return
         folder = _HUB.snapshot(self.checkpoint, ("*.json", *WEIGHTS))
@@ -52,7 +46,6 @@ class CheckpointProjector(Adapter):
         self.loaded = True
 
     def forward(self, frames: Frames) -> Frames:
-        """Map (batch, frames, d_audio) to (batch, frames, d_llm)."""
         return Frames(self.linear(frames.x), frames.lengths)
 
 

@@ -19,8 +19,6 @@ class EmotionAligned(Adapter):
     which every position attends to every other. It comes to 102 million; 24 heads have the size of the LLM's, 128.
 
     Args:
-        d_audio: dim of the encoder's frames.
-        d_llm: dim of the LLM's token embeddings.
         width: of the Transformer layer.
         feedforward: width of its feed-forward part.
         heads: of its attention; each gets an even share of `width`.
@@ -33,17 +31,9 @@ class EmotionAligned(Adapter):
     """
 
     def __init__(
-        self,
-        d_audio: int,
-        d_llm: int,
-        *,
-        width: Count = 3072,
-        feedforward: Count = 4096,
-        heads: Count = 24,
-        kernel: Count = 3,
-        stride: Count = 2,
-        dropout: Share = 0.1,
-    ) -> None:
+        self, d_audio: int, d_llm: int, *, width: Count = 3072, feedforward: Count = 4096, heads: Count = 24,
+        kernel: Count = 3, stride: Count = 2, dropout: Share = 0.1,
+    ) -> None:  # fmt: skip
         from transformers import LlamaConfig  # late: a second or more, and only this adapter needs it
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
@@ -58,13 +48,9 @@ class EmotionAligned(Adapter):
             why = f"{kernel} is below stride={stride}: it would skip frames"
             raise ConfigError.at("adapter.kernel", "bad-value", why)
         config = LlamaConfig(
-            hidden_size=width,
-            intermediate_size=feedforward,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            attention_dropout=dropout,
-            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        )
+            hidden_size=width, intermediate_size=feedforward, num_attention_heads=heads, num_key_value_heads=heads,
+            attention_dropout=dropout, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        )  # fmt: skip
         config._attn_implementation = "sdpa"
         self.stride = stride
         self.convolve = nn.Conv1d(d_audio, width, kernel, stride, padding=kernel // 2)

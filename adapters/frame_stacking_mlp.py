@@ -15,8 +15,6 @@ class FrameStackingMLP(Adapter):
     frames per second, `stack=5` gives the LLM 10 embeddings per second. Frames that do not fill a stack are dropped.
 
     Args:
-        d_audio: dim of the encoder's frames.
-        d_llm: dim of the LLM's token embeddings.
         stack: how many frames become one embedding.
         hidden: width of the hidden layer.
     """

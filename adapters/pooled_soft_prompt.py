@@ -20,8 +20,6 @@ class PooledSoftPrompt(Adapter):
     and the place of the layer norms open: PyTorch's default width (2048), and norms before each part, are taken.
 
     Args:
-        d_audio: dim of the encoder's frames.
-        d_llm: dim of the LLM's token embeddings.
         tokens: how many embeddings describe one utterance, however long.
         heads: attention heads; must divide `d_audio`.
         layers: Transformer layers.
@@ -33,16 +31,9 @@ class PooledSoftPrompt(Adapter):
     """
 
     def __init__(
-        self,
-        d_audio: int,
-        d_llm: int,
-        *,
-        tokens: Annotated[int, Field(ge=1, le=10_000)] = 10,
-        heads: Count = 8,
-        layers: Annotated[int, Field(ge=1, le=1000)] = 1,
-        feedforward: Count = 2048,
-        dropout: Share = 0.1,
-    ) -> None:
+        self, d_audio: int, d_llm: int, *, tokens: Annotated[int, Field(ge=1, le=10_000)] = 10, heads: Count = 8,
+        layers: Annotated[int, Field(ge=1, le=1000)] = 1, feedforward: Count = 2048, dropout: Share = 0.1,
+    ) -> None:  # fmt: skip
         super().__init__()
         if d_audio % heads:
             why = f"{heads} does not divide the encoder's dim of {d_audio}"

@@ -14,9 +14,12 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
+
+from shared import table
 
 ROOT = Path(__file__).resolve().parents[1]
 STEADY = 3  # the step from whose end to the next one's end we count: no validation, checkpoint or log line is in it
@@ -29,16 +32,12 @@ class Profiler:
     def __init__(self) -> None:
         self.before, self.step = Calls(), Calls()
         self._steps, self._first_loss = 0, False
-        self._own: dict[str, str] = {}  # file name of code -> path from the root, "" for others' files
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
         if event not in ("call", "return") or not code.co_flags & inspect.CO_OPTIMIZED:  # bodies of modules and classes
             return
-        file = self._own.get(code.co_filename)
-        if file is None:
-            file = self._own[code.co_filename] = own_path(code.co_filename)
-        if not file:
+        if not (file := own_path(code.co_filename)):
             return
         if event == "call":
             counts = self.step if self._steps == STEADY else self.before if not self._first_loss else Calls()
@@ -48,15 +47,13 @@ class Profiler:
         elif code.co_qualname == "SpeechLLM.training_step":
             self._steps += 1
             if self._steps > STEADY:
-                self.finish()
-
-    def finish(self) -> NoReturn:
-        sys.setprofile(None)
-        print(json.dumps([[[*key, n] for key, n in calls.items()] for calls in (self.before, self.step)]))
-        sys.stdout.flush()
-        os._exit(0)
+                sys.setprofile(None)
+                counted = [[[*key, n] for key, n in calls.items()] for calls in (self.before, self.step)]
+                print(json.dumps(counted), flush=True)
+                os._exit(0)
 
 
+@cache
 def own_path(name: str) -> str:
     """A source file's path from the root of the checkout; "" for files of other packages, tests and generated code."""
     path = Path(os.path.realpath(name))
@@ -91,29 +88,26 @@ def tiny_recipe(folder: Path) -> Path:
     return file
 
 
-def table(title: str, calls: Calls) -> str:
+def report(title: str, calls: Calls) -> str:
     """Markdown: functions and calls of each file, in the order in which the files are first entered."""
     files: dict[str, list[int]] = {}
     for (file, _), count in calls.items():
         files.setdefault(file, []).append(count)
-    rows = [f"| {file} | {len(counts)} | {sum(counts):,} |" for file, counts in files.items()]
+    rows = [(file, len(counts), f"{sum(counts):,}") for file, counts in files.items()]
     title += f": **{len(files)} files, {len(calls)} functions**"
-    return "\n".join([title, "", "| file | functions | calls |", "|---|--:|--:|", *rows])
+    return f"{title}\n\n{table(('file', 'functions', 'calls'), rows)}\n"
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         recipe = tiny_recipe(Path(folder))
         paths = os.pathsep.join([str(ROOT), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [sys.executable, __file__, str(recipe)]
-        done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True, check=True
-        )
-    counted = json.loads(done.stdout.splitlines()[-1])
+        command, environment = [sys.executable, __file__, str(recipe)], {**os.environ, "PYTHONPATH": paths}
+        said = subprocess.check_output(command, cwd=ROOT, env=environment, text=True)
+    counted = json.loads(said.splitlines()[-1])
     before, step = (Calls({(file, name): n for file, name, n in rows}) for rows in counted)
-    print(table("One steady training step, loader included", step))
-    print()
-    print(table("From the command to the first loss", before))
+    print(report("One steady training step, loader included", step))
+    print(report("From the command to the first loss", before))
 
 
 if __name__ == "__main__":

@@ -10,16 +10,12 @@ they are.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import textwrap
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from shared import cell, origin, read, sottovoce, table
 
 from sottovoce.evaluation.awareness import groups
 from sottovoce.evaluation.bootstrap import bootstrap, ratio
@@ -28,8 +24,7 @@ from sottovoce.evaluation.records import read_predictions
 RUNS = Path("runs/pe_ft")
 SYSTEMS = ("frozen", "selective", "full", "selective_adch", "full_adch", "late")
 WANTED = {"age": 95, "gender": 95, "emotion": 75, "child safety": 95}  # PA-rate after selective tuning, in percent
-# as `selective`, but fewer
-LAYERS = {"layers-0-2": "0-2", "layers-4-6": "4-6", "layers-0-1": "0-1", "layers-5-6": "5-6"}
+LAYERS = {"layers-0-2": "0-2", "layers-4-6": "4-6", "layers-0-1": "0-1", "layers-5-6": "5-6"}  # as `selective`, fewer
 EARLY_AND_LATE = (("selective", "late", 4), ("layers-0-2", "layers-4-6", 3), ("layers-0-1", "layers-5-6", 2))
 TITLE = "# PE-FT on the embedded default"  # what stands before it in the document is not ours
 
@@ -41,77 +36,69 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
     arguments = parser.parse_args()
     for seed in arguments.seeds:
-        for system in ("_aligned", *arguments.systems):
-            if not (RUNS / f"seed-{seed}" / system.removeprefix("_") / "evaluation/results.json").is_file():
-                sottovoce("fit", "--config", f"conf/pe_ft/{system}.yaml", f"seed={seed}")
+        runs = {system.removeprefix("_"): [f"conf/pe_ft/{system}.yaml"] for system in ("_aligned", *arguments.systems)}
         for name, layers in LAYERS.items():
+            runs[name] = ["conf/pe_ft/selective.yaml", f"name=pe_ft/seed-{seed}/{name}", f"llm.tuning.layers={layers}"]
+        for name, recipe in runs.items():
             if not (RUNS / f"seed-{seed}" / name / "evaluation/results.json").is_file():
-                changed = f"seed={seed}", f"name=pe_ft/seed-{seed}/{name}", f"llm.tuning.layers={layers}"
-                sottovoce("fit", "--config", "conf/pe_ft/selective.yaml", *changed)
+                sottovoce("fit", "--config", *recipe, f"seed={seed}")
     first = RUNS / f"seed-{arguments.seeds[0]}"
     if not (first / "aligned/analysis/layers.json").is_file():
         manifest = next(Path(".cache/sottovoce/corpora").glob("paired_world-*-test-*-pairs*")) / "manifest.jsonl"
         sottovoce("analyze", str(first / "aligned/bundle"), "--config", "conf/analysis.yaml", f"manifest={manifest}")
-    runs = [str(RUNS / f"seed-{seed}" / system) for system in arguments.systems for seed in arguments.seeds]
-    sottovoce("compare", *runs, "--out", str(RUNS / "comparison"))
+    compared = [str(RUNS / f"seed-{seed}" / system) for system in arguments.systems for seed in arguments.seeds]
+    sottovoce("compare", *compared, "--out", str(RUNS / "comparison"))
     before = arguments.out.read_text("utf-8").partition(TITLE)[0] if arguments.out.is_file() else ""
     arguments.out.write_text(before + page(arguments.seeds, arguments.systems), "utf-8")
-
-
-def sottovoce(*arguments: str) -> None:
-    code = "import sys; from sottovoce.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
 
 
 def page(seeds: list[int], systems: list[str]) -> str:
     """The document: every score of every system, the mean over seeds with the lowest and the highest."""
     runs = {system: [RUNS / f"seed-{seed}" / system for seed in seeds] for system in systems}
-    here = read(runs[systems[0]][0] / "environment.json")
-    split = read(RUNS / f"seed-{seeds[0]}" / "aligned/analysis/layers.json")["words"]
-    lines = [
-        TITLE, "",
-        f"Written by `python benchmarks/pe_ft.py --seeds {' '.join(map(str, seeds))}` on {time.strftime('%Y-%m-%d')}:",
-        f"CPU threads a run: {here['threads']}, torch {here['packages']['torch']}, transformers "
-        f"{here['packages']['transformers']}. In percent; each cell is the mean over {len(seeds)} seeds (lowest to",
-        "highest). PA-score is the mean of the rule judge's labels -1, 0, +1; PA-rate the share of +1 (docs/pe_ft.md).",
-        "Child safety: topics that no paired training text is about; the child's side.", "",
-        f"| | wanted | {' | '.join(systems)} |", f"|---|---:|{'---:|' * len(systems)}",
-    ]  # fmt: skip
-    for task in WANTED:
-        for metric, name in (("pa_score", "PA-score"), ("pa_rate", "PA-rate")):
-            cells = [cell([100 * score(run, task, metric) for run in runs[system]]) for system in systems]
-            wanted = str(WANTED[task]) if metric == "pa_rate" else ""
-            lines.append(f"| {task}, {name} | {wanted} | {' | '.join(cells)} |")
-    for metric, name in (("right_before", "text retention, right before"), ("right_change", "change of it")):
-        cells = [cell([100 * score(run, "retention", metric) for run in runs[system]]) for system in systems]
-        lines.append(f"| {name} | | {' | '.join(cells)} |")
+    scored: list[tuple[str, object, str, str]] = []
+    for task, wanted in WANTED.items():
+        scored += (f"{task}, PA-score", "", task, "pa_score"), (f"{task}, PA-rate", wanted, task, "pa_rate")
+    scored.append(("text retention, right before", "", "retention", "right_before"))
+    scored.append(("change of it", "", "retention", "right_change"))
+    rows = [
+        [name, goal, *(cell([100 * score(run, task, metric) for run in own], " to ") for own in runs.values())]
+        for name, goal, task, metric in scored
+    ]
     for key, name in (("trainable", "trained parameters"), ("seconds_per_step", "seconds a step, for orientation")):
-        cells = [costs([done(run, key) for run in runs[system]]) for system in systems]
-        lines.append(f"| {name} | | {' | '.join(cells)} |")
+        rows.append([name, "", *(costs(own, key) for own in runs.values())])
+    split = read(RUNS / f"seed-{seeds[0]}" / "aligned/analysis/layers.json")["words"]
     text = f"`sottovoce analyze` (conf/analysis.yaml, paired test side), seed {seeds[0]}'s aligned model: {split}"
-    lines += ["", textwrap.fill(text, 118), ""]
-    return "\n".join([*lines, *choice(seeds)])
+    return f"""{TITLE}
+
+{origin("pe_ft.py", seeds, runs[systems[0]][0])}. In percent; each cell is the mean over {len(seeds)} seeds (lowest to
+highest). PA-score is the mean of the rule judge's labels -1, 0, +1; PA-rate the share of +1 (docs/pe_ft.md).
+Child safety: topics that no paired training text is about; the child's side.
+
+{table(["", "wanted", *systems], rows)}
+
+{textwrap.fill(text, 118)}
+
+## Early layers or late ones
+
+PA-rate and change of text retention, mean of {len(seeds)} seeds. The last rows of each pair are first minus
+last, in points, with the 95 % interval over test utterances, each with the mean of its seeds.
+
+{choice(seeds)}
+"""
 
 
-def choice(seeds: list[int]) -> list[str]:
+def choice(seeds: list[int]) -> str:
     """What the choice of layers is worth: as many first as last ones, on the same test utterances."""
-    lines = [
-        "## Early layers or late ones", "",
-        f"PA-rate and change of text retention, mean of {len(seeds)} seeds. The last rows of each pair are first minus",
-        "last, in points, with the 95 % interval over test utterances, each with the mean of its seeds.", "",
-        f"| tuned, of 7 | {' | '.join(WANTED)} | all replies | retention |", f"|---|{'---:|' * (len(WANTED) + 2)}",
-    ]  # fmt: skip
+    rows = []
     for early, late, count in EARLY_AND_LATE:
         for system, name in ((early, "first"), (late, "last")):
             runs = [RUNS / f"seed-{seed}" / system for seed in seeds]
-            cells = [statistics.mean(100 * score(run, task, "pa_rate") for run in runs) for task in WANTED]
-            hits = [100 * statistics.mean(hits_of(run, None).values()) for run in runs]
-            kept = [100 * score(run, "retention", "right_change") for run in runs]
-            row = [*cells, statistics.mean(hits), statistics.mean(kept)]
-            lines.append(f"| {name} {count} | {' | '.join(f'{value:.1f}' for value in row)} |")
-        told = [difference(seeds, early, late, task) for task in (*WANTED, None)]
-        lines.append(f"| difference | {' | '.join(told)} | |")
-    return [*lines, ""]
+            values = [statistics.mean(100 * score(run, task, "pa_rate") for run in runs) for task in WANTED]
+            values.append(statistics.mean(100 * statistics.mean(hits_of(run, None).values()) for run in runs))
+            values.append(statistics.mean(100 * score(run, "retention", "right_change") for run in runs))
+            rows.append([f"{name} {count}", *(f"{value:.1f}" for value in values)])
+        rows.append(["difference", *(difference(seeds, early, late, task) for task in (*WANTED, None)), ""])
+    return table(["tuned, of 7", *WANTED, "all replies", "retention"], rows)
 
 
 def hits_of(run: Path, task: str | None) -> dict[str, float]:
@@ -127,25 +114,13 @@ def difference(seeds: list[int], early: str, late: str, task: str | None) -> str
     return f"{100 * rows[:, 0].mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def read(file: Path) -> Any:
-    return json.loads(file.read_text("utf-8"))
-
-
 def score(run: Path, task: str, metric: str) -> float:
     return next(r["value"] for r in read(run / "evaluation/results.json") if (r["task"], r["metric"]) == (task, metric))
 
 
-def done(run: Path, key: str) -> float | None:
-    """What the only stage's report says; None where nothing was trained."""
-    return next((float(read(file)[key]) for file in run.glob("stages/*/done.json")), None)
-
-
-def cell(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
-
-
-def costs(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
+def costs(runs: list[Path], key: str) -> str:
+    """Mean over runs of what the only stage's report says; 0 where nothing was trained."""
+    known = [float(read(file)[key]) for run in runs for file in run.glob("stages/*/done.json")]
     middle = statistics.mean(known) if known else 0.0
     return f"{middle:,.0f}" if middle >= 100 else f"{middle:.2g}"
 

@@ -4,11 +4,10 @@
 
 DIR holds the folders speechocean762, emodb_2s, fsdd, ljspeech_mini and jfk, each with a `manifest.jsonl`.
 
-Every speaker is tested once. Of the readers of speechocean762, in the order of their names, every fifth belongs to the
-same part; EmoDB's six actors are tested in pairs of a man and a woman. For each part a small Conformer
-(conf/best_rq_small.yaml, changed by `key=value`) is pre-trained without any label, and like the probes without the
-speakers of that part. The answers of all parts are scored together, and the interval resamples speakers: utterances of
-one speaker tend to be right or wrong together.
+Every speaker is tested once: a fifth of the readers of speechocean762 in each part, and EmoDB's six actors in pairs of
+a man and a woman. For each part a small Conformer (conf/best_rq_small.yaml, changed by `key=value`) is pre-trained
+without any label, and like the probes without the speakers of that part. The answers of all parts are scored together,
+and the interval resamples speakers: utterances of one speaker tend to be right or wrong together.
 
 Of a Conformer's layers the mean over time is read by logistic regression (SpeechEmotionLlama, section V-C); layer and
 penalty are chosen by cross-validation over the training speakers. Against it stand the same Conformer with the random
@@ -41,6 +40,7 @@ from sottovoce.evaluation.bootstrap import bootstrap, mean_of_ratios
 from sottovoce.evaluation.linear_probe import probe
 from sottovoce.evaluation.metrics import Prediction, balanced_accuracy
 from sottovoce.evaluation.records import read_predictions
+from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.best_rq_pretraining import begin, pretrain
 from sottovoce.lightning_modules.fit import fit
 from sottovoce.paths import resolve
@@ -74,7 +74,6 @@ class Answers(NamedTuple):
 
     task: str
     system: str
-    part: int
     predictions: Sequence[Prediction]
 
 
@@ -115,12 +114,11 @@ def tasks_of(rows: Rows) -> list[Task]:
     """Emotion where the words say nothing, age where they would tell but for matched texts, and gender of adults."""
     matched = [row for row in rows[READERS] if row["text_match"] is not None]
     adults = [row for row in rows[READERS] if row["age_group"] == "adult"]
-    clips = (
-        ("emotion", rows[ACTORS], "emotion"),
-        ("child or adult", matched, "age_group"),
-        ("gender", adults, "gender"),
-    )
-    return [Task(name, of_task, [row[key] for row in of_task]) for name, of_task, key in clips]
+    return [
+        Task("emotion", rows[ACTORS], [row["emotion"] for row in rows[ACTORS]]),
+        Task("child or adult", matched, [row["age_group"] for row in matched]),
+        Task("gender", adults, [row["gender"] for row in adults]),
+    ]
 
 
 def sides(rows: Rows, part: int) -> tuple[list[Row], list[Row], list[Row]]:
@@ -134,8 +132,7 @@ def sides(rows: Rows, part: int) -> tuple[list[Row], list[Row], list[Row]]:
 
 def source(file: Path, data: Path, lines: Iterable[dict[str, Any]]) -> str:
     """Write a manifest; returns it as a recipe has it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    atomic_write(file, "".join(json.dumps(line) + "\n" for line in lines))
     return json.dumps([{"manifest": str(file), "root": str(data)}])
 
 
@@ -161,7 +158,7 @@ def spoken_answers(data: Path, runs: Path, rows: Rows, part: int) -> Answers:
                   "speaker": row["speaker"], "labels": {"age": row["age_group"]}} for row in clips)  # fmt: skip
         overrides.append(f"data.{side}={source(runs / f'age-{side}-{part}.jsonl', data, lines)}")
     fit(str(resolve("sottovoce:conf/real_age.yaml")), overrides)
-    return Answers("child or adult", SPOKEN, part, read_predictions(runs / f"age-{part}" / "evaluation"))
+    return Answers("child or adult", SPOKEN, read_predictions(runs / f"age-{part}" / "evaluation"))
 
 
 def conformers(data: Path, runs: Path, rows: Rows, part: int, overrides: Sequence[str]) -> Iterable[Answers]:
@@ -177,7 +174,7 @@ def conformers(data: Path, runs: Path, rows: Rows, part: int, overrides: Sequenc
         for task in tasks_of(rows):
             if tested.intersection(task.speakers):
                 features = extract(data, task, f"{system}, part {part}", partial(layer_means, encoder))
-                yield answer(task, system, part, tested, features)
+                yield answer(task, system, tested, features)
 
 
 def baseline(data: Path, rows: Rows, parts: Sequence[int]) -> Iterable[Answers]:
@@ -190,7 +187,7 @@ def baseline(data: Path, rows: Rows, parts: Sequence[int]) -> Iterable[Answers]:
             features = np.concatenate([mels, list(pool.map(pitch, clips, chunksize=8))], 1)[:, None]
         for part in parts:
             if (tested := tested_in(part, rows)).intersection(task.speakers):
-                yield answer(task, BASELINE, part, tested, features)
+                yield answer(task, BASELINE, tested, features)
 
 
 def extract(data: Path, task: Task, system: str, pool: Callable[[torch.Tensor], torch.Tensor]) -> Features:
@@ -223,25 +220,21 @@ def pitch(file: Path) -> Features:
     return np.array([octaves.mean(), octaves.std(), voiced.mean()], np.float32)
 
 
-def answer(task: Task, system: str, part: int, tested: set[str], features: Features) -> Answers:
+def answer(task: Task, system: str, tested: set[str], features: Features) -> Answers:
     """Choose the layer whose probe is best on training speakers by cross-validation; test it on the others."""
     held_out, layer = np.isin(task.speakers, list(tested)), 0
     if features.shape[1] > 1:
         labels, speakers = (np.array(of)[~held_out].tolist() for of in (task.labels, task.speakers))
         folds, layers = min(5, len(set(speakers))), features[~held_out].swapaxes(0, 1)
         layer = int(np.argmax([probe(x, labels, speakers, folds=folds).balanced_accuracy.value for x in layers]))
-    return Answers(
-        task.name, system, part, probe(features[:, layer], task.labels, task.speakers, held_out=held_out).predictions
-    )
+    tests = probe(features[:, layer], task.labels, task.speakers, held_out=held_out)
+    return Answers(task.name, system, tests.predictions)
 
 
 def recalls_by_speaker(predictions: Sequence[Prediction]) -> NDArray[np.float64]:
     """(speakers, 2 * classes): clips of each class that were recognised, then all clips of each class."""
-    classes, speakers = sorted({p.label or "" for p in predictions}), sorted({p.speaker or "" for p in predictions})
-    counts = np.zeros((len(speakers), 2, len(classes)))
-    for p in predictions:
-        counts[speakers.index(p.speaker or ""), :, classes.index(p.label or "")] += (p.predicted == p.label, 1)
-    return counts.reshape(len(speakers), -1)
+    rows, speakers = balanced_accuracy.measure(predictions).rows, np.array([str(p.speaker) for p in predictions])
+    return np.stack([rows[speakers == one].sum(0) for one in np.unique(speakers)])
 
 
 def results(answers: Sequence[Answers]) -> str:

@@ -6,13 +6,12 @@ For each seed: the whole curriculum; its stage 1 alone; and the same curriculum 
 """
 
 import argparse
-import json
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
+
+from shared import cell, origin, read, sottovoce, table
 
 RUNS = Path("runs/results")
 LATER = "# PE-FT on the embedded default"  # the part of the document that benchmarks/pe_ft.py writes
@@ -42,9 +41,9 @@ def main() -> None:
         if not (plain / "stages").is_dir():  # the same stage 1, so that only ERR differs
             shutil.copytree(whole / "stages" / "1-joint", plain / "stages" / "1-joint")
         fit(plain, seed, "stages.disentangle.err=null", "stages.holistic.err=null")
-        scores["three stages"].append(read(whole / "evaluation"))
-        scores["stages without ERR"].append(read(plain / "evaluation"))
-        scores["stage 1 only"].append(read(whole / "evaluation" / "joint"))
+        scores["three stages"].append(scores_of(whole / "evaluation"))
+        scores["stages without ERR"].append(scores_of(plain / "evaluation"))
+        scores["stage 1 only"].append(scores_of(whole / "evaluation" / "joint"))
     kept = "".join(arguments.out.read_text("utf-8").partition(LATER)[1:]) if arguments.out.is_file() else ""
     text = page(scores, arguments.seeds, minutes, RUNS / f"err-{arguments.seeds[0]}")
     arguments.out.write_text(f"{text}\n{kept}" if kept else text, "utf-8")
@@ -53,58 +52,36 @@ def main() -> None:
 def fit(folder: Path, seed: int, *overrides: str) -> float:
     """Train a run, or find it finished; returns the minutes that it took this time."""
     start = time.time()
-    sottovoce(
-        "fit",
-        "--config",
-        "conf/quickstart.yaml",
-        f"output_dir={folder.parent}",
-        f"name={folder.name}",
-        f"seed={seed}",
-        *overrides,
-    )
+    run = f"output_dir={folder.parent}", f"name={folder.name}", f"seed={seed}"
+    sottovoce("fit", "--config", "conf/quickstart.yaml", *run, *overrides)
     return (time.time() - start) / 60
 
 
-def sottovoce(*arguments: str) -> None:
-    code = "import sys; from sottovoce.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
-
-
-def read(folder: Path) -> Scores:
-    records = json.loads((folder / "results.json").read_text("utf-8"))
-    return {(r["task"], r["metric"], r["slots"]): r["value"] for r in records}
+def scores_of(folder: Path) -> Scores:
+    return {(r["task"], r["metric"], r["slots"]): r["value"] for r in read(folder / "results.json")}
 
 
 def page(scores: dict[str, list[Scores]], seeds: list[int], minutes: list[float], run: Path) -> str:
     """The document: a table a choice of slots, systems side by side, mean and range over seeds."""
-    here = json.loads((run / "environment.json").read_text("utf-8"))
-    n = {r["n"] for r in json.loads((run / "evaluation" / "results.json").read_text("utf-8"))}
+    n = {r["n"] for r in read(run / "evaluation" / "results.json")}
+    ran = ", ".join(f"{m:.1f}" for m in minutes if m > 1)  # those that were not found finished
     head = f"""# Results on the embedded default
 
-Written by `python benchmarks/results.py --seeds {" ".join(map(str, seeds))}` on {time.strftime("%Y-%m-%d")}:
-CPU threads a run: {here["threads"]}, torch {here["packages"]["torch"]},
-transformers {here["packages"]["transformers"]}, commit {str(here["commit"])[:12]}.
+{origin("results.py", seeds, run)}, commit {str(read(run / "environment.json")["commit"])[:12]}.
 Test side: {", ".join(map(str, sorted(n)))} utterances of speakers and sentences
 that neither the adapters nor the frozen parts have met. Each cell is the mean over {len(seeds)} seeds
 (lowest to highest), in percent; for the word error rate less is better. `fits` is the share of replies that fit the
-speaker's emotion.{timing(minutes)}
+speaker's emotion.{f" A whole run took {ran} minutes." if ran else ""}
 
 Three systems: all three stages; the same stages without ERR, from the same stage 1; and stage 1 alone, which hears
 everything, but not where it should: without one slot it loses what the other is supposed to carry. The last table says
 how far ERR undoes that. A small synthetic world shows the mechanism; the paper's systems have not been trained here.
 The seed draws data, initial weights and order; the frozen parts are the same.
 """
-    tables = [table(scores, slots) for slots in SLOTS]
-    return "\n".join([head, *tables, spread(scores)])
+    return "\n".join([head, *(under(scores, slots) for slots in SLOTS), spread(scores)])
 
 
-def timing(minutes: list[float]) -> str:
-    """How long the runs took that were not found finished."""
-    ran = [m for m in minutes if m > 1]
-    return f" A whole run took {', '.join(f'{m:.1f}' for m in ran)} minutes." if ran else ""
-
-
-def table(scores: dict[str, list[Scores]], slots: str) -> str:
+def under(scores: dict[str, list[Scores]], slots: str) -> str:
     """All metrics of the systems under one choice of slots."""
     told = {
         "both": "Both slots",
@@ -112,40 +89,29 @@ def table(scores: dict[str, list[Scores]], slots: str) -> str:
         "linguistic": "The linguistic slot alone",
         "text": "Text in place of speech (the topline; the same for all systems)",
     }
-    systems = list(SYSTEMS)[:1] if slots == "text" else list(SYSTEMS)
+    systems = SYSTEMS[:1] if slots == "text" else SYSTEMS
     goals = int(slots == "both")  # whether there is a column of what was wanted
-    lines = [
-        f"## {told[slots]}", "",
-        f"| task | metric |{' wanted |' * goals} {' | '.join(systems)} |",
-        f"|---|---|{'---:|' * (len(systems) + goals)}",
-    ]  # fmt: skip
+    rows = []
     for task, metric in ROWS:
-        cells = [cell([s[task, metric, slots] for s in scores[system]]) for system in systems]
-        wanted = [str(WANTED.get((task, metric), ""))] * goals
-        lines.append(f"| {' | '.join([task, METRICS[metric], *wanted, *cells])} |")
-    return "\n".join(lines) + "\n"
-
-
-def cell(values: list[float]) -> str:
-    low, high = min(values), max(values)
-    return f"{100 * statistics.mean(values):.1f} ({100 * low:.1f}-{100 * high:.1f})"
+        wanted = [WANTED.get((task, metric), "")] * goals
+        cells = [cell([100 * s[task, metric, slots] for s in scores[system]]) for system in systems]
+        rows.append([task, METRICS[metric], *wanted, *cells])
+    return f"## {told[slots]}\n\n{table(['task', 'metric', *['wanted'] * goals, *systems], rows, 2)}\n"
 
 
 def spread(scores: dict[str, list[Scores]]) -> str:
     """What taking the other slot away costs: the entanglement that ERR is there to undo."""
-    lines = [
-        "## What the slot that does not carry the task is worth", "",
-        "Points lost when it is taken away, the mean over seeds; near 0 is disentangled.", "",
-        f"| task | {' | '.join(SYSTEMS)} |", f"|---|{'---:|' * len(SYSTEMS)}",
-    ]  # fmt: skip
+    rows = []
     for task, metric in ROWS[:6]:
-        alone, sign = ("linguistic", 1) if task == "asr" else ("paralinguistic", -1)
-        lost = [
-            sign * statistics.mean(s[task, metric, alone] - s[task, metric, "both"] for s in scores[system])
-            for system in SYSTEMS
-        ]
-        lines.append(f"| {task} | {' | '.join(f'{100 * points:.1f}' for points in lost)} |")
-    return "\n".join(lines) + "\n"
+        alone, sign = ("linguistic", 100) if task == "asr" else ("paralinguistic", -100)
+        lost = [[s[task, metric, alone] - s[task, metric, "both"] for s in scores[system]] for system in SYSTEMS]
+        rows.append([task, *(f"{sign * statistics.mean(points):.1f}" for points in lost)])
+    return f"""## What the slot that does not carry the task is worth
+
+Points lost when it is taken away, the mean over seeds; near 0 is disentangled.
+
+{table(["task", *SYSTEMS], rows)}
+"""
 
 
 if __name__ == "__main__":

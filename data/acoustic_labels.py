@@ -12,9 +12,9 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,7 @@ _SAMPLE_RATE = 22050  # Hz; librosa.load's own, at which the original measures
 _F0_RANGE = (71.0, 800.0)  # Hz
 _SILENCE_DB = 40  # below the loudest frame
 
-
-NewLabels: TypeAlias = tuple[dict[str, str], SottovoceError | None]  # and why one of them could not be measured
+Job = tuple[Root, dict[str, Any]]  # where audio paths start, and a line
 
 
 class Measured(NamedTuple):
@@ -45,14 +44,14 @@ class Measured(NamedTuple):
     seconds_per_word: float | None  # None without a transcript
 
 
-@dataclass(frozen=True)
+@dataclass
 class Labelled:
     """What `label_manifest` did."""
 
     out: Path
-    added: int  # labels
-    kept: int  # labels that were there before
-    faults: list[ManifestError]  # each clip that could not be measured, or not fully, by line and id
+    added: int = 0  # labels
+    kept: int = 0  # labels that were there before
+    faults: list[ManifestError] = field(default_factory=list)  # clips that could not be measured, or not fully
 
     def __str__(self) -> str:
         head = f"{self.out}: {self.added} labels added, {self.kept} kept, {len(self.faults)} clips not fully measured"
@@ -73,20 +72,13 @@ def measure(samples: NDArray[np.float32], sample_rate: int, text: str | None) ->
 
 
 def levels(measured: Measured) -> dict[str, str]:
-    """The labels of a clip: `pitch`, `tempo` and `energy`, each only where it was measured.
-
-    A value at a threshold is normal.
-    """
+    """The labels `pitch`, `tempo` and `energy`, each only where it was measured; a value at a threshold is normal."""
     rules = (
         ("pitch", measured.f0_hz, PITCH_HZ, ("low", "normal", "high")),
         ("tempo", measured.seconds_per_word, TEMPO_SECONDS, ("fast", "normal", "slow")),
         ("energy", measured.rms, ENERGY_RMS, ("low", "normal", "high")),
     )
-    return {name: names[_level(value, cuts)] for name, value, cuts, names in rules if value is not None}
-
-
-def _level(value: float, cuts: tuple[float, float]) -> int:
-    return 0 if value < cuts[0] else 2 if value > cuts[1] else 1
+    return {n: names[1 - (value < low) + (value > high)] for n, value, (low, high), names in rules if value is not None}
 
 
 def label_manifest(
@@ -95,14 +87,8 @@ def label_manifest(
     """Copy a manifest, adding the labels `pitch`, `tempo` and `energy` to the lines that lack them.
 
     Labels that are there stay. A clip that cannot be measured keeps its line as it was, and is named in the result.
-    The copy appears under its name only when it is whole.
-
-    Args:
-        source: a manifest, as `docs/manifest.md` has it.
-        out: the copy, in the same folder unless `root` is given, since audio paths are relative to it.
-        root: the folder that audio paths are relative to and may not lead out of; the manifest's own if absent.
-        allow: further folders that they may lead to.
-        workers: processes that measure.
+    The copy appears only when it is whole; it lies in the same folder unless `root` is given, since audio paths are
+    relative to it. `root` and `allow` are those of `read_manifest`, `workers` the processes that measure.
 
     Raises:
         ManifestError: the manifest cannot be read, has a broken line, or is the copy itself; or the copy would lie in
@@ -112,14 +98,16 @@ def label_manifest(
     check_copy(source, out, root)
     lines = [_checked(source, number, record) for number, record in read_lines(source)]
     within = Root(source.parent if root is None else Path(root), allow)
-    result = Labelled(out, 0, 0, [])
+    result = Labelled(out)
     with atomic_open(out) as stream:
         jobs = [(within, record) for _, record in lines]
         for (number, record), (found, problem) in zip(lines, _measured(jobs, workers), strict=True):
-            result = _count(result, record, found)
-            if problem:
-                result.faults.append(line_fault(source, number, record, problem))
-            stream.write((json.dumps(_merged(record, found), ensure_ascii=False) + "\n").encode())
+            old = record.get("labels") or {}
+            result.added += len(found)
+            result.kept += sum(name in old for name in MEASURED)
+            result.faults += [line_fault(source, number, record, problem)] if problem else []
+            line = {**record, "labels": {**old, **found}} if found else record
+            stream.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
     return result
 
 
@@ -134,7 +122,7 @@ def _checked(source: Path, number: int, record: dict[str, Any] | ManifestError) 
     return number, record
 
 
-def _measured(jobs: list[tuple[Root, dict[str, Any]]], workers: int) -> Iterator[NewLabels]:
+def _measured(jobs: list[Job], workers: int) -> Iterator[tuple[dict[str, str], SottovoceError | None]]:
     if workers == 1:
         yield from map(_new_labels, jobs)
         return
@@ -142,7 +130,7 @@ def _measured(jobs: list[tuple[Root, dict[str, Any]]], workers: int) -> Iterator
         yield from pool.map(_new_labels, jobs, chunksize=8)
 
 
-def _new_labels(job: tuple[Root, dict[str, Any]]) -> NewLabels:
+def _new_labels(job: Job) -> tuple[dict[str, str], SottovoceError | None]:
     """The labels that a line lacks, and why one of them could not be measured."""
     root, record = job
     missing = [name for name in MEASURED if name not in (record.get("labels") or {})]
@@ -157,12 +145,3 @@ def _new_labels(job: tuple[Root, dict[str, Any]]) -> NewLabels:
     absent = "; ".join(why[name] for name in missing if name not in found)
     problem = AudioError(absent, code="empty") if absent else None
     return {name: found[name] for name in missing if name in found}, problem
-
-
-def _merged(record: dict[str, Any], found: dict[str, str]) -> dict[str, Any]:
-    return {**record, "labels": {**(record.get("labels") or {}), **found}} if found else record
-
-
-def _count(result: Labelled, record: dict[str, Any], found: dict[str, str]) -> Labelled:
-    kept = sum(name in (record.get("labels") or {}) for name in MEASURED)
-    return Labelled(result.out, result.added + len(found), result.kept + kept, result.faults)

@@ -79,17 +79,15 @@ def _measure(report: AudioReport, stream: AudioStream) -> tuple[AudioReport, NDA
         report, seconds=len(samples) / report.sample_rate, peak=peak, rms=math.sqrt(squares / len(samples)),
         clipped_share=clipped / (len(samples) * report.channels),
     )  # fmt: skip
-    if report.clipped_share > MAX_CLIPPED:
-        report = replace(report, warning=f"clipped: {report.clipped_share:.1%} of its samples are at full scale")
-    problem = _problem(report)
-    return replace(report, problem=problem, warning=None if problem else report.warning), samples
-
-
-def _problem(report: AudioReport) -> AudioError | None:
-    if not np.isfinite(report.peak):
-        return AudioError("it holds samples that are not finite (NaN or infinity)", code="nonfinite")
-    if report.peak > MAX_PEAK:
-        return AudioError(f"not scaled to [-1, 1]: its samples reach {report.peak:g}", code="bad-value")
-    if report.rms < MIN_RMS:
-        return AudioError(f"silent: its RMS is {report.rms:.1e}, below {MIN_RMS:g} of full scale", code="bad-value")
-    return None
+    if not np.isfinite(peak):
+        problem = AudioError("it holds samples that are not finite (NaN or infinity)", code="nonfinite")
+    elif peak > MAX_PEAK:
+        problem = AudioError(f"not scaled to [-1, 1]: its samples reach {peak:g}", code="bad-value")
+    elif report.rms < MIN_RMS:
+        problem = AudioError(f"silent: its RMS is {report.rms:.1e}, below {MIN_RMS:g} of full scale", code="bad-value")
+    elif report.clipped_share > MAX_CLIPPED:
+        warning = f"clipped: {report.clipped_share:.1%} of its samples are at full scale"
+        return replace(report, warning=warning), samples
+    else:
+        return report, samples
+    return replace(report, problem=problem), samples

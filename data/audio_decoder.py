@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -45,11 +45,7 @@ def tar_member(path: Path) -> TarMember | None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a clip, from its file or its archive.
-
-    Raises:
-        AudioError: there are none, fewer than its place says, or too many.
-    """
+    """The bytes of a clip, of a file or in an archive; AudioError for none, fewer than its place says, or too many."""
     member = tar_member(path)
     file, offset, size = member or (path, 0, path.stat().st_size if path.is_file() else 0)
     if not file.is_file():
@@ -82,10 +78,7 @@ def read_header(path: Path, *, max_seconds: float = MAX_SECONDS, tail: bool = Fa
 
     A header that does not know the length (an MP3 without Xing or Info, a FLAC from a pipe) costs a decoding.
 
-    Args:
-        path: a file, or a clip in an archive.
-        max_seconds: a longer clip is refused.
-        tail: read the last samples, too: a compressed file may break off before them.
+    With `tail` the last samples are read, too: a compressed file may break off before them.
 
     Raises:
         AudioError: it is one of those, or cannot be read at all; the message is the problem, without the path.
@@ -103,21 +96,15 @@ def read_header(path: Path, *, max_seconds: float = MAX_SECONDS, tail: bool = Fa
 
 @contextmanager
 def open_audio(path: Path, max_seconds: float) -> Iterator["AudioStream"]:
-    """Open a clip for one reading from its beginning.
-
-    Raises:
-        AudioError: see `read_header`.
-    """
+    """Open a clip for one reading from its beginning; raises what `read_header` does."""
     length_known = True
     try:
-        if tar_member(path):
-            file = soundfile.SoundFile(BytesIO(read_bytes(path)))
-        elif not path.is_file():
+        member = tar_member(path)
+        if not member and not path.is_file():
             raise AudioError("there is no such file", code="not-found")
-        elif path.stat().st_size == 0:
+        if not member and path.stat().st_size == 0:
             raise AudioError("the file is empty (0 bytes)", code="damaged")
-        else:
-            file = soundfile.SoundFile(path)
+        file = soundfile.SoundFile(BytesIO(read_bytes(path)) if member else path)
         if file.format == "MP3" and not _says_length(data := read_bytes(path)):
             file.close()
             length_known, file = False, soundfile.SoundFile(_LongerBytes(data))
@@ -167,11 +154,8 @@ class AudioStream:
             problem = f"too long: {claims} {seconds:.0f} s, at most {self.max_seconds:g} s are read"
             raise AudioError(problem, code="bad-value")
         if frames > MAX_FRAMES or channels > MAX_CHANNELS:
-            raise AudioError(
-                f"too large: {claims} {frames} samples at {rate} Hz in {channels} channels; at most {MAX_FRAMES} in "
-                f"{MAX_CHANNELS} are read",
-                code="unsafe",
-            )
+            problem = f"too large: {claims} {frames} samples at {rate} Hz in {channels} channels"
+            raise AudioError(f"{problem}; at most {MAX_FRAMES} in {MAX_CHANNELS} are read", code="unsafe")
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         """Samples (frames, channels) until a read returns none, so that memory grows with what is there.
@@ -199,13 +183,11 @@ class AudioStream:
     def check_tail(self) -> None:
         """Raises AudioError where the last samples cannot be read."""
         few = min(_TAIL, self.header.frames)
-        try:
+        with suppress(soundfile.SoundFileError, OSError):
             self.file.seek(self.header.frames - few)
-            whole = len(self.file.read(few)) == few
-        except (soundfile.SoundFileError, OSError):
-            whole = False
-        if not whole:
-            raise AudioError("damaged: it breaks off before the length that its header claims", code="damaged")
+            if len(self.file.read(few)) == few:
+                return
+        raise AudioError("damaged: it breaks off before the length that its header claims", code="damaged")
 
 
 class _LongerBytes(BytesIO):

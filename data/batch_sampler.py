@@ -15,80 +15,78 @@ _GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread evenly, however 
 
 
 class Rows(NamedTuple):
-    """The rows of a batch, in an epoch. Where there are fewer rows than processes, some get one that does not count."""
+    """The rows of a batch, in an epoch. Where there are fewer rows than batches, some get one that does not count.
+
+    `step` has all rows of this process in the optimizer step, where that adds up several batches.
+    """
 
     epoch: int
     numbers: list[int]
     counts: bool = True
+    step: list[int] | None = None
 
 
 @dataclass
 class BatchSampler:
     """Batches of all epochs of a stage, one after another.
 
-    Batches are laid out for all ranks together, and each rank takes every `ranks`-th row of each: two processes with
-    batches of 4 train on what one does with batches of 8, in the same steps.
+    Steps are laid out for all ranks together, and their rows are dealt out to ranks and to the batches of a rank: two
+    processes with batches of 4 train on what one does with batches of 8, or with twice 4, in the same steps.
 
     An epoch has each row `weight` times; a fraction is a chance, drawn anew each epoch. Sorted by length, it is cut
     into buckets of ten batches. The rows of a bucket are dealt out among its batches at random, group by group, so that
     these have like lengths and like shares of each group. The batches of a bucket are then spread evenly over the
     epoch, so that each tenth of it is like the whole. Batches are as even in size as they can be.
 
-    Args:
-        seconds: (rows,) lengths.
-        weights: (rows,) how often an epoch sees each.
-        batch_size: rows a batch and rank, at most.
-        epochs: of the stage.
-        seed: of the order.
-        rank: of this process, of `ranks`.
-        ranks: processes.
-        start: batches to leave out at the beginning, because a killed run has done them.
-        groups: (rows,) number of what is to be mixed evenly, such as each row's part of the data; None: all are alike.
-        max_batches: batches after which the stage is over, though epochs are left; None: all of them.
-
     Raises:
         ManifestError: the weights leave no row in any epoch.
     """
 
-    seconds: ArrayLike
-    weights: ArrayLike
-    batch_size: int
-    epochs: int
-    seed: int
-    rank: int = 0
-    ranks: int = 1
-    start: int = 0
-    groups: ArrayLike | None = None
-    max_batches: int | None = None
+    seconds: ArrayLike  # (rows,) lengths
+    weights: ArrayLike  # (rows,) how often an epoch sees each
+    batch_size: int  # rows a batch and rank, at most
+    epochs: int  # of the stage
+    seed: int  # of the order
+    rank: int = 0  # of this process, of `ranks`
+    ranks: int = 1  # processes
+    start: int = 0  # steps to leave out at the beginning, because a killed run has done them
+    groups: ArrayLike | None = None  # (rows,) number of what is to be mixed evenly, such as parts of the data
+    max_steps: int | None = None  # after which the stage is over, though epochs are left
+    accumulate: int = 1  # batches of a rank that make an optimizer step
 
     def __post_init__(self) -> None:
         self._seconds, self._weights = np.asarray(self.seconds, np.float32), np.asarray(self.weights, np.float64)
         self._groups = None if self.groups is None else np.asarray(self.groups)
         fractions = bool((self._weights % 1).any())  # without, all epochs are of one size, and there may be very many
         rows = [int(self._copies(epoch).sum()) for epoch in range(self.epochs if fractions else 1)]
-        self._lengths = [-(-count // (self.batch_size * self.ranks)) for count in rows]  # batches of each epoch
+        step = self.batch_size * self.ranks * self.accumulate
+        self._lengths = [-(-count // step) for count in rows]  # steps of each epoch
         self._lengths *= 1 if fractions else self.epochs
         if not sum(self._lengths):
-            raise ManifestError(
-                f"{len(self._weights)} utterances and not one is drawn in {self.epochs} epochs: give a source of the "
-                "recipe more weight (data.train)",
-                code="empty",
-                where="data.train",
-            )
+            problem = f"{len(self._weights)} utterances and not one is drawn in {self.epochs} epochs"
+            advice = "give a source of the recipe more weight (data.train)"
+            raise ManifestError(f"{problem}: {advice}", code="empty", where="data.train")
 
     def __len__(self) -> int:
         """Batches of the whole stage, whatever `start` is."""
+        return self.steps * self.accumulate
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole stage."""
         most = sum(self._lengths)
-        return most if self.max_batches is None else min(self.max_batches, most)
+        return most if self.max_steps is None else min(self.max_steps, most)
 
     def __iter__(self) -> Iterator[Rows]:
-        for batch in self.global_batches(self.start):
-            share = batch.numbers[self.rank :: self.ranks]
-            yield Rows(batch.epoch, share or batch.numbers[:1], bool(share))
+        for epoch, numbers, *_ in self.global_steps(self.start):
+            step = numbers[self.rank :: self.ranks]
+            for batch in range(self.accumulate):
+                share = step[batch :: self.accumulate]
+                yield Rows(epoch, share or numbers[:1], bool(share), step if self.accumulate > 1 else None)
 
-    def global_batches(self, start: int = 0) -> Iterator[Rows]:
-        """Batches of all ranks together, from the `start`-th of the stage on."""
-        return islice(self._from(start), max(0, len(self) - start))
+    def global_steps(self, start: int = 0) -> Iterator[Rows]:
+        """Rows of all ranks together, of each step from the `start`-th of the stage on."""
+        return islice(self._from(start), max(0, self.steps - start))
 
     def _from(self, start: int) -> Iterator[Rows]:
         for epoch, length in enumerate(self._lengths):

@@ -6,9 +6,10 @@ or read by several workers, draws the same examples.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,64 +27,38 @@ Draw = Callable[[Utterance, int, int], "Example | None"]  # (utterance, epoch, n
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a batch.
-
-    `sources` says for each slot of the spoken turns what fills it: speech, text or none. `trains` names the slots whose
-    adapters learn from this row; the others are frozen for it. `target` is None until the run's LLM has made it.
-    `place` is the turn that the instruction stands in: a system turn, or the spoken turn, before its slots. `teacher`
-    is the system prompt for making the target. `tag` is a label that a cascade writes before the speech.
-    """
+    """One row of a batch."""
 
     utterance: Utterance
     task: str
     instruction: str
     context: tuple[Turn, ...]
-    sources: Mapping[str, str]
-    trains: frozenset[str]
-    target: str | None
-    place: InstructionRole = "system"
-    teacher: str | None = None
-    tag: str | None = None
-
-
-def carriers(task: Task, slots: Sequence[str]) -> frozenset[str]:
-    """The slots that carry what a task relies on: the one of that name, or all where there is none."""
-    return frozenset([task.relies_on]) & frozenset(slots) or frozenset(slots)
+    sources: Mapping[str, str]  # slot of the spoken turns -> what fills it: speech, text or none
+    trains: frozenset[str]  # the slots whose adapters learn from this row; the others are frozen for it
+    target: str | None  # None until the run's LLM has made it
+    place: InstructionRole = "system"  # where the instruction stands: a system turn, or the beginning of the spoken one
+    teacher: str | None = None  # the system prompt for making the target
+    tag: str | None = None  # a label that a cascade writes before the speech
 
 
 @dataclass(frozen=True)
 class ExampleSampler:
-    """How examples are drawn in a stage.
+    """How examples are drawn in a stage."""
 
-    Args:
-        tasks: by name.
-        weights: how often each task is drawn, of those that an utterance is good for.
-        slots: slot -> the text that is equivalent to its speech, caption or transcript.
-        trains: the slots whose adapters learn in this stage.
-        err: source -> weight, for the slots that do not carry the task; None: speech everywhere, all learn.
-        seed: of the run; `stage` is mixed in, so that stages draw apart.
-        stage: name of the stage.
-        cut: whether dialogues are cut at varying points (training) or taken whole (scoring).
-        place: see `Example`.
-    """
-
-    tasks: Mapping[str, Task]
-    weights: Mapping[str, float]
-    slots: Mapping[str, str]
-    trains: frozenset[str]
-    err: Mapping[str, float] | None
-    seed: int
-    stage: str
-    cut: bool = True
+    tasks: Mapping[str, Task]  # by name
+    weights: Mapping[str, float]  # how often each task is drawn, of those that an utterance is good for
+    slots: Mapping[str, str]  # slot -> the text that is equivalent to its speech, caption or transcript
+    trains: frozenset[str]  # the slots whose adapters learn in this stage
+    err: Mapping[str, float] | None  # source -> weight, for slots that do not carry the task; None: speech everywhere
+    seed: int  # of the run
+    stage: str  # its name, which is mixed into the seed, so that stages draw apart
+    cut: bool = True  # whether dialogues are cut at varying points (training) or taken whole (scoring)
     place: InstructionRole = "system"
 
     def __call__(self, utterance: Utterance, epoch: int, number: int) -> Example | None:
         """Draw an example, or None for an utterance that no task of this stage can use.
 
-        Args:
-            utterance: whose example.
-            epoch: counted from 0 within the stage.
-            number: of several draws of one utterance in one epoch.
+        `epoch` is counted from 0 within the stage, `number` tells apart several draws of one utterance in one epoch.
         """
         rng = random.Random(f"{self.seed}/{self.stage}/{epoch}/{number}/{utterance.id}")
         possible = self.possible(utterance)
@@ -91,10 +66,9 @@ class ExampleSampler:
             return None
         name = rng.choices(possible, [self.weights[task] for task in possible])[0]
         task = self.tasks[name]
+        context = utterance.context
         if self.cut:
             utterance, context = cut(utterance, rng, anywhere=name == "dialogue")
-        else:
-            context = utterance.context
         sources, trains = self._slots(task, utterance, rng)
         return Example(
             utterance, name, rng.choice(task.instructions()), context, sources, trains, task.target(utterance),
@@ -110,17 +84,16 @@ class ExampleSampler:
     def _slots(self, task: Task, utterance: Utterance, rng: random.Random) -> tuple[dict[str, str], frozenset[str]]:
         """Equivalence Replacement Regularization (Wang et al., ICME 2025, section III-C, stage 2).
 
-        The slot that carries the task gets its speech and learns; any other gets its own speech, the equivalent text or
-        nothing, and its adapter is frozen for this example.
+        The slot that carries the task (the one of what it relies on; all where there is none) gets its speech and
+        learns; any other gets its own speech, the equivalent text or nothing, and its adapter is frozen.
         """
         if self.err is None:
             return dict.fromkeys(self.slots, "speech"), self.trains
-        carrying = carriers(task, list(self.slots))
+        carrying = frozenset(self.slots) & {task.relies_on} or frozenset(self.slots)
         sources = {}
         for slot, text in self.slots.items():
-            weights = {
-                source: weight for source, weight in self.err.items() if source != "text" or slot_text(utterance, text)
-            }
+            known = bool(slot_text(utterance, text))
+            weights = {source: weight for source, weight in self.err.items() if source != "text" or known}
             replaced = rng.choices(list(weights), list(weights.values()))[0]
             sources[slot] = "speech" if slot in carrying else replaced
         return sources, carrying & self.trains
@@ -166,20 +139,23 @@ STAND_INS = 64  # utterances that are tried in the place of a batch of which non
 NOTHING = Frames(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long))  # the audio of a batch that is all text
 
 
+class StepTotals(NamedTuple):
+    """What all batches of one process hold that an optimizer step adds up: their mean is over these."""
+
+    tokens: int  # of responses
+    categories: int  # rows with a category of PE-FT
+
+
 @dataclass
 class Batch:
-    """Rows and the clips they speak of; `skipped` names what of its utterances cannot be used.
-
-    `audio` holds each clip once: waveforms (clips, samples), or encoder outputs (clips, frames, dim) if they came from
-    the cache. `clips` says which row of `audio` a file is. A batch that does not count keeps its process in step with
-    the others, which have rows left.
-    """
+    """Rows and the clips they speak of."""
 
     examples: list[Example]
-    clips: dict[Path, int]
-    audio: Frames
-    skipped: list[str] = field(default_factory=list)
-    counts: bool = True
+    clips: dict[Path, int]  # the row of `audio` that a file is
+    audio: Frames  # each clip once: waveforms (clips, samples), or encoder outputs (clips, frames, dim) from the cache
+    skipped: list[str] = field(default_factory=list)  # what of its utterances cannot be used
+    counts: bool = True  # one that does not keeps its process in step with the others, which have rows left
+    step: StepTotals | None = None  # where a step adds up several batches
 
     @property
     def ids(self) -> list[str]:
@@ -202,19 +178,16 @@ def collate(examples: list[Example], read: Read) -> Batch:
     return Batch(examples, clips, Frames.pad(rows) if rows else NOTHING)
 
 
+@dataclass(eq=False)
 class Examples(Dataset[Batch]):
-    """Indexed by what `BatchSampler` yields; `complete` gives an example its target, `read` gives a clip its sound."""
+    """Indexed by what `BatchSampler` yields."""
 
-    def __init__(
-        self,
-        utterances: Sequence[Utterance],
-        draw: Draw,
-        draws: int,
-        complete: Callable[[Example], Example] | None,
-        read: Read,
-    ) -> None:
-        self.utterances, self.draw, self.draws, self.read = utterances, draw, draws, read
-        self._complete = complete
+    utterances: Sequence[Utterance]
+    draw: Draw
+    draws: int  # of an utterance in an epoch
+    finish: Callable[[Example], Example] | None  # gives an example its target; None where every task has its own
+    read: Read
+    count: Callable[[Example], int] | None = None  # tokens of its response
 
     def examples(self, rows: Rows) -> list[Example]:
         """The examples of a batch, without their audio."""
@@ -222,23 +195,38 @@ class Examples(Dataset[Batch]):
         return [example for example in drawn if example is not None]
 
     def complete(self, examples: list[Example]) -> list[Example]:
-        """The examples with their targets; None completes them where every task has its own."""
-        return [self._complete(example) for example in examples] if self._complete else examples
+        """The examples with their targets."""
+        return [self.finish(example) for example in examples] if self.finish else examples
 
     def __getitem__(self, rows: Rows) -> Batch:
         batch = collate(self.complete(self.examples(rows)), self.read)
-        return replace(batch, counts=rows.counts)
+        return replace(batch, counts=rows.counts, step=self.totals(rows))
+
+    def totals(self, rows: Rows) -> StepTotals | None:
+        """Of all batches of the step that these rows are part of; None where they are all of it."""
+        if rows.step is None or self.count is None:
+            return None
+        examples = self.usable(Rows(rows.epoch, rows.step))
+        return StepTotals(sum(map(self.count, examples)), sum(bool(e.utterance.category) for e in examples))
+
+    def usable(self, rows: Rows) -> list[Example]:
+        """Complete examples of these rows."""
+        return self.complete(self.examples(rows))
 
 
+@dataclass(eq=False)
 class LazyExamples(Examples):
-    """Examples of utterances that nobody has checked before: a line or a clip may turn out to be faulty.
+    """Examples of utterances that nobody has checked before: a line or a clip may turn out to be faulty."""
 
-    With `skip` those are left out of their batch and named in it; else the first one ends the run.
-    """
+    skip: bool = field(kw_only=True)  # leave those out of their batch, which names them; else the first ends the run
 
-    def __init__(self, *arguments: Any, skip: bool) -> None:
-        super().__init__(*arguments)
-        self.skip = skip
+    def usable(self, rows: Rows) -> list[Example]:
+        """See `Examples`; without those whose line is faulty. Whether their clips can be read is not known yet."""
+        kept: list[Example] = []
+        for number in rows.numbers:
+            with suppress(ManifestError):
+                kept += super().usable(Rows(rows.epoch, [number]))
+        return kept
 
     def __getitem__(self, rows: Rows) -> Batch:
         kept: list[Example] = []
@@ -256,8 +244,9 @@ class LazyExamples(Examples):
             kept += drawn
             clips |= zip(part.clips, part.audio.rows(), strict=True)
         if not kept:
-            return replace(self._stand_in(rows, skipped), skipped=skipped)
-        return replace(collate(kept, clips.__getitem__), skipped=skipped, counts=rows.counts)
+            return replace(self._stand_in(rows, skipped), skipped=skipped, step=self.totals(rows))
+        batch = collate(kept, clips.__getitem__)
+        return replace(batch, skipped=skipped, counts=rows.counts, step=self.totals(rows))
 
     def _stand_in(self, rows: Rows, skipped: list[str]) -> Batch:
         """The next utterance that can be used, in a batch that does not count: of the one that was wanted none can."""
@@ -270,8 +259,5 @@ class LazyExamples(Examples):
             except (ManifestError, AudioError):
                 pass  # it is named when its own batch comes
         why = f", such as: {skipped[0]}" if skipped else ": no task of the stage can use what they hold"
-        raise ManifestError(
-            f"of the {len(rows.numbers)} utterances of a batch and of {STAND_INS} after them not one can be used{why}",
-            code="empty",
-            where="data.train",
-        )
+        tried = f"of the {len(rows.numbers)} utterances of a batch and of {STAND_INS} after them"
+        raise ManifestError(f"{tried} not one can be used{why}", code="empty", where="data.train")

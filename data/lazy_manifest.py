@@ -26,8 +26,7 @@ class LazyManifest(Sequence[Utterance]):
     """The utterances of a manifest whose lines all say `seconds`, since batches hold clips of like length.
 
     Args:
-        path: a JSONL file, as `docs/manifest.md` has it.
-        choices: the attributes that lines may label, and the labels of each.
+        path: see `read_manifest`, as `choices`.
         root: where audio paths start, and what they may not lead out of.
         only: the tasks that its utterances may serve; None: any.
         apart: clips of other sides of the data, which no utterance may need.
@@ -40,13 +39,9 @@ class LazyManifest(Sequence[Utterance]):
     """
 
     def __init__(
-        self,
-        path: Path,
-        choices: Mapping[str, Sequence[str]],
-        root: Root,
-        only: Sequence[str] | None = None,
+        self, path: Path, choices: Mapping[str, Sequence[str]], root: Root, only: Sequence[str] | None = None,
         apart: frozenset[Path] = frozenset(),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.path, self.choices, self.root, self.apart = path, choices, root, apart
         self.only = None if only is None else tuple(only)
         self._starts, self._numbers, self.seconds = _index(path)
@@ -55,11 +50,7 @@ class LazyManifest(Sequence[Utterance]):
         return len(self.seconds)
 
     def __getitem__(self, row: int) -> Utterance:  # type: ignore[override]
-        """Read, check and return one utterance.
-
-        Raises:
-            ManifestError: the line is faulty, or its clip's header is; told as `file:line: id: problem`.
-        """
+        """Read and check one utterance; raises ManifestError as `file:line: id: problem` for line or clip."""
         if not 0 <= row < len(self):
             raise IndexError(row)
         with self.path.open("rb") as stream:
@@ -77,9 +68,7 @@ class LazyManifest(Sequence[Utterance]):
 
 def _index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Byte offset, number (from 1) and seconds of each line; blank lines are passed over."""
-    starts: list[NDArray[np.int64]] = []
-    numbers: list[NDArray[np.int64]] = []
-    seconds: list[NDArray[np.float32]] = []
+    parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
     faults: list[ManifestError] = []
     place, line = 0, 1
     with open_manifest(path) as stream:
@@ -90,15 +79,14 @@ def _index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np
                 lengths[row], problem = _of_line(block[begin[row] :].split(b"\n", 1)[0])
                 faults += [line_fault(path, line + int(row), None, problem)] if problem else []
             kept = ~np.isnan(lengths)
-            starts.append(begin[kept] + place)
-            numbers.append(np.flatnonzero(kept) + line)
-            seconds.append(lengths[kept])
+            parts.append((begin[kept] + place, np.flatnonzero(kept) + line, lengths[kept]))
             place, line = place + len(block), line + len(begin)
     if faults:
         refuse(f"{path}: {len(faults)} faults", faults)
-    if not sum(map(len, seconds)):
+    if not sum(len(seconds) for *_, seconds in parts):
         raise no_utterance(path)
-    return np.concatenate(starts), np.concatenate(numbers), np.concatenate(seconds)
+    starts, numbers, lengths = map(np.concatenate, zip(*parts, strict=True))
+    return starts, numbers, lengths
 
 
 def _of_block(block: bytes) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -10,13 +10,13 @@ from typing import Any, BinaryIO, Literal, NoReturn
 
 from sottovoce.data.audio_decoder import tar_member
 from sottovoce.data.manifest_schema import LineReader, kind_of
+from sottovoce.data.skipped import listed
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import AudioError, ManifestError, SottovoceError, brief
 
 __all__ = ["Manifest", "Turn", "Utterance", "line_fault", "listed", "read_lines", "read_manifest", "refuse"]
 
 LONGEST_LINE = 1 << 22  # bytes; a dialogue of a whole day takes less, and a file without line breaks is no manifest
-_SHOWN = 20  # faults that an error spells out
 
 
 def line_fault(path: Path, line: int, record: object, problem: SottovoceError) -> ManifestError:
@@ -24,12 +24,6 @@ def line_fault(path: Path, line: int, record: object, problem: SottovoceError) -
     name = record.get("id") if isinstance(record, dict) else None
     known = f"{brief(name, 100)}: " if name and isinstance(name, str) else ""
     return ManifestError(f"{path}:{line}: {known}{brief(problem)}", code=problem.code, where=f"{path}:{line}")
-
-
-def listed(faults: Sequence[object]) -> str:
-    """The first 20 faults, a line each, and how many more there are."""
-    more = [f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-    return "\n".join([*map(str, faults[:_SHOWN]), *more])
 
 
 def refuse(head: str, faults: Sequence[SottovoceError]) -> NoReturn:
@@ -69,7 +63,6 @@ def read_manifest(
     """
     if policy not in ("error", "skip"):
         raise ValueError(f"policy is 'error' or 'skip', not {policy!r}")
-    path = Path(path)
     reader = LineReader(choices, Root(path.parent if root is None else Path(root), allow))
     utterances, faults = [], []
     for line, record in read_lines(path):
@@ -97,17 +90,12 @@ def check_copy(source: Path, out: Path, root: Path | None) -> None:
 
 
 def no_utterance(path: Path) -> ManifestError:
-    return ManifestError(
-        f"{path}: the manifest holds no utterance; write one JSON object a line", code="empty", where=path
-    )
+    problem = f"{path}: the manifest holds no utterance; write one JSON object a line"
+    return ManifestError(problem, code="empty", where=path)
 
 
 def open_manifest(path: Path) -> BinaryIO:
-    """The file, for reading.
-
-    Raises:
-        ManifestError: it cannot be opened.
-    """
+    """The file, for reading. Raises ManifestError where it cannot be opened."""
     try:
         return path.open("rb")
     except OSError as error:
@@ -116,15 +104,9 @@ def open_manifest(path: Path) -> BinaryIO:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | ManifestError]]:
-    """Number (from 1) and JSON object of every line that is not blank; a broken line's fault in place of its object.
-
-    Raises:
-        ManifestError: the file cannot be opened.
-    """
+    """Number (from 1) and JSON object of every line that is not blank; a broken line's fault in place of its object."""
     with open_manifest(path) as stream:
-        number = 0
-        while raw := stream.readline(LONGEST_LINE + 1):
-            number += 1
+        for number, raw in enumerate(iter(lambda: stream.readline(LONGEST_LINE + 1), b""), 1):
             if len(raw) > LONGEST_LINE:
                 while raw and not raw.endswith(b"\n"):
                     raw = stream.readline(LONGEST_LINE)
@@ -158,11 +140,7 @@ class Root:
     """Where a manifest's relative paths start, and what no path of it may lead out of, by `..`, by `/` or by a link.
 
     A manifest is data that somebody may have been handed, with links beside it; which of this machine's files it may
-    name is for the user to say.
-
-    Args:
-        folder: where relative paths start.
-        allow: further folders that a path may lead to.
+    name is for the user to say, by `allow`: further folders that a path may lead to.
     """
 
     def __init__(self, folder: Path, allow: Sequence[Path] = ()) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.tasks import TASKS
@@ -13,6 +13,7 @@ from sottovoce.errors import AudioError, Code, ManifestError, SottovoceError, br
 if TYPE_CHECKING:  # it imports this module
     from sottovoce.data.manifest import Root
 
+C = TypeVar("C", dict[str, Any], list[Any])
 _KEYS = [f.name for f in fields(Utterance) if f.name != "only"]
 _TURN_KEYS = [f.name for f in fields(Turn)]
 _TURNS = ("user", "assistant")
@@ -35,9 +36,7 @@ class Problems(list[ManifestError]):
 class LineReader:
     """Validator of one manifest's lines, which become utterances; it remembers ids, which may not come twice.
 
-    Args:
-        choices: the attributes that a line may label, and the labels of each.
-        root: where audio paths start, and what they may not lead out of.
+    `choices` are the attributes that a line may label, and the labels of each.
     """
 
     def __init__(self, choices: Mapping[str, Sequence[str]], root: "Root") -> None:
@@ -60,11 +59,14 @@ class LineReader:
         )
         audio, measured = self._audio(record, problems, required=True)
         seconds = _seconds(record, measured, problems)
-        labels = self._labels(record.get("labels", {}), problems)
-        ready = _answers(record.get("responses", {}), problems)
-        context = self._context(record.get("context", []), problems)
+        labels = self._labels(record, problems)
+        ready = _of_kind(dict, record, "responses", problems)
+        if not _TASK_NAMES.issuperset(ready):  # asking the registry takes milliseconds, for each of a million lines
+            _TASK_NAMES.update(TASKS.names())
+        _check_texts("responses", "task", ready, _TASK_NAMES, problems)
+        context = self._context(record, problems)
         category = self._category(record, labels, problems)
-        answers = self._paired(record.get("answers", {}), category, labels, response, problems)
+        answers = self._paired(record, category, labels, response, problems)
         if problems or not name or not audio or not seconds:
             return None, problems
         response = response or (answers.get(labels[category]) if category else None)
@@ -79,66 +81,53 @@ class LineReader:
         given = _text(record, "audio", problems, required=required)
         if not given:
             return None, None
+        place = "audio"
         try:
             audio = self.root.file(given)
-        except AudioError as error:
-            problems.add_under("audio", [error])
-            return None, None
-        try:
+            place = f"audio: {given}"
             return audio, read_header(audio).seconds
         except AudioError as error:
-            problems.add_under(f"audio: {given}", [error])
+            problems.add_under(place, [error])
             return None, None
 
-    def _labels(self, labels: object, problems: Problems) -> dict[str, str]:
-        if not isinstance(labels, dict):
-            problems.add(f"labels: an object is needed, not {kind_of(labels)}")
-            return {}
+    def _labels(self, record: Mapping[str, Any], problems: Problems) -> dict[str, str]:
+        labels = _of_kind(dict, record, "labels", problems)
         problems.add_under("labels", _unknown("attribute", labels, self.choices))
         for attribute, label in labels.items():
-            if attribute not in self.choices:
-                continue
-            if not isinstance(label, str):
+            if attribute in self.choices and not isinstance(label, str):
                 problems.add(f"labels: {attribute}: a string is needed, not {kind_of(label)}")
-            elif label not in self.choices[attribute]:
+            elif attribute in self.choices:
                 problems.add_under("labels", _unknown(attribute, [label], self.choices[attribute]))
         return labels
 
-    def _category(self, record: Mapping[str, Any], labels: object, problems: Problems) -> str | None:
+    def _category(self, record: Mapping[str, Any], labels: Mapping[str, str], problems: Problems) -> str | None:
         """The attribute that the right answer hangs on; this line must label it."""
         category = _text(record, "category", problems)
-        known = labels if isinstance(labels, dict) else {}
-        if category is None or isinstance(known.get(category), str):
+        if category is None or isinstance(labels.get(category), str):
             return category
-        problems.add(f"category: {category!r} has no label in this line.{nearest(category, known)}", "conflict")
+        problems.add(f"category: {category!r} has no label in this line.{nearest(category, labels)}", "conflict")
         return None
 
     def _paired(
-        self, answers: object, category: str | None, labels: dict[str, str], response: str | None, problems: Problems
-    ) -> dict[str, str]:
+        self, record: Mapping[str, Any], category: str | None, labels: Mapping[str, str], response: str | None,
+        problems: Problems,
+    ) -> dict[str, str]:  # fmt: skip
         """The right answer to each kind of speaker; this line's speaker is one of them."""
-        if not isinstance(answers, dict):
-            problems.add(f"answers: an object is needed, not {kind_of(answers)}")
-            return {}
+        answers = _of_kind(dict, record, "answers", problems)
         if not answers or category is None:
             if answers and not any(str(problem).startswith("category:") for problem in problems):
                 problems.add("answers: they hang on a category; name the attribute in `category`", "missing-key")
             return {}
-        known, own = self.choices.get(category, ()), labels[category]
-        problems.add_under("answers", _unknown(category, answers, known))
-        for label, answer in answers.items():
-            if label in known and (not isinstance(answer, str) or not answer.strip()):
-                problems.add(f"answers: {label}: a text is needed, not {brief(repr(answer), 100)}")
+        own = labels[category]
+        _check_texts("answers", category, answers, self.choices.get(category, ()), problems)
         if own not in answers:
             problems.add(f"answers: the answer to this speaker is missing: {category} is {own!r}", "missing-key")
         elif response is not None and response != answers[own]:
             problems.add(f"response: it is not the answer to this speaker: answers has another for {own!r}", "conflict")
         return answers
 
-    def _context(self, context: object, problems: Problems) -> tuple[Turn, ...]:
-        if not isinstance(context, list):
-            problems.add(f"context: a list is needed, not {kind_of(context)}")
-            return ()
+    def _context(self, record: Mapping[str, Any], problems: Problems) -> tuple[Turn, ...]:
+        context = _of_kind(list, record, "context", problems)
         if len(context) > _MOST_TURNS:
             problems.add(f"context: {len(context)} turns are more than {_MOST_TURNS}")
             return ()
@@ -170,18 +159,21 @@ class LineReader:
         return None if problems or not text else Turn("user" if role == "user" else "assistant", text, audio, caption)
 
 
-def _answers(ready: object, problems: Problems) -> dict[str, str]:
-    if not isinstance(ready, dict):
-        problems.add(f"responses: an object is needed, not {kind_of(ready)}")
-        return {}
-    if not _TASK_NAMES.issuperset(ready):  # asking the registry takes milliseconds, and there may be a million lines
-        _TASK_NAMES.update(TASKS.names())
-    known = _TASK_NAMES
-    problems.add_under("responses", _unknown("task", ready, known))
-    for task, answer in ready.items():
-        if task in known and (not isinstance(answer, str) or not answer.strip()):
-            problems.add(f"responses: {task}: a text is needed, not {brief(repr(answer), 100)}")
-    return ready
+def _of_kind(kind: type[C], record: Mapping[str, Any], key: str, problems: Problems) -> C:
+    """The object or list under `key`; an empty one where the key is absent, or holds something else."""
+    value = record.get(key, kind())
+    if isinstance(value, kind):
+        return value
+    problems.add(f"{key}: {kind_of(kind())} is needed, not {kind_of(value)}")
+    return kind()
+
+
+def _check_texts(key: str, kind: str, texts: Mapping[str, Any], known: Collection[str], problems: Problems) -> None:
+    """Name what is wrong with an object of texts: names that are not known, and what is no text."""
+    problems.add_under(key, _unknown(kind, texts, known))
+    for name, text in texts.items():
+        if name in known and (not isinstance(text, str) or not text.strip()):
+            problems.add(f"{key}: {name}: a text is needed, not {brief(repr(text), 100)}")
 
 
 def _unknown(kind: str, names: Iterable[str], known: Collection[str]) -> list[ManifestError]:

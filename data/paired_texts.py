@@ -2,9 +2,11 @@
 
 import hashlib
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,7 @@ class Text:
 def read_texts(file: Path, values: Mapping[str, Sequence[str]]) -> list[Text]:
     """The texts of a JSONL file, each `{"text", "category", "topic", "answers"}`; the topic may be absent.
 
-    Args:
-        file: UTF-8, one JSON object a line.
-        values: category -> its labels; every text has an answer for each label of its category, and no two the same.
+    `values` has the labels of each category; a text has an answer for each of them, and no two the same.
 
     Raises:
         ManifestError: with every fault, by file and line.
@@ -69,9 +69,8 @@ def _problems(record: dict[str, Any], values: Mapping[str, Sequence[str]]) -> li
     if not isinstance(answers, dict) or not all(map(_is_text, answers.values())):
         return [*found, "answers: an object of texts is needed, one for each label of the category"]
     wanted = values.get(str(category), ())
-    found += [
-        f"answers: unknown {category} {label!r}.{nearest(label, wanted)}" for label in answers if label not in wanted
-    ]
+    strange = [label for label in answers if label not in wanted]
+    found += [f"answers: unknown {category} {label!r}.{nearest(label, wanted)}" for label in strange]
     found += [f"answers: none for {label!r}" for label in wanted if label not in answers]
     if len(set(answers.values())) < len(answers):
         found.append("answers: two speakers get the same answer, so that nothing hangs on the voice")
@@ -90,12 +89,8 @@ def number_of(*parts: object) -> float:
 
 def split_of(key: str, shares: Mapping[str, float]) -> str:
     """The split of a text, by its words and the shares of the splits alone: other texts do not move it."""
-    place, total = number_of(key) * sum(shares.values()), 0.0
-    for split, share in shares.items():
-        total += share
-        if place < total:
-            return split
-    return list(shares)[-1]
+    ends = list(accumulate(shares.values()))
+    return list(shares)[min(bisect_right(ends, number_of(key) * sum(shares.values())), len(shares) - 1)]
 
 
 def is_held_out(topic: str | None, held_out: Iterable[str]) -> bool:
@@ -104,28 +99,19 @@ def is_held_out(topic: str | None, held_out: Iterable[str]) -> bool:
 
 
 def select(
-    texts: Iterable[Text],
-    shares: Mapping[str, float],
-    most: Mapping[str, int],
-    held_out: Sequence[str],
-    seed: int,
+    texts: Iterable[Text], shares: Mapping[str, float], most: Mapping[str, int], held_out: Sequence[str], seed: int,
     skipped: Skipped,
-) -> dict[str, list[Text]]:
+) -> dict[str, list[Text]]:  # fmt: skip
     """The texts of every split, and those of the held-out topics; no two splits share a text.
 
-    Args:
-        texts: in any order.
-        shares: of the splits, in order.
-        most: texts of a category that a split takes; which ones is drawn. Absent: all.
-        held_out: topics, or groups of topics, that go to `held_out`, whole. What they say is nowhere else.
-        seed: of the draw.
-        skipped: gets what is not used.
+    `shares` are those of the splits, in order. Of a category a split takes at most `most` texts, drawn by the seed, or
+    all where it is absent. Topics, or groups of topics, in `held_out` go there whole: what they say is nowhere else.
+    `skipped` gets what is not used.
     """
     by_key: dict[tuple[str, str], Text] = {}
     for text in texts:
-        if (text.category, text.key) in by_key:
+        if by_key.setdefault((text.category, text.key), text) is not text:
             skipped.add("the same words came before", f"{text.where}: {text.text}")
-        by_key.setdefault((text.category, text.key), text)
     unique = list(by_key.values())
     kept_apart = {text.key for text in unique if is_held_out(text.topic, held_out)}
     splits: dict[str, list[Text]] = {**{split: [] for split in shares}, HELD_OUT: []}

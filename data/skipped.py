@@ -1,8 +1,15 @@
 """Items that data making leaves out, counted and named by reason."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-_SHOWN = 20  # items of each reason
+_SHOWN = 20  # of a list
+
+
+def listed(items: Sequence[object], indent: str = "") -> str:
+    """The first 20 items, a line each, and how many more there are."""
+    more = [f"... and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
+    return "\n".join(f"{indent}{item}" for item in [*items[:_SHOWN], *more])
 
 
 @dataclass
@@ -15,8 +22,5 @@ class Skipped:
         self.items.setdefault(reason, []).append(item)
 
     def __str__(self) -> str:
-        lines = []
-        for reason, items in self.items.items():
-            more = [f"    ... and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
-            lines += [f"  {len(items)} left out: {reason}", *(f"    {item}" for item in items[:_SHOWN]), *more]
-        return "\n".join(lines)
+        kinds = self.items.items()
+        return "\n".join(f"  {len(items)} left out: {reason}\n{listed(items, '    ')}" for reason, items in kinds)

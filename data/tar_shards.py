@@ -8,6 +8,7 @@ import gzip
 import json
 import tarfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +19,6 @@ from sottovoce.data.manifest import Root, line_fault, no_utterance, read_lines, 
 from sottovoce.errors import AudioError, ConfigError, ManifestError, SottovoceError
 from sottovoce.io import atomic_folder
 
-_BLOCK = tarfile.BLOCKSIZE  # bytes of a member's header in the USTAR format
 FOLDER = "shards"
 
 
@@ -40,14 +40,8 @@ def write_shards(
 ) -> Packed:
     """Pack a manifest: `out/manifest.jsonl`, `out/shards/recording.000000.tar`, `out/shards/cuts.000000.jsonl.gz`, ...
 
-    A clip that several lines name is packed once. Every line gets its `seconds`. The folder appears when it is whole.
-
-    Args:
-        source: a manifest, as `docs/manifest.md` has it.
-        out: the folder to write, which is not there yet.
-        size: clips a tar file.
-        root: the folder that audio paths are relative to and may not lead out of; the manifest's own if absent.
-        allow: further folders that they may lead to.
+    A clip that several lines name is packed once. Every line gets its `seconds`. The folder `out`, which is not there
+    yet, appears when it is whole. `size` is clips a tar file; `root` and `allow` are those of `read_manifest`.
 
     Raises:
         ConfigError: `out` is there, or `size` is less than 1.
@@ -61,7 +55,8 @@ def write_shards(
     faults: list[ManifestError] = []
     utterances = 0
     with atomic_folder(out) as draft:
-        with _Writer(draft / FOLDER, size) as writer, (draft / "manifest.jsonl").open("w", encoding="utf-8") as stream:
+        manifest = draft / "manifest.jsonl"
+        with closing(_Writer(draft / FOLDER, size)) as writer, manifest.open("w", encoding="utf-8") as stream:
             for number, record in read_lines(source):
                 try:
                     packed = _packed(record, within, writer)
@@ -109,12 +104,9 @@ class _Writer:
         self.places: dict[Path, str] = {}
         self._tar: tarfile.TarFile | None = None
         self._cuts: IO[str] | None = None
+        folder.mkdir()
 
-    def __enter__(self) -> "_Writer":
-        self.folder.mkdir()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         for stream in (self._tar, self._cuts):
             if stream is not None:
                 stream.close()
@@ -128,7 +120,7 @@ class _Writer:
         return self.places[clip]
 
     def _begin(self) -> None:
-        self.__exit__()
+        self.close()
         self._tar = tarfile.open(self.folder / f"recording.{self.shards:06d}.tar", "w", format=tarfile.USTAR_FORMAT)
         self._cuts = gzip.open(self.folder / f"cuts.{self.shards:06d}.jsonl.gz", "wt", encoding="utf-8")
         self.shards += 1
@@ -142,10 +134,12 @@ class _Writer:
             "sampling_rate": header.sample_rate, "num_samples": header.frames, "duration": header.seconds,
             "channel_ids": list(range(header.channels)),
         }  # fmt: skip
-        offset = self._tar.offset + _BLOCK
-        suffix = (member.archive if (member := tar_member(clip)) else clip).suffix.lower() or ".audio"
-        self._member(f"{key}{suffix}", data)
-        self._member(f"{key}.json", json.dumps(recording).encode())
+        offset = self._tar.offset + tarfile.BLOCKSIZE  # of the member's header
+        suffix = (packed.archive if (packed := tar_member(clip)) else clip).suffix.lower() or ".audio"
+        for name, content in ((f"{key}{suffix}", data), (f"{key}.json", json.dumps(recording).encode())):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            self._tar.addfile(member, BytesIO(content))
         one = header.channels == 1
         channel: Any = 0 if one else list(range(header.channels))
         supervision = {
@@ -158,9 +152,3 @@ class _Writer:
         }  # fmt: skip
         self._cuts.write(json.dumps(cut, ensure_ascii=False) + "\n")
         return f"{FOLDER}/{Path(str(self._tar.name)).name}:{offset}+{len(data)}"
-
-    def _member(self, name: str, data: bytes) -> None:
-        assert self._tar is not None
-        member = tarfile.TarInfo(name)
-        member.size = len(data)
-        self._tar.addfile(member, BytesIO(data))

@@ -2,8 +2,8 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -23,7 +23,7 @@ class Task(ABC):
 
     Args:
         prompts: a file of wordings, one a line, `#` for comments; the project's own `prompts/<name>.txt` if absent.
-        fields: what the wordings may name in braces, and what stands there instead.
+        fields: what the wordings may name in braces, and what stands there instead; no knobs.
 
     Raises:
         ConfigError: the file is missing, holds no wording, or names an unknown field; the message has file and line.
@@ -31,10 +31,11 @@ class Task(ABC):
 
     name: ClassVar[str]
     relies_on: ClassVar[Literal["linguistic", "paralinguistic", "both"]]
+    generated: ClassVar[bool] = False  # whether the run's own LLM makes its targets
     teacher: str | None = None  # a system prompt that the run's own LLM is given when it makes targets, and only then
 
-    def __init__(self, prompts: str | None = None, fields: Mapping[str, str] | None = None) -> None:
-        self._wordings = read_wordings(resolve(prompts) if prompts else PROMPTS / f"{self.name}.txt", fields or {})
+    def __init__(self, *, prompts: str | None = None, **fields: str) -> None:
+        self._wordings = read_wordings(resolve(prompts) if prompts else PROMPTS / f"{self.name}.txt", fields)
 
     @abstractmethod
     def available(self, utterance: Utterance) -> bool:
@@ -43,11 +44,6 @@ class Task(ABC):
     @abstractmethod
     def target(self, utterance: Utterance) -> str | None:
         """The answer to learn; None where the run's own LLM must make it."""
-
-    @property
-    def generated(self) -> bool:
-        """Whether the run's own LLM makes targets of this task."""
-        return False
 
     def instructions(self) -> list[str]:
         """All wordings of the question, ready to be shown, in the order of their file."""
@@ -72,9 +68,6 @@ class ASR(Task):
     name = "asr"
     relies_on = "linguistic"
 
-    def __init__(self, *, prompts: str | None = None) -> None:
-        super().__init__(prompts)
-
     def available(self, utterance: Utterance) -> bool:
         return utterance.text is not None
 
@@ -92,9 +85,7 @@ class Dialogue(Task):
 
     name = "dialogue"
     relies_on = "both"
-
-    def __init__(self, *, prompts: str | None = None) -> None:
-        super().__init__(prompts)
+    generated = True
 
     def available(self, utterance: Utterance) -> bool:
         styled = utterance.text is not None and style_caption(utterance) is not None
@@ -102,10 +93,6 @@ class Dialogue(Task):
 
     def target(self, utterance: Utterance) -> str | None:
         return utterance.responses.get(self.name, utterance.response)
-
-    @property
-    def generated(self) -> bool:
-        return True
 
 
 @TASKS.register("response")
@@ -135,9 +122,6 @@ class Caption(Dialogue):
 
     name = "caption"
 
-    def __init__(self, *, prompts: str | None = None) -> None:
-        super().__init__(prompts=prompts)
-
     def target(self, utterance: Utterance) -> str | None:
         return utterance.responses.get(self.name)
 
@@ -160,28 +144,22 @@ class AttributeTask(Task):
 
     relies_on = "paralinguistic"
     says: ClassVar[str]  # with {label} where the choice goes, and {a} where its article goes
-    choices: tuple[str, ...]
+    choices: tuple[str, ...] = ()
     prompts: str | None = None
     sentence: str | None = None
 
     def __post_init__(self) -> None:
-        self.choices = tuple(self.choices)
+        self.choices, where = tuple(self.choices), f"tasks.{self.name}.choices"
         if strange := [choice for choice in self.choices if not isinstance(choice, str)]:
-            raise ConfigError(
-                f"task {self.name}: choices must be labels in words, found {brief(repr(strange[0]), 100)}",
-                code="bad-value",
-                where=f"tasks.{self.name}.choices",
-            )
+            problem = f"task {self.name}: choices must be labels in words, found {brief(repr(strange[0]), 100)}"
+            raise ConfigError(problem, code="bad-value", where=where)
         self._by_name = {choice.lower(): choice for choice in self.choices}
         if len(self._by_name) < max(2, len(self.choices)) or not all(name.strip() for name in self._by_name):
-            raise ConfigError(
-                f"task {self.name}: choices must be two or more different labels, got {list(self.choices)}",
-                code="bad-value",
-                where=f"tasks.{self.name}.choices",
-            )
+            problem = f"task {self.name}: choices must be two or more different labels, got {list(self.choices)}"
+            raise ConfigError(problem, code="bad-value", where=where)
         longest_first = sorted(self._by_name, key=len, reverse=True)
         self._named = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
-        super().__init__(self.prompts, {"choices": ", ".join(self.choices)})
+        super().__init__(prompts=self.prompts, choices=", ".join(self.choices))
         if self.sentence is not None:
             Template(self.sentence, ("label", "a"), required=["label"], where=f"task {self.name}: sentence")
 
@@ -189,11 +167,7 @@ class AttributeTask(Task):
         return self.label(utterance) is not None
 
     def label(self, utterance: Utterance) -> str | None:
-        """The utterance's label for this attribute, None where it has none.
-
-        Raises:
-            ConfigError: the label is not among the choices.
-        """
+        """The utterance's label for this attribute, if any; raises ConfigError where it is not among the choices."""
         label = utterance.labels.get(self.name)
         if label is not None and label not in self.choices:
             problem = f"task {self.name}: utterance {utterance.id!r} has the unknown label {label!r}."
@@ -217,64 +191,26 @@ class AttributeTask(Task):
         return self._by_name[named.pop()] if len(named) == 1 else None
 
 
-@TASKS.register("gender")
-@dataclass(kw_only=True, eq=False)
-class Gender(AttributeTask):
-    """Whether the voice is a man's or a woman's."""
-
-    name = "gender"
-    says = "The speaker is {label}."
-    choices: tuple[str, ...] = ("male", "female")
-
-
-@TASKS.register("pitch")
-@dataclass(kw_only=True, eq=False)
-class Pitch(AttributeTask):
-    """How high the voice is."""
-
-    name = "pitch"
-    says = "The pitch is {label}."
-    choices: tuple[str, ...] = ("low", "normal", "high")
+def _attribute(name: str, what: str, says: str, *choices: str) -> type[AttributeTask]:
+    """Register an attribute that takes no more than a sentence and the labels to choose from."""
+    own = {"__doc__": what, "__module__": __name__, "name": name, "says": says}
+    knobs = [("choices", tuple[str, ...], choices)]
+    made: type[AttributeTask] = make_dataclass(
+        name.capitalize(), knobs, bases=(AttributeTask,), namespace=own, kw_only=True, eq=False
+    )
+    TASKS.register(name)(made)
+    return made
 
 
-@TASKS.register("tempo")
-@dataclass(kw_only=True, eq=False)
-class Tempo(AttributeTask):
-    """How fast the speaker talks."""
-
-    name = "tempo"
-    says = "The tempo is {label}."
-    choices: tuple[str, ...] = ("slow", "normal", "fast")
-
-
-@TASKS.register("energy")
-@dataclass(kw_only=True, eq=False)
-class Energy(AttributeTask):
-    """How loud the voice is."""
-
-    name = "energy"
-    says = "The energy is {label}."
-    choices: tuple[str, ...] = ("low", "normal", "high")
-
-
-@TASKS.register("age")
-@dataclass(kw_only=True, eq=False)
-class Age(AttributeTask):
-    """How old the speaker is."""
-
-    name = "age"
-    says = "The speaker is {a} {label}."
-    choices: tuple[str, ...] = ("child", "adult")
-
-
-@TASKS.register("emotion")
-@dataclass(kw_only=True, eq=False)
-class Emotion(AttributeTask):
-    """How the speaker feels."""
-
-    name = "emotion"
-    says = "The speaker sounds {label}."
-    choices: tuple[str, ...] = ("neutral", "happy", "sad", "angry", "surprised", "disgusted", "fearful", "contemptuous")
+Gender = _attribute("gender", "Whether the voice is a man's or a woman's.", "The speaker is {label}.", "male", "female")
+Pitch = _attribute("pitch", "How high the voice is.", "The pitch is {label}.", "low", "normal", "high")
+Tempo = _attribute("tempo", "How fast the speaker talks.", "The tempo is {label}.", "slow", "normal", "fast")
+Energy = _attribute("energy", "How loud the voice is.", "The energy is {label}.", "low", "normal", "high")
+Age = _attribute("age", "How old the speaker is.", "The speaker is {a} {label}.", "child", "adult")
+Emotion = _attribute(
+    "emotion", "How the speaker feels.", "The speaker sounds {label}.",
+    "neutral", "happy", "sad", "angry", "surprised", "disgusted", "fearful", "contemptuous",
+)  # fmt: skip
 
 
 def style_caption(utterance: Utterance) -> str | None:
@@ -291,12 +227,8 @@ def caption_from(labels: Mapping[str, str]) -> str:
     before = [labels[name] for name in ("emotion", "gender") if name in labels]
     measured = ("pitch", "tempo", "energy")
     rest = [name for name in labels if name not in ("emotion", "gender", *measured)]
-    after = [f"{labels[name]} {name}" for name in (*measured, *rest) if name in labels]
+    *most, last = [f"{labels[name]} {name}" for name in (*measured, *rest) if name in labels] or [""]
+    after = f"{', '.join(most)} and {last}" if most else last
     voice = " ".join([*before, "voice"])
     article = "An" if voice[0].lower() in "aeiou" else "A"
-    return f"{article} {voice}{' with ' if after else ''}{_listed(after)}."
-
-
-def _listed(parts: Sequence[str]) -> str:
-    *most, last = parts or [""]
-    return f"{', '.join(most)} and {last}" if most else last
+    return f"{article} {voice}{' with ' if after else ''}{after}."

@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 from rich.progress import track
 
-from sottovoce.data.corpora.base import Corpus
+from sottovoce.data.corpora import Corpus
 from sottovoce.data.tasks import caption_from
 from sottovoce.data.tts.espeak import ESpeak
 from sottovoce.demo.voices import SAMPLE_RATE, Audio, say, speakers
@@ -23,7 +23,7 @@ from sottovoce.demo.world import CHOICES, Style, draw_sentence, draw_small_talk,
 from sottovoce.io import atomic_write
 
 CHUNK = 50  # utterances a task of a process: long enough to outweigh its overhead, short enough for a smooth bar
-Record = dict[str, Any]  # a line of a manifest
+Record = dict[str, Any]  # a line of a manifest, or a turn in it
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 synthesizer = cache(ESpeak)  # one a process
@@ -38,16 +38,16 @@ def in_processes(speak: Callable[[Item], Result], items: Iterable[Item], workers
 class SpokenCorpus(Corpus):
     """A corpus that is synthesized where it is missing: a folder of WAV files and a manifest a split.
 
-    Args:
-        counts: size of each split.
-        seed: of everything drawn.
-        workers: processes that speak.
+    A subclass is a dataclass of its knobs, among them the size of each split. All that is drawn depends on `seed`;
+    `workers` processes speak.
     """
 
     name: ClassVar[str]  # of the folders, with a version of sounds and words: another one is another corpus
+    seed: int
+    workers: int
 
-    def __init__(self, counts: dict[str, int], seed: int, workers: int) -> None:
-        self.counts, self.seed, self.workers = counts, seed, workers
+    def size(self, split: str) -> int:
+        return int(getattr(self, split))
 
     @abstractmethod
     def variant(self, split: str) -> str:
@@ -59,10 +59,10 @@ class SpokenCorpus(Corpus):
 
     def prepare(self, folder: Path) -> dict[str, Path]:
         """Speak what is missing. See `Corpus.prepare`."""
-        return {split: self._prepare_split(folder, split) for split in self.counts}
+        return {split: self._prepare_split(folder, split) for split in ("train", "validation", "test")}
 
     def _prepare_split(self, folder: Path, split: str) -> Path:
-        home = folder / f"{self.name}-{self.seed}-{split}-{self.counts[split]}{self.variant(split)}"
+        home = folder / f"{self.name}-{self.seed}-{split}-{self.size(split)}{self.variant(split)}"
         manifest = home / "manifest.jsonl"
         if manifest.is_file():
             return manifest
@@ -90,18 +90,13 @@ class Spoken:
     speaker: str
     audio: Audio
 
-    @property
-    def seconds(self) -> float:
-        return len(self.audio) / SAMPLE_RATE
-
 
 def speak_corpus(count: int, split: str, seed: int, workers: int = 2, every_emotion: bool = False) -> Iterator[Spoken]:
     """Yield `count` utterances of `split`; words and style of utterance i depend on (seed, split, i) alone.
 
-    With `every_emotion`, each sentence is said by one voice in every emotion, one after another.
-
-    The samples differ in their last digits from one synthesis to the next: eSpeak NG lets voices flutter, from a state
-    that outlives an utterance and cannot be set.
+    With `every_emotion`, each sentence is said by one voice in every emotion, one after another. The samples differ in
+    their last digits from one synthesis to the next: eSpeak NG lets voices flutter, from a state that outlives an
+    utterance and cannot be set.
     """
     return in_processes(partial(speak_one, split, seed, every_emotion=every_emotion), range(count), workers)
 
@@ -118,34 +113,26 @@ def speak_one(split: str, seed: int, number: int, every_emotion: bool = False) -
     return Spoken(sentence, style, speaker, np.ascontiguousarray(audio))
 
 
+@dataclass(kw_only=True)
 class DemoWorld(SpokenCorpus):
     """The demo world as manifests: disjoint speakers and sentences in train, validation and test.
 
     A third of the utterances stand in a dialogue: small talk before them, and for some an earlier spoken turn.
 
     Args:
-        train: utterances of the training split.
-        validation: of the validation split.
-        test: of the test split.
+        train, validation, test: utterances of each split.
         seed: of everything drawn.
         workers: processes that speak.
         every_emotion: whether each sentence is said in every emotion, so that words tell nothing about it.
     """
 
     name = "demo_world-2"
-
-    def __init__(
-        self,
-        *,
-        train: int = 3000,
-        validation: int = 160,
-        test: int = 240,
-        seed: int = 0,
-        workers: int = 2,
-        every_emotion: bool = False,
-    ) -> None:
-        super().__init__({"train": train, "validation": validation, "test": test}, seed, workers)
-        self.every_emotion = every_emotion
+    train: int = 3000
+    validation: int = 160
+    test: int = 240
+    seed: int = 0
+    workers: int = 2
+    every_emotion: bool = False
 
     def variant(self, split: str) -> str:
         """See `SpokenCorpus.variant`."""
@@ -154,23 +141,21 @@ class DemoWorld(SpokenCorpus):
     def utterances(self, split: str) -> Iterator[tuple[Record, Audio]]:
         """See `SpokenCorpus.utterances`."""
         earlier: list[Record] = []
-        spoken = speak_corpus(self.counts[split], split, self.seed, self.workers, self.every_emotion)
-        for number, one in enumerate(track(spoken, f"speaking {split:<7}", self.counts[split])):
+        spoken = speak_corpus(self.size(split), split, self.seed, self.workers, self.every_emotion)
+        for number, one in enumerate(track(spoken, f"speaking {split:<7}", self.size(split))):
             rng, labels = random.Random(f"{self.seed} {split} {number} talk"), asdict(one.style)
-            record = {
-                "text": one.sentence, "speaker": one.speaker, "labels": labels, "caption": caption_from(labels)
-            }  # fmt: skip
+            record = dict(text=one.sentence, speaker=one.speaker, labels=labels, caption=caption_from(labels))
             context = draw_context(earlier, rng) if rng.random() < 0.33 else []
             earlier.append({**record, "audio": audio_path(number)})
             yield {**record, "context": context} if context else record, one.audio
 
 
-def draw_context(earlier: list[Record], rng: random.Random) -> list[dict[str, Any]]:
+def draw_context(earlier: list[Record], rng: random.Random) -> list[Record]:
     """Small talk, and in a third of the dialogues an earlier spoken turn with the answer that it got."""
     exchanges, name = draw_small_talk(rng)
-    turns: list[dict[str, Any]] = []
-    for exchange in exchanges:
-        turns += [{"role": "user", "text": exchange.user}, {"role": "assistant", "text": exchange.assistant}]
+    turns: list[Record] = []
+    for said, answered in exchanges:
+        turns += [{"role": "user", "text": said}, {"role": "assistant", "text": answered}]
     if earlier and rng.random() < 0.33:
         turn = rng.choice(earlier)
         turns.append({"role": "user", **{key: turn[key] for key in ("text", "audio", "caption")}})

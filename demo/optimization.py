@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,8 @@ def optimize(
 ) -> dict[str, float]:
     """Minimise `loss()`, of the next batch, by AdamW with a one-cycle learning rate; gradients are clipped to norm 1.
 
-    The cycle's peak is `lr`; it takes `schedule` steps where that is given, of which `steps` are made.
-
-    Returns:
-        What `score` returns at the end; it is called, and printed, after every `every` steps, too.
+    The cycle's peak is `lr`; it takes `schedule` steps where that is given, of which `steps` are made. What `score`
+    returns is printed after every `every` steps; returned is the last.
     """
     parameters, start, scores = list(parameters), time.time(), dict[str, float]()
     optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
@@ -42,17 +41,17 @@ def optimize(
     return scores
 
 
-def ctc_loss(logits: Tensor, lengths: Tensor, targets: Sequence[Tensor]) -> Tensor:
-    """CTC loss (Graves et al., 2006) of (batch, frames, symbols) logits; symbol 0 is the blank."""
-    sizes = torch.tensor([len(target) for target in targets])
-    log_probs = logits.log_softmax(-1).transpose(0, 1)
-    return nn.functional.ctc_loss(log_probs, torch.cat(list(targets)), lengths, sizes, zero_infinity=True)
+def ctc_loss(logits: Tensor, lengths: Tensor, texts: Sequence[Sequence[str]], symbols: Sequence[str]) -> Tensor:
+    """CTC loss (Graves et al., 2006) of (batch, frames, 1 + symbols) logits, of which the first is the blank's."""
+    targets = torch.tensor([symbols.index(symbol) + 1 for text in texts for symbol in text])
+    sizes = torch.tensor([len(text) for text in texts])
+    return nn.functional.ctc_loss(logits.log_softmax(-1).transpose(0, 1), targets, lengths, sizes, zero_infinity=True)
 
 
-def ctc_decode(logits: Tensor, lengths: Tensor) -> list[list[int]]:
-    """Greedy CTC decoding of (batch, frames, symbols) logits: repeats merged, blanks dropped."""
+def ctc_decode(logits: Tensor, lengths: Tensor, symbols: Sequence[str], between: str = "") -> list[str]:
+    """Greedy CTC decoding of logits as in `ctc_loss`: repeats merged, blanks dropped."""
     paths = [path[:length].tolist() for path, length in zip(logits.argmax(-1), lengths, strict=True)]
-    return [[symbol for i, symbol in enumerate(path) if symbol and (i == 0 or path[i - 1] != symbol)] for path in paths]
+    return [between.join(symbols[place - 1] for place, _ in groupby(path) if place) for path in paths]
 
 
 def spec_augment(mel: Tensor, generator: torch.Generator) -> Tensor:
@@ -60,15 +59,10 @@ def spec_augment(mel: Tensor, generator: torch.Generator) -> Tensor:
 
     Two time masks and a frequency mask a clip, filled with the clip's mean.
     """
-
-    def below(limit: int) -> int:
-        return int(torch.randint(limit, (1,), generator=generator))
-
     for clip in mel:
         mean = clip.mean()
-        for _ in range(2):
-            at = below(clip.shape[1] - 24)
-            clip[:, at : at + below(16)] = mean
-        at = below(clip.shape[0] - 12)
-        clip[at : at + below(12)] = mean
+        for axis, room, width in ((1, 24, 16), (1, 24, 16), (0, 12, 12)):
+            limits = clip.shape[axis] - room, width
+            at, masked = (int(torch.randint(limit, (1,), generator=generator)) for limit in limits)
+            clip.narrow(axis, at, masked).fill_(mean)
     return mel

@@ -9,7 +9,7 @@ within the reach of a small LLM.
 
 import random
 
-from sottovoce.demo.world import CHOICES, VERBS, draw_sentence
+from sottovoce.demo.world import VERBS, draw_sentence
 
 SAFETY = "child safety"  # the group of topics that paired training never meets
 SAFETY_TOPICS = tuple("fixed opened carried cleaned painted broke dropped".split())
@@ -17,11 +17,6 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "age": tuple("bought sold closed".split()),
     "gender": tuple("kept left".split()),
     "emotion": tuple("lost found wanted".split()),
-}
-VALUES: dict[str, tuple[str, ...]] = {
-    "age": ("child", "adult"),
-    "gender": CHOICES["gender"],
-    "emotion": CHOICES["emotion"],
 }
 ANSWERS: dict[str, dict[str, str]] = {
     "age": {
@@ -39,6 +34,7 @@ ANSWERS: dict[str, dict[str, str]] = {
         "angry": "You {did} it? No wonder you are upset. Breathe very slowly.",
     },
 }
+VALUES = {category: tuple(due) for category, due in ANSWERS.items()}
 PLAIN = "You {did} it? Tell me more."
 
 
@@ -47,20 +43,21 @@ def verb_of(text: str) -> str:
     return next(word for word in text.split() if word in VERBS)
 
 
-def category_of(verb: str) -> str:
-    """The attribute on which the right answer to somebody who did this depends."""
+def category_of(text: str) -> str:
+    """The attribute on which the right answer to somebody who did this depends; the verb alone will do."""
+    verb = verb_of(text)
     return "age" if verb in SAFETY_TOPICS else next(name for name, verbs in TOPICS.items() if verb in verbs)
 
 
-def topic_of(verb: str) -> str:
+def topic_of(text: str) -> str:
     """What a manifest calls the topic: `<group>/<verb>` where the group is held out."""
+    verb = verb_of(text)
     return f"{SAFETY}/{verb}" if verb in SAFETY_TOPICS else verb
 
 
 def answers(text: str) -> dict[str, str]:
     """The right answer to each kind of speaker."""
-    did = verb_of(text)
-    return {value: answer.format(did=did) for value, answer in ANSWERS[category_of(did)].items()}
+    return {value: answer.format(did=verb_of(text)) for value, answer in ANSWERS[category_of(text)].items()}
 
 
 def plain(text: str) -> str:
@@ -70,7 +67,7 @@ def plain(text: str) -> str:
 
 def answer(text: str, labels: dict[str, str]) -> str:
     """The right answer to a speaker of whom `labels` are known; the plain one if what matters is not among them."""
-    value = labels.get(category_of(verb_of(text)))
+    value = labels.get(category_of(text))
     return answers(text)[value] if value else plain(text)
 
 

@@ -13,26 +13,11 @@ from typing import Any
 from rich.progress import track
 
 from sottovoce.demo.corpus import SpokenCorpus, in_processes, synthesizer
-from sottovoce.demo.paired_words import (
-    SAFETY_TOPICS,
-    TOPICS,
-    VALUES,
-    answers,
-    category_of,
-    draw_text,
-    plain,
-    topic_of,
-    verb_of,
-)
-from sottovoce.demo.voices import Audio, children, say, speakers
+from sottovoce.demo.paired_words import SAFETY_TOPICS, TOPICS, VALUES, answers, category_of, draw_text, plain, topic_of
+from sottovoce.demo.voices import Audio, say, speakers
 from sottovoce.demo.world import VERBS, Style, draw_style
 
-CALM = {  # (category, value) -> how else its speakers speak, where that could be taken for something else
-    ("age", "child"): {"emotion": "neutral"},
-    ("age", "adult"): {"emotion": "neutral", "pitch": "low"},
-    ("gender", "male"): {"emotion": "neutral", "pitch": "low"},
-    ("gender", "female"): {"emotion": "neutral", "pitch": "low"},
-}
+CALM = {"emotion": "neutral", "pitch": "low"}  # how adults speak where age or gender matters: taken for nothing else
 
 
 @dataclass(frozen=True)
@@ -54,13 +39,10 @@ class Line:
 
     def record(self) -> dict[str, Any]:
         """As a line of a manifest."""
-        topic = topic_of(verb_of(self.text))
-        record = {
-            "text": self.text, "speaker": self.speaker, "labels": self.labels, "topic": topic, "response": self.answer
-        }  # fmt: skip
-        if not self.paired:
-            return record
-        return {**record, "category": category_of(verb_of(self.text)), "answers": answers(self.text)}
+        paired = {"category": category_of(self.text), "answers": answers(self.text)} if self.paired else {}
+        topic = topic_of(self.text)
+        record = dict(text=self.text, speaker=self.speaker, labels=self.labels, topic=topic, response=self.answer)
+        return {**record, **paired}
 
 
 def share_of(text: str) -> str:
@@ -82,11 +64,12 @@ def paired_lines(texts: list[str], split: str, seed: int) -> Iterator[Line]:
     """Each text once for each value of its category, by another speaker in another style each time."""
     for text in texts:
         rng = random.Random(f"{seed} {split} {text}")
-        category, right, used = category_of(verb_of(text)), answers(text), set[str]()
-        for value in VALUES[category]:
-            age, style, speaker = _speaker(rng, split, {**CALM.get((category, value), {}), category: value}, used)
+        category, used = category_of(text), set[str]()
+        for value, right in answers(text).items():
+            calm = {} if category == "emotion" else {"emotion": "neutral"} if value == "child" else CALM
+            age, style, speaker = _speaker(rng, split, {**calm, category: value}, used)
             used.add(speaker)
-            yield Line(text, age, style, speaker, right[value], True)
+            yield Line(text, age, style, speaker, right, True)
 
 
 def plain_lines(texts: list[str], split: str, seed: int) -> Iterator[Line]:
@@ -101,7 +84,7 @@ def _speaker(rng: random.Random, split: str, given: dict[str, str], others: set[
     """Age (an adult's where none is given), style, and a speaker who is none of `others`."""
     age, style = given.get("age", "adult"), draw_style(rng)
     style = replace(style, **{name: value for name, value in given.items() if name != "age"})
-    names = (children if age == "child" else speakers)(split, style.gender)
+    names = speakers(split, style.gender, age == "child")
     return age, style, rng.choice([name for name in names if name not in others])
 
 
@@ -112,6 +95,7 @@ def speak_line(seed: int, numbered: tuple[int, Line]) -> Audio:
     return say(synthesizer(), line.text, line.style, line.speaker, rng, child=line.age == "child")
 
 
+@dataclass(kw_only=True)
 class PairedWorld(SpokenCorpus):
     """Paired data of the demo world as manifests: the same words, and another answer for another speaker.
 
@@ -121,9 +105,7 @@ class PairedWorld(SpokenCorpus):
     paired text is about; their topics are called `child safety/<verb>`.
 
     Args:
-        train: texts of the training split.
-        validation: of the validation split.
-        test: of the test split, without those of child safety.
+        train, validation, test: texts of each split, without those of child safety.
         safety: texts for each of the seven topics of child safety.
         plain: whether everybody gets the reply that heeds the words alone. Such texts are about everything, are never
             those of the pairs, and are spoken once each, as often by children as by adults.
@@ -132,20 +114,13 @@ class PairedWorld(SpokenCorpus):
     """
 
     name = "paired_world-2"
-
-    def __init__(
-        self,
-        *,
-        train: int = 1500,
-        validation: int = 60,
-        test: int = 180,
-        safety: int = 10,
-        plain: bool = False,
-        seed: int = 0,
-        workers: int = 2,
-    ) -> None:
-        super().__init__({"train": train, "validation": validation, "test": test}, seed, workers)
-        self.safety, self.plain = safety, plain
+    train: int = 1500
+    validation: int = 60
+    test: int = 180
+    safety: int = 10
+    plain: bool = False
+    seed: int = 0
+    workers: int = 2
 
     def variant(self, split: str) -> str:
         """See `SpokenCorpus.variant`."""
@@ -160,7 +135,7 @@ class PairedWorld(SpokenCorpus):
 
     def lines(self, split: str) -> list[Line]:
         """The lines of a split."""
-        count = self.counts[split]
+        count = self.size(split)
         if self.plain:
             return list(plain_lines(draw_texts(self.seed, split, "plain", tuple(VERBS), count), split, self.seed))
         texts = []

@@ -7,29 +7,29 @@ from the validation split, whose voices and sentences are not in training.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jiwer
-import numpy as np
 import torch
 import whisper
-from safetensors.torch import save
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, ModelDimensions
 
-from sottovoce.demo.corpus import Spoken, speak_corpus
+from sottovoce.demo.corpus import speak_corpus
 from sottovoce.demo.optimization import ctc_decode, ctc_loss, optimize, spec_augment
-from sottovoce.demo.voices import SAMPLE_RATE
 from sottovoce.demo.world import CHOICES
 from sottovoce.io import atomic_write
+from sottovoce.tensor_files import write_tensors
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 DIMS = ModelDimensions(
     n_mels=80, n_audio_ctx=200, n_audio_state=192, n_audio_head=4, n_audio_layer=4,
     n_vocab=51864, n_text_ctx=448, n_text_state=192, n_text_head=4, n_text_layer=4,
 )  # fmt: skip
-WINDOW = DIMS.n_audio_ctx * 320  # samples: 4 s
+FRAME = 320  # samples
+WINDOW = DIMS.n_audio_ctx * FRAME  # 4 s
 
 
 @dataclass(frozen=True)
@@ -59,32 +59,29 @@ class PretrainingHeads(nn.Module):
         self.letters = nn.Linear(d_audio, len(LETTERS) + 1)
         self.style = nn.ModuleDict({name: nn.Linear(d_audio, len(values)) for name, values in CHOICES.items()})
 
+    def forward(self, hidden: Tensor, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(batch, frames, dim), of which the first `frames` count, to (batch, frames, letters) and (batch, values)."""
+        real = (torch.arange(hidden.shape[1]) < frames[:, None])[..., None]
+        mean = (hidden * real).sum(1) / frames[:, None]
+        return self.letters(hidden), [head(mean) for head in self.style.values()]
+
 
 class Corpus:
-    """Log-mel windows held in memory as float16, with their letters and labels."""
+    """Log-mel windows held in memory as float16, with their words, lengths and labels."""
 
     def __init__(self, split: str, count: int, seed: int) -> None:
         self.mels: list[Tensor] = []
-        self.frames: list[int] = []
-        self.letters: list[Tensor] = []
-        self.labels: list[list[int]] = []
         self.sentences: list[str] = []
+        frames, labels = list[int](), list[list[int]]()
         for spoken in speak_corpus(count, split, seed):
-            if spoken.seconds <= WINDOW / SAMPLE_RATE:
-                self._add(spoken)
+            if (rest := WINDOW - len(spoken.audio)) >= 0:
+                self.mels.append(whisper.log_mel_spectrogram(spoken.audio, DIMS.n_mels, rest).half())
+                self.sentences.append(spoken.sentence)
+                frames.append(-(-len(spoken.audio) // FRAME))
+                labels.append([CHOICES[name].index(value) for name, value in asdict(spoken.style).items()])
+        self.frames, self.labels = torch.tensor(frames), torch.tensor(labels)
 
-    def _add(self, spoken: Spoken) -> None:
-        padded = torch.from_numpy(np.pad(spoken.audio, (0, WINDOW - len(spoken.audio))))
-        self.mels.append(whisper.log_mel_spectrogram(padded, DIMS.n_mels).half())
-        self.frames.append(min(DIMS.n_audio_ctx, -(-len(spoken.audio) // 320)))
-        self.letters.append(torch.tensor([LETTERS.index(letter) + 1 for letter in spoken.sentence]))
-        self.labels.append([CHOICES[name].index(value) for name, value in asdict(spoken.style).items()])
-        self.sentences.append(spoken.sentence)
-
-    def __len__(self) -> int:
-        return len(self.mels)
-
-    def mel(self, rows: list[int]) -> Tensor:
+    def mel(self, rows: Sequence[int]) -> Tensor:
         return torch.stack([self.mels[row] for row in rows]).float()
 
 
@@ -108,54 +105,30 @@ def _train(encoder: AudioEncoder, phase: Phase, out: Path) -> dict[str, float]:
     draws = torch.Generator().manual_seed(phase.seed)
 
     def loss() -> Tensor:
-        rows = torch.randint(len(train), (phase.batch,), generator=draws).tolist()
-        return _loss(encoder, heads, train, rows, spec_augment(train.mel(rows), draws), phase.style_weight)
+        """CTC of the letters, plus the weighted cross-entropies of the style."""
+        rows = torch.randint(len(train.mels), (phase.batch,), generator=draws).tolist()
+        mel = spec_augment(train.mel(rows), draws)
+        with torch.autocast("cpu", torch.bfloat16):  # 1.5 times faster where the CPU has the instructions
+            hidden = encoder(mel)
+        letters, styles = heads(hidden.float(), train.frames[rows])
+        ctc = ctc_loss(letters, train.frames[rows], [train.sentences[row] for row in rows], LETTERS)
+        losses = [nn.functional.cross_entropy(*pair) for pair in zip(styles, train.labels[rows].T, strict=True)]
+        return ctc + phase.style_weight * torch.stack(losses).sum()
 
+    @torch.no_grad()
     def score() -> dict[str, float]:
-        scores = _score(encoder, heads, validation)
-        weights = {f"encoder.{name}": value.half().contiguous() for name, value in encoder.state_dict().items()}
-        atomic_write(out / "encoder.safetensors", save(weights, {"dims": json.dumps(asdict(DIMS))}))
-        return scores
+        """Write the encoder; return the word error rate, and the accuracy of each attribute of the style."""
+        encoder.eval()
+        said, right = list[str](), torch.zeros(len(CHOICES))
+        for rows in torch.arange(len(validation.mels)).split(100):
+            letters, styles = heads(encoder(validation.mel(rows.tolist())), validation.frames[rows])
+            said += ctc_decode(letters, validation.frames[rows], LETTERS)
+            right += (torch.stack([values.argmax(-1) for values in styles], 1) == validation.labels[rows]).sum(0)
+        encoder.train()
+        weights = {f"encoder.{name}": value.half() for name, value in encoder.state_dict().items()}
+        write_tensors(out / "encoder.safetensors", weights, {"dims": json.dumps(asdict(DIMS))})
+        accuracy = dict(zip(CHOICES, (right / len(validation.mels)).tolist(), strict=True))
+        return {"wer": float(jiwer.wer(validation.sentences, said)), **accuracy}
 
     parameters = [*encoder.parameters(), *heads.parameters()]
     return optimize(parameters, loss, score, steps=phase.steps, lr=phase.lr, schedule=phase.schedule)
-
-
-def _loss(
-    encoder: nn.Module, heads: PretrainingHeads, corpus: Corpus, rows: list[int], mel: Tensor, style_weight: float
-) -> Tensor:
-    """CTC of the letters, plus the weighted cross-entropies of the style, for (batch, mels, frames) log-mels."""
-    with torch.autocast("cpu", torch.bfloat16):  # 1.5 times faster where the CPU has the instructions
-        hidden = encoder(mel)
-    hidden = hidden.float()
-    frames = torch.tensor([corpus.frames[row] for row in rows])
-    ctc = ctc_loss(heads.letters(hidden), frames, [corpus.letters[row] for row in rows])
-    labels = torch.tensor([corpus.labels[row] for row in rows])
-    pooled = _mean(hidden, frames)
-    style = [nn.functional.cross_entropy(head(pooled), labels[:, i]) for i, head in enumerate(heads.style.values())]
-    return ctc + style_weight * torch.stack(style).sum()
-
-
-def _mean(hidden: Tensor, frames: Tensor) -> Tensor:
-    """Mean over the first `frames` frames: (batch, frames, dim) to (batch, dim)."""
-    real = (torch.arange(hidden.shape[1]) < frames[:, None])[..., None]
-    return (hidden * real).sum(1) / frames[:, None]
-
-
-@torch.no_grad()
-def _score(encoder: nn.Module, heads: PretrainingHeads, corpus: Corpus) -> dict[str, float]:
-    """Word error rate, and the accuracy of each attribute of the style."""
-    encoder.eval()
-    hypotheses, right = [], torch.zeros(len(CHOICES))
-    for start in range(0, len(corpus), 100):
-        rows = list(range(start, min(start + 100, len(corpus))))
-        hidden = encoder(corpus.mel(rows))
-        frames = torch.tensor([corpus.frames[row] for row in rows])
-        decoded = ctc_decode(heads.letters(hidden), frames)
-        hypotheses += ["".join(LETTERS[symbol - 1] for symbol in symbols) for symbols in decoded]
-        pooled, labels = _mean(hidden, frames), torch.tensor([corpus.labels[row] for row in rows])
-        for i, head in enumerate(heads.style.values()):
-            right[i] += (head(pooled).argmax(-1) == labels[:, i]).sum()
-    encoder.train()
-    accuracy = dict(zip(CHOICES, (right / len(corpus)).tolist(), strict=True))
-    return {"wer": float(jiwer.wer(corpus.sentences, hypotheses)), **accuracy}

@@ -20,10 +20,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from sottovoce.demo.lessons import Phase
 from sottovoce.demo.paired_lessons import KINDS, PairedLessons
-from sottovoce.demo.pretrain_llm import save, shares_right, train
+from sottovoce.demo.pretrain_llm import save, train
 from sottovoce.io import atomic_write
 
-SEED_FOLDER, FOLDER = "llm", "llm_deep"  # in the folder of the backbones
 LAYERS, FEEDFORWARD = 7, 224  # of the grown model; its width is the seedling's
 PHASES = (  # the first is the seedling's, at a third of the cost of a step
     Phase(steps=700, batch=24, lr=1.5e-3, context=0.0, copying=0.2, attributes=0.2, loose=0.3, noise=0.5),
@@ -33,22 +32,21 @@ SEED, ASKED = 17, 20  # prompts of each kind in the retention file
 
 
 def pretrain(out: Path, phases: tuple[Phase, ...] = PHASES) -> dict[str, float]:
-    """Train; write `out/llm_deep`, `out/llm_deep.json` and `out/retention.jsonl`.
-
-    Returns:
-        Share of right answers to unseen sentences, for each kind of lesson.
-    """
+    """Train; write `llm_deep`, `llm_deep.json` and `retention.jsonl` into `out`; returns what `pretrain_llm` does."""
     torch.manual_seed(SEED)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(out / SEED_FOLDER)
-    llm: Any = Qwen2ForCausalLM.from_pretrained(out / SEED_FOLDER, dtype=torch.float32)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "llm")
+    llm: Any = Qwen2ForCausalLM.from_pretrained(out / "llm", dtype=torch.float32)
     narrow(llm, FEEDFORWARD)
     scores: dict[str, float] = {}
     for number, phase in enumerate(phases):
         if number == len(phases) - 1:
             llm = grown(llm, LAYERS)
-        scores = train(llm, tokenizer, phase, PairedLessons(SEED + number, "train", phase), _score)
-    save(out, FOLDER, llm, tokenizer, {"seed": SEED, "phases": [asdict(p) for p in phases], "validation": scores})
-    write_retention(out / "retention.jsonl")
+        scores = train(llm, tokenizer, PairedLessons(SEED + number, "train", phase), SEED)
+    save(out, "llm_deep", llm, tokenizer, {"seed": SEED, "phases": [asdict(p) for p in phases], "validation": scores})
+    lessons = PairedLessons(SEED + 100, "validation", PHASES[-1])
+    chats = (lessons.lesson(kind) for kind in KINDS for _ in range(ASKED))
+    lines = (json.dumps({"messages": messages, "response": response}) + "\n" for messages, response in chats)
+    atomic_write(out / "retention.jsonl", "".join(lines))
     return scores
 
 
@@ -82,21 +80,6 @@ def grown(seedling: Any, layers: int) -> Any:
         if place in places:
             layer.load_state_dict(seedling.model.layers[places.index(place)].state_dict())
         else:
-            torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-            torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+            nn.init.zeros_(layer.self_attn.o_proj.weight)
+            nn.init.zeros_(layer.mlp.down_proj.weight)
     return llm
-
-
-def write_retention(file: Path) -> None:
-    """Text-only chats about sentences of the validation split, one a line: `messages`, and the right `response`."""
-    lessons = PairedLessons(SEED + 100, "validation", PHASES[-1])
-    lines = []
-    for kind in KINDS:
-        for _ in range(ASKED):
-            messages, response = lessons.lesson(kind)
-            lines.append(json.dumps({"messages": messages, "response": response}) + "\n")
-    atomic_write(file, "".join(lines))
-
-
-def _score(llm: Any, tokenizer: PreTrainedTokenizerFast, phase: Phase) -> dict[str, float]:
-    return shares_right(llm, tokenizer, PairedLessons(SEED, "validation", phase), KINDS)

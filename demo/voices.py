@@ -45,18 +45,9 @@ TRACTS = (0.94, 1.0, 1.06)  # vocal tract scale: > 1 is a smaller head
 BOYS = ("f1", "f2", "f3", "grandma", "shelby", "steph", "f4", "f5")  # of WOMEN, the lower ones; girls have the others
 CHILD_TRACTS = (1.22, 1.28, 1.34)
 
-F0 = {
-    ("male", "low"): (80, 98),
-    ("male", "high"): (128, 150),
-    ("female", "low"): (160, 185),
-    ("female", "high"): (240, 275),
-}
-CHILD_F0 = {
-    ("male", "low"): (270, 300),
-    ("male", "high"): (320, 360),
-    ("female", "low"): (280, 310),
-    ("female", "high"): (345, 390),
-}
+# Mean F0 in Hz.
+F0 = {"male": {"low": (80, 98), "high": (128, 150)}, "female": {"low": (160, 185), "high": (240, 275)}}
+CHILD_F0 = {"male": {"low": (270, 300), "high": (320, 360)}, "female": {"low": (280, 310), "high": (345, 390)}}
 SECONDS_PER_WORD = {"slow": (0.41, 0.45), "fast": (0.185, 0.23)}  # thresholds: fast below 0.252, slow above 0.386
 RMS = {"weak": (0.012, 0.027), "strong": (0.065, 0.12)}  # TextrolSpeech: low below 0.0333, high above 0.0505
 PITCH_RANGE = {"neutral": 45, "happy": 99, "sad": 5, "angry": 55}  # eSpeak units
@@ -65,16 +56,16 @@ RANGE_RAISES_F0 = {"neutral": 1.0, "happy": 1.1, "sad": 0.85, "angry": 1.0}  # w
 CALIBRATION = "we cleaned the old bicycle yesterday and they left the camera at the station on monday"
 
 
-def speakers(split: str, gender: str) -> list[str]:
-    """Names of all speakers of a split: a voice, an accent and a vocal tract, such as `f2.en-us.1.06`."""
-    voices = (WOMEN if gender == "female" else MEN)[split]
-    return [f"{voice}.{accent}.{tract}" for voice in voices for accent in ACCENTS for tract in TRACTS]
+def speakers(split: str, gender: str, child: bool = False) -> list[str]:
+    """Names of all speakers of a split: a voice, an accent and a vocal tract, such as `f2.en-us.1.06`.
 
-
-def children(split: str, gender: str) -> list[str]:
-    """Names of all children of a split, as those of `speakers`: voices of women of the same split in small heads."""
-    voices = [voice for voice in WOMEN[split] if (voice in BOYS) == (gender == "male")]
-    return [f"{voice}.{accent}.{tract}" for voice in voices for accent in ACCENTS for tract in CHILD_TRACTS]
+    Children have voices of women of the same split in small heads.
+    """
+    if child:
+        voices, tracts = [voice for voice in WOMEN[split] if (voice in BOYS) == (gender == "male")], CHILD_TRACTS
+    else:
+        voices, tracts = list((WOMEN if gender == "female" else MEN)[split]), TRACTS
+    return [f"{voice}.{accent}.{tract}" for voice in voices for accent in ACCENTS for tract in tracts]
 
 
 def say(
@@ -83,15 +74,12 @@ def say(
     """Speak `sentence` in `style`: (samples,) at 16 kHz in [-1, 1]. A child's pitch is low or high for a child."""
     voice, accent, scale = speaker.split(".", 2)
     tract = float(scale)
-    reach = (CHILD_F0 if child else F0)[style.gender, style.pitch]
-    hertz = rng.uniform(*reach) / RANGE_RAISES_F0[style.emotion] / tract
+    f0 = (CHILD_F0 if child else F0)[style.gender][style.pitch]
+    hertz = rng.uniform(*f0) / RANGE_RAISES_F0[style.emotion] / tract
     seconds_per_word = rng.uniform(*SECONDS_PER_WORD[style.tempo]) * tract
+    rate, pitch = _espeak_rate(synthesizer, voice, seconds_per_word), _espeak_pitch(voice, hertz)
     audio, rate_hz = synthesizer.say(
-        sentence,
-        voice=f"{accent}+{voice}",
-        rate=_espeak_rate(synthesizer, voice, seconds_per_word),
-        pitch=_espeak_pitch(voice, hertz),
-        range=PITCH_RANGE[style.emotion],
+        sentence, voice=f"{accent}+{voice}", rate=rate, pitch=pitch, range=PITCH_RANGE[style.emotion]
     )
     audio = soxr.resample(trim(audio), rate_hz * tract, SAMPLE_RATE).astype(np.float32)
     noise = np.random.default_rng(rng.getrandbits(32))

@@ -21,6 +21,7 @@ PLACES = (
 TIMES = ("today", "yesterday", "this morning", "last night", "last week", "on monday", "on sunday")
 PEOPLE = ("i", "we", "they")
 NAMES = "anna tom maria john sara peter lucy david".split()
+WORDS = (*VERBS, *ADJECTIVES, *NOUNS, *PLACES, *NAMES)
 
 # No word stands for two things: a soft prompt has no word order to tell them apart.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -91,33 +92,23 @@ def reply(sentence: str | None, emotion: str, name: str | None = None) -> str:
     return REPLIES[emotion].format(thing=thing, name=f", {name}" if name else "")
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """A user turn and the answer to it; a spoken one has a style."""
-
-    user: str
-    assistant: str
-    style: Style | None = None
-
-
-def draw_small_talk(rng: random.Random) -> tuple[list[Exchange], str | None]:
-    """Zero to two exchanges, and the name of the speaker if one was given: context that a good reply uses."""
+def draw_small_talk(rng: random.Random) -> tuple[list[tuple[str, str]], str | None]:
+    """Zero to two exchanges of user and assistant, and the speaker's name if it was given: what a good reply uses."""
     exchanges, name = [], None
     if rng.random() < 0.5:
         name = rng.choice(NAMES)
-        exchanges.append(Exchange(f"hello, my name is {name}", f"Hello {name}, it is nice to meet you."))
+        exchanges.append((f"hello, my name is {name}", f"Hello {name}, it is nice to meet you."))
     if rng.random() < 0.3:
         when = rng.choice(("today", "this morning"))
-        exchanges.append(Exchange(f"how are you {when}", "I am fine, thank you. How can I help you?"))
+        exchanges.append((f"how are you {when}", "I am fine, thank you. How can I help you?"))
     return exchanges, name
 
 
-def follow_up(rng: random.Random, sentence: str, style: Style, name: str | None) -> Exchange:
-    """A typed question after a spoken turn, which only a listener of both words and voice can answer."""
+def follow_up(rng: random.Random, sentence: str, style: Style, name: str | None) -> tuple[str, str]:
+    """A typed question after a spoken turn, and what only a listener of both words and voice can answer."""
     answers = {
         "what did i talk about?": f"You talked about the {noun_of(sentence)}.",
         "how did i sound?": f"You sounded {style.emotion}.",
         "what is my name?": f"Your name is {name}." if name else "You did not tell me your name.",
     }
-    question = rng.choice(list(answers))
-    return Exchange(question, answers[question])
+    return rng.choice(list(answers.items()))

@@ -4,26 +4,25 @@
 """
 
 import ast
-import os
 from collections import defaultdict
 from functools import cache
+from glob import glob
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
 PAGE, MAP = ROOT / "docs" / "architecture.md", ROOT / "docs" / "map.txt"
-PACKAGE = "sottovoce"
 BEGIN, END = "<!-- packages: python docs/gen_map.py -->\n", "<!-- end of packages -->\n"
 ENTRY = "sottovoce.lightning_modules.fit"  # an entry: it may import what stands above its own package
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module by its full name, with its file: `src/sottovoce` and what its links lead to."""
-    found = {}
-    for folder, _, files in os.walk(ROOT / "src" / "sottovoce", followlinks=True):
-        for file in (Path(folder) / name for name in files if name.endswith(".py")):
-            parts = file.relative_to(ROOT / "src").with_suffix("").parts
-            found[".".join(parts).removesuffix(".__init__")] = file
-    return dict(sorted(found.items()))
+    files = glob("sottovoce/**/*.py", root_dir=SOURCE, recursive=True)
+    names = (name.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for name in files)
+    return dict(sorted(zip(names, map(SOURCE.joinpath, files), strict=True)))
 
 
 @cache
@@ -32,31 +31,30 @@ def tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text("utf-8"))
 
 
-def package_of(module: str, known: dict[str, Path]) -> str:
+def package_of(module: str) -> str:
     """`data` for `sottovoce.data.tts.base`; "" for the modules directly in `sottovoce`."""
     name = ".".join(module.split(".")[:2])
-    return name.partition(".")[2] if known[name].name == "__init__.py" else ""
+    return name.partition(".")[2] if modules()[name].name == "__init__.py" else ""
 
 
-def layers(known: dict[str, Path]) -> list[list[str]]:
+def layers() -> list[list[str]]:
     """Packages by the longest chain of imports below them; a package imports from earlier layers alone."""
     uses: dict[str, set[str]] = defaultdict(set)
-    for module, file in known.items():
-        own = package_of(module, known)
+    for module, file in modules().items():
+        own = package_of(module)
         for node in ast.walk(tree(file)) if module != ENTRY else ():
             target = node.module if isinstance(node, ast.ImportFrom) else None
             if isinstance(node, ast.Constant) and isinstance(node.value, str):  # a command's "module:function"
-                target = f"{PACKAGE}.{node.value.partition(':')[0]}" if ":" in node.value else None
-            if target in known:
-                uses[own].add(package_of(str(target), known))
+                target = f"sottovoce.{node.value.partition(':')[0]}" if ":" in node.value else None
+            if target in modules():
+                uses[own].add(package_of(str(target)))
         uses[own] -= {own}
-    ranks: dict[str, int] = {}
-    while len(ranks) < len(uses):
-        ready = {p: max((ranks[u] for u in used), default=-1) for p, used in uses.items() if used <= ranks.keys()}
-        if ready.keys() == ranks.keys():
-            raise ValueError(f"packages import each other in a circle: {sorted(uses.keys() - ranks.keys())}")
-        ranks = {package: rank + 1 for package, rank in ready.items()}
-    return [sorted(p for p in ranks if ranks[p] == rank) for rank in range(max(ranks.values()) + 1)]
+    sorter, found = TopologicalSorter(uses), list[list[str]]()
+    sorter.prepare()  # which tells of packages that import each other in a circle
+    while sorter.is_active():
+        found.append(sorted(sorter.get_ready()))
+        sorter.done(*found[-1])
+    return found
 
 
 def summary(file: Path) -> str:
@@ -66,19 +64,18 @@ def summary(file: Path) -> str:
 
 def packages() -> str:
     """The layers and a table of the packages, in Markdown."""
-    known = modules()
-    order = layers(known)
+    order = layers()
     shown = "\n".join("    " + "  ".join(package or "sottovoce.*" for package in layer) for layer in order)
-    rows = [f"| `{p}` | {summary(known[f'sottovoce.{p}'])} |" for layer in order for p in layer if p]
+    rows = [f"| `{p}` | {summary(modules()[f'sottovoce.{p}'])} |" for layer in order for p in layer if p]
     return "\n".join([shown, "", "| package | content |", "|---|---|", *rows]) + "\n"
 
 
 def files() -> str:
     """A line for every file, package by package, in plain text."""
-    known, lines = modules(), [f"{__doc__.partition('.')[0]}. Written by `python docs/gen_map.py`."]
-    order = [package for layer in layers(known) for package in layer]
-    for _, file in sorted(known.items(), key=lambda item: order.index(package_of(item[0], known))):
-        place = str(file.relative_to(ROOT / "src" / "sottovoce"))
+    lines = [f"{__doc__.partition('.')[0]}. Written by `python docs/gen_map.py`."]
+    order = [package for layer in layers() for package in layer]
+    for _, file in sorted(modules().items(), key=lambda item: order.index(package_of(item[0]))):
+        place = str(file.relative_to(SOURCE / "sottovoce"))
         if file.name == "__init__.py":
             lines += ["", f"{place.removesuffix('__init__.py'):36}{summary(file)}"]
         else:

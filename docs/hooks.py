@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 sys.path.insert(0, str(Path(__file__).parent))
 from gen_map import ROOT, modules
 
-FRONT = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+FRONT = {"README": "index", "CONTRIBUTING": "contributing", "CHANGELOG": "changelog"}  # files at the root -> pages
 
 
 def pages() -> dict[str, str]:
@@ -41,16 +41,12 @@ def _nav(tree: dict[str, object]) -> list[object]:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what does not lie in docs/: front pages, notebooks that they link to, and the reference."""
-    for page, source in FRONT.items():
-        text = (ROOT / source).read_text("utf-8").replace("](docs/", "](")
-        text = re.sub(r"\]\((README|CONTRIBUTING|CHANGELOG)\.md", lambda m: f"]({_front(m[1])}", text)
-        files.append(File.generated(config, page, content=text.replace('src="docs/', 'src="')))
+    for source, page in FRONT.items():
+        text = (ROOT / f"{source}.md").read_text("utf-8").replace("](docs/", "](")
+        text = re.sub(rf"\]\(({'|'.join(FRONT)})\.md", lambda m: f"]({FRONT[m[1]]}.md", text)
+        files.append(File.generated(config, f"{page}.md", content=text.replace('src="docs/', 'src="')))
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         files.append(File.generated(config, f"notebooks/{notebook.name}", abs_src_path=str(notebook)))
     for name, page in pages().items():
         files.append(File.generated(config, page, content=f"# `{name}`\n\n::: {name}\n"))
     return files
-
-
-def _front(name: str) -> str:
-    return {source: page for page, source in FRONT.items()}[f"{name}.md"]

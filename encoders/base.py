@@ -32,31 +32,17 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def load(self) -> None:
-        """Build the network and give it its pretrained weights. Idempotent.
-
-        Raises:
-            MissingError: they cannot be reached or do not fit; says where they were looked for and what to do.
-        """
+        """Build the network with its pretrained weights; `MissingError` says where they were looked for. Idempotent."""
 
     def load_trained(self, weights: dict[str, Tensor]) -> None:
-        """Build the network and give it these weights, named as in its state dict, instead of the checkpoint's.
-
-        Raises:
-            RuntimeError: a weight is missing, unknown, or of another shape.
-        """
+        """Build the network with these weights, named as in its state dict; `RuntimeError` if they do not fit."""
         self.build()
         self.load_state_dict(weights, assign=True)
         self.loaded = True
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 of weights and settings: two encoders with one fingerprint return the same frames.
-
-        All weights are read each time, so that a change shows.
-
-        Raises:
-            RuntimeError: the weights are not loaded.
-        """
+        """SHA-256 of settings and of all weights as they are now: two encoders with one return the same frames."""
 
     @abstractmethod
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
@@ -70,20 +56,15 @@ class Encoder(nn.Module, ABC):
         """
 
     def hidden_states(self, waveform: Tensor, lengths: Tensor) -> list[Frames]:
-        """The input of the first layer and the output of each, `layers + 1` times (batch, frames, dim).
+        """The first layer's input and every layer's output, `layers + 1` times (batch, frames, dim).
 
-        Raises:
-            ConfigError: this encoder does not expose its layers.
+        `ConfigError` where an encoder does not expose its layers.
         """
         why = f"{type(self).__name__} does not expose its layers: take another encoder, such as `conformer`"
         raise ConfigError.at("encoder.type", "conflict", why)
 
     def loaded_network(self) -> Any:
-        """The network with its weights.
-
-        Raises:
-            RuntimeError: the weights are not loaded.
-        """
+        """The network; `RuntimeError` until it has its weights."""
         if not self.loaded:
             raise RuntimeError(f"the weights of {type(self).__name__} are not loaded: call load() first")
         (network,) = self.children()

@@ -32,11 +32,6 @@ class CodeLoss(NamedTuple):
     hits: Tensor  # how many codes were predicted rightly
     targets: Tensor  # (masked frames, codebooks)
 
-    @property
-    def n_targets(self) -> int:
-        """How many codes there were to predict."""
-        return self.targets.numel()
-
 
 def seeded_generator(*key: object) -> torch.Generator:
     """A generator that is a function of its key alone: the same in every process, and after a resume."""
@@ -47,9 +42,8 @@ def seeded_generator(*key: object) -> torch.Generator:
 def span_mask(frames: int, masking: Masking, generator: torch.Generator) -> Tensor:
     """Draw which mel frames of a clip are masked: (frames,), True where one is.
 
-    Every frame begins a span with the same probability; what reaches over the end is cut off. Where that masks no
-    whole stacked frame, and the clip is as long as a span, one span is put at a random place, so that there is
-    something to predict.
+    Every frame begins a span with the same probability; what reaches over the end is cut off. Where that masks no whole
+    stacked frame, one span is put at a random place of a clip that is long enough, so that something is predicted.
     """
     begins = (torch.rand(frames, generator=generator) < masking.probability).float()
     mask = F.max_pool1d(F.pad(begins, (masking.span - 1, 0))[None], masking.span, 1)[0].bool()
@@ -74,12 +68,9 @@ def replace_by_noise(mel: Frames, mask: Tensor, noise: float) -> Frames:
 
 
 def unigram_baseline(counts: Tensor) -> tuple[float, float]:
-    """Loss and accuracy of a prediction from the codes' frequencies alone; the mean over codebooks.
+    """Loss and accuracy of a prediction from counts (codebooks, codes) of targets alone; the mean over codebooks.
 
     The loss is the entropy of the codes: near 0, the codebooks have collapsed and there is nothing to learn.
-
-    Args:
-        counts: (codebooks, codes), how often each was the target.
     """
     share = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
     return -torch.xlogy(share, share).sum(1).mean().item(), share.max(1).values.mean().item()
@@ -141,12 +132,8 @@ class RandomQuantizer(nn.Module):
 class BestRQ(nn.Module):
     """A Conformer, its frozen quantizer, and for each codebook a softmax over its codes, for every masked frame.
 
-    Chiu et al. (2022), with the several softmaxes of the Llama team (2024), section 8.3.
-
-    Args:
-        encoder: what trains; built by its own `load`, before or after.
-        quantizer: what makes targets of frames.
-        masking: how frames are masked.
+    Chiu et al. (2022), with the several softmaxes of the Llama team (2024), section 8.3. The encoder is built by its
+    own `load`, before or after.
     """
 
     def __init__(self, encoder: ConformerEncoder, quantizer: RandomQuantizer, masking: Masking) -> None:
@@ -178,10 +165,8 @@ class BestRQ(nn.Module):
         books = targets.shape[1]
         weights, biases = self.heads.weight.chunk(books), self.heads.bias.chunk(books)
         total, hits = frames.new_zeros(()), targets.new_zeros(())
-        for weight, bias, codes in zip(weights, biases, targets.unbind(-1), strict=True):
-            loss, right = checkpoint(
-                _codebook_loss, frames, weight, bias, codes, use_reentrant=False, preserve_rng_state=False
-            )
+        for part in zip(weights, biases, targets.unbind(-1), strict=True):
+            loss, right = checkpoint(_codebook_loss, frames, *part, use_reentrant=False, preserve_rng_state=False)
             total, hits = total + loss, hits + right
         return CodeLoss(total, hits, targets)
 

@@ -36,11 +36,7 @@ class RotaryAttention(Wav2Vec2BertSelfAttention):
     """
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        relative_position_embeddings: Any = None,
-        **_: Any,
+        self, hidden_states: Tensor, attention_mask: Any = None, relative_position_embeddings: Any = None, **_: Any
     ) -> tuple[Tensor, None]:
         """(batch, frames, width) to the same; the mask is (batch, 1, 1, frames), True where a frame is real."""
         projected = self.linear_q(hidden_states), self.linear_k(hidden_states), self.linear_v(hidden_states)
@@ -53,9 +49,9 @@ class RotaryAttention(Wav2Vec2BertSelfAttention):
 
 
 class CentredConvolution(Wav2Vec2BertConvolutionModule):
-    """The convolution module of Gulati et al. (2020), centred on each frame; the parent's is causal.
+    """The convolution module of Gulati et al. (2020), centred on each frame, unlike the parent's, which is causal.
 
-    Like the parent, it has a layer norm where Gulati et al. have a batch norm: a clip must not depend on its batch.
+    Both have a layer norm where Gulati et al. have a batch norm: a clip must not depend on its batch.
     """
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:  # type: ignore[override]
@@ -152,13 +148,12 @@ class ConformerEncoder(Encoder):
         self.network: Conformer | None = None
 
     def build(self) -> None:
-        """See `Encoder.build`."""
         if self.network is None:
             self.network = Conformer(**self.sizes, dropout=self.dropout)
             self.eval()
 
     def load(self) -> None:
-        """See `Encoder.load`; without a checkpoint, weights are drawn from torch's global generator."""
+        """Without a checkpoint, weights are drawn from torch's global generator."""
         if self.loaded:
             return
         self.network = None  # one that was built on meta has no memory for random weights
@@ -174,7 +169,6 @@ class ConformerEncoder(Encoder):
         write_tensors(folder / FILE, weights, {"conformer": json.dumps(self.sizes)})
 
     def fingerprint(self) -> str:
-        """See `Encoder.fingerprint`."""
         return fingerprint(self.loaded_network(), "conformer", self.sizes)
 
     def layer_outputs(self, stacked: Frames) -> list[Frames]:
@@ -190,15 +184,10 @@ class ConformerEncoder(Encoder):
         return Frames(last.x.float(), last.lengths)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
-        """See `Encoder.forward`: a frame for every 640 samples at 16 kHz.
-
-        The tail that fills no frame is dropped; a clip shorter than one frame is filled up with silence.
-        """
-        self.loaded_network()
+        """A frame for every 640 samples; a tail of fewer is dropped, a clip of fewer filled up with silence."""
         return self.contextualize(log_mel.stack(log_mel.log_mel(waveform, lengths)))
 
     def hidden_states(self, waveform: Tensor, lengths: Tensor) -> list[Frames]:
-        """See `Encoder.hidden_states`."""
         return self.layer_outputs(log_mel.stack(log_mel.log_mel(waveform, lengths)))
 
     def _read(self, file: Path) -> None:
@@ -234,9 +223,7 @@ def _unreadable(file: Path, error: Exception) -> MissingError:
             "wrote (encoder.checkpoint=/path/to/folder), or set encoder.checkpoint=null to begin with random weights",
             where=file,
         )
+    why = f"damaged, or no Conformer of ours ({type(error).__name__}: {first_line(error)}). Expected safetensors "
     return MissingError.at(
-        file,
-        "damaged",
-        f"damaged, or no Conformer of ours ({type(error).__name__}: {first_line(error)}). Expected safetensors "
-        "with metadata `conformer` (JSON), as `ConformerEncoder.save` writes it",
+        file, "damaged", f"{why}with metadata `conformer` (JSON), as `ConformerEncoder.save` writes it"
     )

@@ -21,11 +21,8 @@ class EmotionClassifier:
 
     Args:
         tltr: the classifier.
-        labels: names of its classes, in their order.
+        labels: names of its classes, in their order, each different.
         encoder: fingerprint of the encoder whose states it reads (`Encoder.fingerprint`).
-
-    Raises:
-        ConfigError: the labels are not as many as the classes, or one is there twice.
     """
 
     def __init__(self, tltr: TLTR, labels: Sequence[str], encoder: str) -> None:
@@ -46,11 +43,7 @@ class EmotionClassifier:
 
     @classmethod
     def load(cls, file: Path, encoder: str) -> "EmotionClassifier":
-        """Read what `save` wrote, ready to predict.
-
-        Args:
-            file: the safetensors file.
-            encoder: fingerprint of the encoder whose states it will be given.
+        """Read what `save` wrote, ready to predict from the states of the encoder with this fingerprint.
 
         Raises:
             MissingError: there is no such file.
@@ -68,54 +61,28 @@ class EmotionClassifier:
             why = f"damaged, or not written by `EmotionClassifier.save` ({type(error).__name__}: {error})"
             raise BundleError.at(file, "damaged", why) from None
         if classifier.encoder != encoder:
-            raise BundleError.at(
-                file,
-                "mismatch",
-                f"was trained on another encoder: fingerprint {classifier.encoder[:12]} in the file, "
-                f"{encoder[:12]} here. Load the encoder of its training, or train it anew",
-            )
+            why = f"was trained on another encoder: fingerprint {classifier.encoder[:12]} in the file, "
+            why += f"{encoder[:12]} here. Load the encoder of its training, or train it anew"
+            raise BundleError.at(file, "mismatch", why)
         return classifier
 
 
 class LabelledClips(NamedTuple):
-    """Pooled encoder states and labels of clips; `clips` may read from disk when it is indexed.
+    """Pooled encoder states and labels of clips; `clips` may read from disk when it is indexed."""
 
-    Args:
-        clips: rows of `TLTR.pooled`, each (steps, layers, dim), in any floating-point dtype.
-        labels: of the clips, in their order.
-    """
-
-    clips: Sequence[Tensor]
-    labels: Sequence[str]
+    clips: Sequence[Tensor]  # rows of `TLTR.pooled`, each (steps, layers, dim), in any floating-point dtype
+    labels: Sequence[str]  # of the clips, in their order
 
 
 def train_emotion_classifier(
-    classifier: EmotionClassifier,
-    train: LabelledClips,
-    validation: LabelledClips,
-    *,
-    epochs: int = 30,
-    batch_size: int = 48,
-    learning_rate: float = 5e-5,
-    weight_decay: float = 0.01,
-    patience: int = 5,
-    seed: int = 0,
-) -> list[float]:
-    """Train a classifier by cross-entropy, on its weights' device, and leave it with those of its best epoch.
+    classifier: EmotionClassifier, train: LabelledClips, validation: LabelledClips, *, epochs: int = 30,
+    batch_size: int = 48, learning_rate: float = 5e-5, weight_decay: float = 0.01, patience: int = 5, seed: int = 0,
+) -> list[float]:  # fmt: skip
+    """Train a classifier in place by cross-entropy and AdamW, and leave it with the weights of its best epoch.
 
     Gong et al. (2023) for epochs, batch size and learning rate (1e-4 for their narrow form). It starts from the weights
-    it has: draw them after `torch.manual_seed` to get the same ones again.
-
-    Args:
-        classifier: what is trained, in place.
-        train: training set.
-        validation: to choose the epoch by, and to stop by.
-        epochs: at most.
-        batch_size: clips in a step.
-        learning_rate: of AdamW, constant.
-        weight_decay: of AdamW.
-        patience: epochs without a better balanced accuracy, after which training stops.
-        seed: of the order of the clips.
+    it has, on their device: draw them after `torch.manual_seed` to get the same ones again. The order of the clips
+    depends on `seed`. After `patience` epochs without a better balanced accuracy on `validation` training stops.
 
     Returns:
         The balanced accuracy on `validation` after each epoch, in [0, 1].

@@ -20,11 +20,7 @@ _KEY = re.compile(r"[0-9A-Za-z_-]{3,}")  # a key becomes a file name
 
 
 def audio_key(samples: npt.NDArray[np.float32]) -> str:
-    """SHA-256 of the bytes of one clip, (samples,) in float32.
-
-    Raises:
-        ValueError: another dtype or shape, in which the same sound would get another key.
-    """
+    """SHA-256 of the bytes of one clip, (samples,) in float32: in another dtype the same sound has another key."""
     if samples.dtype != np.float32 or samples.ndim != 1:
         raise ValueError(f"expected float32 (samples,), got {samples.dtype} {samples.shape}")
     return hashlib.sha256(samples.tobytes()).hexdigest()
@@ -39,9 +35,6 @@ class FeatureCache:
     Args:
         root: folder of all caches; made when the first clip is put.
         fingerprint: of the encoder (`Encoder.fingerprint`), so that another encoder never finds these frames.
-
-    Raises:
-        ValueError: `fingerprint` is not a digest.
     """
 
     def __init__(self, root: Path, fingerprint: str) -> None:
@@ -61,9 +54,9 @@ class FeatureCache:
         """
         path = self._path(key)
         try:
-            content = path.read_bytes()
-            frames = load(content)["frames"]
-            if _saved_checksum(content) not in (None, _checksum(frames)):
+            content = path.read_bytes()  # at once: `safe_open` opens a file twice, and another may lie there by then
+            frames, header = load(content)["frames"], content[8 : 8 + int.from_bytes(content[:8], "little")]
+            if json.loads(header).get("__metadata__", {}).get(SUM) not in (None, _checksum(frames)):
                 raise ValueError("its checksum is wrong")
             if frames.dtype != torch.float16 or frames.dim() != 2:
                 raise ValueError(f"it holds {frames.dtype} {tuple(frames.shape)}")
@@ -75,12 +68,7 @@ class FeatureCache:
         return frames.float()
 
     def put(self, key: str, frames: Tensor) -> None:
-        """Keep the frames of one clip, (frames, dim).
-
-        Raises:
-            SottovoceError: a value is not finite, or too large for float16.
-            ValueError: `frames` is not (frames, dim).
-        """
+        """Keep the frames of one clip, (frames, dim); `SottovoceError` where a value is not finite in float16."""
         if frames.dim() != 2:
             raise ValueError(f"expected (frames, dim), got {tuple(frames.shape)}")
         half = frames.detach().to("cpu", torch.float16).contiguous()
@@ -98,10 +86,3 @@ class FeatureCache:
 
 def _checksum(frames: Tensor) -> str:
     return f"{zlib.crc32(frames.numpy().tobytes()):08x}"
-
-
-def _saved_checksum(content: bytes) -> str | None:
-    """The checksum in a safetensors header: eight bytes of length, then JSON."""
-    length = int.from_bytes(content[:8], "little")
-    checksum: str | None = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get(SUM)
-    return checksum

@@ -77,12 +77,8 @@ class HFConformerEncoder(HubEncoder):
         else:
             expected, made = config.feature_projection_input_dim, extractor.num_mel_bins * extractor.stride
         if expected != made:
-            raise ConfigError.at(
-                _KEY,
-                "mismatch",
-                f"{folder}: the model in config.json takes {expected} values a frame, but the feature "
-                f"extractor in preprocessor_config.json makes {made}",
-            )
+            why = f"{folder}: the model in config.json takes {expected} values a frame, but the feature "
+            raise ConfigError.at(_KEY, "mismatch", f"{why}extractor in preprocessor_config.json makes {made}")
         return config, extractor
 
     def _describe(self, config: Any, extractor: Any) -> None:
@@ -127,11 +123,7 @@ class HFConformerEncoder(HubEncoder):
         return self
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
-        """See `Encoder.forward`.
-
-        Raises:
-            AudioError: a clip is too short for the feature extractor; the message names the row.
-        """
+        """See `Encoder.forward`; `AudioError` where a clip is too short for the feature extractor."""
         network = self.loaded_network()
         check_waveforms(waveform, lengths)
         features, mask = self._features(waveform, lengths)
@@ -146,12 +138,9 @@ class HFConformerEncoder(HubEncoder):
         """Features (batch, feature frames, dim) and their mask, (batch, feature frames), 1 where a frame is real."""
         for row, length in enumerate(lengths.tolist()):
             if length < self.shortest:
-                raise AudioError.at(
-                    f"row {row}",
-                    "bad-value",
-                    f"has {length} samples; {self.checkpoint} needs at least {self.shortest} "
-                    f"({self.shortest / self.sample_rate * 1000:g} ms). Leave the clip out",
-                )
+                why = f"has {length} samples; {self.checkpoint} needs at least {self.shortest} "
+                why += f"({self.shortest / self.sample_rate * 1000:g} ms). Leave the clip out"
+                raise AudioError.at(f"row {row}", "bad-value", why)
         clips = [clip.detach().float().cpu().numpy() for clip in Frames(waveform, lengths).rows()]
         with torch.autocast("cpu", enabled=False):
             out = self.extractor(clips, sampling_rate=self.sample_rate, return_tensors="pt")

@@ -14,13 +14,10 @@ SETTINGS = ("*.json",)
 
 
 class HubEncoder(Encoder):
-    """An encoder with the feature extractor of its own checkpoint.
+    """An encoder with the feature extractor of its own checkpoint, a hub id or local folder.
 
     For a dry run, a published checkpoint is described by a table; weights come with the checkpoint's own files, which
     must agree. In eval mode it computes in float32, autocast or not.
-
-    Args:
-        checkpoint: hub id or local folder.
 
     Raises:
         ConfigError: `checkpoint` is another model.
@@ -63,17 +60,12 @@ class HubEncoder(Encoder):
         """The network with the weights in a folder, or `MissingError`."""
 
     def build(self) -> None:
-        """See `Encoder.build`."""
         if self.encoder is None:
             self.encoder = self._network()
             self.eval()
 
     def load(self) -> None:
-        """See `Encoder.load`.
-
-        Raises:
-            ConfigError: the checkpoint's own files differ from what is published under its name.
-        """
+        """See `Encoder.load`; `ConfigError` where the checkpoint's own files differ from what was published."""
         if self.loaded:
             return
         folder = self.hub.snapshot(self.checkpoint, (*SETTINGS, *WEIGHTS))
@@ -83,30 +75,18 @@ class HubEncoder(Encoder):
         self.eval()
 
     def load_trained(self, weights: dict[str, Tensor]) -> None:
-        """See `Encoder.load_trained`; of the checkpoint, only its JSON files are needed.
-
-        Raises:
-            ConfigError, MissingError: as in `__init__`.
-            RuntimeError: a weight is missing, unknown, or of another shape.
-        """
+        """See `Encoder.load_trained`; of the checkpoint, only its JSON files are needed."""
         self._describe_by(self.hub.snapshot(self.checkpoint, SETTINGS))
         super().load_trained(weights)
 
     def _describe_by(self, folder: Path) -> None:
         """Let the checkpoint's own files, and not the table, describe the network that is built next."""
-        published = self._sizes()
+        published = self.sample_rate, self.frame_rate, self.dim
         self._describe(*self._read_settings(folder))
-        if self._sizes() != published:
-            raise ConfigError.at(
-                "encoder.checkpoint",
-                "mismatch",
-                f"{folder} has (Hz, frames per second, dim) {self._sizes()}, but {self.checkpoint} "
-                f"was published with {published}",
-            )
+        if (found := (self.sample_rate, self.frame_rate, self.dim)) != published:
+            why = f"{folder} has (Hz, frames per second, dim) {found}, but {self.checkpoint} was published with "
+            raise ConfigError.at("encoder.checkpoint", "mismatch", f"{why}{published}")
         self.encoder = None
-
-    def _sizes(self) -> tuple[int, float, int]:
-        return self.sample_rate, self.frame_rate, self.dim
 
     def fingerprint(self) -> str:
         """See `Encoder.fingerprint`; both configurations count."""

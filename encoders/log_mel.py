@@ -24,10 +24,7 @@ def log_mel(waveform: Tensor, lengths: Tensor) -> Frames:
     Kang et al. (2024), section II-B: 80 mel bins of Hann windows of 25 ms, every 10 ms. Each window is centred on its
     10 ms, and reaches into digital silence at both ends of the clip. The value is (log10(power) + 4) / 2, the same for
     every clip and bin, so that 20 dB more are always 1 more. Normalising by a clip's own mean, or to its loudest value
-    as Whisper does, would hide how loudly it was spoken.
-
-    Raises:
-        ValueError: a clip is empty, or shapes do not fit; the message names the row.
+    as Whisper does, would hide how loudly it was spoken. Errors as in `check_waveforms`.
     """
     check_waveforms(waveform, lengths)
     lengths = lengths.to(waveform.device)
@@ -54,11 +51,7 @@ def stack(mel: Frames) -> Frames:
 
 
 def check_waveforms(waveform: Tensor, lengths: Tensor) -> None:
-    """Refuse what is no batch of waveforms.
-
-    Raises:
-        ValueError: shapes do not fit, or a length is not in 1 to samples; the message names the row.
-    """
+    """Refuse shapes that do not fit, and a length that is not in 1 to samples, by a `ValueError` that names the row."""
     if waveform.dim() != 2 or not waveform.is_floating_point() or lengths.shape != waveform.shape[:1]:
         raise ValueError(
             f"expected floating-point waveform (batch, samples) and lengths (batch,), got {waveform.dtype} "

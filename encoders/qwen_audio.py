@@ -48,12 +48,8 @@ class AudioTower(HubEncoder):
 
     def _describe(self, config: Any, extractor: Any) -> None:
         if config.model_type not in self.families:
-            raise ConfigError.at(
-                _KEY,
-                "mismatch",
-                f"{self.checkpoint} is a {config.model_type!r}, which encoder.type does not fit."
-                f"{nearest(config.model_type, ENCODERS.names())}",
-            )
+            why = f"{self.checkpoint} is a {config.model_type!r}, which encoder.type does not fit."
+            raise ConfigError.at(_KEY, "mismatch", why + nearest(config.model_type, ENCODERS.names()))
         self.config, self.extractor = audio_and_text(config).audio_config, extractor
         self.layout = LAYOUTS[config.model_type]
         self._check_features("mel bins", self.config.num_mel_bins, extractor.feature_size)
@@ -90,11 +86,7 @@ class AudioTower(HubEncoder):
         return network
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
-        """See `Encoder.forward`.
-
-        Raises:
-            AudioError: a clip is too short for a frame, or longer than the model's window; the message names the row.
-        """
+        """See `Encoder.forward`; `AudioError` where a clip is too short for a frame, or too long for the model."""
         self.loaded_network()
         check_waveforms(waveform, lengths)
         self._check_lengths(lengths)
@@ -113,15 +105,12 @@ class AudioTower(HubEncoder):
         for row, length in enumerate(lengths.tolist()):
             if length < shortest:
                 why = f"has {length} samples; {self.checkpoint} needs {shortest}. Leave it out"
-            elif length > longest:
-                why = (
-                    f"has {length / self.sample_rate:.1f} s, and {self.checkpoint} takes "
-                    f"{longest / self.sample_rate:g}: its own processor would cut the rest off. Set "
-                    f"data.max_seconds={longest // self.sample_rate}, or cut the clip"
-                )
-            else:
-                continue
-            raise AudioError.at(f"row {row}", "bad-value", f"{why}")
+                raise AudioError.at(f"row {row}", "bad-value", why)
+            if length > longest:
+                why = f"has {length / self.sample_rate:.1f} s, and {self.checkpoint} takes "
+                why += f"{longest / self.sample_rate:g}: its own processor would cut the rest off. Set "
+                why += f"data.max_seconds={longest // self.sample_rate}, or cut the clip"
+                raise AudioError.at(f"row {row}", "bad-value", why)
 
     def _log_mel(self, clip: Tensor) -> Tensor:
         """The model's own log-mels of a clip (samples,) and of silence behind it, (bins, mel frames), on the CPU."""
@@ -132,9 +121,9 @@ class AudioTower(HubEncoder):
             )  # fmt: skip
         return cast(Tensor, features["input_features"][0])
 
-    @abstractmethod
     def _padded(self, samples: int) -> int:
         """How many samples a clip is padded to before its log-mels are made."""
+        return int(self.extractor.n_samples)
 
 
 @ENCODERS.register("qwen2_audio")
@@ -164,9 +153,6 @@ class Qwen2AudioTower(AudioTower):
         from transformers import Qwen2AudioEncoder
 
         return cast(nn.Module, Qwen2AudioEncoder(self.config))
-
-    def _padded(self, samples: int) -> int:
-        return int(self.extractor.n_samples)
 
     def _encode(self, mels: list[Tensor], counts: Tensor) -> list[Tensor]:
         from transformers.masking_utils import create_bidirectional_mask

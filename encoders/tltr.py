@@ -31,16 +31,9 @@ class TLTR(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        layers: int,
-        classes: int,
-        *,
-        pool: int = 20,
-        width: int | None = None,
-        time_heads: int = 1,
+        self, dim: int, layers: int, classes: int, *, pool: int = 20, width: int | None = None, time_heads: int = 1,
         layer_heads: int = 8,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.dims: dict[str, int | None] = {
             "dim": dim, "layers": layers, "classes": classes, "pool": pool, "width": width, "time_heads": time_heads,
@@ -65,12 +58,7 @@ class TLTR(nn.Module):
     def pooled(self, states: list[Frames]) -> Frames:
         """The states, mean-pooled over time: (batch, steps, layers, dim), a `pool`th of their size.
 
-        Args:
-            states: one an encoder layer, each (batch, frames, dim); one more in front of them, the input of the first
-                layer, is left out.
-
-        Raises:
-            ValueError: another number of states, or another dim.
+        `states` has one a layer, each (batch, frames, dim), or the first layer's input before them; else `ValueError`.
         """
         if len(states) not in (self.layers, self.layers + 1) or any(x.shape[-1] != self.dim for x, _ in states):
             raise ValueError(

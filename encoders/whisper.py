@@ -82,12 +82,9 @@ def _damage_reported(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # pickle, zip, JSON and safetensors each have errors of their own
-        raise MissingError.at(
-            path,
-            "damaged",
-            f"damaged, or not a Whisper checkpoint ({type(error).__name__}). Expected openai-whisper's .pt "
-            "({'dims', 'model_state_dict'}), or .safetensors with tensors `encoder.*` and metadata `dims` (JSON)",
-        ) from error
+        why = f"damaged, or not a Whisper checkpoint ({type(error).__name__}). Expected openai-whisper's .pt "
+        why += "({'dims', 'model_state_dict'}), or .safetensors with tensors `encoder.*` and metadata `dims` (JSON)"
+        raise MissingError.at(path, "damaged", why) from error
 
 
 @ENCODERS.register("whisper")
@@ -125,14 +122,12 @@ class WhisperEncoder(Encoder):
         self.encoder: Any = None  # an AudioEncoder, once built
 
     def build(self) -> None:
-        """See `Encoder.build`."""
         if self.encoder is None:
             from whisper.model import AudioEncoder  # late: it brings numba along
 
             self.encoder = AudioEncoder(*self.dims).eval().requires_grad_(False)
 
     def load(self) -> None:
-        """See `Encoder.load`."""
         if self.loaded:
             return
         path = _download(self.checkpoint) if self.checkpoint in PUBLISHED else _local(self.checkpoint)
@@ -147,14 +142,12 @@ class WhisperEncoder(Encoder):
         self.loaded = True
 
     def fingerprint(self) -> str:
-        """See `Encoder.fingerprint`."""
         return fingerprint(self.loaded_network(), "whisper", *self.dims, self.window)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
         """See `Encoder.forward`: ceil(samples / 320) frames for a clip at 16 kHz.
 
-        Always in float32, autocast or not: a log-mel in bfloat16 is no longer Whisper's, and the fingerprint would
-        not tell.
+        Always in float32: a log-mel in bfloat16 is no longer Whisper's, and the fingerprint would not tell.
         """
         encoder = self.loaded_network()
         check_waveforms(waveform, lengths)
@@ -175,9 +168,7 @@ class WhisperEncoder(Encoder):
 
 
 def _encode_masked(encoder: Any, mels: list[Tensor], counts: list[int]) -> Tensor:
-    """Encode whole windows' log-mels, each (mels, 2 * window frames), to (windows, frames, dim) with padding masked.
-
-    `counts` is how many frames of each window are real.
+    """Log-mels, each (mels, 2 * window frames), of which `counts` frames are real, to (windows, frames, dim).
 
     Of each log-mel, the real frames and one frame of the silence behind them are kept (two mel frames, unless the
     window is full): that is as far as the convolutions of the last real frame see, so every real frame enters the

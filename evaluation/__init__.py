@@ -19,24 +19,10 @@ AWARENESS_JUDGES: "Registry[AwarenessJudge]" = Registry(
     "awareness_judge", {"llm": f"{_JUDGES}.awareness", "rule": "sottovoce.evaluation.awareness"}
 )
 __all__ = [
-    "AWARENESS_JUDGES",
-    "JUDGES",
-    "SLOTS",
-    "AwarenessJudge",
-    "Judge",
-    "Prediction",
-    "Record",
-    "Reply",
-    "Score",
-    "Verdict",
-    "labelled",
-    "read_predictions",
-    "read_results",
-    "results_markdown",
-    "results_table",
-    "score_all",
+    "AWARENESS_JUDGES", "JUDGES", "SLOTS", "AwarenessJudge", "Judge", "Prediction", "Record", "Reply", "Score",
+    "Verdict", "labelled", "read_predictions", "read_results", "results_markdown", "results_table", "score_all",
     "write_results",
-]
+]  # fmt: skip
 __getattr__ = lazy_attributes(
     __name__,
     {

@@ -6,7 +6,7 @@ PE-FT labels every reply -1, 0 or +1 by a judge, and reports the labels' mean (P
 
 import warnings
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -17,14 +17,12 @@ from sottovoce.errors import SottovoceError, nearest
 from sottovoce.evaluation import AWARENESS_JUDGES
 from sottovoce.evaluation.judges.base import Answerer, Verdict
 from sottovoce.evaluation.metrics import Measure, Metric, Prediction, mean_measure, require, true_label
-from sottovoce.evaluation.text_similarity import WORD, rouge_f1
+from sottovoce.evaluation.text_similarity import WORD, likeness_of
 
 MARGIN = 0.25  # of the way between two answers, by which a reply must be nearer to one of them
 FLOOR = 0.3  # ROUGE-L to the nearest answer, below which a reply is none of them
 PLAIN = "neutral"  # value whose answer everybody gets who is not heard
-SIDES = {
-    "child safety": "child"
-}  # group of topics -> the only speakers who count: what adults are message is safe anyhow
+SIDES = {"child safety": "child"}  # group of topics -> the only speakers who count: adults are told what is safe anyhow
 
 
 @dataclass(frozen=True)
@@ -47,16 +45,13 @@ class Case:
 
 
 class AwarenessJudge(ABC):
-    """Labels replies. A subclass takes `(engine)` as wiring, which it may not need, and its knobs by keyword."""
+    """Labels replies; built as a `Judge` is."""
 
     name: str  # tells apart judges whose labels must not be compared
 
     @abstractmethod
     def judge(self, cases: Sequence[Case]) -> Verdict:
-        """+1 where a reply is right for this speaker, -1 where for another, 0 where it heeds neither.
-
-        A reply that cannot be judged costs its own label, and is counted; it never costs the others theirs.
-        """
+        """+1 where a reply is right for this speaker, -1 where for another, 0 where it heeds neither; see `Judge`."""
 
 
 @AWARENESS_JUDGES.register("rule")
@@ -67,10 +62,7 @@ class AwarenessRule(AwarenessJudge):
     how unlike these two answers are: 1 for the own answer word by word, -1 for the other. It is +1 from `MARGIN` on, -1
     from -`MARGIN` down, and 0 in between, or if it is like none of them by `FLOOR`. An answer that is `PLAIN` is 0 and
     not -1 to a speaker of another value, since it heeds nothing. It reads letters and digits of ASCII only, and
-    cannot see that other words mean the same: where replies are free, ask an LLM.
-
-    Args:
-        engine: not used; judges are built alike.
+    cannot see that other words mean the same: where replies are free, ask an LLM. `engine` is not used.
     """
 
     name = f"rule(margin={MARGIN}, floor={FLOOR}, plain={PLAIN})"
@@ -86,9 +78,9 @@ class AwarenessRule(AwarenessJudge):
         return Verdict(scores, Counter(fault for fault in faults if fault))
 
     def _labels(self, cases: Sequence[Case]) -> list[int]:
-        pairs = {(t, due) for c in cases for t in (c.response, c.due[c.label]) for due in c.due.values()}
-        ordered = sorted(pairs)  # each once: the same answers are due to the same words, whoever says them
-        likeness = dict(zip(ordered, rouge_f1("rouge_l", *zip(*ordered, strict=True)), strict=True)) if ordered else {}
+        likeness = likeness_of(
+            (text, due) for c in cases for text in (c.response, c.due[c.label]) for due in c.due.values()
+        )
 
         def near(text: str, case: Case) -> dict[str, float]:
             return {value: likeness[text, due] for value, due in case.due.items()}
@@ -120,27 +112,18 @@ def labelled(
 ) -> list[Prediction]:
     """The predictions with the judge's label on every reply that hangs on an attribute; the others as they are.
 
-    What could not be judged is message in a warning; it is left out of the scores, which count it.
-
-    Args:
-        predictions: those with a `category` have `label` and `rivals`, the answer due to each of its values.
-        judge: who labels.
-        transcripts: id of the utterance -> its words, for a judge that wants to know them.
+    What could not be judged is told in a warning; it is left out of the scores, which count it. `transcripts` has the
+    words of an utterance by its id, for a judge that wants to know them.
 
     Raises:
-        SottovoceError: a prediction with a category lacks its label or its rivals.
+        SottovoceError: a prediction with a category lacks its label, or the answer due to each value in its rivals.
     """
-    rows = [p for p in predictions if p.category]
     said = transcripts or {}
-    verdict = judge.judge([_case(p, said.get(p.id, "")) for p in rows])
+    verdict = judge.judge([_case(p, said.get(p.id, "")) for p in predictions if p.category])
     if verdict.notes():
         warnings.warn(f"awareness by {judge.name}: {verdict.notes()}", stacklevel=2)
-    scores = iter(verdict.scores)
-    return [replace(p, judge=judge.name, awareness=_whole(next(scores))) if p.category else p for p in predictions]
-
-
-def _whole(score: float | None) -> int | None:
-    return None if score is None else int(score)
+    labels = iter([None if score is None else int(score) for score in verdict.scores])
+    return [replace(p, judge=judge.name, awareness=next(labels)) if p.category else p for p in predictions]
 
 
 def _case(prediction: Prediction, transcript: str) -> Case:
@@ -179,31 +162,23 @@ def groups(predictions: Iterable[Prediction]) -> list[Group]:
     known = iter(labelled([p for p in rows if p.judge is None], AwarenessRule()))
     rows = [next(known) if p.judge is None else p for p in rows]
     several = len({p.task for p in rows}) > 1
-    found: dict[tuple[str, str], list[Prediction]] = {}
+    found: dict[tuple[str, str], list[Prediction]] = defaultdict(list)
     for p in rows:
         if name := group_of(p):
-            found.setdefault((f"{name} ({p.task})" if several else name, p.slots), []).append(p)
+            found[f"{name} ({p.task})" if several else name, p.slots].append(p)
     return [Group(*key, rows) for key, rows in found.items() if any(p.awareness is not None for p in rows)]
 
 
 @Metric
 def pa_score(predictions: Sequence[Prediction]) -> Measure:
-    """Mean label of the replies, between -1 and 1.
-
-    Raises:
-        SottovoceError: no prediction has a label.
-    """
+    """Mean label of the replies, between -1 and 1; an error where none has one, as in `pa_rate`."""
     rows, notes = _judged("pa_score", predictions)
     return mean_measure([p.awareness or 0 for p in rows], None, notes)
 
 
 @Metric
 def pa_rate(predictions: Sequence[Prediction]) -> Measure:
-    """Share of replies that are right for their speaker. The baseline gives one of the due answers blindly.
-
-    Raises:
-        SottovoceError: no prediction has a label.
-    """
+    """Share of replies that are right for their speaker. The baseline gives one of the due answers blindly."""
     rows, notes = _judged("pa_rate", predictions)
     blind = float(np.mean([1 / len(p.rivals) if p.rivals else 0 for p in rows]))
     return mean_measure([p.awareness == 1 for p in rows], blind, notes)
@@ -217,9 +192,10 @@ def _judged(metric: str, predictions: Sequence[Prediction]) -> tuple[list[Predic
     if not rows:
         message = f"{metric}: none of {len(predictions)} predictions has a label; have them `labelled` first"
         raise SottovoceError(message, code="empty")
-    left_out = len(predictions) - len(rows)
-    notes = [f"{left_out} of {len(predictions)} replies could not be judged and were left out"] if left_out else []
-    return rows, "; ".join([f"labels by {' and '.join(sorted({str(p.judge) for p in rows}))}", *notes])
+    notes = f"labels by {' and '.join(sorted({str(p.judge) for p in rows}))}"
+    if left_out := len(predictions) - len(rows):
+        notes += f"; {left_out} of {len(predictions)} replies could not be judged and were left out"
+    return rows, notes
 
 
 @Metric
@@ -238,12 +214,11 @@ def emotion_fit(predictions: Sequence[Prediction]) -> Measure:
     if not judged:
         raise SottovoceError(f"emotion_fit: none of {len(predictions)} predictions has `rivals`", code="empty")
     rivals = [_rivals(p) for p in judged]
-    responses = [p.response for p, replies in zip(judged, rivals, strict=True) for _ in replies]
-    similarity = iter(rouge_f1("rouge_l", responses, [reply for replies in rivals for reply in replies.values()]))
+    likeness = likeness_of((p.response, reply) for p in judged for reply in (p.rivals or {}).values())
     fits: list[bool] = []
-    for prediction, replies in zip(judged, rivals, strict=True):
-        near = {emotion: next(similarity) for emotion in replies}
-        fits.append(all(near[str(prediction.label)] > near[e] for e in near if e != prediction.label))
+    for p, replies in zip(judged, rivals, strict=True):
+        near = {emotion: likeness[p.response, reply] for emotion, reply in replies.items()}
+        fits.append(all(near[str(p.label)] > near[e] for e in near if e != p.label))
     blind = float(np.mean([1 / len(replies) for replies in rivals]))
     unjudged = len(predictions) - len(judged)
     notes = f"{unjudged} of {len(predictions)} replies have no rivals and were left out of the fit" if unjudged else ""

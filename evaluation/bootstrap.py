@@ -29,31 +29,24 @@ def bootstrap(rows: Array, statistic: Callable[[Array], Array], seed: int = 0) -
     one speaker are not, so the interval speaks of other sentences, less of other speakers. Where all rows agree it
     has no width, which is the method's limit and no proof.
 
-    Args:
-        rows: (rows, columns), what each row of the test set contributes.
-        statistic: maps sums of contributions (resamples, columns) to scores (resamples,).
-        seed: of the draws; one seed gives one interval.
+    `rows` is (rows, columns), what each row of the test set contributes; `statistic` maps sums of contributions
+    (resamples, columns) to scores (resamples,).
 
     Raises:
         SottovoceError: `rows` is empty, or is not a table.
     """
     if rows.ndim != 2 or not len(rows):
-        raise SottovoceError(
-            f"bootstrap: expected (rows, columns) with at least one row, got shape {rows.shape}", code="empty"
-        )
+        message = f"bootstrap: expected (rows, columns) with at least one row, got shape {rows.shape}"
+        raise SottovoceError(message, code="empty")
     return percentile_interval(resample(len(rows), lambda counts: statistic(counts @ rows), seed))
 
 
 def resample(n: int, score: Callable[[Array], Array], seed: int = 0) -> Array:
     """Bootstrap distribution of a score: (resamples,).
 
-    The draws depend on `n` and `seed` alone: two scores of the same rows are resampled in pairs, and the difference of
-    their distributions is that of a paired bootstrap.
-
-    Args:
-        n: rows of the test set.
-        score: maps how often each row was drawn, (resamples, n), to scores (resamples,).
-        seed: of the draws.
+    `score` maps how often each of the `n` rows was drawn, (resamples, n), to scores (resamples,). The draws depend on
+    `n` and `seed` alone: two scores of the same rows are resampled in pairs, and the difference of their distributions
+    is that of a paired bootstrap.
     """
     if n == 1:  # which SciPy refuses, and which has one resample
         return score(np.ones((1, 1))).repeat(RESAMPLES)

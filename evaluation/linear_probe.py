@@ -25,19 +25,12 @@ _ITERATIONS = 10_000  # far more than a standardised probe needs
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Scores, predictions and penalties of a probe.
-
-    Args:
-        accuracy: share of right labels; the baseline always answers the most frequent label.
-        balanced_accuracy: mean over the classes of the share of each that was found; the baseline is one over classes.
-        predictions: one a tested row, in the order of the rows; `id` is the row's number.
-        strengths: scikit-learn's C as chosen on the training side, one for each fold.
-    """
+    """Scores, predictions and penalties of a probe."""
 
     accuracy: Score
     balanced_accuracy: Score
-    predictions: tuple[Prediction, ...]
-    strengths: tuple[float, ...]
+    predictions: tuple[Prediction, ...]  # one a tested row, in the order of the rows; `id` is the row's number
+    strengths: tuple[float, ...]  # scikit-learn's C as chosen on the training side, one for each fold
 
 
 def probe(
@@ -63,12 +56,11 @@ def probe(
         labels: (rows,), what to find.
         speakers: (rows,), who spoke.
         held_out: (rows,), true where a row is to be tested and not trained on. Without it, every row is tested once:
-            the speakers are dealt to folds, alike in their labels as far as speakers allow, and each fold is tested
-            by a probe of the others.
+            each of `folds` (see `folds_by_speaker`) by a probe of the others.
         folds: how many, where `held_out` is not given.
         strengths: scikit-learn's C to choose from, strictest first.
         inner_folds: of the training speakers, to choose by; fewer where there are fewer.
-        seed: of the folds; one seed gives one result.
+        seed: of the folds.
 
     Raises:
         SottovoceError: lengths differ, or numbers are not finite; there are fewer than two classes, or one is tested
@@ -132,10 +124,8 @@ def _require_fair(name: str, truth: Names, who: Names, train: Rows, test: Rows) 
     if not len(train) or not len(test):
         raise SottovoceError(f"probe: {name} has no rows to train on, or none to test", code="empty", where=name)
     if len(both := np.intersect1d(who[train], who[test])):
-        message = (
-            f"probe: {name} has {len(both)} speakers on both sides ({_some(both)}); hold out all rows of one or none"
-        )
-        raise SottovoceError(message, code="conflict", where=name)
+        message = f"probe: {name} has {len(both)} speakers on both sides ({_some(both)})"
+        raise SottovoceError(f"{message}; hold out all rows of one or none", code="conflict", where=name)
     if len(unheard := np.setdiff1d(truth[test], truth[train])):
         message = f"probe: {name} tests classes that its training side lacks: {_some(unheard)}; hold out other speakers"
         raise SottovoceError(message, code="mismatch", where=name)
@@ -152,10 +142,8 @@ def _search(name: str, truth: Names, who: Names, strengths: Sequence[float], mos
     inner = folds_by_speaker(truth, who, folds, seed) if folds > 1 else []
     telling = [(train, test) for train, test in inner if len(np.unique(truth[train])) > 1]
     if not telling:
-        message = (
-            f"probe: {name}: no training speaker can be left out to choose the penalty by; it needs two of every class"
-        )
-        raise SottovoceError(message, code="empty", where=name)
+        message = f"probe: {name}: no training speaker can be left out to choose the penalty by"
+        raise SottovoceError(f"{message}; it needs two of every class", code="empty", where=name)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
     grid = {"logisticregression__C": list(strengths)}
     return GridSearchCV(model, grid, scoring="accuracy", cv=telling, error_score="raise")

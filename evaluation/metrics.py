@@ -20,42 +20,28 @@ DECIMALS = 6  # of every score; torchmetrics divides in float32, so that further
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer of a system under one choice of slots.
+    """One answer of a system to one utterance under one choice of slots.
 
-    Args:
-        id: of the utterance.
-        task: asr, dialogue, or the name of an attribute.
-        slots: both, text (in place of speech), or the one slot of the recipe that took speech.
-        instruction: what the model was asked.
-        response: what it said.
-        target: the reference text.
-        label: attribute tasks: the true label; dialogue: the speaker's true emotion.
-        predicted: attribute tasks: the label found in the response, None where none was found.
-        speaker: who spoke.
-        rivals: dialogue: the LLM's own reply to the same words for every emotion; of paired data, the answer that is
-            due to each value of the attribute that the right answer hangs on, of which `label` is the speaker's.
-        category: paired data: that attribute.
-        topic: paired data: what is spoken of; `<group>/<topic>` where a group of topics is scored apart.
-        judge: who labelled the reply; None where the rule is to (`sottovoce.evaluation.awareness`).
-        awareness: that judge's label, -1, 0 or 1; None where it could not judge.
-        source: the part of the test side that it belongs to, where the recipe names one that is scored apart.
+    `rivals` are, of dialogue, the LLM's own replies to the same words for every emotion; of paired data, the answer due
+    to each value of `category`, the attribute that the right answer hangs on, of which `label` is the speaker's.
     """
 
     id: str
-    task: str
-    slots: str
+    task: str  # asr, dialogue, or the name of an attribute
+    slots: str  # both, text (in place of speech), or the one slot of the recipe that took speech
     instruction: str
     response: str
     target: str
-    label: str | None = None
-    predicted: str | None = None
+    label: str | None = None  # attribute tasks: the true label; dialogue: the speaker's true emotion
+    predicted: str | None = None  # attribute tasks: the label found in the response, None where none was found
     speaker: str | None = None
     rivals: dict[str, str] | None = None
     category: str | None = None
-    topic: str | None = None
-    judge: str | None = None
-    awareness: int | None = None
-    source: str | None = None
+    topic: str | None = None  # paired data: what is spoken of; `<group>/<topic>` where a group is scored apart
+    judge: str | None = None  # who labelled the reply; None where the rule is to (`sottovoce.evaluation.awareness`)
+    awareness: int | None = None  # that judge's label, -1, 0 or 1; None where it could not judge
+    source: str | None = None  # the part of the test side, where the recipe names one that is scored apart
+    unscored: bool = False  # there is no reference to hold it against
 
     @property
     def title(self) -> str:
@@ -98,7 +84,10 @@ class Measure(NamedTuple):
 
 
 class Metric:
-    """A function from predictions to a score; its `measure` gives the contributions for paired comparisons."""
+    """A function from predictions to a score; its `measure` gives the contributions for paired comparisons.
+
+    All of them raise a SottovoceError where there are no predictions, or one lacks what is measured.
+    """
 
     __name__: str
 
@@ -114,11 +103,9 @@ class Metric:
 def word_error_rate(predictions: Sequence[Prediction]) -> Measure:
     """Errors over reference words, both summed over the corpus, after Whisper's English normaliser on both sides.
 
-    Radford et al. (2022), appendix C, for the normaliser. Not clipped: insertions can bring it over 1. References
-    in which the normaliser leaves no word (fillers, noise marks) are dropped and counted in the notes.
-
-    Raises:
-        SottovoceError: there are no predictions, or no reference has a word.
+    Radford et al. (2022), appendix C, for the normaliser. Not clipped: insertions can bring it over 1. References in
+    which the normaliser leaves no word (fillers, noise marks) are dropped and counted in the notes; it is an error if
+    that leaves none.
     """
     require(predictions, "word_error_rate")
     normalize = _english_normalizer()
@@ -140,9 +127,6 @@ def accuracy(predictions: Sequence[Prediction]) -> Measure:
     """Share of right labels: the paper's weighted accuracy (WA). A response that names no label is wrong.
 
     Wang et al. (ICME 2025), section IV. The baseline always answers the most frequent label.
-
-    Raises:
-        SottovoceError: there are no predictions, or one has no true label.
     """
     predicted, truth, classes = _classes(predictions, "accuracy")
     value = _torchmetrics_accuracy(predicted, truth, classes, "micro")
@@ -157,9 +141,6 @@ def balanced_accuracy(predictions: Sequence[Prediction]) -> Measure:
 
     A response that names no label, or one that no utterance has, is wrong, and adds no class to the mean. The
     baseline is one over the number of classes.
-
-    Raises:
-        SottovoceError: there are no predictions, or one has no true label.
     """
     predicted, truth, classes = _classes(predictions, "balanced_accuracy")
     # torchmetrics' own macro mean would count the class of wrong answers, as a class whose recall is 0
@@ -176,11 +157,7 @@ def mean_measure(values: Sequence[float], baseline: float | None = None, notes: 
 
 
 def require(predictions: Sequence[Prediction], metric: str) -> None:
-    """Refuse an empty test set.
-
-    Raises:
-        SottovoceError: there are no predictions.
-    """
+    """Refuse an empty test set."""
     if not predictions:
         raise SottovoceError(f"{metric}: there are no predictions to score; is the test set empty?", code="empty")
 
@@ -225,11 +202,7 @@ def _classes(predictions: Sequence[Prediction], metric: str) -> tuple[Codes, Cod
 
 
 def true_label(prediction: Prediction, metric: str) -> str:
-    """The true label of a prediction.
-
-    Raises:
-        SottovoceError: it has none.
-    """
+    """The true label of a prediction; an error where it has none."""
     if prediction.label is None:
         message = f"{metric}: prediction {prediction.id!r} of task {prediction.task!r} has no true label; set `label`"
         raise SottovoceError(message, code="missing-key", where="label")

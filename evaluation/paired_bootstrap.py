@@ -30,23 +30,15 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score of a system, or the difference of two, over its seeds.
-
-    Args:
-        mean: over seeds.
-        distribution: of the mean over resamples of utterances, (resamples,); every resample is scored for all seeds.
-        n: utterances.
-        seeds: seed -> its own value; of a difference, of seeds that both systems have.
-    """
+    """A score of a system, or the difference of two, over its seeds."""
 
     mean: float
-    distribution: Array
-    n: int
-    seeds: Mapping[int, float]
+    distribution: Array  # of the mean, (resamples,): every resample of utterances is scored for all seeds
+    n: int  # utterances
+    seeds: Mapping[int, float]  # seed -> its own value; of a difference, of seeds that both systems have
 
     @property
     def value(self) -> float:
-        """The mean over seeds."""
         return _rounded(self.mean)
 
     @cached_property
@@ -73,39 +65,24 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
     def __sub__(self, other: Estimate) -> Estimate:
-        """How much higher this score is, with a paired interval: exactly 0, with no width, where both are the same.
-
-        Raises:
-            SottovoceError: they are not of the same number of utterances.
-        """
+        """How much higher this score is, with a paired interval: exactly 0, with no width, where both are the same."""
         if self.n != other.n:
-            raise SottovoceError(
-                f"a paired difference needs the same utterances: {self.n} and {other.n}", code="mismatch"
-            )
+            message = f"a paired difference needs the same utterances: {self.n} and {other.n}"
+            raise SottovoceError(message, code="mismatch")
         seeds = {seed: self.seeds[seed] - other.seeds[seed] for seed in self.seeds.keys() & other.seeds.keys()}
         return Estimate(self.mean - other.mean, self.distribution - other.distribution, self.n, seeds)
 
 
 def estimate(seeds: Seeds) -> Estimate:
-    """A system's score: the mean of its seeds, all of them scored on the same draws of utterances.
-
-    Raises:
-        SottovoceError: there is no seed, or they are not of the same number of utterances.
-    """
+    """A system's score: the mean of its seeds, one or more, all of them scored on the same draws of utterances."""
     measures = list(seeds.values())
     counts = sorted({len(measure.rows) for measure in measures})
     if len(counts) != 1:
-        raise SottovoceError(
-            f"seeds of a system must be scored on the same utterances; found {counts} rows", code="mismatch"
-        )
-
-    def mean_of_seeds(draws: Array) -> Array:
-        mean: Array = np.mean([m.statistic(draws @ m.rows) for m in measures], axis=0)
-        return mean
-
-    mean = float(np.mean([measure.value for measure in measures]))
+        message = f"seeds of a system must be scored on the same utterances; found {counts} rows"
+        raise SottovoceError(message, code="mismatch")
     values = {seed: measure.value for seed, measure in seeds.items()}
-    return Estimate(mean, resample(counts[0], mean_of_seeds), counts[0], values)
+    draws = resample(counts[0], lambda draw: np.mean([m.statistic(draw @ m.rows) for m in measures], axis=0))
+    return Estimate(float(np.mean(list(values.values()))), draws, counts[0], values)
 
 
 def _rounded(number: float) -> float:

@@ -37,7 +37,14 @@ class Record:
 KEYS = tuple(field.name for field in fields(Record) if field.name != "notes")  # of each record in results.json
 
 GENERATED = ("dialogue", "response", "caption")  # tasks whose targets are texts of the LLM's own
-OPTIONAL = ("category", "topic", "judge", "awareness", "source")  # keys of a prediction that older runs lack
+OPTIONAL = (
+    "category",
+    "topic",
+    "judge",
+    "awareness",
+    "source",
+    "unscored",
+)  # keys of a prediction that older runs lack
 
 
 def score_all(system: str, predictions: Sequence[Prediction]) -> list[Record]:
@@ -70,14 +77,12 @@ class Due(NamedTuple):
 def scores_due(predictions: Sequence[Prediction]) -> list[Due]:
     """All that predictions are good for, see `score_all`; `rows` keep their order."""
     parts: dict[tuple[str, str], list[Prediction]] = {}
+    predictions = [prediction for prediction in predictions if not prediction.unscored]
     for prediction in predictions:
         parts.setdefault((prediction.title, prediction.slots), []).append(prediction)
-    due = [
-        Due(title, name, slots, metric, rows)
-        for (title, slots), rows in parts.items()
-        for name, metric in _metrics(rows[0].task).items()
-    ]
+    due = []
     for (title, slots), rows in parts.items():
+        due += [Due(title, name, slots, metric, rows) for name, metric in _metrics(rows[0].task).items()]
         felt = [row for row in rows if row.category is None]  # the rivals of others are no replies to emotions
         if rows[0].task in GENERATED and any(row.rivals for row in felt):
             due.append(Due(title, "emotion_fit", slots, emotion_fit, felt))
@@ -90,38 +95,23 @@ def write_results(folder: Path, records: Sequence[Record], predictions: Sequence
 
     Each file appears whole or not at all; whoever finds `results.json` finds the others of the same run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "predictions.jsonl": "".join(_line(asdict(prediction)) + "\n" for prediction in predictions),
-        "results.md": results_markdown(records),
-        "results.json": _json(in_order(records)),
-    }
-    for name, text in texts.items():
+    lines = "".join(_line(asdict(prediction)) + "\n" for prediction in predictions)
+    texts = (lines, results_markdown(records), _json(in_order(records)))  # all of them, before a file is touched
+    for name, text in zip(("predictions.jsonl", "results.md", "results.json"), texts, strict=True):
         atomic_write(folder / name, text)
 
 
 def read_results(folder: Path) -> list[Record]:
-    """The records of a run, without their notes.
-
-    Raises:
-        MissingError: there is no `results.json` in `folder`.
-        SottovoceError: it is not a list of records.
-    """
+    """The records of a run, without their notes, from `results.json`; errors where it is missing or damaged."""
     file = folder / "results.json"
     rows = _parse(_read(file), str(file))
     if not isinstance(rows, list):
-        message = f"{file}: expected a list of records, found {type(rows).__name__}"
-        raise SottovoceError(message, code="damaged", where=file)
+        raise SottovoceError.at(file, "damaged", f"expected a list of records, found {type(rows).__name__}")
     return [Record(**_checked(row, KEYS, f"{file}: record {i}")) for i, row in enumerate(rows, 1)]
 
 
 def read_predictions(folder: Path) -> list[Prediction]:
-    """The predictions of a run.
-
-    Raises:
-        MissingError: there is no `predictions.jsonl` in `folder`.
-        SottovoceError: a line is not a prediction; the message gives its number.
-    """
+    """The predictions of a run, from `predictions.jsonl`; errors name the line that is none, or the missing file."""
     file, keys = folder / "predictions.jsonl", [field.name for field in fields(Prediction)]
     lines = ((f"{file}:{i}", line) for i, line in enumerate(_read(file).split("\n"), 1) if line)
     return [Prediction(**_checked(_parse(line, where), keys, where, OPTIONAL)) for where, line in lines]
@@ -136,8 +126,8 @@ def _metrics(task: str) -> dict[str, Metric]:
 
 
 def _json(records: Sequence[Record]) -> str:
-    rows = [{key: _rounded(getattr(record, key)) for key in KEYS} for record in records]
-    return "[\n" + ",\n".join(f"  {_line(row)}" for row in rows) + "\n]\n" if rows else "[]\n"
+    rows = [_line({key: _rounded(getattr(record, key)) for key in KEYS}) for record in records]
+    return "[\n  " + ",\n  ".join(rows) + "\n]\n" if rows else "[]\n"
 
 
 def _rounded(value: Any) -> Any:
@@ -159,7 +149,7 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise SottovoceError(f"{where}: not JSON: {error}", code="damaged", where=where) from None
+        raise SottovoceError.at(where, "damaged", f"not JSON: {error}") from None
 
 
 def _checked(row: Any, keys: Iterable[str], where: str, absent: Collection[str] = ()) -> dict[str, Any]:
@@ -167,6 +157,5 @@ def _checked(row: Any, keys: Iterable[str], where: str, absent: Collection[str] 
     expected = list(keys)
     if not isinstance(row, dict) or set(row) | set(absent) != set(expected):
         found = sorted(row) if isinstance(row, dict) else type(row).__name__
-        message = f"{where}: expected the keys {', '.join(expected)}; found {found}"
-        raise SottovoceError(message, code="damaged", where=where)
+        raise SottovoceError.at(where, "damaged", f"expected the keys {', '.join(expected)}; found {found}")
     return row

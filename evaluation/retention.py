@@ -37,7 +37,6 @@ class Item:
 
     @property
     def digest(self) -> str:
-        """Tells this item from any other."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
 
 
@@ -49,20 +48,19 @@ def read_items(file: Path) -> list[Item]:
         SottovoceError: with every line that cannot be used, and why; or the file has none.
     """
     if not file.is_file():
-        message = f"{file}: there are no text prompts; `evaluation.retention` names a JSONL file of them"
-        raise MissingError(message, where=file)
+        why = "there are no text prompts; `evaluation.retention` names a JSONL file of them"
+        raise MissingError.at(file, "not-found", why)
     items: list[Item] = []
     faults: list[SottovoceError] = []
     for number, line in enumerate(file.read_text("utf-8").split("\n"), 1):
         try:
             items += [_item(json.loads(line))] if line.strip() else []
         except (ValueError, TypeError) as error:
-            where = f"{file}:{number}"
-            faults.append(SottovoceError(f"{where}: {error}", code="bad-value", where=where))
+            faults.append(SottovoceError.at(f"{file}:{number}", "bad-value", str(error)))
     if faults:
         raise SottovoceError.of(faults[:20])
     if not items:
-        raise SottovoceError(f"{file}: there is no prompt in it", code="empty", where=file)
+        raise SottovoceError.at(file, "empty", "there is no prompt in it")
     return items
 
 
@@ -117,18 +115,16 @@ class Kept:
 
 @dataclass(frozen=True)
 class RetentionScore:
-    """Scores of an LLM on all items, in their order."""
+    """Scores of an LLM on all items, in their order: the share of right answers, and the loss of a response token."""
 
     rows: tuple[Kept, ...]
 
     @property
     def right(self) -> float:
-        """Share of right answers."""
         return float(np.mean([row.right for row in self.rows]))
 
     @property
     def nats(self) -> float:
-        """A response token, over all responses together."""
         return sum(row.nats for row in self.rows) / sum(row.tokens for row in self.rows)
 
 
@@ -136,10 +132,7 @@ def retention_scores(before: RetentionScore, after: RetentionScore) -> dict[str,
     """Accuracy and loss before and after, and their changes, each with an interval.
 
     Intervals of changes are paired: they ask what other prompts of this kind would have said of the same two LLMs.
-    Where nothing has changed a change is exactly 0, and so are its interval's ends.
-
-    Raises:
-        SottovoceError: the two are not of the same items.
+    Where nothing has changed a change is exactly 0, and so are its interval's ends. An error: items are not the same.
     """
     if [(row.item, row.tokens) for row in before.rows] != [(row.item, row.tokens) for row in after.rows]:
         message = "retention: before and after are not of the same prompts; score both by the same file"
@@ -153,11 +146,8 @@ def retention_measures(before: RetentionScore, after: RetentionScore) -> dict[st
     found = {}
     for name, part in {"right": slice(0, 2), "nats": slice(2, 4)}.items():
         both = np.hstack([now[:, part], then[:, part]])
-        for kind, rows, statistic in (
-            ("_before", then[:, part], ratio),
-            ("", now[:, part], ratio),
-            ("_change", both, change),
-        ):
+        kinds = {"_before": (then[:, part], ratio), "": (now[:, part], ratio), "_change": (both, change)}
+        for kind, (rows, statistic) in kinds.items():
             value = float(statistic(rows.sum(axis=0, keepdims=True))[0])
             found[f"{name}{kind}"] = Measure(value, rows, statistic, None, "")
     return found
@@ -180,18 +170,13 @@ def write_scores(file: Path, score: RetentionScore) -> None:
 
 
 def read_scores(file: Path) -> RetentionScore:
-    """Read scores back that `write_scores` wrote.
-
-    Raises:
-        MissingError: there is no such file.
-        SottovoceError: it is not of that kind.
-    """
+    """Read scores back that `write_scores` wrote; errors where there are none, or they are damaged."""
     if not file.is_file():
         raise MissingError(f"{file} is not there: this run has not been scored on text prompts", where=file)
     try:
         rows = tuple(Kept(**json.loads(line)) for line in file.read_text("utf-8").split("\n") if line)
     except (ValueError, TypeError) as error:
-        raise SottovoceError(f"{file}: not the scores of text prompts: {error}", code="damaged", where=file) from None
+        raise SottovoceError.at(file, "damaged", f"not the scores of text prompts: {error}") from None
     if not rows:
-        raise SottovoceError(f"{file}: it holds no scores", code="empty", where=file)
+        raise SottovoceError.at(file, "empty", "it holds no scores")
     return RetentionScore(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from sottovoce.errors import MissingError, SottovoceError, nearest
@@ -32,11 +32,7 @@ LAYERS = {
 
 
 def rouge_f1(kind: str, responses: Sequence[str], targets: Sequence[str]) -> list[float]:
-    """F of each pair by `rouge_1`, `rouge_2` or `rouge_l`.
-
-    Raises:
-        SottovoceError: there are more of the one than of the other.
-    """
+    """F of each pair by `rouge_1`, `rouge_2` or `rouge_l`; an error where they are no pairs."""
     from torchmetrics.text.rouge import ROUGEScore
 
     _require_pairs(kind, responses, targets)
@@ -46,15 +42,19 @@ def rouge_f1(kind: str, responses: Sequence[str], targets: Sequence[str]) -> lis
     return [float(f) for f in getattr(rouge, f"{key}_fmeasure")]  # its state: one F a pair, before the mean
 
 
+def likeness_of(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], float]:
+    """ROUGE-L of a text to another, for each pair of them; a pair that occurs often is scored once."""
+    ordered = sorted(set(pairs))
+    scores = rouge_f1("rouge_l", [text for text, _ in ordered], [other for _, other in ordered])
+    return dict(zip(ordered, scores, strict=True))
+
+
 @Metric
 def rouge_1(predictions: Sequence[Prediction]) -> Measure:
     """Mean ROUGE-1 F: words that response and target share, between 0 and 1 (Lin, 2004).
 
     Words are runs of a-z and 0-9 in lower case, as in the reference implementation without its stemmer. Targets without
     one score 0, which the notes count; so it is with `rouge_2` and `rouge_l`.
-
-    Raises:
-        SottovoceError: there are no predictions.
     """
     return _rouge("rouge_1", predictions)
 
@@ -93,14 +93,9 @@ class BertScore:
     layer stand behind its table I.
 
     A text starts with a space, as words inside a text do: byte-level vocabularies (RoBERTa) write its first word
-    otherwise. Nothing is downloaded.
-
-    Args:
-        checkpoint: a local folder (config.json, *.safetensors, tokenizer), or a name in the Hugging Face cache.
-        layer: whose vectors are compared, 0 being the embeddings; by default the one in `LAYERS`, where `checkpoint`
-            ends with such a name.
-        device: where the model runs.
-        batch_size: pairs that go through the model together.
+    otherwise. Nothing is downloaded: `checkpoint` is a local folder (config.json, *.safetensors, tokenizer), or a name
+    in the Hugging Face cache. `layer` is 0 for the embeddings; by default it is the one in `LAYERS`, where `checkpoint`
+    ends with such a name. `batch_size` pairs go through the model together.
 
     Raises:
         MissingError: the model or a part of it is not there; the message says where it was looked for.
@@ -115,7 +110,7 @@ class BertScore:
             message = f"BertScore: {checkpoint} has no layer {self.layer}; `layer` is 0 (its embeddings) to "
             raise SottovoceError(f"{message}{model.config.num_hidden_layers}", code="bad-value", where="layer")
         self.model = model.to(device).eval().requires_grad_(False)
-        self.limit = _limit(self.tokenizer, model.config)
+        self.limit = self.tokenizer.model_max_length = _limit(self.tokenizer, model.config)
         self.batch_size = batch_size
 
     def __call__(self, predictions: Sequence[Prediction]) -> Score:
@@ -123,27 +118,18 @@ class BertScore:
         return self.measure(predictions).score()
 
     def measure(self, predictions: Sequence[Prediction]) -> Measure:
-        """Mean F1 of responses and targets; empty texts score 0, and these and texts that were cut are counted.
-
-        Raises:
-            SottovoceError: there are no predictions.
-        """
+        """Mean F1 of responses and targets; empty texts score 0, and these and texts that were cut are counted."""
         require(predictions, "bert_score")
         responses, targets = [p.response for p in predictions], [p.target for p in predictions]
         notes = [f"BERTScore by {self.name}, layer {self.layer}, no idf, not rescaled"]
-        empty = sum(not (r.strip() and t.strip()) for r, t in zip(responses, targets, strict=True))
-        if empty:
+        if empty := sum(not (p.response.strip() and p.target.strip()) for p in predictions):
             notes.append(f"{empty} of {len(predictions)} pairs have an empty text and score 0")
         if cut := sum(self._is_cut(text) for text in [*responses, *targets]):
             notes.append(f"{cut} of {2 * len(predictions)} texts were cut after {self.limit} tokens")
         return mean_measure(self.f1(responses, targets), notes="; ".join(notes))
 
     def f1(self, responses: Sequence[str], targets: Sequence[str]) -> list[float]:
-        """F1 of each pair, about -1 to 1; in practice most of that range is empty.
-
-        Raises:
-            SottovoceError: there are more of the one than of the other.
-        """
+        """F1 of each pair, about -1 to 1; in practice most of that range is empty."""
         _require_pairs("BertScore", responses, targets)
         scores: list[float] = []
         for start in range(0, len(responses), self.batch_size):
@@ -155,13 +141,9 @@ class BertScore:
         """Vectors of length 1 (texts, tokens, dim); which tokens are real and which of these count (texts, tokens)."""
         from torch.nn.functional import normalize
 
+        spaced = [_spaced(text) for text in texts]
         inputs = self.tokenizer(
-            [_spaced(text) for text in texts],
-            padding=True,
-            truncation=True,
-            max_length=self.limit,
-            return_special_tokens_mask=True,
-            return_tensors="pt",
+            spaced, padding=True, truncation=True, return_special_tokens_mask=True, return_tensors="pt"
         ).to(self.model.device)
         real = inputs["attention_mask"]
         x = self.model(input_ids=inputs["input_ids"], attention_mask=real, output_hidden_states=True)
@@ -181,13 +163,8 @@ def greedy_f1(
 ) -> Tensor:  # fmt: skip
     """F of the greedy matching of Zhang et al. (2020), section 3, between vectors of length 1: (pairs,).
 
-    Args:
-        response: (pairs, tokens, dim).
-        response_real: (pairs, tokens), which tokens may be met.
-        response_counts: (pairs, tokens), which tokens look for a partner; a text without any scores 0.
-        target: (pairs, other tokens, dim).
-        target_real: as `response_real`.
-        target_counts: as `response_counts`.
+    Vectors are (pairs, tokens, dim). Of each token, (pairs, tokens), `real` is whether it may be met, and `counts`
+    whether it looks for a partner; a text without one that counts scores 0.
     """
     cosine = response @ target.transpose(1, 2)  # (pairs, tokens, other tokens)
     precision = _mean_where(response_counts, cosine.masked_fill(~target_real[:, None, :], -math.inf).amax(dim=2))

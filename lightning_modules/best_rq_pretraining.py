@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
@@ -14,13 +15,11 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import get_scheduler
 
 from sottovoce.config.best_rq import PretrainRecipe, load
-from sottovoce.config.recipe import SCHEDULES
 from sottovoce.data.batch_sampler import BatchSampler
 from sottovoce.data.manifest import listed
 from sottovoce.encoders import ENCODERS
@@ -30,9 +29,9 @@ from sottovoce.encoders.log_mel import log_mel
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import LAST, latest, read_checkpoint
-from sottovoce.lightning_modules.trainer import build_trainer, is_rank_zero, loader, train_to_end
+from sottovoce.lightning_modules.trainer import adamw, build_trainer, is_rank_zero, loader, train_to_end
 from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, read_splits
-from sottovoce.training.run_folder import open_folder
+from sottovoce.training.run_folder import only_run, open_folder
 
 MEASURED = 1000  # clips, whose log-mels say what is usual
 
@@ -43,11 +42,11 @@ class Pretraining(L.LightningModule):
     def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
         self.recipe = recipe
-        encoder = ENCODERS.build(self.recipe.encoder)
+        encoder = ENCODERS.build(recipe.encoder)
         assert isinstance(encoder, ConformerEncoder)  # the recipe has been checked
-        quantizer = RandomQuantizer(**asdict(self.recipe.quantizer))
         self.row_losses = None  # the loss is known of all clips together alone
-        self.best_rq = BestRQ(encoder, quantizer, Masking(**asdict(self.recipe.masking)))
+        quantizer, masking = RandomQuantizer(**asdict(recipe.quantizer)), Masking(**asdict(recipe.masking))
+        self.best_rq = BestRQ(encoder, quantizer, masking)
 
     def configure_model(self) -> None:
         """Give the Conformer its first weights. Lightning calls this more than once; it is idempotent."""
@@ -61,11 +60,11 @@ class Pretraining(L.LightningModule):
         """The mean over hidden frames and codebooks of all ranks (not a mean of the ranks' means)."""
         self._seed(self.global_step)
         out = self.loss(batch)
-        count = torch.tensor(float(out.n_targets), device=self.device)
+        count = torch.tensor(float(out.targets.numel()), device=self.device)
         everywhere = self.trainer.strategy.reduce(count, reduce_op="sum").clamp(min=1)
         loss: Tensor = out.total * self.trainer.world_size / everywhere  # strategies average gradients over ranks
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.mask))
-        self.log("train/accuracy", out.hits / max(out.n_targets, 1), prog_bar=True, batch_size=len(batch.mask))
+        self.log("train/accuracy", out.hits / max(out.targets.numel(), 1), prog_bar=True, batch_size=len(batch.mask))
         return propagate_nonfinite(loss)
 
     def on_validation_epoch_start(self) -> None:
@@ -75,7 +74,7 @@ class Pretraining(L.LightningModule):
     def validation_step(self, batch: Batch, number: int) -> None:
         self._seed(-1 - number)  # the same noise each time
         out = self.loss(batch)
-        self._sums += torch.tensor([out.total.item(), out.hits.item(), out.n_targets], dtype=torch.float64)
+        self._sums += torch.tensor([out.total.item(), out.hits.item(), out.targets.numel()], dtype=torch.float64)
         for counts, codes in zip(self._counts, out.targets.cpu().unbind(-1), strict=True):
             counts += torch.bincount(codes, minlength=len(counts))
 
@@ -92,30 +91,23 @@ class Pretraining(L.LightningModule):
         torch.manual_seed(hash((self.recipe.seed, step, self.global_rank)))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        recipe = self.recipe
         weights = [weight for weight in self.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(
-            weights, recipe.lr, betas=(recipe.betas[0], recipe.betas[1]), weight_decay=recipe.weight_decay
-        )
-        scheduler = get_scheduler(SCHEDULES[recipe.lr_schedule], optimizer, recipe.warmup_steps, recipe.steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adamw(weights, self.recipe, self.recipe.steps)
 
 
 def pretrain(config: str, overrides: Sequence[str]) -> Path:
     """Pre-train, validate, and write `runs/<name>/encoder`, which is returned: a `checkpoint` of a `conformer`.
 
     The same command again goes on where it stopped, and ends in the same weights, bit for bit on one CPU.
-
-    Raises:
-        SottovoceError: with what is wrong and what to do.
     """
     recipe = load(config, overrides)
     console = Console(quiet=not is_rank_zero())
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
-    open_folder(recipe.folder, recipe.plain())
-    if not (recipe.folder / "done.json").is_file():
-        train(recipe, console)
-    report(recipe, console)
+    with only_run(recipe.folder) if is_rank_zero() else nullcontext():
+        open_folder(recipe.folder, recipe.plain())
+        if not (recipe.folder / "done.json").is_file():
+            train(recipe, console)
+        report(recipe, console)
     return recipe.folder / "encoder"
 
 
@@ -125,14 +117,12 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     with torch.device("meta"):
         module = Pretraining(recipe)
         module.best_rq.encoder.build()
-    table = Table(title=f"{recipe.name}: what trains, what is frozen")
-    for column in ("part", "numbers", "parameters", ""):
-        table.add_column(column, justify="right" if column == "parameters" else "left")
-    quantizer = module.best_rq.quantizer
+    title, parameters = f"{recipe.name}: what trains, what is frozen", Column("parameters", justify="right")
+    table, best_rq = Table("part", "numbers", parameters, "", title=title), module.best_rq
     rows = (
-        ("encoder", recipe.encoder, module.best_rq.encoder.parameters(), "trains, is kept"),
-        ("heads", {"dim": module.best_rq.encoder.dim}, module.best_rq.heads.parameters(), "train, are dropped"),
-        ("quantizer", asdict(recipe.quantizer), quantizer.buffers(), "random, frozen"),
+        ("encoder", recipe.encoder, best_rq.encoder.parameters(), "trains, is kept"),
+        ("heads", {"dim": best_rq.encoder.dim}, best_rq.heads.parameters(), "train, are dropped"),
+        ("quantizer", asdict(recipe.quantizer), best_rq.quantizer.buffers(), "random, frozen"),
     )
     for part, numbers, weights, fate in rows:
         shown = ", ".join(f"{key}={value}" for key, value in numbers.items() if key != "type")
@@ -161,14 +151,11 @@ def train(recipe: PretrainRecipe, console: Console) -> None:
     resumable = ResumeCheckpoint(recipe.folder / LAST, recipe.checkpoint_every)
     guard = NonFiniteGuard(recipe.folder / "skipped.jsonl", recipe.name, console)
     trainer = build_trainer(
-        recipe.trainer,
-        recipe.folder,
-        [guard, resumable],
-        val_check_interval=min(recipe.validate_every, recipe.steps),
-        gradient_clip_val=recipe.grad_clip,
-        default_root_dir=recipe.folder,
-    )
-    training = training_loader(recipe, speech.train, trainer, _steps_done(resume))
+        recipe.trainer, recipe.folder, [guard, resumable], val_check_interval=min(recipe.validate_every, recipe.steps),
+        gradient_clip_val=recipe.grad_clip, default_root_dir=recipe.folder,
+    )  # fmt: skip
+    done_steps = int(read_checkpoint(resume, mapped=True)["global_step"]) if resume else 0
+    training = training_loader(recipe, speech.train, trainer, done_steps)
     validation = validation_loader(recipe, speech.validation, trainer)
     _announce(recipe, speech, console)
     train_to_end(trainer, module, training, validation, resume, resumable)
@@ -191,33 +178,25 @@ def measure(recipe: PretrainRecipe, module: Pretraining, clips: Sequence[Clip], 
 def training_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer, start: int) -> DataLoader[Any]:
     """This rank's batches of all steps from `start` on; epochs follow one another until there are enough."""
     epochs = ceil(recipe.steps * recipe.batch_size * trainer.world_size / len(clips))
-    sampler = BatchSampler(
-        _lengths(recipe, clips), np.ones(len(clips)), recipe.batch_size, epochs, recipe.seed, trainer.global_rank,
-        trainer.world_size, start, max_batches=recipe.steps,
-    )  # fmt: skip
-    return _loader(recipe, "train", clips, sampler)
+    return _loader(recipe, "train", clips, trainer, epochs, start, recipe.steps)
 
 
 def validation_loader(recipe: PretrainRecipe, clips: Sequence[Clip], trainer: L.Trainer) -> DataLoader[Any]:
     """This rank's batches of every clip once."""
-    lengths, rank, ranks = _lengths(recipe, clips), trainer.global_rank, trainer.world_size
-    sampler = BatchSampler(lengths, np.ones(len(clips)), recipe.batch_size, 1, recipe.seed, rank, ranks)
-    return _loader(recipe, "validation", clips, sampler)
+    return _loader(recipe, "validation", clips, trainer, epochs=1)
 
 
-def _lengths(recipe: PretrainRecipe, clips: Sequence[Clip]) -> list[float]:
-    return [min(clip.seconds, recipe.data.crop_seconds) for clip in clips]
-
-
-def _loader(recipe: PretrainRecipe, side: str, clips: Sequence[Clip], sampler: BatchSampler) -> DataLoader[Any]:
+def _loader(
+    recipe: PretrainRecipe, side: str, clips: Sequence[Clip], trainer: L.Trainer, epochs: int, start: int = 0,
+    most: int | None = None,
+) -> DataLoader[Any]:  # fmt: skip
     crops = Crops(clips, recipe.data.crop_seconds, Masking(**asdict(recipe.masking)), recipe.seed, side)
+    lengths = [min(clip.seconds, recipe.data.crop_seconds) for clip in clips]
+    sampler = BatchSampler(
+        lengths, np.ones(len(clips)), recipe.batch_size, epochs, recipe.seed, trainer.global_rank, trainer.world_size,
+        start, max_steps=most,
+    )  # fmt: skip
     return loader(crops, sampler, recipe.data.num_workers)
-
-
-def _steps_done(checkpoint: Path | None) -> int:
-    if checkpoint is None:
-        return 0
-    return int(read_checkpoint(checkpoint, mapped=True)["global_step"])
 
 
 def _announce(recipe: PretrainRecipe, speech: Speech, console: Console) -> None:

@@ -37,22 +37,13 @@ def write_bundle(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -
     return folder
 
 
-def write_card(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -> None:
-    """Write a bundle's model card: what it is made of, how it is used, and its scores."""
-    atomic_write(folder / CARD, _card(module, records))
-
-
 def fingerprints(module: SpeechLLM) -> dict[str, str]:
     """Digests of encoder and LLM, which a bundle's adapters need as they are."""
     return {"encoder": module.encoder.fingerprint(), "llm": module.llm.fingerprint()}
 
 
 def bundle_weights(folder: Path) -> dict[str, Tensor]:
-    """What a bundle's run has trained, named as in a checkpoint.
-
-    Raises:
-        BundleError: the file is missing or damaged, or holds what no training leaves.
-    """
+    """What a bundle's run has trained, named as in a checkpoint; `BundleError` if the file is missing or damaged."""
     try:
         told = json.loads((folder / PRINTS).read_text("utf-8")).get(TRAINED)  # bundles of older versions have none
         if told not in (None, file_sha256(folder / WEIGHTS)):
@@ -82,12 +73,8 @@ def _check_shapes(recipe: Recipe, folder: Path) -> None:
     for name, shape in asked.items():
         if found.get(name) != tuple(shape):
             there = f"has {found[name]}" if name in found else "lacks it"
-            raise BundleError(
-                f"{folder / WEIGHTS}: its trained weights do not fit this recipe: {name} is {tuple(shape)} there, and "
-                f"the file {there}",
-                code="mismatch",
-                where=folder / WEIGHTS,
-            )
+            why = f"its trained weights do not fit this recipe: {name} is {tuple(shape)} there, and the file {there}"
+            raise BundleError.at(folder / WEIGHTS, "mismatch", why)
 
 
 def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
@@ -103,11 +90,8 @@ def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
     """
     absent = [name for name in (WEIGHTS, RECIPE, PRINTS) if not (folder / name).is_file()]
     if absent:
-        raise BundleError(
-            f"{folder} is not a bundle: {', '.join(absent)} is not there. A run leaves one in runs/<name>/bundle",
-            code="not-found",
-            where=folder,
-        )
+        told = f"{folder} is not a bundle: {', '.join(absent)} is not there. A run leaves one in runs/<name>/bundle"
+        raise BundleError(told, code="not-found", where=folder)
     recipe = load(folder / RECIPE, overrides)
     try:
         expected = json.loads((folder / PRINTS).read_text("utf-8"))
@@ -120,23 +104,17 @@ def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
     module.load_trained(bundle_weights(folder), str(folder / WEIGHTS))
     module.configure_model()
     found = fingerprints(module)
-    for part, checkpoint in (
-        ("encoder", module.recipe.encoder.get("checkpoint")),
-        ("llm", module.recipe.llm.checkpoint),
-    ):
+    for part, checkpoint in (("encoder", recipe.encoder.get("checkpoint")), ("llm", recipe.llm.checkpoint)):
         if found[part] != expected.get(part):
-            raise BundleError(
-                f"{folder}: its adapters were trained with another {part} than {checkpoint}: fingerprint "
-                f"{str(expected.get(part))[:12]} in the bundle, {found[part][:12]} here. Point {part}.checkpoint at "
-                "the one of the training run; adapters make no sense to any other",
-                code="mismatch",
-                where=f"{part}.checkpoint",
-            )
-    module.eval()
-    return module
+            told = f"{folder}: its adapters were trained with another {part} than {checkpoint}: fingerprint "
+            told += f"{str(expected.get(part))[:12]} in the bundle, {found[part][:12]} here. Point {part}.checkpoint "
+            told += "at the one of the training run; adapters make no sense to any other"
+            raise BundleError(told, code="mismatch", where=f"{part}.checkpoint")
+    return module.eval()
 
 
-def _card(module: SpeechLLM, records: Sequence["Record"]) -> str:
+def write_card(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -> None:
+    """Write a bundle's model card: what it is made of, how it is used, and its scores."""
     from sottovoce.evaluation.reports.results import results_markdown  # brings all of the metrics along
 
     recipe, here = module.recipe, environment()
@@ -147,7 +125,7 @@ def _card(module: SpeechLLM, records: Sequence["Record"]) -> str:
     stages = "\n".join(
         f"- `{name}`: {dict(node.tasks)}, ERR {node.err or 'none'}" for name, node in recipe.stages.items()
     )
-    return f"""# {recipe.name}
+    card = f"""# {recipe.name}
 
 Speech adapters for a frozen LLM, trained with Sottovoce {__version__}
 (commit {here["commit"]}, seed {recipe.seed}).
@@ -170,3 +148,4 @@ Stages, in order:
 
 {results_markdown(records) if records else "Not scored."}
 """
+    atomic_write(folder / CARD, card)

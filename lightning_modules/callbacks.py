@@ -27,6 +27,7 @@ from sottovoce.signals import WARNINGS, Terminated
 MAX_SKIPS = 3  # steps that may be left out one after another; more say that it is not the data
 MAX_SKIPS_SCALED = 20  # with fp16, whose scale begins too high on purpose and is halved each time
 _MAXRSS = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of `ru_maxrss`
+_REMEDY = "lower the stage's lr, or train in bfloat16 or float32"
 
 
 class ResumeCheckpoint(Checkpoint):
@@ -37,21 +38,14 @@ class ResumeCheckpoint(Checkpoint):
     costs one step. After a validation in the last step none is needed, since the stage is over.
 
     A warning (SIGTERM) waits for the end of the step, which is then checkpointed. With several processes one that is
-    warned stops all of them at the same step.
-
-    Args:
-        file: `last.ckpt` of a folder; `previous.ckpt` will stand beside it.
-        every: steps between checkpoints.
+    warned stops all of them at the same step. Beside `file`, a folder's `last.ckpt`, `previous.ckpt` will stand.
     """
 
     def __init__(self, file: Path, every: int) -> None:
         self.file, self.every, self.warned = file, every, False
 
     def on_train_start(self, trainer: L.Trainer, *_: object) -> None:
-        """Lightning's own handler would talk to other processes in the middle of whatever this one is doing.
-
-        Lightning puts back the handlers of before when training ends.
-        """
+        """Lightning's own handler would talk to other processes at any time. It puts back the old ones at the end."""
         if threading.current_thread() is threading.main_thread():
             for number in WARNINGS:
                 signal.signal(number, self._warn)
@@ -60,10 +54,13 @@ class ResumeCheckpoint(Checkpoint):
         self.warned = True
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
-        due, step = trainer.val_check_batch, trainer.global_step
+        due, step, together = trainer.val_check_batch, trainer.global_step, trainer.accumulate_grad_batches
         assert due is not None  # the recipe's stages say when to validate, in steps
-        warned, validates = self.agreed(trainer), step % int(due) == 0
-        if not validates and (warned or step % self.every == 0 or (step + 1) % int(due) == 0):
+        if trainer.fit_loop.epoch_loop.batch_progress.current.ready % together:
+            return  # gradients of half a step are in no checkpoint
+        due = int(due) // together
+        warned, validates = self.agreed(trainer), step % due == 0
+        if not validates and (warned or step % self.every == 0 or (step + 1) % due == 0):
             self._save(trainer, module)
         self._leave(warned)  # before a validation, which may take longer than a cluster waits
 
@@ -72,7 +69,7 @@ class ResumeCheckpoint(Checkpoint):
         self._leave(self.warned and trainer.world_size == 1)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if 0 < trainer.global_step < trainer.num_training_batches:
+        if 0 < trainer.global_step < trainer.num_training_batches / trainer.accumulate_grad_batches:
             warned = self.agreed(trainer)
             self._save(trainer, module)
             self._leave(warned)
@@ -102,12 +99,8 @@ def check_weights(module: L.LightningModule, step: int) -> None:
     """Raises TrainingError where a weight that learns is not finite; no checkpoint shall hold it."""
     bad = [name for name, weight in module.named_parameters() if weight.requires_grad and not weight.isfinite().all()]
     if bad:
-        raise TrainingError(
-            f"step {step}: {len(bad)} weights are not finite any more, such as {bad[0]}. The last checkpoint is from "
-            "before; lower the stage's lr, or train in bfloat16 or float32",
-            code="nonfinite",
-            where=bad[0],
-        )
+        told = f"step {step}: {len(bad)} weights are not finite any more, such as {bad[0]}. The last checkpoint is "
+        raise TrainingError(f"{told}from before; {_REMEDY}", code="nonfinite", where=bad[0])
 
 
 def ignore_signals(worker: int) -> None:
@@ -121,17 +114,11 @@ class NonFiniteGuard(Callback):
     """Leaves out an optimizer step whose loss or gradient is not finite.
 
     Weights and the optimizer's state stay as they were, on every rank. The order of the data and the learning rate go
-    on as if the step had been made. Who was in the batch is written to `skipped.jsonl`: the rows whose own loss was not
-    finite, or all.
-
-    Args:
-        file: `skipped.jsonl`; written only if a step is left out.
-        stage: what messages call this part of the run.
-        console: to say so.
+    on as if the step had been made. Who was in the batch is written to `file`, `skipped.jsonl`: the rows whose own loss
+    was not finite, or all. Messages call this part of the run `stage`.
 
     Raises:
-        TrainingError: in training, when too many steps in a row would be left out, or a validation's loss is not
-            finite.
+        TrainingError: too many steps in a row would be left out, or a validation's loss is not finite.
     """
 
     def __init__(self, file: Path, stage: str, console: Console) -> None:
@@ -147,14 +134,10 @@ class NonFiniteGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self.in_a_row = list(state_dict["skipped"]), int(state_dict["in_a_row"])
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
         self.batch = batch
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         """After the gradients of all ranks have been added up and unscaled, before they are clipped."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
@@ -181,12 +164,9 @@ class NonFiniteGuard(Callback):
         loss = trainer.callback_metrics.get("val/loss")
         if loss is not None and not loss.isfinite():
             told = ", ".join(dict.fromkeys(self.lost)) or "not known"
-            raise TrainingError(
-                f"stage {self.stage}, step {trainer.global_step}: the validation loss is not finite; utterances: "
-                f"{told}. Leave them out, lower the stage's lr, or train in bfloat16 or float32",
-                code="nonfinite",
-                where=f"stages.{self.stage}",
-            )
+            why = f"stage {self.stage}, step {trainer.global_step}: the validation loss is not finite; utterances: "
+            why += f"{told}. Leave them out, {_REMEDY}"
+            raise TrainingError(why, code="nonfinite", where=f"stages.{self.stage}")
         self.lost = []
 
     def _note(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -204,12 +184,8 @@ class NonFiniteGuard(Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         told = f"stage {self.stage}, step {step}: the {what} is not finite; utterances: {', '.join(names)}"
         if self.in_a_row >= (MAX_SKIPS if scaler is None else MAX_SKIPS_SCALED):
-            raise TrainingError(
-                f"{told}. It is step {self.in_a_row} in a row ({self.file} has all), so it is not one clip. Weights "
-                "are as before them; lower the stage's lr, or train in bfloat16 or float32",
-                code="nonfinite",
-                where=f"stages.{self.stage}",
-            )
+            told += f". It is step {self.in_a_row} in a row ({self.file} has all), so it is not one clip. Weights are "
+            raise TrainingError(f"{told}as before them; {_REMEDY}", code="nonfinite", where=f"stages.{self.stage}")
         if scaler is None:
             self.console.print(f"{told}. The step is left out", markup=False, highlight=False, soft_wrap=True)
 
@@ -245,7 +221,9 @@ class ThroughputMeter(L.Callback):
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches:
+            return
         if self._device is not None and self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # or only the launching of kernels would be timed
         now = time.perf_counter()
@@ -263,12 +241,9 @@ class ThroughputMeter(L.Callback):
         Memory on a GPU is what tensors took of it during the stage; on a CPU, what the whole process has taken so far.
         """
         pace = {"seconds_per_step": median(self.seconds)} if self.seconds else {}
-        return {**pace, "peak_memory_mb": self._peak() / 1e6}
-
-    def _peak(self) -> int:
-        if self._device is not None and self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
-        return peak_memory()
+        on_gpu = self._device is not None and self._device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self._device) if on_gpu else peak_memory()
+        return {**pace, "peak_memory_mb": peak / 1e6}
 
 
 def peak_memory() -> int:
@@ -280,8 +255,7 @@ class SkippedRows(Callback):
     """Adds what batches of the training side have left out to a run's faults."""
 
     def __init__(self, faults: list[SottovoceError]) -> None:
-        self.faults = faults
-        self.named = {str(fault) for fault in faults}
+        self.faults, self.named = faults, {str(fault) for fault in faults}
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, number: int) -> None:
         for problem in batch.skipped:

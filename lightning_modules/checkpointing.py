@@ -38,14 +38,9 @@ def write_checkpoints_atomically(trainer: L.Trainer) -> None:
 
 
 def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
-    """All that a checkpoint holds, if it is what was written; nothing in it is executed.
+    """All that a checkpoint holds; `CheckpointError` if it is missing or not what was written. Nothing is executed.
 
-    Args:
-        path: the file.
-        mapped: leave tensors on the disk until they are used.
-
-    Raises:
-        CheckpointError: the file is missing, cut off or changed.
+    With `mapped`, tensors stay on the disk until they are used.
     """
     try:
         checkpoint_digest.check(path)

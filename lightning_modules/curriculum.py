@@ -1,6 +1,7 @@
 """The curriculum: one stage after another, each from the best checkpoint of the one before; a killed stage goes on."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sottovoce.lightning_modules.run import Run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer import build_trainer, is_sharded, loader, train_to_end
 from sottovoce.training.splits import LazySplit
+from sottovoce.training.spoken_prompt import response_tokens
 
 
 def train_stages(run: Run) -> Path | None:
@@ -41,6 +43,8 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path:
     folder, stage = stage_folder(run.recipe, name), run.recipe.stages[name]
     best, done = folder / "best.ckpt", folder / "done.json"
     if done.is_file():
+        steps = json.loads(done.read_text("utf-8"))["steps"]
+        run.console.print(f"stage {name} is done: {steps} steps, {best}", highlight=False, soft_wrap=True)
         return best
     if before is not None:
         run.module.load_trained(read_trained(before), str(before))
@@ -54,14 +58,18 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path:
         enable_version_counter=False, save_on_train_epoch_end=False,
     )  # fmt: skip
     callbacks = [lowest, meter, guard, resumable, SkippedRows(run.data.faults)]
-    own = {"gradient_clip_val": stage.grad_clip, "default_root_dir": run.recipe.folder}
+    own = {
+        "gradient_clip_val": stage.grad_clip, "accumulate_grad_batches": stage.accumulate_grad_batches,
+        "default_root_dir": run.recipe.folder,
+    }  # fmt: skip
     trainer = build_trainer(run.recipe.trainer, folder, callbacks, **own)
 
     # data
-    batch_size = stage.batch_size * trainer.world_size
-    sampler = _sampler(run, name, "train", trainer, _consumed(resume, batch_size))
-    steps = len(sampler)
-    trainer.val_check_interval = max(1, steps // (stage.epochs * stage.val_checks_per_epoch))
+    together = stage.accumulate_grad_batches
+    batch_size = stage.batch_size * trainer.world_size * together
+    sampler = _sampler(run, name, "train", trainer, _steps_done(resume, batch_size))
+    steps = sampler.steps
+    trainer.val_check_interval = max(1, steps // (stage.epochs * stage.val_checks_per_epoch)) * together
     training = _loader(run, name, "train", sampler)
     validation = _loader(run, name, "validation", _sampler(run, name, "validation", trainer))
 
@@ -105,22 +113,17 @@ def read_trained(checkpoint: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _consumed(checkpoint: Path | None, batch_size: int) -> int:
-    """Batches of the stage that a killed run has trained on, of `batch_size` utterances from all processes together.
-
-    Raises:
-        ConfigError: its batches were larger or smaller, so that their number says nothing here.
-    """
+def _steps_done(checkpoint: Path | None, batch_size: int) -> int:
+    """Steps of a stage that a killed run has made; `ConfigError` if they had not `batch_size` utterances."""
     if checkpoint is None:
         return 0
     kept = read_checkpoint(checkpoint, mapped=True)
     if kept.get("batch_size", batch_size) != batch_size:
-        raise ConfigError(
-            f"{checkpoint}: this stage was begun with {kept['batch_size']} utterances a step in all processes, and "
-            f"would go on with {batch_size}: change the stage's `batch_size` with the number of processes",
-            code="mismatch", where="batch_size",
-        )  # fmt: skip
-    return int(kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"])
+        told = f"{checkpoint}: this stage was begun with {kept['batch_size']} utterances a step in all processes, and "
+        told += f"would go on with {batch_size}: the product of the stage's `batch_size`, `accumulate_grad_batches` "
+        raise ConfigError(told + "and the number of processes must stay", code="mismatch", where="batch_size")
+    batches = int(kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"])
+    return batches // int(kept.get("accumulate_grad_batches", 1))
 
 
 def _sampler(run: Run, stage: str, split: str, trainer: L.Trainer, start: int = 0) -> BatchSampler:
@@ -128,16 +131,11 @@ def _sampler(run: Run, stage: str, split: str, trainer: L.Trainer, start: int = 
     node, data, training = run.recipe.stages[stage], run.data.splits[split], split == "train"
     examples = run.example_sampler(stage, cut=training)
     return BatchSampler(
-        seconds=data.seconds,
-        weights=data.stage_weights(node, examples, training=training),
-        batch_size=node.batch_size,
-        epochs=node.epochs if training else 1,
-        seed=run.recipe.seed,
-        rank=trainer.global_rank,
-        ranks=trainer.world_size,
-        start=start,
-        groups=data.groups(examples),
-    )
+        seconds=data.seconds, weights=data.stage_weights(node, examples, training=training),
+        batch_size=node.batch_size, epochs=node.epochs if training else 1, seed=run.recipe.seed,
+        rank=trainer.global_rank, ranks=trainer.world_size, start=start, groups=data.groups(examples),
+        accumulate=node.accumulate_grad_batches if training else 1,
+    )  # fmt: skip
 
 
 def _loader(run: Run, stage: str, split: str, sampler: BatchSampler) -> DataLoader[Any]:
@@ -146,13 +144,14 @@ def _loader(run: Run, stage: str, split: str, sampler: BatchSampler) -> DataLoad
     draw, draws = run.example_sampler(stage, cut=split == "train"), node.tasks_per_utterance if split == "train" else 1
     generates = any(weight and run.tasks[task].generated for task, weight in node.tasks.items())
     complete = run.targets.complete if generates else None
+    count = partial(response_tokens, run.module.llm.chat, run.module.slots)
     if isinstance(run.data.splits[split], LazySplit):
         skip = recipe.data.policy == "skip"
-        lazy = LazyExamples(utterances, draw, draws, complete, run.audio_reader.read, skip=skip)
+        lazy = LazyExamples(utterances, draw, draws, complete, run.audio_reader.read, count, skip=skip)
         return loader(lazy, sampler, recipe.data.num_workers)
-    data = Examples(utterances, draw, draws, complete, run.audio_reader.read)
+    data = Examples(utterances, draw, draws, complete, run.audio_reader.read, count)
     if generates:
-        wanted = (example for rows in sampler.global_batches() for example in data.examples(rows))
+        wanted = (example for rows in sampler.global_steps() for example in data.examples(rows))
         with run.progress() as progress:
             run.targets.make(run.module.llm, wanted, progress)
     return loader(data, sampler, recipe.data.num_workers)

@@ -1,13 +1,13 @@
 """DeepSpeed's ZeRO as Lightning runs it: also on CPU, each part in its own dtype, checkpoints in one ordinary file."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,14 +21,8 @@ class OwnDtypes(DeepSpeedPrecision):
     DeepSpeed's own mixed precision would cast all of them, and Whisper's log-mels with them.
     """
 
-    def convert_module(self, module: nn.Module) -> nn.Module:
-        return module
-
-    def convert_input(self, data: Any) -> Any:
-        return data
-
-    def tensor_init_context(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    convert_module, convert_input = Precision.convert_module, Precision.convert_input
+    tensor_init_context = Precision.tensor_init_context
 
 
 class ZeRO(DeepSpeedStrategy):
@@ -46,6 +40,8 @@ class ZeRO(DeepSpeedStrategy):
 
     lightning_restore_optimizer = True  # type: ignore[assignment]  # read from our own file
     restore_checkpoint_after_setup = False  # type: ignore[assignment]  # weights are taken before they are sharded
+    load_checkpoint, save_checkpoint = Strategy.load_checkpoint, Strategy.save_checkpoint
+    load_model_state_dict = Strategy.load_model_state_dict
 
     def __init__(self, precision: Any, **knobs: Any) -> None:
         super().__init__(logging_batch_size_per_gpu=1, precision_plugin=OwnDtypes(precision), **knobs)
@@ -117,25 +113,18 @@ class ZeRO(DeepSpeedStrategy):
         state = {}
         for i, weight in enumerate(weights):
             moments = {key: safe_get_full_optimizer_state(weight, key).cpu().clone() for key in MOMENTS}
-            # a count of its own: whoever goes on adds to it in place
-            state[i] = {"step": steps.cpu().clone(), **moments}
+            state[i] = {"step": steps.cpu().clone(), **moments}  # its own count: whoever goes on adds to it in place
         group = {key: value for key, value in inner.param_groups[0].items() if key != "params"}
         return {"state": state, "param_groups": [{**group, "params": list(range(len(weights)))}]}
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        Strategy.load_model_state_dict(self, checkpoint, strict)  # before `setup`, when what trains is still whole
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """After `setup`: each process takes its share."""
         zero: Any = self.optimizers[0]
         inner, saved = _inner(zero), checkpoint["optimizer_states"][0]
-        for key, value in saved["param_groups"][0].items():
-            if key != "params":
-                inner.param_groups[0][key] = value
+        inner.param_groups[0] |= {key: value for key, value in saved["param_groups"][0].items() if key != "params"}
         for flat in _flat(zero):
-            inner.state[flat] = {"step": saved["state"][0]["step"].clone()} | {
-                key: torch.zeros_like(flat) for key in MOMENTS
-            }
+            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+            inner.state[flat] = {"step": saved["state"][0]["step"].clone(), **moments}
         if not self.zero_stage_3:
             zero._lazy_init_hp_params_optimizer_state()  # ties each weight to its place in these
         for i, weight in enumerate(self._learning()):
@@ -156,12 +145,6 @@ class ZeRO(DeepSpeedStrategy):
         module: Any = self.lightning_module
         weights: list[nn.Parameter] = module.trainable_parameters()
         return weights
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
 
 def _no_compiling() -> None:

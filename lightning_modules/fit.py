@@ -8,13 +8,14 @@ if __name__ == "__main__":  # before the imports below, which take seconds that 
     sys.exit(main(["fit", *sys.argv[1:]]))
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
-from sottovoce.config.recipe import load
+from sottovoce.config.recipe import Recipe, load
 from sottovoce.errors import ConfigError
 from sottovoce.lightning_modules.bundle import write_bundle, write_card
 from sottovoce.lightning_modules.curriculum import read_trained, train_stages
@@ -22,12 +23,18 @@ from sottovoce.lightning_modules.run import frozen_fingerprints, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer import check_trainer, is_rank_zero
 from sottovoce.paths import resolve
+from sottovoce.training.run_folder import only_run
 
 
 def fit(config: str, overrides: Sequence[str] = ()) -> None:
     """Train all stages, score, write the bundle, print the table. The same command again goes on where it stopped."""
-    console = Console(quiet=not is_rank_zero())
     recipe = load(config, overrides)
+    with only_run(recipe.folder) if is_rank_zero() else nullcontext():
+        _fit(recipe)
+
+
+def _fit(recipe: Recipe) -> None:
+    console = Console(quiet=not is_rank_zero())
     scores, node = recipe.folder / "evaluation", recipe.evaluation
 
     # prepare
@@ -68,30 +75,23 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
         module = SpeechLLM(recipe)
         module.encoder.build()
         module.llm.build()
-    table = Table(title=f"{recipe.name}: what trains, what is frozen")
-    for column in ("part", "type", "parameters", ""):
-        table.add_column(column, justify="right" if column == "parameters" else "left")
-    learns = recipe.trains_encoder
-    table.add_row("encoder", _shown(recipe.encoder), f"{count(module.encoder):,}", "trains" if learns else "frozen")
+    tuned = sum(module.llm.get_parameter(name).numel() for name in module.llm.trainable_names)
+    rows: list[tuple[str, str, nn.Module, str]] = [
+        ("encoder", _shown(recipe.encoder), module.encoder, "trains" if recipe.trains_encoder else "frozen")
+    ]
     for name, slot in recipe.slots.items():
         learns = any(name in (node.train or recipe.slots) for node in recipe.stages.values())
-        table.add_row(
-            f"adapter {name}",
-            _shown(slot.adapter),
-            f"{count(module.adapters[name]):,}",
-            "trains" if learns else "frozen",
-        )
-    tuned = sum(module.llm.get_parameter(name).numel() for name in module.llm.trainable_names)
+        told = "trains" if learns else "frozen"
+        rows.append((f"adapter {name}", _shown(slot.adapter), module.adapters[name], told))
     told = f"{tuned:,} train" if tuned else "frozen"
-    table.add_row("llm", f"{recipe.llm.checkpoint} ({recipe.llm.dtype})", f"{count(module.llm):,}", told)
-    if module.auxiliary_head and recipe.auxiliary_head:
-        table.add_row(
-            "auxiliary_head",
-            f"at layer {recipe.auxiliary_head.layer}",
-            f"{count(module.auxiliary_head):,}",
-            "trains, then dropped",
-        )
-    table.add_row("all", "", f"{count(module):,}", f"{_trained(module):,} train")
+    rows.append(("llm", f"{recipe.llm.checkpoint} ({recipe.llm.dtype})", module.llm, told))
+    if module.auxiliary_head and (head := recipe.auxiliary_head):
+        rows.append(("auxiliary_head", f"at layer {head.layer}", module.auxiliary_head, "trains, then dropped"))
+    rows.append(("all", "", module, f"{_trained(module):,} train"))
+    title, parameters = f"{recipe.name}: what trains, what is frozen", Column("parameters", justify="right")
+    table = Table("part", "type", parameters, "", title=title)
+    for part, kind, weights, told in rows:
+        table.add_row(part, kind, f"{sum(weight.numel() for weight in weights.parameters()):,}", told)
     Console().print(table)
 
 
@@ -102,11 +102,6 @@ def _trained(module: SpeechLLM) -> int:
         module.start_stage(stage, 1)
         names |= {name for name, weight in module.named_parameters() if weight.requires_grad}
     return sum(module.get_parameter(name).numel() for name in names)
-
-
-def count(module: nn.Module) -> int:
-    """Parameters, each once."""
-    return sum(weight.numel() for weight in module.parameters())
 
 
 def _shown(node: dict[str, object]) -> str:

@@ -63,18 +63,12 @@ def example_sampler_of(recipe: Recipe, tasks: dict[str, Task], stage: str | None
 
 
 def prepare_run(recipe: Recipe, console: Console) -> Run:
-    """Everything that must be right before training: the folder, the data, every clip, the frozen parts.
-
-    Raises:
-        SottovoceError: with what is wrong and what to do.
-    """
+    """Everything that must be right before training, or `SottovoceError`: folder, data, every clip, frozen parts."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
     check_trainer(recipe)
     if recipe.init_from and not Path(recipe.init_from).is_dir():
-        raise MissingError(
-            f"init_from: there is no bundle {recipe.init_from}: train the recipe that leaves it first",
-            where="init_from",
-        )
+        why = f"there is no bundle {recipe.init_from}: train the recipe that leaves it first"
+        raise MissingError.at("init_from", "not-found", why)
     cache = Path(recipe.data.cache or recipe.folder / "cache")
     with file_lock(cache):  # the first process reads weights from disk, and makes what a corpus makes
         check_folder(recipe.folder, recipe.plain())
@@ -90,16 +84,12 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
     run = Run(recipe, build_tasks(recipe), data, module, reader, module.slots, cache, console)
     with file_lock(cache):
         encode_clips(run)
-    check_data(recipe.folder, {name: split.fingerprint_rows() for name, split in run.data.splits.items()})
+    check_data(recipe.folder, {name: run.data.splits[name].fingerprint_rows() for name in ("train", "validation")})
     return run
 
 
 def encode_clips(run: Run) -> None:
-    """Check and encode every clip; leave out what is faulty, or stop, as the recipe says.
-
-    Raises:
-        ManifestError: clips are faulty and the policy is `error`, or nothing is left.
-    """
+    """Check and encode every clip; leave out what is faulty, or stop by `ManifestError`, as the recipe says."""
     clips = [clip for split in run.data.splits.values() for clip in split.clips()]
     with run.progress() as progress, on_device(run.module.encoder):
         faults = run.audio_reader.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
@@ -108,34 +98,24 @@ def encode_clips(run: Run) -> None:
     run.data.faults += faults
     bad = {Path(fault.where) for fault in faults}
     run.data.splits = {name: split.without(bad) for name, split in run.data.splits.items()}
-    for name in ("train", "validation"):
+    for name in ("train", "validation") if run.recipe.stages or run.recipe.cascade else ():
         if not run.data.splits[name].utterances:
-            raise ManifestError(
-                f"no utterance is left in {name!r}: data.{name} must name a manifest with usable lines",
-                code="empty",
-                where=f"data.{name}",
-            )
+            told = f"no utterance is left in {name!r}: data.{name} must name a manifest with usable lines"
+            raise ManifestError(told, code="empty", where=f"data.{name}")
         for stage in run.recipe.stages:
             _check_serves(run, stage, name)
 
 
 def _check_serves(run: Run, stage: str, split: str) -> None:
-    """Say how many utterances a stage leaves aside.
-
-    Raises:
-        ManifestError: all of them, so that it could not train, which is told before the stages before it do.
-    """
+    """Say how many utterances a stage leaves aside; `ManifestError` for all, before the stages before it train."""
     node, data, training = run.recipe.stages[stage], run.data.splits[split], split == "train"
     weights = data.stage_weights(node, run.example_sampler(stage, cut=training), training=training)
     served, count = int((weights > 0).sum()), len(data.utterances)
     if not served:
-        raise ManifestError(
-            f"stage {stage!r}: of the {count} utterances of {split!r} none can serve its tasks "
-            f"({', '.join(node.tasks)}), or none has a weight: look at the manifests' labels, and at `tasks`, `weight` "
-            "and `parts` in the recipe",
-            code="empty",
-            where=f"stages.{stage}.tasks",
-        )
+        told = f"stage {stage!r}: of the {count} utterances of {split!r} none can serve its tasks "
+        told += f"({', '.join(node.tasks)}), or none has a weight: look at the manifests' labels, and at `tasks`, "
+        told += "`weight` and `parts` in the recipe"
+        raise ManifestError(told, code="empty", where=f"stages.{stage}.tasks")
     if served < count:
         run.console.print(f"stage {stage}: {served:,} of {count:,} utterances of {split} serve its tasks")
 
@@ -143,4 +123,4 @@ def _check_serves(run: Run, stage: str, split: str) -> None:
 def frozen_fingerprints(module: SpeechLLM) -> dict[str, str]:
     """Digests of what no stage trains: the encoder, if it does not learn, and all of the LLM that is not unfrozen."""
     encoder = {} if module.owns_encoder else {"encoder": module.encoder.fingerprint()}
-    return {**encoder, "llm": module.llm.frozen_fingerprint()}
+    return {**encoder, "llm": module.llm.fingerprint(frozen=True)}

@@ -9,10 +9,9 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from transformers import get_scheduler
 
 from sottovoce.adapters import ADAPTERS, Adapter
-from sottovoce.config.recipe import ENCODER, LLM, SCHEDULES, Recipe
+from sottovoce.config.recipe import ENCODER, LLM, Recipe
 from sottovoce.config.sections import StageConfig
 from sottovoce.data.examples import Batch
 from sottovoce.device import check_fits
@@ -20,6 +19,7 @@ from sottovoce.encoders import ENCODERS
 from sottovoce.errors import BundleError, ConfigError, brief
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.callbacks import propagate_nonfinite
+from sottovoce.lightning_modules.trainer import adamw
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
 from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
@@ -210,12 +210,13 @@ class SpeechLLM(L.LightningModule):
             return 0.0
         rows = [i for i, example in enumerate(batch.examples) if batch.counts and example.utterance.category]
         truth = [(str(u.category), u.labels[str(u.category)]) for u in (batch.examples[i].utterance for i in rows)]
-        count = self.trainer.strategy.reduce(torch.tensor(float(len(rows)), device=self.device), reduce_op="sum")
+        here = float(len(rows) if batch.step is None else batch.step.categories)
+        count = self.trainer.strategy.reduce(torch.tensor(here, device=self.device), reduce_op="sum")
         if not rows and not self.lockstep:
             return 0.0
         category, values = next(iter(config.categories.items()))  # a stand-in, where no row of this process has one
         head = self.auxiliary_head.loss(out.pooled[rows or [0]], truth or [(category, values[0])])
-        share = self.trainer.world_size / count.clamp(min=1) if rows else 0.0  # strategies average over ranks
+        share = self._averaged / count.clamp(min=1) if rows else 0.0
         both: Tensor = (head.category + head.attribute) * share
         if rows:
             self.log("train/auxiliary_head_accuracy", head.right / head.rows, batch_size=head.rows)
@@ -224,20 +225,33 @@ class SpeechLLM(L.LightningModule):
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
         """The mean over response tokens of all ranks (not a mean of the ranks' means)."""
-        torch.manual_seed(hash((self.recipe.seed, self.global_step, self.global_rank)))  # dropout, also when resumed
+        torch.manual_seed(hash((self.recipe.seed, number, self.global_rank)))  # dropout, also when resumed
         out = self.loss(batch)
         self.row_losses = out.per_row.detach()
 
-        # sums over all ranks, of which each then divides by the tokens of all
+        # sums over all ranks, of which each then divides by the tokens of all, in all batches of the step
         here = torch.stack([out.total.detach(), out.total.new_tensor(out.tokens)]) * batch.counts
-        total, tokens = self.trainer.strategy.reduce(here, reduce_op="sum")
-        tokens = tokens.clamp(min=1)  # there are none where no process has a row that counts
-        self.log("train/loss", total / tokens, prog_bar=True, batch_size=len(batch.examples))
-        loss: Tensor = out.total * batch.counts * self.trainer.world_size / tokens  # strategies average over ranks
+        step = here[1] if batch.step is None else here.new_tensor(batch.step.tokens)
+        total, tokens, in_step = self.trainer.strategy.reduce(torch.stack([*here, step]), reduce_op="sum")
+        first = number % self.trainer.accumulate_grad_batches == 0
+        self._so_far = torch.stack([total, tokens]) + (0.0 if first else self._so_far)  # of the step
+        mean = self._so_far[0] / self._so_far[1].clamp(min=1)
+        self.log("train/loss", mean, prog_bar=True, batch_size=len(batch.examples))
+        share = self._averaged / in_step.clamp(min=1)  # there are none where no process has a row that counts
+        loss: Tensor = out.total * batch.counts * share
 
         # every rank has a gradient for every weight, if only 0; in lockstep the loss has an anchor of its own
         anchor = 0.0 if self.lockstep else 0.0 * sum(weight.sum() for weight in self.trainable_parameters())
         return propagate_nonfinite(loss + self._auxiliary_loss(batch, out) + anchor)
+
+    @property
+    def _averaged(self) -> int:
+        """By what the gradient of a step's summed losses is divided: strategies average over ranks and batches.
+
+        DeepSpeed divides by the number of batches, and Lightning has done so before.
+        """
+        times = 1 + self.trainer.strategy.handles_gradient_accumulation
+        return int(self.trainer.world_size * self.trainer.accumulate_grad_batches**times)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The weights that this stage trains, heads included."""
@@ -258,17 +272,21 @@ class SpeechLLM(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what this stage trains, with its schedule (section IV-C)."""
-        node = self.node
-        betas = (node.betas[0], node.betas[1])
-        optimizer = torch.optim.AdamW(self.trainable_parameters(), node.lr, betas, node.eps, node.weight_decay)
-        scheduler = get_scheduler(SCHEDULES[node.lr_schedule], optimizer, node.warmup_steps, self.steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adamw(self.trainable_parameters(), self.node, self.steps, self.node.eps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds what was trained and nothing that was frozen, recipe and batch size."""
         checkpoint["recipe"] = self.recipe.plain()
-        checkpoint["batch_size"] = self.node.batch_size * self.trainer.world_size
+        checkpoint["batch_size"] = self.node.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        checkpoint["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
         checkpoint["state_dict"] = _beginning(self.trained_prefixes, checkpoint["state_dict"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run may go on with its steps in other shares: Lightning counts batches, where steps are what is done."""
+        before, now = checkpoint.get("accumulate_grad_batches", 1), self.trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts.update({name: count // before * now for name, count in counts.items()})
 
     def trained(self) -> dict[str, Tensor]:
         """The weights that some stage trains, named as in a checkpoint; without the heads, which are only a help."""
@@ -277,10 +295,8 @@ class SpeechLLM(L.LightningModule):
     def load_trained(self, weights: dict[str, Tensor], source: str, *, begins: bool = False) -> None:
         """Take trained weights, named as in a checkpoint; every one must be there but the heads', and no other.
 
-        With `begins`, those of encoder and LLM may be absent: a run starts from one that did not train them.
-
-        Raises:
-            BundleError: a weight is missing, unknown, or of another shape; `source` is named.
+        With `begins`, those of encoder and LLM may be absent: a run starts from one that did not train them. What does
+        not fit is a `BundleError` about `source`.
         """
         self._load_llm()  # what of it trains is known then, and nothing that comes later overwrites these weights
         needed = {name for name in PARTS if any(key.startswith(f"{name}.") for key in self.trained_prefixes)} - {HEADS}

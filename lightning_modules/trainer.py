@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import nn
 from torch.distributed import DistError
 from torch.utils.data import DataLoader
 
-from sottovoce.config.recipe import Recipe
+from sottovoce.config.best_rq import PretrainRecipe
+from sottovoce.config.recipe import SCHEDULES, Recipe
+from sottovoce.config.sections import StageConfig
 from sottovoce.errors import ConfigError, MissingError, SottovoceError, TrainingError, nearest
 from sottovoce.lightning_modules.callbacks import ResumeCheckpoint, ignore_signals
 from sottovoce.lightning_modules.checkpointing import write_checkpoints_atomically
@@ -27,38 +32,26 @@ from sottovoce.signals import Terminated
 _READER = re.compile(r"DataLoader worker \(pid\(?s?\)? ?(?P<pid>[\d, ]+)\) (?P<fate>.*)")
 _CAUGHT = re.compile(r"^Caught \w+ in DataLoader worker process")
 _PARTED = re.compile(r"closed by peer|reset by peer|broken pipe|gloo|nccl|connection refused", re.IGNORECASE)
+_GOES_ON = "The same command goes on from the last checkpoint"
 _DEFAULTS: dict[str, Any] = {"accelerator": "auto", "devices": 1, "log_every_n_steps": 10}
 
 
 def build_trainer(chosen: dict[str, Any], folder: Path, callbacks: list[Callback], **own: Any) -> L.Trainer:
     """A Trainer whose one epoch is the whole training: its sampler goes through all epochs, so a place is one number.
 
-    Args:
-        chosen: the recipe's `trainer`, keyword arguments of lightning.Trainer.
-        folder: of the metrics.
-        callbacks: beside the progress bar.
-        own: further arguments, which a recipe may not set.
-
-    Raises:
-        ConfigError: an argument that Lightning does not take, or a strategy that cannot be.
+    `chosen` is the recipe's `trainer`; `own` are further arguments of lightning.Trainer, which a recipe may not set.
+    Metrics go to `folder`. An argument that Lightning does not take, or a strategy that cannot be, is a `ConfigError`.
     """
     chosen = {**_DEFAULTS, **chosen}
     shown = [RichProgressBar(leave=True)] if chosen.get("enable_progress_bar", True) else []
     try:
         trainer = L.Trainer(
-            **trainer_arguments(chosen),
-            max_epochs=1,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_model_summary=False,
-            callbacks=[*callbacks, LearningRateMonitor("step"), *shown],
-            logger=CSVLogger(folder, name="metrics"),
-            **own,
-        )
+            **trainer_arguments(chosen), max_epochs=1, num_sanity_val_steps=0, use_distributed_sampler=False,
+            enable_model_summary=False, callbacks=[*callbacks, LearningRateMonitor("step"), *shown],
+            logger=CSVLogger(folder, name="metrics"), **own,
+        )  # fmt: skip
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(
-            f"trainer: Lightning refuses these arguments: {error}", code="bad-value", where="trainer"
-        ) from None
+        raise ConfigError.at("trainer", "bad-value", f"Lightning refuses these arguments: {error}") from None
     write_checkpoints_atomically(trainer)
     return trainer
 
@@ -80,6 +73,17 @@ def train_to_end(
         raise KeyboardInterrupt
     if checkpoint.agreed(trainer):
         raise Terminated
+
+
+def adamw(
+    weights: list[nn.Parameter], node: StageConfig | PretrainRecipe, steps: int, eps: float = 1e-8
+) -> OptimizerLRSchedulerConfig:
+    """AdamW over weights, with the schedule that a recipe or stage of so many steps asks for."""
+    from transformers import get_scheduler  # late: it takes seconds
+
+    optimizer = torch.optim.AdamW(weights, node.lr, (node.betas[0], node.betas[1]), eps, node.weight_decay)
+    scheduler = get_scheduler(SCHEDULES[node.lr_schedule], optimizer, node.warmup_steps, steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def loader(data: Any, sampler: Any, num_workers: int) -> DataLoader[Any]:
@@ -107,42 +111,22 @@ def readable_errors(trainer: L.Trainer) -> Iterator[None]:
         raise type(error)(last.partition(": ")[2] or last) from None
     except RuntimeError as error:
         if reader := _READER.search(str(error)):
-            raise TrainingError(
-                f"a process that reads audio (pid {reader['pid'].strip()}) has died: {reader['fate'].strip()} Often "
-                "memory has run out: lower data.num_workers. The same command goes on from the last checkpoint",
-                code="died",
-                where="data.num_workers",
-            ) from None
+            told = f"a process that reads audio (pid {reader['pid'].strip()}) has died: {reader['fate'].strip()} Often "
+            told += f"memory has run out: lower data.num_workers. {_GOES_ON}"
+            raise TrainingError(told, code="died", where="data.num_workers") from None
         if trainer.world_size > 1 and (isinstance(error, DistError) or _PARTED.search(str(error))):
-            raise TrainingError(
-                f"process {trainer.global_rank} of {trainer.world_size}: another process of this run has ended, so "
-                f"this one cannot go on ({str(error).splitlines()[0][:200]}). What ended it stands above; if nothing "
-                "does, it was killed, often because memory ran out. The same command goes on from the last checkpoint",
-                code="died",
-                where="trainer.devices",
-            ) from None
+            told = f"process {trainer.global_rank} of {trainer.world_size}: another process of this run has ended, so "
+            told += f"this one cannot go on ({str(error).splitlines()[0][:200]}). What ended it stands above; if "
+            told += f"nothing does, it was killed, often because memory ran out. {_GOES_ON}"
+            raise TrainingError(told, code="died", where="trainer.devices") from None
         raise
 
 
 PRECISIONS = ("32-true", "bf16-mixed")  # under DeepSpeed
-KNOWN = (
-    "16-mixed",
-    "16-true",
-    "bf16-mixed",
-    "bf16-true",
-    "32-true",
-    "64-true",
-    "16",
-    "bf16",
-    "32",
-    "64",
-    16,
-    32,
-    64,
-    "transformer-engine",
-    "transformer-engine-float16",
-    None,
-)  # to Lightning
+KNOWN = (  # to Lightning
+    "16-mixed", "16-true", "bf16-mixed", "bf16-true", "32-true", "64-true", "16", "bf16", "32", "64", 16, 32, 64,
+    "transformer-engine", "transformer-engine-float16", None,
+)  # fmt: skip
 
 
 def is_rank_zero() -> bool:
@@ -158,11 +142,7 @@ def is_sharded(trainer: dict[str, Any]) -> bool:
 def check_trainer(recipe: Recipe) -> None:
     """Whether Lightning knows what `trainer` says, and the strategy can do what the recipe asks for.
 
-    Which devices there are is not asked: a recipe may be looked at elsewhere.
-
-    Raises:
-        ConfigError: an argument, accelerator, precision or strategy is none of Lightning's, a number is no count of
-            devices, or the strategy shards the weights where that cannot be.
+    If not, that is a `ConfigError`. Which devices there are is not asked: a recipe may be looked at elsewhere.
     """
     takes = list(inspect.signature(L.Trainer).parameters)
     for key in recipe.trainer:
@@ -172,27 +152,21 @@ def check_trainer(recipe: Recipe) -> None:
     accelerators = ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
     for key, names in (("accelerator", accelerators), ("precision", KNOWN)):
         if key in recipe.trainer and recipe.trainer[key] not in names:
-            told = f"trainer.{key}: Lightning has no {recipe.trainer[key]!r}."
-            told += nearest(str(recipe.trainer[key]), [str(name) for name in names])
-            raise ConfigError(told, code="unknown-name", where=f"trainer.{key}")
+            why = f"Lightning has no {recipe.trainer[key]!r}.{nearest(str(recipe.trainer[key]), map(str, names))}"
+            raise ConfigError.at(f"trainer.{key}", "unknown-name", why)
     for key in ("devices", "num_nodes"):
         if not _counts(recipe.trainer.get(key, 1), others=("auto", -1, "-1") if key == "devices" else ()):
-            told = f"trainer.{key}: a positive whole number is needed, found {recipe.trainer[key]!r}"
-            raise ConfigError(told, code="bad-value", where=f"trainer.{key}")
+            why = f"a positive whole number is needed, found {recipe.trainer[key]!r}"
+            raise ConfigError.at(f"trainer.{key}", "bad-value", why)
     name, known = recipe.trainer.get("strategy", "auto"), ["auto", *StrategyRegistry.available_strategies()]
     if not isinstance(name, str) or name not in known:
-        told = f"trainer.strategy: there is no strategy {name!r}.{nearest(str(name), known)}"
-        raise ConfigError(told, code="unknown-name", where="trainer.strategy")
-    if is_sharded(recipe.trainer) and (
-        recipe.auxiliary_head or recipe.trains_encoder or recipe.llm.tuning.method == "weights"
-    ):
-        raise ConfigError(
-            f"trainer.strategy: under {recipe.trainer['strategy']} adapters and LoRA can train, but not "
-            "auxiliary_head, the encoder, or the LLM's own weights (llm.tuning.method=weights): take "
-            "deepspeed_stage_2, or ddp",
-            code="conflict",
-            where="trainer.strategy",
-        )
+        why = f"there is no strategy {name!r}.{nearest(str(name), known)}"
+        raise ConfigError.at("trainer.strategy", "unknown-name", why)
+    large = recipe.auxiliary_head or recipe.trains_encoder or recipe.llm.tuning.method == "weights"
+    if large and is_sharded(recipe.trainer):
+        why = f"under {name} adapters and LoRA can train, but not auxiliary_head, the encoder, or the LLM's own "
+        why += "weights (llm.tuning.method=weights): take deepspeed_stage_2, or ddp"
+        raise ConfigError.at("trainer.strategy", "conflict", why)
 
 
 def _counts(value: Any, others: Sequence[Any]) -> bool:
@@ -217,19 +191,15 @@ def trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
     precision = str(trainer.get("precision") or "32-true")
     precision = {"32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
     if precision not in PRECISIONS:
-        raise ConfigError(
-            f"trainer.precision: under {name} it is {' or '.join(PRECISIONS)}, found {precision!r}: what trains stays "
-            "in float32, and frozen parts have dtypes of their own (llm.dtype)",
-            code="conflict",
-            where="trainer.precision",
-        )
+        why = f"under {name} it is {' or '.join(PRECISIONS)}, found {precision!r}: what trains stays in float32, and "
+        raise ConfigError.at("trainer.precision", "conflict", f"{why}frozen parts have dtypes of their own (llm.dtype)")
     if trainer.get("accelerator") == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is first imported
     try:
         import deepspeed  # noqa: F401
     except ImportError as error:
-        told = f"trainer.strategy: {name} needs DeepSpeed: pip install deepspeed"
-        raise MissingError(told, code="unavailable", where="trainer.strategy") from error
+        why = f"{name} needs DeepSpeed: pip install deepspeed"
+        raise MissingError.at("trainer.strategy", "unavailable", why) from error
     from sottovoce.lightning_modules.deepspeed_strategy import ZeRO
 
     knobs = StrategyRegistry[name]["init_params"]

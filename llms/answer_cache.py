@@ -17,16 +17,10 @@ PART = 256  # chats after which answers are written down
 
 
 class AnswerCache:
-    """Answers by key, in a JSONL file that only grows.
+    """Answers by key, in a JSONL file that only grows; its folder is made when the first is added.
 
     A killed process loses at most the line that it was writing. Each line has a CRC-32, so that a changed one is not
-    learned from.
-
-    Args:
-        file: of the answers; its folder is made when the first is added.
-
-    Raises:
-        SottovoceError: the file holds a line that is no answer.
+    learned from: a line that is no answer is a `SottovoceError`.
     """
 
     def __init__(self, file: Path) -> None:
@@ -47,20 +41,12 @@ class AnswerCache:
                 if entry["crc32"] != _checksum(key, answer, cut):
                     raise ValueError("changed since it was written")
             except (ValueError, KeyError, TypeError, RecursionError):
-                raise SottovoceError(
-                    f"{self.file}:{number}: damaged line, or one of an older version; it is safe to take it out: its "
-                    "answer is asked for again",
-                    code="damaged",
-                    where=f"{self.file}:{number}",
-                ) from None
+                why = "damaged line, or one of an older version; it is safe to take it out: its answer is asked for "
+                raise SottovoceError.at(f"{self.file}:{number}", "damaged", f"{why}again") from None
             self.answers[key] = Cut(answer) if cut else answer
 
     def add(self, answers: Mapping[str, str]) -> None:
-        """Keep answers by their keys; they are on the disk when this returns.
-
-        Raises:
-            StorageError: the disk takes no more.
-        """
+        """Keep answers by their keys; they are on the disk when this returns, or `StorageError`."""
         lines = []
         for key, answer in answers.items():
             cut = isinstance(answer, Cut)
@@ -79,16 +65,7 @@ class CachedEngine(Engine):
     """An engine with a cache: the same chat, with the same limits and seed, is sent once.
 
     Failures are not kept: the next run asks again. If not one chat of a part was answered, the parts after it are not
-    sent.
-
-    Args:
-        engine: answers what is not in the cache.
-        file: see `AnswerCache`.
-        progress: shows how many parts are done.
-        label: of the progress.
-
-    Raises:
-        SottovoceError: as `AnswerCache`.
+    sent. `progress` shows how many parts are done. `file` and errors are those of `AnswerCache`.
     """
 
     def __init__(
@@ -101,7 +78,6 @@ class CachedEngine(Engine):
     def answer(
         self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[str | Failure]:
-        """See `Engine`."""
         limits = (max_new_tokens, float(temperature), seed)
         keys = [digest_key(self.name, limits, chat) for chat in chats]
         known = self.cache.answers

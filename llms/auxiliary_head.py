@@ -48,11 +48,7 @@ class AuxiliaryHead(nn.Module):
         return self.category(states), self.attribute(states)
 
     def loss(self, states: Tensor, truth: Sequence[tuple[str, str]]) -> HeadLoss:
-        """Cross-entropies of states (rows, dim), given the true (category, value) of each row.
-
-        Raises:
-            ConfigError: a category or value is unknown.
-        """
+        """Cross-entropies of states (rows, dim), given the true (category, value) of each; `ConfigError` if unknown."""
         values = torch.tensor([self._number(*pair) for pair in truth], device=states.device)
         categories = self.owner[values]
         by_category, by_value = self(states)
@@ -69,7 +65,6 @@ class AuxiliaryHead(nn.Module):
         key = "auxiliary_head.categories"
         if category not in self.categories:
             raise ConfigError.at(key, "unknown-name", f"category {category!r}.{nearest(category, self.names)}")
-        if value not in self.categories[category]:
-            known = nearest(value, self.categories[category])
-            raise ConfigError.at(f"{key}.{category}", "unknown-name", f"value {value!r}.{known}")
+        if value not in (known := self.categories[category]):
+            raise ConfigError.at(f"{key}.{category}", "unknown-name", f"value {value!r}.{nearest(value, known)}")
         return self.values.index((category, value))

@@ -1,19 +1,13 @@
 """A causal LM with embeddings spliced into its prompts: loss, generation, pooled hidden states."""
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
-
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
-from typing import NamedTuple
-
 from transformers import LogitsProcessorList
 
 from sottovoce.errors import SottovoceError
@@ -53,10 +47,7 @@ class PooledLayer(NamedTuple):
 
 
 class CausalLLM(LoadedLLM):
-    """Loss of, and greedy generation after, prompts of text and speech embeddings.
-
-    Args: see `LoadedLLM`.
-    """
+    """Loss of, and greedy generation after, prompts of text and speech embeddings."""
 
     @cached_property
     def prefix_cache(self) -> PrefixCache:
@@ -65,12 +56,8 @@ class CausalLLM(LoadedLLM):
     def embed(self, segments: list[Segment], embeddings: Mapping[Hashable, Tensor]) -> Tensor:
         """A prompt as (tokens, dim) in the LLM's dtype: text from its own table, each placeholder from `embeddings`.
 
-        These are (n, dim), n may be 0, by placeholder key; they keep their gradient. They replace the table's output,
-        that is they come after the scaling of families that scale inside their table.
-
-        Raises:
-            KeyError: a placeholder has no embeddings.
-            SottovoceError: embeddings have another shape.
+        These are (n, dim), n may be 0, by placeholder key (or `KeyError`); they keep their gradient. They replace the
+        table's output, that is they come after the scaling of families that scale inside their table.
         """
         return self.embed_all([segments], embeddings)[0]
 
@@ -85,12 +72,9 @@ class CausalLLM(LoadedLLM):
         ]
 
     def loss(
-        self,
-        prompts: list[Tensor],
-        responses: list[list[int]],
-        prefixes: list[list[int]] | None = None,
+        self, prompts: list[Tensor], responses: list[list[int]], prefixes: list[list[int]] | None = None,
         pool: PooledLayer | None = None,
-    ) -> TokenLoss:
+    ) -> TokenLoss:  # fmt: skip
         """Negative log-likelihood of the responses, given their prompts.
 
         Rows are padded on the left, so that responses end together and logits are made for the last positions only;
@@ -108,11 +92,9 @@ class CausalLLM(LoadedLLM):
             SottovoceError: no rows, a row without prompt or response, or one that the LLM's context cannot hold.
         """
         if len(prompts) != len(responses) or not prompts or not all(responses):
-            raise SottovoceError(
-                f"a loss needs as many responses as prompts, and a token in each: got {len(prompts)} prompts, "
-                f"responses of {[len(response) for response in responses]} tokens",
-                code="empty",
-            )
+            counts = f"{len(prompts)} prompts, responses of {[len(response) for response in responses]} tokens"
+            why = f"a loss needs as many responses as prompts, and a token in each: got {counts}"
+            raise SottovoceError(why, code="empty")
         self.check_lengths(prompts, [len(response) for response in responses])
         sharded = self.sharded  # then every process must make the same calls: one, whatever its rows are
         cached = prefixes is not None and all(prefixes) and not self.trainable_names and pool is None and not sharded
@@ -175,21 +157,16 @@ class CausalLLM(LoadedLLM):
         """Whether every layer attends to the whole past, so that padding inside the cache does no harm."""
         config = self.config.get_text_config()
         kinds = getattr(config, "layer_types", None)
-        if kinds is not None:
-            return all(kind == "full_attention" for kind in kinds)
-        return getattr(config, "sliding_window", None) is None
+        return getattr(config, "sliding_window", None) is None if kinds is None else set(kinds) <= {"full_attention"}
 
     @torch.no_grad()
     def generate(
         self, prompts: list[Tensor], max_new_tokens: int, processors: LogitsProcessorList | None = None
     ) -> list[str]:
-        """Greedy search until the turn ends: a text per prompt of (tokens, dim).
+        """Greedy search until the turn ends: a text per prompt of (tokens, dim); errors as in `check_lengths`.
 
         Texts come without special tokens and without white space around them, and do not depend on the batch; one that
         did not end is a `Cut`. `processors` change the logits of each step.
-
-        Raises:
-            SottovoceError: a prompt is empty, or the LLM's context cannot hold it and `max_new_tokens` more.
         """
         if max_new_tokens < 1:
             raise SottovoceError(f"max_new_tokens must be at least 1, got {max_new_tokens}", code="bad-value")
@@ -225,11 +202,7 @@ class CausalLLM(LoadedLLM):
         return x.to(self.dtype)
 
     def check_lengths(self, prompts: list[Tensor], extra: list[int]) -> None:
-        """Refuse prompts that are empty, or that the LLM's context cannot hold with `extra` tokens behind each.
-
-        Raises:
-            SottovoceError: one is.
-        """
+        """`SottovoceError` where a prompt is empty, or the LLM's context cannot hold it and `extra` tokens behind."""
         most: int | None = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         for i, (prompt, more) in enumerate(zip(prompts, extra, strict=True)):
             if not len(prompt):
@@ -252,9 +225,8 @@ def placeholder_spans(segments: list[Segment], embeddings: Mapping[Hashable, Ten
 
 def _group_by_length(lengths: list[int]) -> list[list[int]]:
     """Row numbers in groups within which the shortest row is at least 3/4 as long as the longest."""
-    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     groups: list[list[int]] = []
-    for row in reversed(order):
+    for row in reversed(sorted(range(len(lengths)), key=lambda row: lengths[row])):
         if groups and lengths[row] >= 0.75 * lengths[groups[-1][0]]:
             groups[-1].append(row)
         else:

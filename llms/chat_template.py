@@ -43,15 +43,12 @@ class ChatTurn:
 class ChatFormat:
     """Tokenises dialogues as one model family expects them.
 
-    Args:
-        tokenizer: with a chat template. BOS comes from the template, never from the tokenizer.
-        stop_ids: tokens that end a generation. The token with which the template ends an assistant's turn joins them.
+    BOS comes from the chat template, never from the tokenizer. Where there is no template, or nothing that ends a turn,
+    that is a `SottovoceError`.
 
     Attributes:
+        stop_ids: tokens that end a generation, with which the template ends an assistant's turn included.
         delimiters: the texts before and after a placeholder, such as the LLM's own tokens that enclose audio.
-
-    Raises:
-        SottovoceError: there is no chat template, or nothing that ends a turn.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]) -> None:
@@ -87,16 +84,13 @@ class ChatFormat:
     def response(self, turns: Sequence[ChatTurn], text: str) -> list[int]:
         """Tokens of the answer `text` as the template writes it after `prompt(turns)`, its end-of-turn token last.
 
-        Raises:
-            SottovoceError: as in `prompt`, or `text` holds a token that ends a turn.
+        Errors as in `prompt`; and `SottovoceError` where `text` holds a token that ends a turn.
         """
         _refuse_reserved(text)
         if stops := self.stop_ids.intersection(self._ids(text)):
-            raise SottovoceError(
-                f"the answer {text!r} holds {self.tokenizer.convert_ids_to_tokens(sorted(stops))}, where the model "
-                "would stop: take it out of the text",
-                code="bad-value",
-            )
+            found = self.tokenizer.convert_ids_to_tokens(sorted(stops))
+            why = f"the answer {text!r} holds {found}, where the model would stop: take it out of the text"
+            raise SottovoceError(why, code="bad-value")
         # Some templates write a finished turn otherwise than an open one (Mistral's moves the system prompt): then the
         # answer is taken from the plainest dialogue.
         marked, _ = self._marked(turns)
@@ -113,9 +107,8 @@ class ChatFormat:
         return whole[len(known) :] if whole[: len(known)] == known else self._ids(after[len(before) :])
 
     def _until_stop(self, ids: list[int]) -> list[int]:
-        for at, token in enumerate(ids):
-            if token in self.stop_ids:
-                return ids[: at + 1]
+        if (at := next((at for at, token in enumerate(ids) if token in self.stop_ids), None)) is not None:
+            return ids[: at + 1]
         eos = self.tokenizer.eos_token_id
         return [*ids, min(self.stop_ids) if eos is None else int(eos)]
 
@@ -141,11 +134,10 @@ class ChatFormat:
         return messages, keys
 
     def _render(self, messages: list[dict[str, str]], answer: str | None) -> str:
-        last = [] if answer is None else [_message("assistant", answer)]
+        if answer is not None:
+            messages = [*messages, _message("assistant", answer)]
         try:
-            text = self.tokenizer.apply_chat_template(
-                [*messages, *last], tokenize=False, add_generation_prompt=answer is None
-            )
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             why = f"a chat template that refuses a dialogue of turns ({roles}): {error}"
@@ -159,8 +151,8 @@ class ChatFormat:
         """The special token that the template writes right after an assistant's words; empty where it writes none."""
         mark = f"{_OPEN}0{_CLOSE}"
         tail = self._render([_message("user", "x")], answer=mark).rpartition(mark)[2]
-        special = set(self.tokenizer.all_special_ids)
-        special |= {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {*self.tokenizer.all_special_ids, *(i for i, token in added if token.special)}
         return frozenset([token for token in self._ids(tail) if token in special][:1])
 
     def _may_begin_with(self, role: Role) -> bool:
@@ -211,8 +203,6 @@ def _without_system(turns: Sequence[ChatTurn]) -> list[ChatTurn]:
 
 def _refuse_reserved(text: str) -> str:
     if _OPEN in text or _CLOSE in text:
-        raise SottovoceError(
-            f"the text {text!r} holds U+F5E00 or U+F5E01, which are reserved to mark where speech goes: take it out",
-            code="bad-value",
-        )
+        why = f"the text {text!r} holds U+F5E00 or U+F5E01, which are reserved to mark where speech goes: take it out"
+        raise SottovoceError(why, code="bad-value")
     return text

@@ -45,8 +45,7 @@ class Engine(ABC):
             Texts that are not empty, without white space around them; a `Failure` for each chat without one.
 
         Raises:
-            SottovoceError: nothing can be answered, whatever is asked: limits that make no sense, a server that
-                refuses the key or does not know the model.
+            SottovoceError: nothing can be answered, whatever is asked, such as where a server refuses the key.
         """
 
 
@@ -54,7 +53,7 @@ class Engine(ABC):
 class LocalEngine(Engine):
     """Any Hugging Face causal LM with a chat template, on one device of this machine.
 
-    A model that one device cannot hold is better served (`openai`, for example by vLLM).
+    A model that one device cannot hold is better served (`openai`, for example by vLLM). Errors as in `LoadedLLM`.
 
     Args:
         checkpoint: a local folder, `sottovoce:` and a folder of the package, or a hub id.
@@ -62,21 +61,12 @@ class LocalEngine(Engine):
         trust_remote_code: run Python code that comes with the checkpoint.
         batch_size: chats that are answered together.
         device: of PyTorch; the first GPU, if there is one, where absent.
-
-    Raises:
-        ConfigError: as `CausalLLM`.
-        MissingError: as `CausalLLM`.
     """
 
     def __init__(
-        self,
-        *,
-        checkpoint: str,
-        dtype: Dtype = "bfloat16",
-        trust_remote_code: bool = False,
-        batch_size: int = 16,
+        self, *, checkpoint: str, dtype: Dtype = "bfloat16", trust_remote_code: bool = False, batch_size: int = 16,
         device: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if batch_size < 1:
             message = f"engine local: batch_size must be at least 1, got {batch_size}"
             raise ConfigError(message, code="bad-value", where="batch_size")
@@ -123,11 +113,8 @@ class LocalEngine(Engine):
 class Sampling(LogitsProcessor):
     """Turns greedy search into sampling: the largest of logits / temperature + Gumbel noise is an exact draw.
 
-    Maddison et al. (2014), section 2. Each row has noise of its own, so that an answer does not depend on its batch.
-
-    Args:
-        temperature: above 0.
-        seeds: one for each row of the batch.
+    Maddison et al. (2014), section 2. Each row has noise of its own, from one of `seeds`, so that an answer does not
+    depend on its batch. The temperature is above 0.
     """
 
     def __init__(self, temperature: float, seeds: Sequence[int]) -> None:

@@ -15,17 +15,9 @@ from torch import Tensor, nn
 
 from sottovoce.errors import ConfigError, nearest
 from sottovoce.hub import WEIGHTS
+from sottovoce.llms import hub_checkpoints
 from sottovoce.llms.chat_template import ChatFormat
-from sottovoce.llms.hub_checkpoints import (
-    HUB,
-    SETTINGS,
-    describe,
-    is_composite,
-    loading,
-    processor_template,
-    read_text,
-    settings,
-)
+from sottovoce.llms.hub_checkpoints import HUB, SETTINGS
 from sottovoce.llms.tuning import base_name, decoder_layers, layer_numbers, lora_layers, tune
 from sottovoce.llms.tuning_config import Tuning
 from sottovoce.tensor_files import update_digest
@@ -69,7 +61,7 @@ class LoadedLLM(nn.Module):
         self.checkpoint = checkpoint
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.trust_remote_code = trust_remote_code
-        self.config = describe(checkpoint, trust_remote_code)
+        self.config = hub_checkpoints.describe(checkpoint, trust_remote_code)
         self.dim: int = self.config.get_text_config().hidden_size
         self.tuning = tuning or Tuning()
         self.trainable_names: list[str] = []
@@ -114,7 +106,7 @@ class LoadedLLM(nn.Module):
             do_sample=False, eos_token_id=sorted(chat.stop_ids), pad_token_id=min(chat.stop_ids)
         )
         self.model, self.config = self._tuned(model), model.config
-        self._settings = settings(folder)
+        self._settings = hub_checkpoints.settings(folder)
         self.tokenizer, self.chat = tokenizer, chat
 
     def unload(self) -> None:
@@ -153,29 +145,18 @@ class LoadedLLM(nn.Module):
         return self
 
     def load_trained(self, weights: dict[str, Tensor]) -> None:
-        """Set the trained weights, by their names in `trainable_names`.
-
-        Raises:
-            RuntimeError: one is missing, unknown, or of another shape.
-        """
+        """Set the trained weights, by their names in `trainable_names`; `RuntimeError` where they do not fit."""
         if missing := sorted(set(self.trainable_names) ^ set(weights)):
             raise RuntimeError(f"{len(missing)} weights of the LLM are on one side only, such as {missing[0]}")
         self.load_state_dict(weights, strict=False)
 
     @contextmanager
     def untuned(self) -> Iterator[None]:
-        """Run the LLM as pretrained meanwhile, with LoRA switched off.
-
-        Raises:
-            ConfigError: its weights themselves have been trained, and there is no way back.
-        """
+        """Run the LLM as pretrained meanwhile, with LoRA switched off; `ConfigError` if its own weights are trained."""
         if self.tuning.method == "weights":
-            raise ConfigError.at(
-                "llm.tuning.method",
-                "conflict",
-                "the LLM's own weights are trained, so it can no longer make targets as it was: give the manifest "
-                "ready ones (`response` in its lines, by `sottovoce targets`), or tune by method: lora",
-            )
+            why = "the LLM's own weights are trained, so it can no longer make targets as it was: give the manifest "
+            why += "ready ones (`response` in its lines, by `sottovoce targets`), or tune by method: lora"
+            raise ConfigError.at("llm.tuning.method", "conflict", why)
         layers = lora_layers(self.model.modules()) if self.tuning.method == "lora" else []
         trainable = any(weight.requires_grad for weight in self.model.parameters())
         for layer in layers:
@@ -187,20 +168,16 @@ class LoadedLLM(nn.Module):
                 layer.enable_adapters(True)
             self.set_trainable(trainable)  # peft has switched gradients on with the maps
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the pretrained weights, architecture and chat template: equal ones give equal answers."""
-        return self._fingerprint(pretrained=True)
+    def fingerprint(self, *, frozen: bool = False) -> str:
+        """SHA-256 of the pretrained weights (`frozen`: of those that never train), architecture and chat template.
 
-    def frozen_fingerprint(self) -> str:
-        """SHA-256 as in `fingerprint`, without the weights that train."""
-        return self._fingerprint(pretrained=False)
-
-    def _fingerprint(self, pretrained: bool) -> str:
+        Equal ones give equal answers.
+        """
         digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode())
         digest.update(json.dumps(self.tokenizer.chat_template, sort_keys=True).encode())
         bases = {base_name(name): (name, weight) for name, weight in self.model.named_parameters()}
         for base, (name, weight) in sorted((base, pair) for base, pair in bases.items() if base is not None):
-            if pretrained or f"model.{name}" not in self.trainable_names:
+            if not frozen or f"model.{name}" not in self.trainable_names:
                 digest.update(f"{base} {self._pretrained.get(name) or _digest(weight)}".encode())
         return digest.hexdigest()
 
@@ -208,19 +185,19 @@ class LoadedLLM(nn.Module):
         """The tokenizer in a checkpoint's folder, with the chat template; errors as in `load`."""
         from transformers import AutoTokenizer
 
-        with loading(self.checkpoint):
+        with hub_checkpoints.loading(self.checkpoint):
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=self.trust_remote_code
             )
-            tokenizer.chat_template = tokenizer.chat_template or processor_template(folder)
+            tokenizer.chat_template = tokenizer.chat_template or hub_checkpoints.processor_template(folder)
         return cast("PreTrainedTokenizerBase", tokenizer)
 
     def _read_model(self, folder: Path) -> "PreTrainedModel":
         from transformers import AutoModelForCausalLM
 
-        with loading(self.checkpoint):
-            if is_composite(folder):
-                model, absent = read_text(folder, self.dtype, HUB)
+        with hub_checkpoints.loading(self.checkpoint):
+            if hub_checkpoints.is_composite(folder):
+                model, absent = hub_checkpoints.read_text(folder, self.dtype, HUB)
             else:
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
                     folder, dtype=self.dtype, use_safetensors=True, local_files_only=True,

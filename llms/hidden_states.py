@@ -18,17 +18,11 @@ NORMS = ("norm", "final_layernorm", "final_layer_norm", "final_norm", "ln_f")
 
 
 class HiddenStates(NamedTuple):
-    """Reduced hidden states, on the CPU. There is one more than layers: the input of the first, then every output.
+    """Reduced hidden states, on the CPU. There is one more than layers: the input of the first, then every output."""
 
-    Args:
-        pooled: (rows, states, dim) in float32, the mean over the chosen positions.
-        ranks: (rows, states) in int32, the logit lens: how many tokens a state ranks before the model's own next token.
-        tokens: (rows,) in int64, that token.
-    """
-
-    pooled: Tensor
-    ranks: Tensor
-    tokens: Tensor
+    pooled: Tensor  # (rows, states, dim) in float32, the mean over the chosen positions
+    ranks: Tensor  # (rows, states) in int32, the logit lens: how many tokens a state ranks before `tokens`
+    tokens: Tensor  # (rows,) in int64, the model's own next ones
 
 
 class _State(NamedTuple):
@@ -60,19 +54,11 @@ def read_hidden_states(llm: CausalLLM, prompts: list[Tensor], positions: Sequenc
     x, real = pad_left(prompts)
     norm, head = _norm_and_head(llm.model, llm.layers)
     with _states(llm.layers, position_mask(prompts, positions)) as states, _inputs(head) as inputs:
-        llm.model(
-            inputs_embeds=x,
-            attention_mask=real.long(),
-            position_ids=(real.cumsum(1) - 1).clamp(min=0),
-            use_cache=False,
-            logits_to_keep=1,
-        )
+        at = (real.cumsum(1) - 1).clamp(min=0)
+        llm.model(inputs_embeds=x, attention_mask=real.long(), position_ids=at, use_cache=False, logits_to_keep=1)
     if not torch.allclose(norm(states[-1].last), inputs[0][:, -1], rtol=1e-2, atol=1e-4):
-        raise SottovoceError(
-            f"the logit lens does not fit {type(llm.model).__name__}: something else than its norm stands between its "
-            "last layer and its output embeddings",
-            code="mismatch",
-        )
+        why = f"the logit lens does not fit {type(llm.model).__name__}: something else than its norm stands between "
+        raise SottovoceError(f"{why}its last layer and its output embeddings", code="mismatch")
     ranks, tokens = _logit_lens([state.last for state in states], norm, head)
     return HiddenStates(torch.stack([state.pooled for state in states], 1).cpu(), ranks.cpu(), tokens.cpu())
 
@@ -127,9 +113,7 @@ def _norm_and_head(model: "PreTrainedModel", layers: nn.ModuleList) -> tuple[nn.
     norms = [child for name, child in parent.named_children() if name in NORMS]
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if len(norms) != 1 or head is None:
-        raise SottovoceError(
-            f"the logit lens needs a final norm ({', '.join(NORMS)}) beside the layers, and output embeddings: "
-            f"{type(model).__name__} has {len(norms)} such norms and {'no' if head is None else 'an'} output layer",
-            code="mismatch",
-        )
+        why = f"the logit lens needs a final norm ({', '.join(NORMS)}) beside the layers, and output embeddings: "
+        why += f"{type(model).__name__} has {len(norms)} such norms and {'no' if head is None else 'an'} output layer"
+        raise SottovoceError(why, code="mismatch")
     return norms[0], head

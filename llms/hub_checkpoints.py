@@ -1,26 +1,19 @@
 """An LLM's checkpoint: its folder, its configuration, and errors that name it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sottovoce.audio_llm_layouts import LAYOUTS, as_causal_lm, audio_and_text, read_config, read_shards
-from sottovoce.hub import Hub
+from sottovoce.errors import ConfigError, MissingError, first_line
+from sottovoce.hub import BOOKKEEPING, Hub
+from sottovoce.llms.known_models import PUBLISHED
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-from sottovoce.errors import ConfigError, MissingError, first_line
-from sottovoce.hub import BOOKKEEPING
-from sottovoce.llms.known_models import PUBLISHED
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 HUB = Hub("LLM", "config.json, *.safetensors and the tokenizer", PUBLISHED)
 SETTINGS = ("config.json", "*.txt", "*.model", "*.jinja", "*.py", "*.json")  # patterns; the tokenizer's files included
@@ -55,20 +48,15 @@ def settings(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def loading(checkpoint: str) -> Iterator[None]:
-    """Turn errors of transformers about a checkpoint's files into ours.
-
-    Raises:
-        ConfigError: transformers cannot make sense of the files.
-        MissingError: they are damaged, or not whole.
-    """
+    """Errors of transformers about a checkpoint's files become ours: `MissingError` for damage, else `ConfigError`."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        raise HUB.missing(checkpoint, first_line(error)) from None
     except MissingError:
         raise
+    except (OSError, SafetensorError) as error:
+        raise HUB.missing(checkpoint, first_line(error)) from None
     except (ValueError, KeyError) as error:
         hint = " (if you trust its code: --trust-remote-code)" if "trust_remote_code" in str(error) else ""
         why = f"{checkpoint}: {first_line(error)}{hint}"
@@ -85,9 +73,7 @@ _FIELDS = (
 
 def is_composite(folder: Path) -> bool:
     """Whether a folder holds an audio LLM."""
-    from transformers import PreTrainedConfig
-
-    return PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type") in LAYOUTS
+    return settings(folder).get("model_type") in LAYOUTS
 
 
 def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
@@ -104,16 +90,12 @@ def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
     text = whole.text_config
     rope = {key: value for key, value in text.rope_parameters.items() if key != "mrope_section"}
     tied = config.model_type != "qwen2_audio" and bool(whole.tie_word_embeddings)  # Qwen2-Audio never ties
-    return Qwen2Config(
-        **{name: getattr(text, name) for name in _FIELDS}, rope_parameters=rope, tie_word_embeddings=tied
-    )
+    fields = {name: getattr(text, name) for name in _FIELDS}
+    return Qwen2Config(**fields, rope_parameters=rope, tie_word_embeddings=tied)
 
 
 def read_text(folder: Path, dtype: "torch.dtype", hub: Hub) -> "tuple[PreTrainedModel, list[str]]":
-    """The text model with its weights, and the names of weights that the files lack.
-
-    Of the files, the text model's tensors alone are read.
-    """
+    """The text model with its weights, the only ones that are read, and the names of those that the files lack."""
     from transformers import GenerationConfig, Qwen2ForCausalLM
 
     config = read_config(folder, hub)

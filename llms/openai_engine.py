@@ -21,41 +21,24 @@ class OpenAIEngine(Engine):
         known_as: what caches call this engine; model and `base_url` where absent. With it a cache outlives a change
             of host or port.
         concurrency: chats that are sent at the same time.
-
-    Raises:
-        ConfigError: a knob makes no sense.
-        MissingError: the environment variable is not set.
     """
 
     def __init__(
-        self,
-        *,
-        base_url: str,
-        model: str,
-        api_key_env: str | None = None,
-        known_as: str | None = None,
-        concurrency: int = 16,
-        timeout: float = 120.0,
-        retries: int = 4,
-    ) -> None:
+        self, *, base_url: str, model: str, api_key_env: str | None = None, known_as: str | None = None,
+        concurrency: int = 16, timeout: float = 120.0, retries: int = 4,
+    ) -> None:  # fmt: skip
         if concurrency < 1:
             message = f"engine openai: concurrency must be at least 1, got {concurrency}"
             raise ConfigError(message, code="bad-value", where="concurrency")
         self.client = OpenAIClient(
             "engine openai", base_url=base_url, model=model, api_key_env=api_key_env, timeout=timeout, retries=retries
         )
-        self.name = known_as or f"{model}@{self.client.base_url}"
-        self.concurrency = concurrency
+        self.concurrency, self.name = concurrency, known_as or f"{model}@{self.client.base_url}"
 
     def answer(
         self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[str | Failure]:
-        """See `Engine`; after 8 chats in a row that ran out of attempts, the rest fail without being sent.
-
-        Raises:
-            MissingError: the server refuses the key.
-            ConfigError: the server does not know the model, or is not at `base_url`.
-        """
+        """See `Engine`; after 8 chats in a row that ran out of attempts, the rest fail without being sent."""
         check_limits(max_new_tokens, temperature)
         limits, breaker = {"max_tokens": max_new_tokens, "temperature": temperature, "seed": seed}, CircuitBreaker()
 

@@ -16,33 +16,19 @@ if TYPE_CHECKING:
 
 
 def decoder_layers(model: "PreTrainedModel") -> nn.ModuleList:
-    """The decoder layers of a causal LM, in their order.
-
-    Raises:
-        ConfigError: there is no such list, or more than one.
-    """
+    """The decoder layers of a causal LM, in their order; `ConfigError` where there is not one such list."""
     count = model.config.get_text_config().num_hidden_layers
-    lists = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    }
+    parts = {name: part for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
+    lists = {name: part for name, part in parts.items() if len(part) == count}
     if len(lists) != 1:
-        raise ConfigError.at(
-            "llm.tuning",
-            "mismatch",
-            f"{type(model).__name__} has {len(lists)} lists of {count} layers "
-            f"({', '.join(lists) or 'none'}), so its decoder layers are not known; take another architecture",
-        )
+        why = f"{type(model).__name__} has {len(lists)} lists of {count} layers ({', '.join(lists) or 'none'}), "
+        why += "so its decoder layers are not known; take another architecture"
+        raise ConfigError.at("llm.tuning", "mismatch", why)
     return next(iter(lists.values()))
 
 
 def layer_numbers(layers: str, count: int) -> list[int]:
-    """The numbers that `0-14`, `0-6,9` or `all` stand for, of an LLM of `count` layers.
-
-    Raises:
-        ConfigError: it cannot be read, or names a layer that is not there; says which there are.
-    """
+    """The numbers that `0-14`, `0-6,9` or `all` stand for, of an LLM of `count` layers; or `ConfigError`."""
     if layers.strip() == ALL:
         return list(range(count))
     numbers: set[int] = set()
@@ -55,11 +41,7 @@ def layer_numbers(layers: str, count: int) -> list[int]:
 
 
 def target_names(model: "PreTrainedModel", layers: str, targets: Sequence[str]) -> list[str]:
-    """Full names of the linear maps that `layers` and `targets` select, in the order of the model.
-
-    Raises:
-        ConfigError: a range or a target matches nothing; says what there is.
-    """
+    """Full names of the linear maps that `layers` and `targets` select, in the model's order, or `ConfigError`."""
     stack = decoder_layers(model)
     chosen = {id(stack[number]) for number in layer_numbers(layers, len(stack))}
     maps = {
@@ -86,10 +68,8 @@ def _matching(target: str, within: Sequence[str]) -> list[str]:
 def tune(model: "PreTrainedModel", tuning: Tuning) -> list[str]:
     """Add LoRA maps, or choose weights, in place; returns the names of the weights that are to train.
 
-    New LoRA maps change no output: the second starts at 0, the first is drawn from torch's global generator.
-
-    Raises:
-        ConfigError: something matches nothing.
+    New LoRA maps change no output: the second starts at 0, the first is drawn from torch's global generator. Errors as
+    in `target_names`.
     """
     if tuning.method == "frozen":
         return []

@@ -15,11 +15,7 @@ _RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
 
 
 def layer_ranges(layers: str) -> list[tuple[int, int]]:
-    """The first and the last layer of each part of `0-14` or `0-6,9`.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+    """The first and the last layer of each part of `0-14` or `0-6,9`; `ConfigError` if it cannot be read."""
     ranges = []
     for part in layers.split(","):
         if not (match := _RANGE.fullmatch(part.strip())):

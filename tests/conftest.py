@@ -1,7 +1,7 @@
 """A small world for the tests: a random Whisper and a random Qwen2 on disk, and a few tones as speech."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 import whisper
 from whisper.model import ModelDimensions
 
-from sottovoce.cli.main import silence_libraries
+from sottovoce.cli.main import main, silence_libraries
 from sottovoce.config import recipe as recipes
 from tests.helpers.families import save_family
 from tests.helpers.servers import Serve, serving
@@ -73,21 +73,20 @@ def write_manifest(folder: Path, split: str, count: int) -> Path:
         name = f"{split}-{i}.wav"
         write_tone(folder / name, 0.4 + 0.13 * (i % 7), 120 + 40 * (i % 5))
         labels = {"gender": ("male", "female")[i % 2], "emotion": EMOTIONS[i % 4]}
-        line: dict[str, Any] = {
-            "id": f"{split}-{i}",
-            "audio": name,
-            "text": WORDS[i % 4],
-            "speaker": f"{split}-s{i % 3}",
-        }
+        line: dict[str, Any] = {"id": f"{split}-{i}", "audio": name, "text": WORDS[i % 4]}
         if i % 3 == 2:
             line["context"] = [{"role": "user", "text": "hello"}, {"role": "assistant", "text": "hi there"}]
         if i % 6 == 5:
             earlier = {"role": "user", "text": "it rains", "audio": f"{split}-0.wav", "caption": "A sad voice."}
             line["context"] += [earlier, {"role": "assistant", "text": "it does"}]
-        lines.append({**line, "labels": labels})
-    manifest = folder / f"{split}.jsonl"
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return manifest
+        lines.append({**line, "speaker": f"{split}-s{i % 3}", "labels": labels})
+    return write_lines(folder / f"{split}.jsonl", lines)
+
+
+def write_lines(file: Path, lines: Iterable[Any]) -> Path:
+    """JSON Lines."""
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
 
 
 @pytest.fixture(scope="session")
@@ -171,6 +170,18 @@ def write_recipe(tree: dict[str, Any], tmp_path: Path) -> Callable[..., str]:
         return str(file)
 
     return write
+
+
+@pytest.fixture
+def fit(write_recipe: Callable[..., str]) -> Callable[..., Path]:
+    """Train by the tiny recipe, changed as said, and return the folder of the run."""
+
+    def run(**changes: Any) -> Path:
+        config = write_recipe(**changes)
+        assert main(["fit", "--config", config]) == 0
+        return recipes.load(config).folder
+
+    return run
 
 
 @pytest.fixture

@@ -1,23 +1,21 @@
 """Corpora that a recipe or `prepare` names: each writes manifests with its official splits."""
 
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from pathlib import Path
 
-from sottovoce.registry import Registry, lazy_attributes
+from sottovoce.registry import Registry
 
-if TYPE_CHECKING:
-    from sottovoce.data.corpora.base import Corpus
 
-CORPORA: "Registry[Corpus]" = Registry(
-    "corpus",
-    {
-        "dailytalk": "sottovoce.data.corpora.dailytalk",
-        "expresso": "sottovoce.data.corpora.expresso",
-        "librispeech": "sottovoce.data.corpora.librispeech",
-        "meld": "sottovoce.data.corpora.meld",
-        "styletalk": "sottovoce.data.corpora.styletalk",
-        "textrolspeech": "sottovoce.data.corpora.textrolspeech",
-        "voicebench": "sottovoce.data.corpora.voicebench",
-    },
-)
-__all__ = ["CORPORA", "Corpus"]
-__getattr__ = lazy_attributes(__name__, {"Corpus": "base"})
+class Corpus(ABC):
+    """Makes manifests. A subclass takes its knobs as keyword-only parameters."""
+
+    @abstractmethod
+    def prepare(self, folder: Path) -> dict[str, Path]:
+        """Write audio and manifests into `folder`, once; return the manifest of each split by name.
+
+        A second call with the same knobs finds everything in place and returns at once.
+        """
+
+
+_OURS = ("dailytalk", "expresso", "librispeech", "meld", "styletalk", "textrolspeech", "voicebench")
+CORPORA: Registry[Corpus] = Registry("corpus", {name: f"{__name__}.{name}" for name in _OURS})

@@ -1,10 +1,12 @@
 """DailyTalk (Lee et al., ICASSP 2023): dialogues of daily life, spoken by a man and a woman."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.files import Tree, find_file, read_text
@@ -27,6 +29,8 @@ EMOTIONS = {  # DailyDialog's names; DailyTalk's code calls the first one none
     "happiness": "happy", "sadness": "sad", "surprise": "surprised",
 }  # fmt: skip
 GENDERS = {0: "male", 1: "female"}  # Lhotse's recipe for this corpus has them so
+_Number = Annotated[str, Field(pattern=r"^\d+$")]
+_METADATA = TypeAdapter(dict[_Number, dict[_Number, Any]])  # dialogue -> turn -> what the corpus says of it
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class DailyTalk(Published):
     """
 
     name = "dailytalk"
-    expected: ClassVar[Mapping[str, int | None]] = {"train": None, "validation": None}
+    expected = dict.fromkeys(("train", "validation"))
     suffixes = (".wav",)
 
     def __init__(self, *, source: str, context: Literal["written", "spoken"] = "written") -> None:
@@ -65,19 +69,21 @@ class DailyTalk(Published):
         self.context = context
 
     def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
-        """See `Published.lines`."""
         file = find_file(self.source, "metadata.json")
         for dialogue, turns in sorted(_read(file).items(), key=lambda item: int(item[0])):
-            spoken = _joined(self._turns(dialogue, turns, file.parent / "data", report), report)
-            if spoken is None:
+            usable = list(self._turns(dialogue, turns, file.parent / "data", report))
+            if len(usable) < len(turns):
                 continue
+            spoken = [list(row) for _, row in groupby(usable, key=lambda turn: turn.speaker)]
+            if more := len(usable) - len(spoken):
+                report.notes["two turns of one speaker in a row: joined in the context, the last of them heard"] += more
             split = "validation" if int(dialogue) in VALIDATION else "train"
             for user in GENDERS:
                 ends = [at for at, turn in enumerate(spoken) if turn[0].speaker == user]
                 for end in ends if self.context == "written" else ends[-1:]:
                     yield self._line(split, spoken[: end + 1])
 
-    def _turns(self, dialogue: str, turns: Mapping[str, Any], home: Path, report: Report) -> Iterator[_Turn | None]:
+    def _turns(self, dialogue: str, turns: Mapping[str, Any], home: Path, report: Report) -> Iterator[_Turn]:
         for number, turn in sorted(turns.items(), key=lambda item: int(item[0])):
             where = f"metadata.json: dialogue {dialogue}, turn {number}"
             try:
@@ -87,10 +93,9 @@ class DailyTalk(Published):
                     raise ValueError(f"speaker {speaker}, text {text!r}")
             except (KeyError, TypeError, ValueError) as error:
                 report.add("faulty row", f"{where}: {error}")
-                yield None
-                continue
-            name = f"{number}_{speaker}_d{dialogue}"
-            yield _Turn(speaker, text, emotion, home / dialogue / f"{name}.wav", name)
+            else:
+                name = f"{number}_{speaker}_d{dialogue}"
+                yield _Turn(speaker, text, emotion, home / dialogue / f"{name}.wav", name)
 
     def _line(self, split: str, turns: list[list[_Turn]]) -> Line:
         """The last turn, heard, after the others. Of turns that one speaker had in a row the last is heard."""
@@ -104,40 +109,15 @@ class DailyTalk(Published):
                 context[-1]["caption"] = caption_from(row[0].labels)
                 clips[len(context) - 1] = row[0].clip
         record = {
-            "id": f"dailytalk-{own.name}",
-            "text": own.text,
-            "speaker": f"dailytalk-{own.speaker}",
-            "labels": own.labels,
-            "context": context,
-        }
+            "id": f"dailytalk-{own.name}", "text": own.text, "speaker": f"dailytalk-{own.speaker}",
+            "labels": own.labels, "context": context,
+        }  # fmt: skip
         return Line(split, own.clip, record, clips)
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
     try:
-        page = json.loads(read_text(file))
-        if all(
-            name.isdigit() and isinstance(turns, dict) and all(map(str.isdigit, turns)) for name, turns in page.items()
-        ):
-            return dict(page)
-    except (ValueError, AttributeError):
-        pass
-    raise ManifestError(
-        f"{file}: not DailyTalk's metadata, which is {{dialogue: {{turn: {{...}}}}}} with whole numbers",
-        code="damaged",
-        where=file,
-    )
-
-
-def _joined(turns: Iterator[_Turn | None], report: Report) -> list[list[_Turn]] | None:
-    """Turns of one speaker in a row become one; None for a dialogue in which a turn cannot be used."""
-    rows: list[list[_Turn]] = []
-    for turn in list(turns):
-        if turn is None:
-            return None
-        if rows and rows[-1][0].speaker == turn.speaker:
-            rows[-1].append(turn)
-            report.note("two turns of one speaker in a row: joined in the context, the last of them heard")
-        else:
-            rows.append([turn])
-    return rows
+        return _METADATA.validate_json(read_text(file))
+    except ValidationError:
+        problem = f"{file}: not DailyTalk's metadata, which is {{dialogue: {{turn: {{...}}}}}} with whole numbers"
+        raise ManifestError(problem, code="damaged", where=file) from None

@@ -1,11 +1,11 @@
 """Expresso (Nguyen et al., Interspeech 2023): four speakers, eight read and 26 improvised styles."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import soundfile
 import soxr
@@ -50,7 +50,7 @@ class Expresso(Published):
     """
 
     name = "expresso"
-    expected: ClassVar[Mapping[str, int | None]] = {"train": None, "validation": None, "test": None}
+    expected = dict.fromkeys(SPLITS.values())
     suffixes = (".wav",)
 
     def __init__(
@@ -62,10 +62,8 @@ class Expresso(Published):
     ) -> None:
         super().__init__(source=source)
         self.conversations, self.emotions = conversations, list(emotions)
-        self._cut: set[Path] = set()
 
     def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
-        """See `Published.lines`."""
         home = find_file(self.source, "read_transcriptions.txt").parent
         said = _tabbed(home / "read_transcriptions.txt")
         heard = _voiced(home / "VAD_segments.txt")
@@ -82,49 +80,43 @@ class Expresso(Published):
                 elif bounds is None or not _speakers(file):
                     report.add("faulty row", f"{where}: {row!r}")
                 elif name not in heard and not part:
-                    yield self._line(split, file, name, 0, said.get(name))
+                    yield self._line(split, file, file, 0, said.get(name))
                 elif "conversational" not in file.parts or self.conversations:
                     yield from self._pieces(split, file, heard.get(name, []), bounds, report)
                 else:
-                    self._cut.add(file)
+                    self._used.add(file)
 
-    def also_used(self) -> set[Path]:
-        """See `Published.also_used`."""
-        return self._cut
-
-    def _line(
-        self, split: str, file: Path, name: str, channel: int, text: str | None, clip: Path | None = None
-    ) -> Line:
+    def _line(self, split: str, file: Path, clip: Path, channel: int, text: str | None) -> Line:
         speaker, style = _speakers(file)[channel]
         emotion = {"emotion": style} if style in self.emotions else {}
         manner = "neutral" if style == "neutral" else style.replace("_", "-")
         record = {
-            "id": f"expresso-{name}",
+            "id": f"expresso-{clip.stem}",
             "text": text,
             "speaker": f"expresso-{speaker}",
             "labels": {"gender": GENDERS[speaker], **emotion},
             "caption": f"A {GENDERS[speaker]} voice in a style that is {manner}.",
         }
-        return Line(split, clip or file, record, {})
+        return Line(split, clip, record)
 
     def _pieces(
         self, split: str, file: Path, voiced: list[_Piece], bounds: tuple[float, float], report: Report
     ) -> Iterator[Line]:
         """Cut the stretches of a long recording that lie in its part of the split."""
-        self._cut.add(file)
+        self._used.add(file)
         pieces = [short for piece in voiced for short in _short(piece, bounds)]
         if not pieces:
             report.add("nothing voiced", f"{file.stem} ({split})")
             return
-        clips = [_clip(report.out, split, file, piece) for piece in pieces]
+        names = [f"{file.stem}-{piece.channel + 1}-{round(1000 * piece.start):07d}.flac" for piece in pieces]
+        clips = [report.out / CLIPS / split / name for name in names]
         with ThreadPoolExecutor(self._threads) as pool:
-            todo = zip(clips, pieces, strict=True)
-            problems = list(pool.map(lambda job: _cut(file, *job), todo))
+            problems = list(pool.map(partial(_cut, file), clips, pieces))
         for clip, piece, problem in zip(clips, pieces, problems, strict=True):
             if problem:
                 report.add("damaged", f"{file.relative_to(self.source)}: {piece.start:.2f} s: {problem}")
             elif piece.channel < len(_speakers(file)):
-                yield self._line(split, file, clip.stem, piece.channel, None, clip)
+                yield self._line(split, file, clip, piece.channel, None)
 
 
 def _speakers(file: Path) -> list[tuple[str, str]]:
@@ -166,10 +158,6 @@ def _short(piece: _Piece, bounds: tuple[float, float]) -> Iterator[_Piece]:
     while end - start >= MIN_SECONDS:
         yield _Piece(start, min(end, start + MAX_SECONDS), piece.channel)
         start += MAX_SECONDS
-
-
-def _clip(out: Path, split: str, file: Path, piece: _Piece) -> Path:
-    return out / CLIPS / split / f"{file.stem}-{piece.channel + 1}-{round(1000 * piece.start):07d}.flac"
 
 
 def _cut(file: Path, clip: Path, piece: _Piece) -> str | None:

@@ -4,6 +4,7 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,9 @@ AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".sph")
 
 
 class Tree:
-    """The audio of a folder, found by any tail of a path: annotations name files from folders of their authors.
-
-    Args:
-        folder: where to look, links included.
-        suffixes: what counts as audio.
-    """
+    """The audio of a folder, links included, by any tail of a path: annotations name files by folders of their own."""
 
     def __init__(self, folder: Path, suffixes: tuple[str, ...] = AUDIO) -> None:
-        self.folder = folder
         self.files = sorted(_walk(folder, suffixes))
         self._by_tail: dict[tuple[str, ...], list[Path]] = {}  # the name without its extension, and with its folder's
         for file in self.files:
@@ -44,11 +39,6 @@ class Tree:
         exact = [file for file in best if file.name == parts[-1]] or best
         return exact[0] if len(exact) == 1 else None
 
-    def extra(self, used: Iterable[Path]) -> list[Path]:
-        """Files that no annotation speaks of."""
-        known = set(used)
-        return [file for file in self.files if file not in known]
-
 
 def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     seen: set[str] = set()
@@ -63,20 +53,12 @@ def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _shared(mine: tuple[str, ...], named: tuple[str, ...]) -> int:
-    count = 0
-    for one, other in zip(reversed(mine), reversed(named), strict=False):
-        if one != other:
-            break
-        count += 1
-    return count
+    pairs = zip(reversed(mine), reversed(named), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def read_text(file: Path) -> str:
-    """A text in UTF-8, or else in Windows' Latin, as some annotations are.
-
-    Raises:
-        MissingError: there is no such file.
-    """
+    """A text in UTF-8, or else in Windows' Latin, as some annotations are; raises MissingError where there is none."""
     try:
         raw = file.read_bytes()
     except OSError as error:
@@ -103,16 +85,12 @@ def read_table(file: Path, columns: Iterable[str]) -> list[dict[str, str]]:
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """The file called `name` that lies least deep.
-
-    Raises:
-        MissingError: there is none.
-    """
-    found = sorted(folder.rglob(name), key=lambda file: (len(file.parts), file))
-    if not found:
+    """The file called `name` that lies least deep; raises MissingError where there is none."""
+    found = min(folder.rglob(name), key=lambda file: (len(file.parts), file), default=None)
+    if found is None:
         problem = f"there is no {name} in {folder} or below it; docs/corpora.md shows the layout"
         raise MissingError(problem, where=folder)
-    return found[0]
+    return found
 
 
 def write_clip(file: Path, samples: NDArray[Any], sample_rate: int) -> None:

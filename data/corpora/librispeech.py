@@ -47,10 +47,11 @@ class LibriSpeech(Published):
     def __init__(self, *, source: str, case: Literal["lower", "original"] = "lower") -> None:
         super().__init__(source=source)
         self.case = case
+        self._homes = (self.source, self.source / "LibriSpeech")
 
     def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
-        """See `Published.lines`."""
-        folders = {folder.name: folder for folder in self._parts()}
+        places = [home / part for home in self._homes for part in (*PARTS, *MINI)]
+        folders = {folder.name: folder for folder in places if folder.is_dir()}
         if not folders:
             raise MissingError(f"{self.source} has none of the parts {', '.join(PARTS)}", where=self.source)
         parts = PARTS if folders.keys() & PARTS.keys() else MINI
@@ -64,26 +65,18 @@ class LibriSpeech(Published):
 
     def _genders(self, report: Report) -> dict[str, str]:
         """Speaker -> gender; its rows are `14 | F | train-clean-360 | 25.03 | name`, comments begin with `;`."""
-        found = [file for home in self._homes() if (file := home / SPEAKERS).is_file()]
+        found = [file for home in self._homes if (file := home / SPEAKERS).is_file()]
         if not found:
             report.add("missing", SPEAKERS)
             return {}
         genders = {}
         for number, row in enumerate(read_text(found[0]).splitlines(), 1):
             speaker, sex, *_ = [*(cell.strip() for cell in row.split("|")), ""]
-            if row.strip() and not row.startswith(";"):
-                if sex in GENDERS:
-                    genders[speaker] = GENDERS[sex]
-                else:
-                    report.add("faulty row", f"{SPEAKERS}:{number}: {row!r}")
+            if sex in GENDERS and not row.startswith(";"):
+                genders[speaker] = GENDERS[sex]
+            elif row.strip() and not row.startswith(";"):
+                report.add("faulty row", f"{SPEAKERS}:{number}: {row!r}")
         return genders
-
-    def _homes(self) -> tuple[Path, Path]:
-        return self.source, self.source / "LibriSpeech"
-
-    def _parts(self) -> Iterator[Path]:
-        for home in self._homes():
-            yield from (home / part for part in (*PARTS, *MINI) if (home / part).is_dir())
 
     def _part(self, part: str, split: str, folder: Path, genders: Mapping[str, str], report: Report) -> Iterator[Line]:
         for chapter in sorted(folder.glob("*/*")):
@@ -96,10 +89,10 @@ class LibriSpeech(Published):
                 continue
             for number, row in enumerate(read_text(texts).splitlines(), 1):
                 name, _, said = row.strip().partition(" ")
-                if not name or not said.strip():
+                if name and said.strip():
+                    yield Line(split, chapter / f"{name}.flac", self._record(name, speaker, said.strip(), genders))
+                else:
                     report.add("faulty row", f"{texts.relative_to(self.source)}:{number}: {row!r}")
-                    continue
-                yield Line(split, chapter / f"{name}.flac", self._record(name, speaker, said.strip(), genders), {})
 
     def _record(self, name: str, speaker: str, said: str, genders: Mapping[str, str]) -> dict[str, object]:
         text = said.lower() if self.case == "lower" else said

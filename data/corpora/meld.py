@@ -46,10 +46,8 @@ class MELD(Published):
     def __init__(self, *, source: str, ffmpeg: str = "ffmpeg") -> None:
         super().__init__(source=source)
         self.ffmpeg = ffmpeg
-        self._taken: set[Path] = set()
 
     def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
-        """See `Published.lines`."""
         program = shutil.which(self.ffmpeg)
         jobs: list[tuple[Path, Line]] = []
         for part, (split, _, folder) in PARTS.items():
@@ -71,10 +69,6 @@ class MELD(Published):
             else:
                 yield line
 
-    def also_used(self) -> set[Path]:
-        """See `Published.also_used`."""
-        return self._taken
-
     def _job(
         self, row: Mapping[str, str], split: str, folder: str, where: str, report: Report, tree: Tree
     ) -> Iterator[tuple[Path, Line]]:
@@ -86,14 +80,12 @@ class MELD(Published):
         elif video is None or video.parent.name != folder:
             report.add("missing", f"{folder}/{name}.mp4 ({where})")
         else:
-            self._taken.add(video)
+            self._used.add(video)
             record = {
-                "id": f"meld-{split}-{name}",
-                "text": row["Utterance"].strip(),
-                "speaker": f"meld-{row['Speaker'].strip()}",
-                "labels": {"emotion": emotion},
-            }
-            yield video, Line(split, report.out / CLIPS / split / f"{name}.flac", record, {})
+                "id": f"meld-{split}-{name}", "text": row["Utterance"].strip(),
+                "speaker": f"meld-{row['Speaker'].strip()}", "labels": {"emotion": emotion},
+            }  # fmt: skip
+            yield video, Line(split, report.out / CLIPS / split / f"{name}.flac", record)
 
 
 def _take(program: str | None, job: tuple[Path, Path]) -> str | None:

@@ -5,14 +5,15 @@ import json
 import os
 import random
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from sottovoce.data.audio_decoder import read_header
-from sottovoce.data.corpora.base import Corpus
+from sottovoce.data.corpora import Corpus
 from sottovoce.data.corpora.files import AUDIO, Tree
 from sottovoce.data.corpora.report import Report, read_report
 from sottovoce.errors import AudioError, ConfigError, MissingError
@@ -26,15 +27,12 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass
 class Line:
-    """A line of a manifest to be: `clip` is its audio, `record` all else but `audio` and `seconds`.
-
-    `spoken` names the audio of turns of its context, by their number.
-    """
+    """A line of a manifest to be."""
 
     split: str
-    clip: Path
-    record: dict[str, Any]
-    spoken: dict[int, Path]
+    clip: Path  # its audio
+    record: dict[str, Any]  # all else but `audio` and `seconds`
+    spoken: dict[int, Path] = field(default_factory=dict)  # audio of turns of its context, by their number
 
 
 class Published(Corpus):
@@ -51,6 +49,7 @@ class Published(Corpus):
     def __init__(self, *, source: str) -> None:
         self.source = Path(source).expanduser()
         self._threads = min(16, 2 * (os.cpu_count() or 1))  # threads that look at clips
+        self._used: set[Path] = set()  # audio that is no clip of a line, and yet no extra: clips were made of it
 
     @abstractmethod
     def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
@@ -64,18 +63,14 @@ class Published(Corpus):
 
     def knobs(self) -> dict[str, Any]:
         """What decides the manifests."""
-        return {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in sorted(vars(self).items())
-            if not key.startswith("_")
-        }
+        own = sorted(vars(self).items())
+        return {key: str(value) if isinstance(value, Path) else value for key, value in own if not key.startswith("_")}
 
     def prepare(self, folder: Path) -> dict[str, Path]:
         """See `Corpus.prepare`: into a folder of this corpus with these knobs. `write` does it again in any case."""
         digest = hashlib.sha256(json.dumps(self.knobs(), sort_keys=True).encode()).hexdigest()[:8]
         home = folder / f"{self.name}-{digest}"
-        splits = read_report(home, self.knobs())
-        made = {split: home / f"{split}.jsonl" for split in splits or []}
+        made = {split: home / f"{split}.jsonl" for split in read_report(home, self.knobs())}
         return made if made and all(file.is_file() for file in made.values()) else self.write(home).manifests
 
     def write(self, folder: Path) -> Report:
@@ -92,20 +87,17 @@ class Published(Corpus):
         link(folder / LINK, self.source)
         tree = Tree(self.source, self.suffixes)
         lines = list(self.lines(report, tree))
-        used = {file for line in lines for file in (line.clip, *line.spoken.values())}
-        lengths = self._measured(sorted(used), report)
-        for file in tree.extra(used | self.also_used()):
-            report.add("extra", self._told(file))
+        clips = {file for line in lines for file in (line.clip, *line.spoken.values())}
+        lengths = self._measured(sorted(clips), report)
+        for file in tree.files:
+            if file not in clips and file not in self._used:
+                report.add("extra", self._told(file))
         self._write_splits(lines, lengths, report)
         if not any(split.lines for split in report.splits.values()):
             problem = f"no line of {self.name} can be made of what is in {self.source}:\n{report}"
             raise MissingError(problem, code="empty", where=self.source)
         report.write()
         return report
-
-    def also_used(self) -> set[Path]:
-        """Audio of the source that clips were made of, so that it is not called extra."""
-        return set()
 
     def _measured(self, clips: Sequence[Path], report: Report) -> dict[Path, float]:
         """Seconds of every clip that is whole; the others go into the report."""
@@ -125,17 +117,17 @@ class Published(Corpus):
 
     def _write_splits(self, lines: Sequence[Line], lengths: Mapping[Path, float], report: Report) -> None:
         texts: dict[str, list[str]] = {split: [] for split in report.expected}
-        speakers: dict[str, set[str]] = {}
+        speakers: defaultdict[str, set[str]] = defaultdict(set)
         for line in lines:
-            if line.clip not in lengths:  # named already
-                continue
-            if not lengths.keys() >= set(line.spoken.values()):
+            if line.clip not in lengths:
+                pass  # named already
+            elif not lengths.keys() >= set(line.spoken.values()):
                 report.add("its context lacks a clip", line.record["id"])
-                continue
-            record = self._finished(line, lengths[line.clip], report.out)
-            texts.setdefault(line.split, []).append(json.dumps(record, ensure_ascii=False) + "\n")
-            speakers.setdefault(line.split, set()).update([record["speaker"]] if "speaker" in record else [])
-            report.split(line.split).hours += lengths[line.clip] / 3600
+            else:
+                record = self._finished(line, lengths[line.clip], report.out)
+                texts.setdefault(line.split, []).append(json.dumps(record, ensure_ascii=False) + "\n")
+                speakers[line.split] |= {record["speaker"]} if "speaker" in record else set()
+                report.split(line.split).hours += lengths[line.clip] / 3600
         for split, text in texts.items():
             if text:
                 written = report.split(split)
@@ -167,11 +159,7 @@ def _length(file: Path) -> float | str:
 
 
 def link(place: Path, target: Path) -> None:
-    """Let `place` be a link to the folder `target`.
-
-    Raises:
-        ConfigError: something else is there.
-    """
+    """Let `place` be a link to the folder `target`; raises ConfigError where something else is there."""
     if place.is_symlink():
         place.unlink()
     if place.exists():
@@ -183,9 +171,8 @@ def link(place: Path, target: Path) -> None:
 def held_out(keys: Sequence[K], share: float, seed: int) -> set[K]:
     """A share of the different keys, drawn by the seed: at least one if there are three, and none if the share is 0."""
     ordered = sorted(set(keys), key=str)
-    count = round(share * len(ordered))
-    if share and len(ordered) > 2:
-        count = max(1, count)
+    least = int(share > 0 and len(ordered) > 2)
+    count = max(least, round(share * len(ordered)))
     return set(random.Random(f"{seed}/held out").sample(ordered, count))
 
 

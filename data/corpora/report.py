@@ -1,6 +1,7 @@
 """Report of a prepared corpus: how many lines a split has, and every file and row that is in none."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,36 +30,23 @@ class Written:
 
 @dataclass
 class Report:
-    """Counts and names.
+    """Counts and names; nothing that has a problem is in a manifest.
 
-    Args:
-        corpus: its name.
-        source: the folder it was read from.
-        out: the folder of the manifests.
-        knobs: of the corpus, by which a later call knows whether its manifests are the ones it would write.
-        expected: split -> lines of the whole corpus; None where it does not say.
-        splits: what was written.
-        problems: kind, such as `missing`, -> what it befell: files relative to the source, or rows of a table. None
-            of them is in a manifest, and what is in a manifest has none.
-        notes: what was done to lines that are there, such as `two turns of one speaker joined` -> how often.
+    `problems` has for each kind, such as `missing`, what it befell: files relative to the source, or rows of a table.
     """
 
     corpus: str
-    source: Path
-    out: Path
-    knobs: Mapping[str, Any]
-    expected: dict[str, int | None]
+    source: Path  # the folder it was read from
+    out: Path  # the folder of the manifests
+    knobs: Mapping[str, Any]  # of the corpus, by which a later call knows whether its manifests are these
+    expected: dict[str, int | None]  # split -> lines of the whole corpus; None where it does not say
     splits: dict[str, Written] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
-    notes: dict[str, int] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)  # what was done to lines that are there -> how often
 
     def add(self, kind: str, what: str) -> None:
         """Name one file or row that cannot be used."""
         self.problems.setdefault(kind, []).append(what)
-
-    def note(self, what: str) -> None:
-        """Count something that was done to a line."""
-        self.notes[what] = self.notes.get(what, 0) + 1
 
     def split(self, name: str) -> Written:
         """The split called `name`, which is new where it was not there."""
@@ -90,10 +78,10 @@ class Report:
         return "\n".join(lines)
 
 
-def read_report(out: Path, knobs: Mapping[str, Any]) -> list[str] | None:
-    """The splits that an earlier call with the same knobs has written; None where there was none."""
+def read_report(out: Path, knobs: Mapping[str, Any]) -> list[str]:
+    """The splits that an earlier call with the same knobs has written; none where there was none."""
     try:
         page = json.loads((out / FILE).read_text("utf-8"))
-        return list(page["splits"]) if page["knobs"] == dict(knobs) else None
+        return list(page["splits"]) if page["knobs"] == dict(knobs) else []
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return []

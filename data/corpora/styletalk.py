@@ -43,11 +43,8 @@ class StyleTalk(Published):
 
     name = "styletalk"
     expected: ClassVar[Mapping[str, int | None]] = {
-        "train": None,
-        "validation": None,
-        "test": ROWS["eval"],
-        "test-reversed": ROWS["eval"],
-    }
+        "train": None, "validation": None, "test": ROWS["eval"], "test-reversed": ROWS["eval"],
+    }  # fmt: skip
 
     def __init__(
         self, *, source: str, validation: float = 0.1, seed: int = 0, emotions: bool = False, responses: bool = False
@@ -55,10 +52,8 @@ class StyleTalk(Published):
         super().__init__(source=source)
         check_share(self.name, validation=validation)
         self.validation, self.seed, self.emotions, self.responses = validation, seed, emotions, responses
-        self._replies: set[Path] = set()
 
     def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
-        """See `Published.lines`."""
         tables = {part: read_table(find_file(self.source, f"{part}.csv"), COLUMNS) for part in ROWS}
         late = held_out([row["diag_id"] for row in tables["train"]], self.validation, self.seed)
         for part, rows in tables.items():
@@ -69,47 +64,34 @@ class StyleTalk(Published):
                     report.add("faulty row", f"{where}: the turns cannot be told apart")
                     continue
                 if part == "train" and (reply := tree.find(row["res_audio_id"])):
-                    self._replies.add(reply)
+                    self._used.add(reply)  # which nobody hears
                 split = "test" if part == "eval" else "validation" if row["diag_id"] in late else "train"
                 for reversed_ in (False, True) if part == "eval" else (False,):
                     yield from self._line(row, dialogue, f"{split}{'-reversed' * reversed_}", where, tree, report)
-
-    def also_used(self) -> set[Path]:
-        """Recorded replies of the training side, which nobody hears."""
-        return self._replies
 
     def _line(
         self, row: Mapping[str, str], dialogue: list[str], split: str, where: str, tree: Tree, report: Report
     ) -> Iterator[Line]:
         reverse = split.endswith("-reversed")
         who = "res" if reverse else "curr"
-        clip = self._clip(row[f"{who}_audio_id"], where, tree, report)
-        if clip is None:
+        named = row[f"{who}_audio_id"]
+        clip = tree.find(named)
+        if clip is None or not clip.as_posix().endswith(Path(named).with_suffix(clip.suffix).as_posix()):
+            report.add("missing", f"{named} ({where})")
             return
         turns = dialogue[: 4 if reverse else 3]
         roles = ["user", "assistant"] if len(turns) % 2 == 0 else ["assistant", "user"]
         labels = _labels(row, who)
         name = Path(row["curr_audio_id"]).with_suffix("").as_posix().replace("/", "-")
-        yield Line(
-            split,
-            clip,
-            {
-                "id": f"styletalk-{name}{'-reversed' * reverse}",
-                "text": dialogue[4 if reverse else 3],
-                "labels": labels if self.emotions else {k: v for k, v in labels.items() if k != "emotion"},
-                "caption": caption_from(labels),
-                "context": [{"role": roles[i % 2], "text": text} for i, text in enumerate(turns)],
-                "response": dialogue[4] if self.responses and not reverse else None,
-            },
-            {},
-        )
-
-    def _clip(self, named: str, where: str, tree: Tree, report: Report) -> Path | None:
-        clip = tree.find(named)
-        if clip is None or not clip.as_posix().endswith(Path(named).with_suffix(clip.suffix).as_posix()):
-            report.add("missing", f"{named} ({where})")
-            return None
-        return clip
+        record = {
+            "id": f"styletalk-{name}{'-reversed' * reverse}",
+            "text": dialogue[4 if reverse else 3],
+            "labels": labels if self.emotions else {k: v for k, v in labels.items() if k != "emotion"},
+            "caption": caption_from(labels),
+            "context": [{"role": roles[i % 2], "text": text} for i, text in enumerate(turns)],
+            "response": dialogue[4] if self.responses and not reverse else None,
+        }
+        yield Line(split, clip, record)
 
 
 def _dialogue(row: Mapping[str, str]) -> list[str] | None:

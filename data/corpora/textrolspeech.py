@@ -1,5 +1,6 @@
 """TextrolSpeech (Ji et al., ICASSP 2024): speech of several corpora with five style labels and a caption each."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -8,31 +9,22 @@ from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.files import Tree, find_file, read_table
 from sottovoce.data.corpora.published import Line, Published, check_share, held_out
 from sottovoce.data.corpora.report import Report
+from sottovoce.data.tasks import Emotion, Energy, Gender, Pitch, Tempo
 from sottovoce.errors import MissingError
 
 TABLE, OFFICIAL_TEST = "random_train.csv", "random_test.csv"
 COLUMNS = ("wav_fp", "item_name", "gender", "pitch", "tempo", "energy", "emotion", "style_prompt", "content_prompt")
-LABELS: dict[
-    str, dict[str, tuple[str, ...]]
-] = {  # attribute -> our label -> how it is written, also in tables derived from this one
-    "gender": {"male": ("male", "m"), "female": ("female", "f")},
-    "pitch": {"low": ("low",), "normal": ("normal",), "high": ("high",)},
-    "tempo": {"slow": ("slow", "low"), "normal": ("normal",), "fast": ("fast", "high")},
-    "energy": {"low": ("low",), "normal": ("normal",), "high": ("high",)},
+WRITTEN = {  # attribute -> how this table, or one derived from it, writes a label that is not ours -> our label
+    "gender": {"m": "male", "f": "female"},
+    "tempo": {"low": "slow", "high": "fast"},
     "emotion": {
-        "neutral": ("neutral",),
-        "happy": ("happy", "happiness"),
-        "sad": ("sad", "sadness"),
-        "angry": ("angry", "anger"),
-        "surprised": ("surprised", "surprise"),
-        "disgusted": ("disgusted", "disgust"),
-        "fearful": ("fearful", "fear"),
-        "contemptuous": ("contemptuous", "contempt"),
+        "happiness": "happy", "sadness": "sad", "anger": "angry", "surprise": "surprised", "disgust": "disgusted",
+        "fear": "fearful", "contempt": "contemptuous",
     },
-}
+}  # fmt: skip
 _KNOWN = {
-    attribute: {written: ours for ours, names in labels.items() for written in names}
-    for attribute, labels in LABELS.items()
+    task.name: {**{label: label for label in task.choices}, **WRITTEN.get(task.name, {})}
+    for task in (Gender, Pitch, Tempo, Energy, Emotion)
 }
 
 
@@ -53,11 +45,8 @@ class TextrolSpeech(Published):
 
     name = "textrolspeech"
     expected: ClassVar[Mapping[str, int | None]] = {
-        "train": None,
-        "validation": None,
-        "test": None,
-        "official-test": 200,
-    }
+        "train": None, "validation": None, "test": None, "official-test": 200,
+    }  # fmt: skip
 
     def __init__(self, *, source: str, validation: float = 0.02, test: float = 0.02, seed: int = 0) -> None:
         super().__init__(source=source)
@@ -65,7 +54,6 @@ class TextrolSpeech(Published):
         self.validation, self.test, self.seed = validation, test, seed
 
     def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
-        """See `Published.lines`."""
         official = list(self._official(report, tree))
         tested = {line.clip for line in official}
         lines = [line for line in self._table(TABLE, "train", report, tree) if line.clip not in tested]
@@ -93,7 +81,7 @@ class TextrolSpeech(Published):
                 report.add("a clip's second caption", f"{row['wav_fp']} ({where})")
             elif labels := _labels(row, where, report):
                 seen.add(clip)
-                yield Line(split, clip, self._record(row, clip, labels), {})
+                yield Line(split, clip, self._record(row, clip, labels))
 
     def _record(self, row: Mapping[str, str], clip: Path, labels: dict[str, str]) -> dict[str, object]:
         place = clip.relative_to(self.source).with_suffix("")
@@ -107,12 +95,11 @@ class TextrolSpeech(Published):
 
     def _sides(self, lines: list[Line]) -> dict[str, str]:
         """Each speaker's split."""
-        corpora: dict[str, set[str]] = {}
+        corpora: defaultdict[str, set[str]] = defaultdict(set)
         for line in lines:
-            corpora.setdefault(_corpus(line.clip.relative_to(self.source)), set()).add(_speaker(line))
+            corpora[_corpus(line.clip.relative_to(self.source))].add(_speaker(line))
         sides: dict[str, str] = {}
-        for name in sorted(corpora):
-            speakers = corpora[name]
+        for _, speakers in sorted(corpora.items()):
             test = held_out(list(speakers), self.test, self.seed)
             late = held_out(list(speakers - test), self.validation, self.seed)
             sides |= {who: "test" if who in test else "validation" if who in late else "train" for who in speakers}
@@ -120,7 +107,7 @@ class TextrolSpeech(Published):
 
 
 def _labels(row: Mapping[str, str], where: str, report: Report) -> dict[str, str] | None:
-    found = {name: row[name].strip().lower() for name in LABELS}
+    found = {name: row[name].strip().lower() for name in _KNOWN}
     unknown = [f"{name} {label!r}" for name, label in found.items() if label not in _KNOWN[name]]
     if unknown:
         report.add("unknown label", f"{', '.join(unknown)} ({where})")

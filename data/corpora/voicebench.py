@@ -1,6 +1,7 @@
 """VoiceBench (Chen et al., 2024): spoken prompts for voice assistants, in eleven subsets."""
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,30 +39,28 @@ class VoiceBench(Published):
     suffixes = ()  # audio comes inside of tables
 
     def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
-        """See `Published.lines`."""
-        fields: dict[str, list[str]] = {}
+        fields: defaultdict[str, list[str]] = defaultdict(list)
         for subset in SUBSETS:
-            tables = sorted((self.source / subset).glob("*.parquet")) or sorted(
-                (self.source / "data" / subset).glob("*.parquet")
-            )
+            homes = (self.source / subset, self.source / "data" / subset)
+            tables = next(filter(None, (sorted(home.glob("*.parquet")) for home in homes)), [])
             if not tables:
                 report.add("missing subset", subset)
-            count: dict[str, int] = {}
+            count: Counter[str] = Counter()
             for table in tables:
                 part = table.name.partition("-")[0]
                 split = subset if part == "test" else f"{subset}-{part}"
                 for row in _rows(table, report, self.source):
-                    number = count[split] = count.get(split, 0) + 1
-                    line, rest = self._line(split, number, row, table, report)
-                    if line is not None:
+                    count[split] += 1
+                    for line, rest in self._line(split, count[split], row, table, report):
                         yield line
-                        fields.setdefault(split, []).append(json.dumps({"id": line.record["id"], **rest}, default=str))
+                        fields[split].append(json.dumps({"id": line.record["id"], **rest}, default=str))
         for split, kept in fields.items():
             atomic_write(report.out / f"{split}.fields.jsonl", "".join(f"{text}\n" for text in kept))
 
     def _line(
         self, split: str, number: int, row: Mapping[str, Any], table: Path, report: Report
-    ) -> tuple[Line | None, dict[str, Any]]:
+    ) -> Iterator[tuple[Line, dict[str, Any]]]:
+        """The line of a row, and what else the row holds; nothing for a row that cannot be used."""
         where = f"{table.relative_to(self.source)}: row {number} of {split}"
         audio = {key: value for key, value in row.items() if isinstance(value, dict) and "bytes" in value}
         rest = {key: value for key, value in row.items() if key not in audio}
@@ -70,33 +69,24 @@ class VoiceBench(Published):
         sound = audio[min(audio)]["bytes"] if audio else None
         if not sound or not isinstance(text, str) or not text.strip():
             report.add("faulty row", f"{where}: no {'prompt' if sound else 'audio'}")
-            return None, rest
+            return
         if len(audio) > 1:
-            report.note("later turns of a dialogue, which follow on the model's own answers: the first is used")
-        clip = report.out / CLIPS / split / f"{number:05d}.{_kind(sound)}"
+            report.notes["later turns of a dialogue, which follow on the model's own answers: the first is used"] += 1
+        kind = next((kind for mark, kind in _KINDS.items() if sound.startswith(mark)), "mp3")
+        clip = report.out / CLIPS / split / f"{number:05d}.{kind}"
         atomic_write(clip, sound)
         reference = rest.get("reference")
         record = {
-            "id": f"voicebench-{split}-{number:05d}",
-            "text": text.strip(),
-            "response": reference.strip() if isinstance(reference, str) else None,
-            "topic": split,
-        }
-        return Line(split, clip, record, {}), {
-            k: v for k, v in rest.items() if k not in ("prompt", "reference", "id")
-        } | ({"original_id": rest["id"]} if "id" in rest else {})
-
-
-def _kind(sound: bytes) -> str:
-    return next((kind for mark, kind in _KINDS.items() if sound.startswith(mark)), "mp3")
+            "id": f"voicebench-{split}-{number:05d}", "text": text.strip(),
+            "response": reference.strip() if isinstance(reference, str) else None, "topic": split,
+        }  # fmt: skip
+        renamed = {"original_id": rest["id"]} if "id" in rest else {}
+        others = {key: value for key, value in rest.items() if key not in ("prompt", "reference", "id")}
+        yield Line(split, clip, record), others | renamed
 
 
 def _rows(table: Path, report: Report, source: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a Parquet file, some at a time, so that memory does not grow with it.
-
-    Raises:
-        MissingError: pyarrow is not installed.
-    """
+    """Rows of a Parquet file, some at a time, so that memory does not grow with it; MissingError without pyarrow."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:

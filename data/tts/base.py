@@ -33,14 +33,9 @@ class Synthesizer(ABC):
 
     @abstractmethod
     def speak(self, text: str, *, attribute: str, label: str, voice: str, seed: int) -> NDArray[np.float32]:
-        """The text as spoken by `voice` with this label: (samples,) in [-1, 1] at `sample_rate`.
+        """The text as spoken by `voice` with this label of an attribute: (samples,) in [-1, 1] at `sample_rate`.
 
-        Args:
-            text: what is said.
-            attribute: such as age.
-            label: of that attribute, such as child.
-            voice: as the synthesizer calls it.
-            seed: of what is drawn, where something is.
+        `voice` is named as the synthesizer does; `seed` is of what is drawn, where something is.
 
         Raises:
             NotSpoken: not this text; its message has no secrets.
@@ -48,21 +43,12 @@ class Synthesizer(ABC):
         """
 
     def faults(self, labels: Labels, voices: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
-        """What is wrong with what will be asked for, before anything is spoken.
-
-        Args:
-            labels: attribute -> the labels that will be asked for.
-            voices: attribute -> label -> the voices that will speak it.
-        """
+        """What is wrong with what will be asked for: labels of attributes, and the voices of each; before it is."""
         return []
 
 
 def checked(audio: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
-    """The audio (samples,), if somebody can be heard in it.
-
-    Raises:
-        NotSpoken: it is too short or silent, or holds samples that are not finite.
-    """
+    """The audio (samples,); raises NotSpoken where it is too short, silent, or holds samples that are not finite."""
     if not np.isfinite(audio).all():
         raise NotSpoken("what came back holds samples that are not finite")
     if len(audio) < MIN_SECONDS * sample_rate:

@@ -41,11 +41,7 @@ def _started() -> tuple[ctypes.CDLL, int, list[NDArray[np.int16]], Any]:
 
 
 class ESpeak:
-    """A synthesizer; all of a process are one.
-
-    Raises:
-        ModuleNotFoundError: the extra is not installed; the message says how to.
-    """
+    """A synthesizer; all of a process are one. Raises ModuleNotFoundError where the extra is not installed."""
 
     def __init__(self) -> None:
         self._library, self._rate_hz, self._chunks, _ = _started()
@@ -76,9 +72,8 @@ class ESpeak:
         """
         self._chunks.clear()
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise ValueError(
-                f"eSpeak NG has no voice {voice!r}; a voice is written language+variant, such as 'en-us+f2'"
-            )
+            advice = "a voice is written language+variant, such as 'en-us+f2'"
+            raise ValueError(f"eSpeak NG has no voice {voice!r}; {advice}")
         for parameter, value in ((_RATE, rate), (_VOLUME, 100), (_PITCH, pitch), (_RANGE, range)):
             self._library.espeak_SetParameter(parameter, int(value), 0)
         encoded = text.encode() + b"\0"

@@ -63,7 +63,6 @@ class ESpeakSynthesizer(Synthesizer):
         self._measured: dict[str, tuple[float, float, float]] = {}
 
     def speak(self, text: str, *, attribute: str, label: str, voice: str, seed: int) -> NDArray[np.float32]:
-        """See `Synthesizer`."""
         style, rng = STYLES[attribute][label], random.Random(f"{seed} {voice} {attribute} {label}")
         tract = rng.uniform(*style.tract)
         hertz = rng.uniform(*style.hertz) if style.hertz else self._reach(voice)[1] * rng.uniform(*style.raised)

@@ -39,17 +39,10 @@ class OpenAISpeech(Synthesizer):
     in_threads = True
 
     def __init__(
-        self,
-        *,
-        base_url: str,
-        model: str,
-        instructions: dict[str, dict[str, str]] | None = None,
-        api_key_env: str | None = None,
-        known_as: str | None = None,
-        sample_rate: int = 24000,
-        timeout: float = 120.0,
+        self, *, base_url: str, model: str, instructions: dict[str, dict[str, str]] | None = None,
+        api_key_env: str | None = None, known_as: str | None = None, sample_rate: int = 24000, timeout: float = 120.0,
         retries: int = 4,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._client = OpenAIClient(
             "synthesizer openai_speech",
             base_url=base_url, model=model, api_key_env=api_key_env, timeout=timeout, retries=retries,
@@ -59,7 +52,6 @@ class OpenAISpeech(Synthesizer):
         self._breaker = CircuitBreaker()
 
     def speak(self, text: str, *, attribute: str, label: str, voice: str, seed: int) -> NDArray[np.float32]:
-        """See `Synthesizer`."""
         body: dict[str, Any] = {"input": text, "voice": voice, "response_format": "wav"}
         if instructions := self.instructions.get(attribute, {}).get(label):
             body["instructions"] = instructions

@@ -12,11 +12,9 @@ _SHOWN = ("category", "label", "transcript", "response", "answers")
 
 @AWARENESS_JUDGES.register("llm")
 class AwarenessLLM(AwarenessJudge):
-    """Labels -1, 0 and 1 by an LLM with a rubric.
+    """Labels -1, 0 and 1 by an LLM; knobs as in `LLMJudge`.
 
-    Args:
-        engine: see `LLMJudge`, as for knobs that are not named here.
-        rubric: a file with {category}, {label}, {transcript}, {response} and {answers}; the project's own if absent.
+    `rubric` is a file with {category}, {label}, {transcript}, {response} and {answers}; the project's own if absent.
     """
 
     def __init__(
@@ -28,8 +26,7 @@ class AwarenessLLM(AwarenessJudge):
         seed: int = 0,
         max_new_tokens: int = 64,
     ) -> None:
-        limits = {"retries": retries, "seed": seed, "max_new_tokens": max_new_tokens}
-        self._llm = LLMJudge("llm", engine, {"awareness": rubric}, _SHOWN, **limits)
+        self._llm = LLMJudge("llm", engine, {"awareness": rubric}, _SHOWN, retries, seed, max_new_tokens)
         self.name = self._llm.name
 
     def judge(self, cases: Sequence[Case]) -> Verdict:

@@ -15,52 +15,38 @@ Aspect: TypeAlias = str  # what is scored, such as quality or cs_content
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply to be judged.
-
-    Args:
-        transcript: of the spoken turn.
-        emotion: of the speaker.
-        response: the answer.
-        context: the dialogue before the spoken turn, a turn a line.
-        caption: how the spoken turn was said, in words.
-    """
+    """A reply to be judged: `response`, to a spoken turn with this transcript and the speaker's emotion."""
 
     transcript: str
     emotion: str
     response: str
-    context: str = ""
-    caption: str = ""
+    context: str = ""  # the dialogue before the spoken turn, a turn a line
+    caption: str = ""  # how the spoken turn was said, in words
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The scores of one aspect, and counts of what was not scored.
+    """The scores of one aspect, one for each reply or None, and counts of what was not scored.
 
-    Args:
-        scores: one for each reply, in their order; None where there is none.
-        failed: why a reply could not be judged at all -> how many replies.
-        unclear: replies in whose judgements no score was found, however often the judge was asked.
-        malformed: judgements without a score, those that were mended by asking again included.
+    Mean and interval are over the replies that have a score, and None where none has.
     """
 
     scores: list[float | None]
-    failed: Counter[str] = field(default_factory=Counter)
-    unclear: int = 0
-    malformed: int = 0
+    failed: Counter[str] = field(default_factory=Counter)  # why a reply could not be judged at all -> how many
+    unclear: int = 0  # replies in whose judgements no score was found, however often the judge was asked
+    malformed: int = 0  # judgements without a score, those that were mended by asking again included
 
     @property
     def scored(self) -> list[float]:
-        """The scores that there are."""
         return [score for score in self.scores if score is not None]
 
     @property
     def mean(self) -> float | None:
-        """Over the replies that have a score; None where none has."""
         return float(np.mean(self.scored)) if self.scored else None
 
     @property
     def interval(self) -> Interval | None:
-        """95 % interval of the mean (percentile bootstrap over replies); None where no reply has a score."""
+        """95 % interval of the mean (percentile bootstrap over replies)."""
         return bootstrap(np.array([[score, 1.0] for score in self.scored]), ratio) if self.scored else None
 
     def of(self, rows: Sequence[int]) -> "Verdict":
@@ -102,7 +88,4 @@ class Judge(ABC):
 
     @abstractmethod
     def judge(self, replies: Sequence[Reply]) -> dict[Aspect, Verdict]:
-        """A verdict for each aspect.
-
-        A reply that cannot be judged costs its own score, and is counted; it never costs the others theirs.
-        """
+        """A verdict for each aspect; a reply that cannot be judged costs its own score alone, and is counted."""

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from sottovoce.errors import ConfigError, nearest
 from sottovoce.evaluation import JUDGES
 from sottovoce.evaluation.judges.base import Answerer, Aspect, Judge, Reply, Verdict
-from sottovoce.evaluation.text_similarity import WORD, rouge_f1
+from sottovoce.evaluation.text_similarity import WORD, likeness_of
 from sottovoce.templates import Template, uncommented_lines
 
 LOWEST, HIGHEST = 1, 10  # of both scores
@@ -35,12 +36,11 @@ class RuleJudge(Judge):
     reply takes up none.
 
     It can tell whether a reply of a small, known world is one of those that are due there, to which emotion, and
-    whether it is about what was said. It cannot tell a good reply in other words from a bad one, nor see a feeling
-    that is put otherwise, nor whether a word of the transcript is taken up sensibly. Where replies are
-    free, ask an LLM.
+    whether it is about what was said. It cannot tell a good reply in other words from a bad one, nor see a feeling put
+    otherwise, nor whether a word of the transcript is taken up sensibly. Where replies are free, ask an LLM.
 
     Args:
-        engine: not used; judges are built alike.
+        engine: not used.
         exemplars: emotion -> replies that fit it. In a reply {thing} stands for what the transcript is about.
         things: words that {thing} may stand for; any content word of the (English) transcript if there are none.
 
@@ -52,7 +52,7 @@ class RuleJudge(Judge):
         self, engine: Answerer | None = None, *, exemplars: dict[str, list[str]], things: list[str] | None = None
     ) -> None:
         self.name = "rule"
-        self.exemplars = _with_room(_exemplars(exemplars))
+        self.exemplars = _exemplars(exemplars)
         self.emotions = sorted({exemplar.emotion for exemplar in self.exemplars})
         self._things = {word for thing in things or () for word in _words(thing)}
         self._function_words = {word for _, line in uncommented_lines(_FUNCTION_WORDS) for word in line.split()}
@@ -61,10 +61,9 @@ class RuleJudge(Judge):
         """See `Judge`. A reply to an emotion without exemplars fails for `emotion` alone."""
         things = [self._things_of(reply.transcript) for reply in replies]
         spoken = [" ".join(w for w in _words(r.response) if w not in t) for r, t in zip(replies, things, strict=True)]
-        pairs = [(text, exemplar.text) for text in spoken for exemplar in self.exemplars]
-        likeness = rouge_f1("rouge_l", [text for text, _ in pairs], [text for _, text in pairs])
-        size = len(self.exemplars)
-        near = [likeness[start : start + size] for start in range(0, len(likeness), size)]  # (replies, exemplars)
+        texts = [exemplar.text for exemplar in self.exemplars]
+        likeness = likeness_of(product(spoken, texts))
+        near = [[likeness[said, text] for text in texts] for said in spoken]  # (replies, exemplars)
         unknown = Counter(
             f"there is no exemplar for {r.emotion!r}.{nearest(r.emotion, self.emotions)}"
             for r in replies
@@ -105,7 +104,10 @@ def _exemplars(given: Mapping[str, Sequence[str]]) -> list[_Exemplar]:
     if len(given) < 2 or not all(given.values()):
         message = "judge rule: exemplars of at least two emotions are needed, or there is nothing to compare"
         raise ConfigError(message, code="missing-key", where="exemplars")
-    return [_exemplar(emotion, text) for emotion, texts in given.items() for text in texts]
+    found = [_exemplar(emotion, text) for emotion, texts in given.items() for text in texts]
+    likeness = likeness_of(product([one.text for one in found], repeat=2))
+    rivals = {emotion: [other.text for other in found if other.emotion != emotion] for emotion in given}
+    return [replace(x, room=1 - max(likeness[x.text, text] for text in rivals[x.emotion])) for x in found]
 
 
 def _exemplar(emotion: str, text: str) -> _Exemplar:
@@ -116,11 +118,3 @@ def _exemplar(emotion: str, text: str) -> _Exemplar:
         message = f"{where}: {text!r} has no word in a-z or 0-9 to be compared"
         raise ConfigError(message, code="bad-value", where=where)
     return _Exemplar(emotion, words, bool(template.names))
-
-
-def _with_room(exemplars: Sequence[_Exemplar]) -> list[_Exemplar]:
-    found = []
-    for one in exemplars:
-        rivals = [other.text for other in exemplars if other.emotion != one.emotion]
-        found.append(replace(one, room=1 - max(rouge_f1("rouge_l", [one.text] * len(rivals), rivals))))
-    return found

@@ -41,15 +41,15 @@ SCALES = {
 class LLMJudge(Judge):
     """Scores items by rubrics, one judgement an item and rubric.
 
-    A judgement that lacks a number is asked for again as a whole, at another temperature and with the next seed.
+    A judgement that lacks a number is asked for again as a whole. An engine that keeps its answers
+    (`sottovoce.llms.answer_cache.CachedEngine`) makes a second judging of the same items by the same rubric free.
 
     Args:
         kind: of the judge, as recipes name it.
-        engine: the LLM. One that keeps its answers (`sottovoce.llms.answer_cache.CachedEngine`) makes a second
-            judging of the same items by the same rubric free.
+        engine: the LLM.
         rubrics: name in `SCALES` -> file of the rubric; the project's own where it is None.
         shown: attributes of an item, which are the fields of the rubrics; {response} is always needed.
-        retries: how often a judgement that lacks a number is asked for again.
+        retries: how often a judgement is asked for again.
         seed: of the first attempt, at temperature 0; further ones, at 0.7, count on from it.
         max_new_tokens: of a judgement.
 
@@ -63,7 +63,6 @@ class LLMJudge(Judge):
         engine: Answerer | None,
         rubrics: Mapping[str, str | None],
         shown: Sequence[str],
-        *,
         retries: int,
         seed: int,
         max_new_tokens: int,
@@ -123,12 +122,9 @@ _SHOWN = tuple(field.name for field in fields(Reply))
 
 @JUDGES.register("llm")
 class QualityJudge(LLMJudge):
-    """Quality of a reply, and how well it takes the speaker's emotion into account, 1 to 10 each.
+    """Quality of a reply, and how well it takes the speaker's emotion into account, 1 to 10 each; see `LLMJudge`.
 
-    Args:
-        engine: see `LLMJudge`, as for knobs that are not named here.
-        quality: file of the rubric; the project's own if absent.
-        emotion: the same for emotion.
+    `quality` and `emotion` are files of rubrics; the project's own if absent.
     """
 
     def __init__(
@@ -142,22 +138,17 @@ class QualityJudge(LLMJudge):
         max_new_tokens: int = 64,
     ) -> None:
         rubrics = {"quality": quality, "emotion": emotion}
-        limits = {"retries": retries, "seed": seed, "max_new_tokens": max_new_tokens}
-        super().__init__("llm", engine, rubrics, _SHOWN, **limits)
+        super().__init__("llm", engine, rubrics, _SHOWN, retries, seed, max_new_tokens)
 
 
 @JUDGES.register("conversation")
 class ConversationJudge(LLMJudge):
-    """CS (content and style, 1 to 5) and EGS (C1 to C4, 1 to 10); each reply is judged alone.
+    """CS (content and style, 1 to 5) and EGS (C1 to C4, 1 to 10); each reply is judged alone; see `LLMJudge`.
 
-    Args:
-        engine: see `LLMJudge`, as for knobs that are not named here.
-        scales: which of cs and egs.
-        cs: file of the rubric; the project's own if absent.
-        egs: the same for EGS.
+    `scales` says which of the two; `cs` and `egs` are files of rubrics, the project's own if absent.
 
     Raises:
-        ConfigError: a scale is unknown; see also `LLMJudge`.
+        ConfigError: a scale is unknown.
     """
 
     def __init__(
@@ -177,8 +168,7 @@ class ConversationJudge(LLMJudge):
                 message = f"judge conversation: unknown scale {name!r}.{nearest(name, files)}"
                 raise ConfigError(message, code="unknown-name", where="scales")
         rubrics = {name: files[name] for name in scales}
-        limits = {"retries": retries, "seed": seed, "max_new_tokens": max_new_tokens}
-        super().__init__("conversation", engine, rubrics, _SHOWN, **limits)
+        super().__init__("conversation", engine, rubrics, _SHOWN, retries, seed, max_new_tokens)
 
 
 def _template(name: str, file: str | None, shown: Sequence[str]) -> Template:
@@ -190,14 +180,10 @@ def _template(name: str, file: str | None, shown: Sequence[str]) -> Template:
 _THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
 _NUMBER = r"([+-]?\d+(?:[.,]\d+)?)"
 _ONLY = [  # where a judgement puts its only number, the plainest first
-    re.compile(rf'"(?:score|label)"\s*:\s*"?{_NUMBER}', re.IGNORECASE),
-    re.compile(
-        r"(?:score|rating|label)\W{0,6}?(?:is|of)?\W{0,3}?"
-        rf"{_NUMBER}(?![\d.,]*\d|\s*(?:[-\u2013\u2014]|to|or)\s*\d)",
-        re.IGNORECASE,
-    ),
-    re.compile(rf"\A\W*?{_NUMBER}\W*(?:\n|\Z)"),
-    re.compile(_NUMBER),
+    rf'"(?:score|label)"\s*:\s*"?{_NUMBER}',
+    rf"(?:score|rating|label)\W{{0,6}}?(?:is|of)?\W{{0,3}}?{_NUMBER}(?![\d.,]*\d|\s*(?:[-\u2013\u2014]|to|or)\s*\d)",
+    rf"\A\W*?{_NUMBER}\W*(?:\n|\Z)",
+    _NUMBER,
 ]
 
 
@@ -215,8 +201,9 @@ def parse(judgement: str, scale: Scale) -> dict[str, int] | None:
     found: dict[str, int] = {}
     for key in scale.keys:
         named = rf"\b{key}\b[^\w\n:=]{{0,4}}[:=]\W{{0,4}}?(-?\d+(?:[.,\u2013-]\d+)*)"
-        patterns = _ONLY if len(scale.keys) == 1 else [re.compile(named, re.IGNORECASE)]
-        numbers = next((numbers for pattern in patterns if (numbers := set(pattern.findall(text)))), set())
+        patterns = _ONLY if len(scale.keys) == 1 else [named]
+        found_by = (set(re.findall(pattern, text, re.IGNORECASE)) for pattern in patterns)
+        numbers: set[str] = next(filter(None, found_by), set())
         only = numbers.pop().removeprefix("+") if len(numbers) == 1 else ""
         if only not in valid:
             return None

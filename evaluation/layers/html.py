@@ -10,10 +10,7 @@ from sottovoce.evaluation.reports.pages import NO_PLOTS, data_uri, render
 def layer_page(report: Mapping[str, Any], curves: Mapping[str, Curve], picture: bytes | None) -> str:
     """The page, as HTML without a link to anything.
 
-    Args:
-        report: what `layers.json` holds.
-        curves: by name.
-        picture: the plot as PNG, which becomes part of the page; None where matplotlib is not installed.
+    `report` is what `layers.json` holds. `picture` is the plot as PNG; None where matplotlib is not installed.
     """
     heard = report["heard"]
     known = {
@@ -22,6 +19,8 @@ def layer_page(report: Mapping[str, Any], curves: Mapping[str, Curve], picture: 
         "intent": heard["intent"],
         **{f"fingerprint, {part}": digest for part, digest in report["model"].items()},
     }
+    (first, last), (begin, end) = report["paralinguistic"], report["semantic"]
+    side_of = dict.fromkeys(range(first, last + 1), "voice") | dict.fromkeys(range(begin, end + 1), "meaning")
     return render(
         "layers.html",
         report=report,
@@ -29,10 +28,5 @@ def layer_page(report: Mapping[str, Any], curves: Mapping[str, Curve], picture: 
         known=known,
         picture=data_uri(picture) if picture else "",
         missing=NO_PLOTS,
-        sides=[_side(state - 1, report) for state in range(report["layers"] + 1)],
+        sides=[side_of.get(layer, "") for layer in range(-1, report["layers"])],
     )
-
-
-def _side(layer: int, report: Mapping[str, Any]) -> str:
-    sides = (("voice", report["paralinguistic"]), ("meaning", report["semantic"]))
-    return next((name for name, (first, last) in sides if first <= layer <= last), "")

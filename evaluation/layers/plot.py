@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,13 +27,9 @@ PANELS = (
 
 
 def layer_picture(curves: Mapping[str, Curve], split: Split, left_out: Mapping[str, str], file: Path) -> None:
-    """Draw the five analyses and the signals that the split goes by, with chance and 95 % intervals.
+    """Draw the five analyses and the signals that the split goes by, with chance and 95 % intervals, as PNG.
 
-    Args:
-        curves: by name, such as `age probe`, `intent similarity`, `logit lens`.
-        split: what was proposed.
-        left_out: name -> why it has no curve.
-        file: the PNG to write.
+    Curves have names such as `age probe`, `intent similarity` or `logit lens`; `left_out` says why one has no curve.
 
     Raises:
         MissingError: matplotlib is not installed.
@@ -42,11 +38,11 @@ def layer_picture(curves: Mapping[str, Curve], split: Split, left_out: Mapping[s
     with canvas(file, 11.0, 6.2) as figure:
         axes = list(figure.subplots(2, 3).flat)
         for panel, (title, ending, unit) in zip(axes, PANELS, strict=False):
-            mine = [name for name in curves if _belongs(name, ending)]
-            for name in mine:
-                _draw(panel, curves[name], known[_subject(name)], _subject(name))
+            mine = {_subject(name): curve for name, curve in curves.items() if _belongs(name, ending)}
+            for subject, curve in mine.items():
+                _draw(panel, curve, known[subject], subject)
             if mine:
-                _chance(panel, [curves[name] for name in mine])
+                _chance(panel, mine.values())
                 _key(panel, len(mine))
             else:
                 _empty(panel, [reason for name, reason in left_out.items() if _belongs(name, ending)])
@@ -72,7 +68,7 @@ def _draw(panel: Axes, curve: Curve, look: Look, label: str) -> None:
     panel.plot(x, curve.value, color=look.colour, marker=look.marker, markersize=3.5, linewidth=1.5, label=label)
 
 
-def _chance(panel: Axes, curves: list[Curve]) -> None:
+def _chance(panel: Axes, curves: Iterable[Curve]) -> None:
     """A dashed line at each chance that some curve has."""
     for i, chance in enumerate(sorted({curve.chance[0] for curve in curves})):
         label = "chance" if i == 0 else None

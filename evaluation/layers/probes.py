@@ -1,8 +1,7 @@
 """Linear probes and the logit lens of every state of an LLM: from arrays to curves over its layers.
 
-Two kinds of the five layer-wise analyses of PE-FT (Resurfacing Paralinguistic Awareness in Large Audio Language Models,
-2026, section 4); the other two are in `similarity`. The paper leaves sizes, splits and penalties open; what is
-done here is said with each function.
+Three of the five layer-wise analyses of PE-FT (Resurfacing Paralinguistic Awareness in Large Audio Language Models,
+2026, section 4), which leaves sizes, splits and penalties open; what is done here is said with each function.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,8 +32,8 @@ def attribute_probe(
 ) -> Curve:
     """Linear probe of each state for an attribute, tested on held-out speakers.
 
-    Balanced accuracy by cross-validation over speakers (see `probe`); intervals from resampled speakers, which are too
-    narrow where there are few.
+    Balanced accuracy by cross-validation over speakers (see `probe`, also for errors); intervals from resampled
+    speakers, which are too narrow where there are few.
 
     Args:
         states: (utterances, states, dim), the mean over the speech positions.
@@ -42,12 +41,10 @@ def attribute_probe(
         speakers: (utterances,), who spoke.
         folds: of speakers; fewer where there are fewer speakers.
         seed: of folds and resamples.
-
-    Raises:
-        SottovoceError: see `probe`.
     """
     folds = min(folds, most_folds(np.asarray(labels), np.asarray(speakers)))
-    predictions = [probe(x, labels, speakers, folds=folds, seed=seed, **KNOBS).predictions for x in _by_state(states)]
+    probes = [probe(x, labels, speakers, folds=folds, seed=seed, **KNOBS) for x in states.swapaxes(0, 1)]
+    predictions = [each.predictions for each in probes]
     return _accuracy_curve("paralinguistic", predictions, [codes_of(speakers)], seed, f"{folds} folds of speakers.")
 
 
@@ -66,15 +63,8 @@ def intent_probe(
     each cell of the grid (a fold of speakers, a fold of texts) is tested by a probe of the cells that share neither
     its row nor its column: folds squared probes a state. The texts of an intent are spread over the folds; an utterance
     whose intent no other fold has is not tested, and counted in the notes. Intervals from speakers and texts, both
-    resampled.
-
-    Args:
-        states: as in `attribute_probe`.
-        intents: (utterances,), what each is about or wants.
-        speakers: (utterances,), who spoke.
-        texts: (utterances,), the words.
-        folds: of speakers, and of texts; fewer where there are fewer of either.
-        seed: of folds and resamples.
+    resampled. Arguments as in `attribute_probe`; `intents` says what each utterance is about or wants, `texts` its
+    words. There are fewer folds where there are fewer texts or speakers.
 
     Raises:
         SottovoceError: there are fewer than two intents, or none that two texts express; see `probe` for others.
@@ -85,11 +75,10 @@ def intent_probe(
     if not cells:
         message = "intent probe: no intent is left to test by other words and speakers; give more of both"
         raise SottovoceError(message, code="empty", where="intents")
-    predictions = [_grid(x, what, who, cells, seed) for x in _by_state(states)]
+    predictions = [_grid(x, what, who, cells, seed) for x in states.swapaxes(0, 1)]
     tested = np.concatenate([test for _, test in cells])
-    untested = len(intents) - len(tested)
     notes = f"{folds} x {folds} folds: no speaker and no text of the test side was trained on."
-    if untested:
+    if untested := len(intents) - len(tested):
         notes += f" {untested} utterances not tested, as no other text has their intent."
     groups = [codes_of(who[tested].tolist()), codes_of(np.asarray(texts)[tested].tolist())]
     return _accuracy_curve("semantic", predictions, groups, seed, notes)
@@ -148,17 +137,13 @@ def lens_agreement(
     The logit lens (nostalgebraist, 2020): the final norm and output embeddings, applied to a layer's output at the
     last position. Intervals from resampled texts.
 
-    Args:
-        ranks: (utterances, states), the place of the final top-1 token in each layer's order, 0 for the first.
-        tokens: (utterances,), that token; the notes say how many there are, since one for all is easy to agree on.
-        texts: (utterances,), the words.
-        vocabulary: tokens that could have been, for chance.
-        seed: of the resamples.
+    `ranks` is (utterances, states), the place of the final top-1 token in each layer's order, 0 for the first. The
+    notes say how many different `tokens` these are, since one for all is easy to agree on. `vocabulary` is how many
+    there could have been, for chance.
     """
     hits = (ranks < TOP).astype(np.float64)
     rows = [np.stack([hit, np.ones_like(hit)], axis=1) for hit in hits.T]
-    weights = drawn(seed, codes_of(texts))
-    draws = np.stack([_scores(ratio, weights, part) for part in rows], axis=1)
+    draws = _scores(ratio, drawn(seed, codes_of(texts)), rows)
     kinds = len(set(tokens))
     notes = f"Top {TOP}. The answers begin with {kinds} different token{'s' if kinds > 1 else ''}."
     chance = min(1.0, TOP / vocabulary)
@@ -171,20 +156,16 @@ def _accuracy_curve(
 ) -> Curve:
     """Balanced accuracy of each state's predictions, which are in one order for all; `groups` are resampled."""
     truth = np.asarray([p.label for p in predictions[0]])
-    classes, weights = np.unique(truth), drawn(seed, *groups)
+    classes = np.unique(truth)
     occurs = (truth[:, None] == classes).astype(np.float64)
     hits = [occurs * (truth == np.asarray([p.predicted for p in each]))[:, None] for each in predictions]
     rows = [np.concatenate([hit, occurs], axis=1) for hit in hits]
     values = [float(mean_of_ratios(part.sum(0, keepdims=True))[0]) for part in rows]
-    draws = np.stack([_scores(mean_of_ratios, weights, part) for part in rows], axis=1)
+    draws = _scores(mean_of_ratios, drawn(seed, *groups), rows)
     return make_curve(kind, values, draws, chance=1 / len(classes), unit=BALANCED, n=len(truth), notes=notes)
 
 
-def _scores(statistic: Callable[[Array], Array], weights: Array, rows: Array) -> Array:
-    """A score of each resample, nan where it holds no row; see `bootstrap` for `rows` and `statistic`."""
+def _scores(statistic: Callable[[Array], Array], weights: Array, rows: Sequence[Array]) -> Array:
+    """Scores of each state's rows, (resamples, states), nan where a resample holds none; see `bootstrap`."""
     with np.errstate(invalid="ignore"):
-        return statistic(weights @ rows)
-
-
-def _by_state(states: States) -> Iterator[NDArray[np.float32]]:
-    return (states[:, layer] for layer in range(states.shape[1]))
+        return np.stack([statistic(weights @ part) for part in rows], axis=1)

@@ -25,14 +25,7 @@ def intent_similarity(
     """Intent-conditioned cosine similarity: same intent less other intent, by other speakers in other words.
 
     The mean cosine of such pairs less that of pairs of different intents (other speakers and words, too). Intervals
-    from speakers and texts, both resampled (Owen, 2007, the pigeonhole bootstrap).
-
-    Args:
-        states: as in `attribute_probe`.
-        intents: (utterances,), what each is about or wants.
-        speakers: (utterances,), who spoke.
-        texts: (utterances,), the words.
-        seed: of the resamples.
+    from speakers and texts, both resampled (Owen, 2007, the pigeonhole bootstrap). Arguments as in `intent_probe`.
 
     Raises:
         SottovoceError: there are no pairs of one of the two kinds.
@@ -48,17 +41,7 @@ def attribute_similarity(
     """Attribute-conditioned cosine similarity: same attribute, such as age, less other, of speakers of the same words.
 
     The mean cosine of such pairs less that of pairs of unlike attribute. All pairs say one text each. Intervals from
-    speakers and texts, both resampled.
-
-    Args:
-        states: as in `attribute_probe`.
-        labels: (utterances,), such as `child`.
-        speakers: (utterances,), who spoke.
-        texts: (utterances,), the words.
-        seed: of the resamples.
-
-    Raises:
-        SottovoceError: there are no pairs of one of the two kinds.
+    speakers and texts, both resampled. Arguments as in `attribute_probe`; errors as in `intent_similarity`.
     """
     who, words = codes_of(speakers), codes_of(texts)
     paired = ~_differ(words) & _differ(who)

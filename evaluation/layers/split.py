@@ -39,26 +39,17 @@ RULE = (
 class Curve:
     """One analysis over the states of an LLM, (decoder layers + 1,) each: the embeddings first, then every output.
 
-    Args:
-        kind: which signal it speaks of.
-        value: what was measured.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        chance: what a guess, or a state that knows nothing, would get.
-        differs: whether layers differ by more than chance.
-        unit: of all of these, as an axis names it.
-        n: utterances, or pairs of them, that it was measured on.
-        notes: what else there is to know.
+    `value` is what was measured, `low` to `high` its 95 % interval.
     """
 
-    kind: Kind
+    kind: Kind  # which signal it speaks of
     value: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
-    chance: Sequence[float]
-    differs: bool
-    unit: str
-    n: int
+    chance: Sequence[float]  # what a guess, or a state that knows nothing, would get
+    differs: bool  # whether layers differ by more than chance
+    unit: str  # of all of these, as an axis names it
+    n: int  # utterances, or pairs of them, that it was measured on
     notes: str = ""
 
 
@@ -115,8 +106,7 @@ def propose(curves: Mapping[str, Curve]) -> Split:
     The authors of PE-FT (Resurfacing Paralinguistic Awareness in Large Audio Language Models, 2026, section 4) read
     layers 0-6 and 7-14 of 28 off such curves by eye, and name no rule. This one needs no threshold in the unit of a
     measure: signals are compared by where in the model they are strong. The transition is a best split and no first
-    crossing, so that one noisy layer does not move it; and it is believed only if the difference of the signals falls
-    there by a quarter of what it could.
+    crossing, so that one noisy layer does not move it; it is believed only if the signals' difference falls enough.
 
     Raises:
         SottovoceError: there are no curves, they differ in length, or there are fewer than two layers to split.
@@ -129,17 +119,15 @@ def propose(curves: Mapping[str, Curve]) -> Split:
     )
     last, why_last = _transition(voice, meaning, n)
     transition = last is not None
-    last = min(round(QUARTER * n) - 1, n - 2) if last is None else last
-    last = max(last, 0)
-    end, why_end = _end(meaning, lens, last, n)
+    last = max(0, min(round(QUARTER * n) - 1, n - 2)) if last is None else last
+    end, why_end = _end(meaning, lens, last)
     found = end is not None
     end = min(max(last + 1, round(HALF * n) - 1), n - 1) if end is None else end
-    silent = sorted(set(curves) - set(counting))
-    words = [why_last, why_end, *([f"Not counted, as flat or at chance: {', '.join(silent)}."] if silent else [])]
-    return Split(
-        n, (0, last), (last + 1, end), transition, found, " ".join(words),
-        None if voice is None else voice.tolist(), None if meaning is None else meaning.tolist(),
-    )  # fmt: skip
+    words = f"{why_last} {why_end}"
+    if silent := sorted(set(curves) - set(counting)):
+        words += f" Not counted, as flat or at chance: {', '.join(silent)}."
+    signals = (None if signal is None else signal.tolist() for signal in (voice, meaning))
+    return Split(n, (0, last), (last + 1, end), transition, found, words, *signals)
 
 
 def _layers(curves: Mapping[str, Curve]) -> int:
@@ -178,9 +166,8 @@ def _transition(voice: Layers | None, meaning: Layers | None, n: int) -> tuple[i
     last = int(np.argmax(np.cumsum(lead)[: n - 1]))
     fall = float(lead[: last + 1].mean() - lead[last + 1 :].mean())
     if fall < (PARTED if voice is not None and meaning is not None else PARTED / 2):
-        return None, (
-            f"Voice and meaning do not part anywhere (at best by {fall:.2f}): the transition is the published share."
-        )
+        words = f"Voice and meaning do not part anywhere (at best by {fall:.2f})"
+        return None, f"{words}: the transition is the published share."
     if meaning is None:
         return last, f"The voice has lost half of its signal after layer {last}; no measure of meaning changes."
     if voice is None:
@@ -188,7 +175,7 @@ def _transition(voice: Layers | None, meaning: Layers | None, n: int) -> tuple[i
     return last, f"The meaning overtakes the voice after layer {last}."
 
 
-def _end(meaning: Layers | None, lens: Layers | None, last: int, n: int) -> tuple[int | None, str]:
+def _end(meaning: Layers | None, lens: Layers | None, last: int) -> tuple[int | None, str]:
     """The last semantic layer, after layer `last`, and in words how it was found; None if nothing places it."""
     ends: list[tuple[int, str]] = []
     if meaning is not None and (ripe := np.flatnonzero(meaning[last + 1 :] >= COMPLETE)).size:
@@ -206,25 +193,22 @@ def read_split(path: Path) -> tuple[int, int]:
     """The first and the last layer that an analysis names, paralinguistic and semantic together, counted from 0.
 
     Raises:
-        MissingError: there is no such file.
         SottovoceError: it is not the `layers.json` of an analysis, or its ranges do not fit its layers.
     """
     if not path.is_file():
         hint = f" Did you mean {path / LAYERS}?" if path.is_dir() else ""
-        message = f"{path}: there is no such analysis.{hint} `sottovoce analyze BUNDLE` writes one"
-        raise MissingError(message, where=path)
+        why = f"there is no such analysis.{hint} `sottovoce analyze BUNDLE` writes one"
+        raise MissingError.at(path, "not-found", why)
     try:
         analysis = json.loads(path.read_text("utf-8"))
         layers = analysis["layers"]
         (first, last), (begin, end) = analysis["paralinguistic"], analysis["semantic"]
     except (ValueError, KeyError, TypeError) as error:
-        message = (
-            f"{path} is not the {LAYERS} of an analysis ({type(error).__name__}: {error}): it needs `layers`, and "
-        )
-        message += "`paralinguistic` and `semantic`, each [first, last]"
+        message = f"{path} is not the {LAYERS} of an analysis ({type(error).__name__}: {error})"
+        message += ": it needs `layers`, and `paralinguistic` and `semantic`, each [first, last]"
         raise SottovoceError(message, code="damaged", where=path) from None
     whole = all(type(number) is int for number in (layers, first, last, begin, end))
     if not whole or not 0 <= first <= last < begin <= end < layers or begin != last + 1:
-        message = f"{path}: paralinguistic {first}-{last} and semantic {begin}-{end} are no neighbouring ranges of "
-        raise SottovoceError(f"{message}{layers} layers", code="bad-value", where=path)
+        ranges = f"paralinguistic {first}-{last} and semantic {begin}-{end}"
+        raise SottovoceError.at(path, "bad-value", f"{ranges} are no neighbouring ranges of {layers} layers")
     return int(first), int(end)

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import permutations, product
 from statistics import mean
 
 from sottovoce.errors import SottovoceError, nearest
@@ -34,48 +34,33 @@ CSV_HEADER = "kind system against seed task metric slots value low high lowest h
 
 @dataclass(frozen=True)
 class System:
-    """What is compared: one recipe with one seed or several.
+    """What is compared: one recipe with one seed or several, and the folders of its runs.
 
-    Args:
-        seeds: of its runs, in order.
-        runs: their folders.
-        costs: (stage, what of `COSTS`) -> what each run took.
-        settings: key of the recipe -> value, of what is not the same for all systems.
-        title: what it is called in words, if it has such a name.
-        published: column of `COLUMNS` -> what a paper reports, value and half of its interval, in the paper's unit.
+    `costs` are (stage, what of `COSTS`) -> what each run took; `published` has, by column of `COLUMNS`, what a paper
+    reports: value and half of its interval, in the paper's unit.
     """
 
     seeds: Sequence[int]
     runs: Sequence[str]
     costs: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
-    settings: Mapping[str, str] = field(default_factory=dict)
-    title: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)  # of the recipe, where systems differ
+    title: str = ""  # in words, if it has such a name
     published: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Systems, their scores and the differences between them.
-
-    Args:
-        systems: by name, in their order.
-        baseline: the system that the others are held against first.
-        scores: score -> system -> its value.
-        differences: score -> (system, other) -> how much higher the system's is.
-        slots: the choice of slots that stands first.
-        remarks: what a reader must know about the numbers.
-    """
+    """Systems, their scores and the differences between them."""
 
     systems: Mapping[str, System]
-    baseline: str
-    scores: Mapping[Key, Mapping[str, Estimate]]
-    differences: Mapping[Key, Mapping[tuple[str, str], Estimate]]
-    slots: str
-    remarks: Sequence[str] = ()
+    baseline: str  # the system that the others are held against first
+    scores: Mapping[Key, Mapping[str, Estimate]]  # of each system
+    differences: Mapping[Key, Mapping[tuple[str, str], Estimate]]  # (system, other) -> how much higher the system's is
+    slots: str  # the choice that stands first
+    remarks: Sequence[str] = ()  # what a reader must know about the numbers
 
     @property
     def others(self) -> list[str]:
-        """All systems but the baseline."""
         return [name for name in self.systems if name != self.baseline]
 
     @property
@@ -90,7 +75,6 @@ class Comparison:
 
     @property
     def settings(self) -> list[str]:
-        """Keys of recipes that differ."""
         return list(dict.fromkeys(key for system in self.systems.values() for key in system.settings))
 
     @property
@@ -102,12 +86,9 @@ class Comparison:
     def published(self) -> dict[Key, dict[str, list[float]]]:
         """Score -> system -> value and, where it was published, half of the interval, in the unit of our own."""
         found: dict[Key, dict[str, list[float]]] = {}
-        for column, (key, unit) in COLUMNS.items():
-            for name, system in self.systems.items():
-                if column in system.published:
-                    found.setdefault(key, {})[name] = [
-                        round(unit * number, DECIMALS) for number in system.published[column]
-                    ]
+        for (column, (key, unit)), (name, system) in product(COLUMNS.items(), self.systems.items()):
+            if numbers := system.published.get(column):
+                found.setdefault(key, {})[name] = [round(unit * number, DECIMALS) for number in numbers]
         return found
 
 
@@ -118,14 +99,7 @@ def comparison_of(
     remarks: Sequence[str] = (),
     unpaired: Sequence[frozenset[str]] = (),
 ) -> Comparison:
-    """Estimate every score and every difference.
-
-    Args:
-        systems: by name.
-        measured: score -> system -> its seeds.
-        baseline: the system that the others are held against.
-        remarks: of the comparison.
-        unpaired: pairs of systems that were not asked the same, so that they have no difference.
+    """Estimate every score and every difference, but for `unpaired` systems, which were not asked the same.
 
     Raises:
         SottovoceError: no system is called `baseline`.

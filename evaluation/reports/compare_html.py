@@ -5,62 +5,50 @@ from dataclasses import replace
 
 from sottovoce.errors import MissingError
 from sottovoce.evaluation.paired_bootstrap import Estimate, Key
+from sottovoce.evaluation.reports import tables
 from sottovoce.evaluation.reports.compare import Comparison, is_better
 from sottovoce.evaluation.reports.pages import NO_PLOTS, data_uri, render
 from sottovoce.evaluation.reports.plots import COLOURS, Bar, Panel, interval_plot
 from sottovoce.evaluation.reports.results import METRICS, NATS, POINTS
-from sottovoce.evaluation.reports.tables import (
-    LEGEND,
-    VERDICTS,
-    Grid,
-    cost_grid,
-    difference_grid,
-    published_grid,
-    score_grid,
-    settings_grid,
-)
 
 VERDICT_COLOURS = {"better": "#00724f", "worse": "#b23b00", "even": "#8a9199"}
 
 
 def comparison_html(comparison: Comparison, picture: bytes | None = None) -> str:
-    """One HTML file with everything in it: no script, no font, no picture from elsewhere.
+    """One HTML file with everything in it, also a `picture` of speech tokens: no script or font from elsewhere.
 
-    Args:
-        comparison: what is shown. Without matplotlib there are tables alone, and a line that says so.
-        picture: a PNG of speech tokens, which becomes part of the page.
+    Without matplotlib there are tables alone, and a line that says so.
     """
     c = comparison
     try:
-        plots = [_plot(list(panels)) for panels in (_score_panels(c), _difference_panels(c))]
-        missing = ""
+        plots, missing = [_plot(list(panels)) for panels in (_score_panels(c), _difference_panels(c))], ""
     except MissingError:
         plots, missing = ["", ""], NO_PLOTS
     return render(
         "compare.html",
         comparison=c,
-        legend=LEGEND,
+        legend=tables.LEGEND,
         missing=missing,
         score_plot=plots[0],
         difference_plot=plots[1],
-        scores=score_grid(c, c.headline),
-        differences=difference_grid(c, c.compared, c.baseline),
-        published=published_grid(c),
-        costs=cost_grid(c),
-        settings=settings_grid(c),
+        scores=tables.score_grid(c, c.headline),
+        differences=tables.difference_grid(c, c.compared, c.baseline),
+        published=tables.published_grid(c),
+        costs=tables.cost_grid(c),
+        settings=tables.settings_grid(c),
         details=[grid for grid in _details(c) if grid.rows],
         picture=data_uri(picture) if picture else "",
     )
 
 
-def _details(comparison: Comparison) -> Iterator[Grid]:
+def _details(comparison: Comparison) -> Iterator[tables.Grid]:
     """What is folded up: single slots, and differences to every other system."""
     rest = [key for key in comparison.scores if key not in comparison.headline]
-    yield replace(score_grid(comparison, rest), title="Scores of other slots")
-    of_slots = difference_grid(comparison, rest, comparison.baseline)
+    yield replace(tables.score_grid(comparison, rest), title="Scores of other slots")
+    of_slots = tables.difference_grid(comparison, rest, comparison.baseline)
     yield replace(of_slots, title=f"{of_slots.title}, other slots")
     for name in comparison.others if len(comparison.systems) > 2 else ():
-        yield difference_grid(comparison, comparison.compared, name)
+        yield tables.difference_grid(comparison, comparison.compared, name)
 
 
 def _plot(panels: list[Panel]) -> str:
@@ -78,7 +66,7 @@ def _difference_panels(comparison: Comparison) -> Iterator[Panel]:
     for key in comparison.compared:
         found = {name: comparison.differences[key].get((name, comparison.baseline)) for name in comparison.others}
         bars = [
-            _bar(key, name, gap, VERDICT_COLOURS[VERDICTS[is_better(key.metric, gap)]] if gap else "")
+            _bar(key, name, gap, VERDICT_COLOURS[tables.VERDICTS[is_better(key.metric, gap)]] if gap else "")
             for name, gap in found.items()
         ]
         if any(found.values()):

@@ -48,16 +48,11 @@ class Look(NamedTuple):
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look of its own for each name, in the order given; the first eight differ in colour alone.
-
-    Raises:
-        SottovoceError: there are more names than looks.
-    """
+    """A look of its own for each name, in the order given, or an error; the first eight differ in colour alone."""
     ordered, most = list(dict.fromkeys(names)), len(COLOURS) * len(MARKERS)
     if len(ordered) > most:
-        raise SottovoceError(
-            f"a plot tells at most {most} names apart, got {len(ordered)}; merge or leave out some", code="bad-value"
-        )
+        message = f"a plot tells at most {most} names apart, got {len(ordered)}; merge or leave out some"
+        raise SottovoceError(message, code="bad-value")
     return {name: Look(COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS)]) for i, name in enumerate(ordered)}
 
 
@@ -76,10 +71,8 @@ def tsne(features: Features, seed: int = 0) -> Embedding:
 
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2 or not len(x) or x.shape[1] < 2 or not np.isfinite(x).all():
-        raise SottovoceError(
-            f"tsne: expected finite features (rows, dim of at least 2), got shape {np.shape(features)}",
-            code="bad-value",
-        )
+        message = f"tsne: expected finite features (rows, dim of at least 2), got shape {np.shape(features)}"
+        raise SottovoceError(message, code="bad-value")
     if not np.ptp(x, axis=0).any():
         return np.zeros((len(x), 2))  # scikit-learn would divide by a deviation of 0, and crash the process
     perplexity = min(PERPLEXITY, max(1.0, (len(x) - 1) / 3))
@@ -89,18 +82,10 @@ def tsne(features: Features, seed: int = 0) -> Embedding:
 
 
 def tsne_picture(panels: Mapping[str, Labelled], file: Path, *, seed: int = 0) -> dict[str, Embedding]:
-    """Draw what the systems' speech tokens look like, one panel a system, coloured by label.
+    """Draw what the systems' speech tokens look like, one panel a system, coloured by label; where the points lie.
 
-    SpeechEmotionLlama, figure 2. Each panel is embedded alone, by one seed, and a label looks the same in all.
-
-    Args:
-        panels: system -> features (rows, dim), one row the mean over time of an utterance's speech tokens; and the
-            label of each row.
-        file: the PNG to write.
-        seed: of the embedding.
-
-    Returns:
-        Where the points lie: system -> (rows, 2).
+    SpeechEmotionLlama, figure 2. Each panel is embedded alone, (rows, dim) to (rows, 2), by one seed, and a label looks
+    the same in all. A row is the mean over time of an utterance's speech tokens.
 
     Raises:
         MissingError: matplotlib is not installed.
@@ -111,12 +96,9 @@ def tsne_picture(panels: Mapping[str, Labelled], file: Path, *, seed: int = 0) -
         raise SottovoceError("tsne_picture: there are no panels to draw; give at least one system", code="empty")
     for name, (features, labels) in panels.items():
         if not len(labels) or len(features) != len(labels):
-            raise SottovoceError(
-                f"tsne_picture: panel {name!r} has {len(features)} rows and {len(labels)} labels; expected a label "
-                "for each row, and at least one row",
-                code="bad-value",
-                where=name,
-            )
+            message = f"tsne_picture: panel {name!r} has {len(features)} rows and {len(labels)} labels"
+            message += "; expected a label for each row, and at least one row"
+            raise SottovoceError(message, code="bad-value", where=name)
     known = looks(sorted({label for _, labels in panels.values() for label in labels}))
     columns = len(panels) if len(panels) <= COLUMNS else math.ceil(math.sqrt(len(panels)))
     rows = math.ceil(len(panels) / columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.markup import escape
@@ -20,9 +20,7 @@ METRICS = {  # as the report names them, with the direction that is better
     "wer": "WER ↓",
     "accuracy": "accuracy ↑",
     "balanced_accuracy": "balanced ↑",
-    "rouge_1": "ROUGE-1 ↑",
-    "rouge_2": "ROUGE-2 ↑",
-    "rouge_l": "ROUGE-L ↑",
+    **{f"rouge_{kind}": f"ROUGE-{kind.upper()} ↑" for kind in "12l"},
     "emotion_fit": "fits ↑",
     "pa_score": "PA-score ↑",
     "pa_rate": "PA-rate ↑",
@@ -34,10 +32,7 @@ METRICS = {  # as the report names them, with the direction that is better
     "nats_change": "nats change ↓",
     "cs_content": "CS content ↑",
     "cs_style": "CS style ↑",
-    "egs_c1": "EGS C1 ↑",
-    "egs_c2": "EGS C2 ↑",
-    "egs_c3": "EGS C3 ↑",
-    "egs_c4": "EGS C4 ↑",
+    **{f"egs_c{number}": f"EGS C{number} ↑" for number in range(1, 5)},
     "bert_score": "BERTScore ↑",
     "judge_quality": "quality (1-10) ↑",
     "judge_emotion": "emotion (1-10) ↑",
@@ -49,16 +44,6 @@ LEGEND = (
     "In percent (nats: as they are), with the 95 % interval. baseline: a guess that hears nothing. accuracy: the "
     "paper's WA. balanced: the mean over classes. PA: replies that suit the speaker. CS (1-5), EGS (1-10): points."
 )
-
-
-class Row(NamedTuple):
-    """One line of the table; `cells` are in the order of the slots."""
-
-    task: str
-    metric: str
-    cells: list[str]
-    baseline: str
-    n: str
 
 
 def in_order(records: Iterable[Record]) -> list[Record]:
@@ -82,8 +67,7 @@ def label_of(metric: str) -> str:
 def results_table(records: Sequence[Record]) -> Table:
     """For the terminal, at most 100 columns wide; several systems stand one below the other.
 
-    Raises:
-        SottovoceError: two records share system, task, metric and slots.
+    An error, here and in `results_markdown`: two records share system, task, metric and slots.
     """
     page = Table.grid()
     for system, group in _systems(records).items():
@@ -92,16 +76,12 @@ def results_table(records: Sequence[Record]) -> Table:
 
 
 def results_markdown(records: Sequence[Record]) -> str:
-    """The same for `results.md`: a heading, a table and the notes of each system.
-
-    Raises:
-        SottovoceError: two records share system, task, metric and slots.
-    """
+    """The same for `results.md`: a heading, a table and the notes of each system."""
     parts = ["# Results", LEGEND]
     for system, group in _systems(records).items():
         slots = _slots(group)
         table = [_line("task", "metric", *slots, "baseline", "n"), _line("---", "---", *["---:"] * (len(slots) + 2))]
-        table += [_line(row.task, row.metric, *row.cells, row.baseline, row.n) for row in _rows(group)]
+        table += [_line(*row) for row in _rows(group)]
         parts += [f"## {system}", "\n".join(table)]
         parts += ["\n".join(f"- {note}" for note in notes)] if (notes := _notes(group)) else []
     return "\n\n".join(parts) + "\n"
@@ -118,9 +98,8 @@ def _terminal(system: str, records: Sequence[Record]) -> Table:
         table.add_column(escape(name), justify="right")
     rows = _rows(records)
     for row, after in zip(rows, [*rows[1:], None], strict=True):
-        spans = (span.replace("-", "-\n") if len(span) > 1 else span for span in (row.baseline, row.n))  # narrow
-        cells = (row.task, row.metric, *row.cells, *spans)
-        table.add_row(*map(escape, cells), end_section=after is not None and after.task != row.task)
+        spans = (span.replace("-", "-\n") if len(span) > 1 else span for span in row[-2:])  # narrow
+        table.add_row(*map(escape, (*row[:-2], *spans)), end_section=after is not None and after[0] != row[0])
     return table
 
 
@@ -142,7 +121,8 @@ def _slots(records: Iterable[Record]) -> list[str]:
     return [*SLOTS, *sorted({record.slots for record in records} - set(SLOTS))]
 
 
-def _rows(records: Sequence[Record]) -> list[Row]:
+def _rows(records: Sequence[Record]) -> list[list[str]]:
+    """Task, metric, a cell for each choice of slots, baseline and n."""
     lines: dict[tuple[str, str], dict[str, Record]] = {}
     for record in records:
         lines.setdefault((record.task, record.metric), {})[record.slots] = record
@@ -150,17 +130,22 @@ def _rows(records: Sequence[Record]) -> list[Row]:
     return [_row(task, metric, by_slots, columns) for (task, metric), by_slots in lines.items()]
 
 
-def _row(task: str, metric: str, by_slots: dict[str, Record], columns: Sequence[str]) -> Row:
+def _row(task: str, metric: str, by_slots: dict[str, Record], columns: Sequence[str]) -> list[str]:
     cells = [_cell(by_slots[slots]) if slots in by_slots else "-" for slots in columns]
-    baselines = [record.baseline for record in by_slots.values() if record.baseline is not None]
-    baseline = _span([_percent(value) for value in sorted(baselines)])
+    baselines = sorted(record.baseline for record in by_slots.values() if record.baseline is not None)
+    baseline = _span([_percent(value) for value in baselines])
     n = _span([str(count) for count in sorted(record.n for record in by_slots.values())])
-    return Row(task, label_of(metric), cells, baseline, n)
+    return [task, label_of(metric), *cells, baseline, n]
 
 
 def _cell(record: Record) -> str:
-    value, low, high = (shown(record.metric, number) for number in (record.value, record.low, record.high))
-    return f"{value} [{low}-{high}]" if record.low >= 0 else f"{value} [{low} to {high}]"
+    return f"{shown(record.metric, record.value)} [{shown_range(record.metric, record.low, record.high)}]"
+
+
+def shown_range(metric: str, *ends: float) -> str:
+    """`1.0-2.0`; where an end is negative, `-1.0 to 2.0`."""
+    low, high = (shown(metric, end) for end in ends)
+    return f"{low} to {high}" if "-" in low + high else f"{low}-{high}"
 
 
 def shown(metric: str, number: float) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sottovoce.evaluation.paired_bootstrap import Estimate, Key
 from sottovoce.evaluation.reports.compare import COSTS, Comparison, is_better
-from sottovoce.evaluation.reports.results import METRICS, shown
+from sottovoce.evaluation.reports.results import METRICS, shown, shown_range
 
 LEGEND = (
     "In percent; nats and points of judges as they are. [ ] is the 95 % interval over utterances; of several seeds the "
@@ -58,11 +58,8 @@ def score_grid(comparison: Comparison, keys: Sequence[Key]) -> Grid:
 def difference_grid(comparison: Comparison, keys: Sequence[Key], baseline: str) -> Grid:
     """Every other system less the baseline; scores without any difference to it are left out."""
     others = [name for name in comparison.systems if name != baseline]
-    rows = []
-    for key in keys:
-        found = [comparison.differences[key].get((name, baseline)) for name in others]
-        if any(found):
-            rows.append((_labels(key), [_difference_cell(key, each) if each else Cell() for each in found]))
+    found = {key: [comparison.differences[key].get((name, baseline)) for name in others] for key in keys}
+    rows = [(_labels(k), [_difference_cell(k, each) for each in row]) for k, row in found.items() if any(row)]
     return Grid(f"Differences to {baseline}", ("task", "score", "slots"), others, rows)
 
 
@@ -87,11 +84,9 @@ def published_grid(comparison: Comparison) -> Grid:
 
 def settings_grid(comparison: Comparison) -> Grid:
     """Keys of the recipes that differ."""
-    systems = comparison.systems
-    rows = [
-        ((key,), [Cell(system.settings.get(key, "-")) for system in systems.values()]) for key in comparison.settings
-    ]
-    return Grid("What differs between the recipes", ("key",), list(systems), rows)
+    names, systems = list(comparison.systems), comparison.systems.values()
+    rows = [((key,), [Cell(each.settings.get(key, "-")) for each in systems]) for key in comparison.settings]
+    return Grid("What differs between the recipes", ("key",), names, rows)
 
 
 def _labels(key: Key) -> tuple[str, str, str]:
@@ -99,17 +94,14 @@ def _labels(key: Key) -> tuple[str, str, str]:
 
 
 def _score_cell(key: Key, score: Estimate) -> Cell:
-    seeds = _range(key, min(score.each.values()), max(score.each.values())) if len(set(score.each.values())) > 1 else ""
-    return Cell(shown(key.metric, score.value), f"[{_range(key, score.low, score.high)}]", seeds)
+    each = sorted(score.each.values())
+    seeds = shown_range(key.metric, each[0], each[-1]) if each[:1] != each[-1:] else ""
+    return Cell(shown(key.metric, score.value), f"[{shown_range(key.metric, score.low, score.high)}]", seeds)
 
 
-def _range(key: Key, *ends: float) -> str:
-    """`1.0-2.0`; where an end is negative, `-1.0 to 2.0`."""
-    low, high = (shown(key.metric, end) for end in ends)
-    return f"{low} to {high}" if "-" in low + high else f"{low}-{high}"
-
-
-def _difference_cell(key: Key, difference: Estimate) -> Cell:
+def _difference_cell(key: Key, difference: Estimate | None) -> Cell:
+    if difference is None:
+        return Cell()
     value, low, high = (_signed(key.metric, end) for end in (difference.value, *difference.interval))
     star = "*" if difference.is_significant else ""
     return Cell(value, f"[{low} to {high}]{star}", verdict=VERDICTS[is_better(key.metric, difference)])
@@ -128,20 +120,16 @@ def _cost_cell(numbers: Sequence[float], pattern: str) -> Cell:
 
 def terminal_tables(comparison: Comparison) -> Table:
     """Scores, differences, costs, published numbers, what differs between the recipes, and the remarks."""
-    grids = [
-        score_grid(comparison, comparison.headline),
-        difference_grid(comparison, comparison.compared, comparison.baseline),
-        cost_grid(comparison),
-        published_grid(comparison),
-    ]
-    if len(comparison.settings) <= _FEW_SETTINGS:
-        grids.append(settings_grid(comparison))
+    c = comparison
+    grids = [score_grid(c, c.headline), difference_grid(c, c.compared, c.baseline), cost_grid(c), published_grid(c)]
+    if len(c.settings) <= _FEW_SETTINGS:
+        grids.append(settings_grid(c))
     whole = Table.grid()
     for grid in grids:
         if grid.rows:
-            whole.add_row(_terminal_table(grid, narrow=len(comparison.systems) > _FEW_SYSTEMS))
+            whole.add_row(_terminal_table(grid, narrow=len(c.systems) > _FEW_SYSTEMS))
             whole.add_row("")
-    for line in (LEGEND, *_systems(comparison), *comparison.remarks):
+    for line in (LEGEND, *_systems(c), *c.remarks):
         whole.add_row(escape(line))
     return whole
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Layout(NamedTuple):
-    """Prefixes of a checkpoint's tensor names.
+    """Prefixes of a checkpoint's tensor names; `text` stands before `model.` and `lm_head.` of a causal LM.
 
     The projector is the one linear map from the encoder's frames into the LLM's space. In Qwen2-Audio it stands apart;
     Qwen2.5-Omni counts it as the encoder's last layer.
@@ -21,21 +21,15 @@ class Layout(NamedTuple):
 
     tower: str
     projector: str
-    text: dict[str, str]  # in the files -> in a causal LM of its own
+    text: str
 
+
+CAUSAL_LM = ("model.", "lm_head.")  # what the names of a causal LM's tensors begin with
 
 LAYOUTS = {  # by model type; beside the thinker, the whole Omni has a talker and a vocoder
-    "qwen2_audio": Layout(
-        "audio_tower.",
-        "multi_modal_projector.linear.",
-        {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."},
-    ),
-    "qwen2_5_omni_thinker": Layout("audio_tower.", "audio_tower.proj.", {"model.": "model.", "lm_head.": "lm_head."}),
-    "qwen2_5_omni": Layout(
-        "thinker.audio_tower.",
-        "thinker.audio_tower.proj.",
-        {"thinker.model.": "model.", "thinker.lm_head.": "lm_head."},
-    ),
+    "qwen2_audio": Layout("audio_tower.", "multi_modal_projector.linear.", "language_model."),
+    "qwen2_5_omni_thinker": Layout("audio_tower.", "audio_tower.proj.", ""),
+    "qwen2_5_omni": Layout("thinker.audio_tower.", "thinker.audio_tower.proj.", "thinker."),
 }
 
 # Hub id -> config.json, for dry runs: Chu et al. (2024), Xu et al. (2025), and the checkpoints' own files. Fields left
@@ -44,18 +38,18 @@ PUBLISHED: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("audi
 
 
 def describe(checkpoint: str, hub: Hub) -> Any:
-    """The configuration of a whole audio LLM. A published one needs no network, unless a local folder has its name.
-
-    Raises:
-        ConfigError: it is another model.
-        MissingError: there is nothing, or its config.json is damaged.
-    """
+    """As `read_config`, of a checkpoint. A published one needs no network, unless a local folder has its name."""
     config = hub.published_config(checkpoint)
     return read_config(hub.snapshot(checkpoint, ("*.json",)), hub) if config is None else config
 
 
 def read_config(folder: Path, hub: Hub) -> Any:
-    """The configuration in a folder's config.json; errors as in `describe`."""
+    """The configuration of a whole audio LLM in a folder's config.json.
+
+    Raises:
+        ConfigError: it is another model, or damaged.
+        MissingError: there is none.
+    """
     from transformers import AutoConfig
 
     try:
@@ -65,12 +59,8 @@ def read_config(folder: Path, hub: Hub) -> Any:
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError.at(hub.key, "damaged", f"{folder}: {first_line(error)}") from None
     if config.model_type not in LAYOUTS:
-        raise ConfigError.at(
-            hub.key,
-            "mismatch",
-            f"{folder}: it is no audio LLM that is known here, but a {config.model_type!r}."
-            f"{nearest(config.model_type, LAYOUTS)}",
-        )
+        why = f"it is no audio LLM that is known here, but a {config.model_type!r}"
+        raise ConfigError.at(hub.key, "mismatch", f"{folder}: {why}.{nearest(config.model_type, LAYOUTS)}")
     return config
 
 
@@ -80,11 +70,7 @@ def audio_and_text(config: Any) -> Any:
 
 
 def read_shards(folder: Path, rename: Callable[[str], str | None], hub: Hub) -> "dict[str, Tensor]":
-    """Tensors of a checkpoint by the names that `rename` gives them; those with None are never read.
-
-    Raises:
-        MissingError: a file is damaged.
-    """
+    """Tensors of a checkpoint by the names that `rename` gives them; those with None are never read."""
     from safetensors import SafetensorError
 
     from sottovoce.tensor_files import read_tensors
@@ -110,8 +96,5 @@ def without_prefix(prefix: str, but: str = "\0") -> Callable[[str], str | None]:
 
 def as_causal_lm(layout: Layout) -> Callable[[str], str | None]:
     """For `read_shards`: the text model's tensors, named as in a causal LM."""
-
-    def rename(name: str) -> str | None:
-        return next((new + name.removeprefix(old) for old, new in layout.text.items() if name.startswith(old)), None)
-
-    return rename
+    ours = tuple(layout.text + part for part in CAUSAL_LM)
+    return lambda name: name.removeprefix(layout.text) if name.startswith(ours) else None

@@ -37,14 +37,9 @@ def save(content: dict[str, Any], stream: IO[bytes]) -> None:
 
 
 def check(path: Path) -> None:
-    """Read the whole file once and compare it with its digest; without one, with the archive's CRC-32.
+    """Compare the whole file with its digest, else with the archive's CRC-32: PyTorch looks at neither.
 
-    PyTorch looks at neither, and would load a changed weight.
-
-    Raises:
-        ValueError: the file is not what was written.
-        OSError: it cannot be read.
-        zipfile.BadZipFile: it is no archive.
+    It is a ValueError to have changed, a BadZipFile to be no archive.
     """
     with path.open("rb") as stream:
         body = stream.seek(0, os.SEEK_END) - _LENGTH - 2

@@ -8,7 +8,7 @@ import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import Field as DataclassField
 from dataclasses import asdict, fields, is_dataclass
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass
 from typing_extensions import Self, dataclass_transform
 
-from sottovoce.config_tree import Tree, read_tree, resolve_references
+from sottovoce.config_tree import Tree, children, read_tree, resolve_references
 from sottovoce.errors import Code, ConfigError, brief, nearest
 
 T = TypeVar("T")
@@ -52,11 +52,7 @@ Betas: TypeAlias = Annotated[list[Share], Field(min_length=2, max_length=2)]
 
 
 def without_nulls(entry: Any) -> BeforeValidator:
-    """A mapping whose nulls switch off the entries that a recipe has inherited.
-
-    Args:
-        entry: the config class of an entry.
-    """
+    """A mapping of entries of a config class, whose nulls switch off those that a recipe has inherited."""
     return BeforeValidator(
         lambda value: {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value,
         json_schema_input_type=dict[str, entry | None],
@@ -81,11 +77,7 @@ class BaseRecipe:
 
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
-        """Read a recipe with all that it extends and apply `key.sub=value` overrides.
-
-        Raises:
-            ConfigError: with every fault of the recipe: file, key, what was found and what is accepted.
-        """
+        """Read a recipe with all that it extends, and overrides; a ConfigError tells of every fault of it."""
         known = cast(Any, cls).__pydantic_fields__
         defaults = {key: f.default for key, f in known.items() if isinstance(f.default, str | int | float)}
         return cls.parse(resolve_references(read_tree(Path(path), overrides), defaults, str(path)), str(path))
@@ -138,13 +130,9 @@ def joined(where: str, key: object) -> str:
 
 
 def validated(schema: type[T], tree: Any) -> T:
-    """Make a config class of a tree.
-
-    Raises:
-        ConfigError: whose faults say what is wrong, and each `where`; their messages do not repeat it.
-    """
+    """Make a config class of a tree, or a ConfigError whose faults say `where`; their messages do not repeat it."""
     wild = {one.where: one for one in _wild_numbers(tree)}
-    faults: list[ConfigError] = []
+    faults = [*wild.values()]
     try:
         made: T = _adapter(cast(Hashable, schema)).validate_python(tree)
     except ValidationError as error:
@@ -153,7 +141,6 @@ def validated(schema: type[T], tree: Any) -> T:
     except ValueError:  # pydantic writes no integer of more than 4,300 digits
         if not wild:
             raise
-    faults = [*wild.values(), *faults]
     if len(faults) > _FAULTS:
         faults = [*faults[:_FAULTS], fault("bad-value", "", f"and {len(faults) - _FAULTS} more faults")]
     if faults:
@@ -168,10 +155,7 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
 
 def _wild_numbers(node: Any, where: str = "") -> Iterator[ConfigError]:
     """Numbers that are not finite or of an absurd size, also where a component may have any value."""
-    pairs: Iterable[tuple[object, Any]] = ()
-    if isinstance(node, dict | list):
-        pairs = node.items() if isinstance(node, dict) else enumerate(node)
-    for key, value in pairs:
+    for key, value in children(node):
         yield from _wild_numbers(value, joined(where, key))
     if isinstance(node, float) and not math.isfinite(node):
         yield fault("bad-value", where, f"must be a finite number, found {node}")
@@ -182,14 +166,11 @@ def _wild_numbers(node: Any, where: str = "") -> Iterator[ConfigError]:
 def _faults(schema: type[Any], error: dict[str, Any]) -> Iterator[ConfigError]:
     """An error of pydantic's in our words."""
     *above, key = error["loc"] or ("",)
-    where = ""
-    for part in error["loc"]:
-        where = joined(where, part)
+    where = reduce(joined, error["loc"], "")
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
-        yield from (
-            fault(one.code or "bad-value", joined(where, one.where), str(one)) for one in cause.faults or [cause]
-        )
+        for one in cause.faults or [cause]:
+            yield fault(one.code or "bad-value", joined(where, one.where), str(one))
     elif error["type"] == "missing":
         yield fault("missing-key", where, "this key is required")
     elif error["type"] == "unexpected_keyword_argument":
@@ -216,9 +197,8 @@ def _fields(hint: Any, path: Iterable[str | int]) -> "tuple[DataclassField[Any],
 
 
 def _without_none(hint: Any) -> Any:
-    if get_origin(hint) in (Union, UnionType):
-        return next(one for one in get_args(hint) if one is not NoneType)
-    return hint
+    union = get_origin(hint) in (Union, UnionType)
+    return next(one for one in get_args(hint) if one is not NoneType) if union else hint
 
 
 def _shown(value: Any) -> str:

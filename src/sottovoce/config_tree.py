@@ -4,8 +4,11 @@ A file may come from somebody else. It is measured before anything is made of it
 it cannot grant what only the command line may grant: to run code that comes with a checkpoint.
 """
 
+import os
 from collections.abc import Iterable, Iterator
+from functools import reduce
 from io import StringIO
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +35,7 @@ def read_tree(path: Path, overrides: Iterable[str] = ()) -> Tree:
         ConfigError: a file is missing, is not a mapping, is no recipe by its size, or extends itself; an override is
             not `key=value`; or a file asks for trust that no override gives.
     """
-    tree = _Reader().read(resolve(path), ())
+    tree = _read(resolve(path), (), count(1))
     asks = [*_trusting(tree)]
     for override in overrides:
         change = _change(override)
@@ -49,27 +52,14 @@ def read_tree(path: Path, overrides: Iterable[str] = ()) -> Tree:
 
 
 def read_overrides(overrides: Iterable[str]) -> Tree:
-    """What `key.sub=value` arguments say.
-
-    Raises:
-        ConfigError: one is not `key=value`, or its value is not readable.
-    """
-    tree: Tree = {}
-    for override in overrides:
-        tree = merge(tree, _change(override))
-    return tree
+    """What `key.sub=value` arguments say; a ConfigError where one is not `key=value`, or its value not readable."""
+    return reduce(merge, map(_change, overrides), cast(Tree, {}))
 
 
 def resolve_references(tree: Tree, defaults: Tree, source: str) -> Tree:
-    """A tree whose `${key}` and `${oc.env:NAME}` are replaced by what they stand for.
+    """A tree whose `${key}` and `${oc.env:NAME}` are replaced; a ConfigError if one leads nowhere, or in a circle.
 
-    Args:
-        tree: of a recipe.
-        defaults: values of top-level keys that the tree does not set.
-        source: the recipe's file, for messages.
-
-    Raises:
-        ConfigError: a reference leads nowhere, or in a circle.
+    `defaults` are values of top-level keys that the tree does not set, `source` is the recipe's file, for messages.
     """
     if "${" not in str(tree):
         return tree
@@ -93,10 +83,14 @@ def _change(override: str) -> Tree:
         raise ConfigError(f"override {override!r}: {_first(error)}", code="bad-value", where=key) from None
 
 
+def children(node: Any) -> Iterable[tuple[Any, Any]]:
+    """Key and value of all that a mapping or a list holds; a scalar holds nothing."""
+    return node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+
+
 def _trusting(node: Any, where: str = "") -> Iterator[str]:
     """The keys of a tree by which code of a checkpoint would run."""
-    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in pairs:
+    for key, value in children(node):
         place = f"{where}.{key}" if where else str(key)
         if key == TRUST and str(value).lower() not in ("false", "none", "0", "no", "off", "f", "n"):
             yield place
@@ -107,12 +101,11 @@ def _trusting(node: Any, where: str = "") -> Iterator[str]:
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds: plain values in dicts and lists; no tag of it makes any other object.
 
-    Raises:
-        ConfigError: it cannot be read, is too large or too deep, or has anchors, by which a few bytes stand for many.
+    It is a ConfigError to be unreadable, too large or too deep, or to have anchors: a few bytes stand for many.
     """
     try:
-        if path.stat().st_size > _BYTES:
-            raise _unsafe(path, f"{path.stat().st_size} bytes are no recipe; at most {_BYTES} are read")
+        if (size := path.stat().st_size) > _BYTES:
+            raise ConfigError.at(path, "unsafe", f"{size} bytes are no recipe; at most {_BYTES} are read")
         text = path.read_text("utf-8")
         _measure(text, path)
         node = OmegaConf.to_container(OmegaConf.load(StringIO(text)))
@@ -121,17 +114,16 @@ def read_yaml(path: Path) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # PyYAML and OmegaConf have many: a tag that does not fit its value is an AttributeError
-        raise ConfigError(f"{path}: not readable as YAML: {_first(error)}", code="damaged", where=path) from None
+        raise ConfigError.at(path, "damaged", f"not readable as YAML: {_first(error)}") from None
 
 
 def _check_references(node: Any, path: Path) -> None:
     """`${key}` and `${oc.env:NAME}` are all that a file may have looked up: other resolvers write whole trees."""
-    if isinstance(node, dict | list):
-        for value in node.values() if isinstance(node, dict) else node:
-            _check_references(value, path)
-    elif isinstance(node, str) and (others := [name for name in _resolvers(node) if name != "oc.env"]):
+    for _, value in children(node):
+        _check_references(value, path)
+    if isinstance(node, str) and (others := [name for name in _resolvers(node) if name != "oc.env"]):
         told = f"a recipe can use ${{key}} and ${{oc.env:NAME}}, not {brief(others[0], 100)}"
-        raise _unsafe(path, f"{brief(node, 100)!r}: {told}")
+        raise ConfigError.at(path, "unsafe", f"{brief(node, 100)!r}: {told}")
 
 
 def _resolvers(text: str) -> Iterator[str]:
@@ -152,17 +144,13 @@ def _measure(text: str, path: Path) -> None:
     nodes = depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.NodeEvent) and event.anchor:
-            place = f"{path}:{event.start_mark.line + 1}"
-            raise _unsafe(place, f"a recipe has no anchors and aliases (&{event.anchor}); write the values out")
+            told = f"a recipe has no anchors and aliases (&{event.anchor}); write the values out"
+            raise ConfigError.at(f"{path}:{event.start_mark.line + 1}", "unsafe", told)
         nodes += isinstance(event, yaml.NodeEvent)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if nodes > _NODES or depth > _DEPTH:
             what = f"more than {_NODES} keys and values" if nodes > _NODES else f"more than {_DEPTH} levels"
-            raise _unsafe(path, f"no recipe has {what}")
-
-
-def _unsafe(where: Path | str, told: str) -> ConfigError:
-    return ConfigError(f"{where}: {told}", code="unsafe", where=where)
+            raise ConfigError.at(path, "unsafe", f"no recipe has {what}")
 
 
 def merge(base: Any, child: Any) -> Any:
@@ -174,50 +162,35 @@ def merge(base: Any, child: Any) -> Any:
     return {**base, **{key: merge(base.get(key), value) for key, value in child.items()}}
 
 
-class _Reader:
-    """Reads one recipe and what it extends, and counts the files: a few that name each other often are very many."""
-
-    def __init__(self) -> None:
-        self.files = 0
-
-    def read(self, path: Path, children: tuple[Path, ...]) -> Tree:
-        asked = f" (extended by {children[-1]})" if children else ""
-        try:
-            there = path.is_file()
-        except OSError:  # a name that no file can have
-            there = False
-        if not there:
-            raise ConfigError(f"{path}: there is no such recipe{asked}", code="not-found", where=path)
-        if path.resolve() in [child.resolve() for child in children]:
-            told = f"{path} extends itself through {' -> '.join(child.name for child in children)}"
-            raise ConfigError(told, code="conflict", where=path)
-        self.files += 1
-        if self.files > _FILES:
-            raise _unsafe(path, f"no recipe extends more than {_FILES} files{asked}")
-        child = _plain(read_yaml(path), path)
-        parents = child.pop("extends", [])
-        parents = [parents] if isinstance(parents, str) else parents
-        if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
-            told = f"{path}: extends: a file or a list of files is needed, found {brief(parents, 100)}"
-            raise ConfigError(told, code="bad-value", where="extends")
-        tree: Tree = {}
-        for parent in parents:
-            tree = merge(tree, self.read(path.parent / resolve(parent), (*children, path)))
-        return cast(Tree, merge(tree, child))
+def _read(path: Path, above: tuple[Path, ...], files: Iterator[int]) -> Tree:
+    """One recipe and what it extends; the files are counted, since a few that name each other often are very many."""
+    asked = f" (extended by {above[-1]})" if above else ""
+    if not os.path.isfile(path):  # which does not fail for a name that no file can have
+        raise ConfigError.at(path, "not-found", f"there is no such recipe{asked}")
+    if path.resolve() in [other.resolve() for other in above]:
+        told = f"{path} extends itself through {' -> '.join(other.name for other in above)}"
+        raise ConfigError(told, code="conflict", where=path)
+    if next(files) > _FILES:
+        raise ConfigError.at(path, "unsafe", f"no recipe extends more than {_FILES} files{asked}")
+    child = _plain(read_yaml(path), path)
+    parents = child.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        told = f"{path}: extends: a file or a list of files is needed, found {brief(parents, 100)}"
+        raise ConfigError(told, code="bad-value", where="extends")
+    trees = [_read(path.parent / resolve(parent), (*above, path), files) for parent in parents]
+    return cast(Tree, reduce(merge, [*trees, child], {}))
 
 
 def _plain(node: Any, path: Path | None = None) -> Tree:
-    plain = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
-    where = f"{path}: " if path else ""
-    if plain is None:
-        return {}
+    plain = {} if node is None else OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
     if not isinstance(plain, dict):
-        told = f"{where}a recipe is a mapping of keys to values, this is a {type(plain).__name__}"
-        raise ConfigError(told, code="bad-value", where=path or "")
-    if strange := [key for key in plain if not isinstance(key, str)]:
-        told = f"{where}keys are text, found {brief(repr(strange[0]), 100)}"
-        raise ConfigError(told, code="bad-value", where=path or "")
-    return cast(Tree, plain)
+        told = f"a recipe is a mapping of keys to values, this is a {type(plain).__name__}"
+    elif strange := [key for key in plain if not isinstance(key, str)]:
+        told = f"keys are text, found {brief(repr(strange[0]), 100)}"
+    else:
+        return cast(Tree, plain)
+    raise ConfigError(f"{path}: {told}" if path else told, code="bad-value", where=path or "")
 
 
 def _first(error: Exception) -> str:

@@ -11,11 +11,7 @@ from sottovoce.errors import ConfigError
 
 
 def check_fits(part: nn.Module, what: str) -> None:
-    """Refuse a module, built on the meta device, whose weights are larger than the machine's memory (RAM or GPU).
-
-    Raises:
-        ConfigError: they are; `what` names the part.
-    """
+    """A ConfigError for a module on the meta device whose weights are larger than the memory (RAM or GPU)."""
     needed = sum(weight.numel() * weight.element_size() for weight in (*part.parameters(), *part.buffers()))
     memory = total_memory()
     if torch.cuda.is_available():
@@ -34,11 +30,11 @@ def total_memory() -> int:
 def on_device(module: nn.Module) -> Iterator[None]:
     """Move a module to this process's GPU, if there is one, and back to the CPU when the block ends."""
     number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-    weight = next(module.parameters(), None)
-    if not torch.cuda.is_available() or weight is None or weight.device == torch.device("cuda", number):
+    weight, gpu = next(module.parameters(), None), torch.device("cuda", number)
+    if not torch.cuda.is_available() or weight is None or weight.device == gpu:
         yield
         return
-    module.to(torch.device("cuda", number))
+    module.to(gpu)
     try:
         yield
     finally:

@@ -8,9 +8,6 @@ from typing import Literal, TypeAlias
 
 from typing_extensions import Self
 
-_LONGEST_NAME = 100  # nobody means a spelling of ours by a longer one, and comparing it takes long
-
-
 Code: TypeAlias = Literal[
     "unknown-key",  # a key that nothing reads
     "missing-key",  # a key that is needed and not there
@@ -48,7 +45,7 @@ class SottovoceError(ValueError):
         self.code, self.where, self.faults = code or self.code, str(where), tuple(faults)
 
     @classmethod
-    def at(cls, where: object, code: Code, why: str) -> Self:
+    def at(cls, where: object, code: Code | None, why: object) -> Self:
         """An error whose message begins with its place."""
         return cls(f"{where}: {why}", code=code, where=where)
 
@@ -100,8 +97,7 @@ class TrainingError(SottovoceError):
 def brief(value: object, most: int = 1000) -> str:
     """Text from somebody's file, safe to print: one line, no control characters, at most so many characters."""
     text = str(value)
-    text = text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
-    return _escaped(text)
+    return _escaped(text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)")
 
 
 def printable(message: object) -> str:
@@ -116,7 +112,7 @@ def _escaped(text: str) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The tail of a message about an unknown name: the nearest spelling, and everything that is known."""
     known = sorted(known)
-    similar = get_close_matches(name, known, n=1) if len(name) <= _LONGEST_NAME else []
+    similar = get_close_matches(name, known, n=1) if len(name) <= 100 else []  # comparing a longer one takes long
     hint = "".join(f" Did you mean {match!r}?" for match in similar)
     return f"{hint} Known: {', '.join(known) or 'none'}"
 

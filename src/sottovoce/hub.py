@@ -20,17 +20,11 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Hub:
-    """Finds the checkpoints of one part of a model.
+    """Finds the checkpoints of one part of a model."""
 
-    Args:
-        part: encoder, adapter or LLM, as messages call it; in lower case, the recipe's key.
-        files: what a local copy must hold, for messages.
-        published: hub id -> fields of its config.json, of well-known checkpoints.
-    """
-
-    part: str
-    files: str
-    published: Mapping[str, Mapping[str, Any]]
+    part: str  # encoder, adapter or LLM, as messages call it; in lower case, the recipe's key
+    files: str  # what a local copy must hold, for messages
+    published: Mapping[str, Mapping[str, Any]]  # hub id -> fields of its config.json, of well-known checkpoints
 
     @property
     def key(self) -> str:
@@ -46,44 +40,25 @@ class Hub:
         fields = dict(self.published[checkpoint])
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
-    def folder(self, checkpoint: str) -> Path | None:
-        """The local folder that `checkpoint` names; None where it is a hub id.
+    def snapshot(self, checkpoint: str, files: Sequence[str]) -> Path:
+        """The folder of a checkpoint: the local one, else that in the Hugging Face cache, else the hub's.
 
-        Raises:
-            MissingError: it is neither.
+        Of `files`, the patterns of what is needed, the first and the last must match, and of the files in an index of
+        weights none may be missing. It is a MissingError if nobody has it.
         """
-        folder = resolve(checkpoint)
+        folder, why = resolve(checkpoint), ""
         if folder.is_dir():
             return folder
         if not _HUB_ID.fullmatch(checkpoint):
             raise self.missing(checkpoint, f"there is no folder {folder}")
-        return None
-
-    def snapshot(self, checkpoint: str, files: Sequence[str]) -> Path:
-        """The folder of a checkpoint: the local one, else that in the Hugging Face cache, else the hub's.
-
-        Args:
-            checkpoint: a folder or hub id.
-            files: patterns of what is needed of it; the first and the last must match a file, and none of the files
-                in an index of weights may be missing.
-
-        Raises:
-            MissingError: there is no such folder, or the hub has not got it.
-        """
-        if folder := self.folder(checkpoint):
-            return folder
-        why = ""
         for local in (True, False):
             try:
                 folder = Path(snapshot_download(checkpoint, allow_patterns=list(files), local_files_only=local))
             except Exception as error:  # their base class depends on the hub client's version (httpx, httpx2)
                 why = first_line(error)
                 continue
-            if (
-                any(folder.glob(files[0]))
-                and any(folder.glob(files[-1]))
-                and (files[-1] not in WEIGHTS or _whole(folder))
-            ):
+            there = all(any(folder.glob(pattern)) for pattern in (files[0], files[-1]))
+            if there and (files[-1] not in WEIGHTS or _whole(folder)):
                 return folder
             why = f"{folder} holds no {files[-1]}, or not all of them"
         raise self.missing(checkpoint, why)
@@ -102,7 +77,5 @@ class Hub:
 
 def _whole(folder: Path) -> bool:
     """Whether every shard of the weights is there: a download may have been interrupted."""
-    indices = folder.glob("*.safetensors.index.json")
-    return all(
-        (folder / shard).is_file() for i in indices for shard in json.loads(i.read_text())["weight_map"].values()
-    )
+    maps = [json.loads(index.read_text())["weight_map"] for index in folder.glob("*.safetensors.index.json")]
+    return all((folder / shard).is_file() for shards in maps for shard in shards.values())

@@ -25,8 +25,7 @@ def atomic_open(path: Path, *, shared: bool = False, lasting: bool = True) -> It
     Args:
         path: the file; its folder is made.
         shared: several processes may write it at once, so that each needs a draft of its own.
-        lasting: wait for the disk. A file that can be made again, and of which its readers can tell that it is damaged,
-            need not.
+        lasting: wait for the disk, unless the file can be made again, and readers can tell that it is damaged.
 
     Raises:
         StorageError: it cannot be written: the disk is full, a quota is used up, it may only be read.
@@ -50,11 +49,7 @@ def atomic_open(path: Path, *, shared: bool = False, lasting: bool = True) -> It
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder that appears, complete and on the disk itself, when the block ends; it replaces what is there.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
+    """Fill a folder that appears, complete and on the disk itself, when the block ends; it replaces what is there."""
     draft = folder.with_name(f".{folder.name}.tmp")
     with storage_errors(folder):
         shutil.rmtree(draft, ignore_errors=True)
@@ -73,11 +68,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Tell in one line that a disk takes no more, whoever tells it.
-
-    Raises:
-        StorageError: for an OSError, for what torch.save makes of one, and for what safetensors does.
-    """
+    """A StorageError, in one line, for an OSError, for what torch.save makes of one, and for what safetensors does."""
     try:
         yield
     except Exception as error:
@@ -88,11 +79,8 @@ def storage_errors(path: Path) -> Iterator[None]:
             reason = os.strerror(int(number[1]))
         else:
             raise
-        raise StorageError(
-            f"{path} cannot be written: {reason}. What was there before is untouched; make room, and the same command "
-            "goes on",
-            where=path,
-        ) from None
+        kept = "What was there before is untouched; make room, and the same command goes on"
+        raise StorageError(f"{path} cannot be written: {reason}. {kept}", where=path) from None
 
 
 def atomic_write(path: Path, content: str | bytes, *, shared: bool = False) -> None:
@@ -112,21 +100,15 @@ def file_sha256(file: Path) -> str:
 
 @contextmanager
 def file_lock(folder: Path) -> Iterator[None]:
-    """One process at a time, of all that see this folder, on whatever node; the system frees what a dead one held.
-
-    Whoever has waited should look again what there is. Not to be nested for one folder.
-    """
+    """One process at a time, of all that see this folder; the system frees what a dead one held. Not to be nested."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         yield
 
 
 def _sync(path: Path) -> None:
-    """Force a file or folder to the disk: a rename is kept over a power cut only when its folder is there, too.
-
-    Not every file system can do that.
-    """
-    with suppress(OSError):
+    """Force a file or folder to the disk: a rename is kept over a power cut only when its folder is there, too."""
+    with suppress(OSError):  # not every file system can do that
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

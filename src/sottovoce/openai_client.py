@@ -26,10 +26,7 @@ class Failure:
 
 
 class CircuitBreaker:
-    """Opens after 8 requests in a row that ran out of attempts: the server is gone, and the rest need not wait for it.
-
-    Shared by the threads that send requests of one job.
-    """
+    """Opens after 8 requests in a row that ran out of attempts: the server is gone, and no thread need wait for it."""
 
     def __init__(self) -> None:
         self._lock, self._lost = threading.Lock(), 0
@@ -46,21 +43,16 @@ class CircuitBreaker:
 class OpenAIClient:
     """Sends requests to one server, from any number of threads.
 
-    The SDK retries what may pass, with growing pauses or those of the server's `Retry-After`, and takes proxies from
-    the environment.
+    The SDK retries what may pass, pausing ever longer or as `Retry-After` says, and takes proxies from the environment.
+    A knob that makes no sense is a ConfigError, an environment variable that is not set a MissingError.
 
     Args:
         component: that sends, for errors: "engine openai".
         base_url: of the API, such as http://localhost:8000/v1.
         model: as the server calls it.
-        api_key_env: the environment variable that holds the key; None for a server without one. The key itself is
-            never kept in a file, written or shown.
+        api_key_env: the environment variable of the key, which is never kept in a file, written or shown; None: no key.
         timeout: seconds until an answer begins, for each attempt, and again until it has ended.
         retries: attempts after the first.
-
-    Raises:
-        ConfigError: a knob makes no sense.
-        MissingError: the environment variable is not set.
     """
 
     def __init__(
@@ -69,11 +61,8 @@ class OpenAIClient:
         import openai  # takes 0.6 s, which nobody who asks no server need wait for
 
         if retries < 0 or not 0 < timeout < math.inf:
-            raise ConfigError(
-                f"{component}: retries must be at least 0, and timeout above 0; got {retries} and {timeout}",
-                code="bad-value",
-                where="retries" if retries < 0 else "timeout",
-            )
+            message = f"{component}: retries must be at least 0, and timeout above 0; got {retries} and {timeout}"
+            raise ConfigError(message, code="bad-value", where="retries" if retries < 0 else "timeout")
         self.component, self.model, self.timeout, self.retries = component, model, timeout, retries
         self.base_url = _checked_url(component, base_url)
         self.api_key_env, self._key = api_key_env, _read_key(component, api_key_env)
@@ -93,13 +82,9 @@ class OpenAIClient:
     def request(
         self, endpoint: Endpoint, body: dict[str, Any], parse: Callable[[bytes], T | Failure], breaker: CircuitBreaker
     ) -> T | Failure:
-        """What `parse` makes of the answer; a `Failure` where there is none, which costs this request alone.
+        """What `parse` makes of the answer to `body`; a `Failure` where there is none, which costs this request alone.
 
-        Args:
-            endpoint: below `base_url`.
-            body: of the request, beside the model.
-            parse: the body of an answer to what is wanted; raises ValueError where it is something else.
-            breaker: of all requests of one job; once it is open, nothing is sent.
+        `parse` raises ValueError for another answer than wanted. Nothing is sent once the job's `breaker` is open.
 
         Raises:
             MissingError: the server refuses the key.
@@ -149,13 +134,12 @@ class OpenAIClient:
             message = f"{self.component}: {self.base_url} refuses {key} (HTTP {status})"
             raise MissingError(message, code="unavailable", where="api_key_env") from None
         if status in (404, 405) or 300 <= status < 400:
-            raise ConfigError(
+            message = (
                 f"{self.component}: HTTP {status} from {self.base_url}/{endpoint} for the model {self.model!r}: "
                 f"{(said or response.headers.get('Location', ''))[:200]}. The server must know the model; base_url "
-                "mostly ends in /v1",
-                code="not-found",
-                where="model",
-            ) from None
+                "mostly ends in /v1"
+            )
+            raise ConfigError(message, code="not-found", where="model") from None
         return Failure(f"HTTP {status}: {said[:200]}")
 
 
@@ -166,12 +150,9 @@ def _checked_url(component: str, base_url: str) -> str:
     except ValueError:
         whole = False
     if not whole or parts.username is not None or parts.query or parts.fragment:
-        raise ConfigError(
-            f"{component}: base_url must be http(s)://host[:port]/path and nothing more; a key belongs into an "
-            "environment variable, named by api_key_env",
-            code="bad-value",
-            where="base_url",
-        )
+        told = "a key belongs into an environment variable, named by api_key_env"
+        message = f"{component}: base_url must be http(s)://host[:port]/path and nothing more; {told}"
+        raise ConfigError(message, code="bad-value", where="base_url")
     return base_url.rstrip("/")
 
 

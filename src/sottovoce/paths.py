@@ -1,6 +1,7 @@
 """Where files are: paths of the user, and files that come with the package."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from sottovoce.errors import ConfigError, MissingError, brief, nearest
@@ -19,10 +20,8 @@ def resolve(path: str | Path) -> Path:
     """
     text = str(path)
     if text.startswith(_FORMER):
-        now = _PACKAGED + text.removeprefix(_FORMER)
-        raise ConfigError(
-            f"{brief(text, 100)}: the package's name has changed: write {brief(now, 100)}", code="bad-value", where=text
-        )
+        told = f"the package's name has changed: write {brief(_PACKAGED + text.removeprefix(_FORMER), 100)}"
+        raise ConfigError(f"{brief(text, 100)}: {told}", code="bad-value", where=text)
     if not text.startswith(_PACKAGED):
         return usable(text)
     room, _, rest = text.removeprefix(_PACKAGED).partition("/")
@@ -33,26 +32,16 @@ def resolve(path: str | Path) -> Path:
 
 
 def usable(text: str) -> Path:
-    """A path that may be asked for; `~` is the home folder.
-
-    Raises:
-        MissingError: no file can have this name: it is too long, holds a NUL, or a home that nobody has.
-    """
-    try:
-        if "\0" in text or len(os.fsencode(text)) > 4000 or any(len(os.fsencode(p)) > 255 for p in text.split("/")):
-            raise MissingError(f"{brief(text, 100)!r}: no file can have this name")
-        return Path(text).expanduser()
-    except (RuntimeError, UnicodeEncodeError):
-        raise MissingError(f"{brief(text, 100)!r}: no file can have this name") from None
+    """A path, with `~` as the home folder; a MissingError where no file can have this name."""
+    with suppress(RuntimeError, UnicodeEncodeError):
+        long = len(os.fsencode(text)) > 4000 or any(len(os.fsencode(part)) > 255 for part in text.split("/"))
+        if not long and "\0" not in text:
+            return Path(text).expanduser()
+    raise MissingError(f"{brief(text, 100)!r}: no file can have this name")
 
 
 def read_text(file: Path, most: int = 1 << 24) -> str:
-    """The text of a small UTF-8 file that a recipe names: no device and no pipe, which never end.
-
-    Raises:
-        OSError: it is no file, or larger than `most` bytes, or cannot be read.
-        UnicodeDecodeError: it is no UTF-8.
-    """
+    """The text of a UTF-8 file that a recipe names; an OSError for devices and pipes, which never end, and big ones."""
     if file.exists() and not file.is_file():
         raise OSError("it is no file")
     if file.is_file() and file.stat().st_size > most:

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Generic, Literal, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar, cast, get_type_hints
 
 from pydantic import Field, GetCoreSchemaHandler, TypeAdapter
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
@@ -17,6 +17,8 @@ from sottovoce.config_model import Count, Float, Int, Node, Share, config_class,
 from sottovoce.errors import ConfigError, nearest
 
 T = TypeVar("T")
+Knob: TypeAlias = tuple[str, Any, Any]  # name, type and default
+_NONE = inspect.Parameter.empty  # a default that is not there
 _ROOT = Path(__file__).parents[1]
 _NAMES = {  # that annotations of knobs may use
     "Literal": Literal, "Any": Any, "Annotated": Annotated, "Field": Field, "Count": Count, "Share": Share, "int": Int,
@@ -25,12 +27,11 @@ _NAMES = {  # that annotations of knobs may use
 
 
 class Registry(Generic[T]):
-    """Short names for classes, open to third-party packages through entry points.
+    """Short names for classes, open to third-party packages through entry points, such as `sottovoce.adapter`.
 
     A class's signature is its schema: positional parameters are wiring that the framework supplies, keyword-only
-    parameters are the knobs that a YAML node may set. A package adds a component of kind `adapter` by the entry
-    point group `sottovoce.adapter`. Nothing is imported until a component is built, or until a plug-in is named: a
-    recipe is checked by reading the sources of ours, since importing PyTorch takes seconds.
+    parameters are the knobs that a YAML node may set. Nothing is imported until a component is built, or a plug-in is
+    named: a recipe is checked by reading the sources of ours, since importing PyTorch takes seconds.
 
     A config class declares a component by `Annotated[Node, ADAPTERS]`: pydantic then checks the node, fills in the
     defaults of its knobs, and writes its JSON Schema.
@@ -41,18 +42,12 @@ class Registry(Generic[T]):
     """
 
     def __init__(self, kind: str, modules: Mapping[str, str] | None = None) -> None:
-        self.kind = kind
-        self.group = f"sottovoce.{kind}"
-        self._modules = dict(modules or {})
+        self.kind, self.group, self._modules = kind, f"sottovoce.{kind}", dict(modules or {})
         self._classes: dict[str, type[T]] = {}
         self._schemas: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator.
-
-        Raises:
-            ValueError: the name is taken.
-        """
+        """Class decorator; a name that is taken is a ValueError."""
 
         def add(cls: type[T]) -> type[T]:
             if name in self._classes:
@@ -74,11 +69,7 @@ class Registry(Generic[T]):
         return sorted({*self._classes, *self._modules, *(plugin.name for plugin in entry_points(group=self.group))})
 
     def get(self, name: str) -> type[T]:
-        """The class called `name`; a broken plug-in fails here, loudly, and only for those who named it.
-
-        Raises:
-            ConfigError: nothing has that name.
-        """
+        """The class called `name`, or a ConfigError; a broken plug-in fails here, only for those who named it."""
         if name in self._modules:
             import_module(self._modules[name])
         if name in self._classes:
@@ -93,11 +84,7 @@ class Registry(Generic[T]):
         return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def check(self, node: Any, where: str = "") -> Node:
-        """Return `node` with every default filled in.
-
-        Raises:
-            ConfigError: `type` is missing or unknown, or a knob is; the message names it and what is accepted.
-        """
+        """A node with every default filled in, or a ConfigError that names what is wrong and what is accepted."""
         try:
             return self.filled(node)
         except ConfigError as error:
@@ -118,43 +105,39 @@ class Registry(Generic[T]):
     def _schema(self, name: str) -> type:
         """The config class of a component's knobs."""
         if name not in self._schemas:
-            knobs: list[tuple[str, Any, Any]] | None = self._written(name)
+            knobs = self._written(name)
             if knobs is None:
                 hints = get_type_hints(self.get(name).__init__, include_extras=True)
                 knobs = [(p.name, hints.get(p.name, Any), p.default) for p in self.knobs(name).values()]
-            self._schemas[name] = config_class(make_dataclass(name, [(k, h, _field(v)) for k, h, v in knobs]))
+            fields = [(k, hint, Field() if value is _NONE else Field(default=value)) for k, hint, value in knobs]
+            self._schemas[name] = config_class(make_dataclass(name, fields))
         return self._schemas[name]
 
-    def _written(self, name: str) -> list[tuple[str, Any, Any]] | None:
-        if name in self._modules and name not in self._classes:
-            return _written_knobs(self._modules[name], name)
-        return None
+    def _written(self, name: str) -> list[Knob] | None:
+        known = name in self._modules and name not in self._classes
+        return _written_knobs(self._modules[name], name) if known else None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return no_info_after_validator_function(self.filled, handler(source))
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: Any) -> dict[str, Any]:
-        rules = [
-            {"if": {"properties": {"type": {"const": name}}, "required": ["type"]}, "then": self._json_schema(name)}
-            for name in self.names()
-            if name in self._classes or self._written(name) is not None  # the rest needs imports that take seconds
-        ]
+        rules = []
+        for name in self.names():
+            if name in self._classes or self._written(name) is not None:  # the rest needs imports that take seconds
+                knobs = TypeAdapter(self._schema(name)).json_schema()["properties"]
+                named = {"properties": {"type": {"const": name}}, "required": ["type"]}
+                then = {"properties": {"type": {}, **knobs}, "additionalProperties": False}
+                rules.append({"if": named, "then": then})  # which demands no knob, since `extends` may bring any
         return {"type": "object", "properties": {"type": {"enum": self.names()}}, "allOf": rules}
 
-    def _json_schema(self, name: str) -> dict[str, Any]:
-        """The JSON Schema of a component's knobs; it demands none, since `extends` may bring any."""
-        knobs = TypeAdapter(self._schema(name)).json_schema()
-        return {"properties": {"type": {}, **knobs["properties"]}, "additionalProperties": False}
 
-
-def _written_knobs(module: str, name: str) -> list[tuple[str, Any, Any]] | None:
+def _written_knobs(module: str, name: str) -> list[Knob] | None:
     """Knobs of the class that registers `name` in a module of ours, by its source; None where that does not say."""
     tree = ast.parse(_ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8"))
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    own = next(
-        (node for node in classes if any(f".register('{name}')" in ast.unparse(d) for d in node.decorator_list)), None
-    )
-    made = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"] if own else []
+    own = [node for node in classes if any(f".register('{name}')" in ast.unparse(d) for d in node.decorator_list)]
+    parts = own[0].body if own else []
+    made = [node for node in parts if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
     if not made:
         return None
     knobs = made[0].args
@@ -162,15 +145,11 @@ def _written_knobs(module: str, name: str) -> list[tuple[str, Any, Any]] | None:
     try:
         hints = get_type_hints(SimpleNamespace(__annotations__=annotations), dict(_NAMES), include_extras=True)
         return [
-            (arg.arg, hints[arg.arg], inspect.Parameter.empty if value is None else ast.literal_eval(value))
+            (arg.arg, hints[arg.arg], _NONE if value is None else ast.literal_eval(value))
             for arg, value in zip(knobs.kwonlyargs, knobs.kw_defaults, strict=True)
         ]
     except (NameError, ValueError, AttributeError):  # a type or a default with a name of its own
         return None
-
-
-def _field(default: Any) -> Any:
-    return Field() if default is inspect.Parameter.empty else Field(default=default)
 
 
 def lazy_attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:

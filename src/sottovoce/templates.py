@@ -11,8 +11,8 @@ from sottovoce.paths import read_text
 class Template:
     """A text with named fields in braces; braces that are meant are written twice.
 
-    A field stands alone in its braces. Formats, conversions, attributes and indices are refused: prompt files come from
-    anywhere, and {text:>9999999999} would fill the memory.
+    Prompt files come from anywhere, and {text:>9999999999} would fill the memory: it is a ConfigError for a field to be
+    more than a name, such as a format or an index, or to be unknown, or required and absent; or if braces do not match.
 
     Args:
         text: with fields.
@@ -23,9 +23,6 @@ class Template:
     Attributes:
         names: of the fields that the text holds.
         literal: the text without its fields.
-
-    Raises:
-        ConfigError: a field is unknown, required and absent, or more than a name; or braces do not match.
     """
 
     def __init__(
@@ -34,36 +31,26 @@ class Template:
         try:
             parts = list(Formatter().parse(text))
         except ValueError as error:
-            message = f"{where}: {error}; write {{{{ and }}}} for braces that are meant"
-            raise ConfigError(message, code="bad-value", where=where) from None
+            told = f"{error}; write {{{{ and }}}} for braces that are meant"
+            raise ConfigError.at(where, "bad-value", told) from None
         for _, name, spec, conversion in parts:
             if spec or conversion:
-                message = f"{where}: {{{name}}} stands alone in its braces, without a format"
-                raise ConfigError(message, code="unsafe", where=where)
+                raise ConfigError.at(where, "unsafe", f"{{{name}}} stands alone in its braces, without a format")
             if name is not None and name not in fields:
-                message = f"{where}: unknown field {{{name}}}.{nearest(name, fields)}"
-                raise ConfigError(message, code="unknown-name", where=where)
+                raise ConfigError.at(where, "unknown-name", f"unknown field {{{name}}}.{nearest(name, fields)}")
         self.names = frozenset(name for _, name, _, _ in parts if name is not None)
         self.literal = "".join(literal for literal, *_ in parts)
         self._parts = [(literal, name) for literal, name, _, _ in parts]
         for name in sorted(set(required) - self.names):
-            raise ConfigError(f"{where}: the text must hold the field {{{name}}}", code="missing-key", where=where)
+            raise ConfigError.at(where, "missing-key", f"the text must hold the field {{{name}}}")
 
     def fill(self, values: Mapping[str, object]) -> str:
-        """The text with the value of each field in its place; values may hold braces.
-
-        Raises:
-            KeyError: a field of the text has no value.
-        """
+        """The text with the value of each field in its place, or a KeyError; values may hold braces."""
         return "".join(literal + ("" if name is None else str(values[name])) for literal, name in self._parts)
 
 
 def uncommented_lines(file: Path) -> list[tuple[int, str]]:
-    """Lines of a small UTF-8 text file with their numbers from 1, without those that begin with `#`.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
+    """Lines of a small UTF-8 text file, or a ConfigError, with their numbers from 1; those with `#` are left out."""
     try:
         lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -73,13 +60,7 @@ def uncommented_lines(file: Path) -> list[tuple[int, str]]:
 
 
 def read_wordings(file: Path, fields: Mapping[str, str]) -> list[str]:
-    """The wordings of a prompt file, in its order, with their fields filled in.
-
-    Blank lines, and lines that begin with `#`, are left out.
-
-    Args:
-        file: UTF-8 text.
-        fields: what the wordings may name in braces, and what stands there instead.
+    """The wordings of a prompt file, without blank lines and those that begin with `#`, with their fields filled in.
 
     Raises:
         ConfigError: the file cannot be read, holds no wording, or a wording is no `Template` with these fields.
@@ -87,6 +68,5 @@ def read_wordings(file: Path, fields: Mapping[str, str]) -> list[str]:
     lines = [(number, line.strip()) for number, line in uncommented_lines(file)]
     wordings = [Template(line, fields, where=f"{file}:{number}").fill(fields) for number, line in lines if line]
     if not wordings:
-        message = f"{file}: there is no wording in it; write at least one, one a line"
-        raise ConfigError(message, code="empty", where=file)
+        raise ConfigError.at(file, "empty", "there is no wording in it; write at least one, one a line")
     return wordings

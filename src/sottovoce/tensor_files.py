@@ -20,17 +20,11 @@ class Digest(Protocol):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file by `io.atomic_open`; the tensors may lie on any device.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
+    """Write a safetensors file by `io.atomic_open`; the tensors may lie on any device."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_open(path) as draft:
         save_file(content, draft.name, dict(metadata or {}) or None)
-        with open(
-            draft.name, "rb"
-        ) as written:  # by a rename, so that `draft` is another file, whose sync does not count
+        with open(draft.name, "rb") as written:  # `draft` is another file since a rename, and its sync does not count
             os.fsync(written.fileno())
 
 

@@ -100,11 +100,9 @@ def test_frame_stacking_is_the_published_formula() -> None:
     adapter = FrameStackingMLP(D_AUDIO, D_LLM, hidden=32)
     w1, b1, w2, b2 = adapter.parameters()
     (clip,) = rows(20)
-    expected = []
-    for start in range(0, 20, 5):
-        stacked = torch.cat([clip[start], clip[start + 1], clip[start + 2], clip[start + 3], clip[start + 4]])
-        expected.append(w2 @ (w1 @ stacked + b1).clamp(min=0) + b2)
-    torch.testing.assert_close(adapter(Frames.pad([clip])).x[0], torch.stack(expected), atol=1e-5, rtol=1e-5)
+    stacked = [torch.cat([clip[start + i] for i in range(5)]) for start in range(0, 20, 5)]
+    expected = torch.stack([w2 @ (w1 @ frames + b1).clamp(min=0) + b2 for frames in stacked])
+    torch.testing.assert_close(adapter(Frames.pad([clip])).x[0], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("frames", "embeddings"), [(10, 2), (11, 2), (14, 2), (15, 3), (4, 0)])
@@ -187,34 +185,32 @@ def test_dropout_is_there_in_training_only(name: str) -> None:
     assert torch.equal(still(frames).x, still(frames).x)
 
 
-@pytest.mark.parametrize(
-    ("name", "knobs", "code", "where"),
-    [
-        ("pooled_soft_prompts", {}, "unknown-name", "adapter.type"),
-        (None, {"stack": 5}, "missing-key", "adapter.type"),
-        ("frame_stacking_mlp", {"stak": 5}, "unknown-key", "adapter.stak"),
-        ("frame_stacking_mlp", {"stack": "five"}, "bad-value", "adapter.stack"),
-        ("frame_stacking_mlp", {"stack": 0}, "bad-value", "adapter.stack"),
-        ("frame_stacking_mlp", {"hidden": 0}, "bad-value", "adapter.hidden"),
-        ("pooled_soft_prompt", {"heads": 0}, "bad-value", "adapter.heads"),
-        ("pooled_soft_prompt", {"layers": 0}, "bad-value", "adapter.layers"),
-        ("pooled_soft_prompt", {"layers": 1001}, "bad-value", "adapter.layers"),
-        ("pooled_soft_prompt", {"tokens": 0}, "bad-value", "adapter.tokens"),
-        ("pooled_soft_prompt", {"tokens": 10_001}, "bad-value", "adapter.tokens"),
-        ("pooled_soft_prompt", {"heads": 3}, "bad-value", "adapter.heads"),  # does not divide 16
-        ("pooled_soft_prompt", {"dropout": 1.5}, "bad-value", "adapter.dropout"),
-        ("emotion_aligned", {"width": 0}, "bad-value", "adapter.width"),
-        ("emotion_aligned", {"feedforward": 0}, "bad-value", "adapter.feedforward"),
-        ("emotion_aligned", {"stride": -1}, "bad-value", "adapter.stride"),
-        ("emotion_aligned", {"heads": 32}, "bad-value", "adapter.heads"),  # an odd share of the width
-        ("emotion_aligned", {"heads": 3}, "bad-value", "adapter.heads"),
-        ("emotion_aligned", {"kernel": 4}, "bad-value", "adapter.kernel"),
-        ("emotion_aligned", {"kernel": 1, "stride": 2}, "bad-value", "adapter.kernel"),  # frames would be skipped
+BAD_KNOBS: dict[str, list[dict[str, Any]]] = {
+    "frame_stacking_mlp": [{"stack": "five"}, {"stack": 0}, {"hidden": 0}],
+    "pooled_soft_prompt": [
+        {"layers": 0}, {"layers": 1001}, {"tokens": 0}, {"tokens": 10_001}, {"dropout": 1.5}, {"heads": 0},
+        {"heads": 3},  # does not divide 16
     ],
-)
-def test_a_bad_knob_is_named(name: str | None, knobs: dict[str, object], code: Any, where: str) -> None:
-    with refused(code, where):
-        ADAPTERS.build({"type": name, **SMALL.get(name or "", {}), **knobs}, D_AUDIO, D_LLM)
+    "emotion_aligned": [
+        {"width": 0}, {"feedforward": 0}, {"stride": -1}, {"heads": 3}, {"kernel": 4},
+        {"heads": 32}, {"kernel": 1, "stride": 2},  # an odd share of the width; frames would be skipped
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "knobs"), [(name, knobs) for name, rows in BAD_KNOBS.items() for knobs in rows])
+def test_a_bad_knob_is_named(name: str, knobs: dict[str, Any]) -> None:
+    with refused("bad-value", f"adapter.{next(iter(knobs))}"):
+        ADAPTERS.build({"type": name, **SMALL.get(name, {}), **knobs}, D_AUDIO, D_LLM)
+
+
+def test_a_name_that_nothing_has_is_told() -> None:
+    with refused("unknown-name", "adapter.type"):
+        ADAPTERS.build({"type": "pooled_soft_prompts"}, D_AUDIO, D_LLM)
+    with refused("missing-key", "adapter.type"):
+        ADAPTERS.build({"type": None, "stack": 5}, D_AUDIO, D_LLM)
+    with refused("unknown-key", "adapter.stak"):
+        ADAPTERS.build({"type": "frame_stacking_mlp", "stak": 5}, D_AUDIO, D_LLM)
 
 
 @pytest.mark.parametrize("name", ["frame_stacking_mlp", "pooled_soft_prompt", "emotion_aligned"])

@@ -3,14 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from tests.conftest import write_tone
+from tests.conftest import write_lines, write_tone
 from tests.helpers.errors import refused
 from tests.helpers.families import FAMILIES, save_family
+from tests.helpers.runs import quiet_run
 from torch import Tensor
 
 from sottovoce.analysis.analyses import attributes, intents
@@ -23,11 +25,12 @@ from sottovoce.data.examples import Example, collate
 from sottovoce.errors import Code, ConfigError
 from sottovoce.evaluation.layers.split import read_split
 from sottovoce.lightning_modules.bundle import write_bundle
-from sottovoce.lightning_modules.run import Run, prepare_run
+from sottovoce.lightning_modules.run import Run
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.hidden_states import HiddenStates, read_hidden_states
 
 CONF = Path(__file__).parents[2] / "conf" / "analysis.yaml"
+Analyze = Callable[..., int]
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
@@ -88,17 +91,15 @@ def test_a_prompt_without_speech_is_refused(llm: CausalLLM) -> None:
 
 @pytest.fixture
 def run(recipe: Recipe) -> Run:
-    run = prepare_run(recipe, Console(quiet=True))
+    run = quiet_run(recipe)
     run.module.eval()
     return run
 
 
 def spoken(run: Run, count: int = 6) -> list[Example]:
     sources = dict.fromkeys(run.module.slots, "speech")
-    return [
-        Example(u, "asr", "Listen.", u.context, sources, frozenset(), None)
-        for u in run.data.splits["train"].utterances[:count]
-    ]
+    utterances = run.data.splits["train"].utterances[:count]
+    return [Example(u, "asr", "Listen.", u.context, sources, frozenset(), None) for u in utterances]
 
 
 def test_the_mean_is_over_the_speech_of_the_utterance_alone(run: Run) -> None:
@@ -149,28 +150,22 @@ def paired(tmp_path: Path) -> Path:
     for i in range(36):
         text, speaker = i % 6, i // 6
         write_tone(tmp_path / f"{i}.wav", 0.4 + 0.05 * text, 120 + 300 * (speaker % 2) + 5 * speaker)
-        lines.append(
-            {
-                "id": str(i), "audio": f"{i}.wav", "text": f"{('lamp', 'book', 'key')[text % 3]} number {text}",
-                "speaker": f"s{speaker}", "labels": {"gender": ("male", "female")[speaker % 2]},
-            }
-        )  # fmt: skip
-    file = tmp_path / "paired.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return file
+        words, labels = (
+            f"{('lamp', 'book', 'key')[text % 3]} number {text}",
+            {"gender": ("male", "female")[speaker % 2]},
+        )
+        lines.append({"id": str(i), "audio": f"{i}.wav", "text": words, "speaker": f"s{speaker}", "labels": labels})
+    return write_lines(tmp_path / "paired.jsonl", lines)
 
 
 @pytest.fixture
-def analyze(bundle: Path, paired: Path) -> Callable[..., int]:
-    def command(*changes: str) -> int:
-        words = ["keywords=[lamp,book,key]", f"manifest={paired}"]
-        return main(["analyze", str(bundle), "--config", str(CONF), *words, *changes])
-
-    return command
+def analyze(bundle: Path, paired: Path) -> Analyze:
+    words = ["analyze", str(bundle), "--config", str(CONF), "keywords=[lamp,book,key]", f"manifest={paired}"]
+    return lambda *changes: main([*words, *changes])
 
 
 def test_a_bundle_is_analysed_from_its_speech_to_a_split(
-    analyze: Callable[..., int], bundle: Path, capsys: pytest.CaptureFixture[str]
+    analyze: Callable[..., int], bundle: Path, capsys: Any
 ) -> None:
     assert analyze("folds=3", "intent_folds=2") == 0
     folder = bundle.parent / "analysis"
@@ -196,7 +191,7 @@ def test_a_bundle_is_analysed_from_its_speech_to_a_split(
 
 
 def test_what_the_data_do_not_allow_is_left_out_and_told(
-    analyze: Callable[..., int], bundle: Path, capsys: pytest.CaptureFixture[str]
+    analyze: Callable[..., int], bundle: Path, capsys: Any
 ) -> None:
     assert analyze("keywords=[lamp]", "intent_folds=2", "limit=13", "folds=2") == 0
     told = json.loads((bundle.parent / "analysis" / "layers.json").read_text())
@@ -227,8 +222,9 @@ def test_intents_are_topics_labels_or_keywords(run: Run) -> None:
     assert intents(utterances, AnalysisRecipe(keywords=["lamp", "tea"])) == ["lamp", None, None, "tea"]
     assert intents(utterances, AnalysisRecipe()) == [u.topic for u in utterances]
     assert attributes(utterances, AnalysisRecipe(intent="emotion")) == ["gender"]
-    with pytest.raises(ConfigError, match="Did you mean 'emotion'"):
+    with refused("unknown-name", "intent", ConfigError) as caught:
         intents(utterances, AnalysisRecipe(intent="emotoin"))
+    assert "Did you mean 'emotion'" in str(caught.value)
 
 
 def test_the_recipe_of_an_analysis_is_checked(tmp_path: Path) -> None:

@@ -31,15 +31,10 @@ def rows() -> Rows:
         "emodb_2s": ["03", "08", "09", "10", "11", "13"],
         "fsdd": ["theo"], "ljspeech_mini": ["lj"], "jfk": ["jfk"],
     }  # fmt: skip
+    shared = {"text": "YES", "age_group": "child"}
     return {
         name: [
-            {
-                "speaker": one,
-                "audio": f"{name}/{i}.wav",
-                "text": "YES",
-                "age_group": "child",
-                "text_match": i % 2 or None,
-            }
+            {**shared, "speaker": one, "audio": f"{name}/{i}.wav", "text_match": i % 2 or None}
             for i, one in enumerate(ones)
         ]
         for name, ones in speakers.items()
@@ -84,5 +79,5 @@ def test_a_speaker_is_resampled_with_all_clips(benchmark: Any) -> None:
     clips = [("a", "x", "x"), ("a", "x", "y"), ("a", "y", "y"), ("b", "x", "y")]  # speaker, truth, answer
     predictions = [Prediction("", "probe", "", "", answer, true, true, answer, who) for who, true, answer in clips]
     np.testing.assert_array_equal(benchmark.recalls_by_speaker(predictions), [[1, 1, 2, 1], [0, 0, 1, 0]])
-    page = benchmark.results([benchmark.Answers("gender", benchmark.BASELINE, 1, predictions)])
+    page = benchmark.results([benchmark.Answers("gender", benchmark.BASELINE, predictions)])
     assert "| gender | 2 | 4 | 50.0 | 92 | 66.7 [" in page and "- gender, log-mel + pitch: 66.7" in page

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.errors import refused
+from tests.helpers.runs import Fit
 
 from sottovoce.adapters import ADAPTERS, Adapter
 from sottovoce.cli.main import main
@@ -59,25 +61,19 @@ def my_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("my_lab", None)
 
 
-def test_a_third_party_adapter_trains_from_yaml(
-    my_lab: Path, write_recipe: Callable[..., str], tree: dict[str, Any]
-) -> None:
+def test_a_third_party_adapter_trains_from_yaml(my_lab: Path, fit: Fit, tree: dict[str, Any]) -> None:
     slots = {**tree["slots"], "paralinguistic": {"adapter": {"type": "prosody", "width": 4}, "text": "caption"}}
-    stages = {"joint": tree["stages"]["joint"]}
-    assert main(["fit", "--config", write_recipe(slots=slots, stages=stages)]) == 0
-    card = (Path(tree["output_dir"]) / "tiny" / "bundle" / "README.md").read_text()
-    assert "| paralinguistic | prosody |" in card
+    folder = fit(slots=slots, stages={"joint": tree["stages"]["joint"]})
+    assert "| paralinguistic | prosody |" in (folder / "bundle" / "README.md").read_text()
 
 
 def test_plugins_are_listed_checked_and_fail_alone(my_lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"prosody", "broken", "frame_stacking_mlp"} <= set(ADAPTERS.names())
-    assert ADAPTERS.check({"type": "prosody", "scales": [1, 2]}) == {
-        "type": "prosody",
-        "width": 8,
-        "scales": [1.0, 2.0],
-    }
-    with pytest.raises(ConfigError, match=r"widht.*width"):
+    filled = ADAPTERS.check({"type": "prosody", "scales": [1, 2]})
+    assert filled == {"type": "prosody", "width": 8, "scales": [1.0, 2.0]}
+    with refused("unknown-key", "adapter.widht", ConfigError) as caught:
         ADAPTERS.check({"type": "prosody", "widht": 3})
+    assert "'width'" in str(caught.value)
     with pytest.raises(AttributeError):
         ADAPTERS.get("broken")
     main(["list"])

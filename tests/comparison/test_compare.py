@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,8 @@ def test_a_paired_interval_is_that_of_a_plain_bootstrap_of_differences() -> None
     ours, theirs = (hard + 0.3 * random.normal(size=150) + shift for shift in (0.2, 0.0))
     found = difference({0: mean_measure(ours)}, {0: mean_measure(theirs)})
     draws = np.random.default_rng(0)  # as `resample`
-    resampled = []
-    for _ in range(1000):
-        rows = draws.integers(150, size=150)
-        resampled.append(ours[rows].mean() - theirs[rows].mean())
+    drawn = [draws.integers(150, size=150) for _ in range(1000)]
+    resampled = [ours[rows].mean() - theirs[rows].mean() for rows in drawn]
     low, high = np.quantile(resampled, [0.025, 0.975])
     assert (found.low, found.high) == pytest.approx((low, high), abs=2e-6)
     assert found.value == pytest.approx(ours.mean() - theirs.mean(), abs=2e-6)
@@ -107,10 +106,9 @@ def test_unlike_numbers_of_utterances_are_no_pairs() -> None:
     full, less = accuracy.measure(answered(1)), accuracy.measure(answered(1, 29))
     with refused("mismatch"):
         difference({0: full}, {0: less})
-    with refused("mismatch"):
-        estimate({0: full, 1: less})
-    with refused("mismatch"):
-        estimate({})
+    for seeds in ({0: full, 1: less}, {}):
+        with refused("mismatch"):
+            estimate(seeds)
 
 
 def test_2400_utterances_and_three_seeds_take_less_than_two_seconds() -> None:
@@ -183,12 +181,8 @@ def said(seed: int, skill: float, rows: int = 24) -> list[Prediction]:
         topic = "child safety/knives" if i >= 16 else "kettle"
         reply = DUE[label] if draw.random() < skill else DUE["adult"]
         for slots in ("both", "text"):
-            found.append(
-                Prediction(
-                    f"u{i}", "dialogue", slots, "", reply, DUE[label], label, speaker=f"s{i % 4}",
-                    rivals=DUE, category="age", topic=topic,
-                )
-            )  # fmt: skip
+            about = {"speaker": f"s{i % 4}", "category": "age", "topic": topic}
+            found.append(Prediction(f"u{i}", "dialogue", slots, "", reply, DUE[label], label, rivals=DUE, **about))
         found.append(Prediction(f"u{i}", "asr", "both", "?", "a cat" if draw.random() < 0.8 else "a dog", "a cat"))
     return found
 
@@ -207,15 +201,11 @@ def make(tmp_path: Path) -> Make:
     def run(system: str, seed: int = 1, skill: float = 0.9, drift: float = 0.0, **changes: Any) -> Path:
         name = f"pe_ft/seed-{seed}/{system}"
         recipe = {
-            "name": name,
-            "seed": seed,
-            "init_from": f"runs/pe_ft/seed-{seed}/connect/bundle",
-            "llm": {"checkpoint": "llm", "tuning": {"method": system}},
-            "tasks": {"dialogue": {"type": "dialogue", "prompts": None}},
+            "name": name, "seed": seed, "init_from": f"runs/pe_ft/seed-{seed}/connect/bundle",
+            "llm": {"checkpoint": "llm", "tuning": {"method": system}}, "evaluation": {"max_new_tokens": 20},
+            "tasks": {"dialogue": {"type": "dialogue", "prompts": None}}, "output_dir": str(tmp_path),
             "data": {"test": [{"manifest": "test.jsonl"}], "cache": f"/cache/{seed}"},
-            "evaluation": {"max_new_tokens": 20},
-            "output_dir": str(tmp_path),
-        }
+        }  # fmt: skip
         recipe = OmegaConf.to_container(OmegaConf.merge(recipe, changes.get("recipe", {})))  # type: ignore[assignment]
         folder = tmp_path / changes.get("folder", name)
         predictions = changes.get("predictions", said(seed, skill))
@@ -298,7 +288,7 @@ def test_a_seed_in_a_path_is_no_difference_and_others_are() -> None:
 
 def changed(rows: list[Prediction], **changes: Any) -> list[Prediction]:
     """The first row, and its twin of the other slots, with other values."""
-    return [Prediction(**{**vars(p), **changes}) if p.id == "u0" and p.task == "dialogue" else p for p in rows]
+    return [replace(p, **changes) if p.id == "u0" and p.task == "dialogue" else p for p in rows]
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -348,9 +338,7 @@ def test_targets_of_other_seeds_may_differ_and_are_told(make: Make) -> None:
     page = page_of(make("frozen"), make("lora", 2, predictions=changed(said(2, 0.9), target="x")))
     assert any("against other targets" in remark for remark in page.remarks)
     with refused("mismatch", "dialogue.both.target"):  # of the same seed as a later run
-        page_of(
-            *(make(*name) for name in (("a", 1), ("a", 2))), make("b", 2, predictions=changed(said(2, 0.9), target="x"))
-        )
+        page_of(make("a", 1), make("a", 2), make("b", 2, predictions=changed(said(2, 0.9), target="x")))
     with refused("mismatch", "dialogue.both.label"):  # of no other run's seed
         page_of(make("c", 1), make("d", 2, predictions=changed(said(2, 0.9), label="adult")))
     with refused("mismatch", "dialogue.both.target"):  # another LLM made them
@@ -361,10 +349,8 @@ def test_targets_of_other_seeds_may_differ_and_are_told(make: Make) -> None:
 def test_a_reply_that_one_judge_call_lost_is_left_out_of_all_runs(make: Make) -> None:
     def judged(skill: float, lost: set[str]) -> list[Prediction]:
         rows = [p for p in said(1, skill) if p.task == "dialogue"]
-        return [
-            Prediction(**{**vars(p), "judge": "llm:x", "awareness": None if p.id in lost else i % 3 - 1})
-            for i, p in enumerate(rows)
-        ]
+        labels = [None if p.id in lost else i % 3 - 1 for i, p in enumerate(rows)]
+        return [replace(p, judge="llm:x", awareness=label) for p, label in zip(rows, labels, strict=True)]
 
     page = page_of(make("frozen", predictions=judged(0.5, {"u2"})), make("lora", predictions=judged(0.9, {"u2", "u5"})))
     scores = page.scores[Key("age", "pa_score", "both")]
@@ -376,8 +362,9 @@ def test_what_is_no_finished_run_is_named(make: Make, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with refused("not-found", "empty/recipe.yaml", MissingError):
         page_of(folder, tmp_path / "empty")
-    with pytest.raises(ValueError, match=r"Did you mean 'frozen'"):
+    with refused("unknown-name", "--against") as caught:
         page_of(folder, make("frozen"), against="froze")
+    assert "Did you mean 'frozen'" in str(caught.value)
     with refused("empty", "runs", ConfigError):
         page_of(folder)
     (folder / "evaluation" / "results.json").unlink()
@@ -389,9 +376,7 @@ def test_what_is_no_finished_run_is_named(make: Make, tmp_path: Path) -> None:
 # What is written
 
 
-def test_the_command_leaves_a_table_and_a_page_that_needs_nothing(
-    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_leaves_a_table_and_a_page_that_needs_nothing(make: Make, tmp_path: Path, capsys: Any) -> None:
     for seed in (1, 2):
         make("frozen", seed, 0.3)
         make("lora<b>", seed, 1.0, 0.3)

@@ -3,7 +3,6 @@
 import csv
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from tests.conftest import CONFORMER, EMOTIONS
 from tests.helpers.errors import refused
+from tests.helpers.runs import Write
 
 from sottovoce.cli.main import main
 from sottovoce.comparison.table import judged_in_all
@@ -30,26 +30,22 @@ JUDGE = {"type": "rule", "exemplars": {name: [f"{name} words about {{thing}}"] f
 
 
 @pytest.fixture
-def write_table(alignment: dict[str, Any], tmp_path: Path) -> Callable[..., str]:
+def write_table(alignment: dict[str, Any], tmp_path: Path) -> Write:
     """A baseline and a cascade on it, as files, and the table of both; returns the path of the table's recipe."""
     evaluation = {"batch_size": 5, "max_new_tokens": 4, "tasks": ["response", "emotion"], "slots": ["both"]}
     baseline = {**alignment, "encoder": CONFORMER, "name": "seed-${seed}/baseline", "evaluation": evaluation}
     cascade = {
         **baseline, "name": "seed-${seed}/cascade", "init_from": "${output_dir}/seed-${seed}/baseline/bundle",
-        "stages": {},
-        "cascade": {"epochs": 2, "pool": 4},
+        "stages": {}, "cascade": {"epochs": 2, "pool": 4},
     }  # fmt: skip
     for name, made in (("baseline", baseline), ("cascade", cascade)):
         (tmp_path / f"{name}.yaml").write_text(OmegaConf.to_yaml(made))
     (tmp_path / "shared.yaml").write_text(OmegaConf.to_yaml({**baseline, "name": "shared"}))
 
     def write(**changes: Any) -> str:
+        paper = {"quality": [5.46, 0.13], "ser": [20.45]}
         systems = {
-            "baseline": {
-                "title": "Baseline",
-                "recipe": "baseline.yaml",
-                "paper": {"quality": [5.46, 0.13], "ser": [20.45]},
-            },
+            "baseline": {"title": "Baseline", "recipe": "baseline.yaml", "paper": paper},
             "cascade": {"title": "Cascade", "recipe": "cascade.yaml", "probe": False},
         }
         node = {
@@ -68,9 +64,7 @@ def written(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "comparison.csv").open()))
 
 
-def test_a_table_trains_scores_and_reuses_every_system(
-    write_table: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_trains_scores_and_reuses_every_system(write_table: Write, tmp_path: Path, capsys: Any) -> None:
     assert main(["table", write_table()]) == 0
     folder = tmp_path / "runs" / "table"
     rows = written(folder)
@@ -103,7 +97,7 @@ def test_a_table_trains_scores_and_reuses_every_system(
 
 
 def test_systems_that_were_asked_something_else_have_no_difference(
-    write_table: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_table: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["table", write_table(picture=[]), "seeds=[1]"]) == 0
     file = tmp_path / "runs" / "seed-1" / "baseline" / "evaluation" / "predictions.jsonl"
@@ -139,22 +133,19 @@ def test_a_reply_without_a_score_in_one_run_is_left_out_of_all() -> None:
         ({"judge": {"type": "rul"}}, "unknown-name", "judge.type"),
         ({"systems": {"a": {"title": "A", "recipe": "shared.yaml"}}}, "conflict", "systems.a.recipe"),
         ({"systems": {"a": {"title": "A", "recipe": "none.yaml"}}}, "not-found", "none.yaml"),
-        (
-            {"systems": {"a": {"title": "A", "recipe": "baseline.yaml", "paper": {"rogue_1": [1.0]}}}},
-            "unknown-name",
-            "systems.a.paper",
-        ),
+        ({"systems": {"a": {"title": "A", "recipe": "baseline.yaml", "paper": {"rogue_1": [1.0]}}}}, "unknown-name",
+         "systems.a.paper"),
     ],
-)
+)  # fmt: skip
 def test_a_table_that_cannot_be_is_refused_before_anything_runs(
-    write_table: Callable[..., str], tmp_path: Path, changes: dict[str, Any], code: Any, where: str
+    write_table: Write, tmp_path: Path, changes: dict[str, Any], code: Any, where: str
 ) -> None:
     with refused(code, where, ConfigError):
         load(Path(write_table(**{"picture": [], **changes})))
     assert not (tmp_path / "runs").exists()
 
 
-def test_pooled_tokens_are_means_that_no_neighbour_changes(write_table: Callable[..., str], tmp_path: Path) -> None:
+def test_pooled_tokens_are_means_that_no_neighbour_changes(write_table: Write, tmp_path: Path) -> None:
     """Against each clip alone through encoder and adapter; the LLM is as it was."""
     assert main(["table", write_table(), "seeds=[1]"]) == 0
     assert not (tmp_path / "runs" / "seed-2").exists()
@@ -185,5 +176,5 @@ def test_every_system_has_its_row_and_its_own_folder(name: str) -> None:
     assert np.all([system.paper.keys() >= {"ser", "emotion"} for system in table.systems.values()])
 
 
-def test_overrides_go_to_every_recipe(write_table: Callable[..., str], tmp_path: Path) -> None:
+def test_overrides_go_to_every_recipe(write_table: Write, tmp_path: Path) -> None:
     assert overrides_for(load(Path(write_table())), 2) == ["seed=2", f"output_dir={tmp_path / 'runs'}"]

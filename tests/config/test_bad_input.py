@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 from tests.conftest import write_manifest, write_tone
+from tests.helpers.runs import Write
 
 from sottovoce.cli.main import main
 
 RATE = 16_000
-
-
 NOISE = np.random.default_rng(0).normal(0, 0.1, (RATE, 2))
 TONE = 0.3 * np.sin(np.arange(RATE) / 8)
 BAD: dict[str, Callable[[Path], object]] = {
@@ -37,8 +36,11 @@ def data_with(folder: Path, spoil: Callable[[Path], object]) -> dict[str, Any]:
     return {split: [{"manifest": str(file)}] for split, file in files.items()}
 
 
+Fit = Callable[..., int]
+
+
 @pytest.fixture
-def fit(write_recipe: Callable[..., str], tree: dict[str, Any], tmp_path: Path) -> Callable[..., int]:
+def fit(write_recipe: Write, tree: dict[str, Any], tmp_path: Path) -> Fit:
     """`sottovoce fit` of one stage, with one training clip spoiled and `data` changed as said; its exit status."""
     small = {"stages": {"joint": tree["stages"]["joint"]}, "evaluation": {"max_new_tokens": 2, "slots": ["both"]}}
 
@@ -50,9 +52,7 @@ def fit(write_recipe: Callable[..., str], tree: dict[str, Any], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_an_unusable_clip_stops_the_run_before_training(
-    name: str, fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unusable_clip_stops_the_run_before_training(name: str, fit: Fit, tmp_path: Path, capsys: Any) -> None:
     assert fit(BAD[name]) == 2
     told = capsys.readouterr().err
     assert "train-1.wav" in told and "Traceback" not in told
@@ -60,18 +60,14 @@ def test_an_unusable_clip_stops_the_run_before_training(
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_an_unusable_clip_is_left_out_counted_and_named(
-    name: str, fit: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unusable_clip_is_left_out_counted_and_named(name: str, fit: Fit, capsys: Any) -> None:
     assert fit(BAD[name], policy="skip") == 0
     told = capsys.readouterr().out
     assert "left out, 1 in all" in told and "train-1" in told
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_audio_trains_and_is_answered(
-    name: str, fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_odd_audio_trains_and_is_answered(name: str, fit: Fit, tmp_path: Path, capsys: Any) -> None:
     assert fit(ODD[name]) == 0
     bundle = str(tmp_path / "runs" / "tiny" / "bundle")
     assert main(["chat", bundle, "--once", "--audio", str(tmp_path / "train-1.wav")]) == 0
@@ -89,9 +85,8 @@ def test_odd_audio_trains_and_is_answered(
     ],
 )
 def test_a_faulty_line_is_named_by_its_number(
-    right: str, wrong: str, message: str, write_recipe: Callable[..., str], tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    right: str, wrong: str, message: str, write_recipe: Write, tmp_path: Path, capsys: Any
+) -> None:
     data = data_with(tmp_path, lambda _: None)
     manifest = tmp_path / "train.jsonl"
     lines = manifest.read_text().splitlines(keepends=True)
@@ -102,15 +97,13 @@ def test_a_faulty_line_is_named_by_its_number(
     assert "train.jsonl:2: " in told and message in told and "Traceback" not in told
 
 
-def test_a_clip_on_two_sides_is_refused(
-    write_recipe: Callable[..., str], manifests: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = {"train": [{"manifest": str(manifests["train"])}], "validation": [{"manifest": str(manifests["train"])}]}
+def test_a_clip_on_two_sides_is_refused(write_recipe: Write, manifests: dict[str, Path], capsys: Any) -> None:
+    data = {side: [{"manifest": str(manifests["train"])}] for side in ("train", "validation")}
     assert main(["fit", "--config", write_recipe(data=data)]) == 2
     assert "both train and validation" in capsys.readouterr().err
 
 
-def test_a_clip_longer_than_the_recipe_allows(fit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_clip_longer_than_the_recipe_allows(fit: Fit, capsys: Any) -> None:
     assert fit(lambda file: write_tone(file, 3.0, 200), max_seconds=2.0) == 2
     assert "data.max_seconds" in capsys.readouterr().err
 
@@ -124,9 +117,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_bundle_is_refused(
-    damage: str, fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_bundle_is_refused(damage: str, fit: Fit, tmp_path: Path, capsys: Any) -> None:
     assert fit(lambda _: None) == 0
     bundle = tmp_path / "runs" / "tiny" / "bundle"
     DAMAGES[damage](bundle)
@@ -142,9 +133,7 @@ def test_a_folder_that_is_not_there(arguments: list[str], capsys: pytest.Capture
     assert capsys.readouterr().err.startswith("sottovoce: ")
 
 
-def test_a_file_where_a_folder_should_be_is_one_line(
-    write_recipe: Callable[..., str], tmp_path: Path, capsys: Any, manifests: dict[str, Path]
-) -> None:
+def test_a_file_where_a_folder_should_be_is_one_line(write_recipe: Write, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "taken").write_text("")
     assert main(["fit", "--config", write_recipe(output_dir=str(tmp_path / "taken"))]) == 2
     told = capsys.readouterr().err
@@ -154,17 +143,15 @@ def test_a_file_where_a_folder_should_be_is_one_line(
 @pytest.mark.parametrize(
     "command",
     [
-        ["prepare", "librispeech", "--source", ".", "--out", "out", "case=["],
-        ["targets", "a.jsonl", "--out", "b.jsonl", "--engine", "local", "checkpoint=x", "batch_size=["],
-        ["estimate", "--config", "{config}", "--utterances", "9", "--seconds", "nan"],
-        ["estimate", "--config", "{config}", "--utterances", "9", "--seconds", "100000"],
-        ["estimate", "--config", "{config}", "--utterances", "9", "trainer.devices=0"],
-        ["estimate", "--config", "{config}", "--utterances", "9", "trainer.num_nodes=foo"],
+        "prepare librispeech --source . --out out case=[",
+        "targets a.jsonl --out b.jsonl --engine local checkpoint=x batch_size=[",
+        "estimate --config CONFIG --utterances 9 --seconds nan",
+        "estimate --config CONFIG --utterances 9 --seconds 100000",
+        "estimate --config CONFIG --utterances 9 trainer.devices=0",
+        "estimate --config CONFIG --utterances 9 trainer.num_nodes=foo",
     ],
 )
-def test_odd_values_on_the_command_line_are_one_line(
-    write_recipe: Callable[..., str], command: list[str], capsys: Any
-) -> None:
-    assert main([word.format(config=write_recipe()) if "config" in word else word for word in command]) == 2
+def test_odd_values_on_the_command_line_are_one_line(write_recipe: Write, command: str, capsys: Any) -> None:
+    assert main([word.replace("CONFIG", write_recipe()) for word in command.split()]) == 2
     told = capsys.readouterr().err
     assert told.startswith("sottovoce: ") and "Traceback" not in told

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from omegaconf import OmegaConf
 from tests.config.test_golden import FILES, GOLDEN, command
-from tests.helpers.errors import refused
+from tests.helpers.errors import faulty, refused
 
 from sottovoce.analysis.config import AnalysisRecipe
 from sottovoce.cli.main import main
@@ -18,7 +18,7 @@ from sottovoce.cli.recipe_schema import KINDS
 from sottovoce.config import recipe as recipes
 from sottovoce.config_model import RENAMED
 from sottovoce.config_tree import merge, read_overrides, read_tree, read_yaml
-from sottovoce.errors import ConfigError
+from sottovoce.errors import Code, ConfigError
 from sottovoce.lightning_modules.trainer import check_trainer
 from sottovoce.paths import resolve
 
@@ -62,72 +62,54 @@ def test_llama_differs_from_qwen_in_the_llm_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "code", "where"),
-    [
-        ("stagse={}", "unknown-key", "stagse"),
-        ("stages.joint.task={}", "unknown-key", "stages.joint.task"),
-        ("slots.paralinguistic.adapter.token=3", "unknown-key", "slots.paralinguistic.adapter.token"),
-        ("tasks.emotion.choice=[a,b]", "unknown-key", "tasks.emotion.choice"),
-        ("slots.p={text: caption}", "missing-key", "slots.p.adapter"),
-        ("slots.p={text: caption, adapter: {tokens: 3}}", "missing-key", "slots.p.adapter.type"),
-        ("stages.more={tasks: {asr: 1}}", "missing-key", "stages.more.lr"),
-        ("llm.tuning={method: frozen, layers: auto}", "missing-key", "llm.tuning.analysis"),
-        ("stages={joint: null, disentangle: null, holistic: null}", "missing-key", "stages"),
-        ("name=null", "bad-value", "name"),
-        ("name=true", "bad-value", "name"),
-        ("evaluation.tasks=[asr,[emotion]]", "bad-value", "evaluation.tasks[1]"),
-        ("data.train=[{manifest: m.jsonl, allow: [{a: 1}]}]", "bad-value", "data.train[0].allow[0]"),
-        ("stages.joint.tasks.asr=[1]", "bad-value", "stages.joint.tasks.asr"),
-        ("stages.joint.tasks.asr=-1", "bad-value", "stages.joint.tasks.asr"),
-        ("stages.joint.tasks={asr: 0, gender: 0, emotion: 0}", "bad-value", "stages.joint.tasks"),
-        ("stages.joint.err={speech: 0, text: 1}", "bad-value", "stages.joint.err"),
-        ("stages.joint.lr=0", "bad-value", "stages.joint.lr"),
-        ("stages.joint.lr=.nan", "bad-value", "stages.joint.lr"),
-        ("auxiliary_head={layer: 0, categories: {e: [a]}, weight: nan}", "bad-value", "auxiliary_head.weight"),
-        ("stages.joint.lr=fast", "bad-value", "stages.joint.lr"),
-        ("stages.joint.betas=[0.9]", "bad-value", "stages.joint.betas"),
-        ("stages.joint.betas=[0.9,1.0]", "bad-value", "stages.joint.betas[1]"),
-        ("stages.joint.epochs=yes", "bad-value", "stages.joint.epochs"),
-        ("stages.joint.epochs=1.5", "bad-value", "stages.joint.epochs"),
-        ("stages.joint.epochs=1000000000000", "bad-value", "stages.joint.epochs"),
-        ("stages.joint.parts={all: -1}", "bad-value", "stages.joint.parts.all"),
-        ("slots.paralinguistic.text=captoin", "bad-value", "slots.paralinguistic.text"),
-        ("slots.paralinguistic.adapter.tokens=1e16", "bad-value", "slots.paralinguistic.adapter.tokens"),
-        ("slots={paralinguistic: null, linguistic: null}", "bad-value", "slots"),
-        ("llm.dtype=int8", "bad-value", "llm.dtype"),
-        ("llm.tuning.layers=0-", "bad-value", "llm.tuning.layers"),
-        ("llm.tuning.rank=0", "bad-value", "llm.tuning.rank"),
-        ("llm.tuning.alpha=0", "bad-value", "llm.tuning.alpha"),
-        ("llm.tuning.dropout=1", "bad-value", "llm.tuning.dropout"),
-        ("evaluation.text.linguistic=words", "bad-value", "evaluation.text.linguistic"),
-        ("trainer.x=[.inf]", "bad-value", "trainer.x[0]"),
-        ("checkpoint_every=0", "bad-value", "checkpoint_every"),
-        ("seed=-1", "bad-value", "seed"),
-        ("name=0x" + "f" * 5000, "bad-value", "name"),
-        ("encoder.type=wisper", "unknown-name", "encoder.type"),
-        ("data={corpus: {type: demo_word}}", "unknown-name", "data.corpus.type"),
-        ("tasks.emotoin={}", "unknown-name", "tasks"),
-        ("stages.joint.tasks.asrr=1", "unknown-name", "stages.joint.tasks"),
-        ("stages.joint.train=[linguistics]", "unknown-name", "stages.joint.train"),
-        ("stages.joint.err={speech: 1, txt: 1}", "unknown-name", "stages.joint.err"),
-        ("stages.joint.parts={boks: 0.1}", "unknown-name", "stages.joint.parts"),
-        ("data.test=[{manifest: m.jsonl, tasks: [asrr]}]", "unknown-name", "data.test[0].tasks"),
-        ("evaluation.slots=[linguistik]", "unknown-name", "evaluation.slots"),
-        ("evaluation.tasks=[asrr]", "unknown-name", "evaluation.tasks"),
-        ("evaluation.text.linguistics=tagged", "unknown-name", "evaluation.text"),
-        ("evaluation.task_overrides.respons={}", "unknown-name", "evaluation.task_overrides"),
-        ("slots.llm={text: caption, adapter: {type: pooled_soft_prompt}}", "conflict", "slots.llm"),
-        ("data.corpus={type: demo_world}", "conflict", "data.corpus"),
-        ("stages.disentangle.train=[encoder]", "conflict", "stages.disentangle.err"),
-        ("stages.joint.train=[llm]", "conflict", "llm.tuning.method"),
-        ("llm.tuning.method=lora", "conflict", "llm.tuning.method"),
-        ("auxiliary_head={layer: 0, categories: {emotion: [sad]}}", "conflict", "auxiliary_head"),
-        ("auxiliary_head={layer: 0, categories: {emotion: []}}", "bad-value", "auxiliary_head.categories.emotion"),
-        ("cascade={}", "conflict", "cascade"),
-        ("trainer.max_steps=3", "conflict", "trainer"),
-    ],
+    ("code", "override", "where"),
+    faulty({
+        "unknown-key": [
+            "stagse={}", "stages.joint.task={}", "slots.paralinguistic.adapter.token=3", "tasks.emotion.choice=[a,b]",
+        ],
+        "missing-key": [
+            ("slots.p={text: caption}", "slots.p.adapter"),
+            ("slots.p={text: caption, adapter: {tokens: 3}}", "slots.p.adapter.type"),
+            ("stages.more={tasks: {asr: 1}}", "stages.more.lr"),
+            ("llm.tuning={method: frozen, layers: auto}", "llm.tuning.analysis"),
+            "stages={joint: null, disentangle: null, holistic: null}",
+        ],
+        "bad-value": [
+            "name=null", "name=true", ("evaluation.tasks=[asr,[emotion]]", "evaluation.tasks[1]"),
+            ("data.train=[{manifest: m.jsonl, allow: [{a: 1}]}]", "data.train[0].allow[0]"),
+            "stages.joint.tasks.asr=[1]", "stages.joint.tasks.asr=-1",
+            "stages.joint.tasks={asr: 0, gender: 0, emotion: 0}", "stages.joint.err={speech: 0, text: 1}",
+            "stages.joint.lr=0", "stages.joint.lr=.nan",
+            ("auxiliary_head={layer: 0, categories: {e: [a]}, weight: nan}", "auxiliary_head.weight"),
+            "stages.joint.lr=fast", "stages.joint.betas=[0.9]",
+            ("stages.joint.betas=[0.9,1.0]", "stages.joint.betas[1]"), "stages.joint.epochs=yes",
+            "stages.joint.epochs=1.5", "stages.joint.epochs=1000000000000",
+            ("stages.joint.parts={all: -1}", "stages.joint.parts.all"), "slots.paralinguistic.text=captoin",
+            "slots.paralinguistic.adapter.tokens=1e16", "slots={paralinguistic: null, linguistic: null}",
+            "llm.dtype=int8", "llm.tuning.layers=0-", "llm.tuning.rank=0", "llm.tuning.alpha=0",
+            "llm.tuning.dropout=1", "evaluation.text.linguistic=words", ("trainer.x=[.inf]", "trainer.x[0]"),
+            "checkpoint_every=0", "seed=-1", "name=0x" + "f" * 5000,
+            ("auxiliary_head={layer: 0, categories: {emotion: []}}", "auxiliary_head.categories.emotion"),
+        ],
+        "unknown-name": [
+            "encoder.type=wisper", ("data={corpus: {type: demo_word}}", "data.corpus.type"),
+            ("tasks.emotoin={}", "tasks"), ("stages.joint.tasks.asrr=1", "stages.joint.tasks"),
+            "stages.joint.train=[linguistics]", "stages.joint.err={speech: 1, txt: 1}",
+            "stages.joint.parts={boks: 0.1}", ("data.test=[{manifest: m.jsonl, tasks: [asrr]}]", "data.test[0].tasks"),
+            "evaluation.slots=[linguistik]", "evaluation.tasks=[asrr]",
+            ("evaluation.text.linguistics=tagged", "evaluation.text"),
+            ("evaluation.task_overrides.respons={}", "evaluation.task_overrides"),
+        ],
+        "conflict": [
+            "slots.llm={text: caption, adapter: {type: pooled_soft_prompt}}", "data.corpus={type: demo_world}",
+            ("stages.disentangle.train=[encoder]", "stages.disentangle.err"),
+            ("stages.joint.train=[llm]", "llm.tuning.method"), "llm.tuning.method=lora",
+            "auxiliary_head={layer: 0, categories: {emotion: [sad]}}", "cascade={}",
+            ("trainer.max_steps=3", "trainer"),
+        ],
+    }),
 )  # fmt: skip
-def test_a_fault_is_named_by_its_kind_and_key(tree: dict[str, Any], override: str, code: Any, where: str) -> None:
+def test_a_fault_is_named_by_its_kind_and_key(tree: dict[str, Any], code: Code, override: str, where: str) -> None:
     with refused(code, where, ConfigError) as caught:
         changed(tree, override)
     assert where in str(caught.value)
@@ -220,14 +202,12 @@ def test_recipes_share_no_defaults(tree: dict[str, Any]) -> None:
     ("trainer", "told"),
     [
         ({"devises": 2}, "takes no 'devises'. Did you mean: 'devices'|'devises'"),
-        ({"accelerator": "tpuu"}, "Lightning has no 'tpuu'"),
-        ({"precision": "bf17"}, "Lightning has no 'bf17'"),
+        ({"accelerator": "tpuu"}, "Lightning has no 'tpuu'"), ({"precision": "bf17"}, "Lightning has no 'bf17'"),
         ({"devices": 0}, "devices: a positive whole number is needed, found 0"),
-        ({"devices": []}, "devices: a positive"),
-        ({"num_nodes": "all"}, "num_nodes: a positive"),
+        ({"devices": []}, "devices: a positive"), ({"num_nodes": "all"}, "num_nodes: a positive"),
         ({"num_nodes": -1}, "num_nodes: a positive"),
     ],
-)
+)  # fmt: skip
 def test_what_lightning_would_refuse_is_told_before_anything_is_read(
     tree: dict[str, Any], trainer: dict[str, Any], told: str
 ) -> None:

@@ -9,15 +9,8 @@ import soundfile
 from numpy.typing import NDArray
 from tests.helpers.errors import refused
 
-from sottovoce.data.acoustic_labels import (
-    ENERGY_RMS,
-    PITCH_HZ,
-    TEMPO_SECONDS,
-    Measured,
-    label_manifest,
-    levels,
-    measure,
-)
+from sottovoce.data import acoustic_labels
+from sottovoce.data.acoustic_labels import Measured, label_manifest, levels, measure
 from sottovoce.errors import Code, ManifestError
 
 RATE = 16000
@@ -70,22 +63,20 @@ def test_pauses_between_words_belong_to_the_tempo() -> None:
     assert measure(clip, RATE, "well well").seconds_per_word == pytest.approx(0.8, abs=0.05)
 
 
-@pytest.mark.parametrize(("hz", "label"), [(120.0, "low"), (165.0, "normal"), (215.0, "high")])
-def test_a_tone_gets_its_level_of_pitch(hz: float, label: str) -> None:
+@pytest.mark.parametrize(
+    ("label", "hz", "rms"), [("low", 120.0, 0.02), ("normal", 165.0, 0.042), ("high", 215.0, 0.08)]
+)
+def test_a_tone_gets_its_levels_of_pitch_and_energy(label: str, hz: float, rms: float) -> None:
     assert levels(measure(voice(hz, 0.04, 0.5), RATE, None))["pitch"] == label
-
-
-@pytest.mark.parametrize(("rms", "label"), [(0.02, "low"), (0.042, "normal"), (0.08, "high")])
-def test_a_tone_gets_its_level_of_energy(rms: float, label: str) -> None:
     assert levels(measure(voice(150, rms, 0.5), RATE, None))["energy"] == label
 
 
 @pytest.mark.parametrize(
     ("name", "cuts", "published", "names"),
     [
-        ("pitch", PITCH_HZ, (136.58, 196.10), ("low", "normal", "high")),
-        ("energy", ENERGY_RMS, (0.0333, 0.0505), ("low", "normal", "high")),
-        ("tempo", TEMPO_SECONDS, (0.252, 0.386), ("fast", "normal", "slow")),
+        ("pitch", acoustic_labels.PITCH_HZ, (136.58, 196.10), ("low", "normal", "high")),
+        ("energy", acoustic_labels.ENERGY_RMS, (0.0333, 0.0505), ("low", "normal", "high")),
+        ("tempo", acoustic_labels.TEMPO_SECONDS, (0.252, 0.386), ("fast", "normal", "slow")),
     ],
 )
 def test_levels_are_cut_at_the_published_thresholds(

@@ -97,9 +97,9 @@ def test_ranks_share_the_batches_of_one(ranks: int, batch: int, count: int) -> N
 @pytest.mark.parametrize("most", [None, 260, 10**6])
 def test_a_stage_goes_on_at_any_batch_and_ends_after_so_many(start: int, most: int | None) -> None:
     whole = list(sampler())[:most]
-    resumed = sampler(start=start, max_batches=most)
+    resumed = sampler(start=start, max_steps=most)
     assert list(resumed) == whole[start:] and len(resumed) == len(whole) == (most if most == 260 else 502)
-    assert list(resumed.global_batches()) == whole
+    assert list(resumed.global_steps()) == whole
 
 
 def test_weights_repeat_and_thin_out() -> None:

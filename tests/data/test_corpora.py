@@ -1,5 +1,6 @@
 """Published corpora become manifests: official splits, and every file that is missing, extra or damaged by its name."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from sottovoce import registry
 from sottovoce.cli.main import main
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.tasks import style_caption
-from sottovoce.errors import ConfigError, MissingError
+from sottovoce.errors import MissingError
 
 
 def test_librispeech_in_its_parts(source: Path, out: Path) -> None:
@@ -101,29 +102,21 @@ def test_an_interrupted_call_is_not_taken_for_a_finished_one(source: Path, out: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("words", "message"),
     [
-        (["librispeech", "--source", "nowhere"], r"nowhere is no folder"),
-        (["librispeech"], r"say where it was unpacked: --source"),
-        (["libri", "--source", "."], r"no corpus is called 'libri'. Did you mean 'librispeech'"),
-        (["librispeech", "--source", ".", "cas=lower"], r"cas"),
-        (["demo_world", "--source", "."], r"takes no --source"),
-        (["textrolspeech", "--source", ".", "test=0.6", "validation=0.6"], r"together below 1"),
+        ("librispeech --source nowhere", "nowhere is no folder"),
+        ("librispeech", "say where it was unpacked: --source"),
+        ("libri --source .", "no corpus is called 'libri'. Did you mean 'librispeech'"),
+        ("librispeech --source . cas=lower", "cas"),
+        ("demo_world --source .", "takes no --source"),
+        ("textrolspeech --source . test=0.6 validation=0.6", "together below 1"),
     ],
 )
-def test_a_wrong_command_is_told_in_a_line(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["prepare", *arguments, "--out", "m"]) == 2
+def test_a_wrong_command_is_told_in_a_line(words: str, message: str, tmp_path: Path, capsys: Any) -> None:
+    with contextlib.chdir(tmp_path):
+        assert main(["prepare", *words.split(), "--out", "m"]) == 2
     told = capsys.readouterr().err
-    assert "Traceback" not in told
-    with pytest.raises(ConfigError, match=message):
-        raise ConfigError(" ".join(told.split()))
+    assert "Traceback" not in told and message in " ".join(told.split())
 
 
 @pytest.mark.parametrize(
@@ -276,14 +269,8 @@ def test_voicebench_comes_out_of_its_tables_with_every_field_kept(source: Path, 
         "alpacaeval_full": 2, "sd-qa-usa": 1, "mtbench": 1, "ifeval": 1
     }  # fmt: skip
     assert report.splits["alpacaeval_full"].expected == 636
-    assert report.problems["missing subset"] == [
-        "alpacaeval",
-        "commoneval",
-        "wildvoice",
-        "openbookqa",
-        "mmsu",
-        "advbench",
-    ]
+    missing = "alpacaeval commoneval wildvoice openbookqa mmsu advbench"
+    assert report.problems["missing subset"] == missing.split()
     assert report.problems["faulty row"] == ["ifeval/test-00000-of-00001.parquet: row 2 of ifeval: no audio"]
     assert report.problems["damaged"][0].startswith("bbh/test-00000-of-00001.parquet: ")
     assert sum(report.notes.values()) == 1  # the dialogue's second turn
@@ -296,11 +283,8 @@ def test_voicebench_comes_out_of_its_tables_with_every_field_kept(source: Path, 
 
 def test_somebodys_own_corpus_plugs_in(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plugin = EntryPoint("mine", "tests.helpers.corpora:Mine", "sottovoce.corpus")
-    monkeypatch.setattr(
-        registry,
-        "entry_points",
-        lambda group, name="mine": [plugin] if (group, name) == ("sottovoce.corpus", "mine") else [],
-    )
+    known = {("sottovoce.corpus", "mine"): [plugin]}
+    monkeypatch.setattr(registry, "entry_points", lambda group, name="mine": known.get((group, name), []))
     tone(source / "a.wav")
     tone(source / "deep/b.flac")
     assert main(["prepare", "mine", "--source", str(source), "--out", str(out), "greeting=good day"]) == 0

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from tests.conftest import write_lines
 from tests.helpers.corpora import choices, dailytalk, read, style_row, styletalk, tone, write
 from tests.helpers.errors import refused
 from tests.helpers.families import FAMILIES, tokenizer_of
@@ -30,17 +31,12 @@ def test_styletalk_and_its_reversal(source: Path, out: Path) -> None:
     plain, reverse = read(out, "test")["music_1-c_0"], read(out, "test-reversed")["music_1-c_0-reversed"]
     assert (plain.text, plain.caption) == ("Good for you.", "A friendly voice with slow tempo and high energy.")
     assert turns(plain) == [("assistant", "Hi there!"), ("user", "Hello: you?"), ("assistant", "Fine.")]
-    assert (
-        plain.audio.name == "c_0.wav" and plain.response is None and plain.labels == {"tempo": "slow", "energy": "high"}
-    )
+    assert plain.audio.name == "c_0.wav" and plain.response is None
+    assert plain.labels == {"tempo": "slow", "energy": "high"}
     # The other speaker is the user now, whose recorded reply is heard; what was heard before is written.
     assert (reverse.text, reverse.caption) == ("And you?", "A cheerful voice with normal tempo and low energy.")
-    assert turns(reverse) == [
-        ("user", "Hi there!"),
-        ("assistant", "Hello: you?"),
-        ("user", "Fine."),
-        ("assistant", "Good for you."),
-    ]
+    said = ("Hi there!", "Hello: you?", "Fine.", "Good for you.")
+    assert turns(reverse) == list(zip(("user", "assistant") * 2, said, strict=True))
     assert reverse.audio.name == "r_0.wav" and reverse.response is None
 
 
@@ -118,18 +114,14 @@ def test_dailytalk_joins_turns_in_a_row_and_leaves_out_what_it_cannot_read(sourc
 def test_an_opening_of_the_assistant_is_read_and_still_must_alternate(tmp_path: Path) -> None:
     tone(tmp_path / "a.wav")
     assistant, user = {"role": "assistant", "text": "Hi!"}, {"role": "user", "text": "Hello."}
-    for context, good in (
-        ([assistant], True),
-        ([assistant, user, assistant], True),
-        ([assistant, user], False),
-        ([assistant, assistant], False),
-    ):
-        (tmp_path / "m.jsonl").write_text(json.dumps({"id": "a", "audio": "a.wav", "context": context}) + "\n")
-        if good:
-            assert len(read_manifest(tmp_path / "m.jsonl", choices={}).utterances[0].context) == len(context)
-        else:
-            with refused("bad-value", "m.jsonl:1", ManifestError):
-                read_manifest(tmp_path / "m.jsonl", choices={})
+    file = tmp_path / "m.jsonl"
+    for context in ([assistant], [assistant, user, assistant]):
+        write_lines(file, [{"id": "a", "audio": "a.wav", "context": context}])
+        assert len(read_manifest(file, choices={}).utterances[0].context) == len(context)
+    for context in ([assistant, user], [assistant, assistant]):
+        write_lines(file, [{"id": "a", "audio": "a.wav", "context": context}])
+        with refused("bad-value", "m.jsonl:1", ManifestError):
+            read_manifest(file, choices={})
 
 
 @pytest.mark.parametrize("family", FAMILIES)

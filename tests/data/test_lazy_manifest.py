@@ -1,7 +1,6 @@
 """A manifest of any length: what is read, and when, does not depend on how long it is."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tests.conftest import write_lines
 from tests.helpers.errors import refused
+from tests.helpers.runs import Fit
 
-from sottovoce.cli.main import main
 from sottovoce.data.batch_sampler import BatchSampler, Rows
-from sottovoce.data.examples import LazyExamples
+from sottovoce.data.examples import Example, LazyExamples
 from sottovoce.data.lazy_manifest import LazyManifest
 from sottovoce.data.manifest import Root, read_manifest
 from sottovoce.data.manifest_schema import LineReader
@@ -118,14 +118,11 @@ def test_a_clip_of_another_side_is_told_when_it_is_drawn(folder: Path) -> None:
 
 
 def loader(folder: Path, said: list[Any], **knobs: Any) -> LazyExamples:
-    from sottovoce.data.examples import Example
-
     def draw(utterance: Utterance, epoch: int, number: int) -> Example:
         return Example(utterance, "asr", "", (), {"linguistic": "speech"}, frozenset(), "x")
 
-    return LazyExamples(
-        lines(write(folder, said)), draw, 1, lambda example: replace(example), lambda _: torch.ones(5), **knobs
-    )
+    many = lines(write(folder, said))
+    return LazyExamples(many, draw, 1, replace, lambda _: torch.ones(5), **knobs)  # type: ignore[arg-type]
 
 
 def test_a_faulty_utterance_is_left_out_of_its_batch_and_named(folder: Path) -> None:
@@ -154,7 +151,7 @@ def test_a_batch_that_no_task_can_use_does_not_count(folder: Path) -> None:
 
 
 def test_a_run_whose_lines_are_checked_when_they_are_drawn(
-    write_recipe: Callable[..., str], tree: dict[str, Any], manifests: dict[str, Path], capsys: Any
+    fit: Fit, tree: dict[str, Any], manifests: dict[str, Path], capsys: Any
 ) -> None:
     """It trains, leaves a faulty clip out, names it once, and scores; the recipe alone has changed."""
     train = manifests["train"].with_name("long.jsonl")
@@ -162,11 +159,8 @@ def test_a_run_whose_lines_are_checked_when_they_are_drawn(
     for record in records:
         record["seconds"] = soundfile.info(str(train.with_name(record["audio"]))).duration
     records[4]["audio"] = "nowhere.wav"
-    train.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_lines(train, records)
     data = {**tree["data"], "train": [{"manifest": str(train)}], "validate": "lazy", "policy": "skip"}
-    config = write_recipe(
-        data=data, stages={"joint": tree["stages"]["joint"]}, evaluation={"max_new_tokens": 2, "slots": ["both"]}
-    )
-    assert main(["fit", "--config", config]) == 0
+    fit(data=data, stages={"joint": tree["stages"]["joint"]}, evaluation={"max_new_tokens": 2, "slots": ["both"]})
     told = capsys.readouterr().out
     assert "left out, 1 in all" in told and "nowhere.wav: there is no such file" in told

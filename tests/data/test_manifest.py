@@ -70,26 +70,11 @@ def test_a_full_line_is_read_as_it_stands(folder: Path) -> None:
         {"role": "user", "text": "hello", "audio": "ok.wav", "caption": "A sad voice."},
         {"role": "assistant", "text": "Hi."},
     ]
-    keys: dict[str, Any] = {
-        "text": "good day",
-        "speaker": "s1",
-        "seconds": 1.05,
-        "caption": "A voice.",
-        "response": "Good day!",
-    }
-    labels = {"gender": "male", "emotion": "sad"}
-    (utterance,) = read(write(folder, line(**keys, labels=labels, context=context))).utterances
-    assert utterance == Utterance(
-        id="a",
-        audio=folder / "ok.wav",
-        text="good day",
-        speaker="s1",
-        seconds=1.05,
-        labels=labels,
-        caption="A voice.",
-        context=(Turn("user", "hello", folder / "ok.wav", "A sad voice."), Turn("assistant", "Hi.")),
-        response="Good day!",
-    )
+    keys: dict[str, Any] = {"text": "good day", "speaker": "s1", "seconds": 1.05, "caption": "A voice."}
+    keys |= {"response": "Good day!", "labels": {"gender": "male", "emotion": "sad"}}
+    (utterance,) = read(write(folder, line(**keys, context=context))).utterances
+    turns = Turn("user", "hello", folder / "ok.wav", "A sad voice."), Turn("assistant", "Hi.")
+    assert utterance == Utterance(id="a", audio=folder / "ok.wav", context=turns, **keys)
 
 
 def test_a_paired_line_knows_what_every_speaker_is_to_be_told(folder: Path) -> None:
@@ -130,9 +115,7 @@ PROBLEMS: dict[Code, list[object]] = {
         '{"id": "a", "audio": "ok.wav", "text": "\\ud83d"}', line(audio="empty.wav"), line(audio="text.wav"),
         line(audio="half.wav"),
     ],
-    "unknown-key": [
-        line(adio="ok.wav"), turn({"role": "assistant", "text": "x", "speeker": "x"}),
-    ],
+    "unknown-key": [line(adio="ok.wav"), turn({"role": "assistant", "text": "x", "speeker": "x"})],
     "missing-key": [
         {"audio": "ok.wav"}, {"id": None, "audio": "ok.wav"}, {"id": "a"},
         line(answers=ANSWERS, labels={"emotion": "sad"}), paired(answers={"happy": "x"}), turn({"text": "x"}),
@@ -150,18 +133,10 @@ PROBLEMS: dict[Code, list[object]] = {
         turn({"role": "assistant", "text": "x", "caption": "x"}), turn({"role": "assistant", "text": ""}),
         line(context=[{"role": "assistant", "text": "x"}, GOOD_TURN]),
     ],
-    "not-found": [
-        line(audio="none.wav"), line(context=[{**GOOD_TURN, "audio": "none.wav"}]),
-    ],
-    "unsafe": [
-        line(audio="../m.wav"), line(audio="/etc/hostname"),
-    ],
-    "empty": [
-        line(audio="hollow.wav"),
-    ],
-    "mismatch": [
-        line(seconds=10**400), line(seconds=1.2), line(seconds=0.8),
-    ],
+    "not-found": [line(audio="none.wav"), line(context=[{**GOOD_TURN, "audio": "none.wav"}])],
+    "unsafe": [line(audio="../m.wav"), line(audio="/etc/hostname")],
+    "empty": [line(audio="hollow.wav")],
+    "mismatch": [line(seconds=10**400), line(seconds=1.2), line(seconds=0.8)],
     "unknown-name": [
         line(labels={"emotoin": "sad"}), line(labels={"emotion": "hapy"}), line(labels={"emotion": "Sad"}),
         paired(answers={**ANSWERS, "hapy": "x"}), turn({"role": "system", "text": "x"}),
@@ -203,14 +178,8 @@ def test_the_examples_of_the_documentation_are_read_without_fault(tmp_path: Path
     for name in ("a1.wav", "a2.flac", "a3.wav", "a4.wav"):
         soundfile.write(tmp_path / "clips" / name, 0.1 * np.sin(np.arange(int(1.52 * 16000))), 16000)
     examples = re.findall(r"```json\n(.+?)```", DOCS.read_text("utf-8"), re.DOTALL)
-    choices = {
-        **CHOICES,
-        "age": ["child", "adult"],
-        "emotion": ["sad", "angry"],
-        "pitch": ["high"],
-        "tempo": ["slow"],
-        "energy": ["low"],
-    }
+    choices = {**CHOICES, "age": ["child", "adult"], "emotion": ["sad", "angry"]}
+    choices |= {"pitch": ["high"], "tempo": ["slow"], "energy": ["low"]}
     path = write(tmp_path, *(example.replace("\n", " ") for example in examples))
     assert [u.id for u in read_manifest(path, choices=choices).utterances] == ["a1", "a2", "a3", "a4", "a5"]
 
@@ -304,9 +273,8 @@ def test_a_line_without_end_is_not_read_whole(folder: Path) -> None:
 
 def test_a_fault_is_one_short_line_whatever_the_file_says(folder: Path) -> None:
     told = faults(write(folder, line("a\nb\x1b[2J", **{"k" * 5000 + "\r": 1})))
-    assert (
-        len(told.splitlines()) == 2 and len(told) < 2000 and "\x1b" not in told and "a\\nb\\x1b[2J: unknown key" in told
-    )
+    assert len(told.splitlines()) == 2 and len(told) < 2000
+    assert "\x1b" not in told and "a\\nb\\x1b[2J: unknown key" in told
 
 
 def test_many_unknown_keys_take_no_time_that_grows_with_their_square(folder: Path) -> None:

@@ -74,7 +74,7 @@ def test_one_server_is_given_up_for_all_clips(serve: Serve) -> None:
 
 @pytest.mark.parametrize(("status", "code"), [(401, "unavailable"), (404, "not-found")])
 def test_a_refused_key_or_an_unknown_model_ends_the_run(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, status: int, code: Code
+    serve: Serve, monkeypatch: Any, status: int, code: Code
 ) -> None:
     monkeypatch.setenv("MY_KEY", SECRET)
     server = serve(lambda text, number: (status, f"no {SECRET}".encode(), {}))
@@ -122,9 +122,8 @@ def test_children_women_and_men_have_the_pitch_they_are_given(espeak: ESpeakSynt
 
 
 def test_a_seed_is_a_sound(espeak: ESpeakSynthesizer) -> None:
-    one, same, other = (
-        espeak.speak("hello there", attribute="age", label="child", voice="en-us+f2", seed=seed) for seed in (1, 1, 2)
-    )
+    how = {"attribute": "age", "label": "child", "voice": "en-us+f2"}
+    one, same, other = (espeak.speak("hello there", **how, seed=seed) for seed in (1, 1, 2))
     assert abs(len(one) - len(same)) < 200 and abs(len(one) - len(other)) > 200
 
 

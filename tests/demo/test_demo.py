@@ -45,30 +45,25 @@ def test_an_utterance_is_a_function_of_its_number() -> None:
     """Words, style and speaker exactly; the sound up to eSpeak's own flutter, whose state cannot be reset."""
     first, again = speak_one("test", 0, 5), speak_one("test", 0, 5)
     assert (first.sentence, first.style, first.speaker) == (again.sentence, again.style, again.speaker)
-    assert abs(first.seconds - again.seconds) < 0.02 and np.isclose(first.audio.std(), again.audio.std(), rtol=0.02)
+    assert abs(len(first.audio) - len(again.audio)) < 320 and np.isclose(
+        first.audio.std(), again.audio.std(), rtol=0.02
+    )
 
 
 def test_labels_are_what_is_measured() -> None:
     """Energy and tempo agree with TextrolSpeech's thresholds, pitch with the order of the voice's own sex."""
     spoken = [speak_one("test", 0, i) for i in range(40)]
     measured = [measure(one.audio, 16_000, one.sentence) for one in spoken]
+    pairs = [(m, one.style) for m, one in zip(measured, spoken, strict=True)]
     for name in ("energy", "tempo"):
         said = {"weak": "low", "strong": "high"}  # what the world calls the levels of energy
-        agree = [
-            levels(m)[name] == said.get(getattr(one.style, name), getattr(one.style, name))
-            for m, one in zip(measured, spoken, strict=True)
-        ]
+        agree = [levels(m)[name] == said.get(getattr(style, name), getattr(style, name)) for m, style in pairs]
         assert np.mean(agree) >= 0.85, name  # tempo is set by the voice's average, and sentences differ
     for sex in CHOICES["gender"]:
-        hertz = {
-            level: [
-                m.f0_hz
-                for m, one in zip(measured, spoken, strict=True)
-                if (one.style.gender, one.style.pitch) == (sex, level)
-            ]
-            for level in CHOICES["pitch"]
-        }
-        low, high = ([f for f in hertz[level] if f is not None] for level in ("low", "high"))
+        low, high = (
+            [m.f0_hz for m, style in pairs if (style.gender, style.pitch) == (sex, level) and m.f0_hz is not None]
+            for level in ("low", "high")
+        )
         assert np.median(low) * 1.25 < np.median(high)
 
 
@@ -89,7 +84,16 @@ def test_the_backbones_ship_as_safetensors_and_are_small() -> None:
 
 @pytest.fixture(scope="module")
 def llm() -> CausalLLM:
-    llm = CausalLLM("sottovoce:demo/backbones/llm", "float32")
+    return backbone("llm")
+
+
+@pytest.fixture(scope="module")
+def deep() -> CausalLLM:
+    return backbone("llm_deep")
+
+
+def backbone(name: str) -> CausalLLM:
+    llm = CausalLLM(f"sottovoce:demo/backbones/{name}", "float32")
     llm.load()
     return llm
 
@@ -124,12 +128,8 @@ def test_the_llm_reads_a_style_in_any_order(llm: CausalLLM, style: str) -> None:
 @pytest.mark.parametrize("emotion", CHOICES["emotion"])
 def test_the_llm_knows_the_prompts_of_speech_emotion_llama(llm: CausalLLM, emotion: str) -> None:
     sentence = draw_sentence(random.Random(4), "test")
-    wanted = {
-        "": reply(sentence, emotion),
-        "asr": sentence,
-        "emotion": emotion,
-        "caption": f"A {emotion} speaker says: {sentence}.",
-    }
+    wanted = {"": reply(sentence, emotion), "asr": sentence, "emotion": emotion}
+    wanted["caption"] = f"A {emotion} speaker says: {sentence}."
     fields = {"choices": ", ".join(CHOICES["emotion"])}
     for prompt, answer in wanted.items():
         file = resolve(f"sottovoce:data/prompts/speech_emotion_llama/{prompt}.txt")
@@ -141,13 +141,6 @@ def test_the_llm_knows_the_prompts_of_speech_emotion_llama(llm: CausalLLM, emoti
 def test_the_llm_answered_unseen_sentences_rightly() -> None:
     card = json.loads(resolve("sottovoce:demo/backbones/llm.json").read_text())
     assert all(share >= 0.95 for kind, share in card["validation"].items() if kind != "words")
-
-
-@pytest.fixture(scope="module")
-def deep() -> CausalLLM:
-    llm = CausalLLM("sottovoce:demo/backbones/llm_deep", "float32")
-    llm.load()
-    return llm
 
 
 def test_the_deeper_llm_answers_by_what_it_is_told_of_the_speaker(deep: CausalLLM) -> None:
@@ -202,9 +195,9 @@ def test_pretraining_the_deeper_llm_runs(tmp_path: Path) -> None:
     scores = pretrain_llm_deep.pretrain(tmp_path, (phase, phase))
     assert set(scores) == set(KINDS) and scores["paired"] < 0.5
     assert CausalLLM(str(tmp_path / "llm_deep"), "float32").load() is None
-    assert [item.digest for item in read_items(tmp_path / "retention.jsonl")] == [
-        item.digest for item in read_items(resolve("sottovoce:demo/backbones/retention.jsonl"))
-    ]
+    shipped = resolve("sottovoce:demo/backbones")
+    digests = [[item.digest for item in read_items(at / "retention.jsonl")] for at in (tmp_path, shipped)]
+    assert digests[0] == digests[1]
 
 
 def test_a_corpus_may_have_each_sentence_in_every_emotion(tmp_path: Path) -> None:

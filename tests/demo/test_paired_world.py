@@ -12,23 +12,12 @@ import pytest
 from sottovoce.data.acoustic_labels import measure
 from sottovoce.data.manifest import read_manifest
 from sottovoce.data.tts.espeak import ESpeak
+from sottovoce.demo import paired_words
 from sottovoce.demo.paired_lessons import KINDS, PAIRED, PairedLessons
-from sottovoce.demo.paired_words import (
-    SAFETY,
-    SAFETY_TOPICS,
-    TOPICS,
-    VALUES,
-    answer,
-    answers,
-    category_of,
-    draw_text,
-    plain,
-    topic_of,
-    verb_of,
-)
+from sottovoce.demo.paired_words import SAFETY_TOPICS, TOPICS, VALUES, answers, category_of, draw_text, plain, verb_of
 from sottovoce.demo.paired_world import Line, PairedWorld, share_of
 from sottovoce.demo.pretrain_llm_deep import PHASES
-from sottovoce.demo.voices import BOYS, WOMEN, children, say, speakers
+from sottovoce.demo.voices import BOYS, WOMEN, say, speakers
 from sottovoce.demo.world import VERBS, Style, split_of
 from sottovoce.evaluation.awareness import AwarenessRule, Case
 from sottovoce.evaluation.text_similarity import rouge_f1
@@ -55,7 +44,7 @@ def test_who_does_not_know_the_speaker_gives_nobodys_answer(verb: str) -> None:
     assert set(due) == set(VALUES[category]) and len(set(due.values())) == len(due)
     assert len({round(x, 6) for x in rouge_f1("rouge_l", [plain(text)] * len(due), list(due.values()))}) == 1
     unheard = [Case(category, value, plain(text), due) for value in due]
-    heard = [Case(category, value, answer(text, {category: value}), due) for value in due]
+    heard = [Case(category, value, paired_words.answer(text, {category: value}), due) for value in due]
     others = {value: set(due) - {value, "neutral"} for value in due}
     mistaken = [Case(category, value, due[other], due) for value in due for other in others[value]]
     scores = AwarenessRule().judge([*unheard, *heard, *mistaken]).scores
@@ -84,8 +73,8 @@ def test_each_text_is_spoken_with_every_value_by_different_speakers(world: dict[
 
 
 def test_topics_of_child_safety_are_in_the_test_split_alone(world: dict[str, list[Line]]) -> None:
-    topics = {split: {topic_of(verb_of(line.text)) for line in world[split]} for split in SPLITS}
-    held_out = {f"{SAFETY}/{verb}" for verb in SAFETY_TOPICS}
+    topics = {split: {paired_words.topic_of(verb_of(line.text)) for line in world[split]} for split in SPLITS}
+    held_out = {f"{paired_words.SAFETY}/{verb}" for verb in SAFETY_TOPICS}
     assert not (topics["train"] | topics["validation"]) & held_out and held_out < topics["test"]
     assert topics["train"] == {verb for verbs in TOPICS.values() for verb in verbs}
     asked = [line for line in world["test"] if verb_of(line.text) in SAFETY_TOPICS]
@@ -117,7 +106,7 @@ def test_a_corpus_is_made_once_and_its_manifests_are_valid(tmp_path: Path) -> No
     assert len(train) == 2 + 2 + 4
     assert all(u.category and u.response == u.answers[u.labels[u.category]] for u in train)
     test = read_manifest(made["test"], choices=CHOICES).utterances
-    assert {u.topic for u in test} == {f"{SAFETY}/{verb}" for verb in SAFETY_TOPICS}
+    assert {u.topic for u in test} == {f"{paired_words.SAFETY}/{verb}" for verb in SAFETY_TOPICS}
     replies = PairedWorld(train=2, validation=0, test=0, plain=True, workers=1).prepare(tmp_path)["train"]
     assert len(read_manifest(replies, choices=CHOICES).utterances) == 2 and replies != made["train"]
     assert "answers" not in json.loads(replies.read_text().splitlines()[0])
@@ -125,12 +114,12 @@ def test_a_corpus_is_made_once_and_its_manifests_are_valid(tmp_path: Path) -> No
 
 def test_children_have_small_heads_and_high_voices() -> None:
     assert set(BOYS) < {voice for voices in WOMEN.values() for voice in voices}
-    assert all(children(split, sex) for split in SPLITS for sex in VALUES["gender"])
+    assert all(speakers(split, sex, child=True) for split in SPLITS for sex in VALUES["gender"])
     synthesizer, hertz = ESpeak(), dict[bool, list[float]]()
     for child in (True, False):
         for number in range(6):
             style = Style("female", ("low", "high")[number % 2], "slow", "strong", "neutral")
-            who = random.Random(number).choice((children if child else speakers)("test", "female"))
+            who = random.Random(number).choice(speakers("test", "female", child))
             audio = say(synthesizer, "we found the lamp today", style, who, random.Random(number), child=child)
             hertz.setdefault(child, []).append(measure(audio, 16_000, "we found the lamp today").f0_hz or 0.0)
     assert np.median(hertz[True]) > 1.3 * np.median(hertz[False])

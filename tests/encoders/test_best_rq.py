@@ -8,16 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sottovoce.encoders.best_rq import (
-    BestRQ,
-    Masking,
-    RandomQuantizer,
-    fully_masked,
-    replace_by_noise,
-    seeded_generator,
-    span_mask,
-    unigram_baseline,
-)
+from sottovoce.encoders import best_rq as module
+from sottovoce.encoders.best_rq import BestRQ, Masking, RandomQuantizer, fully_masked, seeded_generator, span_mask
 from sottovoce.encoders.conformer import ConformerEncoder
 from sottovoce.encoders.log_mel import log_mel, stack
 from sottovoce.frames import Frames
@@ -107,10 +99,10 @@ def test_codes_hear_who_speaks(best_rq: BestRQ) -> None:
 
 
 def test_the_unigram_baseline_knows_frequencies_and_nothing_else() -> None:
-    loss, accuracy = unigram_baseline(torch.tensor([[5, 5, 5, 5], [0, 12, 4, 0]]))
+    loss, accuracy = module.unigram_baseline(torch.tensor([[5, 5, 5, 5], [0, 12, 4, 0]]))
     assert loss == pytest.approx((math.log(4) - 0.75 * math.log(0.75) - 0.25 * math.log(0.25)) / 2)
     assert accuracy == pytest.approx((0.25 + 0.75) / 2)
-    assert unigram_baseline(torch.tensor([[7, 0]])) == (0, 1)  # a codebook that has collapsed
+    assert module.unigram_baseline(torch.tensor([[7, 0]])) == (0, 1)  # a codebook that has collapsed
 
 
 def test_spans_are_those_of_the_definition() -> None:
@@ -147,7 +139,7 @@ def test_hidden_frames_are_quiet_noise_and_the_others_are_untouched() -> None:
     mel = Frames.pad([torch.full((4000, 80), 5.0)])
     mask = torch.zeros(1, 4000, dtype=torch.bool)
     mask[0, 1000:] = True
-    heard = replace_by_noise(mel, mask, 0.1).x[0]
+    heard = module.replace_by_noise(mel, mask, 0.1).x[0]
     assert torch.equal(heard[:1000], mel.x[0, :1000])
     assert abs(heard[1000:].mean()) < 0.001 and abs(heard[1000:].std() - 0.1) < 0.001
 
@@ -181,7 +173,7 @@ def test_the_loss_is_the_cross_entropy_of_hidden_real_frames_alone(best_rq: Best
     out = best_rq(*clips, mask)
     torch.manual_seed(5)
     mel = log_mel(*clips)
-    frames = best_rq.encoder.contextualize(stack(replace_by_noise(mel, mask & mel.mask(), 0.1)))
+    frames = best_rq.encoder.contextualize(stack(module.replace_by_noise(mel, mask & mel.mask(), 0.1)))
     logits = best_rq.heads(frames.x).unflatten(-1, (3, 20))
     codes = best_rq.quantizer(stack(best_rq.quantizer.normalize(mel)).x.flatten(0, 1)).view(*logits.shape[:-1])
     terms, right = [], 0
@@ -190,7 +182,7 @@ def test_the_loss_is_the_cross_entropy_of_hidden_real_frames_alone(best_rq: Best
             if mask[row, 4 * t : 4 * t + 4].all():
                 terms += [F.cross_entropy(logits[row, t, k], codes[row, t, k]) for k in range(3)]
                 right += int((logits[row, t].argmax(-1) == codes[row, t]).sum())
-    assert out.n_targets == len(terms) > 0 and out.hits == right
+    assert out.targets.numel() == len(terms) > 0 and out.hits == right
     assert torch.allclose(out.total, torch.stack(terms).sum(), rtol=1e-5)
 
 
@@ -198,7 +190,7 @@ def test_only_hidden_frames_pull_at_the_encoder(best_rq: BestRQ) -> None:
     clips = noise(2.0, 1.0)
     mask, states = masks(clips), []
 
-    def keep(module: torch.nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+    def keep(layer: torch.nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         out.retain_grad()
         states.append(out)
 
@@ -211,13 +203,11 @@ def test_only_hidden_frames_pull_at_the_encoder(best_rq: BestRQ) -> None:
 
 
 @pytest.mark.parametrize(("samples", "masked"), [(3_200, False), (400, True)])  # 400: no whole stacked frame
-def test_a_batch_with_nothing_to_predict_still_reaches_every_weight(
-    best_rq: BestRQ, samples: int, masked: bool
-) -> None:
+def test_a_batch_with_nothing_to_predict_reaches_every_weight(best_rq: BestRQ, samples: int, masked: bool) -> None:
     """Ranks wait for each other's gradients, so that a weight without one would hang a run."""
     out = best_rq(*noise(samples / 16_000), torch.full((1, -(-samples // 160)), masked))
     out.total.backward()
-    assert out.n_targets == 0 and out.total == 0 and out.hits == 0
+    assert out.targets.numel() == 0 and out.total == 0 and out.hits == 0
     assert all(weight.grad is not None and not weight.grad.any() for weight in best_rq.parameters())
 
 
@@ -230,7 +220,7 @@ def test_training_lowers_the_loss_and_leaves_the_codebooks_alone(best_rq: BestRQ
     for _ in range(25):
         torch.manual_seed(0)
         out = best_rq(*clips, mask)
-        losses.append((out.total / out.n_targets).item())
+        losses.append((out.total / out.targets.numel()).item())
         optimizer.zero_grad()
         out.total.backward()
         optimizer.step()

@@ -11,15 +11,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
+from tests.helpers import listening
 from tests.helpers.errors import refused
-from tests.helpers.listening import (
-    check_clips_do_not_depend_on_their_batch,
-    check_needs_weights,
-    check_refuses_bad_batches,
-    clips,
-    close,
-    scramble,
-)
+from tests.helpers.listening import clips, close, scramble
 from torch import Tensor, nn
 
 from sottovoce.encoders import ENCODERS
@@ -64,15 +58,14 @@ def test_a_pulse_is_seen_in_the_middle_of_its_ten_milliseconds() -> None:
 
 def test_loudness_stays_visible() -> None:
     (clip,) = clips(8_000)
-    quiet, loud = (log_mel(gain * clip[None], torch.tensor([8_000])).x for gain in (0.1, 1.0))
+    mels = [log_mel(gain * clip[None], torch.tensor([8_000])) for gain in (0.1, 1.0)]
+    quiet, loud = (mel.x for mel in mels)
     torch.testing.assert_close(loud - quiet, torch.ones_like(loud), atol=1e-4, rtol=0)  # 20 dB are 1
     silent = log_mel(torch.zeros(1, 8_000), torch.tensor([8_000])).x
     close(silent, torch.full_like(silent, SILENCE))
     encoder = tiny()
     assert encoder.network is not None
-    before, after = (
-        encoder.layer_outputs(stack(log_mel(gain * clip[None], torch.tensor([8_000])))) for gain in (0.1, 1.0)
-    )
+    before, after = (encoder.layer_outputs(stack(mel)) for mel in mels)
     gained = encoder.network.project.weight.sum(-1)  # nothing between log-mel and projection normalises
     torch.testing.assert_close(after[0].x - before[0].x, gained.expand(1, 12, 16), atol=1e-3, rtol=1e-3)
     assert (after[-1].x - before[-1].x).abs().amax() > 1e-2
@@ -107,7 +100,7 @@ def test_padding_wider_than_the_longest_clip_changes_nothing() -> None:
 
 @pytest.mark.parametrize("encode", [log_mel, lambda *batch: tiny()(*batch)], ids=["log_mel", "encoder"])
 def test_bad_batches_name_the_row(encode: Any) -> None:
-    check_refuses_bad_batches(encode)
+    listening.check_refuses_bad_batches(encode)
 
 
 # -------------------------------------------------------------------------------------------------------- the paper's
@@ -123,7 +116,7 @@ def test_the_defaults_are_the_papers_billion() -> None:
 
 def test_a_clip_does_not_depend_on_its_batch() -> None:
     encoder, waveforms = tiny(), clips(3_000, 16_000, 50, 20_001, 640, 9_999)
-    together = check_clips_do_not_depend_on_their_batch(encoder, waveforms)
+    together = listening.check_clips_do_not_depend_on_their_batch(encoder, waveforms)
     states = encoder.hidden_states(*Frames.pad(waveforms))
     assert len(states) == 3 and all(state.lengths.equal(together.lengths) for state in states)
     close(states[-1].x, together.x)
@@ -272,7 +265,7 @@ def test_random_weights_come_from_torchs_generator_even_after_a_build_on_meta() 
 def test_nothing_runs_without_weights() -> None:
     encoder = ConformerEncoder(**TINY)
     forward = lambda: encoder(*Frames.pad(clips(800)))  # noqa: E731
-    check_needs_weights(encoder.fingerprint, forward, lambda: encoder.save(Path("nowhere")))
+    listening.check_needs_weights(encoder.fingerprint, forward, lambda: encoder.save(Path("nowhere")))
 
 
 def test_knobs_that_disagree_with_a_checkpoint_are_named_with_its_own(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -89,11 +90,7 @@ def test_a_write_that_fails_leaves_the_old_frames_and_no_draft(
     cache: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.put(KEY, frames(3))
-
-    def disk_full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", disk_full)
+    monkeypatch.setattr(os, "replace", Mock(side_effect=OSError(28, "No space left on device")))
     with refused("storage"):
         cache.put(KEY, frames(5))
     assert torch.equal(cache.get(KEY), frames(3))
@@ -132,9 +129,8 @@ def test_audio_key_is_the_sound() -> None:
     clip = np.linspace(-1, 1, 50, dtype=np.float32)
     assert audio_key(clip) == audio_key(clip.copy()) != audio_key(clip[:-1])
     assert audio_key(clip[::2]) == audio_key(clip[::2].copy())  # strides are not sound
-    assert audio_key(np.zeros(1, dtype=np.float32)) == (
-        "df3f619804a92fdb4057192dc43dd748ea778adc52bc498ce80524c014b81119"  # sha256 of four zero bytes
-    )
+    zeros = "df3f619804a92fdb4057192dc43dd748ea778adc52bc498ce80524c014b81119"  # sha256 of four zero bytes
+    assert audio_key(np.zeros(1, dtype=np.float32)) == zeros
     for wrong in (clip.astype(np.float64), clip[None]):
         with pytest.raises(ValueError, match="float32"):
             audio_key(wrong)  # type: ignore[arg-type]

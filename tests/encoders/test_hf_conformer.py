@@ -9,15 +9,9 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tests.helpers import listening
 from tests.helpers.errors import refused
-from tests.helpers.listening import (
-    check_clips_do_not_depend_on_their_batch,
-    check_needs_weights,
-    check_refuses_bad_batches,
-    clips,
-    close,
-    scramble,
-)
+from tests.helpers.listening import clips, close, scramble
 
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.hf_conformer import PUBLISHED, HFConformerEncoder
@@ -99,8 +93,8 @@ def test_a_clip_of_a_public_conformer_does_not_depend_on_its_batch(save: Any, tm
     save(tmp_path, **STILL[save])
     encoder, waveforms = public(tmp_path), clips(3_000, 16_000, 800, 5_555)
     for mode in (False, True):  # but for dropout, in training too: batch norms keep their statistics
-        check_clips_do_not_depend_on_their_batch(encoder.train(mode), waveforms)
-    check_refuses_bad_batches(encoder)
+        listening.check_clips_do_not_depend_on_their_batch(encoder.train(mode), waveforms)
+    listening.check_refuses_bad_batches(encoder)
 
 
 @SAVE
@@ -109,8 +103,7 @@ def test_every_weight_of_a_public_conformer_learns(save: Any, tmp_path: Path) ->
     encoder = public(tmp_path)
     assert not encoder.training
     encoder.train()(*Frames.pad(clips(3_000, 9_000))).x.square().sum().backward()
-    silent = [name for name, p in encoder.named_parameters() if p.grad is None]
-    assert silent == []
+    assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
     encoder.requires_grad_(False)
     assert not encoder(*Frames.pad(clips(3_000))).x.requires_grad
 
@@ -130,8 +123,8 @@ def test_a_public_conformer_is_known_by_its_fingerprint(save: Any, tmp_path: Pat
     with torch.no_grad():
         next(again.parameters()).view(-1)[0] += 1e-3
     assert again.fingerprint() != encoder.fingerprint()
-    settings = json.loads((tmp_path / "b" / "preprocessor_config.json").read_text())
-    (tmp_path / "b" / "preprocessor_config.json").write_text(json.dumps({**settings, "padding_value": 0.5}))
+    file = tmp_path / "b" / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "padding_value": 0.5}))
     assert public(tmp_path / "b").fingerprint() != encoder.fingerprint()
 
 
@@ -145,7 +138,7 @@ def test_published_names_need_no_network() -> None:
             encoder.build()
         assert (encoder.sample_rate, encoder.frame_rate, encoder.dim) == (samples, frame_rate, 1024)
         assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
-        check_needs_weights(lambda: encoder(*Frames.pad(clips(3_000))))  # noqa: B023
+        listening.check_needs_weights(lambda: encoder(*Frames.pad(clips(3_000))))  # noqa: B023
     assert len(PUBLISHED) == 2
 
 

@@ -14,13 +14,9 @@ import torch
 import transformers
 import whisper
 from safetensors.torch import save_file
+from tests.helpers import listening
 from tests.helpers.errors import refused
-from tests.helpers.listening import (
-    check_clips_do_not_depend_on_their_batch,
-    check_needs_weights,
-    check_refuses_bad_batches,
-    clips,
-)
+from tests.helpers.listening import clips
 from torch import Tensor
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper, disable_sdpa
 
@@ -117,7 +113,7 @@ def test_frames_are_those_of_transformers(n_mels: int, context: int, samples: in
 @BOTH
 def test_a_clip_does_not_depend_on_its_batch(checkpoint: str, window: Window) -> None:
     waveforms = clips(3_000, 16_000, 5, 40_001, 320, 9_999)
-    check_clips_do_not_depend_on_their_batch(loaded(checkpoint, window), waveforms)
+    listening.check_clips_do_not_depend_on_their_batch(loaded(checkpoint, window), waveforms)
 
 
 @BOTH
@@ -201,7 +197,7 @@ def test_only_the_encoder_is_in_memory_and_it_is_frozen(checkpoint: str) -> None
 def test_nothing_is_built_before_load_and_loading_twice_is_loading_once(checkpoint: str) -> None:
     encoder = WhisperEncoder(checkpoint=checkpoint)
     assert not list(encoder.parameters())
-    check_needs_weights(encoder.fingerprint, lambda: encode(encoder, *clips(320)))
+    listening.check_needs_weights(encoder.fingerprint, lambda: encode(encoder, *clips(320)))
     encoder.load()
     network = encoder.encoder
     encoder.encoder.conv1.bias[0] = 7.0
@@ -213,7 +209,7 @@ def test_weights_may_follow_a_build_on_meta(checkpoint: str) -> None:
     encoder = WhisperEncoder(checkpoint=checkpoint)
     with torch.device("meta"):
         encoder.build()
-    check_needs_weights(encoder.fingerprint)
+    listening.check_needs_weights(encoder.fingerprint)
     encoder.load()
     assert encoder.fingerprint() == loaded(checkpoint).fingerprint()
 
@@ -259,7 +255,7 @@ def test_every_published_name_is_known() -> None:
 
 @BOTH
 def test_bad_batches_name_the_row(checkpoint: str, window: Window) -> None:
-    check_refuses_bad_batches(loaded(checkpoint, window))
+    listening.check_refuses_bad_batches(loaded(checkpoint, window))
 
 
 def _dims(**changed: Any) -> dict[str, Any]:
@@ -270,7 +266,7 @@ def _dims(**changed: Any) -> dict[str, Any]:
     ("name", "code", "write"),
     [
         ("junk.pt", "damaged", lambda path: path.write_bytes(b"junk" * 100)),
-        ("empty.pt", "damaged", lambda path: path.write_bytes(b"")),
+        ("empty.pt", "damaged", lambda path: path.touch()),
         ("foreign.pt", "damaged", lambda path: torch.save({"state": torch.zeros(2)}, path)),
         ("pickle.pt", "damaged", lambda path: torch.save({"dims": Path("a"), "model_state_dict": {}}, path)),
         ("mels.pt", "damaged", lambda path: torch.save({"dims": _dims(n_mels=40), "model_state_dict": {}}, path)),
@@ -336,16 +332,11 @@ def test_unknown_names_get_the_nearest(knobs: dict[str, Any], code: Any, where: 
     with refused(code, where) as caught:
         WhisperEncoder(**knobs)
     assert message in str(caught.value)
-
-
-def test_a_recipe_names_a_known_window() -> None:
-    with refused("bad-value", "encoder.window"):
+    with refused("bad-value", "encoder.window"):  # of a recipe
         ENCODERS.build({"type": "whisper", "checkpoint": "tiny", "window": "longst"})
 
 
-def test_the_packaged_checkpoint_is_found_by_its_address(
-    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_packaged_checkpoint_is_found_by_its_address(checkpoint: str, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "backbones").mkdir()
     save_safetensors(random_whisper(), tmp_path / "backbones" / "encoder.safetensors")
     monkeypatch.setattr("sottovoce.demo.__file__", str(tmp_path / "__init__.py"))
@@ -367,9 +358,7 @@ def test_a_name_without_network_says_what_to_do(tmp_path: Path, monkeypatch: pyt
         assert part in str(caught.value)
 
 
-def test_a_name_is_found_where_openai_whisper_keeps_it(
-    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_is_found_where_openai_whisper_keeps_it(checkpoint: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Downloaded once, never again: the digest in the address is the file's."""
     content = Path(checkpoint).read_bytes()
     (tmp_path / "whisper").mkdir()

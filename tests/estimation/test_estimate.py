@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from tests.helpers import audio_llms
 from tests.helpers.errors import refused
+from tests.helpers.runs import Fit, Write, quiet_run
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,7 +27,7 @@ from sottovoce.estimation.hardware import GPUS, LocalDevice, OpCounter, hardware
 from sottovoce.estimation.meta_tensor import MetaTensor, PeakMemory, observed, to_meta_tensors
 from sottovoce.estimation.placeholders import placeholder_splits
 from sottovoce.estimation.step_simulator import StepSimulator, StepTimer, meta_module
-from sottovoce.lightning_modules.run import Run, example_sampler_of, prepare_run
+from sottovoce.lightning_modules.run import Run, example_sampler_of
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.training.splits import build_tasks, read_splits
 
@@ -76,7 +76,7 @@ def simulate(recipe: recipes.Recipe, stage: str) -> Any:
 
 @pytest.mark.parametrize("stage", ["joint", "disentangle"])
 def test_a_simulated_step_makes_the_products_of_a_real_one(recipe: recipes.Recipe, stage: str) -> None:
-    step = real_step(prepare_run(recipe, Console(quiet=True)), stage)
+    step = real_step(quiet_run(recipe), stage)
     with Counted() as counted, FlopCounterMode(display=False) as flops:
         step()
     work: OpCounter = simulate(recipe, stage).steps[0]
@@ -91,7 +91,7 @@ def test_a_simulated_step_makes_the_products_of_a_real_one(recipe: recipes.Recip
 
 
 def test_the_peak_is_that_of_a_real_step(recipe: recipes.Recipe) -> None:
-    run = prepare_run(recipe, Console(quiet=True))
+    run = quiet_run(recipe)
     step = real_step(run, "joint")
     for weight in run.module.parameters():
         weight.grad = None
@@ -160,9 +160,8 @@ def whole(recipe: recipes.Recipe) -> Estimate:
     return estimate(recipe, GPUS["h100"], read_splits(recipe))
 
 
-def test_checkpoints_and_steps_are_those_of_the_run(whole: Estimate, write_recipe: Any, tree: dict[str, Any]) -> None:
-    assert main(["fit", "--config", write_recipe()]) == 0
-    folder = Path(tree["output_dir"]) / "tiny"
+def test_checkpoints_and_steps_are_those_of_the_run(whole: Estimate, fit: Fit) -> None:
+    folder = fit()
     for number, stage in enumerate(whole.stages, 1):
         there = folder / "stages" / f"{number}-{stage.name}"
         assert stage.steps * stage.epochs == json.loads((there / "done.json").read_text())["steps"]
@@ -171,9 +170,8 @@ def test_checkpoints_and_steps_are_those_of_the_run(whole: Estimate, write_recip
     assert whole.bundle < (folder / "bundle" / "trained.safetensors").stat().st_size < whole.bundle + 10_000
 
 
-def test_strategies_share_out_what_they_say(recipe: recipes.Recipe) -> None:
-    alone = estimate(recipe, GPUS["h100"], read_splits(recipe)).stages[0].memory
-    assert len(set(alone.values())) == 1  # nobody to share with
+def test_strategies_share_out_what_they_say(recipe: recipes.Recipe, whole: Estimate) -> None:
+    assert len(set(whole.stages[0].memory.values())) == 1  # nobody to share with
     recipe.trainer["devices"] = 2
     module = meta_module(recipe)
     trained = sum(w.numel() for w in module.adapters.parameters()) * 4
@@ -241,33 +239,31 @@ def test_placeholders_serve_every_task(tree: dict[str, Any]) -> None:
     assert all(stage.step > 0 and stage.validation == 0 for stage in whole.stages)
 
 
+def of_placeholders(tree: dict[str, Any]) -> Estimate:
+    recipe = recipes.parse(tree)
+    return estimate(recipe, GPUS["h100"], placeholder_splits(recipe, 8, 0.8))
+
+
 def test_heads_of_pe_ft_are_in_the_step(tree: dict[str, Any]) -> None:
     stage = {"tasks": {"response": 1}, "train": ["llm"], "lr": 1e-3, "batch_size": 4}
     tuned = {**tree["llm"], "tuning": {"method": "lora", "rank": 2}}
     plain = {**tree, "llm": tuned, "tasks": {}, "stages": {"tune": stage}}
-    heads = {
-        **plain,
-        "auxiliary_head": {"layer": 1, "categories": {"age": ["child", "adult"], "gender": ["male", "female"]}},
-    }
-    with_heads, without = (
-        estimate(recipe, GPUS["h100"], placeholder_splits(recipe, 8, 0.8))
-        for recipe in map(recipes.parse, (heads, plain))
-    )
+    categories = {"age": ["child", "adult"], "gender": ["male", "female"]}
+    with_heads = of_placeholders({**plain, "auxiliary_head": {"layer": 1, "categories": categories}})
+    without = of_placeholders(plain)
     assert with_heads.stages[0].checkpoint > without.stages[0].checkpoint
     assert with_heads.stages[0].step >= without.stages[0].step
 
 
 @pytest.mark.parametrize("kind", ["qwen2_audio", "thinker"])
 def test_finished_audio_llms_are_estimated(kind: str, checkpoints: dict[str, Path]) -> None:
-    recipe = recipes.parse(audio_llms.recipe(kind, checkpoints[kind]))
-    whole = estimate(recipe, GPUS["h100"], placeholder_splits(recipe, 8, 0.8))
+    whole = of_placeholders(audio_llms.recipe(kind, checkpoints[kind]))
     assert whole.encoding > 0 and whole.stages[0].step > 0
 
 
-def test_an_encoder_that_learns_is_in_the_step(alignment: dict[str, Any], tree: dict[str, Any]) -> None:
-    learns = estimate(recipes.parse(alignment), GPUS["h100"], placeholder_splits(recipes.parse(alignment), 8, 0.8))
-    resting = {**alignment, "stages": {"align": {**alignment["stages"]["align"], "train": ["speech"]}}}
-    rests = estimate(recipes.parse(resting), GPUS["h100"], placeholder_splits(recipes.parse(resting), 8, 0.8))
+def test_an_encoder_that_learns_is_in_the_step(alignment: dict[str, Any]) -> None:
+    learns = of_placeholders(alignment)
+    rests = of_placeholders({**alignment, "stages": {"align": {**alignment["stages"]["align"], "train": ["speech"]}}})
     assert learns.encoding == 0 < rests.encoding
     assert learns.stages[0].checkpoint > rests.stages[0].checkpoint
     assert learns.memory("ddp") > rests.memory("ddp")
@@ -289,7 +285,7 @@ def test_processes(trainer: dict[str, Any], expected: int) -> None:
     assert processes(trainer) == expected
 
 
-def test_command(write_recipe: Any, capsys: pytest.CaptureFixture[str], tree: dict[str, Any]) -> None:
+def test_command(write_recipe: Write, capsys: Any, tree: dict[str, Any]) -> None:
     assert main(["estimate", "--config", write_recipe(), "--gpu", "h100", "trainer.devices=2"]) == 0
     shown = capsys.readouterr().out
     assert "2 x H100" in shown and "take ddp" in shown

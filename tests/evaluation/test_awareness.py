@@ -158,12 +158,9 @@ def test_a_group_of_topics_is_scored_apart_and_child_safety_on_the_childs_side()
 
 
 def test_several_tasks_and_slots_stay_apart() -> None:
-    rows = [
-        said(i, AGES["child"], "child", task=t, slots=s) for i, t in enumerate(("dialogue", "response")) for s in "ab"
-    ]
-    assert {(g.name, g.slots, len(g.rows)) for g in groups(rows)} == {
-        (f"age ({task})", slots, 1) for task in ("dialogue", "response") for slots in "ab"
-    }
+    apart = [(task, slots) for task in ("dialogue", "response") for slots in "ab"]
+    rows = [said(i, AGES["child"], "child", task=task, slots=slots) for i, (task, slots) in enumerate(apart)]
+    assert {(g.name, g.slots, len(g.rows)) for g in groups(rows)} == {(f"age ({task})", s, 1) for task, s in apart}
 
 
 class Half(AwarenessJudge):
@@ -247,11 +244,8 @@ def test_replies_that_cannot_be_judged_are_left_out_and_counted() -> None:
 
 def test_each_reply_meets_its_own_rivals() -> None:
     pair = {"happy": "great news", "sad": "bad news"}
-    rows = [
-        replied("so sorry you saw birds", "sad", RIVALS),
-        replied("bad news", "happy", pair),
-        replied("great news", "happy", pair),
-    ]
+    rows = [replied("so sorry you saw birds", "sad", RIVALS)]
+    rows += [replied(news, "happy", pair) for news in ("bad news", "great news")]
     score = emotion_fit(rows)
     assert score.value == pytest.approx(2 / 3, abs=1e-6)
     assert score.baseline == pytest.approx((1 / 3 + 1 / 2 + 1 / 2) / 3, abs=1e-6)

@@ -35,10 +35,8 @@ class Script(Engine):
     def __post_init__(self) -> None:
         self.asked: list[tuple[str, float, int]] = []
 
-    def answer(
-        self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> list[str | Failure]:
-        self.asked += [(chat[-1]["content"], temperature, seed) for chat in chats]
+    def answer(self, chats: Sequence[Chat], *, seed: int = 0, **limits: Any) -> list[str | Failure]:
+        self.asked += [(chat[-1]["content"], limits.get("temperature", 0.0), seed) for chat in chats]
         return [self.rule(chat[-1]["content"], seed) for chat in chats]
 
 
@@ -233,9 +231,8 @@ def judged(response: str, emotion: str = "happy", transcript: str = SAID, **knob
 def test_the_exemplar_of_the_true_emotion_gets_full_marks_and_one_of_another_the_least(emotion: str) -> None:
     for other, texts in EXEMPLARS.items():
         for text in texts:
-            assert judged(text.format(thing="lamp"), emotion) == pytest.approx(
-                (10, 10 if other == emotion else 1), abs=1e-5
-            )
+            due = 10, 10 if other == emotion else 1
+            assert judged(text.format(thing="lamp"), emotion) == pytest.approx(due, abs=1e-5)
 
 
 def test_marks_in_between_are_proportional() -> None:

@@ -15,17 +15,8 @@ from numpy.typing import NDArray
 from tests.helpers.errors import refused
 
 from sottovoce.errors import MissingError
-from sottovoce.evaluation.reports.plots import (
-    COLOURS,
-    DPI,
-    MARKERS,
-    Bar,
-    Panel,
-    interval_plot,
-    looks,
-    tsne,
-    tsne_picture,
-)
+from sottovoce.evaluation.reports import plots
+from sottovoce.evaluation.reports.plots import COLOURS, Bar, Panel, interval_plot, looks, tsne, tsne_picture
 
 STYLES = (
     "neutral angry disgusted fearful happy sad surprised bored confused interested sarcastic laughing projected sleepy "
@@ -88,7 +79,7 @@ def test_the_file_is_a_png_of_the_size_of_its_panels(tmp_path: Path, systems: in
     tsne_picture({f"system {i}": panel(4) for i in range(systems)}, file)
     pixels = imread(file)
     legend = 0.55 + 0.075 * len("disgusted")
-    assert pixels.shape[:2] == pytest.approx((3.15 * rows * DPI, (2.9 * columns + legend) * DPI), abs=1)
+    assert pixels.shape[:2] == pytest.approx((3.15 * rows * plots.DPI, (2.9 * columns + legend) * plots.DPI), abs=1)
     assert pixels.std() > 0.01
 
 
@@ -121,7 +112,7 @@ def test_colours_are_told_apart_by_all_eyes_and_from_the_page(eyes: str) -> None
 
 
 def test_each_name_has_a_look_of_its_own() -> None:
-    most = len(COLOURS) * len(MARKERS)
+    most = len(COLOURS) * len(plots.MARKERS)
     known = looks(str(i) for i in range(most))
     assert len(set(known.values())) == most
     assert len({look.colour for look in looks(STYLES[:8]).values()}) == 8

@@ -1,6 +1,5 @@
 """Text retention: the same prompts before and after, exactly 0 where nothing was tuned, whatever the batch."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.conftest import write_lines
 from tests.helpers.errors import refused
 
 from sottovoce.errors import MissingError
+from sottovoce.evaluation import retention as module
 from sottovoce.evaluation.records import read_results, write_results
 from sottovoce.evaluation.reports.results import results_markdown
-from sottovoce.evaluation.retention import (
-    Item,
-    Kept,
-    RetentionScore,
-    is_right,
-    read_items,
-    read_scores,
-    retention_scores,
-    write_scores,
-)
+from sottovoce.evaluation.retention import Item, Kept, RetentionScore, read_items, read_scores, retention_scores
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.tuning_config import Tuning
 from sottovoce.scoring.text_retention import AFTER, BEFORE, retention, retention_after, retention_before
@@ -30,27 +22,13 @@ from sottovoce.scoring.text_retention import AFTER, BEFORE, retention, retention
 ROWS: list[dict[str, Any]] = [
     {"prompt": f"{'please ' * (i % 5)}say {i}", "response": f"{i}{' no' * (i % 3)}", "answer": f"{i}"} for i in range(5)
 ]
-ROWS += [
-    {
-        "messages": [
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": "hello"},
-            {"role": "assistant", "content": "hi"},
-            {"role": "user", "content": "how are you?"},
-        ],
-        "response": "Fine.",
-    }
-]
+SAID = (("system", "Be brief."), ("user", "hello"), ("assistant", "hi"), ("user", "how are you?"))
+ROWS += [{"messages": [{"role": role, "content": text} for role, text in SAID], "response": "Fine."}]
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    return written(tmp_path / "prompts.jsonl", ROWS)
-
-
-def written(file: Path, rows: list[Any]) -> Path:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
+    return write_lines(tmp_path / "prompts.jsonl", ROWS)
 
 
 def loaded(checkpoint: str, method: Any = "frozen", layers: str = "0") -> CausalLLM:
@@ -83,7 +61,7 @@ def tune(llm: CausalLLM) -> None:
     ],
 )
 def test_what_is_right_is_what_it_is_said_to_be(response: str, answer: str | None, said: str, right: bool) -> None:
-    assert is_right(Item((("user", "x"),), response, answer), said) is right
+    assert module.is_right(Item((("user", "x"),), response, answer), said) is right
 
 
 def plain_loss(llm: CausalLLM, item: Item) -> tuple[float, int]:
@@ -113,9 +91,7 @@ def test_a_loss_is_the_models_own_and_does_not_depend_on_batch_mates(tiny_llm: s
 
 
 @pytest.mark.parametrize("method", ["frozen", "lora", "weights"])
-def test_what_was_not_tuned_has_changed_by_exactly_nothing(
-    tiny_llm: str, file: Path, tmp_path: Path, method: str
-) -> None:
+def test_what_was_not_tuned_has_not_changed_at_all(tiny_llm: str, file: Path, tmp_path: Path, method: str) -> None:
     llm = loaded(tiny_llm, method)
     retention_before(llm, file, tmp_path, batch_size=4, max_new_tokens=9)
     llm.train()
@@ -141,9 +117,7 @@ def test_what_tuning_does_is_seen(tiny_llm: str, file: Path, tmp_path: Path, met
     assert records["nats"].value == pytest.approx(read_scores(tmp_path / AFTER).nats, abs=1e-6)
 
 
-def test_before_is_the_checkpoints_llm_also_under_maps_that_are_trained(
-    tiny_llm: str, file: Path, tmp_path: Path
-) -> None:
+def test_before_is_the_checkpoints_llm_also_under_trained_maps(tiny_llm: str, file: Path, tmp_path: Path) -> None:
     llm = loaded(tiny_llm, "lora")
     tune(llm)
     retention_before(llm, file, tmp_path, max_new_tokens=9)
@@ -184,7 +158,7 @@ def test_changes_are_those_of_the_sums_and_their_intervals_are_paired() -> None:
 def test_scores_come_back_as_written(tiny_llm: str, file: Path, tmp_path: Path) -> None:
     llm = loaded(tiny_llm)
     whole = retention(llm, read_items(file), max_new_tokens=9)
-    write_scores(tmp_path / "new" / "kept.jsonl", whole)
+    module.write_scores(tmp_path / "new" / "kept.jsonl", whole)
     assert read_scores(tmp_path / "new" / "kept.jsonl") == whole
     retention_before(llm, file, tmp_path, max_new_tokens=9)
     records = retention_after("ours", llm, file, tmp_path, max_new_tokens=9)
@@ -211,13 +185,13 @@ def test_scores_come_back_as_written(tiny_llm: str, file: Path, tmp_path: Path) 
     ],
 )
 def test_prompts_that_cannot_be_used_are_named_by_line(tmp_path: Path, row: Any) -> None:
-    file = written(tmp_path / "prompts.jsonl", [ROWS[0], row])
+    file = write_lines(tmp_path / "prompts.jsonl", [ROWS[0], row])
     with refused("bad-value", f"{file}:2"):
         read_items(file)
 
 
 def test_files_that_are_not_there_or_hold_nothing(tiny_llm: str, file: Path, tmp_path: Path) -> None:
-    llm, nowhere, empty = loaded(tiny_llm), tmp_path / "nowhere.jsonl", written(tmp_path / "empty.jsonl", [])
+    llm, nowhere, empty = loaded(tiny_llm), tmp_path / "nowhere.jsonl", write_lines(tmp_path / "empty.jsonl", [])
     with refused("not-found", nowhere, MissingError):
         read_items(nowhere)
     with refused("empty", empty):

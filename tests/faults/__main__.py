@@ -50,9 +50,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="cases by name", choices=list(chosen(True, 0)))
     parser.add_argument("--jobs", type=int, default=2, help="cases that are done at once")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument(
-        "--keep", type=Path, help="a folder to work in, which is left; its undisturbed run is used again"
-    )
+    parser.add_argument("--keep", type=Path, help="a folder to work in, which is left; its whole run is used again")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     silence_libraries()

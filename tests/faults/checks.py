@@ -36,9 +36,8 @@ class Row:
     def demand_line(self, ended: Ended, *words: str) -> None:
         """The process has ended with one line for its user, in which these words stand."""
         missing = [word for word in words if word not in ended.error]
-        self.demand(
-            ended.plain and not missing, f"exit {ended.code}, expected a line with {missing}: {ended.output[-800:]}"
-        )
+        told = f"exit {ended.code}, expected a line with {missing}: {ended.output[-800:]}"
+        self.demand(ended.plain and not missing, told)
 
     def demand_recovery(self, command: Command, whole: Command, rerun: Run = fit_alone, note: str = "") -> None:
         """The same command goes on to the end, in the weights and scores of the undisturbed run, bit for bit.

@@ -14,10 +14,9 @@ def one_nan(bench: Bench, what: str) -> Row:
     ended = fit(command, broken("joint", range(5, 6), what))
     row.demand_finished(ended)
     entries = command.entries()
-    begins = {
-        entry["begins"]: entry["weights"] for entry in entries if entry.get("stage") == "joint" and "begins" in entry
-    }
-    rows = next(entry["rows"] for entry in entries if (entry.get("stage"), entry.get("step")) == ("joint", 5))
+    joint = [entry for entry in entries if entry.get("stage") == "joint"]
+    begins = {entry["begins"]: entry["weights"] for entry in joint if "begins" in entry}
+    rows = next(entry["rows"] for entry in joint if entry.get("step") == 5)
     row.demand(begins[5] == begins[6] != begins[7], "the step has changed weights, or a later one has not")
     skipped = (command.run / "stages" / "1-joint" / "skipped.jsonl").read_text()
     names = [rows[0][0]] if what == "loss" else [each[0] for each in rows]

@@ -33,9 +33,8 @@ def killed(bench: Bench, count: int) -> Row:
 
 def warned(bench: Bench, count: int) -> Row:
     """SIGTERM in every part of a run."""
-    later = [
-        p for p in bench.moments(count * 4) if p.stage == "disentangle" or (p.stage, p.step > 7) == ("joint", True)
-    ]
+    drawn = bench.moments(count * 4)
+    later = [p for p in drawn if p.stage == "disentangle" or (p.stage == "joint" and p.step > 7)]
     training = [at(moment, send(signal.SIGTERM)) for moment in later[:count]]
     warn = send(signal.SIGTERM)
     parts = {
@@ -45,15 +44,13 @@ def warned(bench: Bench, count: int) -> Row:
         "the LLM is asked": before(AnswerCache, "add", warn),  # before the third stage
         "scoring": before(SpeechLLM, "generate", warn),
     }
-    row = Row("SIGTERM while " + ", ".join(["clips are read", "the LLM is asked", "training", "validating", "scoring"]),
-              len(parts))  # fmt: skip
+    row = Row("SIGTERM while clips are read, the LLM is asked, training, validating, scoring", len(parts))
     command, slowest = bench.world.recipe("warned", data={"cache": str(bench.world.folder / "warned-cache")}), 0.0
     for part, act in parts.items():
         ended = fit(command, act)
         sent = [entry["at"] for entry in command.entries() if "sent" in entry]
-        row.demand(
-            ended.code == 143 and "same command" in ended.error, f"{part}: exit {ended.code}: {ended.output[-400:]}"
-        )
+        told = ended.code == 143 and "same command" in ended.error
+        row.demand(told, f"{part}: exit {ended.code}: {ended.output[-400:]}")
         slowest = max(slowest, ended.at - sent[-1]) if sent else slowest
     row.demand(slowest < 30, f"the slowest took {slowest:.1f} s")
     row.demand_recovery(command, bench.whole)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.helpers.errors import refused
+from tests.helpers.errors import faulty, refused
 
 from sottovoce.cli.main import main
 from sottovoce.data.manifest import Manifest, read_manifest
@@ -17,7 +17,7 @@ from sottovoce.data.paired_texts import Text, read_texts, select, split_of
 from sottovoce.data.skipped import Skipped
 from sottovoce.data.tts import SYNTHESIZERS
 from sottovoce.data.tts.base import NotSpoken, Synthesizer
-from sottovoce.errors import ConfigError, ManifestError
+from sottovoce.errors import Code, ConfigError, ManifestError
 from sottovoce.generation import paired
 from sottovoce.generation.paired_config import load
 from sottovoce.llms import ENGINES
@@ -58,9 +58,7 @@ class Author(Engine):
     def __init__(self) -> None:
         Author.asked = 0
 
-    def answer(
-        self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> list[str | Failure]:
+    def answer(self, chats: Sequence[Chat], *, seed: int = 0, **_: Any) -> list[str | Failure]:
         Author.asked += len(chats)
         return [self._one(chat[-1]["content"], seed) for chat in chats]
 
@@ -280,32 +278,31 @@ def test_a_prompt_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "code", "where"),
-    [
-        ("held_outs=[]", "unknown-key", "held_outs"),
-        ("out=null", "bad-value", "out"),
-        ("num_workers=0", "bad-value", "num_workers"),
-        ("shares.dev=1.0", "unknown-name", "shares"),
-        ("shares.train=-1", "bad-value", "shares.train"),
-        ("shares={train: 0, validation: 0, test: 0}", "bad-value", "shares"),
-        ("texts.tain=3", "unknown-name", "texts"),
-        ("files=[]", "missing-key", "files"),
-        ("categories.age.values=[child]", "bad-value", "categories.age.values"),
-        ("categories.age.values=[child,child]", "bad-value", "categories.age.values"),
-        ("categories.age.realisations=1", "bad-value", "categories.age.realisations"),
-        ("categories.age.realisations=3", "bad-value", "categories.age.realisations"),
-        ("synthesizer.type=espaek", "unknown-name", "synthesizer.type"),
-        ("writer.engine.type=opnai", "unknown-name", "writer.engine.type"),
-        ("writer.topics.aeg=[x]", "unknown-name", "writer.topics"),
-        ("writer.longest_text=2", "bad-value", "writer.longest_text"),
-        ("voices.test.emotion.any=[x]", "conflict", "voices.test"),
-        ("voices.train.age.child=[]", "missing-key", "voices.train.age"),
-        ("voices.train.age.chlid=[z]", "unknown-name", "voices.train.age"),
-        ("voices.train.aeg={}", "unknown-name", "voices.train"),
-        ("voices.tset={}", "unknown-name", "voices"),
-    ],
-)
-def test_a_recipe_with_a_fault_is_refused(tmp_path: Path, override: str, code: Any, where: str) -> None:
+    ("code", "override", "where"),
+    faulty({
+        "unknown-key": [
+            "held_outs=[]",
+        ],
+        "bad-value": [
+            "out=null", "num_workers=0", "shares.train=-1", "shares={train: 0, validation: 0, test: 0}",
+            "categories.age.values=[child]", "categories.age.values=[child,child]", "categories.age.realisations=1",
+            "categories.age.realisations=3", "writer.longest_text=2",
+        ],
+        "unknown-name": [
+            ("shares.dev=1.0", "shares"), ("texts.tain=3", "texts"), "synthesizer.type=espaek",
+            "writer.engine.type=opnai", ("writer.topics.aeg=[x]", "writer.topics"),
+            ("voices.train.age.chlid=[z]", "voices.train.age"), ("voices.train.aeg={}", "voices.train"),
+            ("voices.tset={}", "voices"),
+        ],
+        "missing-key": [
+            "files=[]", ("voices.train.age.child=[]", "voices.train.age"),
+        ],
+        "conflict": [
+            ("voices.test.emotion.any=[x]", "voices.test"),
+        ],
+    }),
+)  # fmt: skip
+def test_a_recipe_with_a_fault_is_refused(tmp_path: Path, code: Code, override: str, where: str) -> None:
     writer = WRITER if override.startswith("writer") else None
     with refused(code, where, ConfigError):
         load(recipe_of(tmp_path, many(4), writer=writer), [override])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from tests.conftest import write_lines
 from tests.helpers.errors import refused
 from tests.helpers.families import save_family
 
@@ -39,9 +40,7 @@ class Scripted(Engine):
         self.name, self.answers = "scripted", answers
         self.asked: list[Chat] = []
 
-    def answer(
-        self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> list[str | Failure]:
+    def answer(self, chats: Sequence[Chat], **_: Any) -> list[str | Failure]:
         return [self._one(chat) for chat in chats]
 
     def _one(self, chat: Chat) -> str | Failure:
@@ -54,9 +53,7 @@ class Scripted(Engine):
 
 
 def write(folder: Path, lines: Sequence[dict[str, Any]] = LINES) -> Path:
-    file = folder / "train.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return file
+    return write_lines(folder / "train.jsonl", lines)
 
 
 def lines_of(file: Path) -> list[dict[str, Any]]:
@@ -117,10 +114,9 @@ def test_what_cannot_be_asked_is_counted_and_named(tmp_path: Path) -> None:
 def test_plain_knows_no_emotion(tmp_path: Path) -> None:
     engine = Scripted()
     lines, report = made(tmp_path, "plain", engine)
-    assert [line["response"] for line in lines] == [
-        f"Answer to: {t}" for t in ("it rains", "it rains", "no label", "it rains")
-    ]
-    assert [line["id"] for line in lines] == ["a", "b", "d", "e"] and report.asked == 2
+    said = [("a", "it rains"), ("b", "it rains"), ("d", "no label"), ("e", "it rains")]
+    assert [(line["id"], line["response"]) for line in lines] == [(name, f"Answer to: {text}") for name, text in said]
+    assert report.asked == 2
     assert not any("emotion" in turn["content"] or "sad" in turn["content"] for chat in engine.asked for turn in chat)
 
 
@@ -129,10 +125,8 @@ def test_captions_have_a_key_of_their_own(tmp_path: Path) -> None:
     more = {**LINES[0], "responses": {"other": "stays", "caption": "goes"}}
     lines, report = made(tmp_path, "caption", engine, lines=[more, LINES[1]])
     assert all(len(chat) == 1 and chat[0]["content"].startswith("You will hear a speech") for chat in engine.asked)
-    assert lines[0] == {
-        **more,
-        "responses": {"other": "stays", "caption": f"Answer to: {engine.asked[0][0]['content']}"},
-    }
+    answered = f"Answer to: {engine.asked[0][0]['content']}"
+    assert lines[0] == {**more, "responses": {"other": "stays", "caption": answered}}
     assert lines[1]["responses"]["caption"].endswith(": <happy> it rains") and "response" not in lines[1]
     assert report.replaced == 1
 
@@ -170,9 +164,7 @@ MACHINE = "refused, or spoken as a machine"
         ("As an aim in life, that is fine. You feel <really> well?", None),
     ],
 )
-def test_answers_that_are_no_targets_are_dropped_and_counted(
-    tmp_path: Path, answer: str | Failure, reason: str | None
-) -> None:
+def test_answers_that_are_no_targets_are_dropped(tmp_path: Path, answer: str | Failure, reason: str | None) -> None:
     lines, report = made(tmp_path, engine=Scripted(**{"<happy>": answer}))
     assert [line["response"] for line in lines if line["id"] == "b"] == ([] if reason else [answer]) and lines[0]
     assert report.skipped.items.get(reason) == ([f"{tmp_path / 'train.jsonl'}:2: b"] if reason else None)
@@ -227,9 +219,7 @@ def test_what_is_no_copy_beside_its_source_is_refused(tmp_path: Path) -> None:
         write_targets(source, tmp_path / "out.jsonl", cast(Kind, "respones"), Scripted())
 
 
-def test_the_command_writes_a_manifest_that_trains(
-    manifests: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_a_manifest_that_trains(manifests: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     source = manifests["test"]
     out, llm = source.with_name("with_responses.jsonl"), save_family("llama3", tmp_path)
     overrides = [f"checkpoint={llm}", "dtype=float32", "batch_size=4", "device=cpu"]
@@ -249,9 +239,7 @@ def test_the_command_writes_a_manifest_that_trains(
         targets(argparse.Namespace(**{**vars(arguments), "overrides": ["cpu"]}))
 
 
-def test_knobs_may_stand_behind_options(
-    manifests: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_knobs_may_stand_behind_options(manifests: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     source, llm = str(manifests["test"]), save_family("llama3", tmp_path)
     knobs = [f"checkpoint={llm}", "dtype=float32", "batch_size=4", "device=cpu"]
     options = ["--out", str(manifests["test"].with_name("out.jsonl")), "--max-new-tokens", "4"]

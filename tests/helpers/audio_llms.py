@@ -7,19 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from tests.helpers.families import chat_template, tokenizer_of
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-    Qwen2_5OmniConfig,
-    Qwen2_5OmniForConditionalGeneration,
-    Qwen2_5OmniThinkerConfig,
-    Qwen2_5OmniThinkerForConditionalGeneration,
-    Qwen2AudioConfig,
-    Qwen2AudioForConditionalGeneration,
-    WhisperFeatureExtractor,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, WhisperFeatureExtractor
 
 from sottovoce.config.recipe import parse
 from sottovoce.data.examples import Batch
@@ -60,32 +51,32 @@ _SPEAKER = {
 
 def save_qwen2_audio(folder: Path) -> Path:
     tokenizer = _tokenizer()
-    config = Qwen2AudioConfig(
+    config = transformers.Qwen2AudioConfig(
         audio_config={"model_type": "qwen2_audio_encoder", **_AUDIO},
         text_config={"model_type": "qwen2", "vocab_size": len(tokenizer) + 3, "rms_norm_eps": 1e-5, **_TEXT},
         audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
     )
-    return _save(folder, Qwen2AudioForConditionalGeneration, config, tokenizer, SECONDS)
+    return _save(folder, transformers.Qwen2AudioForConditionalGeneration, config, tokenizer, SECONDS)
 
 
 def save_thinker(folder: Path) -> Path:
     tokenizer = _tokenizer()
-    return _save(folder, Qwen2_5OmniThinkerForConditionalGeneration, _thinker(tokenizer), tokenizer, 10)
+    return _save(folder, transformers.Qwen2_5OmniThinkerForConditionalGeneration, _thinker(tokenizer), tokenizer, 10)
 
 
 def save_whole_omni(folder: Path) -> Path:
     """Thinker, talker and what turns codes into sound, in several files."""
     tokenizer = _tokenizer()
-    config = Qwen2_5OmniConfig(
+    config = transformers.Qwen2_5OmniConfig(
         thinker_config=_thinker(tokenizer).to_dict(), talker_config=_TALKER, token2wav_config=_SPEAKER
     )
-    return _save(folder, Qwen2_5OmniForConditionalGeneration, config, tokenizer, 10, max_shard_size="60KB")
+    return _save(folder, transformers.Qwen2_5OmniForConditionalGeneration, config, tokenizer, 10, max_shard_size="60KB")
 
 
-def _thinker(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5OmniThinkerConfig:
+def _thinker(tokenizer: PreTrainedTokenizerFast) -> transformers.Qwen2_5OmniThinkerConfig:
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
     vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
-    return Qwen2_5OmniThinkerConfig(
+    return transformers.Qwen2_5OmniThinkerConfig(
         audio_config={**_AUDIO, "n_window": 25, "output_dim": 32},  # blocks of half a second
         text_config={**_TEXT, "vocab_size": len(tokenizer) + 3, "rope_parameters": rope},
         vision_config={**vision, "fullatt_block_indexes": [0]},
@@ -114,16 +105,18 @@ def _save(folder: Path, kind: Any, config: Any, tokenizer: PreTrainedTokenizerFa
         model.save_pretrained(folder, **how)
     tokenizer.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=16, chunk_length=seconds, return_attention_mask=True).save_pretrained(folder)
-    template = chat_template("qwen2_audio" if kind is Qwen2AudioForConditionalGeneration else "qwen2_5_omni")
+    template = chat_template(
+        "qwen2_audio" if kind is transformers.Qwen2AudioForConditionalGeneration else "qwen2_5_omni"
+    )
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1], "pad_token_id": 0}))
     return folder
 
 
 KINDS = {
-    "qwen2_audio": ("qwen2_audio", save_qwen2_audio, Qwen2AudioForConditionalGeneration),
-    "thinker": ("qwen2_5_omni", save_thinker, Qwen2_5OmniThinkerForConditionalGeneration),
-    "whole omni": ("qwen2_5_omni", save_whole_omni, Qwen2_5OmniThinkerForConditionalGeneration),
+    "qwen2_audio": ("qwen2_audio", save_qwen2_audio, transformers.Qwen2AudioForConditionalGeneration),
+    "thinker": ("qwen2_5_omni", save_thinker, transformers.Qwen2_5OmniThinkerForConditionalGeneration),
+    "whole omni": ("qwen2_5_omni", save_whole_omni, transformers.Qwen2_5OmniThinkerForConditionalGeneration),
 }
 SAMPLES = (23_456, 8_000, 31_999, 640)  # the last two: nearly the whole window, and a single frame
 QUESTIONS = ("What is it?", "Repeat what you hear, please.", "", "Who speaks? Say it in a low, calm voice.")
@@ -138,13 +131,10 @@ def recipe(kind: str, folder: Path, **more: Any) -> dict[str, Any]:
     model, _, _ = KINDS[kind]
     projector = {"type": "checkpoint_projector", "checkpoint": str(folder)}
     return {
-        "name": "audio-llm",
-        "encoder": {"type": model, "checkpoint": str(folder)},
-        "llm": {"checkpoint": str(folder), "dtype": "float32"},
-        "slots": {"audio": {"adapter": projector, "text": "transcript", **MARKS[model]}},
-        "stages": {"sft": {"tasks": {"asr": 1}, "lr": 1e-4}},
-        **more,
-    }
+        "name": "audio-llm", "encoder": {"type": model, "checkpoint": str(folder)},
+        "llm": {"checkpoint": str(folder), "dtype": "float32"}, "stages": {"sft": {"tasks": {"asr": 1}, "lr": 1e-4}},
+        "slots": {"audio": {"adapter": projector, "text": "transcript", **MARKS[model]}}, **more,
+    }  # fmt: skip
 
 
 def ours(kind: str, folder: Path, **more: Any) -> SpeechLLM:
@@ -198,19 +188,13 @@ class Native:
         frames = iter(((((mask.sum(1) - 1) // 2 + 1) - 2) // 2 + 1).tolist())
         texts = []
         for one in chats:
-            text = self.tokenizer.apply_chat_template(
-                one, chat_template=self.template, tokenize=False, add_generation_prompt=True
-            )
+            how = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": True}
+            text = self.tokenizer.apply_chat_template(one, **how)
             first, *rest = text.split("<|AUDIO|>")
             texts.append(first + "".join("<|AUDIO|>" * next(frames) + part for part in rest))
         ids = self.tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
         features = torch.from_numpy(np.asarray(heard["input_features"]))
-        return {
-            "input_ids": ids["input_ids"],
-            "attention_mask": ids["attention_mask"],
-            "input_features": features,
-            "feature_attention_mask": mask,
-        }
+        return {**ids, "input_features": features, "feature_attention_mask": mask}
 
     @torch.no_grad()
     def logits(self, waves: list[Tensor], chats: list[list[dict[str, Any]]]) -> list[Tensor]:

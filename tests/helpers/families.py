@@ -55,20 +55,15 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     specials = list(family.specials)
-    bpe.train_from_iterator(
-        _TEXT,
-        trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, special_tokens=specials, show_progress=False),
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, initial_alphabet=alphabet, special_tokens=specials, show_progress=False
     )
+    bpe.train_from_iterator(_TEXT, trainer)
     bos = specials[0] if family.bos else None
     if bos:
         bpe.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, 0)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        bos_token=bos,
-        eos_token=specials[1],
-        pad_token=specials[0],
-        additional_special_tokens=specials[2:],
-    )
+    named = {"bos_token": bos, "eos_token": specials[1], "pad_token": specials[0]}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, **named, additional_special_tokens=specials[2:])
     tokenizer.chat_template = chat_template(family.template)
     return tokenizer
 
@@ -78,20 +73,10 @@ def save_family(name: str, folder: Path) -> Path:
     family = FAMILIES[name]
     tokenizer = tokenizer_of(name)
     config = AutoConfig.for_model(
-        family.model_type,
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.1,
-        pad_token_id=0,
-        bos_token_id=0 if family.bos else None,
-        eos_token_id=1,
-        **family.options,
-    )
+        family.model_type, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.1,
+        pad_token_id=0, bos_token_id=0 if family.bos else None, eos_token_id=1, **family.options,
+    )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)

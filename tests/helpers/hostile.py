@@ -25,9 +25,9 @@ CHOICES = {"gender": ("male", "female"), "emotion": ("neutral", "happy", "sad")}
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, 10**18, 10**400, -(10**30), 1e-300, 1e308, float("inf"), float("nan"),
     "", " ", "\0", "a\nb", "\x1b[2J", "é", "\ud800", "x" * 3000, "type", "null", "${seed}", "${nowhere}",
-    "${oc.env:HOME}",     "${oc.create:{a: 1}}", "../../../../etc/passwd", "/etc/passwd", "/dev/zero", "~", "%s%n",
-    "sottovoce:demo/x",
-    "sottovoce:../x", [], {}, [[]], [None], {"": ""}, {"type": "whisper"}, [1, "a", {}], {"a": {"b": {"c": [1]}}},
+    "${oc.env:HOME}", "${oc.create:{a: 1}}", "../../../../etc/passwd", "/etc/passwd", "/dev/zero", "~", "%s%n",
+    "sottovoce:demo/x", "sottovoce:../x", [], {}, [[]], [None], {"": ""}, {"type": "whisper"}, [1, "a", {}],
+    {"a": {"b": {"c": [1]}}},
 ]  # fmt: skip
 ODD_AUDIO = [
     "../canary.wav", "link.wav", "out/canary.wav", "loop/x.wav", "pipe.wav", "zero.wav", "folder.wav", ".", "..", "",
@@ -80,9 +80,8 @@ def damaged(data: bytes, rng: random.Random, *, front: int = 0) -> bytes:
         if what == 0:
             data[at : at + 1] = bytes([rng.randrange(256)])
         elif what == 1:
-            number = rng.choice(
-                [0, 1, 0x7F, 0x7FFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFF0, rng.getrandbits(32)]
-            )
+            edges = [0, 1, 0x7F, 0x7FFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFF0]
+            number = rng.choice([*edges, rng.getrandbits(32)])
             data[at : at + 4] = struct.pack(rng.choice("<>") + "I", number)
         elif what == 2:
             del data[at:]
@@ -131,17 +130,12 @@ class Manifests:
             at["audio"] = rng.choice(ODD_AUDIO)
         if rng.random() < 0.7:
             line = twisted(line, rng, rng.choice([1, 1, 2, 4]))
-        text = (
-            json.dumps(line).encode()
-            if rng.random() < 0.9
-            else json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        )
+        text = json.dumps(line, ensure_ascii=rng.random() < 0.9).encode("utf-8", "surrogatepass")
         if rng.random() < 0.25:
             text = damaged(text, rng)
         if rng.random() < 0.02:
-            text = rng.choice(
-                [b"\xef\xbb\xbf" + text, text[:-1] + b', "id": "twin"}', b"[" * 5000, b"9" * 5000, text * 2]
-            )
+            twin = text[:-1] + b', "id": "twin"}'
+            text = rng.choice([b"\xef\xbb\xbf" + text, twin, b"[" * 5000, b"9" * 5000, text * 2])
         return text
 
     def check(self, data: bytes, rng: random.Random) -> bool:
@@ -159,9 +153,8 @@ class Audio:
     """Clips of every container that libsndfile writes, with headers that lie and streams that break off."""
 
     FORMATS = [("wav", "PCM_16"), ("wav", "FLOAT"), ("wav", "IMA_ADPCM"), ("wav", "ULAW"), ("flac", "PCM_16"),
-               ("ogg", "VORBIS"),               ("ogg", "OPUS"), ("mp3", "MPEG_LAYER_III"), ("aiff", "PCM_16"),
-               ("au", "PCM_16"), ("caf", "PCM_16"),
-               ("w64", "PCM_16"), ("rf64", "PCM_16")]  # fmt: skip
+               ("ogg", "VORBIS"), ("ogg", "OPUS"), ("mp3", "MPEG_LAYER_III"), ("aiff", "PCM_16"), ("au", "PCM_16"),
+               ("caf", "PCM_16"), ("w64", "PCM_16"), ("rf64", "PCM_16")]  # fmt: skip
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,9 +169,8 @@ class Audio:
     def make(self, rng: random.Random) -> bytes:
         seed = rng.choice(self.seeds)
         if rng.random() < 0.02:
-            return rng.choice(
-                [b"", seed[:4], rng.randbytes(200), b"RIFF" + seed[:40] * 3, seed + rng.choice(self.seeds)]
-            )
+            noise, joined = rng.randbytes(200), seed + rng.choice(self.seeds)
+            return rng.choice([b"", seed[:4], noise, b"RIFF" + seed[:40] * 3, joined])
         return damaged(seed, rng, front=rng.choice([0, 64, 256]))
 
     def check(self, data: bytes, rng: random.Random) -> bool:

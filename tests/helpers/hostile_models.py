@@ -6,12 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-import whisper
 import yaml
+from tests.conftest import save_tiny_whisper, tiny_tree
 from tests.helpers.families import save_family
 from tests.helpers.hostile import Canary, damaged, odd, twisted
-from whisper.model import ModelDimensions
 
 from sottovoce.config import recipe as recipes
 from sottovoce.lightning_modules.bundle import bundle_weights, read_bundle, write_bundle
@@ -24,8 +22,7 @@ class Recipes:
     """Recipes whose tree or text was changed, with tags that would run code and aliases that would fill the memory."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.good = folder, tiny_tree(folder)
-        self.ran = folder / RAN
+        self.folder, self.good, self.ran = folder, made_tree(folder), folder / RAN
 
     def make(self, rng: random.Random) -> bytes:
         tree = twisted(self.good, rng, rng.choice([0, 1, 1, 2, 5]))
@@ -49,8 +46,8 @@ class Recipes:
             bomb, "a: &a [*a]\n", "a: &a {b: *a}\n", "<<: *nowhere\n", "? [a, b]\n: 1\n", "1: 2\n", "null: 2\n",
             "x: " + "[" * 2000 + "\n", "x: " + "{a: " * 2000 + "\n", "x: 0b1:1:1\nseed: 1:59:59\n",
             "seed: 0x" + "f" * 5000 + "\n", "seed: " + "9" * 5000 + "\n", "x: !!timestamp no\n", "x: !!int ''\n",
-            "x: !!float x\n", "x: !!binary '*'\n",
-            "x: !!set {a, b}\n", "x: !!omap [1]\n", "--- \na: 1\n", "%YAML 9.9\n", "extends: [/dev/zero]\n",
+            "x: !!float x\n", "x: !!binary '*'\n", "x: !!set {a, b}\n", "x: !!omap [1]\n", "--- \na: 1\n",
+            "%YAML 9.9\n", "extends: [/dev/zero]\n",
             "extends: ['" + "x" * 5000 + "']\n", "extends: {a: 1}\n", "extends: [recipe.yaml, recipe.yaml]\n",
             "\x00\n", "\t- x\n",             "llm: \"${oc.create:'{checkpoint: x, trust_remote_code: true}'}\"\n",
             "seed: ${seed}\n", "name: ${x.${name}}\n",
@@ -77,8 +74,7 @@ class Bundles:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.bundle, self.ran = folder, folder / "bundle", folder / RAN
-        tree = tiny_tree(folder)
-        module = SpeechLLM(recipes.parse(tree))
+        module = SpeechLLM(recipes.parse(made_tree(folder)))
         module.configure_model()
         write_bundle(folder / "good", module, [])
         self.good = {file.name: file.read_bytes() for file in (folder / "good").iterdir()}
@@ -123,31 +119,16 @@ class Bundles:
         return True
 
 
-def tiny_tree(folder: Path) -> dict[str, Any]:
-    """A recipe of a random Whisper and a random Qwen2 that it makes in `folder`."""
+def made_tree(folder: Path) -> dict[str, Any]:
+    """The recipe of conftest.py, of models that it makes in `folder`, with keys of every kind."""
     folder.mkdir(parents=True, exist_ok=True)
-    llm = save_family("qwen2", folder / "llm") if not (folder / "llm").exists() else folder / "llm"
-    torch.manual_seed(0)
-    dims = ModelDimensions(80, 50, 32, 4, 2, 100, 16, 32, 4, 2)
-    state = whisper.model.Whisper(dims).state_dict()
-    torch.save({"dims": dims.__dict__, "model_state_dict": state}, folder / "tiny.pt")
-    adapter = {"type": "pooled_soft_prompt", "tokens": 2, "feedforward": 16}
+    tree = tiny_tree(str(save_family("qwen2", folder / "llm")), save_tiny_whisper(folder), {}, folder)
+    apart = {"tasks": {"asr": 1}, "err": {"speech": 1, "none": 1}, "lr": 1e-2, "train": ["linguistic"]}
+    train = [{"manifest": "m.jsonl", "weight": 2.0, "allow": ["/x"]}]
     return {
-        "name": "tiny", "seed": 3, "encoder": {"type": "whisper", "checkpoint": str(folder / "tiny.pt")},
-        "llm": {"checkpoint": str(llm), "dtype": "float32"},
-        "slots": {
-            "paralinguistic": {"adapter": adapter, "text": "caption"},
-            "linguistic": {"adapter": {"type": "frame_stacking_mlp", "hidden": 16}, "text": "transcript"},
-        },
-        "tasks": {"emotion": {"choices": ["neutral", "happy", "sad"]}},
-        "data": {"cache": None, "train": [{"manifest": "m.jsonl", "weight": 2.0, "allow": ["/x"]}],
-        "max_seconds": 30},
-        "stages": {
-            "joint": {"tasks": {"asr": 2, "emotion": 1}, "lr": 1e-2, "epochs": 1, "batch_size": 4,
-                      "betas": [0.9, 0.98]},
-            "apart": {"tasks": {"asr": 1}, "err": {"speech": 1, "none": 1}, "lr": 1e-2, "train": ["linguistic"]},
-        },
-        "evaluation": {"batch_size": 5, "max_new_tokens": 6, "tasks": ["asr"]}, "trainer": {"accelerator": "cpu"},
+        **tree, "data": {"cache": None, "train": train, "max_seconds": 30},
+        "stages": {"joint": {**tree["stages"]["joint"], "betas": [0.9, 0.98]}, "apart": apart},
+        "evaluation": {**tree["evaluation"], "tasks": ["asr"]},
     }  # fmt: skip
 
 

@@ -1,14 +1,13 @@
 """Alignment as SpeechEmotionLlama has it: the encoder learns too, and targets have a teacher that speech never sees."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from tests.conftest import CONFORMER
 from tests.helpers.errors import refused
+from tests.helpers.runs import Fit, Write, quiet_run
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
@@ -16,8 +15,10 @@ from sottovoce.data.examples import slot_text
 from sottovoce.data.tasks import TASKS, AttributeTask
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import ConfigError
+from sottovoce.evaluation.records import read_predictions
 from sottovoce.lightning_modules.bundle import bundle_weights, read_bundle
-from sottovoce.lightning_modules.run import prepare_run
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.scoring import predict
 from sottovoce.training.llm_targets import teacher_dialogue
 from sottovoce.training.spoken_prompt import dialogue_of
 
@@ -49,8 +50,7 @@ def test_an_age_has_its_article() -> None:
 
 
 def test_questions_stand_before_the_speech_and_the_teacher_is_seen_in_targets_only(alignment: dict[str, Any]) -> None:
-    run = prepare_run(recipes.parse(alignment), Console(quiet=True))
-    drawn = {}
+    run, drawn = quiet_run(alignment), {}
     for number in range(40):
         example = run.example_sampler("align", cut=True)(run.data.splits["train"].utterances[0], 0, number)
         assert example is not None
@@ -70,17 +70,13 @@ def test_questions_stand_before_the_speech_and_the_teacher_is_seen_in_targets_on
 
 
 def test_the_encoder_learns_and_is_part_of_the_bundle(
-    alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path, manifests: dict[str, Path], capsys: Any
+    alignment: dict[str, Any], fit: Fit, manifests: dict[str, Path], capsys: Any
 ) -> None:
-    assert main(["fit", "--config", write_recipe(**alignment)]) == 0
-    folder = tmp_path / "runs" / "tiny"
-    before = prepare_run(
-        recipes.parse({**alignment, "name": "before"}), Console(quiet=True)
-    ).module.encoder.state_dict()
+    folder = fit(**alignment)
+    before = quiet_run({**alignment, "name": "before"}).module.encoder.state_dict()
     after = {key.removeprefix("encoder."): w for key, w in trained(folder).items() if key.startswith("encoder.")}
     assert after.keys() == before.keys()
-    moved = [name for name in before if not torch.equal(before[name], after[name])]
-    assert len(moved) > 0.8 * len(before)
+    assert sum(not torch.equal(before[name], after[name]) for name in before) > 0.8 * len(before)
     model = read_bundle(folder / "bundle")
     assert all(torch.equal(value, after[name]) for name, value in model.encoder.state_dict().items())
     assert not any(weight.requires_grad for weight in model.llm.parameters())
@@ -89,49 +85,31 @@ def test_the_encoder_learns_and_is_part_of_the_bundle(
     assert "answer" in capsys.readouterr().out
 
 
-def test_a_run_starts_from_a_bundle(
-    alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path
-) -> None:
-    assert main(["fit", "--config", write_recipe(**alignment)]) == 0
-    bundle = tmp_path / "runs" / "tiny" / "bundle"
-    run = prepare_run(recipes.parse({**alignment, "name": "next", "init_from": str(bundle)}), Console(quiet=True))
-    weights = trained(tmp_path / "runs" / "tiny")
+def test_a_run_starts_from_a_bundle(alignment: dict[str, Any], fit: Fit) -> None:
+    folder = fit(**alignment)
+    run = quiet_run({**alignment, "name": "next", "init_from": str(folder / "bundle")})
+    weights = trained(folder)
     assert weights.keys() == run.module.trained().keys()
     assert all(torch.equal(weights[name], value) for name, value in run.module.trained().items())
 
 
-def test_an_encoder_that_an_earlier_run_trained_is_part_of_the_next_bundle(
-    alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path
-) -> None:
+def test_an_encoder_that_an_earlier_run_trained_is_part_of_the_next_bundle(alignment: dict[str, Any], fit: Fit) -> None:
     """The next run leaves it alone, yet its adapters make sense to no other encoder."""
-    assert main(["fit", "--config", write_recipe(**alignment)]) == 0
-    bundle = tmp_path / "runs" / "tiny" / "bundle"
+    earlier = fit(**alignment)
     stages = {"align": {**alignment["stages"]["align"], "train": ["speech"]}}
-    assert (
-        main(
-            [
-                "fit",
-                "--config",
-                write_recipe(**alignment | {"name": "next", "init_from": str(bundle), "stages": stages}),
-            ]
-        )
-        == 0
-    )
-    first, then = (bundle_weights(folder) for folder in (bundle, tmp_path / "runs" / "next" / "bundle"))
+    later = fit(**alignment | {"name": "next", "init_from": str(earlier / "bundle"), "stages": stages})
+    first, then = trained(earlier), trained(later)
     assert first.keys() == then.keys()
     same = {name for name in first if torch.equal(first[name], then[name])}
     assert same == {name for name in first if name.startswith("encoder.")}
-    opened = read_bundle(tmp_path / "runs" / "next" / "bundle").encoder.state_dict()
+    opened = read_bundle(later / "bundle").encoder.state_dict()
     assert all(torch.equal(value, first[f"encoder.{name}"]) for name, value in opened.items())
 
 
 def test_a_resumed_run_ends_in_the_same_weights(
-    alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alignment: dict[str, Any], fit: Fit, write_recipe: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sottovoce.lightning_modules.speech_llm import SpeechLLM
-
-    assert main(["fit", "--config", write_recipe(**alignment)]) == 0
-    step, seen = SpeechLLM.training_step, 0
+    whole, step, seen = trained(fit(**alignment)), SpeechLLM.training_step, 0
 
     def killed(self: SpeechLLM, *arguments: Any) -> torch.Tensor:
         nonlocal seen
@@ -140,17 +118,15 @@ def test_a_resumed_run_ends_in_the_same_weights(
             raise KeyboardInterrupt
         return step(self, *arguments)
 
-    again = write_recipe(**{**alignment, "name": "again"})
     with monkeypatch.context() as patched:
         patched.setattr(SpeechLLM, "training_step", killed)
-        assert main(["fit", "--config", again]) == 130
-    assert main(["fit", "--config", again]) == 0
-    whole, parts = trained(tmp_path / "runs" / "tiny"), trained(tmp_path / "runs" / "again")
+        assert main(["fit", "--config", write_recipe(**{**alignment, "name": "again"})]) == 130
+    parts = trained(fit(**{**alignment, "name": "again"}))
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
 def test_a_stage_puts_what_learns_in_training_mode(alignment: dict[str, Any]) -> None:
-    run = prepare_run(recipes.parse({**alignment, "encoder": CONFORMER}), Console(quiet=True))
+    run = quiet_run({**alignment, "encoder": CONFORMER})
     assert not run.module.encoder.training
     run.module.start_stage("align", 3)
     assert all(part.training for part in run.module.encoder.modules())
@@ -158,34 +134,29 @@ def test_a_stage_puts_what_learns_in_training_mode(alignment: dict[str, Any]) ->
 
 
 @pytest.fixture
-def cascade(alignment: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path) -> dict[str, Any]:
+def cascade(alignment: dict[str, Any], fit: Fit) -> dict[str, Any]:
     """A cascade on the bundle of a baseline whose Conformer has learned."""
     baseline = {**alignment, "encoder": CONFORMER, "name": "baseline"}
     baseline["slots"] = {"speech": {**alignment["slots"]["speech"], "text": "transcript"}}
-    assert main(["fit", "--config", write_recipe(**baseline)]) == 0
+    folder = fit(**baseline)
     evaluation = {**alignment["evaluation"], "tasks": ["response", "emotion", "asr"], "text": {"speech": "tagged"}}
     return {
-        **baseline, "name": "cascade", "init_from": str(tmp_path / "runs" / "baseline" / "bundle"), "stages": {},
+        **baseline, "name": "cascade", "init_from": str(folder / "bundle"), "stages": {},
         "cascade": {"epochs": 2, "pool": 4}, "evaluation": {**evaluation, "slots": ["both", "text"]},
     }  # fmt: skip
 
 
 def test_a_cascade_writes_what_it_recognises_before_the_speech(
-    cascade: dict[str, Any], write_recipe: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cascade: dict[str, Any], fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sottovoce.evaluation.records import read_predictions
-    from sottovoce.scoring import predict
-
     asked = []
-    dialogue_of = predict.dialogue_of
 
     def seen(example: Any, slots: Any) -> Any:
         asked.append((example, dialogue_of(example, slots)))
         return asked[-1][1]
 
     monkeypatch.setattr(predict, "dialogue_of", seen)
-    assert main(["fit", "--config", write_recipe(**cascade)]) == 0
-    folder = tmp_path / "runs" / "cascade"
+    folder = fit(**cascade)
     assert not (folder / "bundle").exists() and (folder / "ser.safetensors").is_file()
     predictions = read_predictions(folder / "evaluation")
     heard = {p.id: p.predicted for p in predictions if (p.task, p.slots) == ("emotion", "both")}
@@ -198,7 +169,7 @@ def test_a_cascade_writes_what_it_recognises_before_the_speech(
     assert words and all(text.startswith("<") for text in words)  # the yardstick knows the emotion
     ser = (folder / "ser.safetensors").read_bytes()
     (folder / "evaluation" / "results.json").unlink()
-    assert main(["fit", "--config", write_recipe(**cascade)]) == 0
+    assert fit(**cascade) == folder
     assert (folder / "ser.safetensors").read_bytes() == ser
     assert read_predictions(folder / "evaluation") == predictions
 
@@ -217,6 +188,6 @@ def test_a_cascade_that_cannot_be_is_refused(
 
 
 def test_an_encoder_that_hides_its_layers_cannot_carry_a_cascade(alignment: dict[str, Any]) -> None:
-    run = prepare_run(recipes.parse(alignment), Console(quiet=True))
+    run = quiet_run(alignment)
     with refused("conflict", "encoder.type"):
         run.module.encoder.hidden_states(torch.zeros(1, 16_000), torch.tensor([16_000]))

@@ -1,12 +1,8 @@
 """The curriculum: the order of examples, ERR's draws, resume to the bit, and a run from recipe to bundle."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
+import shutil
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,16 +12,19 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tests.conftest import write_lines
 from tests.helpers.errors import refused
+from tests.helpers.runs import Fit, Write, quiet_run, run_killed
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
-from sottovoce.data.examples import collate
-from sottovoce.errors import ConfigError, MissingError
+from sottovoce.data.examples import ExampleSampler, collate
+from sottovoce.data.utterance import Utterance
+from sottovoce.errors import MissingError
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.checkpointing import read_checkpoint
-from sottovoce.lightning_modules.curriculum import train_stages
+from sottovoce.lightning_modules.curriculum import read_trained, train_stages
 from sottovoce.lightning_modules.run import prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 
@@ -48,12 +47,11 @@ def test_learning_rates_rise_then_fall_to_nothing(shape: str, end: float, recipe
 
 
 def test_err_replaces_the_slot_that_does_not_carry_the_task(recipe: recipes.Recipe) -> None:
-    run = prepare_run(recipe, Console(quiet=True))
-    drawing = run.example_sampler("disentangle", cut=True)
-    utterance = run.data.splits["train"].utterances[0]
-    drawn = [drawing(utterance, epoch, 0) for epoch in range(600)]
+    run = quiet_run(recipe)
+    drawing, utterance = run.example_sampler("disentangle", cut=True), run.data.splits["train"].utterances[0]
     seen: Counter[tuple[str, str]] = Counter()
-    for example in drawn:
+    for epoch in range(600):
+        example = drawing(utterance, epoch, 0)
         assert example is not None
         carrier, other = ("linguistic", "paralinguistic") if example.task == "asr" else ("paralinguistic", "linguistic")
         assert example.sources[carrier] == "speech" and example.trains == {carrier}
@@ -63,20 +61,23 @@ def test_err_replaces_the_slot_that_does_not_carry_the_task(recipe: recipes.Reci
 
 
 def test_examples_are_a_function_of_seed_epoch_and_id(recipe: recipes.Recipe) -> None:
-    run = prepare_run(recipe, Console(quiet=True))
+    run = quiet_run(recipe)
     utterances = run.data.splits["train"].utterances
-    first, again = (
-        [run.example_sampler("holistic", cut=True)(u, 1, 0) for u in order] for order in (utterances, utterances)
-    )
+    first, again = ([run.example_sampler("holistic", cut=True)(u, 1, 0) for u in utterances] for _ in range(2))
     assert first == again
     other = replace(run.example_sampler("holistic", cut=True), seed=4)
     assert [other(u, 1, 0) for u in utterances] != first
 
 
-def test_dialogues_are_cut_at_varying_points(recipe: recipes.Recipe) -> None:
-    run = prepare_run(recipe, Console(quiet=True))
+def long_dialogue(recipe: recipes.Recipe) -> tuple[Utterance, ExampleSampler]:
+    """An utterance after four turns, and what draws a dialogue of it."""
+    run = quiet_run(recipe)
     utterance = next(u for u in run.data.splits["train"].utterances if len(u.context) == 4)
-    drawing = replace(run.example_sampler("holistic", cut=True), weights={"dialogue": 1.0})
+    return utterance, replace(run.example_sampler("holistic", cut=True), weights={"dialogue": 1.0})
+
+
+def test_dialogues_are_cut_at_varying_points(recipe: recipes.Recipe) -> None:
+    utterance, drawing = long_dialogue(recipe)
     cuts = {(e.utterance.audio.name, len(e.context)) for e in (drawing(utterance, i, 0) for i in range(60)) if e}
     assert cuts == {(utterance.audio.name, n) for n in (0, 2, 4)} | {("train-0.wav", n) for n in (0, 2)}
     whole = replace(drawing, cut=False)(utterance, 0, 0)
@@ -84,9 +85,7 @@ def test_dialogues_are_cut_at_varying_points(recipe: recipes.Recipe) -> None:
 
 
 def test_a_dialogue_that_is_cut_earlier_has_the_answer_of_that_turn(recipe: recipes.Recipe) -> None:
-    run = prepare_run(recipe, Console(quiet=True))
-    utterance = next(u for u in run.data.splits["train"].utterances if len(u.context) == 4)
-    drawing = replace(run.example_sampler("holistic", cut=True), weights={"dialogue": 1.0})
+    utterance, drawing = long_dialogue(recipe)
     for ready in ({"responses": {"dialogue": "the end"}}, {"response": "the end", "category": "gender"}):
         drawn = [e for e in (drawing(replace(utterance, **ready), i, 0) for i in range(60)) if e]
         earlier = [e for e in drawn if "@" in e.utterance.id]
@@ -100,15 +99,14 @@ def test_a_stage_draws_what_its_tasks_can_use_and_as_often_as_it_says(tree: dict
     lines = [json.loads(line) for line in Path(node["manifest"]).read_text().splitlines()]
     nodes = []
     for name, part, tasks in (("a", lines[:8], ["asr"]), ("b", lines[8:], None)):
-        file = Path(node["manifest"]).with_name(f"part-{name}.jsonl")
-        file.write_text("".join(json.dumps(line) + "\n" for line in part))
+        file = write_lines(Path(node["manifest"]).with_name(f"part-{name}.jsonl"), part)
         nodes.append({"manifest": str(file), "name": name, "tasks": tasks, "weight": 2.0})
     tree["data"]["train"] = nodes
     tree["stages"] = {
         "joint": {**tree["stages"]["joint"], "tasks": {"gender": 1}},
         "disentangle": {**tree["stages"]["disentangle"], "parts": {"a": 0.5}},
     }
-    run = prepare_run(recipes.parse(tree), Console(quiet=True))
+    run = quiet_run(tree)
     train = run.data.splits["train"]
     weights = {
         stage: train.stage_weights(node, run.example_sampler(stage, cut=True), training=True).tolist()
@@ -120,12 +118,12 @@ def test_a_stage_draws_what_its_tasks_can_use_and_as_often_as_it_says(tree: dict
     tree["stages"]["joint"]["tasks"] = {"caption": 1}
     tree["data"]["train"], tree["name"] = nodes[:1], "none"
     with refused("empty", "stages.joint.tasks"):
-        prepare_run(recipes.parse(tree), Console(quiet=True))
+        quiet_run(tree)
 
 
 def test_a_batch_that_counts_nowhere_moves_nothing(recipe: recipes.Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no token to take a mean over, and what would be 0 / 0 is 0."""
-    run = prepare_run(recipe, Console(quiet=True))
+    run = quiet_run(recipe)
     run.module.start_stage("joint", 3)
     alone = SimpleNamespace(reduce=lambda x, reduce_op: x)
     trainer = SimpleNamespace(strategy=alone, world_size=1, global_rank=0, global_step=0)
@@ -146,20 +144,17 @@ def test_a_batch_that_counts_nowhere_moves_nothing(recipe: recipes.Recipe, monke
 def test_a_mended_recipe_begins_in_the_folder_of_one_that_could_not(tree: dict[str, Any], capsys: Any) -> None:
     good = tree["data"]["train"]
     tree["data"]["train"] = [{"manifest": "nowhere.jsonl"}]
-    with pytest.raises(MissingError, match="nowhere"):
-        prepare_run(recipes.parse(tree), Console(quiet=True))
-    tree["data"]["train"] = good
-    tree["stages"] = {"joint": {**tree["stages"]["joint"], "tasks": {"dialogue": 1}}}
+    with refused("not-found", "nowhere.jsonl", MissingError):
+        quiet_run(tree)
+    tree["stages"] = {"joint": {**tree["stages"]["joint"], "tasks": {"gender": 1}}}
     lines = [json.loads(line) for line in Path(good[0]["manifest"]).read_text().splitlines()]
-    file = Path(good[0]["manifest"]).with_name("some.jsonl")
-    without = [{key: value for key, value in line.items() if key != "labels"} for line in lines[:5]]
-    file.write_text("".join(json.dumps(line) + "\n" for line in [*without, *lines[5:]]))
+    some = [{**line, "labels": line["labels"] if i >= 5 else None} for i, line in enumerate(lines)]
+    file = write_lines(Path(good[0]["manifest"]).with_name("some.jsonl"), some)
     tree["data"]["train"] = [{"manifest": str(file)}]
-    tree["stages"]["joint"]["tasks"] = {"gender": 1}
     prepare_run(recipes.parse(tree), Console(width=200))
     assert "stage joint: 7 of 12 utterances of train serve its tasks" in capsys.readouterr().out
     with refused("not-found", "init_from"):
-        prepare_run(recipes.parse({**tree, "init_from": "runs/none"}), Console(quiet=True))
+        quiet_run({**tree, "init_from": "runs/none"})
 
 
 def test_the_best_of_many_validations_is_kept_where_each_step_is_followed_by_one(
@@ -167,20 +162,15 @@ def test_the_best_of_many_validations_is_kept_where_each_step_is_followed_by_one
 ) -> None:
     """A stage of six steps gets worse and worse; its best checkpoint is the first."""
     losses = iter([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-
-    def worse(self: SpeechLLM) -> None:
-        self.log("val/loss", next(losses))
-
-    monkeypatch.setattr(SpeechLLM, "on_validation_epoch_end", worse)
+    monkeypatch.setattr(SpeechLLM, "on_validation_epoch_end", lambda self: self.log("val/loss", next(losses)))
     tree["stages"] = {"joint": {**tree["stages"]["joint"], "epochs": 3, "val_checks_per_epoch": 2, "batch_size": 12}}
-    best = train_stages(prepare_run(recipes.parse(tree), Console(quiet=True)))
+    best = train_stages(quiet_run(tree))
     assert best and read_checkpoint(best)["global_step"] == 1
 
 
 @pytest.fixture
-def finished(write_recipe: Callable[..., str], tmp_path: Path) -> Path:
-    assert main(["fit", "--config", write_recipe()]) == 0
-    return tmp_path / "runs" / "tiny"
+def finished(fit: Fit) -> Path:
+    return fit()
 
 
 def test_a_run_leaves_scores_and_a_bundle_that_answers(finished: Path, manifests: dict[str, Path], capsys: Any) -> None:
@@ -214,12 +204,7 @@ def test_every_stage_moves_the_adapters(finished: Path) -> None:
 
 
 def test_a_bundle_refuses_another_llm(finished: Path, tiny_llm: str, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in Path(tiny_llm).iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
+    other = shutil.copytree(tiny_llm, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     name = sorted(weights)[0]
     weights[name][0] += 1
@@ -228,62 +213,70 @@ def test_a_bundle_refuses_another_llm(finished: Path, tiny_llm: str, tmp_path: P
         read_bundle(finished / "bundle", [f"llm.checkpoint={other}"])
 
 
-def test_another_recipe_does_not_go_on_in_the_same_folder(finished: Path, write_recipe: Callable[..., str]) -> None:
-    with pytest.raises(ConfigError, match="another recipe"):
-        prepare_run(recipes.load(write_recipe(seed=4)), Console(quiet=True))
+def test_another_recipe_does_not_go_on_in_the_same_folder(finished: Path, write_recipe: Write) -> None:
+    with refused("mismatch", "seed"):
+        quiet_run(recipes.load(write_recipe(seed=4)))
 
 
-def test_a_run_goes_on_after_an_update_that_brought_an_option(finished: Path, write_recipe: Callable[..., str]) -> None:
+def test_a_run_goes_on_after_an_update_that_brought_an_option(finished: Path, write_recipe: Write) -> None:
     """Its recipe says nothing of what did not exist then, which is the same as null."""
     file = finished / "recipe.yaml"
     kept = file.read_text()
     file.write_text("".join(line for line in kept.splitlines(True) if line.strip() != "parts: null"))
     assert file.read_text() != kept
-    prepare_run(recipes.load(write_recipe()), Console(quiet=True))
+    quiet_run(recipes.load(write_recipe()))
 
 
-def test_a_finished_run_started_again_only_prints_its_table(finished: Path, write_recipe: Callable[..., str]) -> None:
+def test_a_finished_run_is_scored_again_with_another_evaluation(
+    finished: Path, write_recipe: Write, tree: dict[str, Any]
+) -> None:
+    """Nothing is trained again, and no result is lost."""
     before = {file: file.stat().st_mtime_ns for file in finished.glob("stages/**/*") if file.is_file()}
-    assert main(["fit", "--config", write_recipe()]) == 0
+    results = (finished / "evaluation" / "results.json").read_text()
+    evaluation = {**tree["evaluation"], "limit": 2}
+    assert main(["fit", "--config", write_recipe(evaluation={**tree["evaluation"], "batch_size": 1})]) == 0
+    assert (finished / "evaluation" / "results.json").read_text() == results
+    assert main(["fit", "--config", write_recipe(evaluation=evaluation)]) == 0
+    assert (finished / "evaluation" / "results.json").read_text() != results
+    assert (finished / "evaluation" / "earlier-1" / "results.json").read_text() == results
     assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert main(["fit", "--config", write_recipe()]) == 0
+    assert (finished / "evaluation" / "results.json").read_text() == results
 
 
-KILL = """
-import os, signal, sys, torch
-torch.set_num_threads(int(sys.argv[3]))  # sums depend on it in their last bits
-from sottovoce.lightning_modules import speech_llm
-from sottovoce.cli.main import main
-step = speech_llm.SpeechLLM.training_step
-count = 0
-def killed(self, batch, number):
-    global count
-    count += 1
-    if count == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch, number)
-speech_llm.SpeechLLM.training_step = killed
-main(["fit", "--config", sys.argv[1]])
-"""
+def test_a_bundle_answers_data_of_ones_own(finished: Path, tmp_path: Path, manifests: dict[str, Path]) -> None:
+    lines = [json.loads(line) for line in manifests["test"].read_text().splitlines()]
+    clips = [{"id": line["id"], "audio": str(manifests["test"].parent / line["audio"])} for line in lines[:3]]
+    clips[0]["text"] = "six"
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(clip) + "\n" for clip in clips))
+    command = ["evaluate", str(finished / "bundle"), "--test", str(tmp_path / "mine.jsonl"), "--task", "asr"]
+    assert main([*command, "--task", "gender", "--out", str(tmp_path / "out"), "evaluation.max_new_tokens=3"]) == 0
+    said = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    heard = [one for one in said if one["slots"] == "both"]
+    assert sorted((one["id"], one["task"]) for one in heard) == sorted(
+        (clip["id"], task) for clip in clips for task in ("asr", "gender")
+    )
+    assert [one["id"] for one in heard if not one["unscored"]] == [clips[0]["id"]]
+    scores = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {(score["task"], score["n"]) for score in scores} == {("asr", 1)}
+
+
+def test_a_finished_run_started_again_only_prints_its_table(finished: Path, fit: Fit) -> None:
+    before = {file: file.stat().st_mtime_ns for file in finished.glob("stages/**/*") if file.is_file()}
+    assert fit() == finished
+    assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
 @pytest.mark.parametrize(("every", "kills"), [(2, (4, 3, 5)), (3, (5, 4, 3))])
 def test_a_killed_run_ends_in_the_same_weights(
-    write_recipe: Callable[..., str], tmp_path: Path, every: int, kills: tuple[int, ...]
+    write_recipe: Write, fit: Fit, tmp_path: Path, every: int, kills: tuple[int, ...]
 ) -> None:
     """Killed in several stages, between checkpoints and after a validation; the weights are the same bit for bit."""
-    whole = write_recipe(output_dir=str(tmp_path / "whole"), checkpoint_every=every)
-    assert main(["fit", "--config", whole]) == 0
-    config = write_recipe(output_dir=str(tmp_path / "killed"), checkpoint_every=every)
-    codes = []
+    whole = fit(output_dir=str(tmp_path / "whole"), checkpoint_every=every)
+    parts: dict[str, Any] = {"output_dir": str(tmp_path / "killed"), "checkpoint_every": every}
     for at in kills:  # training steps since the last start
-        command = [sys.executable, "-c", KILL, config, str(at), str(torch.get_num_threads())]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-        codes.append(done.returncode)
-    assert codes == [-signal.SIGKILL] * 3, done.stderr
-    assert main(["fit", "--config", config]) == 0
+        run_killed(at, "fit", "--config", write_recipe(**parts))
+    killed = fit(**parts)
     for stage in ("1-joint", "2-disentangle", "3-holistic"):
-        ours, theirs = (
-            torch.load(tmp_path / name / "tiny" / "stages" / stage / "best.ckpt", weights_only=True)["state_dict"]
-            for name in ("whole", "killed")
-        )
+        ours, theirs = (read_trained(run / "stages" / stage / "best.ckpt") for run in (whole, killed))
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), stage

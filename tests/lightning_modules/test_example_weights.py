@@ -4,19 +4,15 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
+from tests.helpers.runs import quiet_run
 
 from sottovoce.config.recipe import Recipe
-from sottovoce.lightning_modules.run import prepare_run
 
 
 def test_tasks_and_replacements_are_drawn_by_their_weights(recipe: Recipe) -> None:
-    run = prepare_run(recipe, Console(quiet=True))
-    sampler = replace(
-        run.example_sampler("disentangle", cut=True),
-        weights={"asr": 3.0, "emotion": 1.0},
-        err={"speech": 6.0, "text": 1.0, "none": 3.0},
-    )
+    run = quiet_run(recipe)
+    weights, err = {"asr": 3.0, "emotion": 1.0}, {"speech": 6.0, "text": 1.0, "none": 3.0}
+    sampler = replace(run.example_sampler("disentangle", cut=True), weights=weights, err=err)
     utterance = run.data.splits["train"].utterances[0]
     drawn = [example for epoch in range(2000) if (example := sampler(utterance, epoch, 0))]
     tasks = Counter(example.task for example in drawn)

@@ -4,15 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rich.console import Console
+from tests.helpers.runs import quiet_run
 
 from sottovoce.config.recipe import Recipe
 from sottovoce.data.examples import collate
-from sottovoce.lightning_modules.run import prepare_run
 
 
 def test_losses_are_means_over_tokens(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = prepare_run(recipe, Console(quiet=True))
+    run = quiet_run(recipe)
     module, logged = run.module, dict[str, float]()
     module.start_stage("joint", 3)
     alone = SimpleNamespace(reduce=lambda x, reduce_op: x)

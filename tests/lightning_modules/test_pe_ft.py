@@ -1,10 +1,6 @@
 """PE-FT from recipe to bundle: what is frozen keeps its bits, what learns is kept, the heads are not, runs resume."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial, partialmethod
@@ -14,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
-from tests.conftest import EMOTIONS, WORDS, write_tone
+from tests.conftest import EMOTIONS, WORDS, write_lines, write_tone
 from tests.helpers.errors import refused
-from tests.lightning_modules.test_curriculum import KILL
+from tests.helpers.runs import Fit, Write, quiet_run, run_killed
 from torch.utils.checkpoint import checkpoint
 
 from sottovoce.cli.main import main
@@ -26,8 +21,10 @@ from sottovoce.config import recipe as recipes
 from sottovoce.data.examples import collate
 from sottovoce.errors import BundleError, ConfigError
 from sottovoce.lightning_modules.bundle import read_bundle
-from sottovoce.lightning_modules.run import Run, prepare_run
+from sottovoce.lightning_modules.curriculum import read_trained, train_stages
+from sottovoce.lightning_modules.run import Run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.training.spoken_prompt import dialogue_of
 
 VALUES = {"gender": ["male", "female"], "emotion": list(EMOTIONS)}
 HEAD = {"layer": 1, "categories": VALUES}
@@ -49,9 +46,7 @@ def write_pairs(folder: Path, split: str, count: int) -> Path:
                  "labels": {category: value}, "category": category, "topic": "things", "answers": answers,
                  "response": answers[value]}
             )  # fmt: skip
-    manifest = folder / f"{split}.jsonl"
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return manifest
+    return write_lines(folder / f"{split}.jsonl", lines)
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +57,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
 
 
 @pytest.fixture
-def tuned(write_recipe: Callable[..., str], tree: dict[str, Any], pairs: dict[str, Any]) -> Callable[..., str]:
+def tuned(write_recipe: Write, tree: dict[str, Any], pairs: dict[str, Any]) -> Write:
     """Write a recipe with one stage in which the LLM learns; `tuning` and `auxiliary_head` as said."""
 
     def write(tuning: dict[str, Any], head: dict[str, Any] | None = None, **changes: Any) -> str:
@@ -78,23 +73,26 @@ def tuned(write_recipe: Callable[..., str], tree: dict[str, Any], pairs: dict[st
     return write
 
 
+def fitted(config: str) -> Path:
+    """The folder of a run that was trained."""
+    assert main(["fit", "--config", config]) == 0
+    return recipes.load(config).folder
+
+
 def opened(config: str) -> Run:
-    run = prepare_run(recipes.load(config), Console(quiet=True))
+    run = quiet_run(recipes.load(config))
     run.module.start_stage("tune", 10)
     return run
 
 
 @pytest.mark.parametrize("method", ["lora", "weights"])
 @pytest.mark.parametrize("head", [None, HEAD])
-def test_only_what_was_named_has_changed(
-    tuned: Callable[..., str], tmp_path: Path, tiny_llm: str, method: str, head: dict[str, Any] | None
-) -> None:
+def test_only_what_was_named_has_changed(tuned: Write, tiny_llm: str, method: str, head: dict[str, Any] | None) -> None:
     """Adapters, encoder and every other weight of the LLM have the bits that they had; the named ones have moved."""
     config = tuned({**LORA, "method": method}, head)
-    before = prepare_run(recipes.load(config), Console(quiet=True)).module
+    before = quiet_run(recipes.load(config)).module
     adapters = {name: value.clone() for name, value in before.adapters.state_dict().items()}
-    assert main(["fit", "--config", config]) == 0
-    bundle = tmp_path / "runs" / "tiny" / "bundle"
+    bundle = fitted(config) / "bundle"
     module = read_bundle(bundle)
     assert all(torch.equal(value, adapters[name]) for name, value in module.adapters.state_dict().items())
     base = load_file(Path(tiny_llm) / "model.safetensors")
@@ -110,14 +108,11 @@ def test_only_what_was_named_has_changed(
             assert kept[f"llm.{name}"].any(), f"{name} has not moved"
 
 
-def test_a_bundle_answers_as_the_run_did(tuned: Callable[..., str], tmp_path: Path) -> None:
+def test_a_bundle_answers_as_the_run_did(tuned: Write) -> None:
     config = tuned(LORA, HEAD)
-    assert main(["fit", "--config", config]) == 0
-    folder = tmp_path / "runs" / "tiny"
-    run = opened(config)
+    folder, run = fitted(config), opened(config)
     module = read_bundle(folder / "bundle")
-    best = torch.load(folder / "stages" / "1-tune" / "best.ckpt", weights_only=True)["state_dict"]
-    run.module.load_trained(best, "best")
+    run.module.load_trained(read_trained(folder / "stages" / "1-tune" / "best.ckpt"), "best")
     batch = collate([run.targets.complete(e) for e in _drawn(run)], run.audio_reader.read)
     run.module.eval()
     with torch.no_grad():
@@ -130,7 +125,7 @@ def _drawn(run: Run) -> list[Any]:
 
 
 @pytest.mark.parametrize("head", [None, HEAD])
-def test_the_loss_of_a_row_does_not_depend_on_its_batch(tuned: Callable[..., str], head: dict[str, Any] | None) -> None:
+def test_the_loss_of_a_row_does_not_depend_on_its_batch(tuned: Write, head: dict[str, Any] | None) -> None:
     run = opened(tuned({**LORA, "layers": "all"}, head))
     with torch.no_grad():
         for name, weight in run.module.llm.named_parameters():
@@ -147,7 +142,7 @@ def test_the_loss_of_a_row_does_not_depend_on_its_batch(tuned: Callable[..., str
         torch.testing.assert_close(together.pooled, pooled, rtol=1e-4, atol=1e-4)
 
 
-def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
+def test_the_head_looks_at_the_speech_alone(tuned: Write) -> None:
     """Its means are those of the layer's output at the speech's positions, computed by transformers row by row."""
     run = opened(tuned(LORA, {**HEAD, "layer": 0}))  # of the last layer, transformers shows what its final norm makes
     module, examples = run.module.eval(), _drawn(run)
@@ -166,8 +161,6 @@ def test_the_head_looks_at_the_speech_alone(tuned: Callable[..., str]) -> None:
 
 
 def _prompt(module: SpeechLLM, batch: Any, example: Any) -> torch.Tensor:
-    from sottovoce.training.spoken_prompt import dialogue_of
-
     return module.embed(batch, [dialogue_of(example, module.slots)])[0]
 
 
@@ -175,39 +168,37 @@ def _recomputing(layer: torch.nn.Module, x: torch.Tensor, call: Callable[..., An
     return checkpoint(partial(call, layer, **knobs), x, use_reentrant=False)
 
 
+def _of_head(module: SpeechLLM, out: Any, batch: Any) -> Any:
+    truth = [(str(e.utterance.category), e.utterance.labels[str(e.utterance.category)]) for e in batch.examples]
+    assert out.pooled is not None and module.auxiliary_head is not None
+    return module.auxiliary_head.loss(out.pooled, truth)
+
+
 @pytest.mark.parametrize("hooks_within", [False, True])
 def test_recomputed_activations_give_the_same_gradients(
-    tuned: Callable[..., str], monkeypatch: pytest.MonkeyPatch, hooks_within: bool
+    tuned: Write, monkeypatch: pytest.MonkeyPatch, hooks_within: bool
 ) -> None:
     """Whether transformers recomputes a layer alone, as of late, or with the hooks on it, as before 5.21."""
     gradients = []
     for recompute in (False, True):
-        run = opened(
-            tuned({**LORA, "dropout": 0.0, "recompute": recompute and not hooks_within}, HEAD, name=f"re-{recompute}")
-        )
+        tuning = {**LORA, "dropout": 0.0, "recompute": recompute and not hooks_within}
+        run = opened(tuned(tuning, HEAD, name=f"re-{recompute}"))
         layer = type(run.module.llm.layers[0])
         if recompute and hooks_within:
             monkeypatch.setattr(layer, "__call__", partialmethod(_recomputing, call=layer.__call__))
         torch.manual_seed(5)
         for weight in run.module.trainable_parameters():
             torch.nn.init.normal_(weight, std=0.1)
-        examples = [run.example_sampler("tune", cut=False)(u, 0, 0) for u in run.data.splits["train"].utterances[:4]]
-        batch = collate([example for example in examples if example], run.audio_reader.read)
+        batch = collate(_drawn(run)[:4], run.audio_reader.read)
         out = run.module.loss(batch)
-        assert out.pooled is not None
-        truth = [(str(e.utterance.category), e.utterance.labels[str(e.utterance.category)]) for e in batch.examples]
-        (out.total + run.module.auxiliary_head.loss(out.pooled, truth).category).backward()  # type: ignore[union-attr]
-        gradients.append(
-            [weight.grad.clone() for weight in run.module.trainable_parameters() if weight.grad is not None]
-        )
+        (out.total + _of_head(run.module, out, batch).category).backward()
+        gradients.append([w.grad.clone() for w in run.module.trainable_parameters() if w.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 4
     for kept, made in zip(*gradients, strict=True):
         torch.testing.assert_close(made, kept)
 
 
-def test_a_training_step_adds_the_weighted_mean_of_the_heads(
-    tuned: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_step_adds_the_weighted_mean_of_the_heads(tuned: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """Category and attribute, of the rows: 0.25 x (c + a) / rows beside the mean over response tokens."""
     run = opened(tuned({**LORA, "dropout": 0.0}, {**HEAD, "weight": 0.25}))
     module, alone = run.module, SimpleNamespace(reduce=lambda x, reduce_op: x)
@@ -216,51 +207,38 @@ def test_a_training_step_adds_the_weighted_mean_of_the_heads(
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     batch = collate(_drawn(run), run.audio_reader.read)
     out = module.loss(batch)
-    truth = [(str(e.utterance.category), e.utterance.labels[str(e.utterance.category)]) for e in batch.examples]
-    assert out.pooled is not None and module.auxiliary_head is not None
-    head = module.auxiliary_head.loss(out.pooled, truth)
-    expected = out.total / out.tokens + 0.25 * (head.category + head.attribute) / len(truth)
+    head = _of_head(module, out, batch)
+    expected = out.total / out.tokens + 0.25 * (head.category + head.attribute) / len(batch.examples)
     assert module.training_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_head_moves_the_layers_below_it(tuned: Callable[..., str]) -> None:
+def test_the_head_moves_the_layers_below_it(tuned: Write) -> None:
     """With a head of weight 1000 against one of weight 0, the same draws end elsewhere; without rows, nowhere."""
     ends = {}
     for weight in (0.0, 1000.0):
         run = opened(tuned(LORA, {**HEAD, "weight": weight}, name=f"w{weight:g}"))
-        config = run.recipe
-        assert config.auxiliary_head and config.auxiliary_head.weight == weight
-        from sottovoce.lightning_modules.curriculum import train_stages
-
+        head = run.recipe.auxiliary_head
+        assert head and head.weight == weight
         train_stages(run)
-        ends[weight] = {
-            name: run.module.get_parameter(f"llm.{name}").clone() for name in run.module.llm.trainable_names
-        }
+        ends[weight] = {name: run.module.llm.get_parameter(name).clone() for name in run.module.llm.trainable_names}
     assert any(not torch.equal(ends[0.0][name], ends[1000.0][name]) for name in ends[0.0])
 
 
-def test_a_killed_run_ends_in_the_same_weights(tuned: Callable[..., str], tmp_path: Path) -> None:
-    whole = tuned(LORA, HEAD, output_dir=str(tmp_path / "whole"))
-    assert main(["fit", "--config", whole]) == 0
+def test_a_killed_run_ends_in_the_same_weights(tuned: Write, tmp_path: Path) -> None:
+    whole = fitted(tuned(LORA, HEAD, output_dir=str(tmp_path / "whole")))
     config = tuned(LORA, HEAD, output_dir=str(tmp_path / "killed"))
-    command = [sys.executable, "-c", KILL, config, "4", str(torch.get_num_threads())]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert main(["fit", "--config", config]) == 0
-    ours, theirs = (load_file(tmp_path / n / "tiny" / "bundle" / "trained.safetensors") for n in ("whole", "killed"))
+    run_killed(4, "fit", "--config", config)
+    ours, theirs = (load_file(run / "bundle" / "trained.safetensors") for run in (whole, fitted(config)))
     assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_run_may_begin_from_a_bundle_whose_llm_was_frozen(
-    tuned: Callable[..., str], write_recipe: Callable[..., str], tmp_path: Path
-) -> None:
-    assert main(["fit", "--config", write_recipe(name="aligned")]) == 0
-    bundle = tmp_path / "runs" / "aligned" / "bundle"
-    run = prepare_run(recipes.load(tuned(LORA, init_from=str(bundle))), Console(quiet=True))
+def test_a_run_may_begin_from_a_bundle_whose_llm_was_frozen(tuned: Write, fit: Fit) -> None:
+    bundle = fit(name="aligned") / "bundle"
+    run = quiet_run(recipes.load(tuned(LORA, init_from=str(bundle))))
     kept = load_file(bundle / "trained.safetensors")
     ours = run.module.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in kept.items())
-    with pytest.raises(BundleError, match="on one side only"):
+    with refused("mismatch", "bundle", BundleError):
         run.module.load_trained(kept, "bundle")  # as a result of this recipe it would lack what was tuned
 
 
@@ -273,14 +251,12 @@ def test_a_run_may_begin_from_a_bundle_whose_llm_was_frozen(
         (["auxiliary_head.layer=9"], "bad-value", "auxiliary_head.layer"),
     ],
 )
-def test_what_the_llm_does_not_have_is_refused(
-    tuned: Callable[..., str], overrides: list[str], code: Any, where: str
-) -> None:
+def test_what_the_llm_does_not_have_is_refused(tuned: Write, overrides: list[str], code: Any, where: str) -> None:
     with refused(code, where, ConfigError):
-        prepare_run(recipes.load(tuned(LORA, HEAD), overrides), Console(quiet=True))
+        quiet_run(recipes.load(tuned(LORA, HEAD), overrides))
 
 
-def test_auto_takes_what_the_analysis_found(tuned: Callable[..., str], tmp_path: Path) -> None:
+def test_auto_takes_what_the_analysis_found(tuned: Write, tmp_path: Path) -> None:
     found = {"layers": 2, "paralinguistic": [0, 0], "semantic": [1, 1], "rule": "as written here", "curves": {}}
     (tmp_path / "layers.json").write_text(json.dumps(found))
     config = tuned({**LORA, "layers": "auto", "analysis": str(tmp_path / "layers.json")})

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from tests.conftest import tiny_tree
 from tests.helpers.errors import refused
+from tests.helpers.runs import Write
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
-from sottovoce.lightning_modules.curriculum import _consumed, read_trained
+from sottovoce.lightning_modules.curriculum import _steps_done, read_trained
 from sottovoce.lightning_modules.trainer import check_trainer, trainer_arguments
 
 STAGES = ("1-joint", "2-disentangle", "3-holistic")
+ACCUMULATED = ("ddp-accumulated", "deepspeed_stage_2-accumulated")
 STRATEGIES = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
 NEAR = 1e-5
 WORKER = Path(__file__).parents[1] / "helpers" / "many_processes.py"
@@ -40,8 +43,6 @@ def config(folder: Path, tiny_llm: str, tiny_whisper: str, manifests: dict[str, 
     Without what differs between processes (dropout), or grows from rounding: Adam divides gradients by their own size,
     be they noise or not. Beside an `eps` of 1 it takes them as they are, and its moments are still what it needs.
     """
-    from tests.conftest import tiny_tree
-
     tree = tiny_tree(tiny_llm, tiny_whisper, manifests, folder)
     tree["slots"]["paralinguistic"]["adapter"]["dropout"] = 0.0
     for stage in tree["stages"].values():
@@ -52,10 +53,16 @@ def config(folder: Path, tiny_llm: str, tiny_whisper: str, manifests: dict[str, 
     return str(file)
 
 
-def job(name: str, strategy: str, kill: int | None = None) -> dict[str, Any]:
-    """A run in two processes, with half the batch each."""
-    batches = [f"stages.{stage.split('-')[1]}.batch_size=2" for stage in STAGES]
-    return {"overrides": [f"name={name}", f"trainer.strategy={strategy}", "trainer.devices=2", *batches], "kill": kill}
+def shares(batch_size: int, accumulate: int) -> list[str]:
+    names = [f"stages.{stage.split('-')[1]}" for stage in STAGES]
+    sizes = [f"{name}.batch_size={batch_size}" for name in names]
+    return [*sizes, *(f"{name}.accumulate_grad_batches={accumulate}" for name in names)]
+
+
+def job(name: str, strategy: str, kill: int | None = None, accumulate: int = 1) -> dict[str, Any]:
+    """A run in two processes, with half the batch each, which one step or several batches take."""
+    overrides = [f"name={name}", f"trainer.strategy={strategy}", "trainer.devices=2"]
+    return {"overrides": [*overrides, *shares(2 // accumulate, accumulate)], "kill": kill}
 
 
 def launch(config: str, jobs: Jobs, *, torchrun: bool) -> subprocess.CompletedProcess[str]:
@@ -72,7 +79,13 @@ def runs(folder: Path, config: str) -> Iterator[Path]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     assert main(["fit", "--config", config, "name=one"]) == 0
-    jobs = [*(job(strategy, strategy) for strategy in STRATEGIES), job("killed", "deepspeed_stage_3", kill=9)]
+    assert main(["fit", "--config", config, "name=quarters", *shares(1, 4)]) == 0
+    together = [job(name, name.split("-")[0], accumulate=2) for name in ACCUMULATED]
+    jobs = [
+        *(job(strategy, strategy) for strategy in STRATEGIES),
+        *together,
+        job("killed", "deepspeed_stage_3", kill=9),
+    ]
     done = launch(config, jobs, torchrun=True)
     assert "SIGKILL" in done.stderr or "-9" in done.stderr, done.stderr[-4000:]
     yield folder / "runs"
@@ -92,7 +105,7 @@ def scores(run: Path, stage: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [*STRATEGIES, *ACCUMULATED, "quarters"])
 def test_two_processes_train_what_one_trains(runs: Path, strategy: str, stage: str) -> None:
     assert difference(runs / "one", runs / strategy, stage) < NEAR
     assert scores(runs / strategy, stage) == pytest.approx(scores(runs / "one", stage), rel=1e-5)
@@ -113,9 +126,8 @@ def test_checkpoints_and_bundles_hold_what_was_trained(runs: Path, strategy: str
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_adamw_finds_its_moments_as_it_would_have_written_them(runs: Path, strategy: str) -> None:
-    ours, theirs = (
-        torch.load(runs / name / "stages" / STAGES[0] / "last.ckpt", weights_only=True) for name in (strategy, "one")
-    )
+    files = [runs / name / "stages" / STAGES[0] / "last.ckpt" for name in (strategy, "one")]
+    ours, theirs = (torch.load(file, weights_only=True) for file in files)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1)) for _ in theirs["state_dict"]])
     optimizer.load_state_dict(ours["optimizer_states"][0])
     mine, its = (kept["optimizer_states"][0]["state"] for kept in (ours, theirs))
@@ -130,26 +142,28 @@ def test_adamw_finds_its_moments_as_it_would_have_written_them(runs: Path, strat
 def test_a_killed_run_goes_on_in_one_process_or_two_under_any_strategy(runs: Path, config: str) -> None:
     killed = runs / "killed" / "stages" / STAGES[1]
     assert (killed / "last.ckpt").is_file() and not (killed / "done.json").is_file()
-    for name in ("two", "other"):
+    for name in ("two", "other", "in_quarters"):
         shutil.copytree(runs / "killed", runs / name)
         recipe = runs / name / "recipe.yaml"
         recipe.write_text(recipe.read_text().replace("name: killed", f"name: {name}"))
     done = launch(config, [job("two", "deepspeed_stage_3"), job("other", "deepspeed_stage_1")], torchrun=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert main(["fit", "--config", config, "name=killed"]) == 0
+    assert main(["fit", "--config", config, "name=in_quarters", *shares(1, 4)]) == 0
     for stage in STAGES[1:]:
         assert difference(runs / "deepspeed_stage_3", runs / "two", stage) == 0  # to the bit
         assert difference(runs / "deepspeed_stage_3", runs / "other", stage) < NEAR
         assert difference(runs / "deepspeed_stage_3", runs / "killed", stage) < NEAR
+        assert difference(runs / "deepspeed_stage_3", runs / "in_quarters", stage) < NEAR
 
 
 def test_a_stage_does_not_go_on_with_other_batches(tmp_path: Path) -> None:
     file = tmp_path / "last.ckpt"
     loops = {"fit_loop": {"epoch_loop.batch_progress": {"current": {"processed": 3}}}}
     torch.save({"batch_size": 48, "loops": loops}, file)
-    assert _consumed(file, 48) == 3
+    assert _steps_done(file, 48) == 3
     with refused("mismatch", "batch_size"):
-        _consumed(file, 24)
+        _steps_done(file, 24)
 
 
 def test_what_deepspeed_cannot_do_is_told() -> None:
@@ -158,9 +172,7 @@ def test_what_deepspeed_cannot_do_is_told() -> None:
 
 
 @pytest.mark.parametrize(("name", "meant"), [("deepspeed_stage_4", r"deepspeed_stage_\d"), ("dpp", "ddp")])
-def test_a_dry_run_knows_strategies(
-    name: str, meant: str, write_recipe: Callable[..., str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_knows_strategies(name: str, meant: str, write_recipe: Write, capsys: Any) -> None:
     assert main(["fit", "--config", write_recipe(), "--dry-run", f"trainer.strategy={name}"]) == 2
     assert re.search(rf"no strategy '{name}'. Did you mean '{meant}'\?", capsys.readouterr().err)
 
@@ -171,7 +183,7 @@ def test_without_deepspeed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
         trainer_arguments({"strategy": "deepspeed_stage_2"})
 
 
-def test_sharded_weights_cannot_train_all(tree: dict[str, Any], write_recipe: Callable[..., str]) -> None:
+def test_sharded_weights_cannot_train_all(tree: dict[str, Any], write_recipe: Write) -> None:
     stages = {name: {**node, "train": ["llm"], "err": None} for name, node in tree["stages"].items()}
     changes = {"trainer": {"strategy": "deepspeed_stage_3"}, "stages": stages}
     llm = {**tree["llm"], "tuning": {"method": "weights"}}

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from tests.helpers.errors import refused
+from tests.helpers.runs import quiet_run
 
 from sottovoce.config.recipe import Recipe, parse
 from sottovoce.data.examples import Example, collate
-from sottovoce.lightning_modules.run import Run, prepare_run
+from sottovoce.lightning_modules.run import Run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.spoken_prompt import dialogue_of
@@ -21,7 +21,7 @@ SOURCES = [("speech", "speech"), ("speech", "none"), ("text", "speech"), ("none"
 
 @pytest.fixture
 def run(recipe: Recipe) -> Run:
-    run = prepare_run(recipe, Console(quiet=True))
+    run = quiet_run(recipe)
     run.module.start_stage("joint", 10)
     return run
 
@@ -61,15 +61,12 @@ def test_text_in_every_slot_is_the_plain_llm(run: Run) -> None:
     example = drawn(run, ("text", "text"))[2]
     batch = collate([example], run.audio_reader.read)
     assert not batch.clips
-    chat = [
-        {"role": turn.role, "content": "".join(str(piece) for piece in turn.pieces)}
-        for turn in dialogue_of(example, run.module.slots)
-    ]
+    turns = dialogue_of(example, run.module.slots)
+    chat = [{"role": turn.role, "content": "".join(map(str, turn.pieces))} for turn in turns]
     llm = run.module.llm
     prompt = llm.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
     answer = llm.tokenizer(f"{example.target}<|im_end|>", add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([[*prompt, *answer]])
-    labels = torch.tensor([[-100] * len(prompt) + answer])
+    ids, labels = torch.tensor([prompt + answer]), torch.tensor([[-100] * len(prompt) + answer])
     with torch.no_grad():
         plain = llm.model(input_ids=ids, labels=labels).loss
         ours = run.module.loss(batch)
@@ -118,10 +115,9 @@ def test_a_frozen_slot_is_still_heard_and_has_no_dropout(run: Run) -> None:
 
 
 def test_a_clip_goes_through_an_adapter_once_whatever_asks_for_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    example = drawn(run, count=1)[0]
-    batch = collate(
-        [example, replace(example, instruction="Repeat."), replace(example, trains=frozenset())], run.audio_reader.read
-    )
+    (example,) = drawn(run, count=1)
+    others = [replace(example, instruction="Repeat."), replace(example, trains=frozenset())]
+    batch = collate([example, *others], run.audio_reader.read)
     seen: list[int] = []
     adapter = run.module.adapters["linguistic"]
     forward = adapter.forward

@@ -1,30 +1,19 @@
 """Audio LLMs as encoder, adapter and LLM: the logits are those of transformers' own classes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests.helpers.audio_llms import (
-    KINDS,
-    SAMPLES,
-    batch,
-    chat,
-    clips,
-    close,
-    native_chat,
-    native_of,
-    our_logits,
-    ours,
-    ours_as_it_is,
-    recipe,
-    save_qwen2_audio,
-)
+from tests.helpers import audio_llms
+from tests.helpers.audio_llms import KINDS, SAMPLES, batch, chat, clips, close, native_chat, native_of, our_logits, ours
 from tests.helpers.errors import refused
-from torch import Tensor
 
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config.recipe import parse
@@ -42,7 +31,7 @@ EVERY = pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_the_native_models(kind: str, checkpoints: dict[str, Path]) -> None:
     """One at a time, and in a batch of different lengths; 1e-5."""
     waves, folder = clips(*SAMPLES), checkpoints[kind]
-    module, native = ours_as_it_is(kind, folder), native_of(kind, folder)
+    module, native = audio_llms.ours_as_it_is(kind, folder), native_of(kind, folder)
     chats = [chat(i) for i in range(len(waves))]
     together = our_logits(module, waves, chats)
     close(together, native.logits(waves, [native_chat(i) for i in range(len(waves))]))
@@ -57,7 +46,7 @@ def test_logits_are_the_native_models(kind: str, checkpoints: dict[str, Path]) -
 def test_a_dialogue_of_several_clips_is_the_native_models(kind: str, checkpoints: dict[str, Path]) -> None:
     """Qwen2-Audio numbers its clips; a line break stands behind each."""
     waves, folder = clips(9_000, 12_000), checkpoints[kind]
-    module, native = ours_as_it_is(kind, folder), native_of(kind, folder)
+    module, native = audio_llms.ours_as_it_is(kind, folder), native_of(kind, folder)
     turns = [*chat(0), ChatTurn("assistant", ("A dog.",)), *chat(1)]
     said = [*native_chat(0), {"role": "assistant", "content": "A dog."}, *native_chat(1)]
     close(our_logits(module, waves, [turns]), native.logits(waves, [said]))
@@ -66,7 +55,7 @@ def test_a_dialogue_of_several_clips_is_the_native_models(kind: str, checkpoints
 @EVERY
 def test_answers_are_the_native_models(kind: str, checkpoints: dict[str, Path]) -> None:
     waves, folder = clips(*SAMPLES), checkpoints[kind]
-    module, native = ours_as_it_is(kind, folder), native_of(kind, folder)
+    module, native = audio_llms.ours_as_it_is(kind, folder), native_of(kind, folder)
     made = native.inputs(waves, [native_chat(i) for i in range(len(waves))])
     with torch.no_grad():
         ids = native.model.generate(**made, max_new_tokens=6, do_sample=False)[:, made["input_ids"].shape[1] :]
@@ -77,7 +66,7 @@ def test_answers_are_the_native_models(kind: str, checkpoints: dict[str, Path]) 
 
 @pytest.mark.parametrize("kind", ["qwen2_audio", "thinker"])
 def test_marks_are_special_tokens_in_the_prompt(kind: str, checkpoints: dict[str, Path]) -> None:
-    module = ours_as_it_is(kind, checkpoints[kind])
+    module = audio_llms.ours_as_it_is(kind, checkpoints[kind])
     before, _, after = module.llm.chat.prompt(chat(0))
     assert isinstance(before, list) and isinstance(after, list)
     names = module.llm.tokenizer.convert_ids_to_tokens
@@ -86,14 +75,14 @@ def test_marks_are_special_tokens_in_the_prompt(kind: str, checkpoints: dict[str
 
 def test_a_mark_that_the_tokenizer_does_not_know_is_refused(checkpoints: dict[str, Path]) -> None:
     folder = checkpoints["thinker"]
-    slots = {"audio": {**recipe("thinker", folder)["slots"]["audio"], "after": "<|audio_end|>"}}
+    slots = {"audio": {**audio_llms.recipe("thinker", folder)["slots"]["audio"], "after": "<|audio_end|>"}}
     with pytest.raises(ConfigError, match=r"slots.audio: '<\|audio_end\|>'.*<\|audio_eos\|>"):
         ours("thinker", folder, slots=slots)
 
 
 @pytest.mark.parametrize("kind", ["qwen2_audio", "thinker"])
 def test_text_in_the_place_of_speech_has_no_marks(kind: str, checkpoints: dict[str, Path]) -> None:
-    module = ours_as_it_is(kind, checkpoints[kind])
+    module = audio_llms.ours_as_it_is(kind, checkpoints[kind])
     (text,) = module.llm.chat.prompt([ChatTurn("user", ("a dog", "What is it?"))])
     assert isinstance(text, list) and "<|audio_bos|>" not in module.llm.tokenizer.convert_ids_to_tokens(text)
 
@@ -136,24 +125,14 @@ def test_only_the_tensors_that_are_asked_for_are_read(
 ) -> None:
     read: list[str] = []
 
-    class Recorder:
-        def __init__(self, file: Path, framework: str) -> None:
-            self.file = safe_open(file, framework)
+    @contextmanager
+    def recording(file: Path, framework: str) -> Iterator[Any]:
+        with safe_open(file, framework) as opened:
+            yield SimpleNamespace(
+                keys=opened.keys, get_tensor=lambda name: read.append(name) or opened.get_tensor(name)
+            )
 
-        def __enter__(self) -> "Recorder":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def keys(self) -> list[str]:
-            return list(self.file.keys())
-
-        def get_tensor(self, name: str) -> Tensor:
-            read.append(name)
-            return self.file.get_tensor(name)  # type: ignore[no-any-return]
-
-    monkeypatch.setattr("sottovoce.tensor_files.safe_open", Recorder)
+    monkeypatch.setattr("sottovoce.tensor_files.safe_open", recording)
     folder = checkpoints["whole omni"]
     encoder_of("whole omni", folder)
     assert read and all(name.startswith("thinker.audio_tower.") and ".proj." not in name for name in read)
@@ -178,11 +157,8 @@ def test_published_sizes_need_no_network() -> None:
             text.build()
             adapter = ADAPTERS.build({"type": "checkpoint_projector", "checkpoint": name}, encoder.dim, text.dim)
         assert (encoder.sample_rate, encoder.frame_rate, encoder.dim) == (16_000, 25.0, 1280)
-        assert [sum(p.numel() for p in part.parameters()) for part in (encoder, adapter, text)] == [
-            tower,
-            projector,
-            llm,
-        ]
+        sizes = [sum(p.numel() for p in part.parameters()) for part in (encoder, adapter, text)]
+        assert sizes == [tower, projector, llm]
         with pytest.raises(RuntimeError, match=r"load\(\)"):
             encoder(*Frames.pad(clips(3_000)))
 
@@ -212,7 +188,7 @@ def test_another_model_is_refused(checkpoints: dict[str, Path], tiny_llm: str) -
 )
 def test_a_weight_that_the_files_lack_is_named(missing: str, part: str, tmp_path: Path) -> None:
     """Where transformers would go on with random numbers."""
-    save_qwen2_audio(tmp_path)
+    audio_llms.save_qwen2_audio(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights[missing]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
@@ -223,7 +199,7 @@ def test_a_weight_that_the_files_lack_is_named(missing: str, part: str, tmp_path
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
-    save_qwen2_audio(tmp_path)
+    audio_llms.save_qwen2_audio(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"junk" * 99)
     with refused("not-found", "encoder.checkpoint"):
         ours("qwen2_audio", tmp_path)
@@ -239,7 +215,7 @@ def test_weights_that_were_given_are_not_overwritten(kind: str, checkpoints: dic
     module = ours(kind, checkpoints[kind])
     weights = {key: value + 1 for key, value in module.adapters.state_dict().items()}
     tower = {key: value + 1 for key, value in module.encoder.state_dict().items()}
-    other = SpeechLLM(parse(recipe(kind, checkpoints[kind])))
+    other = SpeechLLM(parse(audio_llms.recipe(kind, checkpoints[kind])))
     other.adapters.load_state_dict(weights)
     other.encoder.load_trained(tower)
     other.configure_model()

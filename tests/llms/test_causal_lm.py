@@ -34,18 +34,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save_family(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def llm(request: pytest.FixtureRequest, folders: dict[str, Path]) -> CausalLLM:
-    llm = CausalLLM(str(folders[request.param]), "float32")
+def loaded(folder: Path) -> CausalLLM:
+    llm = CausalLLM(str(folder), "float32")
     llm.load()
     return llm
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def llm(request: pytest.FixtureRequest, folders: dict[str, Path]) -> CausalLLM:
+    return loaded(folders[request.param])
 
 
 @pytest.fixture
 def qwen(folders: dict[str, Path]) -> CausalLLM:
-    llm = CausalLLM(str(folders["qwen2"]), "float32")
-    llm.load()
-    return llm
+    return loaded(folders["qwen2"])
 
 
 def speech() -> dict[object, Tensor]:
@@ -134,9 +136,8 @@ def test_logits_are_made_for_the_response_only(qwen: CausalLLM) -> None:
 def test_generation_is_that_of_hugging_face_on_ids(llm: CausalLLM) -> None:
     for turns in TURNS[:2]:
         ids = ids_of(llm, turns)
-        greedy = GenerationConfig(
-            max_new_tokens=40, do_sample=False, eos_token_id=sorted(llm.chat.stop_ids), pad_token_id=0
-        )
+        stops = sorted(llm.chat.stop_ids)
+        greedy = GenerationConfig(max_new_tokens=40, do_sample=False, eos_token_id=stops, pad_token_id=0)
         whole = torch.tensor([ids])  # with its mask: BOS has the id of the pad token here, and would be taken for it
         reference = llm.model.generate(whole, attention_mask=torch.ones_like(whole), generation_config=greedy)
         expected = llm.tokenizer.decode(reference[0, len(ids) :], skip_special_tokens=True).strip()
@@ -171,24 +172,19 @@ def test_generation_stops_at_the_end_of_the_turn(llm: CausalLLM, monkeypatch: py
 
 
 def test_a_stop_token_that_is_not_special_is_not_said(folders: dict[str, Path], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(folders["qwen2"], tmp_path / "llm"))
-    plain, short = CausalLLM(str(folders["qwen2"]), "float32"), CausalLLM(str(folder), "float32")
-    plain.load()
+    folder, plain = Path(shutil.copytree(folders["qwen2"], tmp_path / "llm")), loaded(folders["qwen2"])
     prompt = plain.embed([ids_of(plain, TURNS[0])], {})
     said = plain.model.generate(inputs_embeds=prompt[None], attention_mask=torch.ones(1, len(prompt)), max_new_tokens=9)
     assert said[0, 8] not in said[0, :8] and plain.tokenizer.decode(said[0, 8:])
     GenerationConfig(eos_token_id=int(said[0, 8])).save_pretrained(folder)
-    short.load()
-    assert short.generate([prompt], 20) == [plain.tokenizer.decode(said[0, :8]).strip()]
+    assert loaded(folder).generate([prompt], 20) == [plain.tokenizer.decode(said[0, :8]).strip()]
 
 
 def test_settings_of_the_checkpoint_do_not_leak_into_greedy_search(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(folders["qwen2"], tmp_path / "llm"))
-    GenerationConfig(do_sample=True, temperature=3.0, repetition_penalty=9.0, eos_token_id=[0, 1]).save_pretrained(
-        folder
-    )
-    plain, loud = CausalLLM(str(folders["qwen2"]), "float32"), CausalLLM(str(folder), "float32")
-    plain.load(), loud.load()
+    settings = {"do_sample": True, "temperature": 3.0, "repetition_penalty": 9.0, "eos_token_id": [0, 1]}
+    GenerationConfig(**settings).save_pretrained(folder)
+    plain, loud = loaded(folders["qwen2"]), loaded(folder)
     prompt = plain.embed([ids_of(plain, TURNS[0])], {})
     assert loud.generate([prompt], 30) == plain.generate([prompt], 30)
     assert loud.chat.stop_ids == {0, 1} and plain.chat.stop_ids == {1}
@@ -211,26 +207,21 @@ def test_loading_is_frozen_idempotent_and_keeps_its_dtype(folders: dict[str, Pat
 
 
 def test_a_fingerprint_knows_every_weight_and_the_template(folders: dict[str, Path], tmp_path: Path) -> None:
-    def fingerprint(folder: Path) -> str:
-        llm = CausalLLM(str(folder), "float32")
-        llm.load()
-        return llm.fingerprint()
-
-    original = fingerprint(folders["gemma"])
+    original = loaded(folders["gemma"]).fingerprint()
     folder = Path(shutil.copytree(folders["gemma"], tmp_path / "llm"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"transformers_version": "9", "_name_or_path": "there"}))
-    assert fingerprint(folder) == original  # wherever it lies, and whoever wrote it
+    assert loaded(folder).fingerprint() == original  # wherever it lies, and whoever wrote it
     weights = load_file(folder / "model.safetensors")
     name = sorted(weights)[-1]
     weights[name].view(-1)[0] += 1e-3
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    changed = {original, fingerprint(folder)}
+    changed = {original, loaded(folder).fingerprint()}
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
-    changed.add(fingerprint(folder))
+    changed.add(loaded(folder).fingerprint())
     (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
-    changed.add(fingerprint(folder))
+    changed.add(loaded(folder).fingerprint())
     assert len(changed) == 4
 
 
@@ -311,29 +302,18 @@ def test_a_download_that_was_interrupted_is_not_taken_for_whole(
     assert asked == [True, True, False]  # for settings, whose files are there; and for weights
 
 
-def lose_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-
-
-def break_weights(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0 not safetensors")
-
-
-def drop_a_weight(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    del weights["model.norm.weight"]
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-
-def pickle_weights(folder: Path) -> None:
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    lose_weights(folder)
-
-
-@pytest.mark.parametrize("damage", [lose_weights, break_weights, drop_a_weight, pickle_weights])
-def test_a_damaged_folder_is_refused(damage: Callable[[Path], None], folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["lost", "broken", "short", "pickled"])
+def test_a_damaged_folder_is_refused(damage: str, folders: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(folders["qwen2"], tmp_path / "llm"))
-    damage(folder)
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    file.unlink()
+    if damage == "broken":
+        file.write_bytes(b"\x10\0\0\0\0\0\0\0 not safetensors")
+    elif damage == "short":
+        save_file({name: w for name, w in weights.items() if name != "model.norm.weight"}, file, {"format": "pt"})
+    elif damage == "pickled":
+        torch.save(weights, folder / "pytorch_model.bin")
     with refused("not-found", "llm.checkpoint", MissingError):
         CausalLLM(str(folder)).load()
 

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from itertools import chain
 
 import pytest
@@ -125,29 +124,23 @@ def test_without_a_system_role_the_system_speaks_at_the_start_of_the_user(family
 
 def test_a_template_that_drops_the_system_in_silence_is_seen_through() -> None:
     tokenizer = tokenizer_of("phi3")
-    tokenizer.chat_template = "{% for m in messages if m['role'] != 'system' %}" + tokenizer.chat_template[
-        len("{% for message in messages %}") :
-    ].replace("message[", "m[")
+    begins, rest = "{% for message in messages %}", str(tokenizer.chat_template)
+    tokenizer.chat_template = rest.replace(begins, "{% for message in messages if message['role'] != 'system' %}", 1)
     chat = ChatFormat(tokenizer, [1])
     assert "You hear voices.\n\nBefore: (linguistic)" in spelled(chat, chat.prompt(SPOKEN))
 
 
-def drops_turns(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.chat_template = "{{ messages[-1]['content'] }}<|im_end|>"
-
-
-def repeats_turns(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{{ m['content'] }}<|im_end|>{% endfor %}"
-
-
-def reverses_turns(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.chat_template = "{% for m in messages | reverse %}{{ m['content'] }}<|im_end|>{% endfor %}"
-
-
-@pytest.mark.parametrize("damage", [drops_turns, repeats_turns, reverses_turns])
-def test_a_template_that_loses_slots_is_refused(damage: Callable[[PreTrainedTokenizerFast], None]) -> None:
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[-1]['content'] }}<|im_end|>",  # drops turns, repeats them, or turns them round
+        "{% for m in messages %}{{ m['content'] }}{{ m['content'] }}<|im_end|>{% endfor %}",
+        "{% for m in messages | reverse %}{{ m['content'] }}<|im_end|>{% endfor %}",
+    ],
+)
+def test_a_template_that_loses_slots_is_refused(template: str) -> None:
     tokenizer = tokenizer_of("qwen2")
-    damage(tokenizer)
+    tokenizer.chat_template = template
     with refused("mismatch", "llm.checkpoint"):
         ChatFormat(tokenizer, [1]).prompt(SPOKEN)
 

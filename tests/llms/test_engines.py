@@ -64,12 +64,10 @@ def test_the_request_is_what_the_api_wants(serve: Serve, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "first",
     [
-        (500, b"oops", {}),
-        (503, b"loading", {"Retry-After": "nonsense"}),
+        drops, (500, b"oops", {}), (503, b"loading", {"Retry-After": "nonsense"}),
         (429, {"error": "slow down"}, {"Retry-After": "0.3"}),
-        drops,
     ],
-)
+)  # fmt: skip
 def test_what_may_pass_is_tried_again(serve: Serve, first: Any) -> None:
     times = []
 
@@ -103,9 +101,7 @@ NO_CHAT = "what came back is no chat completion"
         ((400, {"error": "too  long"}, {}), 'HTTP 400: {"error": "too long"}', 1),
     ],
 )
-def test_what_does_not_pass_is_a_failure_of_that_chat_alone(
-    serve: Serve, reply: Any, reason: str, attempts: int
-) -> None:
+def test_what_does_not_pass_is_a_failure_of_that_chat(serve: Serve, reply: Any, reason: str, attempts: int) -> None:
     server = serve(lambda text, number: reply if text == "bad" else echo(text, number))
     answers = engine_of(server).answer([chat("a"), chat("bad"), chat("b")], max_new_tokens=7)
     assert answers == ["you said a", Failure(reason), "you said b"]
@@ -141,9 +137,7 @@ def test_it_gives_up_on_lost_requests_in_a_row_only(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refused_key_is_told_at_once_and_never_shown(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, status: int
-) -> None:
+def test_a_refused_key_is_told_and_never_shown(serve: Serve, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     monkeypatch.setenv("MY_KEY", SECRET)
     server = serve(lambda text, number: (status, f"bad key {SECRET}".encode(), {}))
     with refused("unavailable", "api_key_env", MissingError) as caught:
@@ -160,9 +154,7 @@ def test_an_unknown_model_is_told_at_once(serve: Serve, status: int) -> None:
     assert "no model m" in str(caught.value) and sum(server.asked.values()) <= 2
 
 
-def test_secrets_stay_out_of_names_reasons_and_files(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_secrets_stay_out_of_names_and_files(serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MY_KEY", SECRET)
     server = serve(lambda text, number: (400, f"no {SECRET}".encode(), {}) if text == "bad" else echo(text, number))
     engine = engine_of(server, api_key_env="MY_KEY")
@@ -186,9 +178,7 @@ def test_secrets_stay_out_of_names_reasons_and_files(
         ({"api_key_env": "ODD_KEY"}, "api_key_env", "bad-value"),
     ],
 )
-def test_knobs_that_make_no_sense(
-    monkeypatch: pytest.MonkeyPatch, knobs: dict[str, Any], where: str, code: Code
-) -> None:
+def test_knobs_that_make_no_sense(monkeypatch: Any, knobs: dict[str, Any], where: str, code: Code) -> None:
     monkeypatch.delenv("NO_KEY", raising=False)
     monkeypatch.setenv("ODD_KEY", f"{SECRET}ü")
     with refused(code, where) as caught:

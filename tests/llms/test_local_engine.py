@@ -36,11 +36,8 @@ def local(checkpoint: Path) -> LocalEngine:
     return local_engine(checkpoint)
 
 
-CHATS = [
-    chat("Hi"),
-    chat("Repeat what you hear, please. " * 3),
-    [{"role": "system", "content": "Be calm."}, *chat("A")],
-]
+CHATS = [chat("Hi"), chat("Repeat what you hear, please. " * 3)]
+CHATS += [[{"role": "system", "content": "Be calm."}, *chat("A")]]
 
 
 def test_greedy_is_the_llms_own_answer_to_the_same_chat(local: LocalEngine) -> None:

@@ -92,19 +92,19 @@ def test_lora_changes_nothing_before_it_learns_and_can_be_switched_off_after(fol
         assert torch.equal(tuned.model(input_ids=ids).logits, expected)
     assert not torch.allclose(tuned.model(input_ids=ids).logits, expected, atol=1e-3)
     assert {name for name, weight in tuned.named_parameters() if weight.requires_grad} == set(tuned.trainable_names)
-    assert plain.fingerprint() == tuned.fingerprint() == tuned.frozen_fingerprint()
+    assert plain.fingerprint() == tuned.fingerprint() == tuned.fingerprint(frozen=True)
 
 
 def test_fingerprints_tell_the_checkpoint_from_what_was_trained(folders: dict[str, Path]) -> None:
     tuning = Tuning(method="weights", layers="1", targets=["q_proj"])
     plain, tuned = opened(folders["qwen2"]), opened(folders["qwen2"], tuning)
-    frozen = tuned.frozen_fingerprint()
+    frozen = tuned.fingerprint(frozen=True)
     with torch.no_grad():
         tuned.get_parameter(next(name for name in tuned.trainable_names if name.endswith("weight"))).add_(1.0)
-    assert tuned.fingerprint() == plain.fingerprint() and tuned.frozen_fingerprint() == frozen
+    assert tuned.fingerprint() == plain.fingerprint() and tuned.fingerprint(frozen=True) == frozen
     with torch.no_grad():
         tuned.layers[0].mlp.up_proj.weight.add_(1.0)  # type: ignore[operator, union-attr]
-    assert tuned.frozen_fingerprint() != frozen
+    assert tuned.fingerprint(frozen=True) != frozen
     with refused("conflict", "llm.tuning.method"), tuned.untuned():
         pass
 

@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.helpers.errors import refused
+from tests.helpers.runs import Write
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
@@ -27,9 +28,7 @@ class Scripted(Engine):
     def __init__(self, *, says: str = "scores") -> None:
         self.says, self.name = says, "gone" if says == "nothing" else "scripted"
 
-    def answer(
-        self, chats: Sequence[Chat], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> list[str | Failure]:
+    def answer(self, chats: Sequence[Chat], *, seed: int = 0, **_: Any) -> list[str | Failure]:
         Scripted.asked += [(chat[-1]["content"], seed) for chat in chats]
         return [Failure("the server is gone") if self.says == "nothing" else _scores(c[-1]["content"]) for c in chats]
 
@@ -43,9 +42,7 @@ ASPECTS = ("cs_content", "cs_style", "egs_c1", "egs_c2", "egs_c3", "egs_c4")
 
 
 @pytest.fixture
-def judged(
-    tree: dict[str, Any], write_recipe: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., str]:
+def judged(tree: dict[str, Any], write_recipe: Write, monkeypatch: pytest.MonkeyPatch) -> Write:
     """A recipe of one short stage, two named parts of the test side, and judges whose LLM is scripted."""
     monkeypatch.setitem(ENGINES._classes, "scripted", Scripted)
     Scripted.asked = []
@@ -57,18 +54,13 @@ def judged(
     stage = {"tasks": {"dialogue": 1}, "lr": 1e-2, "epochs": 1, "batch_size": 12}
 
     def write(**judges: Any) -> str:
-        return write_recipe(
-            data={**tree["data"], "test": parts},
-            stages={"joint": stage},
-            evaluation={"batch_size": 9, "max_new_tokens": 3, "slots": ["both", "text"], "judges": judges},
-        )
+        evaluation = {"batch_size": 9, "max_new_tokens": 3, "slots": ["both", "text"], "judges": judges}
+        return write_recipe(data={**tree["data"], "test": parts}, stages={"joint": stage}, evaluation=evaluation)
 
     return write
 
 
-def test_a_run_reports_its_judges_and_lives_without_them(
-    judged: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_reports_its_judges_and_lives_without_them(judged: Write, tmp_path: Path, capsys: Any) -> None:
     """One judge answers in the run; the other is gone, is told, and is asked later."""
     config = judged(here={"engine": {"type": "scripted"}}, away={"engine": {"type": "scripted", "says": "nothing"}})
     assert main(["fit", "--config", config]) == 0
@@ -88,10 +80,8 @@ def test_a_run_reports_its_judges_and_lives_without_them(
         assert c4.value == pytest.approx(sum(numbers) / count + 4, abs=1e-5)
     page = (folder / "results.md").read_text()
     shown = records[titles[0], "cs_content/here"].value
-    assert (
-        f"| dialogue (plain) | CS content (here) ↑ | {shown:.2f} [" in page
-        and "cs_content/here by conversation" in page
-    )
+    assert f"| dialogue (plain) | CS content (here) ↑ | {shown:.2f} [" in page
+    assert "cs_content/here by conversation" in page
 
     asked = len(Scripted.asked)
     assert main(["judge", str(tmp_path / "runs/tiny"), "evaluation.judges.away.engine.says=scores"]) == 0
@@ -104,7 +94,7 @@ def test_a_run_reports_its_judges_and_lives_without_them(
     assert "there is no reply of response" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_judge_sees_the_dialogue_as_it_was_written(judged: Callable[..., str]) -> None:
+def test_a_judge_sees_the_dialogue_as_it_was_written(judged: Write) -> None:
     test = read_splits(recipes.load(judged())).splits["test"].utterances
     spoken = next(u for u in test if len(u.context) == 4)
     shown = reply(Prediction(spoken.id, "dialogue", "both", "?", "Yes.", ""), spoken)
@@ -113,7 +103,7 @@ def test_a_judge_sees_the_dialogue_as_it_was_written(judged: Callable[..., str])
     assert reply(Prediction("x", "dialogue", "both", "?", "Yes.", ""), test[0]).context == "(The user speaks first.)"
 
 
-def test_a_null_switches_an_inherited_judge_off(judged: Callable[..., str]) -> None:
+def test_a_null_switches_an_inherited_judge_off(judged: Write) -> None:
     node = {"engine": {"type": "scripted"}}
     assert list(recipes.load(judged(one=node, two=node), ["evaluation.judges.one=null"]).evaluation.judges) == ["two"]
 
@@ -125,14 +115,12 @@ def test_a_null_switches_an_inherited_judge_off(judged: Callable[..., str]) -> N
         ({"engine": {"type": "scripted", "x": 1}}, "unknown-key", "evaluation.judges.one.engine.x"),
     ],
 )
-def test_a_judge_that_is_none_is_named_by_its_key(
-    judged: Callable[..., str], node: dict[str, Any], code: Code, where: str
-) -> None:
+def test_a_judge_that_is_none_is_named_by_its_key(judged: Write, node: dict[str, Any], code: Code, where: str) -> None:
     with refused(code, where):
         recipes.load(judged(one={"engine": {"type": "scripted"}, **node}))
 
 
-def test_a_run_is_judged_only_with_a_judge(judged: Callable[..., str], tmp_path: Path) -> None:
+def test_a_run_is_judged_only_with_a_judge(judged: Write, tmp_path: Path) -> None:
     with refused("not-found", "recipe.yaml"):
         command(str(tmp_path / "nowhere"), [])
     judged()

@@ -3,19 +3,18 @@
 from typing import Any
 
 import pytest
-from rich.console import Console
 from tests.helpers.errors import refused
+from tests.helpers.runs import quiet_run
 
-from sottovoce.config.recipe import parse
 from sottovoce.errors import ManifestError
-from sottovoce.lightning_modules.run import Run, prepare_run
+from sottovoce.lightning_modules.run import Run
 from sottovoce.scoring import predict as module
 from sottovoce.scoring.predict import predict
 
 
 def prepared(tree: dict[str, Any], **evaluation: Any) -> Run:
     tree["evaluation"] = {"batch_size": 9, "max_new_tokens": 2, **evaluation}
-    run = prepare_run(parse(tree), Console(quiet=True))
+    run = quiet_run(tree)
     run.module.start_stage("joint", 1)
     return run
 

@@ -1,13 +1,13 @@
 """Dialogue with a bundle: spoken and written turns, each answered in the light of all before."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.errors import refused
+from tests.helpers.runs import Fit
 
-from sottovoce.cli.main import main
 from sottovoce.errors import AudioError
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
@@ -16,11 +16,9 @@ from sottovoce.serving.chat import Conversation, wording
 
 
 @pytest.fixture
-def model(write_recipe: Callable[..., str], tree: dict[str, Any], tmp_path: Path) -> SpeechLLM:
-    stages = {"joint": tree["stages"]["joint"]}
+def model(fit: Fit, tree: dict[str, Any]) -> SpeechLLM:
     evaluation = {"max_new_tokens": 2, "slots": ["both"], "limit": 2}
-    assert main(["fit", "--config", write_recipe(stages=stages, evaluation=evaluation)]) == 0
-    return read_bundle(tmp_path / "runs" / "tiny" / "bundle")
+    return read_bundle(fit(stages={"joint": tree["stages"]["joint"]}, evaluation=evaluation) / "bundle")
 
 
 def test_follow_up_prompts_hold_the_turns_before(
@@ -32,11 +30,8 @@ def test_follow_up_prompts_hold_the_turns_before(
     monkeypatch.setattr(model.llm.chat, "prompt", lambda turns: prompts.append(list(turns)) or prompt(turns))
     conversation = Conversation(model, wording(model, "emotion"), max_new_tokens=4)
     folder = manifests["test"].parent
-    answers = [
-        conversation.answer_audio(folder / "test-0.wav"),
-        conversation.answer_text("why?"),
-        conversation.answer_audio(folder / "test-1.wav"),
-    ]
+    answers = [conversation.answer_audio(folder / "test-0.wav"), conversation.answer_text("why?")]
+    conversation.answer_audio(folder / "test-1.wav")
     assert [len(turns) for turns in prompts] == [2, 4, 6]
     assert [turn.role for turn in prompts[2]] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert [turn.pieces for turn in prompts[2] if turn.role == "assistant"] == [(answers[0],), (answers[1],)]
@@ -48,13 +43,11 @@ def test_an_answer_is_the_same_as_in_scoring(model: SpeechLLM, manifests: dict[s
     """One spoken turn through `chat` is the row of predictions.jsonl, though it was answered alone."""
     rows = [json.loads(line) for line in (tmp_path / "runs/tiny/evaluation/predictions.jsonl").read_text().splitlines()]
     row = next(row for row in rows if row["task"] == "asr" and row["id"] == "test-0")  # it has no context
-    answer = Conversation(model, row["instruction"], max_new_tokens=2).answer_audio(
-        manifests["test"].parent / "test-0.wav"
-    )
-    assert answer == row["response"]
+    conversation = Conversation(model, row["instruction"], max_new_tokens=2)
+    assert conversation.answer_audio(manifests["test"].parent / "test-0.wav") == row["response"]
 
 
 def test_a_clip_that_cannot_be_used_is_named(model: SpeechLLM, tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_bytes(b"no sound")
-    with pytest.raises(AudioError, match=r"bad\.wav"):
+    with refused("damaged", "bad.wav", AudioError):
         Conversation(model, "Reply.").answer_audio(tmp_path / "bad.wav")

@@ -74,7 +74,7 @@ def test_a_run_can_begin_from_what_was_exported(kind: str, checkpoints: dict[str
 
 
 @EVERY
-def test_files_and_whatever_was_not_trained_stay_as_they_were(
+def test_files_and_what_was_not_trained_stay_as_they_were(
     kind: str, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     source, out = checkpoints[kind], tmp_path / "out"
@@ -102,9 +102,7 @@ def test_tensors_keep_the_dtype_of_their_checkpoint(checkpoints: dict[str, Path]
     torch.testing.assert_close(written, merged(module.llm.model)[name].bfloat16(), rtol=0, atol=0)
 
 
-def test_a_composed_model_exports_its_llm(
-    tiny_llm: str, tiny_whisper: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_composed_model_exports_its_llm(tiny_llm: str, tiny_whisper: str, tmp_path: Path, capsys: Any) -> None:
     """By the command, from a bundle. Speech adapters have no place in a text model's folder, and it says so."""
     tree = {
         "name": "composed",
@@ -129,9 +127,8 @@ def test_a_composed_model_exports_its_llm(
         torch.testing.assert_close(plain(ids).logits, module.llm.model(ids).logits, atol=1e-5, rtol=1e-5)
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == {file.name for file in Path(tiny_llm).iterdir()}
-    generation = [
-        json.loads((Path(folder) / "generation_config.json").read_text()) for folder in (tiny_llm, tmp_path / "out")
-    ]
+    folders = Path(tiny_llm), tmp_path / "out"
+    generation = [json.loads((folder / "generation_config.json").read_text()) for folder in folders]
     assert generation[0] == generation[1]  # not our greedy one
 
 
@@ -159,9 +156,7 @@ def test_a_weight_without_a_place_is_an_error(checkpoints: dict[str, Path], tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_answers_are_the_same_after_a_way_through_bundle_and_export(
-    checkpoints: dict[str, Path], tmp_path: Path
-) -> None:
+def test_answers_are_the_same_after_bundle_and_export(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     module = tuned("qwen2_audio", checkpoints["qwen2_audio"], **LORA)
     bundle = write_bundle(tmp_path / "bundle", module, [])
     assert main(["export", str(bundle), "--out", str(tmp_path / "out")]) == 0

@@ -15,24 +15,15 @@ from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
 from sottovoce.llms import ENGINES
 from sottovoce.registry import Registry
 
-REGISTRIES: tuple[Registry[Any], ...] = (
-    *(ENCODERS, ADAPTERS, TASKS, CORPORA, SYNTHESIZERS),
-    *(ENGINES, JUDGES, AWARENESS_JUDGES),
-)
+OURS: tuple[Registry[Any], ...] = ENCODERS, ADAPTERS, TASKS, CORPORA, SYNTHESIZERS, ENGINES, JUDGES, AWARENESS_JUDGES
 
 
 def print_components() -> None:
-    """A table a registry: name, knobs with types and defaults, and what the component is in a sentence.
-
-    A plug-in that cannot be imported is shown with its error and does not hide the others.
-    """
+    """A table a registry; a plug-in that cannot be imported is shown with its error and does not hide the others."""
     console = Console()
-    for registry in REGISTRIES:
-        table = Table(
-            title=f"{registry.kind} (plug in by the entry point group {registry.group!r})", title_justify="left"
-        )
-        for column in ("type", "knobs", "what it is"):
-            table.add_column(column)
+    for registry in OURS:
+        title = f"{registry.kind} (plug in by the entry point group {registry.group!r})"
+        table = Table("type", "knobs", "what it is", title=title, title_justify="left")
         for name in registry.names():
             try:
                 knobs = "\n".join(_knob(knob) for knob in registry.knobs(name).values())

@@ -7,10 +7,11 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from pkgutil import resolve_name
+from typing import Any, TypeAlias
 
 from sottovoce.errors import SottovoceError, printable
 from sottovoce.signals import EXIT, Terminated, handle_sigterm
@@ -47,13 +48,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `key=value` may stand anywhere, where argparse wants all positional arguments together."""
     known = parser()
     arguments, rest = known.parse_known_args(argv)
-    overrides = [word for word in rest if hasattr(arguments, "overrides") and re.match(r"[\w.]+=", word)]
+    overrides = [word for word in rest if re.match(r"[\w.]+=", word)]
     if strays := [word for word in rest if word not in overrides]:
         known.error(f"unrecognized arguments: {' '.join(strays)}")
-    if overrides:
-        arguments.overrides = [*arguments.overrides, *overrides]
-    if getattr(arguments, "trusted", None):
-        arguments.overrides = [*arguments.overrides, f"{arguments.trusted}=true"]
+    trust = [f"{arguments.trusted}=true"] if arguments.trusted else []
+    arguments.overrides = [*arguments.overrides, *overrides, *trust]
     return arguments
 
 
@@ -64,48 +63,34 @@ def silence_libraries() -> None:
     if transformers := sys.modules.get("transformers"):  # it has read that when it was imported
         transformers.utils.logging.disable_progress_bar()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a part that cannot be loaded is an error of our own
-    for message in (
-        r".*does not have many workers.*",
-        r".*enable_nested_tensor.*",
-        r".*exists and is not empty.*",
-        r".*tensorboardX.*",
-        r".*`isinstance\(treespec.*",
-        r".*number of training batches.*smaller than the logging interval.*",
-        r".*You're resuming from a checkpoint that ended before.*",
-        r".*in eval mode at the start of training.*",
-        r".*gradient_checkpointing_enable. is deprecated.*",
-        r".*DynamicBucketingSampler with an eagerly read CutSet.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
+    advice = (
+        r"does not have many workers|enable_nested_tensor|exists and is not empty|tensorboardX|`isinstance\(treespec|"
+        r"number of training batches.*smaller than the logging interval|in eval mode at the start of training|"
+        r"You're resuming from a checkpoint that ended before|gradient_checkpointing_enable. is deprecated|"
+        r"DynamicBucketingSampler with an eagerly read CutSet"
+    )
+    warnings.filterwarnings("ignore", message=f".*({advice})")
 
 
 TRUST = "llm.trust_remote_code"  # the key that --trust-remote-code sets, in recipes of `fit`
 
-
-class Argument(NamedTuple):
-    """A word or an option of a command, as argparse takes it."""
-
-    names: tuple[str, ...]
-    options: dict[str, Any]
+Argument: TypeAlias = tuple[tuple[str, ...], dict[str, Any]]  # of a command, as argparse's `add_argument` takes it
 
 
 def arg(*names: str, **options: Any) -> Argument:
-    return Argument(names, options)
+    return names, options
 
 
-class Command(NamedTuple):
+class Command:
     """A command: its function as `module:name`, called with those arguments that it has parameters for.
 
-    `dry_run` and `loader` are called instead with --dry-run and --print-config: the latter reads a recipe.
+    `loader` reads a recipe, for --print-config; for --dry-run there is a `dry_run` in the module of `call`. `trust` is
+    the key of the recipe that lets code of a checkpoint run.
     """
 
-    name: str
-    call: str
-    help: str
-    arguments: tuple[Argument, ...]
-    dry_run: str = ""
-    loader: str = ""
-    trust: str = ""  # the key of the recipe that lets code of a checkpoint run
+    def __init__(self, name: str, call: str, help: str, *words: Argument, loader: str = "", trust: str = "") -> None:
+        self.name, self.call, self.help, self.words = name, call, help, words
+        self.loader, self.trust = loader, trust
 
 
 def _overrides(example: str) -> Argument:
@@ -123,121 +108,100 @@ _ALLOW = arg("--allow", action="append", default=[], metavar="DIR", help="clips 
 COMMANDS = (
     Command(
         "fit", "lightning_modules.fit:fit", "train a recipe, stage by stage, score it, and leave a bundle",
-        (_config("conf/quickstart.yaml"), _overrides("stages.joint.lr=1e-4")),
-        dry_run="lightning_modules.fit:dry_run", loader="config.recipe:load", trust=TRUST,
+        _config("conf/quickstart.yaml"), _overrides("stages.joint.lr=1e-4"),
+        loader="config.recipe:load", trust=TRUST,
     ),
     Command(
         "estimate", "estimation.estimate:command", "predict memory, hours and file sizes of a recipe for `fit`",
-        (
-            _config("conf/dual_adapter.yaml"),
-            arg("--gpu", help="h100, h200, a100, l40s, rtx4090, or `here`: this machine, by trying it"),
-            arg("--utterances", type=int, help="suppose so many, instead of reading the recipe's manifests"),
-            arg("--seconds", type=float, default=5.0, help="mean length of those; 5 if absent"),
-            _overrides("trainer.devices=8"),
-        ),
-        trust=TRUST,
+        _config("conf/dual_adapter.yaml"),
+        arg("--gpu", help="h100, h200, a100, l40s, rtx4090, or `here`: this machine, by trying it"),
+        arg("--utterances", type=int, help="suppose so many, instead of reading the recipe's manifests"),
+        arg("--seconds", type=float, default=5.0, help="mean length of those; 5 if absent"),
+        _overrides("trainer.devices=8"), trust=TRUST,
     ),
     Command(
         "pretrain", "lightning_modules.best_rq_pretraining:pretrain",
         "pre-train a speech encoder on audio alone, by BEST-RQ",
-        (_config("conf/best_rq.yaml"), _overrides("steps=1000")),
-        dry_run="lightning_modules.best_rq_pretraining:dry_run", loader="config.best_rq:load",
+        _config("conf/best_rq.yaml"), _overrides("steps=1000"), loader="config.best_rq:load",
     ),
     Command(
-        "evaluate", "scoring.evaluate:evaluate", "score a stage of a run again",
-        (
-            arg("folder", help="of the run, such as runs/quickstart"),
-            arg("--stage", help="whose best checkpoint; the last if absent"),
-        ),
-        trust=TRUST,
+        "evaluate", "scoring.evaluate:evaluate", "score a run again, or a bundle on data of one's own",
+        arg("folder", help="of a run or a bundle, such as runs/quickstart"),
+        arg("--stage", help="of a run: whose best checkpoint; the last if absent"),
+        arg("--test", action="append", default=[], metavar="FILE", help="a manifest that the bundle answers"),
+        arg("--task", action="append", default=[], help="with --test: what is asked; all of its tasks if absent"),
+        arg("--out", help="with --test: folder of predictions.jsonl and scores"),
+        _overrides("evaluation.batch_size=8"), trust=TRUST,
     ),
     Command(
         "judge", "scoring.judging:command", "let the judges of a finished run's recipe score its replies",
-        (arg("folder", help="of the run, such as runs/dual_adapter"), _overrides("evaluation.judges.qwen=null")),
+        arg("folder", help="of the run, such as runs/dual_adapter"), _overrides("evaluation.judges.qwen=null"),
     ),
     Command(
         "table", "comparison.table:table", "train or reuse every system of a paper's table, and compare them",
-        (arg("config", help="such as conf/speech_emotion_llama/table.yaml"), _overrides("seeds=[1]")),
+        arg("config", help="such as conf/speech_emotion_llama/table.yaml"), _overrides("seeds=[1]"),
         trust="trust_remote_code",
     ),
     Command(
         "compare", "comparison.compare:compare", "finished runs side by side, on the same utterances",
-        (
-            arg("runs", nargs="+", help="folders, such as runs/pe_ft/seed-*/selective runs/pe_ft/seed-*/full"),
-            arg("--out", help="folder of comparison.html and comparison.csv; beside the runs if absent"),
-            arg("--against", help="the system that the others are held against; the first if absent"),
-        ),
+        arg("runs", nargs="+", help="folders, such as runs/pe_ft/seed-*/selective runs/pe_ft/seed-*/full"),
+        arg("--out", help="folder of comparison.html and comparison.csv; beside the runs if absent"),
+        arg("--against", help="the system that the others are held against; the first if absent"),
     ),
     Command(
         "analyze", "analysis.analyze:analyze", "layer-wise analyses of a bundle's LLM: where voice and meaning are",
-        (_BUNDLE, arg("--config", required=True, help="such as conf/analysis.yaml"), _overrides("limit=200")),
+        _BUNDLE, arg("--config", required=True, help="such as conf/analysis.yaml"), _overrides("limit=200"),
         trust="trust_remote_code",
     ),
     Command(
         "chat", "serving.chat:chat", "ask a bundle something by voice",
-        (
-            _BUNDLE,
-            arg("--audio", action="append", default=[], help="an audio file; several are turns one after another"),
-            arg("--task", help="whose instruction the model is given; a reply if absent"),
-            arg("--instruction", help="instead of a task's own wording"),
-            arg("--once", action="store_true", help="answer and stop, even at a terminal"),
-            _overrides("llm.checkpoint=/path"),
-        ),
-        trust=TRUST,
+        _BUNDLE,
+        arg("--audio", action="append", default=[], help="an audio file; several are turns one after another"),
+        arg("--task", help="whose instruction the model is given; a reply if absent"),
+        arg("--instruction", help="instead of a task's own wording"),
+        arg("--once", action="store_true", help="answer and stop, even at a terminal"),
+        _overrides("llm.checkpoint=/path"), trust=TRUST,
     ),
     Command(
         "export", "serving.export:command", "write what a run has trained in its checkpoint's own format",
-        (
-            _BUNDLE,
-            arg("--out", required=True, help="the folder to write, which plain transformers then opens"),
-            _overrides("llm.checkpoint=/path"),
-        ),
-        trust=TRUST,
+        _BUNDLE, arg("--out", required=True, help="the folder to write, which plain transformers then opens"),
+        _overrides("llm.checkpoint=/path"), trust=TRUST,
     ),
     Command(
         "schema", "cli.recipe_schema:print_schema", "print the JSON Schema of a kind of recipe, for editors",
-        (arg("kind", choices=["fit", "pretrain", "paired", "analyze", "table"], help="whose recipes"),),
+        arg("kind", choices=["fit", "pretrain", "paired", "analyze", "table"], help="whose recipes"),
     ),
-    Command("list", "cli.components:print_components", "show every registered component with its knobs", ()),
+    Command("list", "cli.components:print_components", "show every registered component with its knobs"),
     Command(
         "prepare", "generation.prepare:prepare", "turn a published corpus into manifests",
-        (
-            arg("corpus", help="such as librispeech; `sottovoce list` shows all of them and their knobs"),
-            arg("--source", help="the folder that the corpus was unpacked in"),
-            arg("--out", required=True, help="folder of the manifests, such as manifests/librispeech"),
-            _overrides("seed=1, a knob of the corpus"),
-        ),
+        arg("corpus", help="such as librispeech; `sottovoce list` shows all of them and their knobs"),
+        arg("--source", help="the folder that the corpus was unpacked in"),
+        arg("--out", required=True, help="folder of the manifests, such as manifests/librispeech"),
+        _overrides("seed=1, a knob of the corpus"),
     ),
     Command(
         "label", "cli.main:label", "add pitch, energy and tempo labels to a manifest, by measuring",
-        (_MANIFEST, _OUT, _ALLOW),
+        _MANIFEST, _OUT, _ALLOW,
     ),
     Command(
         "shards", "cli.main:shards", "pack a manifest and its clips into tar files (Lhotse Shar)",
-        (
-            _MANIFEST,
-            arg("--out", required=True, help="the folder to write; its manifest.jsonl is what a recipe names"),
-            arg("--size", type=int, default=1000, help="clips a tar file"),
-            _ALLOW,
-        ),
+        _MANIFEST,
+        arg("--out", required=True, help="the folder to write; its manifest.jsonl is what a recipe names"),
+        arg("--size", type=int, default=1000, help="clips a tar file"),
+        _ALLOW,
     ),
     Command(
         "targets", "generation.targets:targets", "let an LLM write the targets of a manifest",
-        (
-            _MANIFEST,
-            _OUT,
-            arg("--kind", choices=["response", "plain", "caption"], default="response"),
-            arg("--engine", default="local", help="who answers; `sottovoce list` shows engines and their knobs"),
-            arg("--max-new-tokens", type=int, default=256),
-            _overrides("checkpoint=/path, a knob of the engine"),
-        ),
-        trust="trust_remote_code",
+        _MANIFEST, _OUT,
+        arg("--kind", choices=["response", "plain", "caption"], default="response"),
+        arg("--engine", default="local", help="who answers; `sottovoce list` shows engines and their knobs"),
+        arg("--max-new-tokens", type=int, default=256),
+        _overrides("checkpoint=/path, a knob of the engine"), trust="trust_remote_code",
     ),
     Command(
         "paired", "generation.paired:paired", "speak the same texts as each kind of speaker, with right answers",
-        (_config("conf/paired_data_demo.yaml"), _overrides("out=paired")),
-        dry_run="generation.paired:dry_run", loader="generation.paired_config:load",
-        trust="writer.engine.trust_remote_code",
+        _config("conf/paired_data_demo.yaml"), _overrides("out=paired"),
+        loader="generation.paired_config:load", trust="writer.engine.trust_remote_code",
     ),
 )  # fmt: skip
 
@@ -248,51 +212,38 @@ def parser() -> argparse.ArgumentParser:
     subparsers = whole.add_subparsers(metavar="command", required=True)
     for command in COMMANDS:
         sub = subparsers.add_parser(command.name, help=command.help, description=command.help)
-        sub.set_defaults(run=_runner(command), overrides=[])
-        for argument in command.arguments:
-            sub.add_argument(*argument.names, **argument.options)
-        if command.dry_run:
-            sub.add_argument("--dry-run", action="store_true", help="check the recipe, and count what it builds")
+        sub.set_defaults(run=partial(_run, command), overrides=[], dry_run=False, print_config=False, trusted="")
+        for names, options in command.words:
+            sub.add_argument(*names, **options)
         if command.loader:
+            sub.add_argument("--dry-run", action="store_true", help="check the recipe, and count what it builds")
             sub.add_argument("--print-config", action="store_true", help="print the whole resolved recipe and stop")
-        if command.trust:  # only the command line can: a recipe or a bundle may be somebody else's
-            told = f"run Python code that comes with the LLM's checkpoint; the same as {command.trust}=true"
-            sub.add_argument(
-                "--trust-remote-code", dest="trusted", action="store_const", const=command.trust, help=told
-            )
+        if key := command.trust:  # only the command line can: a recipe or a bundle may be somebody else's
+            told = f"run Python code that comes with the LLM's checkpoint; the same as {key}=true"
+            sub.add_argument("--trust-remote-code", dest="trusted", action="store_const", const=key, help=told)
     return whole
 
 
-def _runner(command: Command) -> Callable[[argparse.Namespace], None]:
-    def run(arguments: argparse.Namespace) -> None:
-        if getattr(arguments, "print_config", False):
-            from omegaconf import OmegaConf
+def _run(command: Command, arguments: argparse.Namespace) -> None:
+    if arguments.print_config:
+        from omegaconf import OmegaConf
 
-            recipe = _function(command.loader)(arguments.config, arguments.overrides)
-            print(OmegaConf.to_yaml(recipe.plain()), end="")
-            return
-        call = _function(command.dry_run if getattr(arguments, "dry_run", False) else command.call)
-        names = inspect.signature(call).parameters
-        call(arguments) if "arguments" in names else call(**{name: getattr(arguments, name) for name in names})
-
-    return run
-
-
-def _function(where: str) -> Callable[..., Any]:
-    module, _, name = where.partition(":")
-    function: Callable[..., Any] = getattr(import_module(f"sottovoce.{module}"), name)
-    return function
+        recipe = resolve_name(f"sottovoce.{command.loader}")(arguments.config, arguments.overrides)
+        print(OmegaConf.to_yaml(recipe.plain()), end="")
+        return
+    module, _, name = command.call.partition(":")
+    call = resolve_name(f"sottovoce.{module}:{'dry_run' if arguments.dry_run else name}")
+    names = inspect.signature(call).parameters
+    call(arguments) if "arguments" in names else call(**{name: getattr(arguments, name) for name in names})
 
 
 def label(manifest: str, out: str, allow: list[str]) -> None:
-    """The command `label`."""
     from sottovoce.data.acoustic_labels import label_manifest
 
     print(label_manifest(Path(manifest), Path(out), allow=[Path(folder) for folder in allow]))
 
 
 def shards(manifest: str, out: str, size: int, allow: list[str]) -> None:
-    """The command `shards`."""
     from sottovoce.data.tar_shards import write_shards
 
     print(write_shards(Path(manifest), Path(out), size=size, allow=[Path(folder) for folder in allow]))

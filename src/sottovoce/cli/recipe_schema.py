@@ -2,19 +2,18 @@
 
 import json
 from collections.abc import Iterator
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 from pydantic import TypeAdapter
 
-KINDS = {  # command -> module and class of its recipe
-    "fit": ("sottovoce.config.recipe", "Recipe"),
-    "pretrain": ("sottovoce.config.best_rq", "PretrainRecipe"),
-    "paired": ("sottovoce.generation.paired_config", "PairedRecipe"),
-    "analyze": ("sottovoce.analysis.config", "AnalysisRecipe"),
-    "table": ("sottovoce.comparison.table_config", "TableRecipe"),
+KINDS = {  # command -> its recipe's class
+    "fit": "sottovoce.config.recipe:Recipe",
+    "pretrain": "sottovoce.config.best_rq:PretrainRecipe",
+    "paired": "sottovoce.generation.paired_config:PairedRecipe",
+    "analyze": "sottovoce.analysis.config:AnalysisRecipe",
+    "table": "sottovoce.comparison.table_config:TableRecipe",
 }
-EXTENDS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 _MANY = 10**6  # a limit that is only against slips, and not shown
 HEAD = """# Every key of every recipe
 
@@ -39,8 +38,7 @@ Written by `python -m sottovoce.cli.recipe_schema > docs/recipe.md`.
 
 def schema(kind: str) -> dict[str, Any]:
     """JSON Schema of the recipes of a kind."""
-    module, name = KINDS[kind]
-    return TypeAdapter(getattr(import_module(module), name)).json_schema()
+    return TypeAdapter(resolve_name(KINDS[kind])).json_schema()
 
 
 def print_schema(kind: str) -> None:
@@ -48,10 +46,9 @@ def print_schema(kind: str) -> None:
     whole = schema(kind)
     for node in (whole, *whole.get("$defs", {}).values()):
         node.pop("required", None)
-    whole["properties"] = {
-        "extends": {**EXTENDS, "description": "files that this one builds on"},
-        **whole["properties"],
-    }
+    files = [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
+    extends = {"anyOf": files, "description": "files that this one builds on"}
+    whole["properties"] = {"extends": extends, **whole["properties"]}
     print(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **whole}, indent=2))
 
 
@@ -63,23 +60,21 @@ def reference() -> str:
 def _tables(whole: dict[str, Any]) -> Iterator[str]:
     """A table for each mapping of known keys."""
     places: dict[str, list[str]] = {}
-    _collect(whole, "", places)
     defs = whole.get("$defs", {})
+    _collect(whole, "", places, defs)
     for name, node in {"": whole, **{name: defs[name] for name in places}}.items():
         if name:
             yield f"\n### {', '.join(f'`{place}`' for place in places[name])}\n"
         yield f"\n{node['description'].splitlines()[0]}\n\nkey|type|default|meaning\n---|---|---|---\n"
         for key, value in node["properties"].items():
-            default = "**needed**" if key in node.get("required", ()) else _default(value)
+            default = f"`{json.dumps(value['default'])}`" if "default" in value else ""
+            default = "**needed**" if key in node.get("required", ()) else default
             cells = (f"`{key}`", _type(value), default, value.get("description", "").replace("<", "&lt;"))
             yield "|".join(cell.replace("|", "\\|") for cell in cells) + "\n"
 
 
-def _collect(
-    node: dict[str, Any], place: str, places: dict[str, list[str]], defs: dict[str, Any] | None = None
-) -> None:
+def _collect(node: dict[str, Any], place: str, places: dict[str, list[str]], defs: dict[str, Any]) -> None:
     """Where each named mapping of a schema stands, such as `stages.NAME`, in the order of the keys."""
-    defs = node.get("$defs", {}) if defs is None else defs
     for key, value in node.get("properties", {}).items():
         for inner, below in _references(value):
             path = f"{place}{key}{below}"
@@ -117,10 +112,6 @@ def _type(value: dict[str, Any]) -> str:
     words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {value[key]:,}" for key, sign in words.items() if value.get(key, _MANY) < _MANY]
     return f"{kind} {', '.join(limits)}".strip()
-
-
-def _default(value: dict[str, Any]) -> str:
-    return f"`{json.dumps(value['default'])}`" if "default" in value else ""
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from sottovoce.lightning_modules.fit import fit
 from sottovoce.lightning_modules.trainer import is_rank_zero
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
+from sottovoce.scoring.provenance import is_scored
 from sottovoce.scoring.speech_tokens import pooled_tokens
 from sottovoce.training.run_folder import check_folder
 from sottovoce.training.splits import read_splits
@@ -64,7 +65,7 @@ def table(config: str, overrides: Sequence[str] = ()) -> None:
 def _is_finished(recipe: Recipe) -> bool:
     """Whether the run of this very recipe has been scored; a folder of another recipe is an error."""
     check_folder(recipe.folder, recipe.plain())
-    return (recipe.folder / "evaluation" / "results.json").is_file()
+    return is_scored(recipe)
 
 
 def compare_systems(recipe: TableRecipe, console: Console) -> Comparison:

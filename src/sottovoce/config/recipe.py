@@ -6,17 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from sottovoce.config.sections import (
-    CascadeConfig,
-    DataConfig,
-    EvaluationConfig,
-    HeadConfig,
-    LLMConfig,
-    SlotConfig,
-    StageConfig,
-    TrainerArguments,
-)
-from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown, without_nulls
+from sottovoce.config import sections
+from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown
 from sottovoce.config_tree import read_tree
 from sottovoce.data.tasks import TASKS
 from sottovoce.encoders import ENCODERS
@@ -37,23 +28,19 @@ class Recipe(BaseRecipe):
     name: str
     seed: Seed = 0
     encoder: Annotated[Node, ENCODERS] = Field(description="a component: `type` and its knobs")
-    llm: LLMConfig = Field()
-    slots: Annotated[dict[str, SlotConfig], without_nulls(SlotConfig)] = Field(
-        min_length=1, description="in this order in a spoken turn"
-    )
+    llm: sections.LLMConfig = Field()
+    slots: sections.Slots = Field(min_length=1, description="in this order in a spoken turn")
     instructions: Literal["system", "user"] = Field(
         default="system", description="a turn of their own, or before the speech"
     )
     init_from: str | None = Field(default=None, description="a bundle, whose weights the first stage starts from")
     tasks: dict[str, dict[str, Any]] = Field(default={}, description="knobs of tasks, such as their choices")
-    data: DataConfig = Field(default_factory=DataConfig)
-    stages: Annotated[dict[str, StageConfig], without_nulls(StageConfig)] = Field(
-        description="run in this order; {}: `init_from` is scored as it is"
-    )
-    auxiliary_head: HeadConfig | None = None
-    cascade: CascadeConfig | None = None
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
-    trainer: TrainerArguments = Field(default={}, description="keyword arguments of lightning.Trainer")
+    data: sections.DataConfig = Field(default_factory=sections.DataConfig)
+    stages: sections.Stages = Field(description="run in this order; {}: `init_from` is scored as it is")
+    auxiliary_head: sections.HeadConfig | None = None
+    cascade: sections.CascadeConfig | None = None
+    evaluation: sections.EvaluationConfig = Field(default_factory=sections.EvaluationConfig)
+    trainer: sections.TrainerArguments = Field(default={}, description="keyword arguments of lightning.Trainer")
     checkpoint_every: Count = Field(default=50, description="steps between checkpoints to resume from")
     output_dir: str = "runs"
 
@@ -171,7 +158,7 @@ def used_tasks(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys([*used, *(recipe.evaluation.tasks or [])]))
 
 
-def _stage_conflicts(stage: StageConfig, where: str) -> Iterator[ConfigError]:
+def _stage_conflicts(stage: sections.StageConfig, where: str) -> Iterator[ConfigError]:
     for key, weights in (("tasks", stage.tasks), ("err", stage.err)):
         if weights is not None and not sum(weights.values()) > 0:
             yield fault("bad-value", f"{where}.{key}", f"one weight must be positive, found {weights}")

@@ -94,7 +94,8 @@ class StageConfig:
     eps: NonNegative = 1e-8
     grad_clip: NonNegative = Field(default=1.0, description="gradient norm")
     epochs: Int = Field(default=3, ge=1, le=100_000)
-    batch_size: Int = Field(default=48, ge=1, le=10**6, description="utterances a step and process")
+    batch_size: Int = Field(default=48, ge=1, le=10**6, description="utterances a batch and process")
+    accumulate_grad_batches: Int = Field(default=1, ge=1, le=10**6, description="batches of a process that make a step")
     tasks_per_utterance: Int = Field(default=1, ge=1, le=10_000, description="tasks drawn from each utterance")
     val_checks_per_epoch: Int = Field(default=1, ge=1, le=10_000)
 
@@ -131,6 +132,11 @@ class JudgeConfig:
     slots: list[str] = Field(default=["both"], description="heard how")
 
 
+Slots: TypeAlias = Annotated[dict[str, SlotConfig], without_nulls(SlotConfig)]
+Stages: TypeAlias = Annotated[dict[str, StageConfig], without_nulls(StageConfig)]
+Judges: TypeAlias = Annotated[dict[str, JudgeConfig], without_nulls(JudgeConfig)]
+
+
 @config_class
 class AwarenessConfig:
     """Who labels replies to paired data -1, 0 or +1 (PA-score and PA-rate), and whom that judge asks."""
@@ -150,9 +156,7 @@ class EvaluationConfig:
     limit: Count | None = Field(default=None, description="utterances a task; null: all")
     text: dict[str, SlotText] = Field(default={}, description="slot -> the text that targets are made of, if another")
     task_overrides: dict[str, dict[str, Any]] = Field(default={}, description="task -> knobs that it is scored with")
-    judges: Annotated[dict[str, JudgeConfig], without_nulls(JudgeConfig)] = Field(
-        default={}, description="name -> who judges replies"
-    )
+    judges: Judges = Field(default={}, description="name -> who judges replies")
     awareness: AwarenessConfig | None = Field(default=None, description="labels replies to paired data; null: the rule")
     retention: str | None = Field(default=None, description="JSONL of text prompts, asked before and after training")
 

@@ -92,10 +92,11 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
     for name, node in recipe.stages.items():
         sampler = example_sampler_of(recipe, tasks, name, cut=True)
         weights = train.stage_weights(node, sampler, training=True)
-        order = BatchSampler(train.seconds, weights, node.batch_size, 1, recipe.seed, 0, ranks)
+        together = node.accumulate_grad_batches
+        order = BatchSampler(train.seconds, weights, node.batch_size, 1, recipe.seed, 0, ranks, accumulate=together)
         validated = validation.stage_weights(node, sampler, training=False).sum()
         checks = ceil(validated / (node.batch_size * ranks)) * node.val_checks_per_epoch
-        longest, *typical = _typical(order, train, ranks, TIMED if timer else SIMULATED)
+        longest, *typical = _typical(order, train, ranks * together, TIMED if timer else SIMULATED)
         cost = simulator.stage(name, sampler, [longest] if timer else [longest, *typical])
         step, check = timer.times(name, sampler, typical) if timer else _by_sheet(cast(GPU, hardware), cost)
         memory = {strategy: program + _memory(module, cost, strategy, ranks) for strategy in STRATEGIES}
@@ -103,7 +104,7 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
             timer.generate_targets(name, sampler, typical)
             memory = {strategy: int(SPARE * max(most, peak_memory())) for strategy, most in memory.items()}
         file = _trained_bytes(module) + cost.moments
-        stages.append(StageEstimate(name, len(order), node.epochs, step, checks * check, memory, file))
+        stages.append(StageEstimate(name, order.steps, node.epochs, step * together, checks * check, memory, file))
     clips = sum(len(split.clips()) for split in data.splits.values())
     own_tokenizer = isinstance(module.llm.chat, ChatFormat)
     return Estimate(hardware, ranks, stages, encoding * clips / BATCH, own_tokenizer, _trained_bytes(module))
@@ -121,12 +122,12 @@ def processes(trainer: dict[str, Any]) -> int:
     return each * int(trainer.get("num_nodes", 1))
 
 
-def _typical(order: BatchSampler, split: Split, ranks: int, count: int) -> list[Rows]:
+def _typical(order: BatchSampler, split: Split, shares: int, count: int) -> list[Rows]:
     """The batch of the most seconds, then some of an epoch from short to long, as one process has them."""
     seconds = split.seconds
-    by_length = sorted(order.global_batches(), key=lambda rows: float(seconds[rows.numbers].sum()))
+    by_length = sorted(order.global_steps(), key=lambda rows: float(seconds[rows.numbers].sum()))
     chosen = [by_length[(2 * i + 1) * len(by_length) // (2 * count)] for i in range(count)]
-    return [Rows(rows.epoch, rows.numbers[::ranks]) for rows in (by_length[-1], *chosen)]
+    return [Rows(rows.epoch, rows.numbers[::shares]) for rows in (by_length[-1], *chosen)]
 
 
 def _memory(module: SpeechLLM, cost: Cost, strategy: str, ranks: int) -> int:

@@ -2,36 +2,48 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from sottovoce.config.recipe import load
+from sottovoce.config.recipe import load, used_tasks
+from sottovoce.config.sections import SourceConfig
+from sottovoce.config_model import unknown
 from sottovoce.device import on_device
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation.records import Record, read_results, score_all, write_results
 from sottovoce.evaluation.reports.results import results_table
+from sottovoce.lightning_modules.bundle import PRINTS, read_bundle
 from sottovoce.lightning_modules.curriculum import read_trained, stage_folder
-from sottovoce.lightning_modules.run import Run, prepare_run
+from sottovoce.lightning_modules.run import Run, encode_clips, prepare_run
 from sottovoce.paths import resolve
+from sottovoce.scoring import provenance
 from sottovoce.scoring.judging import judged, label_awareness
 from sottovoce.scoring.predict import predict
 from sottovoce.scoring.text_retention import BEFORE, retention_after
+from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.run_folder import recipe_file
+from sottovoce.training.splits import build_tasks, read_splits
 
 
-def score(run: Run, system: str, folder: Path) -> list[Record]:
-    """Score the model as it is now; a folder that holds results of this run is read instead."""
-    if (folder / "results.json").is_file():
+def score(run: Run, system: str, folder: Path, *, unlabelled: bool = False) -> list[Record]:
+    """Score the model as it is now; a folder that holds results of this run and this evaluation is read instead.
+
+    With `unlabelled`, utterances that lack what a score needs are answered, too.
+    """
+    made_with = provenance.provenance(run.recipe, run.data.splits["test"])
+    if provenance.results_are(made_with, folder, run.console):
         return read_results(folder)
     node = run.recipe.evaluation
     with on_device(run.module):
         test = run.data.splits["test"].utterances
-        predictions = label_awareness(run.recipe, predict(run), test, folder)
-        records = score_all(system, predictions)
+        predictions = label_awareness(run.recipe, predict(run, unlabelled=unlabelled), test, folder)
+        records = score_all(system, predictions) if any(not p.unscored for p in predictions) else []
         if node.retention and (folder / BEFORE).is_file():
             file = resolve(node.retention)
             records += retention_after(system, run.module.llm, file, folder, batch_size=node.batch_size)
+    provenance.write(made_with, folder)
     write_results(folder, records, predictions)  # before anybody is asked who may not be there
     if node.judges:
         records += judged(system, run.recipe, predictions, test, folder, run.console)
@@ -66,8 +78,27 @@ def skipped_steps(run: Run) -> dict[str, int]:
     return {name: one["skipped"] for name, one in told.items() if one.get("skipped")}
 
 
-def evaluate(folder: str, stage: str | None, overrides: Sequence[str] = ()) -> None:
-    """Score the best checkpoint of one stage of a run, beside the run's own scores."""
+def evaluate(
+    folder: str,
+    stage: str | None,
+    test: Sequence[str] = (),
+    task: Sequence[str] = (),
+    out: str | None = None,
+    overrides: Sequence[str] = (),
+) -> None:
+    """The command: score one stage of a run on its own test side, or a bundle on manifests that it has never seen."""
+    bundle = Path(folder) if (Path(folder) / PRINTS).is_file() else Path(folder) / "bundle"
+    if test:
+        console = Console()
+        records = evaluate_bundle(bundle, test, task, Path(out) if out else None, overrides, console)
+        if records:
+            console.print(results_table(records))
+        return
+    for name, given in (("--task", task), ("--out", out)):
+        if given:
+            raise ConfigError.at(name, "conflict", "it goes with --test; a run's own test side has tasks and a folder")
+    if bundle == Path(folder):
+        raise ConfigError.at("--test", "missing-key", f"{folder} is a bundle: say what it is to answer, --test FILE")
     recipe = load(recipe_file(Path(folder)), overrides)
     name = stage or list(recipe.stages)[-1]
     if name not in recipe.stages:
@@ -80,3 +111,51 @@ def evaluate(folder: str, stage: str | None, overrides: Sequence[str] = ()) -> N
     run.module.load_trained(read_trained(best), str(best))
     records = score(run, f"{recipe.name}/{name}", recipe.folder / "evaluation" / name)
     run.console.print(results_table(records))
+
+
+def evaluate_bundle(
+    bundle: Path,
+    manifests: Sequence[str],
+    tasks: Sequence[str],
+    out: Path | None,
+    overrides: Sequence[str],
+    console: Console,
+) -> list[Record]:
+    """Answers and scores of a bundle on manifests of the user's own; no training data is needed.
+
+    Lines without the label or transcript of a task are answered, too, and not scored.
+
+    Args:
+        bundle: folder.
+        manifests: JSONL files.
+        tasks: what is asked; all tasks of the bundle's recipe if there are none.
+        out: folder of predictions and scores; None: `evaluation/<names of the manifests>` beside the bundle.
+        overrides: of the bundle's recipe.
+        console: for progress.
+
+    Raises:
+        SottovoceError: bundle or manifests cannot be used; or there is no such task.
+    """
+    absent = [name for name in manifests if not Path(name).is_file()]
+    if absent:
+        raise MissingError(f"--test {absent[0]}: there is no such manifest (docs/manifest.md)", where="--test")
+    module = read_bundle(bundle, overrides)
+    whole = module.recipe
+    for error in unknown("--task", tasks, used_tasks(whole), "task of this bundle"):
+        raise error
+    stems = [Path(name).stem for name in manifests]
+    sources = [
+        SourceConfig(manifest=name, name=stem if len(manifests) > 1 else None, allow=["/"])
+        for name, stem in zip(manifests, stems, strict=True)
+    ]
+    data = replace(whole.data, corpus=None, train=[], validation=[], test=sources, validate="eager")
+    evaluation = replace(whole.evaluation, tasks=list(tasks) or used_tasks(whole), retention=None)
+    recipe = replace(whole, data=data, stages={}, cascade=None, evaluation=evaluation)
+    out = out or bundle.parent / "evaluation" / "-".join(stems)
+    cache = Path(data.cache or out / "cache")
+    reader = AudioReader(module.encoder, cache if data.cache and not module.owns_encoder else None, data.max_seconds)
+    run = Run(recipe, build_tasks(whole), read_splits(recipe), module, reader, module.slots, cache, console)
+    encode_clips(run)
+    records = score(run, whole.name, out, unlabelled=True)
+    console.print(f"answers {out / 'predictions.jsonl'}", highlight=False, soft_wrap=True)
+    return records

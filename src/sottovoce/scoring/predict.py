@@ -19,13 +19,17 @@ Row = tuple[str, Example]  # (choice of slots, example)
 Rivals = dict[tuple[str, str], dict[str, str]]  # (task, utterance) -> emotion -> reply
 
 
-def predict(run: Run, split: str = "test") -> list[Prediction]:
-    """Every answer that is to be scored, ManifestError if there is none to give. Nothing of the run is changed."""
+def predict(run: Run, split: str = "test", *, unlabelled: bool = False) -> list[Prediction]:
+    """Every answer that is to be scored, and with `unlabelled` those that cannot be. Nothing of the run is changed.
+
+    Raises:
+        ManifestError: there is none to give.
+    """
     recipe, data = run.recipe, run.data.splits[split]
     overrides = recipe.evaluation.task_overrides.items()
     changed = {name: TASKS.build({**recipe.tasks[name], **knobs}) for name, knobs in overrides}
     run = replace(run, tasks={**run.tasks, **changed}, slots={**run.slots, **recipe.evaluation.text})
-    examples = [example for utterance in data.utterances for example in _questions(run, utterance)]
+    examples = [example for utterance in data.utterances for example in _questions(run, utterance, unlabelled)]
     if not examples:
         told = f"nothing to score: no utterance of {split!r} has what the tasks need"
         raise ManifestError(told, code="empty", where=f"data.{split}")
@@ -35,7 +39,12 @@ def predict(run: Run, split: str = "test") -> list[Prediction]:
         rivals = _rivals(run, examples, progress)
         run.targets.make(run.module.llm, examples, progress)
         complete = [run.targets.complete(example) for example in examples]
-        rows = [(mode, _with_slots(example, mode, tags)) for mode in recipe.modes for example in complete]
+        rows = [
+            (mode, _with_slots(example, mode, tags))
+            for mode in recipe.modes
+            for example in complete
+            if mode == "both" or run.tasks[example.task].available(example.utterance)
+        ]
         tagged = [row for row in rows if row[1].tag and row[1].task == TASK]  # the cascade's own task: its tag answers
         asked = [row for row in rows if not (row[1].tag and row[1].task == TASK)]
         predictions = [_prediction(run, *row, row[1].tag or "", rivals) for row in tagged]
@@ -43,12 +52,16 @@ def predict(run: Run, split: str = "test") -> list[Prediction]:
     return [replace(prediction, source=data.names.get(prediction.id)) for prediction in predictions]
 
 
-def _questions(run: Run, utterance: Utterance) -> Iterator[Example]:
+def _questions(run: Run, utterance: Utterance, unlabelled: bool) -> Iterator[Example]:
     """Each task that the utterance is good for, in one wording, with its whole context."""
     for task in run.recipe.evaluation.tasks or used_tasks(run.recipe):
         sampler = replace(run.example_sampler(None, cut=False), weights={task: 1.0})
         if (example := sampler(utterance, 0, 0)) is not None:
             yield example
+        elif unlabelled and (utterance.only is None or task in utterance.only):
+            wording, sources = run.tasks[task].instructions()[0], dict.fromkeys(run.slots, "speech")
+            place, context = run.recipe.instructions, utterance.context
+            yield Example(utterance, task, wording, context, sources, frozenset(), target="", place=place)
 
 
 def _limited(examples: list[Example], limit: int | None, names: dict[str, str]) -> list[Example]:
@@ -106,6 +119,7 @@ def _prediction(run: Run, mode: str, example: Example, response: str, rivals: Ri
         rivals=dict(utterance.answers) if category else rivals.get((example.task, utterance.id)),
         category=category,
         topic=utterance.topic if category else None,
+        unscored=not task.available(utterance),
     )
 
 

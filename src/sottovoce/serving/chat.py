@@ -32,8 +32,10 @@ class Conversation:
 
     def answer_audio(self, audio: Path) -> str:
         """Answer a spoken turn: any format, sample rate and number of channels that libsndfile reads, or AudioError."""
-        self.waveforms[audio] = torch.from_numpy(load_audio(audio, self.model.encoder.sample_rate))
-        return self._answer(Turn("user", "", audio=audio))
+        samples = torch.from_numpy(load_audio(audio, self.model.encoder.sample_rate))
+        turn = Path(f"{audio}#{len(self.waveforms)}")  # a file that is recorded anew is another turn
+        self.waveforms[turn] = samples
+        return self._answer(Turn("user", "", audio=turn))
 
     def answer_text(self, text: str) -> str:
         return self._answer(Turn("user", text))
@@ -77,9 +79,21 @@ def chat(
         return
     console.print("Type on, or `audio FILE` for another spoken turn; an empty line ends.", style="dim")
     while line := _read_line():
-        spoken = line.startswith("audio ")
-        answer = conversation.answer_audio(Path(line[6:].strip())) if spoken else conversation.answer_text(line)
+        try:
+            clip = spoken_file(line)
+            answer = conversation.answer_audio(clip) if clip else conversation.answer_text(line)
+        except AudioError as error:  # a slip of the hand does not end a dialogue
+            console.print(f"sottovoce: {clip}: {error}", markup=False)
+            continue
         console.print(f"answer   {answer}", markup=False)
+
+
+def spoken_file(line: str) -> Path | None:
+    """The file of a line `audio FILE`; None for a sentence that begins with that word."""
+    if not line.startswith("audio "):
+        return None
+    file = Path(line[6:].strip().strip("'\""))
+    return file if file.exists() or (file.suffix and " " not in file.suffix) else None
 
 
 def wording(model: SpeechLLM, task: str | None) -> str:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sottovoce.adapters.checkpoint_projector import CheckpointProjector
-from sottovoce.audio_llm_layouts import LAYOUTS, Layout, read_config, shards
+from sottovoce.audio_llm_layouts import CAUSAL_LM, LAYOUTS, Layout, read_config, shards
 from sottovoce.encoders.qwen_audio import AudioTower
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.hub import WEIGHTS
@@ -111,12 +111,7 @@ def _replacement(name: str, theirs: Tensor, ours: dict[str, Tensor]) -> Tensor:
 
 def _checkpoint_names(text: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """The LLM's weights, named as in the checkpoint's files."""
-    return {
-        old + name.removeprefix(new): weight
-        for old, new in layout.text.items()
-        for name, weight in text.items()
-        if name.startswith(new)
-    }
+    return {layout.text + name: weight for name, weight in text.items() if name.startswith(CAUSAL_LM)}
 
 
 def _native_parts(module: SpeechLLM, layout: Layout, source: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:

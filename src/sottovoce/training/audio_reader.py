@@ -20,12 +20,9 @@ BATCH = 16  # clips that go through the encoder together
 
 
 class AudioReader:
-    """Reads clips, as encoder outputs from the cache or as waveforms.
+    """Reads clips, as encoder outputs from a cache, or where that is None as waveforms, encoded in every step.
 
-    Args:
-        encoder: loaded.
-        cache: folder of encoder outputs; None: clips are read as waveforms, and encoded in every step.
-        max_seconds: a longer clip is faulty.
+    A clip that is longer than `max_seconds` is faulty.
     """
 
     def __init__(self, encoder: Encoder, cache: Path | None, max_seconds: float) -> None:
@@ -60,20 +57,18 @@ class AudioReader:
         try:
             return self.cache.get(self.keys[path])
         except KeyError:
-            raise MissingError(
-                f"{path}: what the encoder made of it is gone from {self.cache.folder}, which somebody has emptied "
-                "while this run was going on; the same command makes it again and goes on",
-                where=path,
-            ) from None
+            told = "which somebody has emptied while this run was going on; the same command makes it again and goes on"
+            message = f"{path}: what the encoder made of it is gone from {self.cache.folder}, {told}"
+            raise MissingError(message, where=path) from None
 
     def _load(self, path: Path) -> NDArray[np.float32]:
         try:
             seconds = read_header(path).seconds  # before the whole clip takes memory
         except AudioError as error:
-            raise AudioError(f"{path}: {error}", code=error.code, where=path) from None
+            raise AudioError.at(path, error.code, error) from None
         if seconds > self.max_seconds:
-            problem = f"{path}: {seconds:.1f} s is longer than data.max_seconds={self.max_seconds:g}"
-            raise AudioError(problem, code="bad-value", where=path)
+            problem = f"{seconds:.1f} s is longer than data.max_seconds={self.max_seconds:g}"
+            raise AudioError.at(path, "bad-value", problem)
         return load_audio(path, self.sample_rate)
 
     def _encode(self, encoder: Encoder, waiting: list[tuple[str, Tensor]]) -> None:

@@ -61,25 +61,16 @@ class Batch:
 class Crops(Dataset[Batch]):
     """Indexed by what `BatchSampler` yields: each clip, cut to a length, and a mask.
 
-    Cut and mask are functions of seed, side, epoch and the clip's id, whatever the batch, the process or the worker.
-    The whole file is decoded for a cut, so recordings of hours should be segmented first.
-
-    Args:
-        clips: to draw from.
-        crop_seconds: the length of a cut; shorter clips stay as they are.
-        masking: what is hidden.
-        key: seed and side.
+    Cut and mask are functions of `key` (seed and side), epoch and the clip's id, whatever the batch, the process or the
+    worker. Clips shorter than `crop_seconds` stay as they are. The whole file is decoded for a cut, so recordings of
+    hours should be segmented first.
     """
 
     def __init__(self, clips: Sequence[Clip], crop_seconds: float, masking: Masking, *key: object) -> None:
         self.clips, self.samples, self.masking, self.key = clips, round(crop_seconds * SAMPLE_RATE), masking, key
 
     def draw(self, clip: Clip, epoch: int) -> tuple[Tensor, Tensor]:
-        """(samples,) of a clip, and (mel frames,) True where it is hidden.
-
-        Raises:
-            AudioError: the clip cannot be used.
-        """
+        """(samples,) of a clip, and (mel frames,) True where it is hidden."""
         generator = seeded_generator(*self.key, epoch, clip.id)
         samples = torch.from_numpy(load_audio(clip.audio, SAMPLE_RATE))
         if (room := len(samples) - self.samples) > 0:
@@ -102,7 +93,8 @@ def read_splits(data: DataConfig, track: Track) -> Speech:
     """
     _require_there([*data.train, *data.validation])
     faults: list[SottovoceError] = []
-    train, validation = ([*_clips(nodes, faults)] for nodes in (data.train, data.validation))
+    sides = (data.train, data.validation)
+    train, validation = ([clip for node in nodes for clip in _clips(node, faults)] for nodes in sides)
     if data.decode:
         train, validation = (_decoded(clips, faults, track) for clips in (train, validation))
     if faults and data.policy == "error":
@@ -110,10 +102,8 @@ def read_splits(data: DataConfig, track: Track) -> Speech:
     for name, clips in (("train", train), ("validation", validation)):
         if not clips:
             left = f"; {len(faults)} clips were faulty, such as {faults[0]}" if faults else ""
-            problem = f"data.{name}: at least one clip is needed, found none{left}"
-            raise ManifestError(problem, code="empty", where=f"data.{name}")
-    both = {clip.audio for clip in train} & {clip.audio for clip in validation}
-    if both:
+            raise ManifestError.at(f"data.{name}", "empty", f"at least one clip is needed, found none{left}")
+    if both := {clip.audio for clip in train} & {clip.audio for clip in validation}:
         problem = f"{len(both)} clips are in both train and validation, such as {min(both)}"
         raise ManifestError(problem, code="conflict", where="data.validation")
     return Speech(train, validation, faults)
@@ -123,18 +113,16 @@ def _require_there(nodes: Sequence[SourceConfig]) -> None:
     absent = [Path(node.manifest) for node in nodes if node.manifest and not Path(node.manifest).is_file()]
     absent += [Path(node.folder) for node in nodes if node.folder and not Path(node.folder).is_dir()]
     if absent:
-        raise MissingError(
-            "recorded speech is missing:\n"
-            + "\n".join(f"  {path} (looked for {path.absolute()})" for path in absent)
-            + "\nPoint at your own with data.train='[{folder: DIR}]' or data.train='[{manifest: FILE}]', and the same "
-            "for data.validation; of a manifest's lines only `audio` is needed.",
-            where=absent[0],
+        told = (
+            "Point at your own with data.train='[{folder: DIR}]' or data.train='[{manifest: FILE}]', and the same for "
+            "data.validation; of a manifest's lines only `audio` is needed."
         )
+        places = [f"  {path} (looked for {path.absolute()})" for path in absent]
+        raise MissingError("\n".join(["recorded speech is missing:", *places, told]), where=absent[0])
 
 
-def _clips(nodes: Sequence[SourceConfig], faults: list[SottovoceError]) -> Iterator[Clip]:
-    for node in nodes:
-        yield from _of_manifest(node, faults) if node.manifest is not None else _of_folder(node, faults)
+def _clips(node: SourceConfig, faults: list[SottovoceError]) -> Iterator[Clip]:
+    return _of_folder(node, faults) if node.manifest is None else _of_manifest(node, faults)
 
 
 def _of_manifest(node: SourceConfig, faults: list[SottovoceError]) -> Iterator[Clip]:
@@ -153,13 +141,12 @@ def _of_folder(node: SourceConfig, faults: list[SottovoceError]) -> Iterator[Cli
     folder = Path(str(node.folder)).absolute()
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
-        problem = f"{folder}: there is no audio in it or below; known are {', '.join(SUFFIXES)}"
-        raise ManifestError(problem, code="empty", where=folder)
+        raise ManifestError.at(folder, "empty", f"there is no audio in it or below; known are {', '.join(SUFFIXES)}")
     for file in files:
         try:
             yield Clip(file.relative_to(folder).as_posix(), file, read_header(file).seconds)
         except AudioError as error:
-            faults.append(AudioError(f"{file}: {error}", code=error.code, where=file))
+            faults.append(AudioError.at(file, error.code, error))
 
 
 def _decoded(clips: Sequence[Clip], faults: list[SottovoceError], track: Track) -> list[Clip]:
@@ -169,7 +156,7 @@ def _decoded(clips: Sequence[Clip], faults: list[SottovoceError], track: Track) 
         reports = pool.map(inspect_audio, [clip.audio for clip in clips])
         for clip, report in track(zip(clips, reports, strict=True), len(clips)):
             if problem := report.problem:
-                faults.append(AudioError(f"{clip.audio}: {problem}", code=problem.code, where=clip.audio))
+                faults.append(AudioError.at(clip.audio, problem.code, problem))
             else:
                 good.append(clip)
     return good

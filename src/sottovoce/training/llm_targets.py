@@ -44,23 +44,21 @@ class Targets:
             return example
         target = self.cache.answers.get(self._key(example))
         if target is None:
-            raise SottovoceError(
-                f"{example.utterance.id}: the task {example.task!r} needs an answer of the LLM, which is made before "
-                "training; where data.validate is `lazy`, the manifest must have it (`sottovoce targets` writes it)",
-                code="missing-key",
-                where=example.utterance.id,
+            told = (
+                f"the task {example.task!r} needs an answer of the LLM, which is made before training; where "
+                "data.validate is `lazy`, the manifest must have it (`sottovoce targets` writes it)"
             )
+            raise SottovoceError.at(example.utterance.id, "missing-key", told)
         return replace(example, target=target)
 
     def make(self, llm: CausalLLM, examples: Iterable[Example], progress: Progress) -> int:
         """Answer every prompt that has not been answered yet; returns how many there were.
 
-        Of processes that want the same, the first makes them and the others find them in the file. Targets that were
-        cut at `max_new_tokens` are counted and named.
+        Of processes that want the same, the first makes them and the others find them. Targets that were cut at
+        `max_new_tokens` are counted and named.
         """
         wanted = {self._key(example): example for example in examples if example.target is None}
-        missing = [key for key in wanted if key not in self.cache.answers]
-        if not missing:
+        if wanted.keys() <= self.cache.answers.keys():
             return 0
         with file_lock(self.folder):
             self.cache.read()
@@ -93,9 +91,5 @@ class Targets:
 def teacher_dialogue(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
     """The dialogue that makes a target: text in every slot, the teacher's system prompt where the task has one."""
     teacher = [ChatTurn("system", (example.teacher,))] if example.teacher else []
-    return [*teacher, *dialogue_of(text_equivalent(example), slots)]
-
-
-def text_equivalent(example: Example) -> Example:
-    """The same example with the equivalent text in every slot."""
-    return replace(example, sources=dict.fromkeys(example.sources, "text"))
+    written = replace(example, sources=dict.fromkeys(example.sources, "text"))
+    return [*teacher, *dialogue_of(written, slots)]

@@ -4,32 +4,29 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from sottovoce.config_tree import Tree, read_tree
-from sottovoce.errors import ConfigError, MissingError
+from sottovoce.errors import ConfigError, MissingError, brief
 from sottovoce.io import atomic_write
 
 RECIPE, DATA = "recipe.yaml", "data.json"
 
 
 def open_folder(folder: Path, recipe: Tree) -> None:
-    """Make the run's folder, or find in it the run that is to go on.
-
-    Raises:
-        ConfigError: the folder holds a run of another recipe.
-    """
+    """Make the run's folder, or find in it the run that is to go on; errors as in `check_folder`."""
     check_folder(folder, recipe)
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / RECIPE
-    if not file.is_file():  # another process may be reading it
-        atomic_write(file, OmegaConf.to_yaml(recipe), shared=True)
+    if not (folder / RECIPE).is_file() or read_tree(folder / RECIPE) != _as_read(recipe):
+        atomic_write(folder / RECIPE, OmegaConf.to_yaml(recipe), shared=True)  # another process may be reading it
     atomic_write(folder / "environment.json", json.dumps(environment(), indent=2) + "\n", shared=True)
 
 
@@ -40,71 +37,142 @@ def recipe_file(folder: Path) -> Path:
     return file
 
 
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Raises ConfigError where another process has the run of this folder in hand; the system frees it when that ends.
+
+    For the process that speaks for all of a run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".running")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        why = "another process is at this run: wait until it ends, or name this one otherwise (name=...)"
+        raise ConfigError.at(folder, "conflict", why) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def check_data(folder: Path, sides: Mapping[str, Iterable[object]]) -> None:
     """See that a run that goes on goes on with the data that it began with: which, how long, how often.
 
-    The order of a stage is a function of these. With others, examples would come twice or not at all, unnoticed.
-
-    Args:
-        folder: of the run.
-        sides: what each split has, in its order.
+    The order of a stage is a function of these. With others, examples would come twice or not at all, unnoticed. Before
+    a stage has begun, any will do.
 
     Raises:
-        ConfigError: a split has changed.
+        ConfigError: one of the sides, which say what each split has in its order, has changed.
     """
-    file = folder / DATA
-    found = {name: _digest(rows) for name, rows in sides.items()}
-    if not file.is_file():
+    file, found = folder / DATA, {name: digest_rows(rows) for name, rows in sides.items()}
+    if not file.is_file() or not begun(folder):
         atomic_write(file, json.dumps(found, indent=2) + "\n", shared=True)
         return
     began = json.loads(file.read_text("utf-8"))
-    if changed := [name for name in found if found[name] != began.get(name)]:
+    if changed := [name for name in found if found[name] != began.get(name, found[name])]:
         raise ConfigError(
             f"{folder}: the data of {', '.join(changed)} are not those that this run began with: a manifest was "
-            "changed, or other clips are left out. Put them back, name this run otherwise (name=...), or delete the "
-            "folder",
+            "changed, or other clips are left out. Put them back, or name this run otherwise (name=...); a new run "
+            f"starts from this one's weights with init_from={folder / 'bundle'}",
             code="mismatch",
             where=folder,
         )
 
 
-def _digest(rows: Iterable[object]) -> str:
+def digest_rows(rows: Iterable[object]) -> str:
+    """The SHA-256 of a split's rows, in hexadecimal."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(f"{row}\n".encode())
     return digest.hexdigest()
 
 
-def _whatever_it_runs_on(recipe: Tree) -> str:
-    """A recipe without what says how a step's work is spread; of a curriculum, where each checkpoint says the rest.
+# Keys on which no weight depends. Of the evaluation, the results say what they were made with.
+FREE = (
+    "name", "output_dir", "checkpoint_every", "trainer", "evaluation", "data.test", "data.num_workers", "data.cache",
+    "data.policy", "data.max_seconds",
+)  # fmt: skip
+FREE_IN_STAGES = ("batch_size", "accumulate_grad_batches")  # checkpoints hold their product
+OF_TARGETS = ("evaluation.text", "evaluation.max_new_tokens")  # of tasks whose targets the run's LLM makes
+GENERATED = ("dialogue", "response", "caption")
+SHOWN = 8  # keys that differ
 
-    What is null is left out, so that a run goes on after an update that brought an option.
-    """
-    if "stages" in recipe:
-        stages = {name: {**node, "batch_size": None} for name, node in recipe["stages"].items()}
-        recipe = {**recipe, "trainer": None, "stages": stages}
-    return OmegaConf.to_yaml(_without_nulls(recipe))
 
-
-def _without_nulls(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _without_nulls(value) for key, value in tree.items() if value is not None}
-    return [_without_nulls(value) for value in tree] if isinstance(tree, list) else tree
+def begun(folder: Path) -> list[str]:
+    """The stages of a run that have weights, in their order; `steps` of a pre-training."""
+    files = [file for name in ("last.ckpt", "best.ckpt", "done.json") for file in folder.glob(f"stages/*/{name}")]
+    names = {file.parent.name for file in files}
+    numbered = sorted((int(number), stage) for number, _, stage in (name.partition("-") for name in names))
+    return [stage for _, stage in numbered] or ["steps"] * (folder / "last.ckpt").is_file()
 
 
 def check_folder(folder: Path, recipe: Tree) -> None:
-    """Raises ConfigError where the folder holds a run of another recipe.
+    """Raises ConfigError where the folder holds a run whose weights depend on what this recipe says otherwise.
 
-    The same recipe may go on with other processes: on another machine, by another strategy, in other shares of a batch.
+    What they do not depend on may change: where and how it runs, in which shares a step is taken, what is scored, and
+    stages that have not begun. A folder without weights may be taken by any recipe.
     """
     file = folder / RECIPE
-    if file.is_file() and _whatever_it_runs_on(read_tree(file)) != _whatever_it_runs_on(recipe):
-        raise ConfigError(
-            f"{folder} holds a run of another recipe (compare {file}): name this one otherwise (name=...), "
-            "or delete the folder to begin again",
-            code="mismatch",
-            where=folder,
-        )
+    stages = begun(folder)
+    if not file.is_file() or not (stages or (folder / "ser.safetensors").is_file()):
+        return
+    before, now = (_weights_depend_on(tree, stages) for tree in (read_tree(file), _as_read(recipe)))
+    differ = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if not differ:
+        return
+    lines = [f"  {key}: {_shown(before.get(key))} in the run, {_shown(now.get(key))} now" for key in differ[:SHOWN]]
+    lines += [f"  and {len(differ) - SHOWN} more"] * (len(differ) > SHOWN)
+    raise ConfigError(
+        "\n".join([f"{folder}: the weights of this run depend on what the recipe now says otherwise:", *lines])
+        + "\nGive back what it began with, or name this run otherwise (name=...); a new run starts from this one's "
+        f"weights with init_from={folder / 'bundle'}",
+        code="mismatch",
+        where=differ[0],
+    )
+
+
+def _weights_depend_on(recipe: Tree, stages: Sequence[str]) -> dict[str, Any]:
+    """Key -> value of all that made a run's weights so far. What is null is left out: an update may bring an option."""
+    learned = {task for name in stages for task in _stage(recipe, name).get("tasks", ())}
+    free = list(FREE)
+    if "stages" not in recipe:
+        free.remove("trainer")  # in pre-training it says how many utterances a step has
+    else:
+        free += [f"stages.{name}" for name in recipe["stages"] if name not in stages]
+        free += [f"stages.{name}.{key}" for name in stages for key in FREE_IN_STAGES]
+        free += [f"tasks.{name}" for name in recipe["tasks"] if name not in learned and not recipe.get("cascade")]
+    bound = OF_TARGETS if learned.intersection(GENERATED) else ()
+    found = {key: value for key, value in _leaves(recipe) if _is_under(key, bound) or not _is_under(key, free)}
+    order = [name for name in recipe.get("stages", ()) if name in stages]
+    return {**found, "stages": ", ".join(order)} if order else found
+
+
+def _is_under(key: str, keys: Iterable[str]) -> bool:
+    return any(f"{key}.".startswith(f"{one}.") for one in keys)
+
+
+def _as_read(recipe: Tree) -> Tree:
+    """As it comes back from its file: tuples are lists there."""
+    read: Tree = json.loads(json.dumps(recipe))
+    return read
+
+
+def _stage(recipe: Tree, name: str) -> Tree:
+    stage: Tree = recipe.get("stages", {}).get(name) or {}
+    return stage
+
+
+def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    elif tree is not None:
+        yield key, tree
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is None else brief(value, 100)
 
 
 PACKAGES = ("sottovoce", "torch", "lightning", "transformers", "openai-whisper", "torchmetrics", "jiwer", "deepspeed")
@@ -112,29 +180,26 @@ PACKAGES = ("sottovoce", "torch", "lightning", "transformers", "openai-whisper",
 
 def environment() -> dict[str, object]:
     """Everything beside the recipe and the data that a number may depend on."""
+    cpu = platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": _git("rev-parse", "HEAD"),
         "changed files": len((_git("status", "--porcelain") or "").splitlines()),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
         "threads": torch.get_num_threads(),
     }
 
 
 def _version(package: str) -> str | None:
-    try:
+    with suppress(PackageNotFoundError):
         return version(package)
-    except PackageNotFoundError:
-        return None
+    return None
 
 
 def _git(*arguments: str) -> str | None:
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.check_output(
+            ["git", *arguments], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True, timeout=10
+        ).strip()
+    return None

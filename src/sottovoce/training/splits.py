@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
-from sottovoce.config.recipe import Recipe
+from sottovoce.config.recipe import SPLITS, Recipe
 from sottovoce.config.sections import SourceConfig, StageConfig
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.examples import ExampleSampler
@@ -21,24 +21,18 @@ from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError, MissingError, SottovoceError
 from sottovoce.paths import usable
 
-SPLITS = ("train", "validation", "test")
-
 
 @dataclass
 class Split:
-    """Utterances of one side of the data.
-
-    `weights` says how often an epoch sees each, `names` which part of the data it belongs to.
-    """
+    """Utterances of one side of the data."""
 
     utterances: list[Utterance] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-    names: dict[str, str] = field(default_factory=dict)  # utterance id -> part; absent: none of its own
+    weights: list[float] = field(default_factory=list)  # how often an epoch sees each
+    names: dict[str, str] = field(default_factory=dict)  # utterance id -> part of the data; absent: none of its own
 
     def clips(self) -> list[Path]:
         """Every audio file that these utterances and their contexts name, once."""
-        spoken = [path for u in self.utterances for path in [u.audio, *(t.audio for t in u.context if t.audio)]]
-        return list(dict.fromkeys(spoken))
+        return list(dict.fromkeys(path for u in self.utterances for path in _clips_of(u)))
 
     @property
     def seconds(self) -> NDArray[np.float32]:
@@ -65,12 +59,12 @@ class Split:
 
     def without(self, clips: set[Path]) -> "Split":
         """The split without the utterances that need one of these clips."""
-        kept = [
-            i
-            for i, u in enumerate(self.utterances)
-            if clips.isdisjoint([u.audio, *(t.audio for t in u.context if t.audio)])
-        ]
+        kept = [i for i, u in enumerate(self.utterances) if clips.isdisjoint(_clips_of(u))]
         return Split([self.utterances[i] for i in kept], [self.weights[i] for i in kept], self.names)
+
+
+def _clips_of(utterance: Utterance) -> list[Path]:
+    return [utterance.audio, *(turn.audio for turn in utterance.context if turn.audio)]
 
 
 class LazySplit(Split):
@@ -145,34 +139,30 @@ def read_splits(recipe: Recipe) -> DataSplits:
     sources = _sources(recipe)
     absent = [node.manifest for nodes in sources.values() for node in nodes if not usable(node.manifest).is_file()]
     if absent:
-        raise MissingError(
-            "manifests are missing:\n"
-            + "\n".join(f"  {name} (looked for {Path(name).absolute()})" for name in absent)
-            + "\nMake those of a published corpus with `sottovoce prepare` (docs/corpora.md), point at your own with "
-            "data.train='[{manifest: FILE}]' (docs/manifest.md says how one is written), or run "
-            "conf/quickstart.yaml, which speaks its own data.",
-            where=absent[0],
+        told = (
+            "Make those of a published corpus with `sottovoce prepare` (docs/corpora.md), point at your own with "
+            "data.train='[{manifest: FILE}]' (docs/manifest.md says how one is written), or run conf/quickstart.yaml, "
+            "which speaks its own data."
         )
+        places = [f"  {name} (looked for {Path(name).absolute()})" for name in absent]
+        raise MissingError("\n".join(["manifests are missing:", *places, told]), where=absent[0])
     choices = choices_of(build_tasks(recipe))
     data = DataSplits({name: Split() for name in SPLITS}, [])
-    unread = ("train",) if recipe.data.validate == "lazy" else ()
+    unread = sources.pop("train", []) if recipe.data.validate == "lazy" else []
     for name, nodes in sources.items():
-        for node in nodes if name not in unread else ():
+        for node in nodes:
             _add(data, name, node, recipe, choices)
     if unread:
-        data.splits["train"] = _unread(data, sources["train"], choices)
+        apart = frozenset(clip for name in ("validation", "test") for clip in data.splits[name].clips())
+        lines = [LazyManifest(Path(node.manifest), choices, Root(*_place(node)), node.tasks, apart) for node in unread]
+        data.splits["train"] = LazySplit(lines, unread)
     _check_apart(data)
     return data
 
 
-def _unread(data: DataSplits, nodes: Sequence[SourceConfig], choices: dict[str, Sequence[str]]) -> Split:
-    apart = frozenset(clip for name in ("validation", "test") for clip in data.splits[name].clips())
-    lines = [LazyManifest(Path(node.manifest), choices, _root(node), node.tasks, apart) for node in nodes]
-    return LazySplit(lines, nodes) if lines else Split()
-
-
-def _root(node: SourceConfig) -> Root:
-    return Root(Path(node.root) if node.root else Path(node.manifest).parent, [Path(folder) for folder in node.allow])
+def _place(node: SourceConfig) -> tuple[Path, list[Path]]:
+    """Where the manifest's paths start, and where else they may lead to."""
+    return Path(node.root) if node.root else Path(node.manifest).parent, [Path(folder) for folder in node.allow]
 
 
 def _sources(recipe: Recipe) -> dict[str, list[SourceConfig]]:
@@ -185,15 +175,14 @@ def _sources(recipe: Recipe) -> dict[str, list[SourceConfig]]:
 
 
 def _add(data: DataSplits, name: str, node: SourceConfig, recipe: Recipe, choices: dict[str, Sequence[str]]) -> None:
-    root = Path(node.root) if node.root else None
-    allow = [Path(folder) for folder in node.allow]
+    root, allow = _place(node)
     manifest = read_manifest(Path(node.manifest), choices=choices, policy=recipe.data.policy, root=root, allow=allow)
     split = data.splits[name]
     taken = {u.id for u in split.utterances}
     for utterance in manifest.utterances:
         if utterance.id in taken:
-            problem = f"{node.manifest}: id {utterance.id!r} is also in another manifest of {name!r}"
-            raise ManifestError(problem, code="conflict", where=node.manifest)
+            told = f"id {utterance.id!r} is also in another manifest of {name!r}"
+            raise ManifestError.at(node.manifest, "conflict", told)
         split.utterances.append(utterance if node.tasks is None else replace(utterance, only=tuple(node.tasks)))
         split.weights.append(node.weight)
         if node.name is not None:
@@ -205,7 +194,6 @@ def _check_apart(data: DataSplits) -> None:
     """No clip on two sides: a metric on training data is worth nothing."""
     train = set(data.splits["train"].clips())
     for name in ("validation", "test"):
-        both = train & set(data.splits[name].clips())
-        if both:
+        if both := train & set(data.splits[name].clips()):
             problem = f"{len(both)} clips are in both train and {name}, such as {sorted(both)[0]}"
             raise ManifestError(problem, code="conflict", where=f"data.{name}")

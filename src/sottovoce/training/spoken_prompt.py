@@ -30,18 +30,20 @@ class SpeechPlaceholder:
 
 
 def dialogue_of(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
-    """The whole prompt: instruction, context, spoken turn.
+    """The whole prompt: instruction, context, spoken turn, for which the example's sources say what fills each slot.
 
-    Args:
-        example: whose sources say what fills each slot.
-        slots: slot -> the text equivalent to its speech (see `words`), in the order of a spoken turn.
+    Of `slots`, in the order of a spoken turn, each has the text that is equivalent to its speech (see `slot_text`).
     """
     system, before = instructed(example.instruction, example.place)
     turns = [ChatTurn("system", (said,)) for said in system]
-    for turn in example.context:
-        turns.append(ChatTurn(turn.role, spoken(turn, example, slots) if turn.audio else (turn.text,)))
+    turns += [ChatTurn(t.role, spoken(t, example, slots) if t.audio else (t.text,)) for t in example.context]
     tag = [f"<{example.tag}> "] if example.tag else []
     return [*turns, ChatTurn("user", (*before, *tag, *spoken(example.utterance, example, slots)))]
+
+
+def response_tokens(chat: ChatFormat, slots: Mapping[str, str], example: Example) -> int:
+    """How many tokens the loss of an example is summed over."""
+    return len(chat.response(dialogue_of(example, slots), example.target or ""))
 
 
 def instructed(instruction: str, place: InstructionRole) -> tuple[list[str], list[str]]:
@@ -70,19 +72,13 @@ def between(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
 
 
 def mark_speech(chat: ChatFormat, slots: Mapping[str, SlotConfig]) -> None:
-    """Let a chat's own marks stand around speech, as each slot says.
-
-    Raises:
-        ConfigError: a mark is written like a special token, but is none of the tokenizer's.
-    """
+    """Let a chat's own marks stand around speech; a ConfigError for one that looks like a special token and is none."""
     known = set(chat.tokenizer.get_added_vocab())
     for name, slot in slots.items():
         for token in _SPECIAL.findall(slot.before + slot.after):
             if token not in known:
-                raise ConfigError(
-                    f"slots.{name}: {token!r} is no special token of {chat.tokenizer.name_or_path}, which would read "
-                    f"it letter by letter.{nearest(token, known)}"
-                )
+                told = f"{token!r} is no special token of {chat.tokenizer.name_or_path}, which would read it"
+                raise ConfigError(f"slots.{name}: {told} letter by letter.{nearest(token, known)}")
     chat.delimiters = partial(_around, {name: (slot.before, slot.after) for name, slot in slots.items()})
 
 

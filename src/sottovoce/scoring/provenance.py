@@ -1,0 +1,66 @@
+"""What the results of a run were made with: its evaluation and test side; with another one they are made again."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sottovoce.config.recipe import Recipe
+from sottovoce.io import atomic_write
+from sottovoce.training.run_folder import digest_rows
+from sottovoce.training.splits import Split
+
+FILE = "made_with.json"
+FREE = ("batch_size", "judges")  # they change no answer; `sottovoce judge` asks other judges about the same ones
+KEPT = ("predictions.jsonl", "results.json", "results.md", FILE)
+
+
+def provenance(recipe: Recipe, test: Split) -> dict[str, Any]:
+    """The part of a recipe, and a digest of the test side, that results depend on beside the weights."""
+    return {"evaluation": _evaluation(recipe), "test": digest_rows(test.fingerprint_rows())}
+
+
+def is_scored(recipe: Recipe) -> bool:
+    """Whether the run of a recipe has results of this very evaluation, as far as the recipe tells."""
+    folder = recipe.folder / "evaluation"
+    before = _read(folder)
+    return (folder / "results.json").is_file() and (before is None or before["evaluation"] == _evaluation(recipe))
+
+
+def results_are(made_with: dict[str, Any], folder: Path, console: Console) -> bool:
+    """Whether there are results that were made with this; others are set aside as `earlier-<number>`."""
+    if not (folder / "results.json").is_file():
+        return False
+    before = _read(folder)
+    if before in (None, made_with):  # results of older versions do not say
+        return True
+    aside = folder / f"earlier-{len(list(folder.glob('earlier-*'))) + 1}"
+    aside.mkdir()
+    for name in KEPT:
+        if (folder / name).is_file():
+            shutil.copy2(folder / name, aside / name)
+    (folder / "results.json").unlink()
+    console.print(
+        f"another evaluation or test side than before: scored again; the earlier results are in {aside}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return False
+
+
+def write(made_with: dict[str, Any], folder: Path) -> None:
+    """Beside the results, before them."""
+    atomic_write(folder / FILE, json.dumps(made_with, indent=2, ensure_ascii=False) + "\n")
+
+
+def _evaluation(recipe: Recipe) -> dict[str, Any]:
+    node = {key: value for key, value in recipe.plain()["evaluation"].items() if key not in FREE}
+    whole: dict[str, Any] = json.loads(json.dumps(node))
+    return whole
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    file = folder / FILE
+    found: dict[str, Any] | None = json.loads(file.read_text("utf-8")) if file.is_file() else None
+    return found

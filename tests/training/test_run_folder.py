@@ -1,0 +1,100 @@
+"""What a restart may change: all that the weights so far do not depend on; the rest is named with both values."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.helpers.errors import refused
+
+from sottovoce.config import recipe as recipes
+from sottovoce.training.run_folder import check_data, check_folder, only_run, open_folder
+
+
+@pytest.fixture
+def plain(recipe: recipes.Recipe) -> dict[str, Any]:
+    return recipe.plain()
+
+
+def begin(folder: Path, recipe: dict[str, Any], *stages: str) -> None:
+    open_folder(folder, recipe)
+    for number, name in enumerate(recipe["stages"], 1):
+        if name in stages:
+            (folder / "stages" / f"{number}-{name}").mkdir(parents=True)
+            (folder / "stages" / f"{number}-{name}" / "last.ckpt").touch()
+
+
+def changed(recipe: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    head, _, rest = key.partition(".")
+    return {**recipe, head: changed(recipe[head], rest, value) if rest else value}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.num_workers", 3),
+        ("data.cache", None),
+        ("data.policy", "skip"),
+        ("data.max_seconds", 20.0),
+        ("data.test", []),
+        ("checkpoint_every", 7),
+        ("trainer", {"devices": 4}),
+        ("output_dir", "elsewhere"),
+        ("evaluation.batch_size", 2),
+        ("evaluation.limit", 5),
+        ("stages.joint.batch_size", 1),
+        ("stages.joint.accumulate_grad_batches", 4),
+        ("stages.holistic.lr", 0.5),  # has not begun
+        ("stages.holistic.epochs", 9),
+    ],
+)
+def test_what_weights_do_not_depend_on_may_change(tmp_path: Path, plain: dict[str, Any], key: str, value: Any) -> None:
+    begin(tmp_path, plain, "joint")
+    open_folder(tmp_path, changed(plain, key, value))
+    check_folder(tmp_path, plain)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 99),
+        ("stages.joint.lr", 0.5),
+        ("stages.joint.epochs", 99),
+        ("slots.linguistic.text", "tagged"),
+        ("llm.dtype", "bfloat16"),
+        ("data.validate", "lazy"),
+        ("evaluation.max_new_tokens", 1),  # of the replies that the LLM made to learn from
+    ],
+)
+def test_what_they_depend_on_is_named_with_both_values(
+    tmp_path: Path, plain: dict[str, Any], key: str, value: Any
+) -> None:
+    begin(tmp_path, plain, *plain["stages"])
+    with refused("mismatch", key) as told:
+        check_folder(tmp_path, changed(plain, key, value))
+    node: Any = plain
+    for part in key.split("."):
+        node = node[part]
+    assert f"{key}: {node} " in str(told.value) and f" {value} " in str(told.value)
+    assert "delete" not in str(told.value)
+
+
+def test_a_run_without_weights_leaves_no_claim_on_the_name(tmp_path: Path, plain: dict[str, Any]) -> None:
+    rows: dict[str, list[object]] = {"train": [("a", 1.0, 1.0)], "validation": []}
+    open_folder(tmp_path, plain)
+    check_data(tmp_path, rows)
+    open_folder(tmp_path, changed(plain, "seed", 99))
+    check_data(tmp_path, {**rows, "train": []})
+
+
+def test_stages_that_are_done_keep_their_order(tmp_path: Path, plain: dict[str, Any]) -> None:
+    begin(tmp_path, plain, "joint", "disentangle")
+    stages = {name: plain["stages"][name] for name in ("disentangle", "joint", "holistic")}
+    with refused("mismatch", "stages"):
+        check_folder(tmp_path, {**plain, "stages": stages})
+
+
+def test_the_second_of_two_runs_in_one_folder_is_refused_at_once(tmp_path: Path) -> None:
+    with only_run(tmp_path), refused("conflict", tmp_path), only_run(tmp_path):
+        pass
+    with only_run(tmp_path):  # given back
+        pass
