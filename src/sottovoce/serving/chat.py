@@ -66,7 +66,7 @@ def chat(
     for clip in clips:  # all of them before the model is loaded
         report = inspect_audio(clip)
         if report.problem:
-            raise AudioError.at(clip, "damaged", report.problem)
+            raise AudioError.at(clip, "damaged", str(report.problem))
         if report.warning:
             print(f"sottovoce: {clip}: {report.warning}", file=sys.stderr)
     model = read_bundle(Path(bundle), overrides)
