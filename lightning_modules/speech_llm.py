@@ -56,6 +56,7 @@ class SpeechLLM(L.LightningModule):
         self.owns_encoder = self.recipe.trains_encoder  # or has taken one that another run trained, which is kept, too
         self.row_losses: Tensor | None = None  # of the step at hand, (rows,)
         self._begins: dict[str, Tensor] | None = None
+        self._so_far = torch.zeros(2)  # loss and response tokens of the step at hand, over all ranks
         self.register_load_state_dict_post_hook(_frozen_weights_may_be_absent)  # type: ignore[no-untyped-call]
 
     def _adapter(self, slot: str) -> Adapter:
