@@ -287,7 +287,8 @@ class SpeechLLM(L.LightningModule):
         before, now = checkpoint.get("accumulate_grad_batches", 1), self.trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            counts.update({name: count // before * now for name, count in counts.items()})
+            done = counts["processed"]  # the others lag or lead by one
+            counts.update({name: done // before * now + count - done for name, count in counts.items()})
 
     def trained(self) -> dict[str, Tensor]:
         """The weights that some stage trains, named as in a checkpoint; without the heads, which are only a help."""

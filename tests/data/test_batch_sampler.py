@@ -113,7 +113,7 @@ def test_weights_repeat_and_thin_out() -> None:
 def test_an_epoch_may_have_one_row_or_none(ranks: int) -> None:
     for rank in range(ranks):
         shared = {"rank": rank, "ranks": ranks}
-        assert list(sampler(1, **shared)) == [(0, [0], rank == 0), (1, [0], rank == 0)]
+        assert list(sampler(1, **shared)) == [(0, [0], rank == 0, None), (1, [0], rank == 0, None)]
         drawn = [epoch for epoch, *_ in sampler(1, weights=[0.5], epochs=20, **shared)]
         assert drawn == sorted(set(drawn)) and 0 < len(drawn) < 20
         with refused("empty", "data.train"):
