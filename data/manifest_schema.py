@@ -10,13 +10,14 @@ from sottovoce.data.clip_reference import Part, split_part
 from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import AudioError, Code, ManifestError, SottovoceError, brief, nearest
+from sottovoce.scripts import nfc
 
 if TYPE_CHECKING:  # it imports this module
     from sottovoce.data.manifest import Root
 
 C = TypeVar("C", dict[str, Any], list[Any])
 PART_KEYS = Part._fields  # of a line or turn, beside `audio`
-_KEYS = [*(f.name for f in fields(Utterance) if f.name != "only"), *PART_KEYS]
+_KEYS = [*(f.name for f in fields(Utterance) if f.name not in ("only", "overrides")), *PART_KEYS]
 _TURN_KEYS = [*(f.name for f in fields(Turn)), *PART_KEYS]
 _TURNS = ("user", "assistant")
 _TASK_NAMES: set[str] = set()  # that have been asked for
@@ -56,8 +57,9 @@ class LineReader:
         name = _text(record, "id", problems, required=True)
         if name and self._first_line.setdefault(name, line) != line:
             problems.add(f"duplicate id: line {self._first_line[name]} has it first", "conflict")
-        text, speaker, caption, response, topic = (
-            _text(record, key, problems) for key in ("text", "speaker", "caption", "response", "topic")
+        text = "" if record.get("text") == "" else _text(record, "text", problems)  # "": nothing is said
+        speaker, caption, response, topic = (
+            _text(record, key, problems) for key in ("speaker", "caption", "response", "topic")
         )
         audio, measured = self._audio(record, problems, required=True)
         seconds = _seconds(record, measured, problems)
@@ -97,14 +99,14 @@ class LineReader:
         return None, None
 
     def _labels(self, record: Mapping[str, Any], problems: Problems) -> dict[str, str]:
-        labels = _of_kind(dict, record, "labels", problems)
+        labels = _composed(_of_kind(dict, record, "labels", problems))
         problems.add_under("labels", _unknown("attribute", labels, self.choices))
         for attribute, label in labels.items():
             if attribute in self.choices and not isinstance(label, str):
                 problems.add(f"labels: {attribute}: a string is needed, not {kind_of(label)}")
             elif attribute in self.choices:
-                problems.add_under("labels", _unknown(attribute, [label], self.choices[attribute]))
-        return labels
+                problems.add_under("labels", _unknown(attribute, [nfc(label)], self.choices[attribute]))
+        return {name: nfc(label) if isinstance(label, str) else label for name, label in labels.items()}
 
     def _category(self, record: Mapping[str, Any], labels: Mapping[str, str], problems: Problems) -> str | None:
         """The attribute that the right answer hangs on; this line must label it."""
@@ -119,7 +121,7 @@ class LineReader:
         problems: Problems,
     ) -> dict[str, str]:  # fmt: skip
         """The right answer to each kind of speaker; this line's speaker is one of them."""
-        answers = _of_kind(dict, record, "answers", problems)
+        answers = _composed(_of_kind(dict, record, "answers", problems))
         if not answers or category is None:
             if answers and not any(str(problem).startswith("category:") for problem in problems):
                 problems.add("answers: they hang on a category; name the attribute in `category`", "missing-key")
@@ -212,6 +214,11 @@ def _unknown(kind: str, names: Iterable[str], known: Collection[str]) -> list[Ma
     told = [f"unknown {kind} {name!r}.{nearest(name, known)}" for name in strange[:_NAMED]]
     told += [f"unknown {kind}: {len(strange) - _NAMED} more"] if len(strange) > _NAMED else []
     return [ManifestError(text, code=code) for text in told]
+
+
+def _composed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """With names in NFC, as labels of tasks are."""
+    return {nfc(name): value for name, value in record.items()}
 
 
 def _without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:
