@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sottovoce.data.clip_reference import Recordings
 from sottovoce.data.manifest import LONGEST_LINE, Root, line_fault, no_utterance, open_manifest, parse_line, refuse
 from sottovoce.data.manifest_schema import LineReader
 from sottovoce.data.overrides import Overrides
@@ -44,7 +45,7 @@ class LazyManifest(Sequence[Utterance]):
         self, path: Path, choices: Mapping[str, Sequence[str]], root: Root, only: Sequence[str] | None = None,
         apart: frozenset[Path] = frozenset(), overrides: Overrides | None = None,
     ) -> None:  # fmt: skip
-        self.path, self.choices, self.root, self.apart = path, choices, root, apart
+        self.path, self.choices, self.root, self.apart = path, choices, root, Recordings(apart)
         self.only = None if only is None else tuple(only)
         self.overrides = overrides
         self._starts, self._numbers, self.seconds = _index(path)
@@ -61,7 +62,7 @@ class LazyManifest(Sequence[Utterance]):
             record = parse_line(stream.readline(LONGEST_LINE + 1))
         utterance, problems = LineReader(self.choices, self.root).read(1, record)
         spoken = [utterance.audio, *(turn.audio for turn in utterance.context if turn.audio)] if utterance else []
-        for clip in self.apart.intersection(spoken):
+        for clip in self.apart.shared(dict.fromkeys(spoken)):
             problems.add(f"audio: {clip} is also in validation or test", "conflict")
         if problems or utterance is None:
             number = int(self._numbers[row])
@@ -120,6 +121,9 @@ def _of_line(raw: bytes) -> tuple[float, ManifestError | None]:
     if isinstance(record, ManifestError):
         return math.nan, record
     seconds = record.get("seconds")
+    start, end = record.get("start") or 0, record.get("end")
+    if seconds is None and type(start) in (int, float) and type(end) in (int, float):
+        seconds = end - start
     if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < 1e9:
         return float(seconds), None
     found = json.dumps(seconds)[:50]

@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset
 
 from sottovoce.config.recipe import SPLITS, Recipe
 from sottovoce.config.sections import SourceConfig, StageConfig
+from sottovoce.data.clip_reference import Recordings
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.lazy_manifest import LazyManifest
@@ -205,8 +206,8 @@ def _add(data: DataSplits, name: str, node: SourceConfig, recipe: Recipe) -> Non
 
 def _check_apart(data: DataSplits) -> None:
     """No clip on two sides: a metric on training data is worth nothing."""
-    train = set(data.splits["train"].clips())
+    train = Recordings(data.splits["train"].clips())
     for name in ("validation", "test"):
-        if both := train & set(data.splits[name].clips()):
-            problem = f"{len(both)} clips are in both train and {name}, such as {sorted(both)[0]}"
+        if both := train.shared(sorted(set(data.splits[name].clips()))):
+            problem = f"{len(both)} clips are in both train and {name}, such as {both[0]}"
             raise ManifestError(problem, code="conflict", where=f"data.{name}")
