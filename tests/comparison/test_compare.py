@@ -194,7 +194,7 @@ def said(seed: int, skill: float, rows: int = 24) -> list[Prediction]:
         topic = "child safety/knives" if i >= 16 else "kettle"
         reply = DUE[label] if draw.random() < skill else DUE["adult"]
         for slots in ("both", "text"):
-            about = {"speaker": f"s{i % 4}", "category": "age", "topic": topic}
+            about = {"speaker": f"s{i % 12}", "category": "age", "topic": topic}
             found.append(Prediction(f"u{i}", "dialogue", slots, "", reply, DUE[label], label, rivals=DUE, **about))
         found.append(Prediction(f"u{i}", "asr", "both", "?", "a cat" if draw.random() < 0.8 else "a dog", "a cat"))
     return found

@@ -86,7 +86,9 @@ def test_a_run_goes_on_after_an_update_that_brings_options(tmp_path: Path, plain
     begin(tmp_path, changed(plain, "data.train", older), "joint")
     check_folder(tmp_path, plain)
     with refused("mismatch", "data.train"):
-        check_folder(tmp_path, changed(plain, "data.train", [{**older[0], "task_overrides": {"asr": {"prompts": "x"}}}]))
+        check_folder(
+            tmp_path, changed(plain, "data.train", [{**older[0], "task_overrides": {"asr": {"prompts": "x"}}}])
+        )
 
 
 def test_a_run_without_weights_leaves_no_claim_on_the_name(tmp_path: Path, plain: dict[str, Any]) -> None:
