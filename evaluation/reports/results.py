@@ -136,7 +136,10 @@ def _terminal(system: str, records: Sequence[Record]) -> Table:
     rows = _rows(records)
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         spans = (span.replace("-", "-\n") if len(span) > 1 else span for span in row[-2:])  # narrow
-        table.add_row(*map(escape, (row[0], _narrow(row[1]), *row[2:-2], *spans)), end_section=after is not None and after[0] != row[0])
+        table.add_row(
+            *map(escape, (row[0], _narrow(row[1]), *row[2:-2], *spans)),
+            end_section=after is not None and after[0] != row[0],
+        )
     return table
 
 

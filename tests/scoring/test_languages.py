@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+import soundfile
 from tests.conftest import write_lines, write_tone
 
 from sottovoce.evaluation import read_predictions, read_results
@@ -48,11 +50,14 @@ LANGUAGES = {"zh": MANDARIN, "hi": HINDI, "cs": MIXED}
 
 
 def manifest(folder: Path, split: str, language: Language, *, silent: bool = False) -> Path:
-    """Tones that stand for these sentences, and one more clip on which nothing is said."""
+    """Tones that stand for these sentences, and one more clip, a silent one, on which nothing is said."""
     rows: list[dict[str, Any]] = []
     for i, text in enumerate([*language.pairs, *([""] if silent else [])]):
         name = f"{split}-{i}.wav"
-        write_tone(folder / name, 0.4 + 0.1 * i, 150 + 50 * i)
+        if text:
+            write_tone(folder / name, 0.4 + 0.1 * i, 150 + 50 * i)
+        else:
+            soundfile.write(folder / name, np.zeros(8000), 16000)  # nothing is to be heard, either
         labels = {} if text == "" else {"emotion": CHOICES[i + 1]}
         line = {"id": f"{folder.name}-{split}-{i}", "audio": name, "text": text, "speaker": f"s{i}"}
         rows.append({**line, "labels": labels})
