@@ -91,6 +91,7 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
 def encode_clips(run: Run) -> None:
     """Check and encode every clip; leave out what is faulty, or stop by `ManifestError`, as the recipe says."""
     clips = [clip for split in run.data.splits.values() for clip in split.clips()]
+    run.audio_reader.silent = frozenset(path for split in run.data.splits.values() for path in split.silent())
     with run.progress() as progress, on_device(run.module.encoder):
         faults = run.audio_reader.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
     if faults and run.recipe.data.policy == "error":

@@ -4,7 +4,6 @@ Kang et al. (2024), section IV-B: the two baselines, message what they cannot he
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from rich.progress import Progress
@@ -68,7 +67,7 @@ def _labelled(run: Run, split: str, classifier: EmotionClassifier, progress: Pro
 @torch.no_grad()
 def _states(run: Run, utterances: Sequence[Utterance]) -> list[Frames]:
     encoder = run.module.encoder.eval()
-    clips = [torch.from_numpy(load_audio(Path(u.audio), encoder.sample_rate)) for u in utterances]
+    clips = [torch.from_numpy(load_audio(u.audio, encoder.sample_rate, silent=u.text == "")) for u in utterances]
     return encoder.hidden_states(*Frames.pad(clips).to(run.module.device))
 
 

@@ -22,13 +22,15 @@ BATCH = 16  # clips that go through the encoder together
 class AudioReader:
     """Reads clips, as encoder outputs from a cache, or where that is None as waveforms, encoded in every step.
 
-    A clip that is longer than `max_seconds` is faulty.
+    A clip that is longer than `max_seconds` is faulty. `silent` are those on which nothing is said, by their manifest,
+    and nothing needs to be heard.
     """
 
     def __init__(self, encoder: Encoder, cache: Path | None, max_seconds: float) -> None:
         self.sample_rate, self.max_seconds = encoder.sample_rate, max_seconds
         self.cache = FeatureCache(cache / "features", encoder.fingerprint()) if cache else None
         self.keys: dict[Path, str] = {}
+        self.silent: frozenset[Path] = frozenset()
 
     def prepare(self, encoder: Encoder, clips: Sequence[Path], progress: Progress) -> list[AudioError]:
         """Check every clip and, with a cache, encode those that are not in it yet. Returns what is wrong with which."""
@@ -69,7 +71,7 @@ class AudioReader:
         if seconds > self.max_seconds:
             problem = f"{seconds:.1f} s is longer than data.max_seconds={self.max_seconds:g}"
             raise AudioError.at(path, "bad-value", problem)
-        return load_audio(path, self.sample_rate)
+        return load_audio(path, self.sample_rate, silent=path in self.silent)
 
     def _encode(self, encoder: Encoder, waiting: list[tuple[str, Tensor]]) -> None:
         if not waiting or self.cache is None:

@@ -91,7 +91,7 @@ def digest_rows(rows: Iterable[object]) -> str:
 # Keys on which no weight depends. Of the evaluation, the results say what they were made with.
 FREE = (
     "name", "output_dir", "checkpoint_every", "trainer", "evaluation", "data.test", "data.num_workers", "data.cache",
-    "data.policy", "data.max_seconds",
+    "data.policy", "data.max_seconds", "tasks.asr.metric", "tasks.asr.normalizer",
 )  # fmt: skip
 FREE_IN_STAGES = ("batch_size", "accumulate_grad_batches")  # checkpoints hold their product
 OF_TARGETS = ("evaluation.text", "evaluation.max_new_tokens")  # of tasks whose targets the run's LLM makes
@@ -167,6 +167,8 @@ def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(tree, dict):
         for name, value in tree.items():
             yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list):
+        yield key, [dict(_leaves(entry)) if isinstance(entry, dict) else entry for entry in tree]
     elif tree is not None:
         yield key, tree
 

@@ -36,6 +36,10 @@ class Split:
         """Every audio file that these utterances and their contexts name, once."""
         return list(dict.fromkeys(path for u in self.utterances for path in _clips_of(u)))
 
+    def silent(self) -> set[Path]:
+        """Clips on which nothing is said."""
+        return {u.audio for u in self.utterances if u.text == ""}
+
     @property
     def seconds(self) -> NDArray[np.float32]:
         """(utterances,) length of each."""
@@ -102,6 +106,10 @@ class LazySplit(Split):
         weights = self._each(node.weight for node in self._nodes)
         digest = hashlib.sha256(self.seconds.tobytes() + weights.tobytes()).hexdigest()
         yield digest, float(len(self.seconds)), 0.0
+
+    def silent(self) -> set[Path]:
+        """None, as `clips`: a silent clip is left out when it is drawn."""
+        return set()
 
     def clips(self) -> list[Path]:
         """None: which clips there are shows when they are drawn."""
