@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from sottovoce.data.audio_decoder import Header, read_bytes, read_header, tar_member
 from sottovoce.data.manifest import Root, line_fault, no_utterance, read_lines, refuse
+from sottovoce.data.manifest_schema import is_written
 from sottovoce.errors import AudioError, ConfigError, ManifestError, SottovoceError
 from sottovoce.io import atomic_folder
 
@@ -75,6 +76,8 @@ def _packed(record: dict[str, Any] | ManifestError, root: Root, writer: "_Writer
     """The line with places in archives in place of files."""
     if isinstance(record, ManifestError):
         raise record
+    if is_written(record):
+        return record
     turns = record.get("context") or []
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ManifestError("context: a list of objects is needed", code="bad-value")

@@ -11,7 +11,7 @@ from sottovoce.data.audio import inspect_audio, load_audio
 from sottovoce.data.examples import NOTHING, Batch
 from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Turn
-from sottovoce.errors import AudioError, ConfigError, nearest
+from sottovoce.errors import AudioError, ConfigError, SottovoceError, nearest
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
@@ -82,8 +82,8 @@ def chat(
         try:
             clip = spoken_file(line)
             answer = conversation.answer_audio(clip) if clip else conversation.answer_text(line)
-        except AudioError as error:  # a slip of the hand does not end a dialogue
-            console.print(f"sottovoce: {clip}: {error}", markup=False)
+        except SottovoceError as error:  # a slip of the hand does not end a dialogue
+            console.print(f"sottovoce: {f'{clip}: ' if isinstance(error, AudioError) else ''}{error}", markup=False)
             continue
         console.print(f"answer   {answer}", markup=False)
 
