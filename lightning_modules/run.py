@@ -25,7 +25,7 @@ from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer import check_trainer
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.llm_targets import Targets
-from sottovoce.training.row_lengths import RowLengths, check_prompts, stage_readings, test_readings
+from sottovoce.training.row_lengths import RowLengths, check_prompts, stage_readings, scored_readings
 from sottovoce.training.run_folder import check_data, check_folder, open_folder
 from sottovoce.training.splits import DataSplits, LazySplit, build_tasks, check_content_apart, read_splits
 
@@ -146,7 +146,7 @@ def _leave_out_unreadable(run: Run, clips: set[Path] | None = None) -> None:
         if isinstance(split, LazySplit):
             continue
         rows = [u for u in split.utterances if clips is None or not clips.isdisjoint(u.clips)]
-        readings = test_readings(run.recipe, run.tasks) if name == "test" else []
+        readings = scored_readings(run.recipe, run.tasks) if name == "test" else []
         for stage, node in run.recipe.stages.items() if name != "test" else ():
             sampler = run.example_sampler(stage, cut=False)
             drawn = split.stage_weights(node, sampler, training=name == "train")

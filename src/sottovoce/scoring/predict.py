@@ -48,10 +48,12 @@ def predict(run: Run, split: str = "test", *, unlabelled: bool = False) -> list[
             for example in complete
             if mode == "both" or run.tasks[example.task].serves(example.utterance)
         ]
+        bad = {row[1].utterance.id for row in rows if not _readable(run, row[1])}  # under all choices, to compare them
+        rows = [row for row in rows if row[1].utterance.id not in bad]
         tagged = [row for row in rows if row[1].tag and row[1].task == TASK]  # the cascade's own task: its tag answers
         asked = [row for row in rows if not (row[1].tag and row[1].task == TASK)]
         predictions = [_prediction(run, *row, row[1].tag or "", rivals) for row in tagged]
-        predictions += _answers(run, [row for row in asked if _readable(run, row[1])], rivals, progress)
+        predictions += _answers(run, asked, rivals, progress)
     return [replace(prediction, source=data.names.get(prediction.id)) for prediction in predictions]
 
 

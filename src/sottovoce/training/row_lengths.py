@@ -9,7 +9,7 @@ from sottovoce.config.recipe import Recipe, used_tasks
 from sottovoce.data.examples import Example, InstructionRole, instructions, slot_text
 from sottovoce.data.skipped import LineFault
 from sottovoce.data.tasks import TASKS, AttributeTask, Task
-from sottovoce.data.utterance import Utterance
+from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.llms.chat_template import ChatFormat, ChatTurn, Placeholder
 from sottovoce.training.llm_targets import teacher_dialogue
@@ -57,7 +57,7 @@ def stage_readings(recipe: Recipe, tasks: Mapping[str, Task], stage: str) -> lis
     return read
 
 
-def test_readings(recipe: Recipe, tasks: Mapping[str, Task]) -> list[Reading]:
+def scored_readings(recipe: Recipe, tasks: Mapping[str, Task]) -> list[Reading]:
     """How the scoring reads the test side: every task under every choice of slots."""
     slots = {name: slot.text for name, slot in recipe.slots.items()} | recipe.evaluation.text
     tags = [f"{choice}" for choice in getattr(tasks.get("emotion"), "choices", ())] if recipe.cascade else []
@@ -112,12 +112,15 @@ class RowLengths:
     def __post_init__(self) -> None:
         self._tokens: dict[str, int] = {"": 0}
         self._refused: dict[str, SottovoceError] = {}  # texts that may not be said
+        self._marks: dict[str, int] = {}
 
     def faults(self, utterances: Iterable[Utterance], readings: Sequence[Reading]) -> list[LineFault]:
         """What is wrong with which rows, the first fault of each."""
         rows = [(utterance, [reading for reading in readings if reading.serves(utterance)]) for utterance in utterances]
+        self._count(text for reading in readings for text in _fixed_texts(reading))
         self._count(text for utterance, read in rows for text in self._texts(utterance, read))
-        found = (self._fault(utterance, read) for utterance, read in rows)
+        around = {id(reading): self._around(reading) for reading in readings}
+        found = (self._fault(utterance, read, around) for utterance, read in rows)
         return [fault for fault in found if fault is not None]
 
     def check(self, utterance: Utterance, readings: Sequence[Reading]) -> None:
@@ -134,14 +137,16 @@ class RowLengths:
         if self.context is not None and speech + text + self.max_new_tokens > self.context:
             raise self._too_long(example.utterance, example.task, "evaluation", speech, text, self.max_new_tokens)
 
-    def _fault(self, utterance: Utterance, readings: Sequence[Reading]) -> LineFault | None:
-        for text in self._texts(utterance, readings):
+    def _fault(self, utterance: Utterance, readings: Sequence[Reading], around: Mapping[int, int]) -> LineFault | None:
+        for text in self._texts(utterance, readings) if self._refused else ():
             if text in self._refused:
                 return _fault(utterance, str(self._refused[text]), self._refused[text])
-        if self.context is None:
+        if self.context is None or not readings:
             return None
+        row = _Row(self, utterance)
         for reading in readings:
-            sources, bound = self._longest(utterance, reading)
+            sources, size = row.longest(reading)
+            bound = size + (around[id(reading)] if utterance.audio else self._overhead[0])
             if bound * _SLACK + _MARGIN <= self.context:
                 continue
             wording = max(instructions(reading.task, utterance), key=lambda text: self._tokens[text])
@@ -173,34 +178,15 @@ class RowLengths:
         assert isinstance(placeholder.key, SpeechPlaceholder)
         return self.speech(placeholder.key.slot, placeholder.key.clip)
 
-    def _longest(self, utterance: Utterance, reading: Reading) -> tuple[dict[str, str], int]:
-        """What fills each slot where the prompt is longest; and its tokens with the answer, nearly."""
-        first, system, turn = self._overhead
-        turns = (*utterance.context, utterance)
-        total = first + system + turn * len(turns)
-        total += sum(self._tokens[t.text or ""] for t in turns if not t.audio)
-        sources = {}
-        for slot, text in reading.slots.items():
-            sizes = dict.fromkeys(reading.sources[slot], 0)
-            for t in turns:
-                if t.audio and "speech" in sizes:
-                    sizes["speech"] += self.speech(slot, t.audio) + self._marks[slot]
-                if t.audio and "text" in sizes:
-                    sizes["text"] += self._tokens[slot_text(t, text) or ""] + 1
-            sources[slot] = max(sizes, key=lambda source: sizes[source])
-            total += sizes[sources[slot]]
-        total += max(self._tokens[text] for text in instructions(reading.task, utterance))
-        total += self._tokens[reading.task.teacher or ""] + self._tokens[reading.tag or ""]
-        target = None if reading.generates else reading.task.target(utterance)
-        return sources, total + (self.max_new_tokens if target is None else self._tokens[target] + turn)
+    def _around(self, reading: Reading) -> int:
+        """Tokens of a prompt in which nothing is said: template, longest wording, teacher, tag."""
+        first, system, _ = self._overhead
+        fixed = self._tokens[reading.task.teacher or ""] + self._tokens[reading.tag or ""]
+        return first + system + fixed + max(self._tokens[text] for text in reading.task.instructions())
 
     def _texts(self, utterance: Utterance, readings: Sequence[Reading]) -> Iterator[str]:
-        """Every text that these readings may write for a row."""
-        for reading in readings:
-            yield from instructions(reading.task, utterance)
-            yield reading.task.teacher or ""
-            yield reading.tag or ""
-            yield ("" if reading.generates else reading.task.target(utterance)) or ""
+        """Every text of a row that these readings may write."""
+        yield from (r.task.target(utterance) or "" for r in readings if not r.generates)
         turns = (*utterance.context, utterance) if readings else ()
         yield from (turn.text or "" for turn in turns if not turn.audio)
         kinds = {r.slots[slot] for r in readings for slot in r.slots if "text" in r.sources[slot]}
@@ -225,22 +211,53 @@ class RowLengths:
         one, two, three = (self._prompt(turns)[1] for turns in ([user], [system, user], [user, reply, user]))
         return one, max(0, two - one), max(1, -(-(three - one) // 2))
 
-    @cached_property
-    def _marks(self) -> "_Marks":
-        return _Marks(self.chat)
+    def marks(self, slot: str) -> int:
+        """Tokens that stand around the speech of a slot."""
+        if slot not in self._marks:
+            around = self.chat.delimiters(SpeechPlaceholder(slot, Path(), False), 10)
+            ids = [self.chat.tokenizer(text, add_special_tokens=False)["input_ids"] for text in around if text]
+            self._marks[slot] = 1 + sum(map(len, ids))
+        return self._marks[slot]
 
 
-class _Marks(dict[str, int]):
-    """Tokens that stand around the speech of a slot."""
+class _Row:
+    """Sizes of an utterance's turns in tokens, each summed up once for all readings."""
 
-    def __init__(self, chat: ChatFormat) -> None:
-        super().__init__()
-        self.chat = chat
+    def __init__(self, lengths: RowLengths, utterance: Utterance) -> None:
+        self.lengths, self.utterance = lengths, utterance
+        turns = (*utterance.context, utterance)
+        self.turn = lengths._overhead[2]
+        self.spoken = [turn for turn in turns if turn.audio]
+        self.written = self.turn * len(turns) + sum(
+            lengths._tokens[turn.text or ""] for turn in turns if not turn.audio
+        )
+        self._known: dict[tuple[str, str, str], int] = {}
 
-    def __missing__(self, slot: str) -> int:
-        around = self.chat.delimiters(SpeechPlaceholder(slot, Path(), False), 10)
-        self[slot] = 1 + sum(len(self.chat.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in around)
-        return self[slot]
+    def longest(self, reading: Reading) -> tuple[dict[str, str], int]:
+        """What fills each slot where the prompt is longest; and the tokens of its turns and its answer, nearly."""
+        sources, total = {}, self.written
+        for slot, kind in reading.slots.items():
+            sizes = {source: self._size(slot, kind, source) for source in reading.sources[slot]}
+            sources[slot] = max(sizes, key=lambda source: sizes[source])
+            total += sizes[sources[slot]]
+        target = None if reading.generates else reading.task.target(self.utterance)
+        answer = self.lengths.max_new_tokens if target is None else self.lengths._tokens[target] + self.turn
+        return sources, total + answer
+
+    def _size(self, slot: str, kind: str, source: str) -> int:
+        key = slot, kind, source
+        if key not in self._known:
+            self._known[key] = sum(self._of(turn, *key) for turn in self.spoken)
+        return self._known[key]
+
+    def _of(self, turn: Utterance | Turn, slot: str, kind: str, source: str) -> int:
+        if source == "speech" and turn.audio:
+            return self.lengths.speech(slot, turn.audio) + self.lengths.marks(slot)
+        return self.lengths._tokens[slot_text(turn, kind) or ""] + 1 if source == "text" else 0
+
+
+def _fixed_texts(reading: Reading) -> list[str]:
+    return [*reading.task.instructions(), reading.task.teacher or "", reading.tag or ""]
 
 
 def _fault(utterance: Utterance, told: str, error: SottovoceError) -> LineFault:
