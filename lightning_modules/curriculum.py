@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch.utils.data import DataLoader
 
@@ -17,7 +16,7 @@ from sottovoce.data.examples import Examples, LazyExamples
 from sottovoce.errors import ConfigError
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, SkippedRows, ThroughputMeter
-from sottovoce.lightning_modules.checkpointing import LAST, latest, read_checkpoint
+from sottovoce.lightning_modules.checkpointing import LAST, BestCheckpoint, latest, read_checkpoint
 from sottovoce.lightning_modules.run import Run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer import build_trainer, is_sharded, loader, train_to_end
@@ -54,10 +53,7 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path:
     resume = latest(folder, run.console)
     meter, guard = ThroughputMeter(), NonFiniteGuard(folder / "skipped.jsonl", name, run.console)
     resumable = ResumeCheckpoint(folder / LAST, run.recipe.checkpoint_every)
-    lowest = ModelCheckpoint(
-        folder, best.stem, monitor="val/loss", save_weights_only=True, auto_insert_metric_name=False,
-        enable_version_counter=False, save_on_train_epoch_end=False,
-    )  # fmt: skip
+    lowest = BestCheckpoint(best)
     callbacks = [lowest, meter, guard, resumable, SkippedRows(run.data.faults)]
     own = {
         "gradient_clip_val": stage.grad_clip, "accumulate_grad_batches": stage.accumulate_grad_batches,

@@ -56,6 +56,7 @@ class SpeechLLM(L.LightningModule):
         self.owns_encoder = self.recipe.trains_encoder  # or has taken one that another run trained, which is kept, too
         self.row_losses: Tensor | None = None  # of the step at hand, (rows,)
         self._begins: dict[str, Tensor] | None = None
+        self._so_far = torch.zeros(2)  # loss and response tokens of the step at hand, over all ranks
         self.register_load_state_dict_post_hook(_frozen_weights_may_be_absent)  # type: ignore[no-untyped-call]
 
     def _adapter(self, slot: str) -> Adapter:
@@ -286,7 +287,8 @@ class SpeechLLM(L.LightningModule):
         before, now = checkpoint.get("accumulate_grad_batches", 1), self.trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            counts.update({name: count // before * now for name, count in counts.items()})
+            done = counts["processed"]  # the others lag or lead by one
+            counts.update({name: done // before * now + count - done for name, count in counts.items()})
 
     def trained(self) -> dict[str, Tensor]:
         """The weights that some stage trains, named as in a checkpoint; without the heads, which are only a help."""

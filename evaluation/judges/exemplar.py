@@ -105,7 +105,8 @@ def _exemplars(given: Mapping[str, Sequence[str]]) -> list[_Exemplar]:
         message = "judge rule: exemplars of at least two emotions are needed, or there is nothing to compare"
         raise ConfigError(message, code="missing-key", where="exemplars")
     found = [_exemplar(emotion, text) for emotion, texts in given.items() for text in texts]
-    likeness = likeness_of(product([one.text for one in found], repeat=2))
+    texts = [one.text for one in found]
+    likeness = likeness_of(product(texts, texts))
     rivals = {emotion: [other.text for other in found if other.emotion != emotion] for emotion in given}
     return [replace(x, room=1 - max(likeness[x.text, text] for text in rivals[x.emotion])) for x in found]
 

@@ -362,7 +362,7 @@ def test_what_is_no_finished_run_is_named(make: Make, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with refused("not-found", "empty/recipe.yaml", MissingError):
         page_of(folder, tmp_path / "empty")
-    with refused("unknown-name", "--against") as caught:
+    with refused("unknown-name", "against") as caught:
         page_of(folder, make("frozen"), against="froze")
     assert "Did you mean 'frozen'" in str(caught.value)
     with refused("empty", "runs", ConfigError):

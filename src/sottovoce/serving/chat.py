@@ -66,7 +66,7 @@ def chat(
     for clip in clips:  # all of them before the model is loaded
         report = inspect_audio(clip)
         if report.problem:
-            raise AudioError.at(clip, "damaged", report.problem)
+            raise AudioError.at(clip, "damaged", str(report.problem))
         if report.warning:
             print(f"sottovoce: {clip}: {report.warning}", file=sys.stderr)
     model = read_bundle(Path(bundle), overrides)
@@ -80,10 +80,11 @@ def chat(
     console.print("Type on, or `audio FILE` for another spoken turn; an empty line ends.", style="dim")
     while line := _read_line():
         try:
-            clip = spoken_file(line)
-            answer = conversation.answer_audio(clip) if clip else conversation.answer_text(line)
+            spoken = spoken_file(line)
+            answer = conversation.answer_audio(spoken) if spoken else conversation.answer_text(line)
         except SottovoceError as error:  # a slip of the hand does not end a dialogue
-            console.print(f"sottovoce: {f'{clip}: ' if isinstance(error, AudioError) else ''}{error}", markup=False)
+            place = f"{spoken}: " if isinstance(error, AudioError) else ""
+            console.print(f"sottovoce: {place}{error}", markup=False)
             continue
         console.print(f"answer   {answer}", markup=False)
 
