@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 from rich.console import Console
 from tests.conftest import write_lines
@@ -14,7 +15,7 @@ from tests.helpers.runs import quiet_run
 
 from sottovoce.config import recipe as recipes
 from sottovoce.data.examples import Example, Examples, collate
-from sottovoce.data.batch_sampler import Rows
+from sottovoce.data.utterance import Turn
 from sottovoce.errors import ManifestError
 from sottovoce.lightning_modules.curriculum import train_stages
 from sottovoce.lightning_modules.run import Run, prepare_run
@@ -33,7 +34,9 @@ WRITTEN = [
 def with_text(manifest: Path, name: str = "mixed") -> Path:
     lines = [json.loads(text) for text in manifest.read_text().splitlines()]
     prefix = manifest.stem
-    return write_lines(manifest.with_name(f"{name}-{manifest.name}"), [*lines, *({**w, "id": f"{prefix}-{w['id']}"} for w in WRITTEN)])
+    return write_lines(
+        manifest.with_name(f"{name}-{manifest.name}"), [*lines, *({**w, "id": f"{prefix}-{w['id']}"} for w in WRITTEN)]
+    )
 
 
 @pytest.fixture
@@ -92,8 +95,6 @@ def test_a_written_turn_is_asked_as_users_ask_an_llm(run: Run) -> None:
 
 def test_a_spoken_turn_before_a_written_one_is_heard(run: Run) -> None:
     spoken, written = drawn(run)
-    from sottovoce.data.utterance import Turn
-
     before = Turn("user", "hello", spoken[0].utterance.audio, "A voice."), Turn("assistant", "hi")
     example = replace(written[0], context=before)
     batch = collate([example], run.audio_reader.read)
@@ -122,10 +123,11 @@ def test_a_batch_of_text_alone_brings_a_stand_in(run: Run) -> None:
         gradients = [weight.grad for weight in module.adapters.parameters()]
         assert all(grad is not None and not grad.any() for grad in gradients)
     assert collate(written, reader.read).audio.x.numel() == 0
-    assert Rows(0, [0]).counts
 
 
-def test_a_run_of_both_says_how_many_and_scores_speech(mixed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_both_says_how_many_and_scores_speech(
+    mixed: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     run = prepare_run(recipes.parse(mixed), Console(width=200))
     told = capsys.readouterr().out
     assert "3 of 15 utterances of train are text alone" in told and "3 of 8 utterances of validation" in told
@@ -141,12 +143,12 @@ def test_text_alone_trains(mixed: dict[str, Any], tmp_path: Path) -> None:
     stages = {"joint": {**mixed["stages"]["joint"], "tasks": {"dialogue": 1}}}
     train_stages(quiet_run({**mixed, "data": data, "stages": stages}))
     with refused("empty", "stages.joint.tasks", ManifestError):
-        quiet_run({**mixed, "name": "other", "data": data, "stages": {"joint": {**stages["joint"], "tasks": {"asr": 1}}}})
+        quiet_run(
+            {**mixed, "name": "other", "data": data, "stages": {"joint": {**stages["joint"], "tasks": {"asr": 1}}}}
+        )
 
 
 def test_lazy_rows_of_text(mixed: dict[str, Any], manifests: dict[str, Path]) -> None:
-    import soundfile
-
     file = Path(mixed["data"]["train"][0]["manifest"])
     records = [json.loads(text) for text in file.read_text().splitlines()]
     for record in records:

@@ -207,9 +207,7 @@ def test_scoring_leaves_out_what_it_cannot_read(run: Run) -> None:
     assert sorted(map(str, other)) == sorted(map(str, left))
 
 
-def test_a_row_is_left_out_of_a_lazy_run_when_it_is_drawn(
-    fit: Fit, tree: dict[str, Any], manifests: dict[str, Path]
-) -> None:
+def test_a_row_is_left_out_of_a_lazy_run_when_it_is_drawn(tree: dict[str, Any], manifests: dict[str, Path]) -> None:
 
     records = [json.loads(text) for text in manifests["train"].read_text().splitlines()]
     for record in records:
