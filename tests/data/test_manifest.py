@@ -182,7 +182,7 @@ def test_the_examples_of_the_documentation_are_read_without_fault(tmp_path: Path
     choices = {**CHOICES, "age": ["child", "adult"], "emotion": ["sad", "angry"]}
     choices |= {"pitch": ["high"], "tempo": ["slow"], "energy": ["low"]}
     path = write(tmp_path, *(example.replace("\n", " ") for example in examples))
-    assert [u.id for u in read_manifest(path, choices=choices).utterances] == ["a1", "a2", "a3", "a4", "a5"]
+    assert [u.id for u in read_manifest(path, choices=choices).utterances] == ["a1", "a2", "a3", "a4", "a5", "a6"]
 
 
 def test_several_faults_of_a_line_are_all_told(folder: Path) -> None:
