@@ -113,24 +113,26 @@ def encode_clips(run: Run) -> None:
     """
     for note in run.data.notes:
         run.console.print(note, markup=False, highlight=False, soft_wrap=True)
-    check_prompts(run.module.llm.chat, run.tasks)
-    clips = list(dict.fromkeys(clip for split in run.data.splits.values() for clip in split.clips()))
-    claimed = {clip: run.audio_reader.count_samples(clip) for clip in clips}
+    for tasks in (run.tasks, {reading.name: reading.task for reading in scored_readings(run.recipe, run.tasks)}):
+        check_prompts(run.module.llm.chat, tasks)
+    reader = run.audio_reader
+    claimed = {clip: reader.count_samples(clip) for split in run.data.splits.values() for clip in split.clips()}
+    reader.samples |= claimed
     _leave_out_unreadable(run)
     with run.progress() as progress, on_device(run.module.encoder):
         clips = [clip for split in run.data.splits.values() for clip in split.clips()]
-        faults = run.audio_reader.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
+        faults = reader.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
     if faults and run.recipe.data.policy == "error":
         refuse(f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):", faults)
     run.data.faults += faults
     bad = {Path(fault.where) for fault in faults}
     run.data.splits = {name: split.without(bad) for name, split in run.data.splits.items()}
-    longer = {clip for clip, count in run.audio_reader.samples.items() if count > claimed.get(clip, count)}
+    longer = {clip for clip, count in reader.samples.items() if count > claimed.get(clip, count)}
     if longer:  # than their headers say
         _leave_out_unreadable(run, longer)
-    check_content_apart(run.data, run.audio_reader.keys)
+    check_content_apart(run.data, reader.keys)
     others = [clip for name in ("validation", "test") for clip in run.data.splits[name].clips()]
-    run.audio_reader.apart = frozenset(run.audio_reader.keys[clip] for clip in others)
+    reader.apart = frozenset(reader.keys[clip] for clip in others)
     for name in ("train", "validation") if run.recipe.stages or run.recipe.cascade else ():
         if not run.data.splits[name].utterances:
             told = f"no utterance is left in {name!r}: data.{name} must name a manifest with usable lines"

@@ -30,7 +30,7 @@ class AudioReader:
         self.sample_rate, self.max_seconds = encoder.sample_rate, max_seconds
         self.cache = FeatureCache(cache / "features", encoder.fingerprint()) if cache else None
         self.keys: dict[Path, str] = {}  # of the content of clips that have been heard
-        self.samples: dict[Path, int] = {}  # of these clips, at the encoder's sample rate
+        self.samples: dict[Path, int] = {}  # of clips, at the encoder's sample rate
         self.apart: frozenset[str] = frozenset()  # content that no other clip may have
 
     def prepare(self, encoder: Encoder, clips: Sequence[Path], progress: Progress) -> list[AudioError]:
@@ -69,10 +69,13 @@ class AudioReader:
             raise MissingError(message, where=path) from None
 
     def count_samples(self, path: Path) -> int:
-        """Samples at the encoder's rate; of a clip that has not been heard yet, by its header."""
+        """Samples at the encoder's rate; of a clip that has not been heard yet, by its header, or 0 without one."""
         if (known := self.samples.get(path)) is not None:
             return known
-        header = read_header(path)
+        try:
+            header = read_header(path)
+        except AudioError:  # which is told when it is heard
+            return 0
         return math.floor(header.frames * self.sample_rate / header.sample_rate + 0.5)  # as soxr resamples
 
     def stand_in(self, encoder: Encoder, *, cached: bool) -> Tensor:
