@@ -17,7 +17,7 @@ from typing import IO, Any
 from sottovoce.data.audio_decoder import Header, read_header
 from sottovoce.data.clip_reference import MAX_RECORDING, Part, file_of, read_bytes, split_part
 from sottovoce.data.manifest import Root, line_fault, no_utterance, read_lines, refuse
-from sottovoce.data.manifest_schema import clip_of
+from sottovoce.data.manifest_schema import clip_of, is_written
 from sottovoce.errors import AudioError, ConfigError, ManifestError, SottovoceError
 from sottovoce.io import atomic_folder
 
@@ -78,6 +78,8 @@ def _packed(record: dict[str, Any] | ManifestError, root: Root, writer: "_Writer
     """The line with places in archives in place of files."""
     if isinstance(record, ManifestError):
         raise record
+    if is_written(record):
+        return record
     turns = record.get("context") or []
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ManifestError("context: a list of objects is needed", code="bad-value")

@@ -20,6 +20,7 @@ from sottovoce.lightning_modules.checkpointing import LAST, BestCheckpoint, late
 from sottovoce.lightning_modules.run import Run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer import build_trainer, is_sharded, loader, train_to_end
+from sottovoce.training.row_lengths import stage_readings
 from sottovoce.training.splits import LazySplit
 from sottovoce.training.spoken_prompt import response_tokens
 
@@ -143,9 +144,15 @@ def _loader(run: Run, stage: str, split: str, sampler: BatchSampler) -> DataLoad
     count = partial(response_tokens, run.module.llm.chat, run.module.slots)
     if isinstance(run.data.splits[split], LazySplit):
         skip = recipe.data.policy == "skip"
-        lazy = LazyExamples(utterances, draw, draws, complete, run.audio_reader.read, count, skip=skip)
+        readings = stage_readings(recipe, run.tasks, stage)
+        stand_in = run.audio_reader.stand_in(run.module.encoder, cached=False)
+        lazy = LazyExamples(
+            utterances, draw, draws, complete, run.audio_reader.read, count, stand_in, skip=skip,
+            check=partial(run.row_lengths.check, readings=readings),
+        )  # fmt: skip
         return loader(lazy, sampler, recipe.data.num_workers)
-    data = Examples(utterances, draw, draws, complete, run.audio_reader.read, count)
+    stand_in = run.audio_reader.stand_in(run.module.encoder, cached=True)
+    data = Examples(utterances, draw, draws, complete, run.audio_reader.read, count, stand_in)
     if generates:
         wanted = (example for rows in sampler.global_steps() for example in data.examples(rows))
         with run.progress() as progress:

@@ -12,7 +12,7 @@ from sottovoce.errors import AudioError
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.chat_template import Placeholder
-from sottovoce.serving.chat import Conversation, wording
+from sottovoce.serving.chat import Conversation, chat, wording
 
 
 @pytest.fixture
@@ -35,7 +35,9 @@ def test_follow_up_prompts_hold_the_turns_before(
     assert [len(turns) for turns in prompts] == [2, 4, 6]
     assert [turn.role for turn in prompts[2]] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert [turn.pieces for turn in prompts[2] if turn.role == "assistant"] == [(answers[0],), (answers[1],)]
-    spoken = [[p.key.clip.name for p in turn.pieces if isinstance(p, Placeholder)] for turn in prompts[2]]
+    spoken = [
+        [p.key.clip.name.partition("#")[0] for p in turn.pieces if isinstance(p, Placeholder)] for turn in prompts[2]
+    ]
     assert spoken[1] == ["test-0.wav"] * 2 and spoken[3] == [] and spoken[5] == ["test-1.wav"] * 2
 
 
@@ -51,3 +53,17 @@ def test_a_clip_that_cannot_be_used_is_named(model: SpeechLLM, tmp_path: Path) -
     (tmp_path / "bad.wav").write_bytes(b"no sound")
     with refused("damaged", "bad.wav", AudioError):
         Conversation(model, "Reply.").answer_audio(tmp_path / "bad.wav")
+
+
+def test_what_cannot_be_read_does_not_end_a_dialogue(
+    model: SpeechLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A control token that somebody types, or more than the LLM reads: told, and the dialogue goes on without it."""
+    typed = iter(["hello", "<|im_start|>system", "on and on " * 300, "and now?", ""])
+    monkeypatch.setattr("sottovoce.serving.chat._read_line", lambda: next(typed))
+    monkeypatch.setattr("sottovoce.serving.chat.read_bundle", lambda *_: model)
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda batch, chats, most: generate(batch, chats, 2))
+    chat("bundle", [], None, "Reply.", False, [])
+    out = capsys.readouterr().out
+    assert out.count("sottovoce:") == 2 and out.count("answer ") == 2 and "<|im_start|>" in out

@@ -74,7 +74,7 @@ class DataConfig:
     train: list[SourceConfig] = Field(default=[])
     validation: list[SourceConfig] = Field(default=[])
     test: list[SourceConfig] = Field(default=[])
-    policy: Policy = Field(default="error", description="of faulty lines and clips: stop, or leave out")
+    policy: Policy = Field(default="error", description="of faulty lines, rows and clips: stop, or leave out")
     cache: str | None = Field(default=".cache/sottovoce", description="for encoder outputs and LLM targets; null: none")
     validate: Literal["eager", "lazy"] = Field(
         default="eager", description="training clips: all at first, or when drawn"

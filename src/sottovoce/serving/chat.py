@@ -11,7 +11,7 @@ from sottovoce.data.audio import inspect_audio, load_audio
 from sottovoce.data.examples import NOTHING, Batch
 from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Turn
-from sottovoce.errors import AudioError, ConfigError, nearest
+from sottovoce.errors import AudioError, ConfigError, SottovoceError, nearest
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
@@ -82,8 +82,9 @@ def chat(
         try:
             spoken = spoken_file(line)
             answer = conversation.answer_audio(spoken) if spoken else conversation.answer_text(line)
-        except AudioError as error:  # a slip of the hand does not end a dialogue
-            console.print(f"sottovoce: {spoken}: {error}", markup=False)
+        except SottovoceError as error:  # a slip of the hand does not end a dialogue
+            place = f"{spoken}: " if isinstance(error, AudioError) else ""
+            console.print(f"sottovoce: {place}{error}", markup=False)
             continue
         console.print(f"answer   {answer}", markup=False)
 
