@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch.utils.data import DataLoader
 
@@ -21,7 +20,7 @@ from sottovoce.data.examples import Examples, LazyExamples
 from sottovoce.errors import ConfigError
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, SkippedRows, ThroughputMeter
-from sottovoce.lightning_modules.checkpointing import LAST, latest, read_checkpoint
+from sottovoce.lightning_modules.checkpointing import LAST, BestCheckpoint, latest, read_checkpoint
 from sottovoce.lightning_modules.run import Run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer import build_trainer, loader, train_to_end
@@ -65,10 +64,7 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
     limit = chosen.get("max_time")
     deadline = math.inf if limit is None else run.began + seconds_of(limit)
     resumable = ResumeCheckpoint(folder / LAST, run.recipe.checkpoint_every, deadline)
-    lowest = ModelCheckpoint(
-        folder, best.stem, monitor="val/loss", save_weights_only=True, auto_insert_metric_name=False,
-        enable_version_counter=False, save_on_train_epoch_end=False,
-    )  # fmt: skip
+    lowest = BestCheckpoint(best)
     callbacks = [lowest, meter, guard, resumable, SkippedRows(run.data.faults)]
     own = {
         "gradient_clip_val": stage.grad_clip, "accumulate_grad_batches": stage.accumulate_grad_batches,

@@ -28,8 +28,9 @@ SAME: list[Tree] = [  # with these a run ends in the weights that it ends in wit
     {
         "accelerator": "auto", "devices": "1", "num_nodes": 1, "precision": 32, "strategy": "single_device",
         "log_every_n_steps": 1, "enable_progress_bar": True, "deterministic": "warn", "benchmark": True,
-        "inference_mode": False, "detect_anomaly": True, "enable_autolog_hparams": False, "profiler": "simple", "max_time": {"hours": 9},
-        "gradient_clip_algorithm": "norm", "limit_train_batches": 1.0, "limit_val_batches": 99,
+        "inference_mode": False, "detect_anomaly": True, "enable_autolog_hparams": False, "profiler": "simple",
+        "max_time": {"hours": 9}, "gradient_clip_algorithm": "norm", "limit_train_batches": 1.0,
+        "limit_val_batches": 99,
     },
     {
         "devices": "auto", "precision": None, "strategy": "auto", "log_every_n_steps": 0, "profiler": "advanced",

@@ -34,7 +34,7 @@ class AudioReader:
         """Check every clip and, with a cache, encode those that are not in it yet. Returns what is wrong with which."""
         faults: list[AudioError] = []
         waiting: list[tuple[str, Tensor]] = []
-        for path in progress.track(clips, description="listening"):
+        for path in progress.track(clips, description="encoding clips"):
             try:
                 samples = torch.from_numpy(self._load(path))
             except AudioError as error:
