@@ -1,7 +1,8 @@
 """A run: its recipe, data, module and targets, and all that must be right before training starts."""
 
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import cast
@@ -22,7 +23,7 @@ from sottovoce.errors import ManifestError, MissingError
 from sottovoce.io import file_lock
 from sottovoce.lightning_modules.bundle import bundle_weights
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.lightning_modules.trainer import check_trainer
+from sottovoce.lightning_modules.trainer_settings import check_trainer
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.llm_targets import Targets
 from sottovoce.training.row_lengths import RowLengths, check_prompts, scored_readings, stage_readings
@@ -42,6 +43,7 @@ class Run:
     slots: dict[str, str]  # slot -> the text equivalent to its speech
     cache: Path  # folder of encoder outputs and of targets
     console: Console
+    began: float = field(default_factory=time.monotonic)  # seconds, from which `trainer.max_time` counts
 
     @cached_property
     def targets(self) -> Targets:

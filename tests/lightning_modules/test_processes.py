@@ -21,11 +21,15 @@ from tests.helpers.runs import Write
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
 from sottovoce.lightning_modules.curriculum import _steps_done, read_trained
-from sottovoce.lightning_modules.trainer import check_trainer, trainer_arguments
+from sottovoce.lightning_modules.trainer import trainer_arguments
+from sottovoce.lightning_modules.trainer_settings import check_trainer
 
 STAGES = ("1-joint", "2-disentangle", "3-holistic")
 ACCUMULATED = ("ddp-accumulated", "deepspeed_stage_2-accumulated")
-STRATEGIES = ("ddp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
+STRATEGIES = (
+    "ddp", "ddp_find_unused_parameters_true", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_2_offload",
+    "deepspeed_stage_3", "deepspeed_stage_3_offload",
+)  # fmt: skip
 NEAR = 1e-5
 WORKER = Path(__file__).parents[1] / "helpers" / "many_processes.py"
 Jobs = list[dict[str, Any]]
@@ -191,11 +195,6 @@ def test_a_stage_does_not_go_on_with_other_batches(tmp_path: Path) -> None:
     assert _steps_done(file, 48) == 3
     with refused("mismatch", "batch_size"):
         _steps_done(file, 24)
-
-
-def test_what_deepspeed_cannot_do_is_told() -> None:
-    with refused("conflict", "trainer.precision"):
-        trainer_arguments({"strategy": "deepspeed", "precision": "16-mixed"})
 
 
 @pytest.mark.parametrize(("name", "meant"), [("deepspeed_stage_4", r"deepspeed_stage_\d"), ("dpp", "ddp")])
