@@ -28,6 +28,17 @@ SlotText: TypeAlias = Literal["caption", "transcript", "tagged"]
 Values: TypeAlias = Annotated[list[str], Field(min_length=1)]
 Policy: TypeAlias = Literal["error", "skip"]
 
+_OF_CHATS = ("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize")
+
+
+def _of_template(arguments: dict[str, Any]) -> dict[str, Any]:
+    if reserved := sorted(set(arguments) & set(_OF_CHATS)):
+        raise fault("conflict", "", f"{', '.join(reserved)}: this is decided for each prompt; leave it out")
+    return arguments
+
+
+TemplateArguments: TypeAlias = Annotated[dict[str, Any], AfterValidator(_of_template)]
+
 
 @config_class
 class LLMConfig:
@@ -37,6 +48,9 @@ class LLMConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     trust_remote_code: bool = Field(default=False, description="run code of the checkpoint; the command line alone")
     tuning: Tuning = Field(default_factory=Tuning)
+    chat_template_kwargs: TemplateArguments = Field(
+        default={}, description="of the chat template; enable_thinking, where it knows that, is false unless set here"
+    )
 
 
 @config_class

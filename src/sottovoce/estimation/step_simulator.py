@@ -78,7 +78,7 @@ def uninitialized_module(recipe: Recipe, device: torch.device) -> SpeechLLM:
     except MissingError:
         module.llm.chat = cast(ChatFormat, PlaceholderChat())
         return module
-    module.llm.chat = ChatFormat(module.llm.tokenizer, [])
+    module.llm.chat = module.llm.chat_format(module.llm.tokenizer, [])
     mark_speech(module.llm.chat, recipe.slots)
     return module
 
