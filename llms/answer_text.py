@@ -18,7 +18,10 @@ S = TypeVar("S", bound=str)
 
 # How families mark thoughts: Qwen3, DeepSeek-R1, SmolLM3, Phi-4 (think), Granite and others, Seed-OSS, Magistral,
 # Kimi, Gemma 4 and gpt-oss, whose thoughts and answer are two messages.
-_OPEN = r"<(?:seed:)?(?:think|thinking|thought)>|\[THINK\]|◁think▷|<\|channel>thought|<\|channel\|>analysis<\|message\|>"
+_OPEN = (
+    r"<(?:seed:)?(?:think|thinking|thought)>|\[THINK\]|◁think▷|<\|channel>thought|"
+    r"<\|channel\|>analysis<\|message\|>"
+)
 _CLOSE = (
     r"</(?:seed:)?(?:think|thinking|thought)>|\[/THINK\]|◁/think▷|<channel\|>|"
     r"<\|end\|><\|start\|>assistant(?:<\|channel\|>final<\|message\|>)?"

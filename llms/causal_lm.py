@@ -199,7 +199,8 @@ class CausalLLM(LoadedLLM):
         """The text of generated tokens up to the end of the turn; a `Cut` where the turn did not end."""
         end = next((at for at, token in enumerate(ids) if token in self.chat.stop_ids), None)
         text = str(self.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
-        whole = self.chat.thought + str(self.tokenizer.decode(ids[:end]))  # in some families special tokens mark thoughts
+        # Thoughts are marked by special tokens in some families.
+        whole = self.chat.thought + str(self.tokenizer.decode(ids[:end]))
         if (kept := without_thoughts(whole)) != whole:
             for token in self.tokenizer.all_special_tokens:
                 kept = kept.replace(token, "")

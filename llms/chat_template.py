@@ -18,7 +18,7 @@ Role = Literal["system", "user", "assistant"]
 # no template trims and no writing system holds.
 _OPEN, _CLOSE = "\U000f5e00", "\U000f5e01"
 _MARK = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
-TODAY = datetime(2024, 7, 26)  # for templates that write the date (Llama 3.2's own default): a prompt is always the same
+TODAY = datetime(2024, 7, 26)  # of templates that write the date; by default that of Llama 3.2's
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ class ChatFormat:
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int], arguments: Mapping[str, Any] | None = None
-    ) -> None:
+        self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int],
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         if not tokenizer.chat_template:
             why = "no chat template, so turns cannot be told apart: name an instruction-tuned checkpoint, or set "
             raise _unfit(tokenizer, "unavailable", why + "`chat_template` in its tokenizer_config.json")

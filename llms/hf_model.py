@@ -18,7 +18,7 @@ from sottovoce.hub import WEIGHTS
 from sottovoce.llms import hub_checkpoints
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.llms.hub_checkpoints import HUB, SETTINGS
-from sottovoce.llms.tuning import base_name, decoder_layers, layer_numbers, lora_layers, tune
+from sottovoce.llms.tuning import base_name, decoder_layers, layer_numbers, lora_layers, passed_over, tune
 from sottovoce.llms.tuning_config import Tuning
 from sottovoce.tensor_files import update_digest
 
@@ -42,6 +42,7 @@ class LoadedLLM(nn.Module):
 
     Attributes:
         trainable_names: of the weights that may train, relative to this module, once it is built or loaded.
+        passed_over: what of the tuned layers stays frozen, in words; None where nothing worth a word does.
 
     Raises:
         ConfigError: `dtype` is unknown, transformers does not know the architecture, or it cannot answer embeddings.
@@ -71,6 +72,7 @@ class LoadedLLM(nn.Module):
         self.tuning = tuning or Tuning()
         self.chat_template_kwargs = chat_template_kwargs or {}
         self.trainable_names: list[str] = []
+        self.passed_over: str | None = None
         self.depth: int = self.config.get_text_config().num_hidden_layers
         if self.tuning.method != "frozen":
             layer_numbers(self.tuning.layers, self.depth)  # a mistake there is reported before any weight is read
@@ -130,8 +132,8 @@ class LoadedLLM(nn.Module):
         """`ConfigError` where `generate` takes token ids alone, by the rule of transformers."""
         prepare = inspect.signature(model.prepare_inputs_for_generation)  # type: ignore[arg-type]  # of GenerationMixin
         if "inputs_embeds" not in prepare.parameters:
-            why = f"{self.checkpoint} is a {type(model).__name__}, which transformers lets generate from token ids alone"
-            raise ConfigError.at(HUB.key, "mismatch", f"{why}, not from speech: take another LLM")
+            why = f"{self.checkpoint} is a {type(model).__name__}, which transformers lets generate from token ids "
+            raise ConfigError.at(HUB.key, "mismatch", f"{why}alone, not from speech: take another LLM")
 
     def unload(self) -> None:
         """Free the memory of the weights, trained ones included; `load` fetches the checkpoint's again."""
@@ -139,6 +141,7 @@ class LoadedLLM(nn.Module):
 
     def _tuned(self, model: "PreTrainedModel") -> "PreTrainedModel":
         """The model with LoRA where `tuning` wants it, and without gradients yet."""
+        self.passed_over = passed_over(model, self.tuning)
         tuned = tune(_frozen(model), self.tuning)
         self.trainable_names = [f"model.{name}" for name in tuned]
         bases = {name: weight for name, weight in model.named_parameters() if name in tuned and base_name(name)}
@@ -193,9 +196,9 @@ class LoadedLLM(nn.Module):
             self.set_trainable(trainable)  # peft has switched gradients on with the maps
 
     def fingerprint(self, *, frozen: bool = False) -> str:
-        """SHA-256 of the pretrained weights (`frozen`: of those that never train), architecture, template, its arguments.
+        """SHA-256 of the pretrained weights (`frozen`: of those that never train), architecture and chat template.
 
-        Equal ones give equal answers.
+        The template's arguments are part of it. Equal ones give equal answers.
         """
         digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode())
         digest.update(json.dumps(self.tokenizer.chat_template, sort_keys=True).encode())

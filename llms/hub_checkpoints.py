@@ -43,7 +43,7 @@ def describe(checkpoint: str, trust_remote_code: bool) -> "PreTrainedConfig":
 
 def _check_format(checkpoint: str, folder: Path) -> None:
     """`ConfigError` for a GGUF, which has another tokenizer and other names of weights."""
-    files = [folder] if checkpoint.lower().endswith(".gguf") else [*folder.glob("*.gguf")] if folder.is_dir() else []
+    files = [folder] if checkpoint.lower().endswith("gguf") else [*folder.glob("*.gguf")] if folder.is_dir() else []
     if files and not (folder / "config.json").is_file():
         why = f"{files[0]} is a GGUF; take the checkpoint that it was made from, or write one: "
         why += "AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=NAME).save_pretrained(NEW), and the same with "
@@ -60,7 +60,7 @@ def check_no_lora(checkpoint: str, folder: Path) -> None:
         base = None
     alone = not any(folder.glob(WEIGHTS[0])) or not (folder / "config.json").is_file()
     why = f"{checkpoint} is a LoRA{f' of {base}' if base else ''} and no LLM" if alone else f"{checkpoint} holds a LoRA"
-    why += ". Merge it first: python -c \"from peft import AutoPeftModelForCausalLM as M; "
+    why += '. Merge it first: python -c "from peft import AutoPeftModelForCausalLM as M; '
     why += f"M.from_pretrained('{folder}').merge_and_unload().save_pretrained('NEW')\", and copy the tokenizer's files"
     raise ConfigError.at(HUB.key, "conflict", why)
 

@@ -49,16 +49,16 @@ def test_a_range_that_matches_nothing_says_what_there_is(layers: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_targets_are_the_linear_maps_of_the_layer_and_no_others(family: str, folders: dict[str, Path]) -> None:
     model = bare(folders[family])
-    names = target_names(model, "1", ("all",))
+    names = target_names(model, Tuning(method="lora", layers="1"))
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert set(names) == {name for name in linear if name.startswith("model.layers.1.")} and len(names) >= 4
-    assert target_names(model, "0", ("down_proj",)) == ["model.layers.0.mlp.down_proj"]
-    assert target_names(model, "0", ("self_attn.o_proj",)) == ["model.layers.0.self_attn.o_proj"]
+    assert target_names(model, Tuning(layers="0", targets=["down_proj"])) == ["model.layers.0.mlp.down_proj"]
+    assert target_names(model, Tuning(layers="0", targets=["self_attn.o_proj"])) == ["model.layers.0.self_attn.o_proj"]
 
 
 def test_an_unknown_target_gets_the_nearest(folders: dict[str, Path]) -> None:
     with refused("unknown-name", "llm.tuning.targets") as caught:
-        target_names(bare(folders["qwen2"]), "0", ("q_porj",))
+        target_names(bare(folders["qwen2"]), Tuning(layers="0", targets=["q_porj"]))
     assert "Did you mean 'q_proj'" in str(caught.value)
 
 

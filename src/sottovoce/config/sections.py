@@ -89,6 +89,9 @@ class DataConfig:
         default="eager", description="training clips: all at first, or when drawn"
     )
     max_seconds: Float = Field(default=60.0, ge=0, le=3600, description="longer clips are faulty")
+    target_max_new_tokens: Count | None = Field(
+        default=None, description="of targets that the LLM makes; null: evaluation's"
+    )
     num_workers: Int = Field(default=0, ge=0, le=1024, description="processes that read audio")
 
 

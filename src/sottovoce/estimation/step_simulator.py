@@ -190,7 +190,7 @@ class StepTimer(StepSimulator):
         if isinstance(llm.chat, ChatFormat):  # else there is no tokenizer
             waiting = [e for rows in order for e in self.examples(stage, sampler, rows) if e.target is None][:PROMPTS]
             prompts = [llm.embed(llm.chat.prompt(teacher_dialogue(example, slots)), {}) for example in waiting]
-            llm.generate(prompts, self.recipe.evaluation.max_new_tokens)
+            llm.generate(prompts, self.recipe.target_max_new_tokens)
 
     def encoding_time(self) -> float:
         return self._seconds_of(self.encode)
