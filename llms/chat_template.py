@@ -166,8 +166,9 @@ class ChatFormat:
         if answer is not None:
             messages = [*messages, _message("assistant", answer)]
         try:
-            day = datetime.fromisoformat(str(self.arguments.get("strftime_now", TODAY)))
-            arguments = {**self.arguments, "strftime_now": day.strftime}
+            arguments = dict(self.arguments)
+            if day := arguments.pop("strftime_now", None):
+                arguments["chat_template"] = _dated(self.tokenizer.get_chat_template(), str(day))
             text = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=answer is None, **arguments
             )
@@ -198,6 +199,14 @@ class ChatFormat:
 
 def _unfit(tokenizer: "PreTrainedTokenizerBase", code: Code, why: str) -> SottovoceError:
     return SottovoceError.at("llm.checkpoint", code, f"the tokenizer of {tokenizer.name_or_path} has {why}")
+
+
+def _dated(template: str, day: str) -> str:
+    """A template whose `strftime_now` knows one day; a macro, since functions cannot be handed to a template."""
+    date = datetime.fromisoformat(day)
+    forms = [f"%{sign}{letter}" for sign in ("-", "") for letter in "aAbBdeHIjmMpSUwWyYxXc"]
+    steps = "".join(f" | replace('{form}', '{date.strftime(form)}')" for form in forms)
+    return f"{{% macro strftime_now(format) %}}{{{{ format{steps} }}}}{{% endmacro %}}{template}"
 
 
 def _no_delimiters(key: Hashable, number: int) -> tuple[str, str]:

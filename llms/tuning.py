@@ -113,9 +113,7 @@ def passed_over(model: "PreTrainedModel", tuning: Tuning) -> str | None:
     kept = ", ".join(name for name, size in left.most_common(4) if size)
     stacked = any(expert for _, expert in _parts(model, tuning.layers).values())
     advice = "; LoRA takes experts that llm.tuning.targets names" if stacked and tuning.method == "lora" else ""
-    told = (
-        f"{count:,} of {sizes.total():,} weights of the LLM's tuned layers stay frozen, since they are no linear maps"
-    )
+    told = f"{count:,} of {sizes.total():,} weights of the LLM's tuned layers are no linear maps and stay frozen"
     return f"{told}: {kept}{advice}"
 
 

@@ -112,6 +112,7 @@ def tiny_tree(tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_
         "tasks": {"emotion": {"choices": list(EMOTIONS)}},
         "data": {
             "cache": str(tmp_path / "cache"),
+            "target_max_new_tokens": 12,
             **{split: [{"manifest": str(file)}] for split, file in manifests.items()},
         },
         "stages": {

@@ -143,7 +143,9 @@ def _weights_depend_on(recipe: Tree, stages: Sequence[str]) -> dict[str, Any]:
         free += [f"stages.{name}" for name in recipe["stages"] if name not in stages]
         free += [f"stages.{name}.{key}" for name in stages for key in FREE_IN_STAGES]
         free += [f"tasks.{name}" for name in recipe["tasks"] if name not in learned and not recipe.get("cascade")]
-    bound = OF_TARGETS if learned.intersection(GENERATED) else ()
+    bound = set(OF_TARGETS if learned.intersection(GENERATED) else ())
+    if recipe.get("data", {}).get("target_max_new_tokens"):  # in place of the evaluation's
+        bound.discard("evaluation.max_new_tokens")
     found = {key: value for key, value in _leaves(recipe) if _is_under(key, bound) or not _is_under(key, free)}
     order = [name for name in recipe.get("stages", ()) if name in stages]
     return {**found, "stages": ", ".join(order)} if order else found
