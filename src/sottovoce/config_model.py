@@ -132,8 +132,8 @@ def _take_texts(tree: Tree, places: Iterable[Place], texts: Tree, said: Tree, so
         node, value, text = _at(tree, above), _at(tree, place), str(_at(texts, place))
         if _at(said, place) is not None:
             node[key] = text
-        elif "${" not in text and (isinstance(value, bool | float) or text != str(value)):
-            told = f"text is needed, and to YAML {text} is the {type(value).__name__} {value}: write '{text}', in quotes"
+        elif "${" not in text and abs(value) <= _MOST and (isinstance(value, bool | float) or text != str(value)):
+            told = f"text is needed, and to YAML {text} is the {type(value).__name__} {value}; write '{text}' in quotes"
             faults.append(fault("bad-value", reduce(joined, place, ""), told))
     if faults:
         raise ConfigError.of(located(ConfigError.of(faults), source=source))
