@@ -5,7 +5,7 @@ or read by several workers, draws the same examples.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -55,6 +55,7 @@ class ExampleSampler:
     stage: str  # its name, which is mixed into the seed, so that stages draw apart
     cut: bool = True  # whether dialogues are cut at varying points (training) or taken whole (scoring)
     place: InstructionRole = "system"
+    barred: Mapping[str, frozenset[str]] = field(default_factory=dict)  # task -> ids of examples without a target
 
     def __call__(self, utterance: Utterance, epoch: int, number: int) -> Example | None:
         """Draw an example, or None for an utterance that no task of this stage can use.
@@ -69,7 +70,7 @@ class ExampleSampler:
         task = task_of(self.tasks, name, utterance)
         context = utterance.context
         if self.cut:
-            utterance, context = cut(utterance, rng, anywhere=name == "dialogue")
+            utterance, context = cut(utterance, rng, anywhere=name == "dialogue", barred=self.barred.get(name, ()))
         sources, trains = self._slots(task, utterance, rng)
         instruction = rng.choice(instructions(task, utterance))
         return Example(
@@ -80,7 +81,16 @@ class ExampleSampler:
         """The tasks of the stage that an utterance can serve: its manifest allows them, and it has their labels."""
         only = utterance.only
         named = (name for name, weight in self.weights.items() if weight > 0 and (only is None or name in only))
-        return [name for name in named if task_of(self.tasks, name, utterance).serves(utterance)]
+        able = [name for name in named if task_of(self.tasks, name, utterance).serves(utterance)]
+        return [name for name in able if self._has_end(utterance, name)]
+
+    def _has_end(self, utterance: Utterance, task: str) -> bool:
+        """Whether one of an utterance's examples of a task is not barred."""
+        if not (barred := self.barred.get(task)):
+            return True
+        anywhere = self.cut and task == "dialogue"
+        ends = ends_of(utterance) if anywhere else [len(utterance.context)]
+        return any(id_at(utterance, end) not in barred for end in ends)
 
     def _slots(self, task: Task, utterance: Utterance, rng: random.Random) -> tuple[dict[str, str], frozenset[str]]:
         """Equivalence Replacement Regularization (Wang et al., ICME 2025, section III-C, stage 2).
@@ -118,21 +128,34 @@ def slot_text(turn: Utterance | Turn, text: str) -> str | None:
     return style_caption(turn) if isinstance(turn, Utterance) else turn.caption
 
 
-def cut(utterance: Utterance, rng: random.Random, *, anywhere: bool) -> tuple[Utterance, tuple[Turn, ...]]:
+def ends_of(utterance: Utterance) -> list[int]:
+    """How many turns of its context a dialogue may be cut to: before an earlier spoken turn of the user, or all."""
+    spoken = (i for i, turn in enumerate(utterance.context) if turn.audio and turn.role == "user" and turn.caption)
+    return [*spoken, len(utterance.context)]
+
+
+def id_at(utterance: Utterance, end: int) -> str:
+    """The id of a dialogue that is cut to `end` turns of its context."""
+    return utterance.id if end == len(utterance.context) else f"{utterance.id}@{end}"
+
+
+def cut(
+    utterance: Utterance, rng: random.Random, *, anywhere: bool, barred: Collection[str] = ()
+) -> tuple[Utterance, tuple[Turn, ...]]:
     """A dialogue cut at a varying point, with a context of varying length.
 
     The end is the utterance itself or, with `anywhere`, an earlier spoken turn of the user whose words and style are
     known; the beginning is any user turn before it, or the assistant's that opens the dialogue. (Section IV-A: samples
-    by truncating conversations at midpoints.)
+    by truncating conversations at midpoints.) It does not end where its id would be a `barred` one.
     """
     context = utterance.context
-    ends = [i for i, turn in enumerate(context) if turn.audio and turn.role == "user" and turn.caption]
-    end = rng.choice([*ends, len(context)]) if anywhere else len(context)
+    ends = [end for end in ends_of(utterance) if id_at(utterance, end) not in barred]
+    end = rng.choice(ends) if anywhere else len(context)
     if end < len(context):
         turn, ready = context[end], utterance.response or utterance.responses.get("dialogue")
         assert turn.audio is not None
         utterance = replace(
-            utterance, id=f"{utterance.id}@{end}", audio=turn.audio, text=turn.text, labels={}, caption=turn.caption,
+            utterance, id=id_at(utterance, end), audio=turn.audio, text=turn.text, labels={}, caption=turn.caption,
             context=context[:end], response=context[end + 1].text if ready else None,
             responses={}, category=None, answers={},
         )  # fmt: skip

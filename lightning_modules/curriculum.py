@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from sottovoce.config.recipe import Recipe
 from sottovoce.data.batch_sampler import BatchSampler
-from sottovoce.data.examples import Examples, LazyExamples
+from sottovoce.data.examples import Examples, ExampleSampler, LazyExamples
 from sottovoce.errors import ConfigError
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, SkippedRows, ThroughputMeter
@@ -25,6 +25,7 @@ from sottovoce.lightning_modules.run import Run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer import build_trainer, loader, train_to_end
 from sottovoce.lightning_modules.trainer_settings import batches_of, is_sharded, seconds_of
+from sottovoce.training.llm_targets import Made, Name
 from sottovoce.training.row_lengths import stage_readings
 from sottovoce.training.splits import LazySplit
 from sottovoce.training.spoken_prompt import response_tokens
@@ -74,6 +75,8 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
     trainer = build_trainer(chosen, folder, callbacks, **own)
 
     # data
+    for split in ("train", "validation"):
+        _make_targets(run, name, split, trainer)
     together = stage.accumulate_grad_batches
     batch_size = stage.batch_size * trainer.world_size * together
     sampler = _sampler(run, name, "train", trainer, _steps_done(resume, batch_size))
@@ -150,7 +153,7 @@ def _steps_done(checkpoint: Path | None, batch_size: int) -> int:
 def _sampler(run: Run, stage: str, split: str, trainer: L.Trainer, start: int = 0) -> BatchSampler:
     """This process's batches of a stage, from batch `start` on."""
     node, data, training = run.recipe.stages[stage], run.data.splits[split], split == "train"
-    examples = run.example_sampler(stage, cut=training)
+    examples = _drawing(run, stage, split)
     order = BatchSampler(
         seconds=data.seconds, weights=data.stage_weights(node, examples, training=training),
         batch_size=node.batch_size, epochs=node.epochs if training else 1, seed=run.recipe.seed,
@@ -169,12 +172,52 @@ def _first(sampler: BatchSampler, amount: float) -> BatchSampler:
     return replace(sampler, weights=np.bincount(numbers, minlength=len(np.asarray(sampler.weights))))
 
 
+def _drawing(run: Run, stage: str, split: str) -> ExampleSampler:
+    """How examples are drawn, but for those without a target."""
+    sampler = run.example_sampler(stage, cut=split == "train")
+    return replace(sampler, barred=run.barred.get((stage, split), {}))
+
+
+def _make_targets(run: Run, stage: str, split: str, trainer: L.Trainer) -> None:
+    """Make the targets that only the LLM can give, for all epochs of a stage.
+
+    What has none is not drawn, and the rows are drawn anew, until each that is drawn has one. `ConfigError` where not
+    one of a task is left.
+    """
+    data = run.data.splits[split]
+    if isinstance(data, LazySplit) or not _generates(run, stage):
+        return
+    draws = run.recipe.stages[stage].tasks_per_utterance if split == "train" else 1
+    wanted: set[Name] = set()
+    rejected: dict[Name, str] = {}
+    while True:
+        drawn = Examples(data.utterances, _drawing(run, stage, split), draws, None, run.audio_reader.read)
+        steps = _sampler(run, stage, split, trainer).global_steps()
+        with run.progress() as progress:
+            made = run.targets.make(run.module.llm, (e for rows in steps for e in drawn.examples(rows)), progress)
+        wanted, rejected = wanted | made.wanted, rejected | made.rejected
+        if not made.rejected:
+            break
+        tasks = {task for task, _ in rejected}
+        run.barred[stage, split] = {task: frozenset(name for t, name in rejected if t == task) for task in tasks}
+        left = {task for u in data.utterances for task in _drawing(run, stage, split).possible(u)}
+        told = Made(0, wanted, rejected).told(run.recipe.target_max_new_tokens)
+        if gone := sorted(tasks - left):
+            why = f"stage {stage!r}: not one target of {', '.join(gone)} in {split!r} can be learned.\n{told}"
+            raise ConfigError.at("data.target_max_new_tokens", "empty", why)
+    if rejected:
+        run.console.print(f"stage {stage}, {split}: {told}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _generates(run: Run, stage: str) -> bool:
+    return any(weight and run.tasks[task].generated for task, weight in run.recipe.stages[stage].tasks.items())
+
+
 def _loader(run: Run, stage: str, split: str, sampler: BatchSampler) -> DataLoader[Any]:
-    """Batches of a stage; targets that only the LLM can give are made first, for all its epochs."""
+    """Batches of a stage, whose targets are there."""
     node, recipe, utterances = run.recipe.stages[stage], run.recipe, run.data.splits[split].utterances
-    draw, draws = run.example_sampler(stage, cut=split == "train"), node.tasks_per_utterance if split == "train" else 1
-    generates = any(weight and run.tasks[task].generated for task, weight in node.tasks.items())
-    complete = run.targets.complete if generates else None
+    draw, draws = _drawing(run, stage, split), node.tasks_per_utterance if split == "train" else 1
+    complete = run.targets.complete if _generates(run, stage) else None
     count = partial(response_tokens, run.module.llm.chat, run.module.slots)
     if isinstance(run.data.splits[split], LazySplit):
         skip = recipe.data.policy == "skip"
@@ -187,8 +230,4 @@ def _loader(run: Run, stage: str, split: str, sampler: BatchSampler) -> DataLoad
         return loader(lazy, sampler, recipe.data.num_workers)
     stand_in = run.audio_reader.stand_in(run.module.encoder, cached=True)
     data = Examples(utterances, draw, draws, complete, run.audio_reader.read, count, stand_in)
-    if generates:
-        wanted = (example for rows in sampler.global_steps() for example in data.examples(rows))
-        with run.progress() as progress:
-            run.targets.make(run.module.llm, wanted, progress)
     return loader(data, sampler, recipe.data.num_workers)

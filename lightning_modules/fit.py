@@ -99,6 +99,8 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     for part, kind, weights, told in rows:
         table.add_row(part, kind, f"{sum(weight.numel() for weight in weights.parameters()):,}", told)
     Console().print(table)
+    if module.llm.passed_over:
+        Console().print(module.llm.passed_over, highlight=False)
 
 
 def _trained(module: SpeechLLM) -> int:

@@ -44,11 +44,12 @@ class Run:
     cache: Path  # folder of encoder outputs and of targets
     console: Console
     began: float = field(default_factory=time.monotonic)  # seconds, from which `trainer.max_time` counts
+    barred: dict[tuple[str, str], dict[str, frozenset[str]]] = field(default_factory=dict)  # see `ExampleSampler`
 
     @cached_property
     def targets(self) -> Targets:
         """Targets that the LLM makes itself, from the texts in the slots."""
-        return Targets(self.cache, self.module.llm.fingerprint(), self.slots, self.recipe.evaluation.max_new_tokens)
+        return Targets(self.cache, self.module.llm.fingerprint(), self.slots, self.recipe.target_max_new_tokens)
 
     @cached_property
     def row_lengths(self) -> RowLengths:
@@ -94,6 +95,8 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
         module = SpeechLLM(recipe)
         module.configure_model()
         open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
+    if module.llm.passed_over:
+        console.print(module.llm.passed_over, highlight=False)
     if recipe.init_from:
         module.load_trained(bundle_weights(Path(recipe.init_from)), recipe.init_from, begins=True)
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date

@@ -28,7 +28,7 @@ WORDS = ("we found the lamp", "they sold a book", "i lost my key", "you made som
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random two-layer Qwen2 on disk, so that tests walk the same path as a real checkpoint."""
-    return str(save_family("qwen2", tmp_path_factory.mktemp("llm")))
+    return str(save_family("qwen2", tmp_path_factory.mktemp("llm"), ends=True))
 
 
 @pytest.fixture(scope="session")
@@ -112,6 +112,7 @@ def tiny_tree(tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_
         "tasks": {"emotion": {"choices": list(EMOTIONS)}},
         "data": {
             "cache": str(tmp_path / "cache"),
+            "target_max_new_tokens": 12,
             **{split: [{"manifest": str(file)}] for split, file in manifests.items()},
         },
         "stages": {

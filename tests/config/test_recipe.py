@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from tests.config.test_golden import FILES, GOLDEN, command
 from tests.helpers.errors import faulty, refused
+from tests.helpers.runs import Write
 
 from sottovoce.analysis.config import AnalysisRecipe
 from sottovoce.cli.main import main
@@ -288,3 +289,29 @@ def test_a_packaged_recipe_is_read_from_anywhere(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("extends: sottovoce:conf/quickstart.yaml\nseed: 7\n")
     assert replace(recipes.load("mine.yaml"), seed=1) == replace(recipes.load("sottovoce:conf/quickstart.yaml"), seed=1)
+
+
+@pytest.mark.parametrize("written", ["2026_11_28", "1e3", "12:30", "010", "0x10", "no", "true", "1.5"])
+def test_text_that_yaml_takes_for_something_else_is_never_changed(
+    written: str, write_recipe: Write, tmp_path: Path
+) -> None:
+    """In a file it is to be quoted; on the command line, where the shell takes quotes away, it is as it was typed."""
+    config = write_recipe()
+    (child := tmp_path / "child.yaml").write_text(f"extends: {config}\nname: {written}\n")
+    with refused("bad-value", "name", ConfigError):
+        recipes.load(child)
+    child.write_text(f"extends: {config}\nname: '{written}'\nslots: {{linguistic: {{after: {written}}}}}\n")
+    with refused("bad-value", "slots.linguistic.after", ConfigError):
+        recipes.load(child)
+    recipe = recipes.load(config, [f"name={written}", f"evaluation.tasks=[{written}]", "evaluation.tasks=[asr]"])
+    assert recipe.name == written and recipe.seed == 3
+
+
+def test_a_whole_number_may_be_a_name(write_recipe: Write) -> None:
+    assert recipes.load(write_recipe(name=7)).name == "7"
+
+
+def test_what_is_decided_for_each_prompt_is_no_argument_of_the_template(tree: dict[str, Any]) -> None:
+    assert changed(tree, "llm.chat_template_kwargs={enable_thinking: true}").llm.chat_template_kwargs
+    with refused("conflict", "llm.chat_template_kwargs"):
+        changed(tree, "llm.chat_template_kwargs={add_generation_prompt: false}")

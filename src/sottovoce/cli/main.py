@@ -166,6 +166,8 @@ COMMANDS = (
     Command(
         "export", "serving.export:command", "write what a run has trained in its checkpoint's own format",
         _BUNDLE, arg("--out", required=True, help="the folder to write, which plain transformers then opens"),
+        arg("--dtype", choices=["float32", "bfloat16", "float16"], help="of all weights; the checkpoint's if absent"),
+        arg("--lora", action="store_true", help="the LoRA alone, as a folder that peft opens"),
         _overrides("llm.checkpoint=/path"), trust=TRUST,
     ),
     Command(

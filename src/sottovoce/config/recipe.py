@@ -67,6 +67,11 @@ class Recipe(BaseRecipe):
         return any(LLM in (node.train or []) for node in self.stages.values())
 
     @property
+    def target_max_new_tokens(self) -> int:
+        """Tokens of a target that the LLM makes, at most: one that does not end within them is left out."""
+        return self.data.target_max_new_tokens or self.evaluation.max_new_tokens
+
+    @property
     def modes(self) -> list[str]:
         """The choices of slots that are scored: both (all of them heard), each alone, and text in place of speech."""
         alone = list(self.slots) if len(self.slots) > 1 else []

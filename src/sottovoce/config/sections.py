@@ -30,6 +30,17 @@ SlotText: TypeAlias = Literal["caption", "transcript", "tagged"]
 Values: TypeAlias = Annotated[list[Annotated[str, AfterValidator(nfc)]], Field(min_length=1)]
 Policy: TypeAlias = Literal["error", "skip"]
 
+_OF_CHATS = ("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize")
+
+
+def _of_template(arguments: dict[str, Any]) -> dict[str, Any]:
+    if reserved := sorted(set(arguments) & set(_OF_CHATS)):
+        raise fault("conflict", "", f"{', '.join(reserved)}: this is decided for each prompt; leave it out")
+    return arguments
+
+
+TemplateArguments: TypeAlias = Annotated[dict[str, Any], AfterValidator(_of_template)]
+
 
 @config_class
 class LLMConfig:
@@ -39,6 +50,9 @@ class LLMConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     trust_remote_code: bool = Field(default=False, description="run code of the checkpoint; the command line alone")
     tuning: Tuning = Field(default_factory=Tuning)
+    chat_template_kwargs: TemplateArguments = Field(
+        default={}, description="of the chat template; enable_thinking, where it knows that, is false unless set here"
+    )
 
 
 @config_class
@@ -81,6 +95,9 @@ class DataConfig:
         default="eager", description="training clips: all at first, or when drawn"
     )
     max_seconds: Float = Field(default=60.0, ge=0, le=3600, description="longer clips are faulty")
+    target_max_new_tokens: Count | None = Field(
+        default=None, description="of targets that the LLM makes; null: evaluation's"
+    )
     num_workers: Int = Field(default=0, ge=0, le=1024, description="processes that read audio")
 
 

@@ -41,7 +41,11 @@ def predict(run: Run, split: str = "test", *, unlabelled: bool = False) -> list[
     tags = emotion_tags(run, split) if recipe.cascade else {}
     with run.progress() as progress:
         rivals = _rivals(run, examples, progress)
-        run.targets.make(run.module.llm, examples, progress)
+        made = run.targets.make(run.module.llm, examples, progress)
+        if made.rejected:
+            told = f"{split}: {made.told(recipe.target_max_new_tokens)}"
+            run.console.print(told, markup=False, highlight=False, soft_wrap=True)
+            examples = [e for e in examples if (e.task, e.utterance.id) not in made.rejected]
         complete = [run.targets.complete(example) for example in examples]
         rows = [
             (mode, _with_slots(example, mode, tags))
