@@ -41,9 +41,10 @@ class SilentError(AudioError):
 def load_audio(
     path: Path, sample_rate: int = 16000, *, max_seconds: float = MAX_SECONDS, silent: bool = False
 ) -> NDArray[np.float32]:
-    """Decode a clip, or the part of a recording that its path names: (samples,), the mean of its channels, resampled (soxr HQ) to `sample_rate` Hz.
+    """Decode a clip: (samples,), the mean of its channels, resampled (soxr HQ) to `sample_rate` Hz.
 
-    Full scale is 1. Nothing is scaled or cut, so a lossy codec or the resampling of a clipped clip may overshoot it.
+    Its path may name a part of a recording, see `clip_reference`. Full scale is 1. Nothing is scaled or cut, so a lossy
+    codec or the resampling of a clipped clip may overshoot it.
 
     Raises:
         AudioError: the clip is unreadable, damaged, empty, shorter than `MIN_SECONDS`, longer than `max_seconds`,

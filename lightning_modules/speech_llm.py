@@ -136,7 +136,7 @@ class SpeechLLM(L.LightningModule):
         for. In lockstep every process makes the same calls, so an adapter that nothing asks for runs on a stand-in row.
         """
         anchor: Tensor | float = 0.0
-        if not batch.clips:
+        if not batch.clips and not (self.lockstep and len(batch.audio.lengths)):
             return {}, anchor
         frames = self._encoded(batch.audio)  # (clips, frames, encoder_dim)
         keys = {part.key for prompt in prompts for part in prompt if isinstance(part, Placeholder)}

@@ -41,7 +41,9 @@ class Recipe(BaseRecipe):
     auxiliary_head: sections.HeadConfig | None = None
     cascade: sections.CascadeConfig | None = None
     evaluation: sections.EvaluationConfig = Field(default_factory=sections.EvaluationConfig)
-    trainer: sections.TrainerArguments = Field(default={}, description="keyword arguments of lightning.Trainer")
+    trainer: sections.TrainerArguments = Field(
+        default={}, description="keyword arguments of lightning.Trainer, to which a stage is one epoch"
+    )
     checkpoint_every: Count = Field(default=50, description="steps between checkpoints to resume from")
     output_dir: str = "runs"
 

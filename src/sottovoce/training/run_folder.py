@@ -95,6 +95,7 @@ FREE = (
 )  # fmt: skip
 FREE_IN_STAGES = ("batch_size", "accumulate_grad_batches")  # checkpoints hold their product
 OF_TARGETS = ("evaluation.text", "evaluation.max_new_tokens")  # of tasks whose targets the run's LLM makes
+OF_STEPS = ("trainer.limit_train_batches", "trainer.overfit_batches", "trainer.gradient_clip_algorithm")
 GENERATED = ("dialogue", "response", "caption")
 SHOWN = 8  # keys that differ
 
@@ -142,7 +143,7 @@ def _weights_depend_on(recipe: Tree, stages: Sequence[str]) -> dict[str, Any]:
         free += [f"stages.{name}" for name in recipe["stages"] if name not in stages]
         free += [f"stages.{name}.{key}" for name in stages for key in FREE_IN_STAGES]
         free += [f"tasks.{name}" for name in recipe["tasks"] if name not in learned and not recipe.get("cascade")]
-    bound = OF_TARGETS if learned.intersection(GENERATED) else ()
+    bound = (*OF_STEPS, *(OF_TARGETS if learned.intersection(GENERATED) else ()))
     found = {key: value for key, value in _leaves(recipe) if _is_under(key, bound) or not _is_under(key, free)}
     order = [name for name in recipe.get("stages", ()) if name in stages]
     return {**found, "stages": ", ".join(order)} if order else found
