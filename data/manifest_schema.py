@@ -83,7 +83,8 @@ class LineReader:
         speaker, caption, response, topic = (
             _text(record, key, problems) for key in ("speaker", "caption", "response", "topic")
         )
-        written, audio = is_written(record), None
+        written = is_written(record)
+        audio: Path | None = None
         seconds: float | None = seconds_to_say(str(text))
         if not written:
             audio, measured = self._audio(record, problems, required=True)

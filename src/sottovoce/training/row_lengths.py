@@ -61,8 +61,8 @@ def stage_readings(recipe: Recipe, tasks: Mapping[str, Task], stage: str) -> lis
 def scored_readings(recipe: Recipe, tasks: Mapping[str, Task]) -> list[Reading]:
     """How the scoring reads the test side: every task under every choice of slots."""
     slots = {name: slot.text for name, slot in recipe.slots.items()} | recipe.evaluation.text
-    tags = [f"{choice}" for choice in getattr(tasks.get("emotion"), "choices", ())] if recipe.cascade else []
-    tag = max(tags, key=len, default=None)
+    emotion = tasks.get("emotion") if recipe.cascade else None
+    tag = max(emotion.choices, key=len) if isinstance(emotion, AttributeTask) else None
     read = []
     for name in recipe.evaluation.tasks or used_tasks(recipe):
         knobs = recipe.evaluation.task_overrides.get(name)
