@@ -117,7 +117,8 @@ class Lessons:
 
     def _styled(self, sentence: str | None, labels: dict[str, str] | None) -> str:
         """A user turn in text: the caption and the transcript, as far as they are known, on lines of their own."""
-        return "\n".join(filter(None, [labels and self._caption(labels), sentence and self._words(sentence)]))
+        caption = self._caption(labels) if labels else None
+        return "\n".join(filter(None, [caption, sentence and self._words(sentence)]))
 
     def _caption(self, labels: dict[str, str]) -> str:
         """A style; loosely, as its words in any order, some more than once, with or without what they are about."""

@@ -57,4 +57,4 @@ class PairedLessons(Lessons):
         if shown and words and self.rng.random() < 0.5:
             tags = self.rng.sample(sorted(shown.values()), len(shown))
             return " ".join([*(f"<{tag}>" for tag in tags), words])
-        return "\n".join(filter(None, [shown and self._caption(shown), words]))
+        return "\n".join(filter(None, [self._caption(shown) if shown else None, words]))

@@ -82,7 +82,7 @@ def pretrain(out: Path, plan: Plan | None = None) -> dict[str, Any]:
     def score() -> dict[str, float]:
         encoder.eval()
         said: list[str] = []
-        for rows in torch.arange(len(validation.mels)).split(100):
+        for rows in torch.split(torch.arange(len(validation.mels)), 100):
             hidden = encoder.contextualize(stack(validation.mel(rows.tolist())))
             said += ctc_decode(head(hidden.x), hidden.lengths, WORDS, " ")
         card["validation"] = {"wer": float(jiwer.wer(validation.sentences, said))}

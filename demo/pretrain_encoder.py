@@ -120,7 +120,7 @@ def _train(encoder: AudioEncoder, phase: Phase, out: Path) -> dict[str, float]:
         """Write the encoder; return the word error rate, and the accuracy of each attribute of the style."""
         encoder.eval()
         said, right = list[str](), torch.zeros(len(CHOICES))
-        for rows in torch.arange(len(validation.mels)).split(100):
+        for rows in torch.split(torch.arange(len(validation.mels)), 100):
             letters, styles = heads(encoder(validation.mel(rows.tolist())), validation.frames[rows])
             said += ctc_decode(letters, validation.frames[rows], LETTERS)
             right += (torch.stack([values.argmax(-1) for values in styles], 1) == validation.labels[rows]).sum(0)

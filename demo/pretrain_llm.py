@@ -119,7 +119,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> tuple[Tensor,
 
 def _batch(tokenizer: PreTrainedTokenizerFast, rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """(batch, tokens) ids and labels, right-padded."""
-    ids, labels = zip(*rows, strict=True)
+    ids, labels = ([row[part] for row in rows] for part in (0, 1))
     return pad_sequence(ids, True, int(tokenizer.pad_token_id)), pad_sequence(labels, True, -100)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from rich.console import Console
@@ -29,6 +30,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(Path(path))
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """The checkpoint of the lowest validation loss; a run whose folder was moved knows which one that was."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(
+            file.parent, file.stem, monitor="val/loss", save_weights_only=True, auto_insert_metric_name=False,
+            enable_version_counter=False, save_on_train_epoch_end=False,
+        )  # fmt: skip
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning forgets the best score where the folder is another one."""
+        before = str(state_dict["dirpath"])
+
+        def here(value: Any) -> Any:
+            return str(self.dirpath) + value.removeprefix(before) if str(value).startswith(before) else value
+
+        state = {key: here(value) for key, value in state_dict.items()}
+        super().load_state_dict({**state, "best_k_models": {here(k): v for k, v in state["best_k_models"].items()}})
 
 
 def write_checkpoints_atomically(trainer: L.Trainer) -> None:

@@ -223,9 +223,15 @@ class CausalLLM(LoadedLLM):
             raise SottovoceError(why, code="mismatch")
         return x.to(self.dtype)
 
+    @property
+    def context_length(self) -> int | None:
+        """How many tokens the LLM reads, prompt and answer together; None where its configuration does not say."""
+        most = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return None if most is None else int(most)
+
     def check_lengths(self, prompts: list[Tensor], extra: list[int]) -> None:
         """`SottovoceError` where a prompt is empty, or the LLM's context cannot hold it and `extra` tokens behind."""
-        most: int | None = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        most = self.context_length
         for i, (prompt, more) in enumerate(zip(prompts, extra, strict=True)):
             if not len(prompt):
                 raise SottovoceError(f"prompt {i} is empty: there is nothing to answer", code="empty")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
-from sottovoce.errors import Code, SottovoceError, first_line, nearest
+from sottovoce.errors import Code, SottovoceError, brief, first_line, nearest
 from sottovoce.llms.answer_text import opens_thought
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class ChatTurn:
 class ChatFormat:
     """Tokenises dialogues as one model family expects them.
 
-    BOS comes from the chat template, never from the tokenizer. Where there is no template, or nothing that ends a turn,
+    BOS comes from the chat template, never from the tokenizer. Text that holds a control token, such as `<|im_start|>`,
+    is refused: it would begin or end a turn. Where there is no template, or nothing that ends a turn,
     that is a `SottovoceError`.
 
     Args:
@@ -74,6 +75,8 @@ class ChatFormat:
         self.stop_ids = frozenset(stop_ids) | self._end_of_turn()
         if not self.stop_ids:
             raise _unfit(tokenizer, "unavailable", "no token that ends a turn")
+        self._control = self._control_tokens()
+        self._border = re.compile("|".join(map(re.escape, sorted(self._control, key=len, reverse=True))) or "(?!)")
         self._has_system_role = self._may_begin_with("system")  # Gemma's template raises, others drop the turn
         self._assistant_may_begin = self._may_begin_with("assistant")  # the templates of Gemma and Mistral raise
         self.thought = opens_thought(self._render([_message("user", "x")], answer=None))
@@ -84,7 +87,7 @@ class ChatFormat:
 
         Raises:
             SottovoceError: the dialogue does not end with the user, the template refuses it, drops or repeats a turn
-                that has placeholders, or its text holds a character that is reserved for them.
+                that has placeholders, or its text is none that may be said, see `check_text`.
         """
         marked, keys = self._marked(turns)
         parts = _MARK.split(self._render(marked, answer=None))  # text, number, text, number, ..., text
@@ -106,13 +109,9 @@ class ChatFormat:
     def response(self, turns: Sequence[ChatTurn], text: str) -> list[int]:
         """Tokens of the answer `text` as the template writes it after `prompt(turns)`, its end-of-turn token last.
 
-        Errors as in `prompt`; and `SottovoceError` where `text` holds a token that ends a turn.
+        Errors as in `prompt`; and `SottovoceError` where `text` is none that may be said, see `check_text`.
         """
-        _refuse_reserved(text)
-        if stops := self.stop_ids.intersection(self._ids(text)):
-            found = self.tokenizer.convert_ids_to_tokens(sorted(stops))
-            why = f"the answer {text!r} holds {found}, where the model would stop: take it out of the text"
-            raise SottovoceError(why, code="bad-value")
+        self.check_text(text)
         # Some templates write a finished turn otherwise than an open one (Mistral's moves the system prompt): then the
         # answer is taken from the plainest dialogue.
         marked, _ = self._marked(turns)
@@ -121,6 +120,29 @@ class ChatFormat:
             if after.startswith(before):
                 return self._until_stop(self._after(before, after))
         return self._until_stop(self._ids(text))
+
+    def check_text(self, text: str) -> None:
+        """`SottovoceError` where a text holds control tokens, or characters that mark placeholders."""
+        _refuse_reserved(text)
+        if found := self.control_tokens_in(text):
+            why = f"the text {brief(text, 100)!r} holds {', '.join(found)}, which the LLM would read as a border of "
+            raise SottovoceError(f"{why}turns, and not as words: take it out of the text", code="bad-value")
+
+    def control_tokens_in(self, text: str) -> list[str]:
+        """The control tokens that this text would become, each once."""
+        found = list(dict.fromkeys(self._border.findall(text)))
+        ids = set(self._ids(text)) if found else set()
+        return [token for token in found if self._control[token] in ids]
+
+    def _control_tokens(self) -> dict[str, int]:
+        """Special tokens, and the tokens of its own that the template writes around turns, by their text."""
+        mark = f"{_OPEN}0{_CLOSE}"
+        talk = [_message("user", "x"), _message("assistant", "x"), _message("user", mark)]
+        around = set(self._ids(self._render(talk, answer=None).rpartition(mark)[0]))
+        added = self.tokenizer.added_tokens_decoder
+        ids = {*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special or i in around)}
+        texts = {str(self.tokenizer.convert_ids_to_tokens(i)): i for i in ids}
+        return {text: i for text, i in texts.items() if text.strip()}
 
     def _after(self, before: str, after: str) -> list[int]:
         """Tokens that `after` adds to `before`, in context: some tokenizers write the start of a text otherwise."""
@@ -158,7 +180,8 @@ class ChatFormat:
                     content += _refuse_reserved(before) + f"{_OPEN}{len(keys)}{_CLOSE}" + _refuse_reserved(after)
                     keys.append(piece)
                 else:
-                    content += _refuse_reserved(piece)
+                    self.check_text(piece)
+                    content += piece
             messages.append(_message(turn.role, content))
         return messages, keys
 

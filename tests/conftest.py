@@ -71,7 +71,7 @@ def write_manifest(folder: Path, split: str, count: int) -> Path:
     lines: list[dict[str, Any]] = []
     for i in range(count):
         name = f"{split}-{i}.wav"
-        write_tone(folder / name, 0.4 + 0.13 * (i % 7), 120 + 40 * (i % 5))
+        write_tone(folder / name, 0.4 + 0.13 * (i % 7), 120 + 40 * (i % 5) + 3 * len(split))  # no sound on two sides
         labels = {"gender": ("male", "female")[i % 2], "emotion": EMOTIONS[i % 4]}
         line: dict[str, Any] = {"id": f"{split}-{i}", "audio": name, "text": WORDS[i % 4]}
         if i % 3 == 2:

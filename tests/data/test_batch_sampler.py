@@ -60,10 +60,10 @@ def test_batches_are_full_and_hold_like_lengths(count: int, buckets: int) -> Non
 
 
 def test_epochs_and_seeds_differ_and_a_seed_does_not() -> None:
-    orders = [[rows for e, rows, _ in sampler(seed=seed) if e == epoch] for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    orders = [[rows for e, rows, *_ in sampler(seed=seed) if e == epoch] for seed, epoch in ((0, 0), (0, 1), (1, 0))]
     assert orders[0] != orders[1] != orders[2] != orders[0]
     assert list(sampler()) == list(sampler())
-    alike = [{frozenset(rows) for e, rows, _ in sampler(seconds=[1.0] * 1003) if e == epoch} for epoch in range(2)]
+    alike = [{frozenset(rows) for e, rows, *_ in sampler(seconds=[1.0] * 1003) if e == epoch} for epoch in range(2)]
     assert len(alike[0] & alike[1]) < 5  # rows of equal length, too, meet others in the next epoch
 
 
@@ -71,9 +71,9 @@ def test_epochs_and_seeds_differ_and_a_seed_does_not() -> None:
 def test_ranks_see_each_row_once_an_epoch_in_as_many_batches(ranks: int) -> None:
     parts = [list(sampler(rank=rank, ranks=ranks)) for rank in range(ranks)]
     assert {len(part) for part in parts} == {len(sampler(ranks=ranks))} == {2 * -(-1003 // (4 * ranks))}
-    assert all(1 <= len(rows) <= 4 for part in parts for _, rows, _ in part)
+    assert all(1 <= len(rows) <= 4 for part in parts for _, rows, *_ in part)
     for epoch in range(2):
-        seen = Counter(row for part in parts for e, rows, _ in part if e == epoch for row in rows)
+        seen = Counter(row for part in parts for e, rows, *_ in part if e == epoch for row in rows)
         assert seen == Counter(range(1003))
 
 
@@ -104,7 +104,7 @@ def test_a_stage_goes_on_at_any_batch_and_ends_after_so_many(start: int, most: i
 
 def test_weights_repeat_and_thin_out() -> None:
     drawn = sampler(1000, weights=[2.0] * 100 + [0.25] * 900, epochs=8)
-    rows = Counter(row for _, batch, _ in drawn for row in batch)
+    rows = Counter(row for _, batch, *_ in drawn for row in batch)
     assert all(rows[row] == 16 for row in range(100)) and len(drawn) == len(list(drawn))
     assert 1600 < sum(rows[row] for row in range(100, 1000)) < 2000  # 1,800 expected
 
@@ -113,8 +113,8 @@ def test_weights_repeat_and_thin_out() -> None:
 def test_an_epoch_may_have_one_row_or_none(ranks: int) -> None:
     for rank in range(ranks):
         shared = {"rank": rank, "ranks": ranks}
-        assert list(sampler(1, **shared)) == [(0, [0], rank == 0), (1, [0], rank == 0)]
-        drawn = [epoch for epoch, _, _ in sampler(1, weights=[0.5], epochs=20, **shared)]
+        assert list(sampler(1, **shared)) == [(0, [0], rank == 0, None), (1, [0], rank == 0, None)]
+        drawn = [epoch for epoch, *_ in sampler(1, weights=[0.5], epochs=20, **shared)]
         assert drawn == sorted(set(drawn)) and 0 < len(drawn) < 20
         with refused("empty", "data.train"):
             sampler(1, weights=[0.0], **shared)

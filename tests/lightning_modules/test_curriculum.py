@@ -127,8 +127,8 @@ def test_a_batch_that_counts_nowhere_moves_nothing(recipe: recipes.Recipe, monke
     """There is no token to take a mean over, and what would be 0 / 0 is 0."""
     run = quiet_run(recipe)
     run.module.start_stage("joint", 3)
-    alone = SimpleNamespace(reduce=lambda x, reduce_op: x)
-    trainer = SimpleNamespace(strategy=alone, world_size=1, global_rank=0, global_step=0)
+    alone = SimpleNamespace(reduce=lambda x, reduce_op: x, handles_gradient_accumulation=False)
+    trainer = SimpleNamespace(strategy=alone, world_size=1, global_rank=0, accumulate_grad_batches=1)
     monkeypatch.setattr(type(run.module), "trainer", trainer)
     monkeypatch.setattr(run.module, "log", lambda *_, **__: None)
     drawn = (run.example_sampler("joint", cut=True)(u, 0, 0) for u in run.data.splits["train"].utterances[:3])

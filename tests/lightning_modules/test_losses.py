@@ -14,8 +14,8 @@ def test_losses_are_means_over_tokens(recipe: Recipe, monkeypatch: pytest.Monkey
     run = quiet_run(recipe)
     module, logged = run.module, dict[str, float]()
     module.start_stage("joint", 3)
-    alone = SimpleNamespace(reduce=lambda x, reduce_op: x)
-    trainer = SimpleNamespace(strategy=alone, world_size=1, global_rank=0, global_step=0)
+    alone = SimpleNamespace(reduce=lambda x, reduce_op: x, handles_gradient_accumulation=False)
+    trainer = SimpleNamespace(strategy=alone, world_size=1, global_rank=0, accumulate_grad_batches=1)
     monkeypatch.setattr(type(module), "trainer", trainer)
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: float(value)}))
     drawn = [run.example_sampler("joint", cut=True)(u, 0, 0) for u in run.data.splits["train"].utterances[:5]]

@@ -39,7 +39,7 @@ def write_pairs(folder: Path, split: str, count: int) -> Path:
         category = list(VALUES)[i % 2]
         for value in VALUES[category]:
             name = f"{split}-{i}-{value}.wav"
-            write_tone(folder / name, 0.4 + 0.1 * (i % 3), 100 + 60 * VALUES[category].index(value))
+            write_tone(folder / name, 0.4 + 0.1 * (i % 3), 100 + 60 * VALUES[category].index(value) + len(split))
             answers = {each: f"so you are {each}" for each in VALUES[category]}
             lines.append(
                 {"id": name, "audio": name, "text": f"{WORDS[i % 4]} {split} {i}", "speaker": f"{split}-{value}",
@@ -201,8 +201,8 @@ def test_recomputed_activations_give_the_same_gradients(
 def test_a_training_step_adds_the_weighted_mean_of_the_heads(tuned: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """Category and attribute, of the rows: 0.25 x (c + a) / rows beside the mean over response tokens."""
     run = opened(tuned({**LORA, "dropout": 0.0}, {**HEAD, "weight": 0.25}))
-    module, alone = run.module, SimpleNamespace(reduce=lambda x, reduce_op: x)
-    trainer = SimpleNamespace(strategy=alone, world_size=1, global_rank=0, global_step=0)
+    module, alone = run.module, SimpleNamespace(reduce=lambda x, reduce_op: x, handles_gradient_accumulation=False)
+    trainer = SimpleNamespace(strategy=alone, world_size=1, global_rank=0, accumulate_grad_batches=1)
     monkeypatch.setattr(type(module), "trainer", trainer)
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     batch = collate(_drawn(run), run.audio_reader.read)

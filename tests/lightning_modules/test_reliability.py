@@ -25,7 +25,14 @@ from sottovoce.errors import AudioError, ConfigError, SottovoceError, TrainingEr
 from sottovoce.io import atomic_open, atomic_write
 from sottovoce.lightning_modules import checkpointing
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, propagate_nonfinite
-from sottovoce.lightning_modules.checkpointing import LAST, PREVIOUS, AtomicCheckpointIO, latest, read_checkpoint
+from sottovoce.lightning_modules.checkpointing import (
+    LAST,
+    PREVIOUS,
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    latest,
+    read_checkpoint,
+)
 from sottovoce.lightning_modules.trainer import readable_errors
 from sottovoce.training.run_folder import check_data
 
@@ -269,3 +276,14 @@ def test_a_warning_unwinds_a_command_and_is_its_exit_code(monkeypatch: pytest.Mo
     monkeypatch.setattr(components, "print_components", lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert main.main(["list"]) == 143 and "same command" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_whose_folder_was_moved_knows_its_best_checkpoint(tmp_path: Path) -> None:
+    """A later, worse one must not take its place."""
+    before, after = (BestCheckpoint(tmp_path / name / "best.ckpt") for name in ("before", "after"))
+    score, place = torch.tensor(0.5), str(tmp_path / "before" / "best.ckpt")
+    before.best_model_score = before.current_score = score
+    before.best_model_path, before.best_k_models = place, {place: score}
+    after.load_state_dict(before.state_dict())
+    moved = str(tmp_path / "after" / "best.ckpt")
+    assert after.best_model_score == score and after.best_k_models == {moved: score} and after.best_model_path == moved

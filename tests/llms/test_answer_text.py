@@ -45,7 +45,7 @@ def test_a_prompt_may_leave_a_thought_open(prompt: str, mark: str) -> None:
     ("answer", "reason"),
     [
         ("I see.", None), (Cut("I see. What will you"), CUT), (Cut(""), CUT), (" ", SILENT),
-        ("As an AI, I have no weather.", REFUSED), ("I’m an artificial intelligence.", REFUSED),  # noqa: RUF001
+        ("As an AI, I have no weather.", REFUSED), ("I’m an artificial intelligence.", REFUSED),
     ],
 )  # fmt: skip
 def test_what_is_no_target(answer: str, reason: str | None) -> None:

@@ -32,8 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nsottovoce: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except Terminated:
-        print("sottovoce: stopped by a warning (SIGTERM); the same command goes on where it was", file=sys.stderr)
+    except Terminated as stop:
+        told = f"stopped by {str(stop) or 'a warning (SIGTERM)'}; the same command goes on where it was"
+        print(f"sottovoce: {told}", file=sys.stderr)
         return EXIT
     except OSError as error:  # a full disk, a folder that is not ours to write in, a file where a folder should be
         if error.errno is None:

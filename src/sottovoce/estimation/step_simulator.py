@@ -89,7 +89,7 @@ class StepSimulator:
     def __init__(self, recipe: Recipe, module: SpeechLLM, utterances: Sequence[Utterance], ranks: int) -> None:
         self.recipe, self.module, self.utterances = recipe, module, utterances
         self.cached = bool(recipe.data.cache) and not recipe.trains_encoder
-        self._seconds = {Path(u.audio): u.seconds for u in utterances}
+        self._seconds = {u.audio: u.seconds for u in utterances if u.audio}
         alone = SimpleNamespace(reduce=lambda x, reduce_op: x)
         module._trainer = cast(Any, SimpleNamespace(world_size=ranks, global_rank=0, global_step=0, strategy=alone))
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
