@@ -50,7 +50,7 @@ def open_streams(path: Path, stack: ExitStack) -> tuple[list[Any], int, bool]:
         elif lying := _claims_little(source):
             opened, known = [lying], False
         else:
-            opened = [BytesIO(source.data) if source.member else source.file]
+            opened = [BytesIO(source.data)] if source.member else [source.file]
         files = [stack.enter_context(soundfile.SoundFile(each)) for each in opened]
     except soundfile.SoundFileError:
         if not is_known(source.head):
