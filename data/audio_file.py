@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from io import BytesIO
@@ -44,13 +45,14 @@ def open_streams(path: Path, stack: ExitStack) -> tuple[list[Any], int, bool]:
     """
     source = _Source(path)
     known = True
+    opened: Sequence[BytesIO | Path]
     try:
         if form := source.framing:
             opened, known = _of_streams(source.data, form)
         elif lying := _claims_little(source):
             opened, known = [lying], False
         else:
-            opened = [BytesIO(source.data)] if source.member else [source.file]
+            opened = [BytesIO(source.data) if source.member else source.file]
         files = [stack.enter_context(soundfile.SoundFile(each)) for each in opened]
     except soundfile.SoundFileError:
         if not is_known(source.head):

@@ -239,8 +239,7 @@ class SpeechLLM(L.LightningModule):
         mean = self._so_far[0] / self._so_far[1].clamp(min=1)  # there are none where no process has a row that counts
         self.log("train/loss", mean, prog_bar=True, batch_size=len(batch.examples))
         loss: Tensor = out.total * batch.counts * self._averaged / in_step.clamp(min=1)
-
-        # every rank has a gradient for every weight, if only 0; in lockstep the loss has an anchor of its own
+        # a gradient for every weight on every rank, if only 0; in lockstep the loss has an anchor of its own
         anchor = 0.0 if self.lockstep else 0.0 * sum(weight.sum() for weight in self.trainable_parameters())
         return propagate_nonfinite(loss + self._auxiliary_loss(batch, out) + anchor)
 
@@ -273,9 +272,9 @@ class SpeechLLM(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds what was trained and nothing that was frozen, recipe and batch size."""
-        checkpoint["recipe"] = self.recipe.plain()
-        checkpoint["batch_size"] = self.node.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        checkpoint["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
+        checkpoint["recipe"], together = self.recipe.plain(), self.trainer.accumulate_grad_batches
+        checkpoint["batch_size"] = self.node.batch_size * self.trainer.world_size * together
+        checkpoint["accumulate_grad_batches"] = together
         checkpoint["state_dict"] = _beginning(self.trained_prefixes, checkpoint["state_dict"])
 
     def trained(self) -> dict[str, Tensor]:
@@ -285,8 +284,7 @@ class SpeechLLM(L.LightningModule):
     def load_trained(self, weights: dict[str, Tensor], source: str, *, begins: bool = False) -> None:
         """Take trained weights, named as in a checkpoint; every one must be there but the heads', and no other.
 
-        With `begins`, those of encoder and LLM may be absent: a run starts from one that did not train them. What does
-        not fit is a `BundleError` about `source`.
+        With `begins`, those of encoder and LLM may be absent. What does not fit is a `BundleError` about `source`.
         """
         self._load_llm()  # what of it trains is known then, and nothing that comes later overwrites these weights
         needed = {name for name in PARTS if any(key.startswith(f"{name}.") for key in self.trained_prefixes)} - {HEADS}
