@@ -1,6 +1,6 @@
 """The projector that an audio LLM's checkpoint was trained with."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from sottovoce.adapters import ADAPTERS, Adapter
 from sottovoce.audio_llm_layouts import LAYOUTS, PUBLISHED, describe, read_config, read_shards, without_prefix
@@ -44,6 +44,11 @@ class CheckpointProjector(Adapter):
             why = f"{folder}: {prefix}* do not fit encoder and LLM: {' '.join(str(error).split())}"
             raise _HUB.missing(self.checkpoint, why) from None
         self.loaded = True
+
+    def native_weights(self) -> dict[str, Tensor]:
+        """The weights by the names that they have in the checkpoint's files."""
+        prefix = LAYOUTS[describe(self.checkpoint, _HUB).model_type].projector
+        return {prefix + name: weight for name, weight in self.linear.state_dict().items()}
 
     def forward(self, frames: Frames) -> Frames:
         return Frames(self.linear(frames.x), frames.lengths)

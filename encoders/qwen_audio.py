@@ -85,6 +85,10 @@ class AudioTower(HubEncoder):
             raise self.hub.missing(self.checkpoint, f"{folder}: {' '.join(str(error).split())}") from None
         return network
 
+    def native_weights(self) -> dict[str, Tensor]:
+        """The tower's weights by the names that they have in the checkpoint's files."""
+        return {self.layout.tower + name: weight for name, weight in self.encoder.state_dict().items()}
+
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
         """See `Encoder.forward`; `AudioError` where a clip is too short for a frame, or too long for the model."""
         self.loaded_network()
