@@ -1,6 +1,5 @@
 """The speech tokenizer of GLM-4-Voice, which Kimi-Audio hears with beside Whisper: 12.5 discrete tokens a second."""
 
-from pathlib import Path
 from typing import Any
 
 import torch

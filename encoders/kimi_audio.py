@@ -1,7 +1,7 @@
 """The ears of Kimi-Audio: Whisper's encoder from its checkpoint and, beside it, a speech tokenizer."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,20 +59,16 @@ class KimiAudioEncoder(AudioTower):
         return WhisperFeatureExtractor(feature_size=audio.num_mel_bins, chunk_length=window)  # type: ignore[no-untyped-call]
 
     def _read_settings(self, folder: Path) -> tuple[Any, Any]:
-        config = read_config(folder, self.hub)
-        return config, (self._published_extractor(config) if config.model_type == KIMI else None)
+        config = self._of_a_family(read_config(folder, self.hub))
+        return config, self._published_extractor(config)
 
     def _describe(self, config: Any, extractor: Any) -> None:
-        if config.model_type == KIMI and config.kimia_adaptor_input_dim != _STACK * config.audio_config.d_model:
-            why = f"{self.checkpoint} takes {config.kimia_adaptor_input_dim} numbers a frame, and its Whisper makes "
-            why += f"{_STACK} times {config.audio_config.d_model}"
-            raise ConfigError.at(self.hub.key, "mismatch", why)
-        self._speech_ids = getattr(config, "speech_tokens", 0)
-        if extractor is None:  # of another model, which is refused next
-            from transformers import WhisperFeatureExtractor
-
-            extractor = WhisperFeatureExtractor()  # type: ignore[no-untyped-call]
         super()._describe(config, extractor)
+        if config.kimia_adaptor_input_dim != _STACK * self.config.d_model:
+            why = f"{self.checkpoint} takes {config.kimia_adaptor_input_dim} numbers a frame, and its Whisper makes "
+            why += f"{_STACK} times {self.config.d_model}"
+            raise ConfigError.at(self.hub.key, "mismatch", why)
+        self._speech_ids = config.speech_tokens
         self.frame_rate = self.sample_rate / self._samples
         self.dim = config.kimia_adaptor_input_dim + (DIGITS if self.speech_tokenizer else 0)
 
