@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sottovoce.audio_llm_layouts import KIMI
 from sottovoce.errors import ConfigError, nearest
 from sottovoce.hub import WEIGHTS
 from sottovoce.llms import hub_checkpoints
@@ -216,6 +217,10 @@ class LoadedLLM(nn.Module):
         from transformers import AutoTokenizer
 
         with hub_checkpoints.loading(self.checkpoint):
+            if self.config.model_type == KIMI:
+                from sottovoce.llms.kimi_audio import read_tokenizer
+
+                return read_tokenizer(folder)
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=self.trust_remote_code
             )

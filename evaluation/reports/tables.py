@@ -16,8 +16,8 @@ from sottovoce.evaluation.reports.results import METRICS, shown, shown_range
 
 LEGEND = (
     "In percent; nats and points of judges as they are. [ ] is the 95 % interval, over utterances or speakers; of "
-    "several seeds the mean stands first, and the lowest and highest below. Differences are paired: both systems on the "
-    "same utterances. * where the interval lies on one side of 0."
+    "several seeds the mean stands first, and the lowest and highest below. Differences are paired: both systems on "
+    "the same utterances. * where the interval lies on one side of 0."
 )
 PUBLISHED = "As published: other data, models and judge; compare the shape alone"
 VERDICTS = {True: "better", False: "worse", None: "even"}
