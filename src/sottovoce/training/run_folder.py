@@ -91,7 +91,7 @@ def digest_rows(rows: Iterable[object]) -> str:
 # Keys on which no weight depends. Of the evaluation, the results say what they were made with.
 FREE = (
     "name", "output_dir", "checkpoint_every", "trainer", "evaluation", "data.test", "data.num_workers", "data.cache",
-    "data.policy", "data.max_seconds",
+    "data.policy", "data.max_seconds", "published",
 )  # fmt: skip
 FREE_IN_STAGES = ("batch_size", "accumulate_grad_batches")  # checkpoints hold their product
 OF_TARGETS = ("evaluation.text", "evaluation.max_new_tokens")  # of tasks whose targets the run's LLM makes

@@ -1,7 +1,7 @@
 """Data splits of a run: manifests read and checked, with every fault named before training starts."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -59,7 +59,13 @@ class Split:
 
     def without(self, clips: set[Path]) -> "Split":
         """The split without the utterances that need one of these clips."""
-        kept = [i for i, u in enumerate(self.utterances) if clips.isdisjoint(_clips_of(u))]
+        return self._of([i for i, u in enumerate(self.utterances) if clips.isdisjoint(_clips_of(u))])
+
+    def without_utterances(self, ids: Container[str]) -> "Split":
+        """The split without these."""
+        return self._of([i for i, u in enumerate(self.utterances) if u.id not in ids])
+
+    def _of(self, kept: list[int]) -> "Split":
         return Split([self.utterances[i] for i in kept], [self.weights[i] for i in kept], self.names)
 
 
