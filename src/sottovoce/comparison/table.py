@@ -182,7 +182,7 @@ def _probe_sides(recipe: TableRecipe, made: Recipe) -> tuple[list[Utterance], li
 
 
 def _labelled(utterances: Sequence[Utterance]) -> list[Utterance]:
-    return [u for u in utterances if EMOTION in u.labels]
+    return [u for u in utterances if u.audio and EMOTION in u.labels]
 
 
 def _tokens(made: Recipe, utterances: Sequence[Utterance]) -> Tensor:

@@ -10,6 +10,7 @@ from sottovoce.adapters import ADAPTERS
 from sottovoce.config import sections
 from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown
 from sottovoce.config_tree import read_tree
+from sottovoce.data.overrides import Overrides
 from sottovoce.data.tasks import TASKS
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError, SottovoceError
@@ -42,7 +43,9 @@ class Recipe(BaseRecipe):
     auxiliary_head: sections.HeadConfig | None = None
     cascade: sections.CascadeConfig | None = None
     evaluation: sections.EvaluationConfig = Field(default_factory=sections.EvaluationConfig)
-    trainer: sections.TrainerArguments = Field(default={}, description="keyword arguments of lightning.Trainer")
+    trainer: sections.TrainerArguments = Field(
+        default={}, description="keyword arguments of lightning.Trainer, to which a stage is one epoch"
+    )
     checkpoint_every: Count = Field(default=50, description="steps between checkpoints to resume from")
     output_dir: str = "runs"
     published: sections.Published = Field(
@@ -52,6 +55,11 @@ class Recipe(BaseRecipe):
     @property
     def folder(self) -> Path:
         return Path(self.output_dir) / self.name
+
+    def sources(self) -> Iterator[tuple[str, sections.SourceConfig]]:
+        """Every manifest of the data, and where the recipe names it."""
+        for split in SPLITS:
+            yield from ((f"data.{split}[{i}]", node) for i, node in enumerate(getattr(self.data, split)))
 
     @property
     def untuned(self) -> bool:
@@ -67,6 +75,11 @@ class Recipe(BaseRecipe):
     def trains_llm(self) -> bool:
         """Whether the LLM learns in some stage."""
         return any(LLM in (node.train or []) for node in self.stages.values())
+
+    @property
+    def target_max_new_tokens(self) -> int:
+        """Tokens of a target that the LLM makes, at most: one that does not end within them is left out."""
+        return self.data.target_max_new_tokens or self.evaluation.max_new_tokens
 
     @property
     def modes(self) -> list[str]:
@@ -127,6 +140,8 @@ class Recipe(BaseRecipe):
             for task, scores in tasks.items():
                 names = [score.partition("/")[0] for score in scores]  # `cs_content/qwen` is by a judge of that name
                 yield from unknown(f"published.{slots}.{task}", names, METRICS, "score")
+        for where, node in self.sources():
+            yield from unknown(f"{where}.task_overrides", node.task_overrides, own, "task of this recipe")
 
     def _tuning_conflicts(self) -> Iterator[ConfigError]:
         """Whether what is unfrozen also learns, and `layers: auto` has an analysis to go by, which is read here."""
@@ -169,7 +184,13 @@ class Recipe(BaseRecipe):
                 if changed is not None:
                     TASKS.build({**self.tasks[name], **changed})
             except ConfigError as error:
-                yield from located(error, f"tasks.{name}")
+                yield from located(error, "" if str(error.where).startswith("tasks.") else f"tasks.{name}")
+        for where, source in self.sources():
+            known = {name: knobs for name, knobs in source.task_overrides.items() if name in self.tasks}
+            try:
+                Overrides.of(self.tasks, known, source.captions)
+            except ConfigError as error:
+                yield from located(error, where)
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -41,8 +41,9 @@ def emotion_tags(run: Run, split: str) -> dict[str, str]:
     with run.progress() as progress:
         encoder, classifier = _recognizer(run, progress)
         predicted: dict[str, str] = {}
+        spoken = [u for u in run.data.splits[split].utterances if u.audio]
         with on_device(encoder), on_device(classifier.tltr):
-            for part in _batches(run.data.splits[split].utterances, progress, f"tagging {split}"):
+            for part in _batches(spoken, progress, f"tagging {split}"):
                 predicted |= zip((u.id for u in part), classifier.predict(_states(encoder, part)), strict=True)
     return predicted
 
@@ -78,7 +79,8 @@ def _classifier(run: Run, node: CascadeConfig, progress: Progress) -> EmotionCla
         return EmotionClassifier.load(file, fingerprint)
     task = run.tasks[TASK]
     assert isinstance(task, AttributeTask)  # the recipe has been checked
-    layers = len(_states(encoder, run.data.splits["train"].utterances[:1])) - 1
+    spoken = [u for u in run.data.splits["train"].utterances if u.audio]
+    layers = len(_states(encoder, spoken[:1])) - 1
     torch.manual_seed(run.recipe.seed)
     tltr = TLTR(run.module.encoder.dim, layers, len(task.choices), pool=node.pool, width=node.width)
     classifier = EmotionClassifier(tltr.to(run.module.device), task.choices, fingerprint)
@@ -137,7 +139,7 @@ def _labelled(
     run: Run, split: str, classifier: EmotionClassifier, file: Path, most: int, progress: Progress
 ) -> LabelledClips:
     """Inputs of the classifier, in half precision, and labels, of at most so many utterances that have one."""
-    known = [u for u in run.data.splits[split].utterances if TASK in u.labels]
+    known = [u for u in run.data.splits[split].utterances if u.audio and TASK in u.labels]
     if not known:
         raise ConfigError(f"cascade: no utterance of {split!r} has an {TASK}", code="empty", where=f"data.{split}")
     if len(known) > most:
@@ -151,7 +153,7 @@ def _labelled(
 
 @torch.no_grad()
 def _states(encoder: Encoder, utterances: Sequence[Utterance]) -> list[Frames]:
-    clips = [torch.from_numpy(load_audio(Path(u.audio), encoder.sample_rate)) for u in utterances]
+    clips = [torch.from_numpy(load_audio(u.clip, encoder.sample_rate, silent=u.text == "")) for u in utterances]
     device = next(encoder.parameters()).device
     return encoder.eval().hidden_states(*Frames.pad(clips).to(device))
 

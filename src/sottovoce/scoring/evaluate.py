@@ -1,6 +1,7 @@
 """Scores of a run on its test side, in its folder: predictions, metrics, judges, text retention, and the report."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from rich.console import Console
 from sottovoce.config.recipe import load, used_tasks
 from sottovoce.config.sections import SourceConfig
 from sottovoce.config_model import unknown
+from sottovoce.data.skipped import listed, summary
 from sottovoce.device import on_device
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation.metrics import Prediction
@@ -67,8 +69,7 @@ def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
     print_results(console, records, run.recipe)
     if run.data.faults:
         console.print(f"left out, {len(run.data.faults)} in all:")
-        for fault in run.data.faults[:20]:
-            console.print(f"  {fault}", markup=False, highlight=False, soft_wrap=True)
+        console.print(listed(summary(run.data.faults), "  "), markup=False, highlight=False, soft_wrap=True)
     for name, count in skipped_steps(run).items():
         file = stage_folder(run.recipe, name) / "skipped.jsonl"
         console.print(f"stage {name}: {count} steps left out, loss or gradient not finite ({file})", highlight=False)
@@ -78,7 +79,8 @@ def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
     size = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
     console.print(f"bundle  {bundle} ({size:.1f} MB)", highlight=False)
     if test := run.data.splits["test"].utterances:
-        console.print(f"try     sottovoce chat {bundle} --audio {test[0].audio}", highlight=False, soft_wrap=True)
+        clip = shlex.quote(str(test[0].audio))
+        console.print(f"try     sottovoce chat {bundle} --audio {clip}", highlight=False, soft_wrap=True)
 
 
 def skipped_steps(run: Run) -> dict[str, int]:

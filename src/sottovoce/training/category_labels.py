@@ -31,7 +31,7 @@ def check_head_labels(recipe: Recipe, data: DataSplits) -> None:
             head_line = f"{len(faults)} utterances of {side!r} have a label that auxiliary_head.categories lacks"
             refuse(f"{head_line} (data.policy=skip leaves them out):", faults)
         data.faults += faults
-        data.splits[side] = split.without_utterances(told)
+        data.splits[side] = split.only(u.id not in told for u in split.utterances)
 
 
 def _fault(utterance: Utterance, categories: dict[str, list[str]]) -> ManifestError | None:
