@@ -279,22 +279,27 @@ class SpeechLLM(L.LightningModule):
 
     def trained(self) -> dict[str, Tensor]:
         """The weights that some stage trains, named as in a checkpoint; without the heads, which are only a help."""
-        return _beginning([name for name in self.trained_prefixes if name != f"{HEADS}."], self.state_dict())
+        prefixes = [name for name in self.trained_prefixes if name != f"{HEADS}."]
+        return {} if self.recipe.untuned else _beginning(prefixes, self.state_dict())
 
     def load_trained(self, weights: dict[str, Tensor], source: str, *, begins: bool = False) -> None:
         """Take trained weights, named as in a checkpoint; every one must be there but the heads', and no other.
 
-        With `begins`, those of encoder and LLM may be absent. What does not fit is a `BundleError` about `source`.
+        With `begins`, those of encoder and LLM may be absent, and adapters that come with a checkpoint. What does not fit
+        is a `BundleError` about `source`.
         """
         self._load_llm()  # what of it trains is known then, and nothing that comes later overwrites these weights
         needed = {name for name in PARTS if any(key.startswith(f"{name}.") for key in self.trained_prefixes)} - {HEADS}
         needed -= {ENCODER, LLM} if begins else set()
+        if not weights and (begins or self.recipe.untuned):
+            needed -= {"adapters"} if all(cast(Adapter, each).pretrained for each in self.adapters.values()) else set()
         parts = {name: _part(weights, name) for name in PARTS if name in needed or _part(weights, name)}
         strays = [name for name in weights if not name.startswith(tuple(f"{part}." for part in PARTS))]
         if strays:
             raise BundleError.at(source, "mismatch", f"{', '.join(strays[:3])} is no weight of anything that trains")
         try:
-            self.adapters.load_state_dict(parts["adapters"])
+            if "adapters" in parts:
+                self.adapters.load_state_dict(parts["adapters"])
             if ENCODER in parts:
                 self.encoder.load_trained(parts[ENCODER])
                 self.owns_encoder = True
