@@ -1,4 +1,4 @@
-"""VoiceBench (Chen et al., 2024): what its nine subsets score an answer by, and the overall score of its leaderboard."""
+"""VoiceBench (Chen et al., 2024): the scorers of its nine subsets, and the overall score of its leaderboard."""
 
 from typing import Final, Literal, TypeAlias
 
