@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from sottovoce.data.audio import load_audio
 from sottovoce.data.manifest import Root, check_copy, line_fault, read_lines
+from sottovoce.data.manifest_schema import clip_of
 from sottovoce.errors import AudioError, ManifestError, SottovoceError
 from sottovoce.io import atomic_open
 
@@ -137,8 +138,8 @@ def _new_labels(job: Job) -> tuple[dict[str, str], SottovoceError | None]:
     if not missing:
         return {}, None
     try:
-        samples = load_audio(root.file(record["audio"]), _SAMPLE_RATE)
-    except AudioError as error:
+        samples = load_audio(clip_of(record, root), _SAMPLE_RATE)
+    except (AudioError, ManifestError) as error:
         return {}, AudioError(f"not measured: {error}", code=error.code)
     found = levels(measure(samples, _SAMPLE_RATE, record.get("text")))
     why = {"pitch": "pitch: no frame is voiced", "tempo": "tempo: no word in a transcript"}

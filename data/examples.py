@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sottovoce.data.batch_sampler import Rows
+from sottovoce.data.overrides import task_of
 from sottovoce.data.tasks import Task, style_caption
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import AudioError, ManifestError
@@ -65,7 +66,7 @@ class ExampleSampler:
         if not possible:
             return None
         name = rng.choices(possible, [self.weights[task] for task in possible])[0]
-        task = self.tasks[name]
+        task = task_of(self.tasks, name, utterance)
         context = utterance.context
         if self.cut:
             utterance, context = cut(utterance, rng, anywhere=name == "dialogue")
@@ -79,7 +80,7 @@ class ExampleSampler:
         """The tasks of the stage that an utterance can serve: its manifest allows them, and it has their labels."""
         only = utterance.only
         named = (name for name, weight in self.weights.items() if weight > 0 and (only is None or name in only))
-        return [name for name in named if self.tasks[name].available(utterance)]
+        return [name for name in named if task_of(self.tasks, name, utterance).available(utterance)]
 
     def _slots(self, task: Task, utterance: Utterance, rng: random.Random) -> tuple[dict[str, str], frozenset[str]]:
         """Equivalence Replacement Regularization (Wang et al., ICME 2025, section III-C, stage 2).

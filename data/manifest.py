@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
 
-from sottovoce.data.audio_decoder import tar_member
+from sottovoce.data.clip_reference import file_of
 from sottovoce.data.manifest_schema import LineReader, kind_of
 from sottovoce.data.skipped import listed
 from sottovoce.data.utterance import Turn, Utterance
@@ -155,13 +155,13 @@ class Root:
             AudioError: it is, or its link leads, outside of all that is allowed. The message begins with `given`.
         """
         named = os.path.abspath(os.path.join(self._start, given))
-        member = tar_member(Path(named))
+        file = str(file_of(Path(named)))
         try:
-            real = os.path.realpath(member.archive if member else named)
+            real = os.path.realpath(file)
         except ValueError:  # a NUL in it
             raise AudioError(f"{given!r}: no file can have this name", code="bad-value") from None
         if not any(os.path.commonpath([folder, real]) == folder for folder in self._within):
-            where = "is" if real == str(member.archive if member else named) else f"leads to {real}, which is"
+            where = "is" if real == file else f"leads to {real}, which is"
             raise AudioError(
                 f"{given} {where} outside of {self.folder}; move the clip there, give a `root` that holds it, or name "
                 "its folder under `allow`",

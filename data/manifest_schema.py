@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sottovoce.data.audio_decoder import read_header
+from sottovoce.data.clip_reference import Part, split_part
 from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import AudioError, Code, ManifestError, SottovoceError, brief, nearest
+from sottovoce.scripts import nfc
 
 if TYPE_CHECKING:  # it imports this module
     from sottovoce.data.manifest import Root
 
 C = TypeVar("C", dict[str, Any], list[Any])
-_KEYS = [f.name for f in fields(Utterance) if f.name != "only"]
-_TURN_KEYS = [f.name for f in fields(Turn)]
+PART_KEYS = Part._fields  # of a line or turn, beside `audio`
+_KEYS = [*(f.name for f in fields(Utterance) if f.name not in ("only", "overrides")), *PART_KEYS]
+_TURN_KEYS = [*(f.name for f in fields(Turn)), *PART_KEYS]
 _TURNS = ("user", "assistant")
 _TASK_NAMES: set[str] = set()  # that have been asked for
 _NAMED = 20  # unknown names that are told of one line
@@ -54,8 +57,9 @@ class LineReader:
         name = _text(record, "id", problems, required=True)
         if name and self._first_line.setdefault(name, line) != line:
             problems.add(f"duplicate id: line {self._first_line[name]} has it first", "conflict")
-        text, speaker, caption, response, topic = (
-            _text(record, key, problems) for key in ("text", "speaker", "caption", "response", "topic")
+        text = "" if record.get("text") == "" else _text(record, "text", problems)  # "": nothing is said
+        speaker, caption, response, topic = (
+            _text(record, key, problems) for key in ("speaker", "caption", "response", "topic")
         )
         audio, measured = self._audio(record, problems, required=True)
         seconds = _seconds(record, measured, problems)
@@ -80,25 +84,29 @@ class LineReader:
         """Where a clip is, and how many seconds its header claims."""
         given = _text(record, "audio", problems, required=required)
         if not given:
+            if "audio" not in record and (spare := [key for key in PART_KEYS if key in record]):
+                problems.add(f"{', '.join(spare)}: of a clip, and there is no `audio`", "conflict")
             return None, None
         place = "audio"
         try:
-            audio = self.root.file(given)
+            audio = clip_of(record, self.root)
             place = f"audio: {given}"
             return audio, read_header(audio).seconds
         except AudioError as error:
             problems.add_under(place, [error])
-            return None, None
+        except ManifestError as error:
+            problems.append(error)
+        return None, None
 
     def _labels(self, record: Mapping[str, Any], problems: Problems) -> dict[str, str]:
-        labels = _of_kind(dict, record, "labels", problems)
+        labels = _composed(_of_kind(dict, record, "labels", problems))
         problems.add_under("labels", _unknown("attribute", labels, self.choices))
         for attribute, label in labels.items():
             if attribute in self.choices and not isinstance(label, str):
                 problems.add(f"labels: {attribute}: a string is needed, not {kind_of(label)}")
             elif attribute in self.choices:
-                problems.add_under("labels", _unknown(attribute, [label], self.choices[attribute]))
-        return labels
+                problems.add_under("labels", _unknown(attribute, [nfc(label)], self.choices[attribute]))
+        return {name: nfc(label) if isinstance(label, str) else label for name, label in labels.items()}
 
     def _category(self, record: Mapping[str, Any], labels: Mapping[str, str], problems: Problems) -> str | None:
         """The attribute that the right answer hangs on; this line must label it."""
@@ -113,7 +121,7 @@ class LineReader:
         problems: Problems,
     ) -> dict[str, str]:  # fmt: skip
         """The right answer to each kind of speaker; this line's speaker is one of them."""
-        answers = _of_kind(dict, record, "answers", problems)
+        answers = _composed(_of_kind(dict, record, "answers", problems))
         if not answers or category is None:
             if answers and not any(str(problem).startswith("category:") for problem in problems):
                 problems.add("answers: they hang on a category; name the attribute in `category`", "missing-key")
@@ -159,6 +167,29 @@ class LineReader:
         return None if problems or not text else Turn("user" if role == "user" else "assistant", text, audio, caption)
 
 
+def clip_of(record: Mapping[str, Any], root: "Root") -> Path:
+    """The clip of a line or turn: its `audio`, of which `channel`, `start` and `end` choose a part.
+
+    Raises:
+        ManifestError: one of these three is wrong by itself; whether the recording has it shows when it is opened.
+        AudioError: the file may not be read, see `Root.file`.
+    """
+    channel, start, end = (record.get(key) for key in PART_KEYS)
+    if channel is not None and not (type(channel) is int and 0 <= channel < 1000):
+        told = f"channel: a whole number is needed, 0 is the first, found {brief(channel, 50)}"
+        raise ManifestError(told, code="bad-value")
+    for key, value in (("start", start), ("end", end)):
+        if value is not None and not (type(value) in (int, float) and 0 <= value < 1e6):
+            raise ManifestError(f"{key}: seconds are needed, found {brief(value, 50)}", code="bad-value")
+    if end is not None and end <= (start or 0):
+        raise ManifestError(f"end: {end:g} s is not behind the start, {start or 0:g} s", code="bad-value")
+    clip = root.file(str(record["audio"]))
+    part = Part(channel, float(start or 0), None if end is None else float(end))
+    if part != Part() and split_part(clip)[1] != Part():
+        raise ManifestError("audio: it names a part by itself, and so do channel, start or end", code="conflict")
+    return Path(f"{clip}{part}")
+
+
 def _of_kind(kind: type[C], record: Mapping[str, Any], key: str, problems: Problems) -> C:
     """The object or list under `key`; an empty one where the key is absent, or holds something else."""
     value = record.get(key, kind())
@@ -183,6 +214,11 @@ def _unknown(kind: str, names: Iterable[str], known: Collection[str]) -> list[Ma
     told = [f"unknown {kind} {name!r}.{nearest(name, known)}" for name in strange[:_NAMED]]
     told += [f"unknown {kind}: {len(strange) - _NAMED} more"] if len(strange) > _NAMED else []
     return [ManifestError(text, code=code) for text in told]
+
+
+def _composed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """With names in NFC, as labels of tasks are."""
+    return {nfc(name): value for name, value in record.items()}
 
 
 def _without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # it imports this module
+    from sottovoce.data.overrides import Overrides
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Utterance:
 
     id: str
     audio: Path
-    text: str | None  # transcript
+    text: str | None  # transcript; empty where nothing is said
     speaker: str | None
     seconds: float
     labels: dict[str, str] = field(default_factory=dict)  # attribute -> label, such as {"emotion": "sad"}
@@ -33,3 +36,4 @@ class Utterance:
     answers: dict[str, str] = field(default_factory=dict)  # its label -> the right answer to such a speaker
     topic: str | None = None  # what is spoken of; `<group>/<topic>` where a group of topics is scored apart
     only: tuple[str, ...] | None = None  # the tasks that it may serve, by the recipe; None: any. No key of a manifest
+    overrides: "Overrides | None" = None  # of tasks and captions, by the recipe. No key of a manifest

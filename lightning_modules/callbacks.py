@@ -44,6 +44,14 @@ class ResumeCheckpoint(Checkpoint):
     def __init__(self, file: Path, every: int) -> None:
         self.file, self.every, self.warned = file, every, False
 
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A run may go on with its steps in other shares: Lightning counts batches, where steps are what is done."""
+        before, now = checkpoint.get("accumulate_grad_batches", 1), trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            done = counts["processed"]  # the others lag or lead by one
+            counts.update({name: done // before * now + count - done for name, count in counts.items()})
+
     def on_train_start(self, trainer: L.Trainer, *_: object) -> None:
         """Lightning's own handler would talk to other processes at any time. It puts back the old ones at the end."""
         if threading.current_thread() is threading.main_thread():

@@ -123,8 +123,7 @@ class SpeechLLM(L.LightningModule):
     def lockstep(self) -> bool:
         """Whether all processes must make the same calls in the same order: under DeepSpeed.
 
-        ZeRO's stage 3 gathers weights as they are used; stages 1 and 2 add up gradients in the order of the backward
-        pass, and would add those of one weight to those of another.
+        ZeRO's stage 3 gathers weights as they are used; 1 and 2 add up gradients in the order of the backward pass.
         """
         return self._trainer is not None and isinstance(self._trainer.strategy, DeepSpeedStrategy)
 
@@ -229,17 +228,15 @@ class SpeechLLM(L.LightningModule):
         torch.manual_seed(hash((self.recipe.seed, number, self.global_rank)))  # dropout, also when resumed
         out = self.loss(batch)
         self.row_losses = out.per_row.detach()
-
         # sums over all ranks, of which each then divides by the tokens of all, in all batches of the step
         here = torch.stack([out.total.detach(), out.total.new_tensor(out.tokens)]) * batch.counts
         step = here[1] if batch.step is None else here.new_tensor(batch.step.tokens)
         total, tokens, in_step = self.trainer.strategy.reduce(torch.stack([*here, step]), reduce_op="sum")
         first = number % self.trainer.accumulate_grad_batches == 0
         self._so_far = torch.stack([total, tokens]) + (0.0 if first else self._so_far)  # of the step
-        mean = self._so_far[0] / self._so_far[1].clamp(min=1)
+        mean = self._so_far[0] / self._so_far[1].clamp(min=1)  # there are none where no process has a row that counts
         self.log("train/loss", mean, prog_bar=True, batch_size=len(batch.examples))
-        share = self._averaged / in_step.clamp(min=1)  # there are none where no process has a row that counts
-        loss: Tensor = out.total * batch.counts * share
+        loss: Tensor = out.total * batch.counts * self._averaged / in_step.clamp(min=1)
 
         # every rank has a gradient for every weight, if only 0; in lockstep the loss has an anchor of its own
         anchor = 0.0 if self.lockstep else 0.0 * sum(weight.sum() for weight in self.trainable_parameters())
@@ -247,10 +244,7 @@ class SpeechLLM(L.LightningModule):
 
     @property
     def _averaged(self) -> int:
-        """By what the gradient of a step's summed losses is divided: strategies average over ranks and batches.
-
-        DeepSpeed divides by the number of batches, and Lightning has done so before.
-        """
+        """By what a gradient is divided, the mean over ranks and batches; DeepSpeed and Lightning both take it."""
         times = 1 + self.trainer.strategy.handles_gradient_accumulation
         return int(self.trainer.world_size * self.trainer.accumulate_grad_batches**times)
 
@@ -282,14 +276,6 @@ class SpeechLLM(L.LightningModule):
         checkpoint["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
         checkpoint["state_dict"] = _beginning(self.trained_prefixes, checkpoint["state_dict"])
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A run may go on with its steps in other shares: Lightning counts batches, where steps are what is done."""
-        before, now = checkpoint.get("accumulate_grad_batches", 1), self.trainer.accumulate_grad_batches
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["total"], progress["current"]):
-            done = counts["processed"]  # the others lag or lead by one
-            counts.update({name: done // before * now + count - done for name, count in counts.items()})
-
     def trained(self) -> dict[str, Tensor]:
         """The weights that some stage trains, named as in a checkpoint; without the heads, which are only a help."""
         return _beginning([name for name in self.trained_prefixes if name != f"{HEADS}."], self.state_dict())
@@ -317,8 +303,7 @@ class SpeechLLM(L.LightningModule):
             if HEADS in parts and self.auxiliary_head:
                 self.auxiliary_head.load_state_dict(parts[HEADS])
         except RuntimeError as error:
-            why = f"its trained weights do not fit this recipe: {' '.join(str(error).split())}"
-            raise BundleError.at(source, "mismatch", why) from None
+            raise BundleError.at(source, "mismatch", f"its weights do not fit this recipe: {brief(error)}") from None
 
 
 def _beginning(prefixes: Iterable[str], weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ from statistics import mean
 from sottovoce.errors import SottovoceError, nearest
 from sottovoce.evaluation.metrics import DECIMALS
 from sottovoce.evaluation.paired_bootstrap import Estimate, Key, Seeds, estimate
-from sottovoce.evaluation.reports.results import METRICS, order_of
+from sottovoce.evaluation.reports.results import METRICS, order_of, speakers_note
 
-LOWER_IS_BETTER = tuple(name for name, title in METRICS.items() if title.endswith("↓"))
+_LOWER_IS_BETTER = tuple(name for name, title in METRICS.items() if title.endswith("↓"))
 COSTS = {  # of a stage, as its done.json has them -> title, format
     "trainable": ("trainable parameters", "{:,.0f}"),
     "steps": ("steps", "{:,.0f}"),
@@ -119,14 +119,15 @@ def comparison_of(
     }
     slots = [key.slots for key in ordered if key.task != "retention"]
     first = "both" if "both" in slots or not slots else slots[0]
-    return Comparison(systems, baseline, scores, differences, first, remarks)
+    note = speakers_note(score.speakers for found in scores.values() for score in found.values())
+    return Comparison(systems, baseline, scores, differences, first, [*remarks, *filter(None, [note])])
 
 
 def is_better(metric: str, difference: Estimate) -> bool | None:
     """Whether a difference is significantly for the better or the worse; None where its interval holds 0."""
     if not difference.is_significant:
         return None
-    return (difference.value < 0) == (metric in LOWER_IS_BETTER)
+    return (difference.value < 0) == (metric.partition("/")[0] in _LOWER_IS_BETTER)
 
 
 def comparison_csv(comparison: Comparison) -> str:

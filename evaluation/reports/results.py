@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # records are written with the help of this module
 TASKS = ("asr", "gender", "pitch", "tempo", "energy", "emotion", "age", "dialogue", "response", "caption")
 METRICS = {  # as the report names them, with the direction that is better
     "wer": "WER ↓",
+    "cer": "CER ↓",
+    "mer": "MER ↓",
+    "hallucinated": "hallucinated ↓",
     "accuracy": "accuracy ↑",
     "balanced_accuracy": "balanced ↑",
     **{f"rouge_{kind}": f"ROUGE-{kind.upper()} ↑" for kind in "12l"},
@@ -57,8 +60,11 @@ def order_of(score: tuple[str, str, str]) -> tuple[tuple[int, str], ...]:
 
 
 def label_of(metric: str) -> str:
-    """A metric as tables name it; `cs_content/qwen` is a score by the judge that the recipe calls qwen."""
-    name, _, judge = metric.partition("/")
+    """A metric as tables name it; `cs_content/qwen` is a score by the judge that the recipe calls qwen.
+
+    What stands behind an error rate is its normalizer: `cer/basic`, and the English one of `wer`.
+    """
+    name, _, judge = ("wer/english" if metric == "wer" else metric).partition("/")
     label = METRICS.get(name, name)
     words, _, arrow = label.rpartition(" ")
     return f"{words} ({judge}) {arrow}" if judge and words else label
@@ -99,8 +105,17 @@ def _terminal(system: str, records: Sequence[Record]) -> Table:
     rows = _rows(records)
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         spans = (span.replace("-", "-\n") if len(span) > 1 else span for span in row[-2:])  # narrow
-        table.add_row(*map(escape, (*row[:-2], *spans)), end_section=after is not None and after[0] != row[0])
+        table.add_row(
+            *map(escape, (row[0], _narrow(row[1]), *row[2:-2], *spans)),
+            end_section=after is not None and after[0] != row[0],
+        )
     return table
+
+
+def _narrow(label: str) -> str:
+    """A normalizer on a line of its own."""
+    name, _, rest = label.partition(" (")
+    return f"{name}{rest[-2:]}\n({rest[:-2]}" if rest and name in ("WER", "CER", "MER") else label
 
 
 def _systems(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -117,8 +132,9 @@ def _systems(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _slots(records: Iterable[Record]) -> list[str]:
-    """The paper's four, and what slots of its own the recipe has."""
-    return [*SLOTS, *sorted({record.slots for record in records} - set(SLOTS))]
+    """Those that were scored: of the paper's four, and the recipe's own."""
+    found = {record.slots for record in records}
+    return [*filter(found.__contains__, SLOTS), *sorted(found - set(SLOTS))]
 
 
 def _rows(records: Sequence[Record]) -> list[list[str]]:
@@ -169,8 +185,19 @@ def _span(ordered: Sequence[str]) -> str:
 
 
 def _notes(records: Iterable[Record]) -> list[str]:
+    records = list(records)
     lines = [f"{record.task}, {record.slots}: {record.notes}" for record in records if record.notes]
+    lines += [note] if (note := speakers_note(record.speakers for record in records)) else []
     return list(dict.fromkeys(lines))  # both accuracies of a task say the same
+
+
+def speakers_note(speakers: Iterable[int]) -> str:
+    """What intervals are over, given the number of speakers of each; empty where none is known."""
+    counts = sorted(set(speakers))
+    if not counts or not counts[-1]:
+        return ""
+    span = _span([str(count) for count in counts if count])
+    return f"intervals: over {span} speakers, with all that each says{'' if counts[0] else ', or over rows'}"
 
 
 def _line(*cells: str) -> str:

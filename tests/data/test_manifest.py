@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,18 @@ def test_a_paired_line_knows_what_every_speaker_is_to_be_told(folder: Path) -> N
 def test_the_least_line_has_its_seconds_from_the_header(folder: Path) -> None:
     (utterance,) = read(write(folder, line())).utterances
     assert utterance == Utterance("a", folder / "ok.wav", None, None, 1.0, {}, None, (), None)
+
+
+def test_an_empty_transcript_says_that_nothing_is_said(folder: Path) -> None:
+    silent, unknown = read(write(folder, line(text=""), line("b"))).utterances
+    assert (silent.text, unknown.text) == ("", None)
+
+
+def test_labels_are_the_same_in_either_form_of_unicode(folder: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "fröhlich") for form in ("NFC", "NFD"))
+    bad = paired(labels={"emotion": apart}, answers={apart: "Hm.", "sad": "Oh."})
+    (utterance,) = read_manifest(write(folder, bad), choices={"emotion": [composed, "sad"]}).utterances
+    assert utterance.labels == {"emotion": composed} and utterance.answers[composed] == utterance.response == "Hm."
 
 
 def test_null_counts_as_absent(folder: Path) -> None:

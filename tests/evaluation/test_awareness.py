@@ -92,9 +92,19 @@ def test_replies_that_the_rule_cannot_judge_are_counted() -> None:
     verdict = AwarenessRule().judge([*cases, Case("age", "child", AGES["child"], AGES)])
     assert verdict.scores == [None, None, None, 1] and sum(verdict.failed.values()) == 3
     assert "no answer is due to 'teen'. Known: adult, child" in verdict.notes()
-    assert "the same answer is due to every speaker" in verdict.notes() and "no word in a-z" in verdict.notes()
+    assert "the same answer is due to every speaker" in verdict.notes() and "an answer has no word" in verdict.notes()
     three = {**same, "sad": "How sad."}  # what is due to two of three is right for both
     assert [rule("Wait.", label, three) for label in three] == [1, 1, -1]
+
+
+CHINESE = {"child": "请让大人帮你拿水壶。", "adult": "关掉水壶，检查保险丝。"}
+
+
+@pytest.mark.parametrize("due", [CHINESE, {"sad": "मुझे दुख है।", "happy": "बहुत बढ़िया!"}])
+def test_the_rule_reads_any_script(due: dict[str, str]) -> None:
+    (first, own), (second, other) = due.items()
+    cases = [Case("age", label, said, due) for label in (first, second) for said in (own, other)]
+    assert AwarenessRule().judge(cases).scores == [1, -1, -1, 1]
 
 
 # Records

@@ -58,6 +58,12 @@ def tune(llm: CausalLLM) -> None:
         ("A red lamp.", "red lamp", "the red lamp", True),
         ("A red lamp.", "red lamp", "the red old lamp", False),
         ("你好", None, "你好。", True),
+        ("यह दिन है", None, "यह दान है", False),  # day, gift: a vowel sign
+        ("सात", "सात", "मैं सात कहता हूँ", True),
+        ("答案是北京。", "北京", "我想答案是北京吧", True),
+        ("答案是北京。", "北京", "我想答案是南京吧", False),
+        ("서울입니다.", "서울", "답은 서울이에요.", True),
+        ("서울입니다.", "서울", "답은 남서울이에요.", False),
     ],
 )
 def test_what_is_right_is_what_it_is_said_to_be(response: str, answer: str | None, said: str, right: bool) -> None:

@@ -147,7 +147,7 @@ MACHINE = "refused, or spoken as a machine"
     [
         ("As an AI language model, I have no weather.", MACHINE),
         ("Well, I'm just an AI, but that is sad.", MACHINE),
-        ("I’m an artificial intelligence.", MACHINE),  # noqa: RUF001
+        ("I’m an artificial intelligence.", MACHINE),
         ("I don't have personal feelings, but I see.", MACHINE),
         ("I can't assist with that.", MACHINE),
         ("I'm not able to hear your voice.", MACHINE),

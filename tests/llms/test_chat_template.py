@@ -81,6 +81,12 @@ def test_an_answer_continues_its_prompt_as_the_template_does(chat: ChatFormat, f
     assert rest.replace(chat.tokenizer.eos_token, "").strip() == ""
 
 
+def test_an_empty_answer_is_the_end_of_the_turn(chat: ChatFormat, family: str) -> None:
+    answer = chat.response(SPOKEN, "")
+    assert answer[-1] == chat.tokenizer.convert_tokens_to_ids(FAMILIES[family].end)
+    assert chat.tokenizer.decode(answer[:-1]).strip() == ""
+
+
 def test_an_answer_is_the_same_after_any_prompt(chat: ChatFormat) -> None:
     plain = chat.response([ChatTurn("user", ("x",))], "It is.")
     assert chat.response(SPOKEN, "It is.") == plain

@@ -9,6 +9,7 @@ from pydantic import Field
 from sottovoce.config import sections
 from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown
 from sottovoce.config_tree import read_tree
+from sottovoce.data.overrides import Overrides
 from sottovoce.data.tasks import TASKS
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError, SottovoceError
@@ -47,6 +48,11 @@ class Recipe(BaseRecipe):
     @property
     def folder(self) -> Path:
         return Path(self.output_dir) / self.name
+
+    def sources(self) -> Iterator[tuple[str, sections.SourceConfig]]:
+        """Every manifest of the data, and where the recipe names it."""
+        for split in SPLITS:
+            yield from ((f"data.{split}[{i}]", node) for i, node in enumerate(getattr(self.data, split)))
 
     @property
     def trains_encoder(self) -> bool:
@@ -100,6 +106,8 @@ class Recipe(BaseRecipe):
         own = [*self.tasks, *used_tasks(self)]
         yield from unknown("evaluation.task_overrides", evaluation.task_overrides, own, "task of this recipe")
         yield from unknown("evaluation.text", evaluation.text, self.slots, "slot")
+        for where, node in self.sources():
+            yield from unknown(f"{where}.task_overrides", node.task_overrides, own, "task of this recipe")
 
     def _tuning_conflicts(self) -> Iterator[ConfigError]:
         """Whether what is unfrozen also learns, and `layers: auto` has an analysis to go by, which is read here."""
@@ -131,7 +139,13 @@ class Recipe(BaseRecipe):
                 if changed is not None:
                     TASKS.build({**self.tasks[name], **changed})
             except ConfigError as error:
-                yield from located(error, f"tasks.{name}")
+                yield from located(error, "" if str(error.where).startswith("tasks.") else f"tasks.{name}")
+        for where, source in self.sources():
+            known = {name: knobs for name, knobs in source.task_overrides.items() if name in self.tasks}
+            try:
+                Overrides.of(self.tasks, known, source.captions)
+            except ConfigError as error:
+                yield from located(error, where)
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:

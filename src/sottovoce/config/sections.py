@@ -22,10 +22,11 @@ from sottovoce.data.corpora import CORPORA
 from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
 from sottovoce.llms import ENGINES
 from sottovoce.llms.tuning_config import Tuning
+from sottovoce.scripts import nfc
 
 CONVERSATION, RULE = {"type": "conversation"}, {"type": "rule"}  # who judges if a recipe names no `type`
 SlotText: TypeAlias = Literal["caption", "transcript", "tagged"]
-Values: TypeAlias = Annotated[list[str], Field(min_length=1)]
+Values: TypeAlias = Annotated[list[Annotated[str, AfterValidator(nfc)]], Field(min_length=1)]
 Policy: TypeAlias = Literal["error", "skip"]
 
 
@@ -59,6 +60,10 @@ class SourceConfig:
     root: str | None = Field(default=None, description="folder of the manifest's paths; null: its own")
     allow: list[str] = Field(default=[], description="further folders that its paths and links may lead to; [/]: any")
     name: str | None = Field(default=None, description="of a part, for `parts` of stages; scored apart")
+    task_overrides: dict[str, dict[str, Any]] = Field(
+        default={}, description="task -> knobs for this manifest: prompts, words or the metric of its language"
+    )
+    captions: str | None = Field(default=None, description="file of captions with attributes in braces; null: English")
 
 
 @config_class

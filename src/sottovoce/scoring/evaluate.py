@@ -1,6 +1,7 @@
 """Scores of a run on its test side, in its folder: predictions, metrics, judges, text retention, and the report."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,8 @@ def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
     size = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
     console.print(f"bundle  {bundle} ({size:.1f} MB)", highlight=False)
     if test := run.data.splits["test"].utterances:
-        console.print(f"try     sottovoce chat {bundle} --audio {test[0].audio}", highlight=False, soft_wrap=True)
+        clip = shlex.quote(str(test[0].audio))
+        console.print(f"try     sottovoce chat {bundle} --audio {clip}", highlight=False, soft_wrap=True)
 
 
 def skipped_steps(run: Run) -> dict[str, int]:

@@ -76,13 +76,14 @@ def _records(
     records: list[Record] = []
     unjudged: dict[str, None] = {}
     for aspect, verdict in verdicts.items():
+        verdict = replace(verdict, speakers=[p.speaker for p in rows])
         for title, slots in dict.fromkeys(places):
             part = verdict.of([row for row, place in enumerate(places) if place == (title, slots)])
             if part.mean is None or part.interval is None:
                 unjudged[f"judge {name}: {title}, {slots}: {part.notes()}"] = None
                 continue
             notes = "; ".join([f"{aspect}/{name} by {judge}", *filter(None, [part.notes()])])
-            score = Score(part.mean, *part.interval, len(part.scored), None, notes)
+            score = Score(part.mean, *part.interval, len(part.scored), None, notes, part.clusters)
             records.append(Record(system, title, f"{aspect}/{name}", slots, **score._asdict()))
     for message in unjudged:
         console.print(message, markup=False, highlight=False)

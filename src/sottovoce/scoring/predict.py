@@ -7,7 +7,8 @@ from rich.progress import Progress
 
 from sottovoce.config.recipe import used_tasks
 from sottovoce.data.examples import Example, collate
-from sottovoce.data.tasks import TASKS, AttributeTask, caption_from
+from sottovoce.data.overrides import task_of
+from sottovoce.data.tasks import TASKS, AttributeTask, style_caption
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError
 from sottovoce.evaluation.metrics import Prediction
@@ -43,7 +44,7 @@ def predict(run: Run, split: str = "test", *, unlabelled: bool = False) -> list[
             (mode, _with_slots(example, mode, tags))
             for mode in recipe.modes
             for example in complete
-            if mode == "both" or run.tasks[example.task].available(example.utterance)
+            if mode == "both" or task_of(run.tasks, example.task, example.utterance).available(example.utterance)
         ]
         tagged = [row for row in rows if row[1].tag and row[1].task == TASK]  # the cascade's own task: its tag answers
         asked = [row for row in rows if not (row[1].tag and row[1].task == TASK)]
@@ -59,7 +60,8 @@ def _questions(run: Run, utterance: Utterance, unlabelled: bool) -> Iterator[Exa
         if (example := sampler(utterance, 0, 0)) is not None:
             yield example
         elif unlabelled and (utterance.only is None or task in utterance.only):
-            wording, sources = run.tasks[task].instructions()[0], dict.fromkeys(run.slots, "speech")
+            wording = task_of(run.tasks, task, utterance).instructions()[0]
+            sources = dict.fromkeys(run.slots, "speech")
             place, context = run.recipe.instructions, utterance.context
             yield Example(utterance, task, wording, context, sources, frozenset(), target="", place=place)
 
@@ -104,7 +106,8 @@ def _answers(run: Run, rows: list[Row], rivals: Rivals, progress: Progress) -> I
 
 
 def _prediction(run: Run, mode: str, example: Example, response: str, rivals: Rivals) -> Prediction:
-    task, utterance = run.tasks[example.task], example.utterance
+    utterance = example.utterance
+    task = task_of(run.tasks, example.task, utterance)
     category = utterance.category if task.generated else None  # paired data: the right answer hangs on it
     return Prediction(
         id=utterance.id,
@@ -120,18 +123,20 @@ def _prediction(run: Run, mode: str, example: Example, response: str, rivals: Ri
         category=category,
         topic=utterance.topic if category else None,
         unscored=not task.available(utterance),
+        metric=task.rate,
     )
 
 
 def _rivals(run: Run, examples: list[Example], progress: Progress) -> Rivals:
     """For each reply, the LLM's own to the same words in every emotion: the yardstick of `emotion_fit`."""
-    emotion = run.tasks.get("emotion")
-    if not isinstance(emotion, AttributeTask):
+    if "emotion" not in run.tasks:
         return {}
     asked: dict[tuple[str, str], dict[str, Example]] = {}
     for example in examples:
         u = example.utterance
-        if run.tasks[example.task].generated and not u.category and "emotion" in u.labels and u.text:
+        emotion = task_of(run.tasks, "emotion", u)
+        felt = isinstance(emotion, AttributeTask) and "emotion" in u.labels and u.text
+        if felt and run.tasks[example.task].generated and not u.category:
             asked[example.task, u.id] = {name: _in_emotion(example, name) for name in emotion.choices}
     run.targets.make(run.module.llm, [e for each in asked.values() for e in each.values()], progress)
     return {
@@ -142,5 +147,6 @@ def _rivals(run: Run, examples: list[Example], progress: Progress) -> Rivals:
 
 def _in_emotion(example: Example, emotion: str) -> Example:
     labels = {**example.utterance.labels, "emotion": emotion}
-    utterance = replace(example.utterance, labels=labels, caption=caption_from(labels), response=None)
+    utterance = replace(example.utterance, labels=labels, caption=None, response=None)
+    utterance = replace(utterance, caption=style_caption(utterance))
     return replace(example, utterance=utterance, target=None)

@@ -56,6 +56,8 @@ def write(made_with: dict[str, Any], folder: Path) -> None:
 
 def _evaluation(recipe: Recipe) -> dict[str, Any]:
     node = {key: value for key, value in recipe.plain()["evaluation"].items() if key not in FREE}
+    if any(source.task_overrides or source.captions for source in recipe.data.test):
+        node["sources"] = [[source.manifest, source.task_overrides, source.captions] for source in recipe.data.test]
     whole: dict[str, Any] = json.loads(json.dumps(node))
     return whole
 

@@ -12,10 +12,12 @@ from torch.utils.data import ConcatDataset
 
 from sottovoce.config.recipe import SPLITS, Recipe
 from sottovoce.config.sections import SourceConfig, StageConfig
+from sottovoce.data.clip_reference import Recordings
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.lazy_manifest import LazyManifest
 from sottovoce.data.manifest import Root, read_manifest
+from sottovoce.data.overrides import Overrides
 from sottovoce.data.tasks import TASKS, AttributeTask, Task
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError, MissingError, SottovoceError
@@ -146,15 +148,17 @@ def read_splits(recipe: Recipe) -> DataSplits:
         )
         places = [f"  {name} (looked for {Path(name).absolute()})" for name in absent]
         raise MissingError("\n".join(["manifests are missing:", *places, told]), where=absent[0])
-    choices = choices_of(build_tasks(recipe))
     data = DataSplits({name: Split() for name in SPLITS}, [])
     unread = sources.pop("train", []) if recipe.data.validate == "lazy" else []
     for name, nodes in sources.items():
         for node in nodes:
-            _add(data, name, node, recipe, choices)
+            _add(data, name, node, recipe)
     if unread:
         apart = frozenset(clip for name in ("validation", "test") for clip in data.splits[name].clips())
-        lines = [LazyManifest(Path(node.manifest), choices, Root(*_place(node)), node.tasks, apart) for node in unread]
+        lines = [
+            LazyManifest(Path(node.manifest), choices, Root(*_place(node)), node.tasks, apart, own)
+            for node, (own, choices) in ((node, _own(recipe, "train", node)) for node in unread)
+        ]
         data.splits["train"] = LazySplit(lines, unread)
     _check_apart(data)
     return data
@@ -174,8 +178,17 @@ def _sources(recipe: Recipe) -> dict[str, list[SourceConfig]]:
     return {name: [SourceConfig(manifest=str(made[name]), allow=["/"])] for name in SPLITS if name in made}
 
 
-def _add(data: DataSplits, name: str, node: SourceConfig, recipe: Recipe, choices: dict[str, Sequence[str]]) -> None:
+def _own(recipe: Recipe, split: str, node: SourceConfig) -> tuple[Overrides | None, dict[str, Sequence[str]]]:
+    """What the tasks of a manifest have of their own, and the labels that its lines may have."""
+    scored = recipe.evaluation.task_overrides if split == "test" else {}
+    nodes = {name: {**knobs, **scored.get(name, {})} for name, knobs in recipe.tasks.items()}
+    own = Overrides.of(nodes, node.task_overrides, node.captions)
+    return own, choices_of({**build_tasks(recipe), **(own.tasks if own else {})})
+
+
+def _add(data: DataSplits, name: str, node: SourceConfig, recipe: Recipe) -> None:
     root, allow = _place(node)
+    own, choices = _own(recipe, name, node)
     manifest = read_manifest(Path(node.manifest), choices=choices, policy=recipe.data.policy, root=root, allow=allow)
     split = data.splits[name]
     taken = {u.id for u in split.utterances}
@@ -183,7 +196,8 @@ def _add(data: DataSplits, name: str, node: SourceConfig, recipe: Recipe, choice
         if utterance.id in taken:
             told = f"id {utterance.id!r} is also in another manifest of {name!r}"
             raise ManifestError.at(node.manifest, "conflict", told)
-        split.utterances.append(utterance if node.tasks is None else replace(utterance, only=tuple(node.tasks)))
+        only = None if node.tasks is None else tuple(node.tasks)
+        split.utterances.append(replace(utterance, only=only, overrides=own))
         split.weights.append(node.weight)
         if node.name is not None:
             split.names[utterance.id] = node.name
@@ -192,8 +206,8 @@ def _add(data: DataSplits, name: str, node: SourceConfig, recipe: Recipe, choice
 
 def _check_apart(data: DataSplits) -> None:
     """No clip on two sides: a metric on training data is worth nothing."""
-    train = set(data.splits["train"].clips())
+    train = Recordings(data.splits["train"].clips())
     for name in ("validation", "test"):
-        if both := train & set(data.splits[name].clips()):
-            problem = f"{len(both)} clips are in both train and {name}, such as {sorted(both)[0]}"
+        if both := train.shared(sorted(set(data.splits[name].clips()))):
+            problem = f"{len(both)} clips are in both train and {name}, such as {both[0]}"
             raise ManifestError(problem, code="conflict", where=f"data.{name}")
