@@ -33,6 +33,14 @@ METRICS = {  # as the report names them, with the direction that is better
     "nats_before": "nats before ↓",
     "nats": "nats ↓",
     "nats_change": "nats change ↓",
+    **{
+        f"{name}{key}": f"{label}{when} ↑"
+        for name, label in (("score", "score"), ("rating", "rating (1-5)"))
+        for key, when in (("_before", " before"), ("", ""), ("_change", " change"))
+    },
+    **{"panda": "PANDA ↑", "judged": "judged right ↑"},
+    **{f"{kind}_prompt": f"{kind}, prompts ↑" for kind in ("strict", "loose")},
+    **{f"{kind}_each": f"{kind}, each ↑" for kind in ("strict", "loose")},
     "cs_content": "CS content ↑",
     "cs_style": "CS style ↑",
     **{f"egs_c{number}": f"EGS C{number} ↑" for number in range(1, 5)},
@@ -42,7 +50,7 @@ METRICS = {  # as the report names them, with the direction that is better
     "probe": "linear probe ↑",
 }
 NATS = ("nats_before", "nats", "nats_change")  # a response token; no shares
-POINTS = ("cs_", "egs_", "judge_")  # of a judge
+POINTS = ("cs_", "egs_", "judge_", "rating")  # of a judge
 LEGEND = (
     "In percent (nats: as they are), with the 95 % interval. baseline: a guess that hears nothing. accuracy: the "
     "paper's WA. balanced: the mean over classes. PA: replies that suit the speaker. CS (1-5), EGS (1-10): points."

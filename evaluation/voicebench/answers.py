@@ -8,8 +8,10 @@ that who "must be lying" tells the truth, and that "the sentence ... is not plau
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import product
+
+from sottovoce.errors import MissingError
 
 LETTERS = "abcd"
 _MARK = re.compile(r"<[123]>")  # how some audio LLMs begin
@@ -199,6 +201,26 @@ def holds_reference(response: str, reference: str) -> bool:
         return True
     both = sum((Counter(said) & Counter(due)).values())
     return 2 * both / (len(said) + len(due)) >= 0.5
+
+
+def pedant() -> Callable[[str, str, str], bool]:
+    """PEDANT (Li et al., 2024), the published PANDA accuracy of SD-QA: of response, reference and prompt.
+
+    Its versions differ: 0.2.17 of `qa_metrics` is the leaderboard's (VoiceBench, issue 11). It fetches its classifier.
+
+    Raises:
+        MissingError: `qa_metrics` is not installed, or its classifier cannot be had.
+    """
+    try:
+        from qa_metrics.pedant import PEDANT
+
+        judge = PEDANT()
+    except Exception as error:  # whatever a download and old pickles come to
+        told = f"PEDANT cannot be had ({error}): pip install qa_metrics==0.2.17, or leave it to panda=rule"
+        raise MissingError.at("evaluation.voicebench.panda", "unavailable", told) from None
+    return lambda response, reference, prompt: bool(
+        judge.evaluate([reference.lower()], response.lower(), prompt.lower())
+    )
 
 
 def _plain(text: str) -> list[str]:

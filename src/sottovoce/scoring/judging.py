@@ -19,6 +19,7 @@ from sottovoce.evaluation.reports.results import results_table
 from sottovoce.lightning_modules.trainer import is_rank_zero
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
+from sottovoce.scoring import voicebench
 from sottovoce.training.run_folder import recipe_file
 from sottovoce.training.splits import read_splits
 
@@ -122,7 +123,7 @@ def command(folder: str, overrides: Sequence[str]) -> None:
     """Command `sottovoce judge`: judge the replies of a finished run, and write its results anew."""
     file = recipe_file(Path(folder))
     recipe = recipes.load(file, overrides)
-    if not recipe.evaluation.judges:
+    if not recipe.evaluation.judges and not (recipe.evaluation.voicebench and recipe.evaluation.voicebench.engine):
         message = f"{file}: there is no judge in it: name one, such as "
         message += "evaluation.judges.mine.engine='{type: openai, base_url: …, model: …}'"
         raise ConfigError(message, code="missing-key", where="evaluation.judges")
@@ -131,6 +132,7 @@ def command(folder: str, overrides: Sequence[str]) -> None:
     test = read_splits(replace(recipe, data=replace(recipe.data, train=[], validation=[]))).splits["test"].utterances
     system = before[0].system
     new = judged(system, recipe, predictions, test, scores, console)
+    new += voicebench.scored(system, recipe, scores, console)
     records = merged([*score_all(system, predictions), *before], new)
     write_results(scores, records, predictions)
     console.print(results_table(records))
