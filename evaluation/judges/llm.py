@@ -173,10 +173,13 @@ class ConversationJudge(LLMJudge):
         super().__init__("conversation", engine, rubrics, _SHOWN, retries, seed, max_new_tokens)
 
 
-def read_rubric(name: str, file: str | None, shown: Sequence[str]) -> Template:
-    """A rubric from a file, or the project's own of this name; it may show these fields, and must show {response}."""
+def read_rubric(name: str, file: str | None, shown: Sequence[str], mark: str = "#") -> Template:
+    """A rubric from a file, or the project's own of this name; it may show these fields, and must show {response}.
+
+    Lines that begin with `mark` are comments.
+    """
     path = resolve(file) if file else _RUBRICS / f"{name}.txt"
-    text = "\n".join(line for _, line in uncommented_lines(path)).strip()
+    text = "\n".join(line for _, line in uncommented_lines(path, mark)).strip()
     return Template(text, shown, required=("response",), where=path)
 
 

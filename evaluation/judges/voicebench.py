@@ -55,7 +55,9 @@ class VoiceBenchJudge:
     ) -> None:
         self.engine, self.retries, self.max_new_tokens = engine, retries, max_new_tokens
         files = {"open": open_rubric, "qa": qa_rubric}
-        self.templates = {kind: read_rubric(f"voicebench_{kind}", file, _FIELDS) for kind, file in files.items()}
+        self.templates = {  # "### [Instruction]" of the published prompt is no comment
+            kind: read_rubric(f"voicebench_{kind}", file, _FIELDS, mark="# ") for kind, file in files.items()
+        }
 
     def judge(self, answers: Sequence[Answer]) -> Judged:
         """The answers with judgements where their subset is judged; earlier ones of these are replaced."""

@@ -152,7 +152,7 @@ def truth(response: str, task: str) -> bool | None:
 def _normalized(response: str) -> str:
     text = response.lower().removesuffix("<|user|>").strip()
     text = _MARK.sub("", text, count=1) if _MARK.match(text) else text
-    return " ".join(re.sub(r'\*\*|[":,.\uff1a-]', " ", text.replace("<|turn_end|>", "")).split())
+    return " ".join(re.sub(r'\*\*|["\':,.\u2019\uff1a-]', " ", text.replace("<|turn_end|>", "")).split())
 
 
 def _ordered(text: str) -> bool | None:
