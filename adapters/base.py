@@ -16,6 +16,10 @@ class Adapter(nn.Module, ABC):
     def load(self) -> None:
         """Fetch weights that come with a checkpoint. Idempotent; most adapters have none."""
 
+    def output_length(self, frames: int) -> int:
+        """How many embeddings so many frames become; none become more than they are, unless an adapter says so."""
+        return frames
+
     @abstractmethod
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, tokens, d_llm), with lengths to match.

@@ -34,17 +34,24 @@ class AudioReport:
     warning: str | None = None
 
 
-def load_audio(path: Path, sample_rate: int = 16000, *, max_seconds: float = MAX_SECONDS) -> NDArray[np.float32]:
-    """Decode a clip, or the part of a recording that its path names: (samples,), the mean of its channels, resampled (soxr HQ) to `sample_rate` Hz.
+class SilentError(AudioError):
+    """A clip on which nothing is to be heard, which is right where nothing is said."""
 
-    Full scale is 1. Nothing is scaled or cut, so a lossy codec or the resampling of a clipped clip may overshoot it.
+
+def load_audio(
+    path: Path, sample_rate: int = 16000, *, max_seconds: float = MAX_SECONDS, silent: bool = False
+) -> NDArray[np.float32]:
+    """Decode a clip: (samples,), the mean of its channels, resampled (soxr HQ) to `sample_rate` Hz.
+
+    Its path may name a part of a recording, see `clip_reference`. Full scale is 1. Nothing is scaled or cut, so a lossy
+    codec or the resampling of a clipped clip may overshoot it.
 
     Raises:
         AudioError: the clip is unreadable, damaged, empty, shorter than `MIN_SECONDS`, longer than `max_seconds`,
-            silent (RMS below `MIN_RMS`), of channels that cancel each other, not finite, or not scaled to [-1, 1].
+            silent (RMS below `MIN_RMS`; with `silent` it may be), of channels that cancel each other, not finite, or not scaled to [-1, 1].
     """
     report, samples = _decode(Path(path), max_seconds)
-    if report.problem:
+    if report.problem and not (silent and isinstance(report.problem, SilentError)):
         raise AudioError(f"{path}: {report.problem}", code=report.problem.code, where=path)
     if report.sample_rate == sample_rate:
         return samples
@@ -94,7 +101,7 @@ def _measure(report: AudioReport, stream: AudioStream) -> tuple[AudioReport, NDA
         told = f"its channels cancel each other: their mean has an RMS of {report.rms:.1e}, one alone of {loudest:.1e}"
         problem = AudioError(f"{told}; choose one, such as `channel: 0` of a manifest's line", code="bad-value")
     elif report.rms < MIN_RMS:
-        problem = AudioError(f"silent: its RMS is {report.rms:.1e}, below {MIN_RMS:g} of full scale", code="bad-value")
+        problem = SilentError(f"silent: its RMS is {report.rms:.1e}, below {MIN_RMS:g} of full scale", code="bad-value")
     elif report.clipped_share > MAX_CLIPPED:
         warning = f"clipped: {report.clipped_share:.1%} of its samples are at full scale"
         return replace(report, warning=warning), samples

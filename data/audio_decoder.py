@@ -21,6 +21,7 @@ MAX_FRAMES = 3600 * 48000  # samples a channel, 0.7 GB decoded: a small file of 
 MAX_CHANNELS = 64
 _ROUNDED = 0.01  # seconds by which the end of a part may lie beyond its recording: written to hundredths
 _BLOCK = 1 << 16  # samples of all channels that are decoded together
+_TAIL = 16  # samples: whether the last ones can be read tells whether a compressed file breaks off
 _EXACT_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "NIST")  # where libsndfile seeks exactly
 _EXACT_SUBTYPES = ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 
@@ -38,11 +39,13 @@ class Header(NamedTuple):
         return self.frames / self.sample_rate
 
 
-def read_header(path: Path, *, max_seconds: float = MAX_SECONDS) -> Header:
+def read_header(path: Path, *, max_seconds: float = MAX_SECONDS, tail: bool = False) -> Header:
     """Read a clip's header, which tells whether a file is missing, empty, cut off, too short or too long.
 
     A header that does not know the length (an MP3 without Xing or Info, a FLAC from a pipe) costs a decoding. Of a
     part of a recording (see `clip_reference`) the length is the part's.
+
+    With `tail` the last samples are read, too: a compressed file may break off before them.
 
     Raises:
         AudioError: it is one of those, or cannot be read at all; the message is the problem, without the path.
@@ -51,6 +54,8 @@ def read_header(path: Path, *, max_seconds: float = MAX_SECONDS) -> Header:
         with open_audio(Path(path), max_seconds) as stream:
             if not stream.length_known:
                 return stream.header._replace(frames=sum(map(len, stream.blocks())))
+            if tail:
+                stream.check_tail()
             return stream.header
     except AudioError as error:
         raise AudioError(str(error), code=error.code, where=path) from None
@@ -158,6 +163,16 @@ class AudioStream:
             self._checked_last(at, rate)
         if not self.length_known:
             self._check_length(count)
+
+    def check_tail(self) -> None:
+        """Raises AudioError where the last samples of a stream cannot be read."""
+        for file in self.files:
+            few = min(_TAIL, file.frames)
+            with suppress(soundfile.SoundFileError, OSError):
+                file.seek(file.frames - few)
+                if len(file.read(few)) == few:
+                    continue
+            raise AudioError("damaged: it breaks off before the length that its header claims", code="damaged")
 
     def _sought(self) -> int:
         """Where reading begins, in samples: at the part where libsndfile seeks to the sample, else at the beginning."""

@@ -14,8 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sottovoce.data.clip_reference import Recordings
-from sottovoce.data.manifest import LONGEST_LINE, Root, line_fault, no_utterance, open_manifest, parse_line, refuse
-from sottovoce.data.manifest_schema import LineReader
+from sottovoce.data.manifest import (
+    LONGEST_LINE,
+    Root,
+    line_fault,
+    no_utterance,
+    open_manifest,
+    parse_line,
+    refuse,
+    without_bom,
+)
+from sottovoce.data.manifest_schema import LineReader, is_written, seconds_to_say
 from sottovoce.data.overrides import Overrides
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError
@@ -61,13 +70,12 @@ class LazyManifest(Sequence[Utterance]):
             stream.seek(int(self._starts[row]))
             record = parse_line(stream.readline(LONGEST_LINE + 1))
         utterance, problems = LineReader(self.choices, self.root).read(1, record)
-        spoken = [utterance.audio, *(turn.audio for turn in utterance.context if turn.audio)] if utterance else []
-        for clip in self.apart.shared(dict.fromkeys(spoken)):
+        for clip in self.apart.shared(dict.fromkeys(utterance.clips if utterance else [])):
             problems.add(f"audio: {clip} is also in validation or test", "conflict")
+        number = int(self._numbers[row])
         if problems or utterance is None:
-            number = int(self._numbers[row])
             raise ManifestError.of(line_fault(self.path, number, record, problem) for problem in problems)
-        return replace(utterance, only=self.only, overrides=self.overrides)
+        return replace(utterance, only=self.only, overrides=self.overrides, place=f"{self.path}:{number}")
 
 
 def _index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
@@ -115,11 +123,13 @@ def _number(text: bytes) -> float:
 
 def _of_line(raw: bytes) -> tuple[float, ManifestError | None]:
     """The seconds of one line, read in full; NaN for a blank line, or with what is wrong with it."""
-    if not raw.strip():
+    if not without_bom(raw).strip():
         return math.nan, None
     record = parse_line(raw)
     if isinstance(record, ManifestError):
         return math.nan, record
+    if is_written(record):
+        return seconds_to_say(record["text"]), None
     seconds = record.get("seconds")
     start, end = record.get("start") or 0, record.get("end")
     if seconds is None and type(start) in (int, float) and type(end) in (int, float):

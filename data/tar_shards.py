@@ -17,7 +17,7 @@ from typing import IO, Any
 from sottovoce.data.audio_decoder import Header, read_header
 from sottovoce.data.clip_reference import MAX_RECORDING, Part, file_of, read_bytes, split_part
 from sottovoce.data.manifest import Root, line_fault, no_utterance, read_lines, refuse
-from sottovoce.data.manifest_schema import clip_of
+from sottovoce.data.manifest_schema import clip_of, is_written
 from sottovoce.errors import AudioError, ConfigError, ManifestError, SottovoceError
 from sottovoce.io import atomic_folder
 
@@ -42,8 +42,9 @@ def write_shards(
 ) -> Packed:
     """Pack a manifest: `out/manifest.jsonl`, `out/shards/recording.000000.tar`, `out/shards/cuts.000000.jsonl.gz`, ...
 
-    A recording that several lines name is packed once, as the first of them says. Every line gets its `seconds`. The folder `out`, which is not there
-    yet, appears when it is whole. `size` is clips a tar file; `root` and `allow` are those of `read_manifest`.
+    A recording that several lines name is packed once, as the first of them says. Every line gets its `seconds`. The
+    folder `out`, which is not there yet, appears when it is whole. `size` is recordings a tar file; `root` and `allow`
+    are those of `read_manifest`.
 
     Raises:
         ConfigError: `out` is there, or `size` is less than 1.
@@ -77,6 +78,8 @@ def _packed(record: dict[str, Any] | ManifestError, root: Root, writer: "_Writer
     """The line with places in archives in place of files."""
     if isinstance(record, ManifestError):
         raise record
+    if is_written(record):
+        return record
     turns = record.get("context") or []
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ManifestError("context: a list of objects is needed", code="bad-value")
@@ -149,7 +152,8 @@ class _Writer:
         supervision = {
             "id": str(said.get("id", key)), "recording_id": key, "start": part.start,
             "duration": (part.end or header.seconds) - part.start,
-            "channel": channel if part.channel is None else part.channel, "text": said.get("text"), "speaker": said.get("speaker"),
+            "channel": channel if part.channel is None else part.channel,
+            "text": said.get("text"), "speaker": said.get("speaker"),
         }  # fmt: skip
         cut = {
             "id": key, "start": 0.0, "duration": header.seconds, "channel": channel, "supervisions": [supervision],

@@ -33,6 +33,7 @@ class Task(ABC):
     relies_on: ClassVar[Literal["linguistic", "paralinguistic", "both"]]
     generated: ClassVar[bool] = False  # whether the run's own LLM makes its targets
     rate: str | None = None  # of a transcript: its error rate, such as `cer/basic`; None: `wer`, English
+    written: ClassVar[bool] = False  # whether it can be asked of a written turn, too
     teacher: str | None = None  # a system prompt that the run's own LLM is given when it makes targets, and only then
 
     def __init__(self, *, prompts: str | None = None, **fields: str) -> None:
@@ -41,6 +42,10 @@ class Task(ABC):
     @abstractmethod
     def available(self, utterance: Utterance) -> bool:
         """Whether the utterance has the transcript or label that this task learns from."""
+
+    def serves(self, utterance: Utterance) -> bool:
+        """Whether it can be asked of the utterance: `available`, and the turn is spoken, or may be `written`."""
+        return (self.written or utterance.audio is not None) and self.available(utterance)
 
     @abstractmethod
     def target(self, utterance: Utterance) -> str | None:
@@ -106,6 +111,7 @@ class Dialogue(Task):
     name = "dialogue"
     relies_on = "both"
     generated = True
+    written = True
 
     def available(self, utterance: Utterance) -> bool:
         styled = bool(utterance.text) and style_caption(utterance) is not None
@@ -141,6 +147,7 @@ class Caption(Dialogue):
     """
 
     name = "caption"
+    written = False
 
     def target(self, utterance: Utterance) -> str | None:
         return utterance.responses.get(self.name)

@@ -44,7 +44,9 @@ class SpeechLLM(L.LightningModule):
         self.recipe = recipe
         self.encoder = ENCODERS.build(recipe.encoder)
         node = recipe.llm
-        self.llm = CausalLLM(node.checkpoint, node.dtype, node.trust_remote_code, node.tuning)
+        self.llm = CausalLLM(
+            node.checkpoint, node.dtype, node.trust_remote_code, node.tuning, node.chat_template_kwargs
+        )
         self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
         self.adapters = nn.ModuleDict({name: self._adapter(name) for name in self.recipe.slots})
         head = self.recipe.auxiliary_head
@@ -136,7 +138,7 @@ class SpeechLLM(L.LightningModule):
         for. In lockstep every process makes the same calls, so an adapter that nothing asks for runs on a stand-in row.
         """
         anchor: Tensor | float = 0.0
-        if not batch.clips:
+        if not batch.clips and not (self.lockstep and len(batch.audio.lengths)):
             return {}, anchor
         frames = self._encoded(batch.audio)  # (clips, frames, encoder_dim)
         keys = {part.key for prompt in prompts for part in prompt if isinstance(part, Placeholder)}

@@ -74,6 +74,11 @@ class Comparison:
         return [key for key in self.headline if not key.metric.endswith("_change")]
 
     @property
+    def intervals(self) -> str:
+        """What intervals are over, in words; empty for utterances."""
+        return speakers_note(score.speakers for found in self.scores.values() for score in found.values())
+
+    @property
     def settings(self) -> list[str]:
         return list(dict.fromkeys(key for system in self.systems.values() for key in system.settings))
 
@@ -119,8 +124,7 @@ def comparison_of(
     }
     slots = [key.slots for key in ordered if key.task != "retention"]
     first = "both" if "both" in slots or not slots else slots[0]
-    note = speakers_note(score.speakers for found in scores.values() for score in found.values())
-    return Comparison(systems, baseline, scores, differences, first, [*remarks, *filter(None, [note])])
+    return Comparison(systems, baseline, scores, differences, first, remarks)
 
 
 def is_better(metric: str, difference: Estimate) -> bool | None:

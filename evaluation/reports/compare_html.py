@@ -27,7 +27,7 @@ def comparison_html(comparison: Comparison, picture: bytes | None = None) -> str
     return render(
         "compare.html",
         comparison=c,
-        legend=tables.LEGEND,
+        legend=" ".join([tables.LEGEND, c.intervals]).strip(),
         missing=missing,
         score_plot=plots[0],
         difference_plot=plots[1],

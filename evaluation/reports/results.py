@@ -44,13 +44,53 @@ METRICS = {  # as the report names them, with the direction that is better
     "cs_content": "CS content ↑",
     "cs_style": "CS style ↑",
     **{f"egs_c{number}": f"EGS C{number} ↑" for number in range(1, 5)},
+    "quality": "quality (1-10) ↑",
+    "emotion": "emotion (1-10) ↑",
     "bert_score": "BERTScore ↑",
     "judge_quality": "quality (1-10) ↑",
     "judge_emotion": "emotion (1-10) ↑",
     "probe": "linear probe ↑",
 }
+MEANING = {  # of each metric, for `sottovoce list`
+    "wer": "asr (`metric: wer`, the default): wrong, missing and inserted words over reference words",
+    "cer": "asr (`metric: cer`): the same of characters, without white space",
+    "mer": "asr (`metric: mer`): of characters in scripts without spaces, and of words in others",
+    "hallucinated": "asr: clips without speech (an empty `text`) on which something is said",
+    "accuracy": "attributes: right labels, over utterances",
+    "balanced_accuracy": "attributes: right labels, mean over classes",
+    "rouge_1": "response, caption: words shared with the target",
+    "rouge_2": "response, caption: pairs of words shared with the target",
+    "rouge_l": "dialogue, response, caption: longest common subsequence with the target",
+    "emotion_fit": "dialogue: replies nearest to the one that is due to the speaker's emotion",
+    "pa_score": "paired data: mean of -1, 0, +1, for replies that suit the speaker",
+    "pa_rate": "paired data: replies that suit the speaker",
+    "right_before": "text prompts: right answers before training",
+    "right": "text prompts: right answers after training",
+    "right_change": "text prompts: the difference",
+    "nats_before": "text prompts: loss of a token before training",
+    "nats": "text prompts: loss of a token after training",
+    "nats_change": "text prompts: the difference",
+    **{
+        f"{name}{key}": f"VoiceBench: {told}{when}"
+        for name, told in (("score", "what the overall score is the mean of"), ("rating", "mean rating by the judge"))
+        for key, when in (("_before", ", before training"), ("", ""), ("_change", ": the difference"))
+    },
+    "panda": "VoiceBench: answers of SD-QA that give the reference",
+    "judged": "VoiceBench: answers of SD-QA that the judge finds right",
+    **{f"{kind}_prompt": f"VoiceBench: prompts of IFEval that are followed, {kind}" for kind in ("strict", "loose")},
+    **{f"{kind}_each": f"VoiceBench: instructions of IFEval that are followed, {kind}" for kind in ("strict", "loose")},
+    "cs_content": "judge `conversation`: content",
+    "cs_style": "judge `conversation`: style",
+    **{f"egs_c{number}": f"judge `conversation`: EGS, criterion {number}" for number in range(1, 5)},
+    "quality": "judge `llm` or `rule`: quality",
+    "emotion": "judge `llm` or `rule`: fit to the emotion",
+    "bert_score": "table of systems: BERTScore F1",
+    "judge_quality": "table of systems: quality",
+    "judge_emotion": "table of systems: fit to the emotion",
+    "probe": "table of systems: linear probe of the emotion on speech tokens",
+}
 NATS = ("nats_before", "nats", "nats_change")  # a response token; no shares
-POINTS = ("cs_", "egs_", "judge_", "rating")  # of a judge
+POINTS = ("cs_", "egs_", "judge_", "quality/", "emotion/", "rating")  # of a judge
 LEGEND = (
     "In percent (nats: as they are), with the 95 % interval. baseline: a guess that hears nothing. accuracy: the "
     "paper's WA. balanced: the mean over classes. PA: replies that suit the speaker. CS (1-5), EGS (1-10): points."

@@ -15,8 +15,8 @@ from sottovoce.evaluation.reports.compare import COSTS, Comparison, is_better
 from sottovoce.evaluation.reports.results import METRICS, shown, shown_range
 
 LEGEND = (
-    "In percent; nats and points of judges as they are. [ ] is the 95 % interval over utterances; of several seeds the "
-    "mean stands first, and the lowest and highest below. Differences are paired: both systems on the same utterances. "
+    "In percent; nats and points of judges as they are. [ ] is the 95 % interval, over utterances or speakers; of several "
+    "seeds the mean stands first, and the lowest and highest below. Differences are paired: both systems on the same utterances. "
     "* where the interval lies on one side of 0."
 )
 PUBLISHED = "As published: other data, models and judge; compare the shape alone"
@@ -129,7 +129,7 @@ def terminal_tables(comparison: Comparison) -> Table:
         if grid.rows:
             whole.add_row(_terminal_table(grid, narrow=len(c.systems) > _FEW_SYSTEMS))
             whole.add_row("")
-    for line in (LEGEND, *_systems(c), *c.remarks):
+    for line in (LEGEND, *filter(None, [c.intervals]), *_systems(c), *c.remarks):
         whole.add_row(escape(line))
     return whole
 

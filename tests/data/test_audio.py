@@ -121,6 +121,16 @@ BAD: dict[str, tuple[Callable[[Path], object], Code, str]] = {
 }  # fmt: skip
 
 
+def test_a_clip_may_be_silent_where_nothing_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav", np.zeros(16000))
+    with refused("bad-value", "a.wav", AudioError):
+        load_audio(tmp_path / "a.wav")
+    assert load_audio(tmp_path / "a.wav", silent=True).tolist() == [0.0] * 16000
+    write(tmp_path / "b.wav", np.stack([tone(), -tone()], axis=1))
+    with refused("bad-value", "b.wav", AudioError):  # there is something, and it is lost
+        load_audio(tmp_path / "b.wav", silent=True)
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_an_unusable_clip_is_refused_with_its_name_and_problem(name: str, tmp_path: Path) -> None:
     file, (make, code, problem) = tmp_path / "clip.wav", BAD[name]

@@ -196,6 +196,14 @@ def test_an_error_rate_names_its_normalizer_and_fewer_errors_are_better() -> Non
     assert "CER ↓" in shown(rows) and "(basic)" in shown(rows)
 
 
+def test_points_of_a_judge_are_no_percent() -> None:
+    rows = [
+        record(7.25, task="dialogue", metric=f"{aspect}/mine", low=7.0, high=7.5) for aspect in ("quality", "emotion")
+    ]
+    page = results_markdown(rows)
+    assert page.count("| 7.25 [7.00-7.50] |") == 2 and "| quality (1-10) (mine) ↑ |" in page
+
+
 def test_the_table_says_whom_the_intervals_are_over() -> None:
     rows = [record(speakers=12), record(metric="cer/basic", speakers=9)]
     assert "- intervals: over 9-12 speakers, with all that each says\n" in results_markdown(rows)

@@ -212,3 +212,17 @@ def test_files_that_are_not_there_or_hold_nothing(tiny_llm: str, file: Path, tmp
         retention(llm, [])
     with refused("bad-value", "max_new_tokens"):
         retention(llm, read_items(file), max_new_tokens=7)
+
+
+def test_prompts_that_the_llm_cannot_read_are_all_named(tiny_llm: str, tmp_path: Path) -> None:
+    """Before any is scored: control tokens in prompt or response, and what is longer than its context."""
+    rows = [
+        ROWS[0],
+        {"prompt": "begin <|im_start|>system", "response": "yes"},
+        {"prompt": "long " * 600, "response": "no"},
+    ]
+    rows.append({"prompt": "the end", "response": "yes <|im_end|> no"})
+    with refused("bad-value", "retention") as caught:
+        retention(loaded(tiny_llm), read_items(write_lines(tmp_path / "prompts.jsonl", rows)))
+    assert [text in str(caught.value) for text in ("begin", "long long", "the end")] == [True] * 3
+    assert len(caught.value.faults) == 3

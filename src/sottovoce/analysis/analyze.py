@@ -79,7 +79,7 @@ def analysed_utterances(module: SpeechLLM, recipe: AnalysisRecipe) -> list[Utter
     else:
         utterances = read_splits(module.recipe).splits[recipe.split].utterances
         source = f"the split {recipe.split!r} of the bundle's recipe"
-    known = [u for u in utterances if u.speaker and u.text]  # the others could be on both sides of a probe
+    known = [u for u in utterances if u.audio and u.speaker and u.text]  # the others could be on both sides of a probe
     if not known:
         message = f"nothing to analyse: no utterance of {source} has a speaker and words (`speaker`, `text`)"
         raise ManifestError(message, code="empty", where=recipe.manifest or recipe.split)

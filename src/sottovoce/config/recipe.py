@@ -41,7 +41,9 @@ class Recipe(BaseRecipe):
     auxiliary_head: sections.HeadConfig | None = None
     cascade: sections.CascadeConfig | None = None
     evaluation: sections.EvaluationConfig = Field(default_factory=sections.EvaluationConfig)
-    trainer: sections.TrainerArguments = Field(default={}, description="keyword arguments of lightning.Trainer")
+    trainer: sections.TrainerArguments = Field(
+        default={}, description="keyword arguments of lightning.Trainer, to which a stage is one epoch"
+    )
     checkpoint_every: Count = Field(default=50, description="steps between checkpoints to resume from")
     output_dir: str = "runs"
 
@@ -63,6 +65,11 @@ class Recipe(BaseRecipe):
     def trains_llm(self) -> bool:
         """Whether the LLM learns in some stage."""
         return any(LLM in (node.train or []) for node in self.stages.values())
+
+    @property
+    def target_max_new_tokens(self) -> int:
+        """Tokens of a target that the LLM makes, at most: one that does not end within them is left out."""
+        return self.data.target_max_new_tokens or self.evaluation.max_new_tokens
 
     @property
     def modes(self) -> list[str]:

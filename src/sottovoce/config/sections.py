@@ -19,6 +19,7 @@ from sottovoce.config_model import (
     without_nulls,
 )
 from sottovoce.data.corpora import CORPORA
+from sottovoce.errors import ConfigError
 from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
 from sottovoce.llms import ENGINES
 from sottovoce.llms.tuning_config import Tuning
@@ -29,6 +30,17 @@ SlotText: TypeAlias = Literal["caption", "transcript", "tagged"]
 Values: TypeAlias = Annotated[list[Annotated[str, AfterValidator(nfc)]], Field(min_length=1)]
 Policy: TypeAlias = Literal["error", "skip"]
 
+_OF_CHATS = ("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize")
+
+
+def _of_template(arguments: dict[str, Any]) -> dict[str, Any]:
+    if reserved := sorted(set(arguments) & set(_OF_CHATS)):
+        raise fault("conflict", "", f"{', '.join(reserved)}: this is decided for each prompt; leave it out")
+    return arguments
+
+
+TemplateArguments: TypeAlias = Annotated[dict[str, Any], AfterValidator(_of_template)]
+
 
 @config_class
 class LLMConfig:
@@ -38,6 +50,9 @@ class LLMConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     trust_remote_code: bool = Field(default=False, description="run code of the checkpoint; the command line alone")
     tuning: Tuning = Field(default_factory=Tuning)
+    chat_template_kwargs: TemplateArguments = Field(
+        default={}, description="of the chat template; enable_thinking, where it knows that, is false unless set here"
+    )
 
 
 @config_class
@@ -74,12 +89,15 @@ class DataConfig:
     train: list[SourceConfig] = Field(default=[])
     validation: list[SourceConfig] = Field(default=[])
     test: list[SourceConfig] = Field(default=[])
-    policy: Policy = Field(default="error", description="of faulty lines and clips: stop, or leave out")
+    policy: Policy = Field(default="error", description="of faulty lines, rows and clips: stop, or leave out")
     cache: str | None = Field(default=".cache/sottovoce", description="for encoder outputs and LLM targets; null: none")
     validate: Literal["eager", "lazy"] = Field(
         default="eager", description="training clips: all at first, or when drawn"
     )
     max_seconds: Float = Field(default=60.0, ge=0, le=3600, description="longer clips are faulty")
+    target_max_new_tokens: Count | None = Field(
+        default=None, description="of targets that the LLM makes; null: evaluation's"
+    )
     num_workers: Int = Field(default=0, ge=0, le=1024, description="processes that read audio")
 
 
@@ -181,17 +199,23 @@ class EvaluationConfig:
     voicebench: VoiceBenchConfig | None = Field(default=None, description="spoken prompts, before and after training")
 
 
-RESERVED = (
-    "max_epochs", "max_steps", "callbacks", "logger", "val_check_interval", "default_root_dir",
-    "accumulate_grad_batches", "gradient_clip_val", "use_distributed_sampler", "enable_checkpointing",
-    "enable_model_summary", "num_sanity_val_steps",
-)  # fmt: skip
+RESERVED = {  # argument of lightning.Trainer -> what decides about it
+    "max_epochs": "stages.*.epochs", "max_steps": "stages.*.epochs",
+    "accumulate_grad_batches": "stages.*.accumulate_grad_batches", "gradient_clip_val": "stages.*.grad_clip",
+    "val_check_interval": "stages.*.val_checks_per_epoch", "num_sanity_val_steps": "stages.*.val_checks_per_epoch",
+    "enable_checkpointing": "checkpoint_every", "default_root_dir": "output_dir and name",
+    "callbacks": "no key", "logger": "no key: metrics.csv is written", "use_distributed_sampler": "no key",
+    "enable_model_summary": "no key: see `fit --dry-run`",
+}  # fmt: skip
 
 
 def _free_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
-    if reserved := sorted(set(trainer) & set(RESERVED)):
-        told = f"other keys of the recipe decide about {', '.join(reserved)}; leave that out"
-        raise fault("conflict", "", told)
+    faults = [
+        fault("conflict", key, f"Sottovoce decides about it, by {RESERVED[key]}; leave that out")
+        for key in sorted(set(trainer) & set(RESERVED))
+    ]
+    if faults:
+        raise ConfigError.of(faults)
     return trainer
 
 

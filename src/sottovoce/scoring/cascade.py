@@ -4,7 +4,6 @@ Kang et al. (2024), section IV-B: the two baselines, message what they cannot he
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from rich.progress import Progress
@@ -39,7 +38,8 @@ def _classifier(run: Run, progress: Progress) -> EmotionClassifier:
         return EmotionClassifier.load(file, fingerprint)
     node, task = run.recipe.cascade, run.tasks[TASK]
     assert node is not None and isinstance(task, AttributeTask)  # the recipe has been checked
-    layers = len(_states(run, run.data.splits["train"].utterances[:1])) - 1
+    spoken = [u for u in run.data.splits["train"].utterances if u.audio]
+    layers = len(_states(run, spoken[:1])) - 1
     torch.manual_seed(run.recipe.seed)
     tltr = TLTR(run.module.encoder.dim, layers, len(task.choices), pool=node.pool, width=node.width)
     classifier = EmotionClassifier(tltr.to(run.module.device), task.choices, fingerprint)
@@ -68,7 +68,7 @@ def _labelled(run: Run, split: str, classifier: EmotionClassifier, progress: Pro
 @torch.no_grad()
 def _states(run: Run, utterances: Sequence[Utterance]) -> list[Frames]:
     encoder = run.module.encoder.eval()
-    clips = [torch.from_numpy(load_audio(Path(u.audio), encoder.sample_rate)) for u in utterances]
+    clips = [torch.from_numpy(load_audio(u.clip, encoder.sample_rate, silent=u.text == "")) for u in utterances]
     return encoder.hidden_states(*Frames.pad(clips).to(run.module.device))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from sottovoce.config.recipe import load, used_tasks
 from sottovoce.config.sections import SourceConfig
 from sottovoce.config_model import unknown
+from sottovoce.data.skipped import listed, summary
 from sottovoce.device import on_device
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation.records import Record, read_results, score_all, write_results
@@ -65,8 +66,7 @@ def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
     console.print(results_table(records))
     if run.data.faults:
         console.print(f"left out, {len(run.data.faults)} in all:")
-        for fault in run.data.faults[:20]:
-            console.print(f"  {fault}", markup=False, highlight=False, soft_wrap=True)
+        console.print(listed(summary(run.data.faults), "  "), markup=False, highlight=False, soft_wrap=True)
     for name, count in skipped_steps(run).items():
         file = stage_folder(run.recipe, name) / "skipped.jsonl"
         console.print(f"stage {name}: {count} steps left out, loss or gradient not finite ({file})", highlight=False)

@@ -35,22 +35,43 @@ def predict(run: Run, split: str = "test", *, unlabelled: bool = False) -> list[
         told = f"nothing to score: no utterance of {split!r} has what the tasks need"
         raise ManifestError(told, code="empty", where=f"data.{split}")
     examples = _limited(examples, recipe.evaluation.limit, data.names)
+    made = [example for example in examples if example.target is None]
+    unreadable = {id(example) for example in made if not _readable(run, example, teacher=True)}
+    examples = [example for example in examples if id(example) not in unreadable]
     tags = emotion_tags(run, split) if recipe.cascade else {}
     with run.progress() as progress:
         rivals = _rivals(run, examples, progress)
-        run.targets.make(run.module.llm, examples, progress)
+        made = run.targets.make(run.module.llm, examples, progress)
+        if made.rejected:
+            told = f"{split}: {made.told(recipe.target_max_new_tokens)}"
+            run.console.print(told, markup=False, highlight=False, soft_wrap=True)
+            examples = [e for e in examples if (e.task, e.utterance.id) not in made.rejected]
         complete = [run.targets.complete(example) for example in examples]
         rows = [
             (mode, _with_slots(example, mode, tags))
             for mode in recipe.modes
             for example in complete
-            if mode == "both" or task_of(run.tasks, example.task, example.utterance).available(example.utterance)
+            if mode == "both" or task_of(run.tasks, example.task, example.utterance).serves(example.utterance)
         ]
+        bad = {row[1].utterance.id for row in rows if not _readable(run, row[1])}  # under all choices, to compare them
+        rows = [row for row in rows if row[1].utterance.id not in bad]
         tagged = [row for row in rows if row[1].tag and row[1].task == TASK]  # the cascade's own task: its tag answers
         asked = [row for row in rows if not (row[1].tag and row[1].task == TASK)]
         predictions = [_prediction(run, *row, row[1].tag or "", rivals) for row in tagged]
         predictions += _answers(run, asked, rivals, progress)
     return [replace(prediction, source=data.names.get(prediction.id)) for prediction in predictions]
+
+
+def _readable(run: Run, example: Example, *, teacher: bool = False) -> bool:
+    """Whether the LLM can read an example; else it is named, and counts as left out."""
+    try:
+        run.row_lengths.check_example(example, run.slots, teacher=teacher)
+    except ManifestError as fault:
+        if str(fault) not in map(str, run.data.faults):
+            run.data.faults.append(fault)
+            run.console.print(f"left out  {fault}", markup=False, highlight=False, soft_wrap=True)
+        return False
+    return True
 
 
 def _questions(run: Run, utterance: Utterance, unlabelled: bool) -> Iterator[Example]:
@@ -137,7 +158,9 @@ def _rivals(run: Run, examples: list[Example], progress: Progress) -> Rivals:
         emotion = task_of(run.tasks, "emotion", u)
         felt = isinstance(emotion, AttributeTask) and "emotion" in u.labels and u.text
         if felt and run.tasks[example.task].generated and not u.category:
-            asked[example.task, u.id] = {name: _in_emotion(example, name) for name in emotion.choices}
+            replies = {name: _in_emotion(example, name) for name in emotion.choices}
+            if all(_readable(run, reply, teacher=True) for reply in replies.values()):
+                asked[example.task, u.id] = replies
     run.targets.make(run.module.llm, [e for each in asked.values() for e in each.values()], progress)
     return {
         name: {emotion: run.targets.complete(example).target or "" for emotion, example in each.items()}

@@ -1,7 +1,6 @@
 """Mean speech tokens of utterances: adapter outputs, pooled over time."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ def pooled_tokens(module: SpeechLLM, utterances: Sequence[Utterance]) -> Tensor:
     device = next(module.adapters.parameters()).device
     means = []
     for start in range(0, len(utterances), BATCH):
-        clips = [load_audio(Path(u.audio), module.encoder.sample_rate) for u in utterances[start : start + BATCH]]
+        clips = [load_audio(u.clip, module.encoder.sample_rate) for u in utterances[start : start + BATCH]]
         encoded = module.encoder(*Frames.pad([torch.from_numpy(clip) for clip in clips]).to(device))
         tokens = [adapter(encoded) for adapter in module.adapters.values()]
         means.append(torch.cat([mean_over_time(frames) for frames in tokens], dim=1).float().cpu())

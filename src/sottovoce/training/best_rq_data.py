@@ -135,7 +135,7 @@ def _of_manifest(node: SourceConfig, faults: list[SottovoceError]) -> Iterator[C
         utterance, problems = reader.read(line, record)
         faults += [line_fault(path, line, record, problem) for problem in problems]
         if utterance:
-            yield Clip(utterance.id, utterance.audio, utterance.seconds)
+            yield Clip(utterance.id, utterance.clip, utterance.seconds)
 
 
 def _place_of(record: dict[str, Any]) -> str | None:
