@@ -163,10 +163,10 @@ class RowLengths:
             )  # fmt: skip
             turns = dialogue_of(example, reading.slots)
             turns = teacher_dialogue(example, reading.slots) if reading.teacher else turns
-            speech, text = self._prompt(turns)
+            speech, words = self._prompt(turns)
             answer = self.room(reading) if target is None else len(self.chat.response(turns, target))
-            if speech + text + answer > self.context:
-                return self._too_long(utterance, reading.name, reading.where, speech, text, answer)
+            if speech + words + answer > self.context:
+                return self._too_long(utterance, reading.name, reading.where, speech, words, answer)
         return None
 
     def _too_long(self, utterance: Utterance, task: str, where: str, speech: int, text: int, answer: int) -> LineFault:
@@ -206,7 +206,7 @@ class RowLengths:
     def _texts(self, utterance: Utterance, readings: Sequence[Reading]) -> Iterator[str]:
         """Every text of a row that these readings may write."""
         yield from (r.task.target(utterance) or "" for r in readings if not r.generates)
-        turns = (*utterance.context, utterance) if readings else ()
+        turns: tuple[Utterance | Turn, ...] = (*utterance.context, utterance) if readings else ()
         yield from (turn.text or "" for turn in turns if not turn.audio)
         kinds = {r.slots[slot] for r in readings for slot in r.slots if "text" in r.sources[slot]}
         yield from (slot_text(turn, kind) or "" for turn in turns if turn.audio for kind in sorted(kinds))
@@ -244,7 +244,7 @@ class _Row:
 
     def __init__(self, lengths: RowLengths, utterance: Utterance) -> None:
         self.lengths, self.utterance = lengths, utterance
-        turns = (*utterance.context, utterance)
+        turns: tuple[Utterance | Turn, ...] = (*utterance.context, utterance)
         self.turn = lengths._overhead[2]
         self.spoken = [turn for turn in turns if turn.audio]
         self.written = self.turn * len(turns) + sum(
