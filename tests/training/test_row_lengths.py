@@ -50,7 +50,7 @@ def test_an_adapter_tells_how_many_embeddings_it_makes(node: dict[str, Any]) -> 
 
 
 def test_an_encoder_tells_how_many_frames_it_makes(
-    tiny_whisper: str, checkpoints: dict[str, Path], tmp_path: Path
+    tiny_whisper: str, checkpoints: dict[str, Path], kimi: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """All that there are, to the frame; clips of other lengths beside it do not matter."""
     for save, name in ((save_w2v_bert, "w2v"), (save_parakeet, "parakeet")):
@@ -63,6 +63,8 @@ def test_an_encoder_tells_how_many_frames_it_makes(
         {"type": "hf_conformer", "checkpoint": str(tmp_path / "parakeet")},
         {"type": "qwen2_audio", "checkpoint": str(checkpoints["qwen2_audio"])},
         {"type": "qwen2_5_omni", "checkpoint": str(checkpoints["whole omni"])},
+        {"type": "kimi_audio", "checkpoint": str(kimi[0])},
+        {"type": "kimi_audio", "checkpoint": str(kimi[0]), "speech_tokenizer": str(kimi[1])},
     ]
     for node in nodes:
         encoder: Encoder = ENCODERS.build(node)
