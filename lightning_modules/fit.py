@@ -46,6 +46,11 @@ def _fit(recipe: Recipe) -> None:
         from sottovoce.scoring.text_retention import retention_before
 
         retention_before(run.module.llm, resolve(node.retention), scores, batch_size=node.batch_size)
+    untuned = None
+    if node.voicebench:
+        from sottovoce.scoring.voicebench import untuned_weights
+
+        untuned = untuned_weights(run)
 
     # train
     best = train_stages(run)
@@ -64,10 +69,10 @@ def _fit(recipe: Recipe) -> None:
     # leave the result, and score it
     from sottovoce.scoring.evaluate import report, score  # takes seconds, for which training need not wait
 
-    bundle = recipe.folder / "bundle" if best else None
+    bundle = recipe.folder / "bundle" if best or recipe.untuned else None
     if bundle:
         write_bundle(bundle, run.module, [])  # whatever the scoring comes to
-    records = score(run, recipe.name, scores)
+    records = score(run, recipe.name, scores, untuned=untuned)
     if bundle:
         write_card(bundle, run.module, records)
     report(run, records, bundle)

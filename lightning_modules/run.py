@@ -25,6 +25,7 @@ from sottovoce.lightning_modules.bundle import bundle_weights
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer_settings import check_trainer
 from sottovoce.training.audio_reader import AudioReader
+from sottovoce.training.category_labels import check_head_labels
 from sottovoce.training.llm_targets import Targets
 from sottovoce.training.row_lengths import RowLengths, check_prompts, scored_readings, stage_readings
 from sottovoce.training.run_folder import check_data, check_folder, open_folder
@@ -92,6 +93,7 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
         check_folder(recipe.folder, recipe.plain())
         L.seed_everything(recipe.seed, workers=True, verbose=False)
         data = read_splits(recipe)
+        check_head_labels(recipe, data)
         module = SpeechLLM(recipe)
         module.configure_model()
         open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
@@ -118,7 +120,9 @@ def encode_clips(run: Run) -> None:
     """
     for note in run.data.notes:
         run.console.print(note, markup=False, highlight=False, soft_wrap=True)
-    for tasks in (run.tasks, {reading.name: reading.task for reading in scored_readings(run.recipe, run.tasks)}):
+    scored = {reading.name: reading.task for reading in scored_readings(run.recipe, run.tasks)}
+    own = [overrides.tasks for split in run.data.splits.values() for overrides in split.overrides]
+    for tasks in (run.tasks, scored, *own):
         check_prompts(run.module.llm.chat, tasks)
     reader = run.audio_reader
     claimed = {clip: reader.count_samples(clip) for split in run.data.splits.values() for clip in split.clips()}
@@ -139,7 +143,8 @@ def encode_clips(run: Run) -> None:
     check_content_apart(run.data, reader.keys)
     others = [clip for name in ("validation", "test") for clip in run.data.splits[name].clips()]
     reader.apart = frozenset(reader.keys[clip] for clip in others)
-    for name in ("train", "validation") if run.recipe.stages or run.recipe.cascade else ():
+    learns = run.recipe.stages or (run.recipe.cascade and not run.recipe.cascade.recognizer)
+    for name in ("train", "validation") if learns else ():
         if not run.data.splits[name].utterances:
             told = f"no utterance is left in {name!r}: data.{name} must name a manifest with usable lines"
             raise ManifestError(told, code="empty", where=f"data.{name}")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config_model import (
@@ -129,6 +129,8 @@ class CascadeConfig:
 
     pool: Int = Field(default=20, ge=1, le=100_000, description="frames whose mean is a step in time")
     width: Int | None = Field(default=None, description="of its blocks; null: the encoder's")
+    recognizer: str | None = Field(default=None, description="a cascade's run, whose recogniser and encoder are taken")
+    most_clips: Count | None = Field(default=None, description="of a side, to learn from; null: 50,000")
     epochs: Int = Field(default=30, ge=1, le=100_000)
     batch_size: Int = Field(default=48, ge=1, le=10**6)
     lr: Float = Field(default=5e-5, gt=0)
@@ -156,6 +158,12 @@ class JudgeConfig:
 
 
 Slots: TypeAlias = Annotated[dict[str, SlotConfig], without_nulls(SlotConfig)]
+Numbers: TypeAlias = Annotated[list[Float], Field(min_length=1, max_length=2)]
+Scores: TypeAlias = Annotated[dict[str, Numbers], without_nulls(Numbers)]
+Published: TypeAlias = Annotated[
+    dict[str, Annotated[dict[str, Scores], without_nulls(Scores)]],
+    BeforeValidator(lambda value: {} if value is None else value, json_schema_input_type=dict[str, Any] | None),
+]
 Stages: TypeAlias = Annotated[dict[str, StageConfig], without_nulls(StageConfig)]
 Judges: TypeAlias = Annotated[dict[str, JudgeConfig], without_nulls(JudgeConfig)]
 
@@ -166,6 +174,20 @@ class AwarenessConfig:
 
     judge: Annotated[Node, with_defaults(RULE), AWARENESS_JUDGES] = Field(default=RULE, validate_default=True)
     engine: Annotated[Node, ENGINES] | None = Field(default=None, description="of a judge that asks an LLM")
+
+
+@config_class
+class VoiceBenchConfig:
+    """VoiceBench, answered after the LLM is tuned and with what it was before."""
+
+    manifests: str = Field(description="folder that `sottovoce prepare voicebench` has written")
+    engine: Annotated[Node, ENGINES] | None = Field(default=None, description="of the judge; null: judge later")
+    accents: Values = Field(default=["usa"], description="of SD-QA")
+    limit: Count | None = Field(default=None, description="prompts a subset; null: all")
+    max_new_tokens: Int = Field(default=1024, ge=1, le=10**6)
+    panda: Literal["rule", "pedant"] = Field(default="rule", description="of SD-QA; pedant: by the package qa_metrics")
+    open_rubric: str | None = Field(default=None, description="file with {prompt}, {response}; null: our own")
+    qa_rubric: str | None = Field(default=None, description="file with {prompt}, {reference}, {response}")
 
 
 @config_class
@@ -182,6 +204,7 @@ class EvaluationConfig:
     judges: Judges = Field(default={}, description="name -> who judges replies")
     awareness: AwarenessConfig | None = Field(default=None, description="labels replies to paired data; null: the rule")
     retention: str | None = Field(default=None, description="JSONL of text prompts, asked before and after training")
+    voicebench: VoiceBenchConfig | None = Field(default=None, description="spoken prompts, before and after training")
 
 
 RESERVED = {  # argument of lightning.Trainer -> what decides about it
