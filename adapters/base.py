@@ -13,8 +13,14 @@ class Adapter(nn.Module, ABC):
     A subclass takes these dims, `(d_audio, d_llm)`, as wiring and its hyperparameters as keyword-only parameters.
     """
 
+    pretrained: bool = False  # whether `load` brings weights of a checkpoint, with which a model answers untrained
+
     def load(self) -> None:
         """Fetch weights that come with a checkpoint. Idempotent; most adapters have none."""
+
+    def output_length(self, frames: int) -> int:
+        """How many embeddings so many frames become; none become more than they are, unless an adapter says so."""
+        return frames
 
     @abstractmethod
     def forward(self, frames: Frames) -> Frames:

@@ -26,6 +26,8 @@ class CheckpointProjector(Adapter):
         MissingError: `checkpoint` cannot be reached.
     """
 
+    pretrained = True
+
     def __init__(self, d_audio: int, d_llm: int, *, checkpoint: str) -> None:
         super().__init__()
         if describe(checkpoint, _HUB).model_type == KIMI:

@@ -59,6 +59,9 @@ class EmotionAligned(Adapter):
         self.transformer = LlamaDecoderLayer(config, layer_idx=0)
         self.project = init_small(nn.Linear(width, d_llm))
 
+    def output_length(self, frames: int) -> int:
+        return -(-frames // self.stride)
+
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, ceil(frames / stride), d_llm)."""
         x = frames.zero_padding().x  # the convolution sees beyond a row's last frame

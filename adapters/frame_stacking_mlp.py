@@ -24,6 +24,9 @@ class FrameStackingMLP(Adapter):
         self.stack = stack
         self.mlp = nn.Sequential(nn.Linear(d_audio * stack, hidden), nn.ReLU(), init_small(nn.Linear(hidden, d_llm)))
 
+    def output_length(self, frames: int) -> int:
+        return frames // self.stack
+
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, frames // stack, d_llm)."""
         batch, count, dim = frames.x.shape

@@ -45,6 +45,9 @@ class PooledSoftPrompt(Adapter):
         )
         self.project = init_small(nn.Linear(d_audio, d_llm))
 
+    def output_length(self, frames: int) -> int:
+        return self.tokens
+
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, tokens, d_llm)."""
         x, padding = frames.x, ~frames.mask()

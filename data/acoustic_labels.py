@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from sottovoce.data.audio import load_audio
 from sottovoce.data.manifest import Root, check_copy, line_fault, read_lines
+from sottovoce.data.manifest_schema import clip_of, is_written
 from sottovoce.errors import AudioError, ManifestError, SottovoceError
 from sottovoce.io import atomic_open
 
@@ -115,7 +116,7 @@ def _checked(source: Path, number: int, record: dict[str, Any] | ManifestError) 
     """A line whose keys are good enough to measure it; `read_manifest` is what checks the rest."""
     if isinstance(record, ManifestError):
         raise line_fault(source, number, None, record)
-    texts = isinstance(record.get("audio"), str) and isinstance(record.get("text") or "", str)
+    texts = (isinstance(record.get("audio"), str) or is_written(record)) and isinstance(record.get("text") or "", str)
     if not texts or not isinstance(record.get("labels") or {}, dict):
         problem = ManifestError("audio and text must be strings, and labels an object", code="bad-value")
         raise line_fault(source, number, None, problem)
@@ -134,11 +135,11 @@ def _new_labels(job: Job) -> tuple[dict[str, str], SottovoceError | None]:
     """The labels that a line lacks, and why one of them could not be measured."""
     root, record = job
     missing = [name for name in MEASURED if name not in (record.get("labels") or {})]
-    if not missing:
+    if not missing or is_written(record):
         return {}, None
     try:
-        samples = load_audio(root.file(record["audio"]), _SAMPLE_RATE)
-    except AudioError as error:
+        samples = load_audio(clip_of(record, root), _SAMPLE_RATE)
+    except (AudioError, ManifestError) as error:
         return {}, AudioError(f"not measured: {error}", code=error.code)
     found = levels(measure(samples, _SAMPLE_RATE, record.get("text")))
     why = {"pitch": "pitch: no frame is voiced", "tempo": "tempo: no word in a transcript"}

@@ -13,6 +13,7 @@ from sottovoce.errors import AudioError
 
 MIN_RMS = 1e-4  # -80 dBFS, three steps of 16 bits: quieter is silence
 MAX_PEAK = 2.0  # lossy codecs overshoot full scale a little; beyond this the samples were never scaled to [-1, 1]
+MAX_CANCELLED = 0.1  # of the RMS that unrelated channels would have when averaged (-20 dB): below, they cancel
 MAX_CLIPPED = 0.01  # share of samples at full scale, above which clipping is named
 _FULL_SCALE = 32767 / 32768  # the largest positive sample of 16 bits
 
@@ -33,17 +34,25 @@ class AudioReport:
     warning: str | None = None
 
 
-def load_audio(path: Path, sample_rate: int = 16000, *, max_seconds: float = MAX_SECONDS) -> NDArray[np.float32]:
+class SilentError(AudioError):
+    """A clip on which nothing is to be heard, which is right where nothing is said."""
+
+
+def load_audio(
+    path: Path, sample_rate: int = 16000, *, max_seconds: float = MAX_SECONDS, silent: bool = False
+) -> NDArray[np.float32]:
     """Decode a clip: (samples,), the mean of its channels, resampled (soxr HQ) to `sample_rate` Hz.
 
-    Full scale is 1. Nothing is scaled or cut, so a lossy codec or the resampling of a clipped clip may overshoot it.
+    Its path may name a part of a recording, see `clip_reference`. Full scale is 1. Nothing is scaled or cut, so a lossy
+    codec or the resampling of a clipped clip may overshoot it.
 
     Raises:
         AudioError: the clip is unreadable, damaged, empty, shorter than `MIN_SECONDS`, longer than `max_seconds`,
-            silent (RMS below `MIN_RMS`), not finite, or not scaled to [-1, 1].
+            silent (RMS below `MIN_RMS`; with `silent` it may be), of channels that cancel each other, not finite, or
+            not scaled to [-1, 1].
     """
     report, samples = _decode(Path(path), max_seconds)
-    if report.problem:
+    if report.problem and not (silent and isinstance(report.problem, SilentError)):
         raise AudioError(f"{path}: {report.problem}", code=report.problem.code, where=path)
     if report.sample_rate == sample_rate:
         return samples
@@ -69,22 +78,31 @@ def _decode(path: Path, max_seconds: float) -> tuple[AudioReport, NDArray[np.flo
 
 def _measure(report: AudioReport, stream: AudioStream) -> tuple[AudioReport, NDArray[np.float32]]:
     peak, clipped, squares, mono = 0.0, 0, 0.0, []
+    channels = report.channels
+    of_each = np.zeros(channels)
     for block in stream.blocks():
         level = np.abs(block)
         peak, clipped = float(np.maximum(peak, level.max())), clipped + int((level >= _FULL_SCALE).sum())
         mono.append(block.mean(axis=1, dtype=np.float32))
         squares += float(np.square(mono[-1], dtype=np.float64).sum())
+        if channels > 1:
+            with np.errstate(invalid="ignore"):  # NaN is told below
+                of_each += np.square(block, dtype=np.float64).sum(axis=0)
     samples = np.concatenate(mono)
     report = replace(
         report, seconds=len(samples) / report.sample_rate, peak=peak, rms=math.sqrt(squares / len(samples)),
-        clipped_share=clipped / (len(samples) * report.channels),
+        clipped_share=clipped / (len(samples) * channels),
     )  # fmt: skip
+    loudest = math.sqrt(of_each.max() / len(samples)) if np.isfinite(peak) else 0.0
     if not np.isfinite(peak):
         problem = AudioError("it holds samples that are not finite (NaN or infinity)", code="nonfinite")
     elif peak > MAX_PEAK:
         problem = AudioError(f"not scaled to [-1, 1]: its samples reach {peak:g}", code="bad-value")
+    elif loudest >= MIN_RMS and squares < MAX_CANCELLED**2 * of_each.sum() / channels**2:
+        told = f"its channels cancel each other: their mean has an RMS of {report.rms:.1e}, one alone of {loudest:.1e}"
+        problem = AudioError(f"{told}; choose one, such as `channel: 0` of a manifest's line", code="bad-value")
     elif report.rms < MIN_RMS:
-        problem = AudioError(f"silent: its RMS is {report.rms:.1e}, below {MIN_RMS:g} of full scale", code="bad-value")
+        problem = SilentError(f"silent: its RMS is {report.rms:.1e}, below {MIN_RMS:g} of full scale", code="bad-value")
     elif report.clipped_share > MAX_CLIPPED:
         warning = f"clipped: {report.clipped_share:.1%} of its samples are at full scale"
         return replace(report, warning=warning), samples

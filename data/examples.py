@@ -5,7 +5,7 @@ or read by several workers, draws the same examples.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sottovoce.data.batch_sampler import Rows
+from sottovoce.data.overrides import task_of
 from sottovoce.data.tasks import Task, style_caption
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import AudioError, ManifestError
@@ -54,6 +55,7 @@ class ExampleSampler:
     stage: str  # its name, which is mixed into the seed, so that stages draw apart
     cut: bool = True  # whether dialogues are cut at varying points (training) or taken whole (scoring)
     place: InstructionRole = "system"
+    barred: Mapping[str, frozenset[str]] = field(default_factory=dict)  # task -> ids of examples without a target
 
     def __call__(self, utterance: Utterance, epoch: int, number: int) -> Example | None:
         """Draw an example, or None for an utterance that no task of this stage can use.
@@ -65,21 +67,30 @@ class ExampleSampler:
         if not possible:
             return None
         name = rng.choices(possible, [self.weights[task] for task in possible])[0]
-        task = self.tasks[name]
+        task = task_of(self.tasks, name, utterance)
         context = utterance.context
         if self.cut:
-            utterance, context = cut(utterance, rng, anywhere=name == "dialogue")
+            utterance, context = cut(utterance, rng, anywhere=name == "dialogue", barred=self.barred.get(name, ()))
         sources, trains = self._slots(task, utterance, rng)
+        instruction = rng.choice(instructions(task, utterance))
         return Example(
-            utterance, name, rng.choice(task.instructions()), context, sources, trains, task.target(utterance),
-            self.place, task.teacher,
-        )  # fmt: skip
+            utterance, name, instruction, context, sources, trains, task.target(utterance), self.place, task.teacher
+        )
 
     def possible(self, utterance: Utterance) -> list[str]:
         """The tasks of the stage that an utterance can serve: its manifest allows them, and it has their labels."""
         only = utterance.only
         named = (name for name, weight in self.weights.items() if weight > 0 and (only is None or name in only))
-        return [name for name in named if self.tasks[name].available(utterance)]
+        able = [name for name in named if task_of(self.tasks, name, utterance).serves(utterance)]
+        return [name for name in able if self._has_end(utterance, name)]
+
+    def _has_end(self, utterance: Utterance, task: str) -> bool:
+        """Whether one of an utterance's examples of a task is not barred."""
+        if not (barred := self.barred.get(task)):
+            return True
+        anywhere = self.cut and task == "dialogue"
+        ends = ends_of(utterance) if anywhere else [len(utterance.context)]
+        return any(id_at(utterance, end) not in barred for end in ends)
 
     def _slots(self, task: Task, utterance: Utterance, rng: random.Random) -> tuple[dict[str, str], frozenset[str]]:
         """Equivalence Replacement Regularization (Wang et al., ICME 2025, section III-C, stage 2).
@@ -99,6 +110,11 @@ class ExampleSampler:
         return sources, carrying & self.trains
 
 
+def instructions(task: Task, utterance: Utterance) -> list[str]:
+    """The wordings that may stand before an utterance; before a written turn none: it is asked as users ask an LLM."""
+    return task.instructions() if utterance.audio else [""]
+
+
 def slot_text(turn: Utterance | Turn, text: str) -> str | None:
     """The text that stands for a spoken turn in a slot: `caption`, `transcript`, or `tagged` transcript.
 
@@ -112,21 +128,34 @@ def slot_text(turn: Utterance | Turn, text: str) -> str | None:
     return style_caption(turn) if isinstance(turn, Utterance) else turn.caption
 
 
-def cut(utterance: Utterance, rng: random.Random, *, anywhere: bool) -> tuple[Utterance, tuple[Turn, ...]]:
+def ends_of(utterance: Utterance) -> list[int]:
+    """How many turns of its context a dialogue may be cut to: before an earlier spoken turn of the user, or all."""
+    spoken = (i for i, turn in enumerate(utterance.context) if turn.audio and turn.role == "user" and turn.caption)
+    return [*spoken, len(utterance.context)]
+
+
+def id_at(utterance: Utterance, end: int) -> str:
+    """The id of a dialogue that is cut to `end` turns of its context."""
+    return utterance.id if end == len(utterance.context) else f"{utterance.id}@{end}"
+
+
+def cut(
+    utterance: Utterance, rng: random.Random, *, anywhere: bool, barred: Collection[str] = ()
+) -> tuple[Utterance, tuple[Turn, ...]]:
     """A dialogue cut at a varying point, with a context of varying length.
 
     The end is the utterance itself or, with `anywhere`, an earlier spoken turn of the user whose words and style are
     known; the beginning is any user turn before it, or the assistant's that opens the dialogue. (Section IV-A: samples
-    by truncating conversations at midpoints.)
+    by truncating conversations at midpoints.) It does not end where its id would be a `barred` one.
     """
     context = utterance.context
-    ends = [i for i, turn in enumerate(context) if turn.audio and turn.role == "user" and turn.caption]
-    end = rng.choice([*ends, len(context)]) if anywhere else len(context)
+    ends = [end for end in ends_of(utterance) if id_at(utterance, end) not in barred]
+    end = rng.choice(ends) if anywhere else len(context)
     if end < len(context):
         turn, ready = context[end], utterance.response or utterance.responses.get("dialogue")
         assert turn.audio is not None
         utterance = replace(
-            utterance, id=f"{utterance.id}@{end}", audio=turn.audio, text=turn.text, labels={}, caption=turn.caption,
+            utterance, id=id_at(utterance, end), audio=turn.audio, text=turn.text, labels={}, caption=turn.caption,
             context=context[:end], response=context[end + 1].text if ready else None,
             responses={}, category=None, answers={},
         )  # fmt: skip
@@ -172,8 +201,9 @@ def collate(examples: list[Example], read: Read) -> Batch:
     clips: dict[Path, int] = {}
     for example in examples:
         if "speech" in example.sources.values():
-            for path in [example.utterance.audio, *(turn.audio for turn in example.context if turn.audio)]:
-                clips.setdefault(path, len(clips))
+            for path in [example.utterance.audio, *(turn.audio for turn in example.context)]:
+                if path:
+                    clips.setdefault(path, len(clips))
     rows = [read(path) for path in clips]
     return Batch(examples, clips, Frames.pad(rows) if rows else NOTHING)
 
@@ -188,6 +218,7 @@ class Examples(Dataset[Batch]):
     finish: Callable[[Example], Example] | None  # gives an example its target; None where every task has its own
     read: Read
     count: Callable[[Example], int] | None = None  # tokens of its response
+    stand_in: Tensor | None = None  # audio as `read` gives it, for batches without: processes make the same calls
 
     def examples(self, rows: Rows) -> list[Example]:
         """The examples of a batch, without their audio."""
@@ -199,8 +230,15 @@ class Examples(Dataset[Batch]):
         return [self.finish(example) for example in examples] if self.finish else examples
 
     def __getitem__(self, rows: Rows) -> Batch:
-        batch = collate(self.complete(self.examples(rows)), self.read)
+        batch = self.batch(self.complete(self.examples(rows)), self.read)
         return replace(batch, counts=rows.counts, step=self.totals(rows))
+
+    def batch(self, examples: list[Example], read: Read) -> Batch:
+        """Examples with their clips, or a stand-in for clips where they have none."""
+        batch = collate(examples, read)
+        if batch.clips or self.stand_in is None:
+            return batch
+        return replace(batch, audio=Frames.pad([self.stand_in]))
 
     def totals(self, rows: Rows) -> StepTotals | None:
         """Of all batches of the step that these rows are part of; None where they are all of it."""
@@ -219,6 +257,14 @@ class LazyExamples(Examples):
     """Examples of utterances that nobody has checked before: a line or a clip may turn out to be faulty."""
 
     skip: bool = field(kw_only=True)  # leave those out of their batch, which names them; else the first ends the run
+    check: Callable[[Utterance], None] | None = None  # raises ManifestError where the LLM cannot read an utterance
+
+    def examples(self, rows: Rows) -> list[Example]:
+        """See `Examples`; raises ManifestError where a line is faulty, or the LLM cannot read it."""
+        if self.check is not None:
+            for row in rows.numbers:
+                self.check(self.utterances[row])
+        return super().examples(rows)
 
     def usable(self, rows: Rows) -> list[Example]:
         """See `Examples`; without those whose line is faulty. Whether their clips can be read is not known yet."""
@@ -245,7 +291,7 @@ class LazyExamples(Examples):
             clips |= zip(part.clips, part.audio.rows(), strict=True)
         if not kept:
             return replace(self._stand_in(rows, skipped), skipped=skipped, step=self.totals(rows))
-        batch = collate(kept, clips.__getitem__)
+        batch = self.batch(kept, clips.__getitem__)
         return replace(batch, skipped=skipped, counts=rows.counts, step=self.totals(rows))
 
     def _stand_in(self, rows: Rows, skipped: list[str]) -> Batch:
@@ -255,7 +301,7 @@ class LazyExamples(Examples):
             try:
                 one = self.examples(Rows(rows.epoch, [number % len(self.utterances)]))
                 if drawn := self.complete(one):
-                    return replace(collate(drawn, self.read), counts=False)
+                    return replace(self.batch(drawn, self.read), counts=False)
             except (ManifestError, AudioError):
                 pass  # it is named when its own batch comes
         why = f", such as: {skipped[0]}" if skipped else ": no task of the stage can use what they hold"

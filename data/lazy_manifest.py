@@ -13,8 +13,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sottovoce.data.manifest import LONGEST_LINE, Root, line_fault, no_utterance, open_manifest, parse_line, refuse
-from sottovoce.data.manifest_schema import LineReader
+from sottovoce.data.clip_reference import Recordings
+from sottovoce.data.manifest import (
+    LONGEST_LINE,
+    Root,
+    line_fault,
+    no_utterance,
+    open_manifest,
+    parse_line,
+    refuse,
+    without_bom,
+)
+from sottovoce.data.manifest_schema import LineReader, is_written, seconds_to_say
+from sottovoce.data.overrides import Overrides
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError
 
@@ -30,6 +41,7 @@ class LazyManifest(Sequence[Utterance]):
         root: where audio paths start, and what they may not lead out of.
         only: the tasks that its utterances may serve; None: any.
         apart: clips of other sides of the data, which no utterance may need.
+        overrides: of tasks and captions, for its utterances.
 
     Attributes:
         seconds: (lines,) float32.
@@ -40,10 +52,11 @@ class LazyManifest(Sequence[Utterance]):
 
     def __init__(
         self, path: Path, choices: Mapping[str, Sequence[str]], root: Root, only: Sequence[str] | None = None,
-        apart: frozenset[Path] = frozenset(),
+        apart: frozenset[Path] = frozenset(), overrides: Overrides | None = None,
     ) -> None:  # fmt: skip
-        self.path, self.choices, self.root, self.apart = path, choices, root, apart
+        self.path, self.choices, self.root, self.apart = path, choices, root, Recordings(apart)
         self.only = None if only is None else tuple(only)
+        self.overrides = overrides
         self._starts, self._numbers, self.seconds = _index(path)
 
     def __len__(self) -> int:
@@ -57,13 +70,12 @@ class LazyManifest(Sequence[Utterance]):
             stream.seek(int(self._starts[row]))
             record = parse_line(stream.readline(LONGEST_LINE + 1))
         utterance, problems = LineReader(self.choices, self.root).read(1, record)
-        spoken = [utterance.audio, *(turn.audio for turn in utterance.context if turn.audio)] if utterance else []
-        for clip in self.apart.intersection(spoken):
+        for clip in self.apart.shared(dict.fromkeys(utterance.clips if utterance else [])):
             problems.add(f"audio: {clip} is also in validation or test", "conflict")
+        number = int(self._numbers[row])
         if problems or utterance is None:
-            number = int(self._numbers[row])
             raise ManifestError.of(line_fault(self.path, number, record, problem) for problem in problems)
-        return utterance if self.only is None else replace(utterance, only=self.only)
+        return replace(utterance, only=self.only, overrides=self.overrides, place=f"{self.path}:{number}")
 
 
 def _index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
@@ -111,12 +123,17 @@ def _number(text: bytes) -> float:
 
 def _of_line(raw: bytes) -> tuple[float, ManifestError | None]:
     """The seconds of one line, read in full; NaN for a blank line, or with what is wrong with it."""
-    if not raw.strip():
+    if not without_bom(raw).strip():
         return math.nan, None
     record = parse_line(raw)
     if isinstance(record, ManifestError):
         return math.nan, record
+    if is_written(record):
+        return seconds_to_say(record["text"]), None
     seconds = record.get("seconds")
+    start, end = record.get("start") or 0, record.get("end")
+    if seconds is None and isinstance(start, int | float) and isinstance(end, int | float):
+        seconds = end - start
     if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < 1e9:
         return float(seconds), None
     found = json.dumps(seconds)[:50]

@@ -1,16 +1,18 @@
 """Manifests, JSONL files of utterances: every line is checked, and every fault named, before anything trains."""
 
+import codecs
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
-from sottovoce.data.audio_decoder import tar_member
+from sottovoce.data.clip_reference import file_of
 from sottovoce.data.manifest_schema import LineReader, kind_of
-from sottovoce.data.skipped import listed
+from sottovoce.data.skipped import LineFault, listed, summary
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import AudioError, ManifestError, SottovoceError, brief
 
@@ -19,16 +21,17 @@ __all__ = ["Manifest", "Turn", "Utterance", "line_fault", "listed", "read_lines"
 LONGEST_LINE = 1 << 22  # bytes; a dialogue of a whole day takes less, and a file without line breaks is no manifest
 
 
-def line_fault(path: Path, line: int, record: object, problem: SottovoceError) -> ManifestError:
+def line_fault(path: Path, line: int, record: object, problem: SottovoceError) -> LineFault:
     """What is wrong with a line (from 1) of a manifest, as `file:line: id: problem`."""
     name = record.get("id") if isinstance(record, dict) else None
-    known = f"{brief(name, 100)}: " if name and isinstance(name, str) else ""
-    return ManifestError(f"{path}:{line}: {known}{brief(problem)}", code=problem.code, where=f"{path}:{line}")
+    known = brief(name, 100) if name and isinstance(name, str) else ""
+    return LineFault.of_line(f"{path}:{line}", known, brief(problem), problem.code)
 
 
 def refuse(head: str, faults: Sequence[SottovoceError]) -> NoReturn:
-    """Raise one ManifestError for several faults, which it lists below its head."""
-    raise ManifestError(f"{head}\n{listed(faults)}", code=faults[0].code, where=faults[0].where, faults=faults)
+    """Raise one ManifestError for several faults, which it lists below its head; what many lines have, once."""
+    told = listed(summary(faults))
+    raise ManifestError(f"{head}\n{told}", code=faults[0].code, where=faults[0].where, faults=faults)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Manifest:
 
     utterances: list[Utterance]
     faults: list[ManifestError]
+    notes: list[str] = field(default_factory=list)  # what is to be known of lines that are used
 
 
 def read_manifest(
@@ -48,6 +52,8 @@ def read_manifest(
     allow: Sequence[Path] = (),
 ) -> Manifest:
     """Read and check a manifest: every line, every key, and the header of every clip. `docs/manifest.md` is the schema.
+
+    Keys that are not known are passed over and noted.
 
     Args:
         path: a JSONL file.
@@ -64,18 +70,19 @@ def read_manifest(
     if policy not in ("error", "skip"):
         raise ValueError(f"policy is 'error' or 'skip', not {policy!r}")
     reader = LineReader(choices, Root(path.parent if root is None else Path(root), allow))
-    utterances, faults = [], []
+    utterances: list[Utterance] = []
+    faults: list[ManifestError] = []
     for line, record in read_lines(path):
         utterance, problems = reader.read(line, record)
         faults += [line_fault(path, line, record, problem) for problem in problems]
-        utterances += [utterance] if utterance else []
+        utterances += [replace(utterance, place=f"{path}:{line}")] if utterance else []
     if not utterances and not faults:
         raise no_utterance(path)
     if faults and (policy == "error" or not utterances):
         lines = len({fault.where for fault in faults})
         plural = "" if len(faults) == 1 else "s"
         refuse(f"{path}: {len(faults)} fault{plural} in {lines} of {lines + len(utterances)} lines", faults)
-    return Manifest(utterances, faults)
+    return Manifest(utterances, faults, [f"{path}: {note}" for note in reader.notes()])
 
 
 def check_copy(source: Path, out: Path, root: Path | None) -> None:
@@ -94,13 +101,19 @@ def no_utterance(path: Path) -> ManifestError:
     return ManifestError(problem, code="empty", where=path)
 
 
-def open_manifest(path: Path) -> BinaryIO:
-    """The file, for reading. Raises ManifestError where it cannot be opened."""
+def open_manifest(path: Path) -> BufferedReader:
+    """The file, for reading. Raises ManifestError where it cannot be opened, or is in UTF-16."""
     try:
-        return path.open("rb")
+        stream = path.open("rb")
     except OSError as error:
         reason = f"{path}: the manifest cannot be read: {error.strerror}"
         raise ManifestError(reason, code="not-found", where=path) from None
+    begin = stream.peek(4)[:4]
+    if begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in begin:
+        stream.close()
+        told = f"it is in UTF-16, and a manifest is in UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} > utf8.jsonl"
+        raise ManifestError.at(path, "damaged", told)
+    return stream
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | ManifestError]]:
@@ -111,14 +124,19 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | ManifestError
                 while raw and not raw.endswith(b"\n"):
                     raw = stream.readline(LONGEST_LINE)
                 yield number, ManifestError(f"broken line: it is longer than {LONGEST_LINE} bytes", code="damaged")
-            elif raw.strip():
+            elif without_bom(raw).strip():
                 yield number, parse_line(raw)
+
+
+def without_bom(raw: bytes) -> bytes:
+    """A line without the byte order mark that some editors begin a file with; joined files have several."""
+    return raw.removeprefix(codecs.BOM_UTF8)
 
 
 def parse_line(raw: bytes) -> dict[str, Any] | ManifestError:
     """The JSON object of a line, or what is wrong with it."""
     try:
-        record = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_twins)
+        record = json.loads(without_bom(raw).decode("utf-8"), object_pairs_hook=_without_twins)
         if b"\\u" in raw:  # JSON can escape halves of characters, which no text has
             json.dumps(record, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -155,13 +173,13 @@ class Root:
             AudioError: it is, or its link leads, outside of all that is allowed. The message begins with `given`.
         """
         named = os.path.abspath(os.path.join(self._start, given))
-        member = tar_member(Path(named))
+        file = str(file_of(Path(named)))
         try:
-            real = os.path.realpath(member.archive if member else named)
+            real = os.path.realpath(file)
         except ValueError:  # a NUL in it
             raise AudioError(f"{given!r}: no file can have this name", code="bad-value") from None
         if not any(os.path.commonpath([folder, real]) == folder for folder in self._within):
-            where = "is" if real == str(member.archive if member else named) else f"leads to {real}, which is"
+            where = "is" if real == file else f"leads to {real}, which is"
             raise AudioError(
                 f"{given} {where} outside of {self.folder}; move the clip there, give a `root` that holds it, or name "
                 "its folder under `allow`",

@@ -2,23 +2,31 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sottovoce.data.audio_decoder import read_header
+from sottovoce.data.clip_reference import Part, split_part
 from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import AudioError, Code, ManifestError, SottovoceError, brief, nearest
+from sottovoce.scripts import nfc
 
 if TYPE_CHECKING:  # it imports this module
     from sottovoce.data.manifest import Root
 
 C = TypeVar("C", dict[str, Any], list[Any])
-_KEYS = [f.name for f in fields(Utterance) if f.name != "only"]
-_TURN_KEYS = [f.name for f in fields(Turn)]
+PART_KEYS = Part._fields  # of a line or turn, beside `audio`
+_KEYS = [*(f.name for f in fields(Utterance) if f.name not in ("only", "overrides", "place")), *PART_KEYS]
+_OF_VOICE = ("seconds", "labels", "caption", "category", "answers", *PART_KEYS)  # keys that tell of a clip
+_TURN_KEYS = [*(f.name for f in fields(Turn)), *PART_KEYS]
 _TURNS = ("user", "assistant")
 _TASK_NAMES: set[str] = set()  # that have been asked for
-_NAMED = 20  # unknown names that are told of one line
+_NAMED = 20  # unknown names that are told of one line or file
+_COUNTED = 10_000  # unknown keys that are told apart
+_LIKE = 0.75  # share of letters, above which an unknown key is taken for a misspelt one
+_SAID = 15.0  # characters of a text that are spoken in a second
 _MOST_TURNS = 10_000  # in a context
 
 
@@ -42,6 +50,23 @@ class LineReader:
     def __init__(self, choices: Mapping[str, Sequence[str]], root: "Root") -> None:
         self.choices, self.root = choices, root
         self._first_line: dict[str, int] = {}
+        self._unread: dict[str, list[int]] = {}  # key -> the first line that has it, and how many do
+
+    def notes(self) -> list[str]:
+        """Keys that nobody reads, with the first line and their number; those that may be misspelt come first."""
+        first = list(self._unread)[: 10 * _NAMED]
+        similar = {key: get_close_matches(key[:100], _KEYS, n=1, cutoff=_LIKE) for key in first}
+        told = []
+        for key in sorted(similar, key=lambda key: not similar[key])[:_NAMED]:
+            line, count = self._unread[key]
+            hint = f". Did you mean {similar[key][0]!r}?" if similar[key] else ""
+            told.append(f"key {brief(repr(key), 100)} is not read: {count:,} times, first in line {line}{hint}")
+        return told + ([f"{len(self._unread) - _NAMED:,} more keys are not read"] if len(self._unread) > _NAMED else [])
+
+    def _leave_unread(self, line: int, record: Iterable[str], known: Collection[str]) -> None:
+        for key in record:
+            if key not in known and (key in self._unread or len(self._unread) < _COUNTED):
+                self._unread.setdefault(key, [line, 0])[1] += 1
 
     def read(self, line: int, record: Mapping[str, Any] | ManifestError) -> tuple[Utterance | None, Problems]:
         """The utterance of a line, or None and its problems; a `record` may be such a problem already."""
@@ -49,25 +74,30 @@ class LineReader:
         if isinstance(record, ManifestError):
             problems.append(record)
             return None, problems
-        problems += _unknown("key", record, _KEYS)
         record = _without_nulls(record)
+        self._leave_unread(line, record, _KEYS)
         name = _text(record, "id", problems, required=True)
         if name and self._first_line.setdefault(name, line) != line:
             problems.add(f"duplicate id: line {self._first_line[name]} has it first", "conflict")
-        text, speaker, caption, response, topic = (
-            _text(record, key, problems) for key in ("text", "speaker", "caption", "response", "topic")
+        text = "" if record.get("text") == "" else _text(record, "text", problems)  # "": nothing is said
+        speaker, caption, response, topic = (
+            _text(record, key, problems) for key in ("speaker", "caption", "response", "topic")
         )
-        audio, measured = self._audio(record, problems, required=True)
-        seconds = _seconds(record, measured, problems)
+        written = is_written(record)
+        audio: Path | None = None
+        seconds: float | None = seconds_to_say(str(text))
+        if not written:
+            audio, measured = self._audio(record, problems, required=True)
+            seconds = _seconds(record, measured, problems)
         labels = self._labels(record, problems)
         ready = _of_kind(dict, record, "responses", problems)
         if not _TASK_NAMES.issuperset(ready):  # asking the registry takes milliseconds, for each of a million lines
             _TASK_NAMES.update(TASKS.names())
         _check_texts("responses", "task", ready, _TASK_NAMES, problems)
-        context = self._context(record, problems)
+        context = self._context(record, problems, line)
         category = self._category(record, labels, problems)
         answers = self._paired(record, category, labels, response, problems)
-        if problems or not name or not audio or not seconds:
+        if problems or not name or not (audio or written) or not seconds:
             return None, problems
         response = response or (answers.get(labels[category]) if category else None)
         return Utterance(
@@ -80,25 +110,29 @@ class LineReader:
         """Where a clip is, and how many seconds its header claims."""
         given = _text(record, "audio", problems, required=required)
         if not given:
+            if "audio" not in record and (spare := [key for key in PART_KEYS if key in record]):
+                problems.add(f"{', '.join(spare)}: of a clip, and there is no `audio`", "conflict")
             return None, None
         place = "audio"
         try:
-            audio = self.root.file(given)
+            audio = clip_of(record, self.root)
             place = f"audio: {given}"
             return audio, read_header(audio).seconds
         except AudioError as error:
             problems.add_under(place, [error])
-            return None, None
+        except ManifestError as error:
+            problems.append(error)
+        return None, None
 
     def _labels(self, record: Mapping[str, Any], problems: Problems) -> dict[str, str]:
-        labels = _of_kind(dict, record, "labels", problems)
+        labels = _composed(_of_kind(dict, record, "labels", problems))
         problems.add_under("labels", _unknown("attribute", labels, self.choices))
         for attribute, label in labels.items():
             if attribute in self.choices and not isinstance(label, str):
                 problems.add(f"labels: {attribute}: a string is needed, not {kind_of(label)}")
             elif attribute in self.choices:
-                problems.add_under("labels", _unknown(attribute, [label], self.choices[attribute]))
-        return labels
+                problems.add_under("labels", _unknown(attribute, [nfc(label)], self.choices[attribute]))
+        return {name: nfc(label) if isinstance(label, str) else label for name, label in labels.items()}
 
     def _category(self, record: Mapping[str, Any], labels: Mapping[str, str], problems: Problems) -> str | None:
         """The attribute that the right answer hangs on; this line must label it."""
@@ -113,7 +147,7 @@ class LineReader:
         problems: Problems,
     ) -> dict[str, str]:  # fmt: skip
         """The right answer to each kind of speaker; this line's speaker is one of them."""
-        answers = _of_kind(dict, record, "answers", problems)
+        answers = _composed(_of_kind(dict, record, "answers", problems))
         if not answers or category is None:
             if answers and not any(str(problem).startswith("category:") for problem in problems):
                 problems.add("answers: they hang on a category; name the attribute in `category`", "missing-key")
@@ -126,7 +160,7 @@ class LineReader:
             problems.add(f"response: it is not the answer to this speaker: answers has another for {own!r}", "conflict")
         return answers
 
-    def _context(self, record: Mapping[str, Any], problems: Problems) -> tuple[Turn, ...]:
+    def _context(self, record: Mapping[str, Any], problems: Problems, line: int) -> tuple[Turn, ...]:
         context = _of_kind(list, record, "context", problems)
         if len(context) > _MOST_TURNS:
             problems.add(f"context: {len(context)} turns are more than {_MOST_TURNS}")
@@ -135,18 +169,18 @@ class LineReader:
         opened = int(bool(context) and isinstance(context[0], dict) and context[0].get("role") == "assistant")
         for number, turn in enumerate(context):
             of_turn = Problems()
-            turns.append(self._turn(turn, _TURNS[(number + opened) % 2], of_turn))
+            turns.append(self._turn(turn, _TURNS[(number + opened) % 2], of_turn, line))
             problems.add_under(f"context: turn {number + 1}", of_turn)
         if (len(context) + opened) % 2:
             problems.add("context: the last turn must be the assistant's, since the spoken turn is the user's")
         return tuple(turn for turn in turns if turn)
 
-    def _turn(self, turn: object, due: str, problems: Problems) -> Turn | None:
+    def _turn(self, turn: object, due: str, problems: Problems, line: int) -> Turn | None:
         if not isinstance(turn, dict):
             problems.add(f"an object is needed, not {kind_of(turn)}")
             return None
-        problems += _unknown("key", turn, _TURN_KEYS)
         turn = _without_nulls(turn)
+        self._leave_unread(line, turn, _TURN_KEYS)
         role = _text(turn, "role", problems, required=True)
         if role and role not in _TURNS:
             problems += _unknown("role", [role], _TURNS)
@@ -157,6 +191,29 @@ class LineReader:
         if role == "assistant" and ("audio" in turn or "caption" in turn):
             problems.add("audio and caption belong to the user's turns only")
         return None if problems or not text else Turn("user" if role == "user" else "assistant", text, audio, caption)
+
+
+def clip_of(record: Mapping[str, Any], root: "Root") -> Path:
+    """The clip of a line or turn: its `audio`, of which `channel`, `start` and `end` choose a part.
+
+    Raises:
+        ManifestError: one of these three is wrong by itself; whether the recording has it shows when it is opened.
+        AudioError: the file may not be read, see `Root.file`.
+    """
+    channel, start, end = (record.get(key) for key in PART_KEYS)
+    if channel is not None and not (type(channel) is int and 0 <= channel < 1000):
+        told = f"channel: a whole number is needed, 0 is the first, found {brief(channel, 50)}"
+        raise ManifestError(told, code="bad-value")
+    for key, value in (("start", start), ("end", end)):
+        if value is not None and not (type(value) in (int, float) and 0 <= value < 1e6):
+            raise ManifestError(f"{key}: seconds are needed, found {brief(value, 50)}", code="bad-value")
+    if end is not None and end <= (start or 0):
+        raise ManifestError(f"end: {end:g} s is not behind the start, {start or 0:g} s", code="bad-value")
+    clip = root.file(str(record["audio"]))
+    part = Part(channel, float(start or 0), None if end is None else float(end))
+    if part != Part() and split_part(clip)[1] != Part():
+        raise ManifestError("audio: it names a part by itself, and so do channel, start or end", code="conflict")
+    return Path(f"{clip}{part}")
 
 
 def _of_kind(kind: type[C], record: Mapping[str, Any], key: str, problems: Problems) -> C:
@@ -178,11 +235,28 @@ def _check_texts(key: str, kind: str, texts: Mapping[str, Any], known: Collectio
 
 def _unknown(kind: str, names: Iterable[str], known: Collection[str]) -> list[ManifestError]:
     """What is wrong with names that are not known. Of very many the first: to find near spellings takes time."""
-    code: Code = "unknown-key" if kind == "key" else "unknown-name"
     strange = [name for name in names if name not in known]
     told = [f"unknown {kind} {name!r}.{nearest(name, known)}" for name in strange[:_NAMED]]
     told += [f"unknown {kind}: {len(strange) - _NAMED} more"] if len(strange) > _NAMED else []
-    return [ManifestError(text, code=code) for text in told]
+    return [ManifestError(text, code="unknown-name") for text in told]
+
+
+def is_written(record: Mapping[str, Any]) -> bool:
+    """Whether a line is of text alone: a written turn with its response, and nothing that would describe a clip."""
+    if any(record.get(key) is not None for key in ("audio", *_OF_VOICE)):
+        return False
+    text = record.get("text")
+    return isinstance(text, str) and bool(text.strip()) and bool(record.get("response") or record.get("responses"))
+
+
+def seconds_to_say(text: str) -> float:
+    """How long a text would take to say, so that written turns have a length among spoken ones."""
+    return max(0.1, len(text) / _SAID)
+
+
+def _composed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """With names in NFC, as labels of tasks are."""
+    return {nfc(name): value for name, value in record.items()}
 
 
 def _without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,7 +267,8 @@ def _text(record: Mapping[str, Any], key: str, problems: Problems, *, required: 
     """The text under `key`; an absent key is a problem if it is required, an empty text always is."""
     if key not in record:
         if required:
-            problems.add(f"missing key {key!r}", "missing-key")
+            told = " (a line of text alone has `text` and `response`, and nothing about a voice)"
+            problems.add(f"missing key {key!r}{told if key == 'audio' else ''}", "missing-key")
         return None
     value = record[key]
     if not isinstance(value, str):

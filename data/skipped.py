@@ -1,9 +1,43 @@
-"""Items that data making leaves out, counted and named by reason."""
+"""Items that are left out, counted and named by reason; faults of many lines, told once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sottovoce.errors import Code, ManifestError, SottovoceError
+
 _SHOWN = 20  # of a list
+_EXAMPLES = 3  # further places of a fault that many lines have
+
+
+class LineFault(ManifestError):
+    """What is wrong with one line of a manifest; `problem` is that without the line's place and id."""
+
+    problem: str = ""
+    name: str = ""  # id of the line, as far as it is known
+
+    @classmethod
+    def of_line(cls, place: str, name: str, problem: str, code: Code | None) -> "LineFault":
+        """A fault that reads `file:line: id: problem`."""
+        fault = cls(": ".join(filter(None, (place, name, problem))), code=code, where=place)
+        fault.problem, fault.name = problem, name
+        return fault
+
+
+def summary(faults: Sequence[SottovoceError]) -> list[str]:
+    """Each fault in a line; one that several lines have is told of the first, with their number and three others."""
+    alike: dict[object, list[SottovoceError]] = {}
+    for number, fault in enumerate(faults):
+        same = isinstance(fault, LineFault) and (fault.where.rpartition(":")[0], fault.problem)
+        alike.setdefault(same or number, []).append(fault)
+    return [_told(first, others) for first, *others in alike.values()]
+
+
+def _told(first: SottovoceError, others: Sequence[SottovoceError]) -> str:
+    if not others:
+        return str(first)
+    places = [": ".join(filter(None, (other.where, getattr(other, "name", "")))) for other in others[:_EXAMPLES]]
+    such = "such as" if len(others) > _EXAMPLES else "which are"
+    return f"{first} (and {len(others):,} more lines, {such} {', '.join(places)})"
 
 
 def listed(items: Sequence[object], indent: str = "") -> str:

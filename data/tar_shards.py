@@ -14,8 +14,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-from sottovoce.data.audio_decoder import Header, read_bytes, read_header, tar_member
+from sottovoce.data.audio_decoder import Header, read_header
+from sottovoce.data.clip_reference import MAX_RECORDING, Part, file_of, read_bytes, split_part
 from sottovoce.data.manifest import Root, line_fault, no_utterance, read_lines, refuse
+from sottovoce.data.manifest_schema import clip_of, is_written
 from sottovoce.errors import AudioError, ConfigError, ManifestError, SottovoceError
 from sottovoce.io import atomic_folder
 
@@ -40,8 +42,9 @@ def write_shards(
 ) -> Packed:
     """Pack a manifest: `out/manifest.jsonl`, `out/shards/recording.000000.tar`, `out/shards/cuts.000000.jsonl.gz`, ...
 
-    A clip that several lines name is packed once. Every line gets its `seconds`. The folder `out`, which is not there
-    yet, appears when it is whole. `size` is clips a tar file; `root` and `allow` are those of `read_manifest`.
+    A recording that several lines name is packed once, as the first of them says. Every line gets its `seconds`. The
+    folder `out`, which is not there yet, appears when it is whole. `size` is recordings a tar file; `root` and `allow`
+    are those of `read_manifest`.
 
     Raises:
         ConfigError: `out` is there, or `size` is less than 1.
@@ -75,6 +78,8 @@ def _packed(record: dict[str, Any] | ManifestError, root: Root, writer: "_Writer
     """The line with places in archives in place of files."""
     if isinstance(record, ManifestError):
         raise record
+    if is_written(record):
+        return record
     turns = record.get("context") or []
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ManifestError("context: a list of objects is needed", code="bad-value")
@@ -88,12 +93,14 @@ def _put(said: dict[str, Any], root: Root, writer: "_Writer") -> tuple[str, Head
     given = said.get("audio")
     if not isinstance(given, str):
         raise ManifestError("audio: a string is needed", code="bad-value")
-    clip = root.file(given)
+    clip = clip_of(said, root)
+    recording, part = split_part(clip)
     try:
         header = read_header(clip)
+        whole = read_header(recording, max_seconds=MAX_RECORDING) if part != Part() else header
     except AudioError as error:
         raise AudioError(f"audio: {given}: {error}", code=error.code) from None
-    return writer.put(clip, header, said), header
+    return f"{writer.put(recording, whole, said, part)}{split_part(Path(given))[1]}", header
 
 
 class _Writer:
@@ -111,12 +118,12 @@ class _Writer:
             if stream is not None:
                 stream.close()
 
-    def put(self, clip: Path, header: Header, said: dict[str, Any]) -> str:
-        """The clip's place, relative to the manifest."""
+    def put(self, clip: Path, header: Header, said: dict[str, Any], part: Part) -> str:
+        """The recording's place, relative to the manifest."""
         if clip not in self.places:
             if len(self.places) % self.size == 0:
                 self._begin()
-            self.places[clip] = self._append(clip, header, said)
+            self.places[clip] = self._append(clip, header, said, part)
         return self.places[clip]
 
     def _begin(self) -> None:
@@ -125,7 +132,7 @@ class _Writer:
         self._cuts = gzip.open(self.folder / f"cuts.{self.shards:06d}.jsonl.gz", "wt", encoding="utf-8")
         self.shards += 1
 
-    def _append(self, clip: Path, header: Header, said: dict[str, Any]) -> str:
+    def _append(self, clip: Path, header: Header, said: dict[str, Any], part: Part) -> str:
         assert self._tar is not None and self._cuts is not None
         key = f"{len(self.places):09d}"
         data = read_bytes(clip)
@@ -135,7 +142,7 @@ class _Writer:
             "channel_ids": list(range(header.channels)),
         }  # fmt: skip
         offset = self._tar.offset + tarfile.BLOCKSIZE  # of the member's header
-        suffix = (packed.archive if (packed := tar_member(clip)) else clip).suffix.lower() or ".audio"
+        suffix = file_of(clip).suffix.lower() or ".audio"
         for name, content in ((f"{key}{suffix}", data), (f"{key}.json", json.dumps(recording).encode())):
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -143,8 +150,10 @@ class _Writer:
         one = header.channels == 1
         channel: Any = 0 if one else list(range(header.channels))
         supervision = {
-            "id": str(said.get("id", key)), "recording_id": key, "start": 0.0, "duration": header.seconds,
-            "channel": channel, "text": said.get("text"), "speaker": said.get("speaker"),
+            "id": str(said.get("id", key)), "recording_id": key, "start": part.start,
+            "duration": (part.end or header.seconds) - part.start,
+            "channel": channel if part.channel is None else part.channel,
+            "text": said.get("text"), "speaker": said.get("speaker"),
         }  # fmt: skip
         cut = {
             "id": key, "start": 0.0, "duration": header.seconds, "channel": channel, "supervisions": [supervision],

@@ -1,6 +1,5 @@
 """Tasks: what a model is asked about a spoken turn (its wordings), and what it should answer (its target)."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, make_dataclass
@@ -11,6 +10,7 @@ from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, brief, nearest
 from sottovoce.paths import resolve
 from sottovoce.registry import Registry
+from sottovoce.scripts import nfc, searched, standing
 from sottovoce.templates import Template, read_wordings
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -32,6 +32,8 @@ class Task(ABC):
     name: ClassVar[str]
     relies_on: ClassVar[Literal["linguistic", "paralinguistic", "both"]]
     generated: ClassVar[bool] = False  # whether the run's own LLM makes its targets
+    rate: str | None = None  # of a transcript: its error rate, such as `cer/basic`; None: `wer`, English
+    written: ClassVar[bool] = False  # whether it can be asked of a written turn, too
     teacher: str | None = None  # a system prompt that the run's own LLM is given when it makes targets, and only then
 
     def __init__(self, *, prompts: str | None = None, **fields: str) -> None:
@@ -40,6 +42,10 @@ class Task(ABC):
     @abstractmethod
     def available(self, utterance: Utterance) -> bool:
         """Whether the utterance has the transcript or label that this task learns from."""
+
+    def serves(self, utterance: Utterance) -> bool:
+        """Whether it can be asked of the utterance: `available`, and the turn is spoken, or may be `written`."""
+        return (self.written or utterance.audio is not None) and self.available(utterance)
 
     @abstractmethod
     def target(self, utterance: Utterance) -> str | None:
@@ -63,10 +69,29 @@ TASKS: Registry[Task] = Registry("task")
 
 @TASKS.register("asr")
 class ASR(Task):
-    """Say again what was said: the target is the transcript."""
+    """Say again what was said: the target is the transcript, which is empty where nothing is said.
+
+    Args:
+        metric: its error rate: of words, of characters, or mixed (characters of scripts without spaces, words of
+            others).
+        normalizer: of both texts: Whisper's for English; `basic` for any language, in which letters keep their marks;
+            or `none`. If absent, the English one for words and `basic` for the others.
+        prompts: see `Task`.
+    """
 
     name = "asr"
     relies_on = "linguistic"
+
+    def __init__(
+        self,
+        *,
+        prompts: str | None = None,
+        metric: Literal["wer", "cer", "mer"] = "wer",
+        normalizer: Literal["english", "basic", "none"] | None = None,
+    ) -> None:
+        super().__init__(prompts=prompts)
+        chosen = normalizer or ("english" if metric == "wer" else "basic")
+        self.rate = None if (metric, chosen) == ("wer", "english") else f"{metric}/{chosen}"
 
     def available(self, utterance: Utterance) -> bool:
         return utterance.text is not None
@@ -86,9 +111,10 @@ class Dialogue(Task):
     name = "dialogue"
     relies_on = "both"
     generated = True
+    written = True
 
     def available(self, utterance: Utterance) -> bool:
-        styled = utterance.text is not None and style_caption(utterance) is not None
+        styled = bool(utterance.text) and style_caption(utterance) is not None
         return self.target(utterance) is not None or styled
 
     def target(self, utterance: Utterance) -> str | None:
@@ -121,6 +147,7 @@ class Caption(Dialogue):
     """
 
     name = "caption"
+    written = False
 
     def target(self, utterance: Utterance) -> str | None:
         return utterance.responses.get(self.name)
@@ -137,9 +164,11 @@ class AttributeTask(Task):
         choices: the labels to choose from, in the order in which the wordings list them.
         prompts: see `Task`; the wordings may say {choices}.
         sentence: the answer to learn, with {label} in it; what the class says if absent.
+        words: label -> how wordings and sentence call it, such as a word of their language; itself if absent.
 
     Raises:
-        ConfigError: fewer than two choices, or two that differ in case alone; or a sentence without {label}.
+        ConfigError: fewer than two choices, or two that differ in case alone; a word for another label; a sentence
+            without {label}; or an answer that does not read back as its own label.
     """
 
     relies_on = "paralinguistic"
@@ -147,21 +176,35 @@ class AttributeTask(Task):
     choices: tuple[str, ...] = ()
     prompts: str | None = None
     sentence: str | None = None
+    words: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         self.choices, where = tuple(self.choices), f"tasks.{self.name}.choices"
         if strange := [choice for choice in self.choices if not isinstance(choice, str)]:
             problem = f"task {self.name}: choices must be labels in words, found {brief(repr(strange[0]), 100)}"
             raise ConfigError(problem, code="bad-value", where=where)
-        self._by_name = {choice.lower(): choice for choice in self.choices}
+        self.choices = tuple(map(nfc, self.choices))
+        self._words = {nfc(label): word for label, word in (self.words or {}).items()}
+        for label in self._words.keys() - set(self.choices):
+            problem = f"task {self.name}: words: unknown label {label!r}.{nearest(label, self.choices)}"
+            raise ConfigError(problem, code="unknown-name", where=f"tasks.{self.name}.words")
+        self._by_name = {searched(self.word(choice)): choice for choice in self.choices}
         if len(self._by_name) < max(2, len(self.choices)) or not all(name.strip() for name in self._by_name):
             problem = f"task {self.name}: choices must be two or more different labels, got {list(self.choices)}"
             raise ConfigError(problem, code="bad-value", where=where)
-        longest_first = sorted(self._by_name, key=len, reverse=True)
-        self._named = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
-        super().__init__(prompts=self.prompts, choices=", ".join(self.choices))
+        self._named = standing(list(self._by_name))
+        super().__init__(prompts=self.prompts, choices=", ".join(map(self.word, self.choices)))
         if self.sentence is not None:
             Template(self.sentence, ("label", "a"), required=["label"], where=f"task {self.name}: sentence")
+        for choice in self.choices:
+            if (read := self.parse(self.answer(choice))) != choice:
+                problem = f"task {self.name}: its own answer for {choice!r}, {self.answer(choice)!r}, reads back as "
+                problem += f"{read!r}: change `sentence`, `choices` or `words`"
+                raise ConfigError(problem, code="conflict", where=f"tasks.{self.name}")
+
+    def word(self, label: str) -> str:
+        """How a label is called."""
+        return self._words.get(label, label)
 
     def available(self, utterance: Utterance) -> bool:
         return self.label(utterance) is not None
@@ -180,14 +223,16 @@ class AttributeTask(Task):
 
     def answer(self, label: str) -> str:
         """The sentence that names a label."""
-        return (self.sentence or self.says).format(label=label, a="an" if label[:1].lower() in "aeiou" else "a")
+        word = self.word(label)
+        return (self.sentence or self.says).format(label=word, a="an" if word[:1].lower() in "aeiou" else "a")
 
     def parse(self, response: str) -> str | None:
         """The one choice that a response names, as a whole word in any case; None for no choice and for several.
 
-        Of choices that contain each other ("happy", "very happy") the longest that fits is meant.
+        What is whole depends on the script, see `scripts.standing`. Of choices that contain each other ("happy", "very
+        happy") the longest that fits is meant.
         """
-        named = set(self._named.findall(response.lower()))
+        named = {match["text"] for match in self._named.finditer(searched(response))}
         return self._by_name[named.pop()] if len(named) == 1 else None
 
 
@@ -215,7 +260,10 @@ Emotion = _attribute(
 
 def style_caption(utterance: Utterance) -> str | None:
     """How the utterance is said, in words: its own caption, or one made of its labels; None where it has neither."""
-    return utterance.caption or (caption_from(utterance.labels) if utterance.labels else None)
+    if utterance.caption or not utterance.labels:
+        return utterance.caption
+    own = utterance.overrides and utterance.overrides.captions
+    return own.fill(utterance.labels) if own else caption_from(utterance.labels)
 
 
 def caption_from(labels: Mapping[str, str]) -> str:

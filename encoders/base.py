@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -54,6 +55,10 @@ class Encoder(nn.Module, ABC):
             RuntimeError: the weights are not loaded.
             ValueError: a clip is empty, or shapes do not fit; names the row.
         """
+
+    def output_length(self, samples: int) -> int:
+        """How many frames a clip of so many samples becomes; a bound from above where an encoder has no formula."""
+        return math.ceil(samples * self.frame_rate / self.sample_rate) + 1
 
     def hidden_states(self, waveform: Tensor, lengths: Tensor) -> list[Frames]:
         """The first layer's input and every layer's output, `layers + 1` times (batch, frames, dim).

@@ -187,6 +187,9 @@ class ConformerEncoder(Encoder):
         """A frame for every 640 samples; a tail of fewer is dropped, a clip of fewer filled up with silence."""
         return self.contextualize(log_mel.stack(log_mel.log_mel(waveform, lengths)))
 
+    def output_length(self, samples: int) -> int:
+        return max(1, -(-samples // log_mel.HOP) // log_mel.STACK)
+
     def hidden_states(self, waveform: Tensor, lengths: Tensor) -> list[Frames]:
         return self.layer_outputs(log_mel.stack(log_mel.log_mel(waveform, lengths)))
 

@@ -134,6 +134,14 @@ class HFConformerEncoder(HubEncoder):
         counts = mask.sum(-1)
         return Frames(out.last_hidden_state[:, : int(counts.max())].float(), counts).zero_padding()
 
+    def output_length(self, samples: int) -> int:
+        """See `Encoder.output_length`: the mel frames of the feature extractor, stacked or subsampled."""
+        if self.config.model_type != "parakeet_encoder":
+            return (1 + (samples - 400) // 160) // int(self.extractor.stride)
+        fft, hop = self.extractor.n_fft, self.extractor.hop_length
+        mels = torch.tensor([(samples + fft // 2 * 2 - fft) // hop])
+        return int(self.loaded_network()._get_subsampling_output_length(mels))
+
     def _features(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Features (batch, feature frames, dim) and their mask, (batch, feature frames), 1 where a frame is real."""
         for row, length in enumerate(lengths.tolist()):

@@ -120,6 +120,10 @@ class QwenTower(AudioTower):
             rows = self._encode(mels, counts.to(waveform.device))
         return Frames.pad([row.float() for row in rows]).to(waveform.device).zero_padding()
 
+    def output_length(self, samples: int) -> int:
+        counts = torch.tensor([-(-samples // self.extractor.hop_length)])
+        return int(self.loaded_network()._get_feat_extract_output_lengths(counts)[1])
+
     @abstractmethod
     def _encode(self, mels: list[Tensor], counts: Tensor) -> list[Tensor]:
         """Log-mels, each (bins, mel frames), of which `counts` are of the clip, to frames, each (frames, dim)."""

@@ -160,6 +160,10 @@ class WhisperEncoder(Encoder):
         frames = iter([row[:count].float() for row, count in zip(x, counts, strict=True)])
         return Frames.pad([torch.cat([next(frames) for _ in clip]) for clip in clips]).to(waveform.device)
 
+    def output_length(self, samples: int) -> int:
+        """See `Encoder.output_length`; windows are whole frames, so that it does not matter how many there are."""
+        return -(-samples // SAMPLES_PER_FRAME)
+
     def _log_mel(self, piece: Tensor) -> Tensor:
         """(samples,) to (mels, 2 * window frames): alone, because the floor lies 8 below the loudest value given."""
         from whisper import log_mel_spectrogram

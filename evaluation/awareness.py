@@ -17,7 +17,7 @@ from sottovoce.errors import SottovoceError, nearest
 from sottovoce.evaluation import AWARENESS_JUDGES
 from sottovoce.evaluation.judges.base import Answerer, Verdict
 from sottovoce.evaluation.metrics import Measure, Metric, Prediction, mean_measure, require, true_label
-from sottovoce.evaluation.text_similarity import WORD, likeness_of
+from sottovoce.evaluation.text_similarity import likeness_of, words_of
 
 MARGIN = 0.25  # of the way between two answers, by which a reply must be nearer to one of them
 FLOOR = 0.3  # ROUGE-L to the nearest answer, below which a reply is none of them
@@ -61,8 +61,8 @@ class AwarenessRule(AwarenessJudge):
     A reply *leans* by the difference of its likeness to the speaker's own answer and to the nearest of the others, over
     how unlike these two answers are: 1 for the own answer word by word, -1 for the other. It is +1 from `MARGIN` on, -1
     from -`MARGIN` down, and 0 in between, or if it is like none of them by `FLOOR`. An answer that is `PLAIN` is 0 and
-    not -1 to a speaker of another value, since it heeds nothing. It reads letters and digits of ASCII only, and
-    cannot see that other words mean the same: where replies are free, ask an LLM. `engine` is not used.
+    not -1 to a speaker of another value, since it heeds nothing. It cannot see that other words mean the same: where
+    replies are free, ask an LLM. A warning says where most replies are like none of the answers. `engine` is not used.
     """
 
     name = f"rule(margin={MARGIN}, floor={FLOOR}, plain={PLAIN})"
@@ -85,7 +85,13 @@ class AwarenessRule(AwarenessJudge):
         def near(text: str, case: Case) -> dict[str, float]:
             return {value: likeness[text, due] for value, due in case.due.items()}
 
-        return [self._label(case, near(case.response, case), near(case.due[case.label], case)) for case in cases]
+        replies = [near(case.response, case) for case in cases]
+        far = sum(max(reply.values()) < FLOOR for reply in replies)
+        if 2 * far > len(cases):
+            told = f"{far} of {len(cases)} replies are like none of the due answers (ROUGE-L below {FLOOR}), and 0 by "
+            told += "the rule, whatever they mean: have an LLM label them (evaluation.awareness; sottovoce judge RUN)"
+            warnings.warn(told, stacklevel=2)
+        return [self._label(c, reply, near(c.due[c.label], c)) for c, reply in zip(cases, replies, strict=True)]
 
     def _label(self, case: Case, near: Mapping[str, float], alike: Mapping[str, float]) -> int:
         """Of one reply: how near it is to the answer to each value, and how like the own answer that one is."""
@@ -101,9 +107,9 @@ def _fault(case: Case) -> str | None:
     """Why the rule cannot judge a reply."""
     if case.label not in case.due:
         return f"no answer is due to {case.label!r}.{nearest(case.label, case.due)}"
-    words = {tuple(WORD.findall(answer.lower())) for answer in case.due.values()}
+    words = {tuple(words_of(answer)) for answer in case.due.values()}
     if () in words:
-        return "an answer has no word in a-z or 0-9"
+        return "an answer has no word"
     return "the same answer is due to every speaker" if len(words) == 1 else None
 
 
@@ -173,7 +179,7 @@ def groups(predictions: Iterable[Prediction]) -> list[Group]:
 def pa_score(predictions: Sequence[Prediction]) -> Measure:
     """Mean label of the replies, between -1 and 1; an error where none has one, as in `pa_rate`."""
     rows, notes = _judged("pa_score", predictions)
-    return mean_measure([p.awareness or 0 for p in rows], None, notes)
+    return mean_measure([p.awareness or 0 for p in rows], None, notes, [p.speaker for p in rows])
 
 
 @Metric
@@ -181,7 +187,7 @@ def pa_rate(predictions: Sequence[Prediction]) -> Measure:
     """Share of replies that are right for their speaker. The baseline gives one of the due answers blindly."""
     rows, notes = _judged("pa_rate", predictions)
     blind = float(np.mean([1 / len(p.rivals) if p.rivals else 0 for p in rows]))
-    return mean_measure([p.awareness == 1 for p in rows], blind, notes)
+    return mean_measure([p.awareness == 1 for p in rows], blind, notes, [p.speaker for p in rows])
 
 
 AWARENESS: dict[str, Metric] = {"pa_score": pa_score, "pa_rate": pa_rate}
@@ -204,13 +210,14 @@ def emotion_fit(predictions: Sequence[Prediction]) -> Measure:
 
     The same LLM answering the same words in each emotion is the yardstick: a reply fits when, of those `rivals`, the
     one to the true emotion is the most similar to it by ROUGE-L. A tie is no fit. The baseline picks one blindly.
-    Rows with no rivals at all cannot be judged: they are left out and counted in the notes.
+    Rows with no rivals at all, or with one that has no word, cannot be judged: they are left out and counted in the
+    notes.
 
     Raises:
         SottovoceError: no prediction has rivals, or one that has lacks its true emotion or has but one rival.
     """
     require(predictions, "emotion_fit")
-    judged = [p for p in predictions if p.rivals]
+    judged = [p for p in predictions if can_fit(p)]
     if not judged:
         raise SottovoceError(f"emotion_fit: none of {len(predictions)} predictions has `rivals`", code="empty")
     rivals = [_rivals(p) for p in judged]
@@ -220,9 +227,16 @@ def emotion_fit(predictions: Sequence[Prediction]) -> Measure:
         near = {emotion: likeness[p.response, reply] for emotion, reply in replies.items()}
         fits.append(all(near[str(p.label)] > near[e] for e in near if e != p.label))
     blind = float(np.mean([1 / len(replies) for replies in rivals]))
-    unjudged = len(predictions) - len(judged)
-    notes = f"{unjudged} of {len(predictions)} replies have no rivals and were left out of the fit" if unjudged else ""
-    return mean_measure(fits, blind, notes)
+    alone = sum(not p.rivals for p in predictions)
+    wordless = len(predictions) - len(judged) - alone
+    left_out = {"have no rivals": alone, "have a rival without words": wordless}
+    told = (f"{n} of {len(predictions)} replies {why} and were left out of the fit" for why, n in left_out.items() if n)
+    return mean_measure(fits, blind, "; ".join(told), [p.speaker for p in judged])
+
+
+def can_fit(prediction: Prediction) -> bool:
+    """Whether the emotion's fit of a reply can be judged: it has rivals, and all of them have words."""
+    return bool(prediction.rivals) and all(map(words_of, (prediction.rivals or {}).values()))
 
 
 def _rivals(prediction: Prediction) -> dict[str, str]:

@@ -1,9 +1,9 @@
-"""Metrics of predictions: word error rate and accuracies, each with a bootstrap interval."""
+"""Metrics of predictions: error rates and accuracies, each with a bootstrap interval."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, update_wrapper
+from functools import partial, update_wrapper
 from typing import Literal, NamedTuple
 
 import jiwer
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sottovoce.errors import SottovoceError
-from sottovoce.evaluation.bootstrap import Array, bootstrap, mean_of_ratios, ratio
+from sottovoce.evaluation.bootstrap import Array, bootstrap, by_speaker, mean_of_ratios, ratio
+from sottovoce.evaluation.normalizers import NORMALIZERS, UNITS, doubts, rate_of
 
 Codes = NDArray[np.intp]
 SLOTS = ("both", "paralinguistic", "linguistic", "text")  # the paper's choices, in the order of reports
@@ -42,6 +43,7 @@ class Prediction:
     awareness: int | None = None  # that judge's label, -1, 0 or 1; None where it could not judge
     source: str | None = None  # the part of the test side, where the recipe names one that is scored apart
     unscored: bool = False  # there is no reference to hold it against
+    metric: str | None = None  # asr: its error rate, such as `cer/basic`; None: `wer`, by the English normalizer
 
     @property
     def title(self) -> str:
@@ -53,6 +55,7 @@ class Score(NamedTuple):
     """A score and its 95 % interval, `low` to `high`; `n` is the rows it was measured on.
 
     Values are shares (1 is 100 %). `baseline` is what a guess that hears nothing would get, None where there is none.
+    The interval is over `speakers`, or over rows where that is 0.
     """
 
     value: float
@@ -61,12 +64,14 @@ class Score(NamedTuple):
     n: int
     baseline: float | None
     notes: str
+    speakers: int = 0
 
 
 class Measure(NamedTuple):
     """A score before its bootstrap: the contributions of each row of the test set, and the statistic of their sums.
 
-    `rows` is (rows, columns), in the order of the predictions that count, and `statistic` as in `bootstrap`.
+    `rows` is (rows, columns), in the order of the predictions that count, and `statistic` as in `bootstrap`; `speakers`
+    has who speaks in each of them, where that is known.
     """
 
     value: float
@@ -74,13 +79,15 @@ class Measure(NamedTuple):
     statistic: Callable[[Array], Array]
     baseline: float | None
     notes: str
+    speakers: Sequence[str | None] = ()
 
     def score(self) -> Score:
         """With its interval."""
-        ends = bootstrap(self.rows, self.statistic)
+        drawn, speakers = by_speaker(self.rows, self.speakers)
+        ends = bootstrap(drawn, self.statistic)
         value, low, high = (round(number, DECIMALS) for number in (self.value, *ends))
         baseline = None if self.baseline is None else round(self.baseline, DECIMALS)
-        return Score(value, low, high, len(self.rows), baseline, self.notes)
+        return Score(value, low, high, len(self.rows), baseline, self.notes, speakers)
 
 
 class Metric:
@@ -101,25 +108,65 @@ class Metric:
 
 @Metric
 def word_error_rate(predictions: Sequence[Prediction]) -> Measure:
-    """Errors over reference words, both summed over the corpus, after Whisper's English normaliser on both sides.
+    """Errors over reference words, both summed over the corpus, after Whisper's English normalizer on both sides.
 
-    Radford et al. (2022), appendix C, for the normaliser. Not clipped: insertions can bring it over 1. References in
-    which the normaliser leaves no word (fillers, noise marks) are dropped and counted in the notes; it is an error if
-    that leaves none.
+    Not clipped: insertions can bring it over 1. A reference that is empty says that nothing is said: what a response
+    says there is inserted. Others in which the normalizer leaves nothing (fillers, noise marks) are dropped; the notes
+    count both. It is an error if no reference has a word.
     """
-    require(predictions, "word_error_rate")
-    normalize = _english_normalizer()
-    pairs = [(normalize(p.target), normalize(p.response)) for p in predictions]
-    spoken = [pair for pair in pairs if pair[0]]
+    return _error_rate("wer", predictions)
+
+
+def error_rate(name: str) -> Metric:
+    """The `word_error_rate`, or that of another unit or normalizer, such as `cer/basic`.
+
+    cer counts characters (code points without white space), mer characters of scripts without spaces and words of
+    others, which is the mixed error rate of code-switched speech.
+    """
+    if name == "wer":
+        return word_error_rate
+    measure = partial(_error_rate, name)
+    update_wrapper(measure, error_rate)
+    return Metric(measure)
+
+
+def _error_rate(name: str, predictions: Sequence[Prediction]) -> Measure:
+    require(predictions, name)
+    rate, normalizer = rate_of(name)
+    (what, units), normalize = UNITS[rate], NORMALIZERS[normalizer]
+    pairs = [(units(normalize(p.target)), units(normalize(p.response))) for p in predictions]
+    kept = [i for i, (p, pair) in enumerate(zip(predictions, pairs, strict=True)) if pair[0] or is_silent(p)]
+    spoken = [pairs[i] for i in kept if pairs[i][0]]
     if not spoken:
-        message = f"word_error_rate: none of {len(pairs)} references has a word left after normalising"
+        message = f"{name}: none of {len(pairs)} references has a word left after normalizing"
         raise SottovoceError(message, code="empty")
-    measured = jiwer.process_words([reference for reference, _ in spoken], [response for _, response in spoken])
-    errors = [sum(map(_errors, row)) for row in measured.alignments]
-    words = [len(row) for row in measured.references]
-    dropped = len(pairs) - len(spoken)
-    notes = f"{dropped} of {len(pairs)} references are empty after normalising and were dropped" if dropped else ""
-    return Measure(measured.wer, _columns(errors, words), ratio, None, notes)
+    references, responses = ([" ".join(pair[side]) for pair in spoken] for side in (0, 1))
+    measured = jiwer.process_words(references, responses)
+    counted = iter(sum(map(_errors, row)) for row in measured.alignments)
+    words = [len(pairs[i][0]) for i in kept]
+    errors = [next(counted) if pairs[i][0] else len(pairs[i][1]) for i in kept]
+    notes = doubts(name, [p.target for p in predictions if p.target.strip()])
+    if dropped := len(pairs) - len(kept):
+        notes.append(f"{dropped} of {len(pairs)} references are empty after normalising and were dropped")
+    if silent := len(kept) - len(spoken):
+        inserted = sum(count for count, length in zip(errors, words, strict=True) if not length)
+        notes.append(f"{silent} of {len(pairs)} references say nothing: {inserted} {what} said there are insertions")
+    speakers = [predictions[i].speaker for i in kept]
+    return Measure(sum(errors) / sum(words), _columns(errors, words), ratio, None, "; ".join(notes), speakers)
+
+
+@Metric
+def hallucination_rate(predictions: Sequence[Prediction]) -> Measure:
+    """Share of the clips without speech, whose reference is empty, on which a response says something."""
+    rows = [p for p in predictions if is_silent(p)]
+    require(rows, "hallucination_rate")
+    said = [bool(NORMALIZERS[rate_of(p.metric or "wer")[1]](p.response).strip()) for p in rows]
+    return mean_measure(said, speakers=[p.speaker for p in rows])
+
+
+def is_silent(prediction: Prediction) -> bool:
+    """Whether its reference says that nothing is said."""
+    return not prediction.target.strip()
 
 
 @Metric
@@ -132,7 +179,7 @@ def accuracy(predictions: Sequence[Prediction]) -> Measure:
     value = _torchmetrics_accuracy(predicted, truth, classes, "micro")
     majority = Counter(truth.tolist()).most_common(1)[0][1] / len(truth)
     rows = _columns(predicted == truth, np.ones(len(truth)))
-    return Measure(float(value), rows, ratio, majority, _unparsed(predictions))
+    return Measure(float(value), rows, ratio, majority, _unparsed(predictions), [p.speaker for p in predictions])
 
 
 @Metric
@@ -148,12 +195,15 @@ def balanced_accuracy(predictions: Sequence[Prediction]) -> Measure:
     occurrences = np.eye(classes)[truth]  # (rows, classes)
     hits = occurrences * (predicted == truth)[:, None]
     rows = np.hstack([hits, occurrences])
-    return Measure(float(recalls.mean()), rows, mean_of_ratios, 1 / classes, _unparsed(predictions))
+    speakers = [p.speaker for p in predictions]
+    return Measure(float(recalls.mean()), rows, mean_of_ratios, 1 / classes, _unparsed(predictions), speakers)
 
 
-def mean_measure(values: Sequence[float], baseline: float | None = None, notes: str = "") -> Measure:
+def mean_measure(
+    values: Sequence[float], baseline: float | None = None, notes: str = "", speakers: Sequence[str | None] = ()
+) -> Measure:
     """The mean of a value of each row."""
-    return Measure(float(np.mean(values)), _columns(values, np.ones(len(values))), ratio, baseline, notes)
+    return Measure(float(np.mean(values)), _columns(values, np.ones(len(values))), ratio, baseline, notes, speakers)
 
 
 def require(predictions: Sequence[Prediction], metric: str) -> None:
@@ -175,14 +225,6 @@ def _torchmetrics_accuracy(
 
     pair = torch.from_numpy(predicted), torch.from_numpy(truth)
     return np.asarray(multiclass_accuracy(*pair, num_classes=classes + 1, average=average))
-
-
-@cache  # its spelling table takes half a second to read
-def _english_normalizer() -> Callable[[str], str]:
-    from whisper.normalizers import EnglishTextNormalizer
-
-    normalizer: Callable[[str], str] = EnglishTextNormalizer()
-    return normalizer
 
 
 def _errors(chunk: jiwer.AlignmentChunk) -> int:

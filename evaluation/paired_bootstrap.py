@@ -1,7 +1,8 @@
 """Scores of systems over seeds, and their differences with paired bootstrap intervals.
 
-A paired bootstrap draws utterances and takes both systems' contributions of each draw, so that what makes an utterance
-hard for both cancels out. Efron and Tibshirani (1993), chapter 13; Koehn (EMNLP 2004) for paired resampling in NLP.
+A paired bootstrap draws utterances, or speakers where they are known, and takes both systems' contributions of each
+draw, so that what makes an utterance hard for both cancels out. Efron and Tibshirani (1993), chapter 13;
+Koehn (EMNLP 2004) for paired resampling in NLP.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sottovoce.errors import SottovoceError
-from sottovoce.evaluation.bootstrap import Array, Interval, percentile_interval, resample
+from sottovoce.evaluation.bootstrap import Array, Interval, by_speaker, percentile_interval, resample
 from sottovoce.evaluation.metrics import DECIMALS, Measure
 
 Seeds = Mapping[int, Measure]  # one score of a system: each seed's
@@ -33,9 +34,10 @@ class Estimate:
     """A score of a system, or the difference of two, over its seeds."""
 
     mean: float
-    distribution: Array  # of the mean, (resamples,): every resample of utterances is scored for all seeds
+    distribution: Array  # of the mean, (resamples,): every resample is scored for all seeds
     n: int  # utterances
     seeds: Mapping[int, float]  # seed -> its own value; of a difference, of seeds that both systems have
+    speakers: int = 0  # whom the interval is over; 0: utterances
 
     @property
     def value(self) -> float:
@@ -43,7 +45,7 @@ class Estimate:
 
     @cached_property
     def interval(self) -> Interval:
-        """95 % interval over utterances."""
+        """95 % interval, over speakers or utterances."""
         return Interval(*map(_rounded, percentile_interval(self.distribution)))
 
     @property
@@ -66,11 +68,13 @@ class Estimate:
 
     def __sub__(self, other: Estimate) -> Estimate:
         """How much higher this score is, with a paired interval: exactly 0, with no width, where both are the same."""
-        if self.n != other.n:
-            message = f"a paired difference needs the same utterances: {self.n} and {other.n}"
+        if (self.n, self.speakers) != (other.n, other.speakers):
+            mine, theirs = (f"{side.n} of {side.speakers} speakers" for side in (self, other))
+            message = f"a paired difference needs the same utterances: {mine} and {theirs}"
             raise SottovoceError(message, code="mismatch")
         seeds = {seed: self.seeds[seed] - other.seeds[seed] for seed in self.seeds.keys() & other.seeds.keys()}
-        return Estimate(self.mean - other.mean, self.distribution - other.distribution, self.n, seeds)
+        gap = self.distribution - other.distribution
+        return Estimate(self.mean - other.mean, gap, self.n, seeds, self.speakers)
 
 
 def estimate(seeds: Seeds) -> Estimate:
@@ -81,8 +85,9 @@ def estimate(seeds: Seeds) -> Estimate:
         message = f"seeds of a system must be scored on the same utterances; found {counts} rows"
         raise SottovoceError(message, code="mismatch")
     values = {seed: measure.value for seed, measure in seeds.items()}
-    draws = resample(counts[0], lambda draw: np.mean([m.statistic(draw @ m.rows) for m in measures], axis=0))
-    return Estimate(float(np.mean(list(values.values()))), draws, counts[0], values)
+    drawn = [(m.statistic, *by_speaker(m.rows, m.speakers)) for m in measures]
+    draws = resample(len(drawn[0][1]), lambda draw: np.mean([score(draw @ rows) for score, rows, _ in drawn], axis=0))
+    return Estimate(float(np.mean(list(values.values()))), draws, counts[0], values, drawn[0][2])
 
 
 def _rounded(number: float) -> float:

@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sottovoce.errors import MissingError, SottovoceError
-from sottovoce.evaluation.awareness import AWARENESS, emotion_fit, groups
-from sottovoce.evaluation.metrics import DECIMALS, Metric, Prediction, accuracy, balanced_accuracy, word_error_rate
+from sottovoce.evaluation.awareness import AWARENESS, can_fit, emotion_fit, groups
+from sottovoce.evaluation.metrics import (
+    DECIMALS,
+    Metric,
+    Prediction,
+    accuracy,
+    balanced_accuracy,
+    error_rate,
+    hallucination_rate,
+    is_silent,
+)
 from sottovoce.evaluation.reports.results import in_order, results_markdown
 from sottovoce.evaluation.text_similarity import ROUGE, rouge_l
 from sottovoce.io import atomic_write
@@ -19,7 +28,8 @@ class Record:
     """One score of one system: a line of `results.json`, where all but `notes` is kept.
 
     `value`, `low`, `high` (the 95 % interval) and `baseline` are shares, 1 is 100 %; of judges (`cs_content/<judge>`)
-    they are points. `n` counts utterances. A `task` may have a part of the test side in brackets.
+    they are points. `n` counts utterances; the interval is over `speakers`, or over utterances where that is 0. A
+    `task` may have a part of the test side in brackets.
     """
 
     system: str
@@ -32,6 +42,7 @@ class Record:
     n: int
     baseline: float | None
     notes: str = ""
+    speakers: int = 0
 
 
 KEYS = tuple(field.name for field in fields(Record) if field.name != "notes")  # of each record in results.json
@@ -44,13 +55,15 @@ OPTIONAL = (
     "awareness",
     "source",
     "unscored",
+    "metric",
 )  # keys of a prediction that older runs lack
 
 
 def score_all(system: str, predictions: Sequence[Prediction]) -> list[Record]:
     """Every metric of every task, for each choice of slots apart, in the order of the report.
 
-    `asr` gets the word error rate; `dialogue` ROUGE-L, `response` and `caption` ROUGE-1, -2 and -L, and all three the
+    `asr` gets the error rate that its predictions name, and the rate of hallucinations where clips have no speech;
+    `dialogue` ROUGE-L, `response` and `caption` ROUGE-1, -2 and -L, and all three the
     emotion's fit where rows have rivals; every other task is an attribute and gets both accuracies. Replies with a
     category also get PA-score and PA-rate, as a task of the category's name (see `awareness.groups`).
 
@@ -76,16 +89,21 @@ class Due(NamedTuple):
 
 def scores_due(predictions: Sequence[Prediction]) -> list[Due]:
     """All that predictions are good for, see `score_all`; `rows` keep their order."""
-    parts: dict[tuple[str, str], list[Prediction]] = {}
+    parts: dict[tuple[str, str, str | None], list[Prediction]] = {}
     predictions = [prediction for prediction in predictions if not prediction.unscored]
     for prediction in predictions:
-        parts.setdefault((prediction.title, prediction.slots), []).append(prediction)
+        parts.setdefault((prediction.title, prediction.slots, prediction.metric), []).append(prediction)
     due = []
-    for (title, slots), rows in parts.items():
-        due += [Due(title, name, slots, metric, rows) for name, metric in _metrics(rows[0].task).items()]
+    for (title, slots, _), rows in parts.items():
+        due += [Due(title, name, slots, metric, rows) for name, metric in _metrics(rows).items()]
         felt = [row for row in rows if row.category is None]  # the rivals of others are no replies to emotions
-        if rows[0].task in GENERATED and any(row.rivals for row in felt):
+        if rows[0].task in GENERATED and any(map(can_fit, felt)):
             due.append(Due(title, "emotion_fit", slots, emotion_fit, felt))
+    silent: dict[tuple[str, str], list[Prediction]] = {}
+    for p in predictions:
+        if p.task == "asr" and is_silent(p):
+            silent.setdefault((p.title, p.slots), []).append(p)
+    due += [Due(title, "hallucinated", slots, hallucination_rate, rows) for (title, slots), rows in silent.items()]
     aware = groups(predictions)
     return [*due, *(Due(g.name, name, g.slots, metric, g.rows) for g in aware for name, metric in AWARENESS.items())]
 
@@ -107,7 +125,7 @@ def read_results(folder: Path) -> list[Record]:
     rows = _parse(_read(file), str(file))
     if not isinstance(rows, list):
         raise SottovoceError.at(file, "damaged", f"expected a list of records, found {type(rows).__name__}")
-    return [Record(**_checked(row, KEYS, f"{file}: record {i}")) for i, row in enumerate(rows, 1)]
+    return [Record(**_checked(row, KEYS, f"{file}: record {i}", ["speakers"])) for i, row in enumerate(rows, 1)]
 
 
 def read_predictions(folder: Path) -> list[Prediction]:
@@ -117,16 +135,19 @@ def read_predictions(folder: Path) -> list[Prediction]:
     return [Prediction(**_checked(_parse(line, where), keys, where, OPTIONAL)) for where, line in lines]
 
 
-def _metrics(task: str) -> dict[str, Metric]:
+def _metrics(rows: Sequence[Prediction]) -> dict[str, Metric]:
+    """Of one task, whose rows share the error rate that they name."""
+    task, rate = rows[0].task, rows[0].metric
     if task == "asr":
-        return {"wer": word_error_rate}
+        return {} if all(map(is_silent, rows)) else {rate or "wer": error_rate(rate or "wer")}
     if task in GENERATED:
         return {"rouge_l": rouge_l} if task == "dialogue" else ROUGE  # each paper reports its own
     return {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
 
 
 def _json(records: Sequence[Record]) -> str:
-    rows = [_line({key: _rounded(getattr(record, key)) for key in KEYS}) for record in records]
+    named = ([key for key in KEYS if key != "speakers" or record.speakers] for record in records)
+    rows = [_line({key: _rounded(getattr(r, key)) for key in keys}) for r, keys in zip(records, named, strict=True)]
     return "[\n  " + ",\n  ".join(rows) + "\n]\n" if rows else "[]\n"
 
 

@@ -5,7 +5,6 @@ PE-FT reports it by VoiceBench's overall score; here it is the same prompts, in 
 
 import hashlib
 import json
-import re
 import unicodedata
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ from sottovoce.errors import MissingError, SottovoceError
 from sottovoce.evaluation.bootstrap import Array, ratio
 from sottovoce.evaluation.metrics import Measure, Score
 from sottovoce.io import atomic_write
+from sottovoce.scripts import searched, standing, units
 
 TASK, SLOTS = "retention", "text"  # of its records
 KEYS = {"prompt", "messages", "response", "answer"}
 ROLES = ("system", "user", "assistant")
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ def _item(row: Any) -> Item:
 
 
 def words(text: str) -> list[str]:
-    """Words and numbers, in lower case and Unicode's compatible forms, without punctuation."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+    """Words, numbers and characters of scripts without spaces, in lower case and compatible forms (NFKC)."""
+    return units(unicodedata.normalize("NFKC", text).lower())
 
 
 def is_right(item: Item, said: str) -> bool:
@@ -94,8 +93,8 @@ def is_right(item: Item, said: str) -> bool:
     answer = words(said)
     if item.answer is None:
         return answer == words(item.response)
-    right = words(item.answer)
-    return bool(right) and any(answer[at : at + len(right)] == right for at in range(len(answer) - len(right) + 1))
+    right = searched(" ".join(words(item.answer)))
+    return bool(right) and bool(standing([right]).search(searched(" ".join(answer))))
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from sottovoce.errors import MissingError, SottovoceError, nearest
 from sottovoce.evaluation.metrics import Measure, Metric, Prediction, Score, mean_measure, require
 from sottovoce.paths import resolve
+from sottovoce.scripts import folded, units
 
 if TYPE_CHECKING:  # PyTorch, transformers and torchmetrics take seconds to import
     from torch import Tensor
 
-WORD = re.compile("[a-z0-9]+")  # of ROUGE, in lower case: other scripts have none
 # The layer whose cosines agree best with human judgements of translations (WMT16), as found by BERTScore's authors.
 LAYERS = {
     "bert-base-uncased": 9,
@@ -31,15 +30,26 @@ LAYERS = {
 }
 
 
+def words_of(text: str) -> list[str]:
+    """Words of ROUGE: runs of letters, marks and digits in lower case, or characters of scripts without spaces.
+
+    Of ASCII these are the words of the reference implementation without its stemmer, which knows no others.
+    """
+    return units(folded(text).replace("_", " "))
+
+
 def rouge_f1(kind: str, responses: Sequence[str], targets: Sequence[str]) -> list[float]:
     """F of each pair by `rouge_1`, `rouge_2` or `rouge_l`; an error where they are no pairs."""
     from torchmetrics.text.rouge import ROUGEScore
 
     _require_pairs(kind, responses, targets)
     key = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}[kind]
-    rouge = ROUGEScore(rouge_keys=key)
+    rouge = ROUGEScore(rouge_keys=key, normalizer=lambda text: " ".join(words_of(text)))
     rouge.update(list(responses), list(targets))
-    return [float(f) for f in getattr(rouge, f"{key}_fmeasure")]  # its state: one F a pair, before the mean
+    scores = [float(f) for f in getattr(rouge, f"{key}_fmeasure")]  # its state: one F a pair, before the mean
+    wordless = (not words_of(target) and bool(target.strip()) for target in targets)  # such as emoji alone
+    rows = zip(scores, wordless, responses, targets, strict=True)
+    return [float(r.split() == t.split()) if alone else score for score, alone, r, t in rows]
 
 
 def likeness_of(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], float]:
@@ -53,8 +63,8 @@ def likeness_of(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], float
 def rouge_1(predictions: Sequence[Prediction]) -> Measure:
     """Mean ROUGE-1 F: words that response and target share, between 0 and 1 (Lin, 2004).
 
-    Words are runs of a-z and 0-9 in lower case, as in the reference implementation without its stemmer. Targets without
-    one score 0, which the notes count; so it is with `rouge_2` and `rouge_l`.
+    See `words_of` for words. Targets without one score 1 where the response is the same, else 0, which the notes count;
+    so it is with `rouge_2` and `rouge_l`. An empty target, or one of a single word for `rouge_2`, scores 0.
     """
     return _rouge("rouge_1", predictions)
 
@@ -78,9 +88,12 @@ def _rouge(kind: str, predictions: Sequence[Prediction]) -> Measure:
     require(predictions, kind)
     scores = rouge_f1(kind, [p.response for p in predictions], [p.target for p in predictions])
     n = 2 if kind == "rouge_2" else 1
-    short = sum(len(WORD.findall(p.target.lower())) < n for p in predictions)
-    what = "no word in a-z or 0-9" if n == 1 else f"fewer than {n} words in a-z or 0-9"
-    return mean_measure(scores, None, f"{short} of {len(predictions)} targets have {what} and score 0" if short else "")
+    counts = [len(words_of(p.target)) for p in predictions]
+    short = sum(count < n for count in counts)
+    what = "no word" if n == 1 else f"fewer than {n} words"
+    how = "can score only where the response is the same" if 0 in counts else "score 0"
+    notes = f"{short} of {len(predictions)} targets have {what} and {how}" if short else ""
+    return mean_measure(scores, None, notes, [p.speaker for p in predictions])
 
 
 class BertScore:
@@ -126,7 +139,7 @@ class BertScore:
             notes.append(f"{empty} of {len(predictions)} pairs have an empty text and score 0")
         if cut := sum(self._is_cut(text) for text in [*responses, *targets]):
             notes.append(f"{cut} of {2 * len(predictions)} texts were cut after {self.limit} tokens")
-        return mean_measure(self.f1(responses, targets), notes="; ".join(notes))
+        return mean_measure(self.f1(responses, targets), None, "; ".join(notes), [p.speaker for p in predictions])
 
     def f1(self, responses: Sequence[str], targets: Sequence[str]) -> list[float]:
         """F1 of each pair, about -1 to 1; in practice most of that range is empty."""

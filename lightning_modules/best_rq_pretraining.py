@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -30,6 +32,7 @@ from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import LAST, latest, read_checkpoint
 from sottovoce.lightning_modules.trainer import adamw, build_trainer, is_rank_zero, loader, train_to_end
+from sottovoce.lightning_modules.trainer_settings import check_trainer, seconds_of
 from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, read_splits
 from sottovoce.training.run_folder import only_run, open_folder
 
@@ -101,6 +104,7 @@ def pretrain(config: str, overrides: Sequence[str]) -> Path:
     The same command again goes on where it stopped, and ends in the same weights, bit for bit on one CPU.
     """
     recipe = load(config, overrides)
+    check_trainer(recipe)
     console = Console(quiet=not is_rank_zero())
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
     with only_run(recipe.folder) if is_rank_zero() else nullcontext():
@@ -114,6 +118,7 @@ def pretrain(config: str, overrides: Sequence[str]) -> Path:
 def dry_run(config: str, overrides: Sequence[str]) -> None:
     """Build the recipe on the meta device and print what trains; no clip is read."""
     recipe = load(config, overrides)
+    check_trainer(recipe)
     with torch.device("meta"):
         module = Pretraining(recipe)
         module.best_rq.encoder.build()
@@ -148,7 +153,9 @@ def train(recipe: PretrainRecipe, console: Console) -> None:
     module, resume = begin(recipe), latest(recipe.folder, console)
     if resume is None:  # a checkpoint has them
         measure(recipe, module, speech.train, console)
-    resumable = ResumeCheckpoint(recipe.folder / LAST, recipe.checkpoint_every)
+    limit = recipe.trainer.get("max_time")
+    deadline = math.inf if limit is None else time.monotonic() + seconds_of(limit)
+    resumable = ResumeCheckpoint(recipe.folder / LAST, recipe.checkpoint_every, deadline)
     guard = NonFiniteGuard(recipe.folder / "skipped.jsonl", recipe.name, console)
     trainer = build_trainer(
         recipe.trainer, recipe.folder, [guard, resumable], val_check_interval=min(recipe.validate_every, recipe.steps),

@@ -1,6 +1,7 @@
 """Callbacks of a training: resume checkpoints, the guard against non-finite steps, throughput, skipped rows."""
 
 import json
+import math
 import resource
 import shutil
 import signal
@@ -39,10 +40,20 @@ class ResumeCheckpoint(Checkpoint):
 
     A warning (SIGTERM) waits for the end of the step, which is then checkpointed. With several processes one that is
     warned stops all of them at the same step. Beside `file`, a folder's `last.ckpt`, `previous.ckpt` will stand.
+
+    At `deadline`, in seconds of `time.monotonic`, it stops in the same way, but never without a step more than before.
     """
 
-    def __init__(self, file: Path, every: int) -> None:
-        self.file, self.every, self.warned = file, every, False
+    def __init__(self, file: Path, every: int, deadline: float = math.inf) -> None:
+        self.file, self.every, self.deadline, self.warned = file, every, deadline, False
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A run may go on with its steps in other shares: Lightning counts batches, where steps are what is done."""
+        before, now = checkpoint.get("accumulate_grad_batches", 1), trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            done = counts["processed"]  # the others lag or lead by one
+            counts.update({name: done // before * now + count - done for name, count in counts.items()})
 
     def on_train_start(self, trainer: L.Trainer, *_: object) -> None:
         """Lightning's own handler would talk to other processes at any time. It puts back the old ones at the end."""
@@ -59,32 +70,41 @@ class ResumeCheckpoint(Checkpoint):
         if trainer.fit_loop.epoch_loop.batch_progress.current.ready % together:
             return  # gradients of half a step are in no checkpoint
         due = int(due) // together
-        warned, validates = self.agreed(trainer), step % due == 0
-        if not validates and (warned or step % self.every == 0 or (step + 1) % due == 0):
+        warned, validates = self.agreed(trainer, self.warned), step % due == 0
+        late = not validates and step < self._steps(trainer) and self._late(trainer)
+        if not validates and (warned or late or step % self.every == 0 or (step + 1) % due == 0):
             self._save(trainer, module)
-        self._leave(warned)  # before a validation, which may take longer than a cluster waits
+        self._leave(warned, late)  # before a validation, which may take longer than a cluster waits
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: object) -> None:
         """Several processes may have different numbers of these batches, and cannot agree before the end."""
         self._leave(self.warned and trainer.world_size == 1)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if 0 < trainer.global_step < trainer.num_training_batches / trainer.accumulate_grad_batches:
-            warned = self.agreed(trainer)
+        if 0 < trainer.global_step < self._steps(trainer):
+            warned, late = self.agreed(trainer, self.warned), self._late(trainer)
             self._save(trainer, module)
-            self._leave(warned)
+            self._leave(warned, late)
 
-    def agreed(self, trainer: L.Trainer) -> bool:
-        """Whether any process has been warned: all of them must leave at the same step."""
+    def agreed(self, trainer: L.Trainer, told: bool) -> bool:
+        """Whether any process has been told to stop: all of them must leave at the same step."""
         if trainer.world_size == 1:
-            return self.warned
-        return bool(trainer.strategy.reduce_boolean_decision(self.warned, all=False))
+            return told
+        return bool(trainer.strategy.reduce_boolean_decision(told, all=False))
 
-    def _leave(self, warned: bool) -> None:
-        if warned:
-            raise Terminated
+    def _late(self, trainer: L.Trainer) -> bool:
+        return self.deadline < math.inf and self.agreed(trainer, time.monotonic() > self.deadline)
+
+    def _steps(self, trainer: L.Trainer) -> float:
+        return trainer.num_training_batches / trainer.accumulate_grad_batches
+
+    def _leave(self, warned: bool, late: bool = False) -> None:
+        if warned or late:
+            raise Terminated(*[] if warned else ["the time that trainer.max_time gives"])
 
     def _save(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if getattr(trainer, "fast_dev_run", False):
+            return
         check_weights(module, trainer.global_step)
         if trainer.is_global_zero and self.file.exists():
             previous = self.file.with_name(PREVIOUS)

@@ -1,25 +1,32 @@
 """The curriculum: one stage after another, each from the best checkpoint of the one before; a killed stage goes on."""
 
 import json
+import math
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch.utils.data import DataLoader
 
 from sottovoce.config.recipe import Recipe
 from sottovoce.data.batch_sampler import BatchSampler
-from sottovoce.data.examples import Examples, LazyExamples
+from sottovoce.data.examples import Examples, ExampleSampler, LazyExamples
 from sottovoce.errors import ConfigError
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, SkippedRows, ThroughputMeter
 from sottovoce.lightning_modules.checkpointing import LAST, BestCheckpoint, latest, read_checkpoint
 from sottovoce.lightning_modules.run import Run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.lightning_modules.trainer import build_trainer, is_sharded, loader, train_to_end
+from sottovoce.lightning_modules.trainer import build_trainer, loader, train_to_end
+from sottovoce.lightning_modules.trainer_settings import batches_of, is_sharded, seconds_of
+from sottovoce.training.llm_targets import Made, Name
+from sottovoce.training.row_lengths import stage_readings
 from sottovoce.training.splits import LazySplit
 from sottovoce.training.spoken_prompt import response_tokens
 
@@ -37,11 +44,16 @@ def stage_folder(recipe: Recipe, name: str) -> Path:
     return recipe.folder / "stages" / f"{list(recipe.stages).index(name) + 1}-{name}"
 
 
-def train_stage(run: Run, name: str, before: Path | None) -> Path:
-    """Train one stage, from a checkpoint of the one before; returns its own best checkpoint."""
+def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
+    """Train one stage, from a checkpoint of the one before; returns its own best checkpoint.
+
+    With `trainer.fast_dev_run` it tries some batches, from the weights at hand, and leaves nothing: None.
+    """
     folder, stage = stage_folder(run.recipe, name), run.recipe.stages[name]
     best, done = folder / "best.ckpt", folder / "done.json"
-    if done.is_file():
+    chosen = run.recipe.trainer
+    trial = bool(chosen.get("fast_dev_run"))
+    if done.is_file() and not trial:
         steps = json.loads(done.read_text("utf-8"))["steps"]
         run.console.print(f"stage {name} is done: {steps} steps, {best}", highlight=False, soft_wrap=True)
         return best
@@ -49,23 +61,29 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path:
         run.module.load_trained(read_trained(before), str(before))
 
     # trainer
-    resume = latest(folder, run.console)
+    resume = None if trial else latest(folder, run.console)
     meter, guard = ThroughputMeter(), NonFiniteGuard(folder / "skipped.jsonl", name, run.console)
-    resumable = ResumeCheckpoint(folder / LAST, run.recipe.checkpoint_every)
+    limit = chosen.get("max_time")
+    deadline = math.inf if limit is None else run.began + seconds_of(limit)
+    resumable = ResumeCheckpoint(folder / LAST, run.recipe.checkpoint_every, deadline)
     lowest = BestCheckpoint(best)
     callbacks = [lowest, meter, guard, resumable, SkippedRows(run.data.faults)]
     own = {
         "gradient_clip_val": stage.grad_clip, "accumulate_grad_batches": stage.accumulate_grad_batches,
         "default_root_dir": run.recipe.folder,
     }  # fmt: skip
-    trainer = build_trainer(run.recipe.trainer, folder, callbacks, **own)
+    trainer = build_trainer(chosen, folder, callbacks, **own)
 
     # data
+    for split in ("train", "validation"):
+        _make_targets(run, name, split, trainer)
     together = stage.accumulate_grad_batches
     batch_size = stage.batch_size * trainer.world_size * together
     sampler = _sampler(run, name, "train", trainer, _steps_done(resume, batch_size))
-    steps = sampler.steps
-    trainer.val_check_interval = max(1, steps // (stage.epochs * stage.val_checks_per_epoch)) * together
+    sampler.max_steps = steps = _steps(chosen, sampler)
+    if not trial:
+        due = max(1, steps // (stage.epochs * stage.val_checks_per_epoch))
+        trainer.val_check_interval = due * together
     training = _loader(run, name, "train", sampler)
     validation = _loader(run, name, "validation", _sampler(run, name, "validation", trainer))
 
@@ -75,6 +93,8 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path:
     run.console.rule(f"stage {number} of {len(run.recipe.stages)}: {name}, {steps} steps")
     train_to_end(trainer, module, training, validation, resume, resumable)
     trainer.strategy.barrier()
+    if trial:
+        return None
     if trainer.is_global_zero:
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
         trainable = sum(weight.numel() for weight in run.module.trainable_parameters())
@@ -84,6 +104,14 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path:
         }  # fmt: skip
         atomic_write(done, json.dumps(report, indent=2) + "\n")
     return best
+
+
+def _steps(chosen: dict[str, Any], sampler: BatchSampler) -> int:
+    """Optimizer steps of a stage, fewer than its sampler has where the recipe's `trainer` says so."""
+    if trial := int(chosen.get("fast_dev_run") or 0):
+        return min(trial, sampler.steps)
+    batches = batches_of(chosen.get("limit_train_batches"), len(sampler))
+    return -(-batches // sampler.accumulate)
 
 
 def _module_to_train(run: Run, trainer: L.Trainer, stage: str, steps: int) -> SpeechLLM:
@@ -125,29 +153,80 @@ def _steps_done(checkpoint: Path | None, batch_size: int) -> int:
 def _sampler(run: Run, stage: str, split: str, trainer: L.Trainer, start: int = 0) -> BatchSampler:
     """This process's batches of a stage, from batch `start` on."""
     node, data, training = run.recipe.stages[stage], run.data.splits[split], split == "train"
-    examples = run.example_sampler(stage, cut=training)
-    return BatchSampler(
+    examples = _drawing(run, stage, split)
+    order = BatchSampler(
         seconds=data.seconds, weights=data.stage_weights(node, examples, training=training),
         batch_size=node.batch_size, epochs=node.epochs if training else 1, seed=run.recipe.seed,
         rank=trainer.global_rank, ranks=trainer.world_size, start=start, groups=data.groups(examples),
         accumulate=node.accumulate_grad_batches if training else 1,
     )  # fmt: skip
+    few = run.recipe.trainer.get("overfit_batches")
+    return _first(order, few) if training and few else order
+
+
+def _first(sampler: BatchSampler, amount: float) -> BatchSampler:
+    """Batches of the same few rows in all epochs: of those with which the first one begins."""
+    batches = batches_of(amount, -(-len(sampler) // sampler.epochs))
+    steps = islice(sampler.global_steps(), -(-batches // sampler.accumulate))
+    numbers = [number for rows in steps for number in rows.numbers]
+    return replace(sampler, weights=np.bincount(numbers, minlength=len(np.asarray(sampler.weights))))
+
+
+def _drawing(run: Run, stage: str, split: str) -> ExampleSampler:
+    """How examples are drawn, but for those without a target."""
+    sampler = run.example_sampler(stage, cut=split == "train")
+    return replace(sampler, barred=run.barred.get((stage, split), {}))
+
+
+def _make_targets(run: Run, stage: str, split: str, trainer: L.Trainer) -> None:
+    """Make the targets that only the LLM can give, for all epochs of a stage.
+
+    What has none is not drawn, and the rows are drawn anew, until each that is drawn has one. `ConfigError` where not
+    one of a task is left.
+    """
+    data = run.data.splits[split]
+    if isinstance(data, LazySplit) or not _generates(run, stage):
+        return
+    draws = run.recipe.stages[stage].tasks_per_utterance if split == "train" else 1
+    wanted: set[Name] = set()
+    rejected: dict[Name, str] = {}
+    while True:
+        drawn = Examples(data.utterances, _drawing(run, stage, split), draws, None, run.audio_reader.read)
+        steps = _sampler(run, stage, split, trainer).global_steps()
+        with run.progress() as progress:
+            made = run.targets.make(run.module.llm, (e for rows in steps for e in drawn.examples(rows)), progress)
+        wanted, rejected = wanted | made.wanted, rejected | made.rejected
+        if not made.rejected:
+            break
+        tasks = {task for task, _ in rejected}
+        run.barred[stage, split] = {task: frozenset(name for t, name in rejected if t == task) for task in tasks}
+        told = Made(0, wanted, rejected).told(run.recipe.target_max_new_tokens)
+        if gone := sorted(tasks - {task for task, _ in wanted - rejected.keys()}):
+            why = f"stage {stage!r}: not one target of {', '.join(gone)} in {split!r} can be learned.\n{told}"
+            raise ConfigError.at("data.target_max_new_tokens", "empty", why)
+    if rejected:
+        run.console.print(f"stage {stage}, {split}: {told}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _generates(run: Run, stage: str) -> bool:
+    return any(weight and run.tasks[task].generated for task, weight in run.recipe.stages[stage].tasks.items())
 
 
 def _loader(run: Run, stage: str, split: str, sampler: BatchSampler) -> DataLoader[Any]:
-    """Batches of a stage; targets that only the LLM can give are made first, for all its epochs."""
+    """Batches of a stage, whose targets are there."""
     node, recipe, utterances = run.recipe.stages[stage], run.recipe, run.data.splits[split].utterances
-    draw, draws = run.example_sampler(stage, cut=split == "train"), node.tasks_per_utterance if split == "train" else 1
-    generates = any(weight and run.tasks[task].generated for task, weight in node.tasks.items())
-    complete = run.targets.complete if generates else None
+    draw, draws = _drawing(run, stage, split), node.tasks_per_utterance if split == "train" else 1
+    complete = run.targets.complete if _generates(run, stage) else None
     count = partial(response_tokens, run.module.llm.chat, run.module.slots)
     if isinstance(run.data.splits[split], LazySplit):
         skip = recipe.data.policy == "skip"
-        lazy = LazyExamples(utterances, draw, draws, complete, run.audio_reader.read, count, skip=skip)
+        readings = stage_readings(recipe, run.tasks, stage)
+        stand_in = run.audio_reader.stand_in(run.module.encoder, cached=False)
+        lazy = LazyExamples(
+            utterances, draw, draws, complete, run.audio_reader.read, count, stand_in, skip=skip,
+            check=partial(run.row_lengths.check, readings=readings),
+        )  # fmt: skip
         return loader(lazy, sampler, recipe.data.num_workers)
-    data = Examples(utterances, draw, draws, complete, run.audio_reader.read, count)
-    if generates:
-        wanted = (example for rows in sampler.global_steps() for example in data.examples(rows))
-        with run.progress() as progress:
-            run.targets.make(run.module.llm, wanted, progress)
+    stand_in = run.audio_reader.stand_in(run.module.encoder, cached=True)
+    data = Examples(utterances, draw, draws, complete, run.audio_reader.read, count, stand_in)
     return loader(data, sampler, recipe.data.num_workers)

@@ -47,6 +47,7 @@ class ZeRO(DeepSpeedStrategy):
         super().__init__(logging_batch_size_per_gpu=1, precision_plugin=OwnDtypes(precision), **knobs)
         assert isinstance(self.config, dict)
         self.config["bf16"] = {"enabled": False}
+        self.config["zero_force_ds_cpu_optimizer"] = False  # its own AdamW would have to be compiled
         if precision == "bf16-mixed":
             self.config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
         self._told_transformers: Any = None

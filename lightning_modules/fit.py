@@ -21,7 +21,8 @@ from sottovoce.lightning_modules.bundle import write_bundle, write_card
 from sottovoce.lightning_modules.curriculum import read_trained, train_stages
 from sottovoce.lightning_modules.run import frozen_fingerprints, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.lightning_modules.trainer import check_trainer, is_rank_zero
+from sottovoce.lightning_modules.trainer import is_rank_zero
+from sottovoce.lightning_modules.trainer_settings import check_trainer
 from sottovoce.paths import resolve
 from sottovoce.training.run_folder import only_run
 
@@ -36,17 +37,27 @@ def fit(config: str, overrides: Sequence[str] = ()) -> None:
 def _fit(recipe: Recipe) -> None:
     console = Console(quiet=not is_rank_zero())
     scores, node = recipe.folder / "evaluation", recipe.evaluation
+    trial = bool(recipe.stages and recipe.trainer.get("fast_dev_run"))
 
     # prepare
     run = prepare_run(recipe, console)
     before = frozen_fingerprints(run.module) if is_rank_zero() else {}
-    if node.retention and is_rank_zero():
+    if node.retention and is_rank_zero() and not trial:
         from sottovoce.scoring.text_retention import retention_before
 
         retention_before(run.module.llm, resolve(node.retention), scores, batch_size=node.batch_size)
+    untuned = None
+    if node.voicebench:
+        from sottovoce.scoring.voicebench import untuned_weights
+
+        untuned = untuned_weights(run)
 
     # train
     best = train_stages(run)
+    if trial:
+        told = "trainer.fast_dev_run: every stage has been tried; nothing was kept or scored, and there is no bundle"
+        console.print(told, highlight=False, soft_wrap=True)
+        return
     if not is_rank_zero():  # the others are done; what is left is written by one
         return
     if best is not None:
@@ -58,10 +69,10 @@ def _fit(recipe: Recipe) -> None:
     # leave the result, and score it
     from sottovoce.scoring.evaluate import report, score  # takes seconds, for which training need not wait
 
-    bundle = recipe.folder / "bundle" if best else None
+    bundle = recipe.folder / "bundle" if best or recipe.untuned else None
     if bundle:
         write_bundle(bundle, run.module, [])  # whatever the scoring comes to
-    records = score(run, recipe.name, scores)
+    records = score(run, recipe.name, scores, untuned=untuned)
     if bundle:
         write_card(bundle, run.module, records)
     report(run, records, bundle)
@@ -93,6 +104,8 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     for part, kind, weights, told in rows:
         table.add_row(part, kind, f"{sum(weight.numel() for weight in weights.parameters()):,}", told)
     Console().print(table)
+    if module.llm.passed_over:
+        Console().print(module.llm.passed_over, highlight=False)
 
 
 def _trained(module: SpeechLLM) -> int:

@@ -1,29 +1,35 @@
 """A run: its recipe, data, module and targets, and all that must be right before training starts."""
 
 import logging
-from dataclasses import dataclass
-from functools import cached_property
+import time
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
+from typing import cast
 
 import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from sottovoce.adapters import Adapter
 from sottovoce.config.recipe import Recipe
 from sottovoce.config.sections import StageConfig
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.manifest import refuse
+from sottovoce.data.skipped import LineFault
 from sottovoce.data.tasks import Task
 from sottovoce.device import on_device
 from sottovoce.errors import ManifestError, MissingError
 from sottovoce.io import file_lock
 from sottovoce.lightning_modules.bundle import bundle_weights
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.lightning_modules.trainer import check_trainer
+from sottovoce.lightning_modules.trainer_settings import check_trainer
 from sottovoce.training.audio_reader import AudioReader
+from sottovoce.training.category_labels import check_head_labels
 from sottovoce.training.llm_targets import Targets
+from sottovoce.training.row_lengths import RowLengths, check_prompts, scored_readings, stage_readings
 from sottovoce.training.run_folder import check_data, check_folder, open_folder
-from sottovoce.training.splits import DataSplits, build_tasks, read_splits
+from sottovoce.training.splits import DataSplits, LazySplit, build_tasks, check_content_apart, read_splits
 
 
 @dataclass
@@ -38,11 +44,24 @@ class Run:
     slots: dict[str, str]  # slot -> the text equivalent to its speech
     cache: Path  # folder of encoder outputs and of targets
     console: Console
+    began: float = field(default_factory=time.monotonic)  # seconds, from which `trainer.max_time` counts
+    barred: dict[tuple[str, str], dict[str, frozenset[str]]] = field(default_factory=dict)  # see `ExampleSampler`
 
     @cached_property
     def targets(self) -> Targets:
         """Targets that the LLM makes itself, from the texts in the slots."""
-        return Targets(self.cache, self.module.llm.fingerprint(), self.slots, self.recipe.evaluation.max_new_tokens)
+        return Targets(self.cache, self.module.llm.fingerprint(), self.slots, self.recipe.target_max_new_tokens)
+
+    @cached_property
+    def row_lengths(self) -> RowLengths:
+        """How long rows are for the LLM, and which it cannot read."""
+        module, frames = self.module, cache(self.module.encoder.output_length)
+
+        def speech(slot: str, clip: Path) -> int:
+            return cast(Adapter, module.adapters[slot]).output_length(frames(self.audio_reader.count_samples(clip)))
+
+        llm, most = module.llm, self.recipe.evaluation.max_new_tokens
+        return RowLengths(llm.chat, llm.context_length, llm.checkpoint, speech, most, self.recipe.instructions)
 
     def progress(self) -> Progress:
         columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -74,9 +93,12 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
         check_folder(recipe.folder, recipe.plain())
         L.seed_everything(recipe.seed, workers=True, verbose=False)
         data = read_splits(recipe)
+        check_head_labels(recipe, data)
         module = SpeechLLM(recipe)
         module.configure_model()
         open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
+    if module.llm.passed_over:
+        console.print(module.llm.passed_over, highlight=False)
     if recipe.init_from:
         module.load_trained(bundle_weights(Path(recipe.init_from)), recipe.init_from, begins=True)
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
@@ -89,21 +111,69 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
 
 
 def encode_clips(run: Run) -> None:
-    """Check and encode every clip; leave out what is faulty, or stop by `ManifestError`, as the recipe says."""
-    clips = [clip for split in run.data.splits.values() for clip in split.clips()]
+    """Check every row, check and encode every clip; leave out what is faulty, or stop by an error, as the recipe says.
+
+    Raises:
+        ManifestError: rows or clips are faulty and the recipe's policy is `error`; or the same samples are on two
+            sides, under whatever names.
+        ConfigError: a prompt holds a control token of the LLM's chat.
+    """
+    for note in run.data.notes:
+        run.console.print(note, markup=False, highlight=False, soft_wrap=True)
+    scored = {reading.name: reading.task for reading in scored_readings(run.recipe, run.tasks)}
+    own = [overrides.tasks for split in run.data.splits.values() for overrides in split.overrides]
+    for tasks in (run.tasks, scored, *own):
+        check_prompts(run.module.llm.chat, tasks)
+    reader = run.audio_reader
+    claimed = {clip: reader.count_samples(clip) for split in run.data.splits.values() for clip in split.clips()}
+    reader.samples |= claimed
+    _leave_out_unreadable(run)
+    reader.silent = frozenset(path for split in run.data.splits.values() for path in split.silent())
     with run.progress() as progress, on_device(run.module.encoder):
-        faults = run.audio_reader.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
+        clips = [clip for split in run.data.splits.values() for clip in split.clips()]
+        faults = reader.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
     if faults and run.recipe.data.policy == "error":
         refuse(f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):", faults)
     run.data.faults += faults
     bad = {Path(fault.where) for fault in faults}
     run.data.splits = {name: split.without(bad) for name, split in run.data.splits.items()}
-    for name in ("train", "validation") if run.recipe.stages or run.recipe.cascade else ():
+    longer = {clip for clip, count in reader.samples.items() if count > claimed.get(clip, count)}
+    if longer:  # than their headers say
+        _leave_out_unreadable(run, longer)
+    check_content_apart(run.data, reader.keys)
+    others = [clip for name in ("validation", "test") for clip in run.data.splits[name].clips()]
+    reader.apart = frozenset(reader.keys[clip] for clip in others)
+    learns = run.recipe.stages or (run.recipe.cascade and not run.recipe.cascade.recognizer)
+    for name in ("train", "validation") if learns else ():
         if not run.data.splits[name].utterances:
             told = f"no utterance is left in {name!r}: data.{name} must name a manifest with usable lines"
             raise ManifestError(told, code="empty", where=f"data.{name}")
         for stage in run.recipe.stages:
             _check_serves(run, stage, name)
+
+
+def _leave_out_unreadable(run: Run, clips: set[Path] | None = None) -> None:
+    """Leave out rows that the LLM cannot read, of those that need one of some clips; or stop by `ManifestError`."""
+    faults: dict[str, list[LineFault]] = {}
+    for name, split in run.data.splits.items():
+        if isinstance(split, LazySplit):
+            continue
+        rows = [u for u in split.utterances if clips is None or not clips.isdisjoint(u.clips)]
+        readings = scored_readings(run.recipe, run.tasks) if name == "test" else []
+        for stage, node in run.recipe.stages.items() if name != "test" else ():
+            sampler = run.example_sampler(stage, cut=False)
+            drawn = split.stage_weights(node, sampler, training=name == "train")
+            used = {id(u) for u, weight in zip(split.utterances, drawn, strict=True) if weight > 0}
+            read = stage_readings(run.recipe, run.tasks, stage)
+            faults.setdefault(name, []).extend(run.row_lengths.faults((u for u in rows if id(u) in used), read))
+        faults.setdefault(name, []).extend(run.row_lengths.faults(rows, readings))
+    found = list({fault.where: fault for each in faults.values() for fault in each}.values())
+    if found and run.recipe.data.policy == "error":
+        refuse(f"{len(found)} rows cannot be read by the LLM (data.policy=skip leaves them out):", found)
+    run.data.faults += found
+    for name, each in faults.items():
+        places, split = {fault.where for fault in each}, run.data.splits[name]
+        run.data.splits[name] = split.only(u.place not in places for u in split.utterances) if each else split
 
 
 def _check_serves(run: Run, stage: str, split: str) -> None:
@@ -118,6 +188,11 @@ def _check_serves(run: Run, stage: str, split: str) -> None:
         raise ManifestError(told, code="empty", where=f"stages.{stage}.tasks")
     if served < count:
         run.console.print(f"stage {stage}: {served:,} of {count:,} utterances of {split} serve its tasks")
+    if isinstance(data, LazySplit):
+        return  # which of its lines are text alone shows when they are drawn
+    written = sum(u.audio is None and weight > 0 for u, weight in zip(data.utterances, weights, strict=True))
+    if written:
+        run.console.print(f"stage {stage}: {written:,} of {served:,} utterances of {split} are text alone")
 
 
 def frozen_fingerprints(module: SpeechLLM) -> dict[str, str]:

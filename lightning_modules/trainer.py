@@ -1,9 +1,8 @@
 """The one Lightning Trainer, for stages and for pre-training: arguments of a recipe, callbacks, checkpoints, errors."""
 
-import inspect
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -22,9 +21,9 @@ from torch.distributed import DistError
 from torch.utils.data import DataLoader
 
 from sottovoce.config.best_rq import PretrainRecipe
-from sottovoce.config.recipe import SCHEDULES, Recipe
+from sottovoce.config.recipe import SCHEDULES
 from sottovoce.config.sections import StageConfig
-from sottovoce.errors import ConfigError, MissingError, SottovoceError, TrainingError, nearest
+from sottovoce.errors import ConfigError, MissingError, SottovoceError, TrainingError
 from sottovoce.lightning_modules.callbacks import ResumeCheckpoint, ignore_signals
 from sottovoce.lightning_modules.checkpointing import write_checkpoints_atomically
 from sottovoce.signals import Terminated
@@ -33,6 +32,8 @@ _READER = re.compile(r"DataLoader worker \(pid\(?s?\)? ?(?P<pid>[\d, ]+)\) (?P<f
 _CAUGHT = re.compile(r"^Caught \w+ in DataLoader worker process")
 _PARTED = re.compile(r"closed by peer|reset by peer|broken pipe|gloo|nccl|connection refused", re.IGNORECASE)
 _GOES_ON = "The same command goes on from the last checkpoint"
+OWN = ("max_time", "limit_train_batches", "overfit_batches")  # what Lightning is not told, since we do it ourselves
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 _DEFAULTS: dict[str, Any] = {"accelerator": "auto", "devices": 1, "log_every_n_steps": 10}
 
 
@@ -43,7 +44,9 @@ def build_trainer(chosen: dict[str, Any], folder: Path, callbacks: list[Callback
     Metrics go to `folder`. An argument that Lightning does not take, or a strategy that cannot be, is a `ConfigError`.
     """
     chosen = {**_DEFAULTS, **chosen}
-    shown = [RichProgressBar(leave=True)] if chosen.get("enable_progress_bar", True) else []
+    if profiler := chosen.get("profiler"):  # with a file of its own, since Lightning's notices are not shown
+        chosen["profiler"] = PROFILERS[profiler](dirpath=folder, filename="profile")
+    shown = [RichProgressBar(leave=True)] if chosen.get("enable_progress_bar") is not False else []
     try:
         trainer = L.Trainer(
             **trainer_arguments(chosen), max_epochs=1, num_sanity_val_steps=0, use_distributed_sampler=False,
@@ -52,6 +55,9 @@ def build_trainer(chosen: dict[str, Any], folder: Path, callbacks: list[Callback
         )  # fmt: skip
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError.at("trainer", "bad-value", f"Lightning refuses these arguments: {error}") from None
+    if getattr(trainer.strategy, "_start_method", "popen") != "popen":  # `auto` in a notebook
+        why = "a notebook can train with one device alone: start the command `fit` for more"
+        raise ConfigError.at("trainer.devices", "conflict", why)
     write_checkpoints_atomically(trainer)
     return trainer
 
@@ -71,7 +77,7 @@ def train_to_end(
         trainer.fit(module, training, validation, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    if checkpoint.agreed(trainer):
+    if checkpoint.agreed(trainer, checkpoint.warned):
         raise Terminated
 
 
@@ -97,6 +103,7 @@ def readable_errors(trainer: L.Trainer) -> Iterator[None]:
 
     Raises:
         KeyboardInterrupt: somebody pressed Ctrl-C.
+        ConfigError: Lightning cannot do what the recipe's `trainer` says with these data.
         TrainingError: a process that reads audio has died, or another process of the run.
         SottovoceError: one that happened while audio was read, without the traceback that PyTorch wraps it in.
     """
@@ -104,6 +111,8 @@ def readable_errors(trainer: L.Trainer) -> Iterator[None]:
         yield
     except SystemExit:  # how Lightning ends when it is interrupted
         raise KeyboardInterrupt from None
+    except MisconfigurationException as error:  # what shows only beside the data, such as a share of them that is none
+        raise ConfigError.at("trainer", "bad-value", f"Lightning cannot train so: {error}") from None
     except SottovoceError as error:
         if not _CAUGHT.match(str(error)):
             raise
@@ -122,77 +131,23 @@ def readable_errors(trainer: L.Trainer) -> Iterator[None]:
         raise
 
 
-PRECISIONS = ("32-true", "bf16-mixed")  # under DeepSpeed
-KNOWN = (  # to Lightning
-    "16-mixed", "16-true", "bf16-mixed", "bf16-true", "32-true", "64-true", "16", "bf16", "32", "64", 16, 32, 64,
-    "transformer-engine", "transformer-engine-float16", None,
-)  # fmt: skip
-
-
 def is_rank_zero() -> bool:
     """Whether this process speaks for all: there is no other, or it has rank 0 of those that were started together."""
     return (getattr(rank_zero_only, "rank", None) or 0) == 0
-
-
-def is_sharded(trainer: dict[str, Any]) -> bool:
-    """Whether a recipe's `trainer` shards the weights themselves, the frozen ones included: ZeRO's stage 3."""
-    return str(trainer.get("strategy", "")).startswith("deepspeed_stage_3")
-
-
-def check_trainer(recipe: Recipe) -> None:
-    """Whether Lightning knows what `trainer` says, and the strategy can do what the recipe asks for.
-
-    If not, that is a `ConfigError`. Which devices there are is not asked: a recipe may be looked at elsewhere.
-    """
-    takes = list(inspect.signature(L.Trainer).parameters)
-    for key in recipe.trainer:
-        if key not in takes:
-            told = f"trainer: Lightning's Trainer takes no {key!r}.{nearest(key, takes)}"
-            raise ConfigError(told, code="unknown-key", where=f"trainer.{key}")
-    accelerators = ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
-    for key, names in (("accelerator", accelerators), ("precision", KNOWN)):
-        if key in recipe.trainer and recipe.trainer[key] not in names:
-            why = f"Lightning has no {recipe.trainer[key]!r}.{nearest(str(recipe.trainer[key]), map(str, names))}"
-            raise ConfigError.at(f"trainer.{key}", "unknown-name", why)
-    for key in ("devices", "num_nodes"):
-        if not _counts(recipe.trainer.get(key, 1), others=("auto", -1, "-1") if key == "devices" else ()):
-            why = f"a positive whole number is needed, found {recipe.trainer[key]!r}"
-            raise ConfigError.at(f"trainer.{key}", "bad-value", why)
-    name, known = recipe.trainer.get("strategy", "auto"), ["auto", *StrategyRegistry.available_strategies()]
-    if not isinstance(name, str) or name not in known:
-        why = f"there is no strategy {name!r}.{nearest(str(name), known)}"
-        raise ConfigError.at("trainer.strategy", "unknown-name", why)
-    large = recipe.auxiliary_head or recipe.trains_encoder or recipe.llm.tuning.method == "weights"
-    if large and is_sharded(recipe.trainer):
-        why = f"under {name} adapters and LoRA can train, but not auxiliary_head, the encoder, or the LLM's own "
-        why += "weights (llm.tuning.method=weights): take deepspeed_stage_2, or ddp"
-        raise ConfigError.at("trainer.strategy", "conflict", why)
-
-
-def _counts(value: Any, others: Sequence[Any]) -> bool:
-    """Whether a value says how many: a positive number, a list that is not empty, or one of `others`."""
-    if value in others or (isinstance(value, str) and set(value) <= set("0123456789,") and value.strip("0,")):
-        return True
-    return (
-        bool(value) if isinstance(value, list) else isinstance(value, int) and not isinstance(value, bool) and value > 0
-    )
 
 
 def trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of `lightning.Trainer`; DeepSpeed's strategies are replaced by our own of the same name.
 
     Raises:
-        ConfigError: DeepSpeed is not to be had with this precision.
         MissingError: DeepSpeed is not installed.
     """
-    name = trainer.get("strategy", "auto")
-    if not isinstance(name, str) or not name.startswith("deepspeed"):
+    name = str(trainer.get("strategy", "auto"))
+    trainer = {key: value for key, value in trainer.items() if key not in OWN}
+    if not name.startswith("deepspeed"):
         return trainer
     precision = str(trainer.get("precision") or "32-true")
     precision = {"32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
-    if precision not in PRECISIONS:
-        why = f"under {name} it is {' or '.join(PRECISIONS)}, found {precision!r}: what trains stays in float32, and "
-        raise ConfigError.at("trainer.precision", "conflict", f"{why}frozen parts have dtypes of their own (llm.dtype)")
     if trainer.get("accelerator") == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is first imported
     try:

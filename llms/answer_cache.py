@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from sottovoce.errors import SottovoceError
 from sottovoce.io import storage_errors
-from sottovoce.llms.engines import Chat, Cut, Engine, Failure
+from sottovoce.llms.engines import Chat, Cut, Engine, Failure, answered
 
 PART = 256  # chats after which answers are written down
 
@@ -88,13 +88,16 @@ class CachedEngine(Engine):
                 [missing[key] for key in part], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
             )
             self.asked += len(part)
-            answered = dict(zip(part, answers, strict=True))
-            failed |= {key: answer for key, answer in answered.items() if isinstance(answer, Failure)}
-            self.cache.add({key: answer for key, answer in answered.items() if isinstance(answer, str)})
+            kept = {
+                key: answered(answer) if isinstance(answer, str) else answer
+                for key, answer in zip(part, answers, strict=True)
+            }
+            failed |= {key: answer for key, answer in kept.items() if isinstance(answer, Failure)}
+            self.cache.add({key: answer for key, answer in kept.items() if isinstance(answer, str)})
             if failed.keys() >= set(part):
                 break
         unsent = Failure("not sent: no chat of the part before was answered")
-        return [known[key] if key in known else failed.get(key, unsent) for key in keys]
+        return [answered(known[key]) if key in known else failed.get(key, unsent) for key in keys]
 
     def _parts(self, keys: list[str]) -> Iterable[list[str]]:
         parts = [keys[start : start + PART] for start in range(0, len(keys), PART)]

@@ -8,19 +8,32 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
-from sottovoce.errors import SottovoceError
+from sottovoce.errors import SottovoceError, TrainingError
+from sottovoce.llms.answer_text import Cut as Cut
+from sottovoce.llms.answer_text import without_thoughts
 from sottovoce.llms.chat_template import Placeholder, Segment
 from sottovoce.llms.hf_model import LoadedLLM, PrefixCache, cache_argument
 
 _IGNORE = -100  # target of a position that is not in the loss
 
 
-class Cut(str):
-    """An answer that reached `max_new_tokens` before its turn ended."""
+class FiniteLogits(LogitsProcessor):
+    """Raises TrainingError where no token is the likeliest: greedy search would answer with the first of all tokens.
 
-    __slots__ = ()
+    Activations of some LLMs overflow in float16. `what` is the LLM, for the message.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        """Logits (rows, vocabulary), as they are."""
+        if not scores.amax(1).isfinite().all():
+            why = f"the logits of {self.what} are not finite: set llm.dtype=bfloat16 or float32; if they are not "
+            raise TrainingError.at("llm.dtype", "nonfinite", f"{why}then, what was trained is broken")
+        return scores
 
 
 class TokenLoss(NamedTuple):
@@ -165,8 +178,9 @@ class CausalLLM(LoadedLLM):
     ) -> list[str]:
         """Greedy search until the turn ends: a text per prompt of (tokens, dim); errors as in `check_lengths`.
 
-        Texts come without special tokens and without white space around them, and do not depend on the batch; one that
-        did not end is a `Cut`. `processors` change the logits of each step.
+        Texts come without thoughts, special tokens and white space around them, and do not depend on the batch; one
+        that did not end is a `Cut`. `processors` change the logits of each step. Logits that are not finite are a
+        `TrainingError`.
         """
         if max_new_tokens < 1:
             raise SottovoceError(f"max_new_tokens must be at least 1, got {max_new_tokens}", code="bad-value")
@@ -174,15 +188,23 @@ class CausalLLM(LoadedLLM):
             return []
         self.check_lengths(prompts, [max_new_tokens] * len(prompts))
         x, real = pad_left(prompts)
+        finite = FiniteLogits(f"{self.checkpoint} in {str(self.dtype).removeprefix('torch.')}")
         ids = self.model.generate(  # type: ignore[operator]  # GenerationMixin is not in PreTrainedModel's type
-            inputs_embeds=x, attention_mask=real.long(), max_new_tokens=max_new_tokens, logits_processor=processors
-        )
+            inputs_embeds=x, attention_mask=real.long(), max_new_tokens=max_new_tokens,
+            logits_processor=LogitsProcessorList([finite, *(processors or [])]),
+        )  # fmt: skip
         return [self._decode(row) for row in ids.tolist()]
 
     def _decode(self, ids: list[int]) -> str:
         """The text of generated tokens up to the end of the turn; a `Cut` where the turn did not end."""
         end = next((at for at, token in enumerate(ids) if token in self.chat.stop_ids), None)
         text = str(self.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+        # Thoughts are marked by special tokens in some families.
+        whole = self.chat.thought + str(self.tokenizer.decode(ids[:end]))
+        if (kept := without_thoughts(whole)) != whole:
+            for token in self.tokenizer.all_special_tokens:
+                kept = kept.replace(token, "")
+            text = kept.strip()
         return Cut(text) if end is None else text
 
     def _embed_text(self, texts: Sequence[list[int]]) -> list[Tensor]:
@@ -201,9 +223,15 @@ class CausalLLM(LoadedLLM):
             raise SottovoceError(why, code="mismatch")
         return x.to(self.dtype)
 
+    @property
+    def context_length(self) -> int | None:
+        """How many tokens the LLM reads, prompt and answer together; None where its configuration does not say."""
+        most = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return None if most is None else int(most)
+
     def check_lengths(self, prompts: list[Tensor], extra: list[int]) -> None:
         """`SottovoceError` where a prompt is empty, or the LLM's context cannot hold it and `extra` tokens behind."""
-        most: int | None = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        most = self.context_length
         for i, (prompt, more) in enumerate(zip(prompts, extra, strict=True)):
             if not len(prompt):
                 raise SottovoceError(f"prompt {i} is empty: there is nothing to answer", code="empty")

@@ -1,13 +1,13 @@
 """Dialogues by a model's own chat template, tokenised, with placeholders where speech embeddings go."""
 
 import re
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
-from jinja2 import TemplateError
-
-from sottovoce.errors import Code, SottovoceError, nearest
+from sottovoce.errors import Code, SottovoceError, brief, first_line, nearest
+from sottovoce.llms.answer_text import opens_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,6 +18,7 @@ Role = Literal["system", "user", "assistant"]
 # no template trims and no writing system holds.
 _OPEN, _CLOSE = "\U000f5e00", "\U000f5e01"
 _MARK = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+TODAY = datetime(2024, 7, 26)  # of templates that write the date; by default that of Llama 3.2's
 
 
 @dataclass(frozen=True)
@@ -43,32 +44,50 @@ class ChatTurn:
 class ChatFormat:
     """Tokenises dialogues as one model family expects them.
 
-    BOS comes from the chat template, never from the tokenizer. Where there is no template, or nothing that ends a turn,
+    BOS comes from the chat template, never from the tokenizer. Text that holds a control token, such as `<|im_start|>`,
+    is refused: it would begin or end a turn. Where there is no template, or nothing that ends a turn,
     that is a `SottovoceError`.
 
+    Args:
+        tokenizer: with the chat template.
+        stop_ids: tokens that end a generation.
+        arguments: keyword arguments of the template. Where it knows `enable_thinking`, that is false unless set here.
+
     Attributes:
-        stop_ids: tokens that end a generation, with which the template ends an assistant's turn included.
+        stop_ids: those, and the one with which the template ends an assistant's turn.
+        arguments: all that the template is given beside the dialogue, as JSON; for templates that write it, the date.
+        thought: the mark of a thought that the prompt leaves open; the answer begins within it.
         delimiters: the texts before and after a placeholder, such as the LLM's own tokens that enclose audio.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int],
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         if not tokenizer.chat_template:
             why = "no chat template, so turns cannot be told apart: name an instruction-tuned checkpoint, or set "
             raise _unfit(tokenizer, "unavailable", why + "`chat_template` in its tokenizer_config.json")
         self.tokenizer = tokenizer
+        known = {"enable_thinking": False, "strftime_now": TODAY.date().isoformat()}
+        written = str(tokenizer.chat_template)
+        self.arguments = {**{name: value for name, value in known.items() if name in written}, **(arguments or {})}
         self.delimiters: Delimiters = _no_delimiters
         self.stop_ids = frozenset(stop_ids) | self._end_of_turn()
         if not self.stop_ids:
             raise _unfit(tokenizer, "unavailable", "no token that ends a turn")
+        self._control = self._control_tokens()
+        self._border = re.compile("|".join(map(re.escape, sorted(self._control, key=len, reverse=True))) or "(?!)")
         self._has_system_role = self._may_begin_with("system")  # Gemma's template raises, others drop the turn
         self._assistant_may_begin = self._may_begin_with("assistant")  # the templates of Gemma and Mistral raise
+        self.thought = opens_thought(self._render([_message("user", "x")], answer=None))
+        self._marks_starts = str(tokenizer.convert_ids_to_tokens(self._ids(":"))[0]).startswith("▁")
 
     def prompt(self, turns: Sequence[ChatTurn]) -> list[Segment]:
         """The dialogue up to where the assistant starts to answer, as tokens and placeholders in their order.
 
         Raises:
             SottovoceError: the dialogue does not end with the user, the template refuses it, drops or repeats a turn
-                that has placeholders, or its text holds a character that is reserved for them.
+                that has placeholders, or its text is none that may be said, see `check_text`.
         """
         marked, keys = self._marked(turns)
         parts = _MARK.split(self._render(marked, answer=None))  # text, number, text, number, ..., text
@@ -77,20 +96,22 @@ class ChatFormat:
             raise _unfit(self.tokenizer, "mismatch", f"{why}{parts[1::2]} came out")
         segments: list[Segment] = []
         for i, text in enumerate(parts[::2]):
-            segments += [self._ids(text)] if text else []
+            segments += [self._ids_within(text) if i else self._ids(text)] if text else []
             segments += keys[i : i + 1]
         return segments
+
+    def largest_id(self) -> int:
+        """The largest token that the template itself writes."""
+        turns = [ChatTurn("system", ("x",)), ChatTurn("user", ("x",))]
+        asked = [token for part in self.prompt(turns) if isinstance(part, list) for token in part]
+        return max((*asked, *self.response(turns, "x")))
 
     def response(self, turns: Sequence[ChatTurn], text: str) -> list[int]:
         """Tokens of the answer `text` as the template writes it after `prompt(turns)`, its end-of-turn token last.
 
-        Errors as in `prompt`; and `SottovoceError` where `text` holds a token that ends a turn.
+        Errors as in `prompt`; and `SottovoceError` where `text` is none that may be said, see `check_text`.
         """
-        _refuse_reserved(text)
-        if stops := self.stop_ids.intersection(self._ids(text)):
-            found = self.tokenizer.convert_ids_to_tokens(sorted(stops))
-            why = f"the answer {text!r} holds {found}, where the model would stop: take it out of the text"
-            raise SottovoceError(why, code="bad-value")
+        self.check_text(text)
         # Some templates write a finished turn otherwise than an open one (Mistral's moves the system prompt): then the
         # answer is taken from the plainest dialogue.
         marked, _ = self._marked(turns)
@@ -100,11 +121,41 @@ class ChatFormat:
                 return self._until_stop(self._after(before, after))
         return self._until_stop(self._ids(text))
 
+    def check_text(self, text: str) -> None:
+        """`SottovoceError` where a text holds control tokens, or characters that mark placeholders."""
+        _refuse_reserved(text)
+        if found := self.control_tokens_in(text):
+            why = f"the text {brief(text, 100)!r} holds {', '.join(found)}, which the LLM would read as a border of "
+            raise SottovoceError(f"{why}turns, and not as words: take it out of the text", code="bad-value")
+
+    def control_tokens_in(self, text: str) -> list[str]:
+        """The control tokens that this text would become, each once."""
+        found = list(dict.fromkeys(self._border.findall(text)))
+        ids = set(self._ids(text)) if found else set()
+        return [token for token in found if self._control[token] in ids]
+
+    def _control_tokens(self) -> dict[str, int]:
+        """Special tokens, and the tokens of its own that the template writes around turns, by their text."""
+        mark = f"{_OPEN}0{_CLOSE}"
+        talk = [_message("user", "x"), _message("assistant", "x"), _message("user", mark)]
+        around = set(self._ids(self._render(talk, answer=None).rpartition(mark)[0]))
+        added = self.tokenizer.added_tokens_decoder
+        ids = {*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special or i in around)}
+        texts = {str(self.tokenizer.convert_ids_to_tokens(i)): i for i in ids}
+        return {text: i for text, i in texts.items() if text.strip()}
+
     def _after(self, before: str, after: str) -> list[int]:
         """Tokens that `after` adds to `before`, in context: some tokenizers write the start of a text otherwise."""
         since = max((mark.end() for mark in _MARK.finditer(before)), default=0)
         known, whole = self._ids(before[since:]), self._ids(after[since:])
         return whole[len(known) :] if whole[: len(known)] == known else self._ids(after[len(before) :])
+
+    def _ids_within(self, text: str) -> list[int]:
+        """Tokens of a text that speech comes before: SentencePiece marks the start of a text, which this is not."""
+        if not self._marks_starts:
+            return self._ids(text)
+        known, whole = self._ids(_CLOSE), self._ids(_CLOSE + text)
+        return whole[len(known) :] if whole[: len(known)] == known else self._ids(text)
 
     def _until_stop(self, ids: list[int]) -> list[int]:
         if (at := next((at for at, token in enumerate(ids) if token in self.stop_ids), None)) is not None:
@@ -129,7 +180,8 @@ class ChatFormat:
                     content += _refuse_reserved(before) + f"{_OPEN}{len(keys)}{_CLOSE}" + _refuse_reserved(after)
                     keys.append(piece)
                 else:
-                    content += _refuse_reserved(piece)
+                    self.check_text(piece)
+                    content += piece
             messages.append(_message(turn.role, content))
         return messages, keys
 
@@ -137,10 +189,15 @@ class ChatFormat:
         if answer is not None:
             messages = [*messages, _message("assistant", answer)]
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
-        except TemplateError as error:
+            arguments = dict(self.arguments)
+            if day := arguments.pop("strftime_now", None):
+                arguments["chat_template"] = _dated(self.tokenizer.get_chat_template(), str(day))
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=answer is None, **arguments
+            )
+        except Exception as error:  # a template can fail as any program can
             roles = ", ".join(message["role"] for message in messages)
-            why = f"a chat template that refuses a dialogue of turns ({roles}): {error}"
+            why = f"a chat template that refuses a dialogue of turns ({roles}): {first_line(error)}"
             raise _unfit(self.tokenizer, "mismatch", why) from None
         return cast(str, text)
 
@@ -165,6 +222,14 @@ class ChatFormat:
 
 def _unfit(tokenizer: "PreTrainedTokenizerBase", code: Code, why: str) -> SottovoceError:
     return SottovoceError.at("llm.checkpoint", code, f"the tokenizer of {tokenizer.name_or_path} has {why}")
+
+
+def _dated(template: str, day: str) -> str:
+    """A template whose `strftime_now` knows one day; a macro, since functions cannot be handed to a template."""
+    date = datetime.fromisoformat(day)
+    forms = [f"%{sign}{letter}" for sign in ("-", "") for letter in "aAbBdeHIjmMpSUwWyYxXc"]
+    steps = "".join(f" | replace('{form}', '{date.strftime(form)}')" for form in forms)
+    return f"{{% macro strftime_now(format) %}}{{{{ format{steps} }}}}{{% endmacro %}}{template}"
 
 
 def _no_delimiters(key: Hashable, number: int) -> tuple[str, str]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.llms import ENGINES
+from sottovoce.llms.answer_text import Cut as Cut
+from sottovoce.llms.answer_text import without_thoughts
 from sottovoce.llms.causal_lm import CausalLLM
-from sottovoce.llms.causal_lm import Cut as Cut
 from sottovoce.llms.chat_template import ChatTurn
 from sottovoce.llms.hf_model import Dtype
 from sottovoce.openai_client import Failure as Failure
@@ -42,7 +44,8 @@ class Engine(ABC):
             seed: of the draws, where the temperature is above 0.
 
         Returns:
-            Texts that are not empty, without white space around them; a `Failure` for each chat without one.
+            Texts that are not empty, without thoughts and white space around them; a `Failure` for each chat without
+            one.
 
         Raises:
             SottovoceError: nothing can be answered, whatever is asked, such as where a server refuses the key.
@@ -61,11 +64,12 @@ class LocalEngine(Engine):
         trust_remote_code: run Python code that comes with the checkpoint.
         batch_size: chats that are answered together.
         device: of PyTorch; the first GPU, if there is one, where absent.
+        chat_template_kwargs: see `ChatFormat`.
     """
 
     def __init__(
         self, *, checkpoint: str, dtype: Dtype = "bfloat16", trust_remote_code: bool = False, batch_size: int = 16,
-        device: str | None = None,
+        device: str | None = None, chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         if batch_size < 1:
             message = f"engine local: batch_size must be at least 1, got {batch_size}"
@@ -75,7 +79,7 @@ class LocalEngine(Engine):
         except RuntimeError:
             message = f"engine local: device: there is no {device!r}; take cpu, cuda or cuda:0"
             raise ConfigError(message, code="bad-value", where="device") from None
-        llm = CausalLLM(checkpoint, dtype, trust_remote_code)
+        llm = CausalLLM(checkpoint, dtype, trust_remote_code, chat_template_kwargs=chat_template_kwargs)
         llm.load()
         self.llm = llm.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size, self.name = batch_size, f"local:{llm.fingerprint()[:16]}"
@@ -95,7 +99,7 @@ class LocalEngine(Engine):
             embedded = self.llm.embed_all([[usable[at]] for at in rows], {})
             texts = self.llm.generate(embedded, max_new_tokens, LogitsProcessorList(noise))
             for at, text in zip(rows, texts, strict=True):
-                answers[at] = text or Failure("the answer is empty")
+                answers[at] = answered(text)
         return answers
 
     def _prompt(self, chat: Chat, max_new_tokens: int) -> list[int] | Failure:
@@ -108,6 +112,16 @@ class LocalEngine(Engine):
         if most is not None and len(ids) + max_new_tokens > most:
             return Failure(f"{len(ids)} tokens, and {max_new_tokens} may follow: the LLM reads {most}")
         return ids
+
+
+def answered(text: str) -> str | Failure:
+    """What an engine answers, without thoughts; a `Failure` where there is nothing else."""
+    kept = without_thoughts(text)
+    if kept:
+        return kept
+    if isinstance(text, Cut):
+        return Failure("no words but thoughts within max_new_tokens: raise that, or switch thinking off")
+    return Failure("the answer is empty")
 
 
 class Sampling(LogitsProcessor):

@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
@@ -19,7 +19,7 @@ from sottovoce.hub import WEIGHTS
 from sottovoce.llms import hub_checkpoints
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.llms.hub_checkpoints import HUB, SETTINGS
-from sottovoce.llms.tuning import base_name, decoder_layers, layer_numbers, lora_layers, tune
+from sottovoce.llms.tuning import base_name, decoder_layers, layer_numbers, lora_layers, passed_over, tune
 from sottovoce.llms.tuning_config import Tuning
 from sottovoce.tensor_files import update_digest
 
@@ -39,12 +39,14 @@ class LoadedLLM(nn.Module):
         dtype: of the weights.
         trust_remote_code: run Python code that comes with the checkpoint.
         tuning: what may train; nothing if absent.
+        chat_template_kwargs: see `ChatFormat`.
 
     Attributes:
         trainable_names: of the weights that may train, relative to this module, once it is built or loaded.
+        passed_over: what of the tuned layers stays frozen, in words; None where nothing worth a word does.
 
     Raises:
-        ConfigError: `dtype` is unknown, or transformers does not know the architecture.
+        ConfigError: `dtype` is unknown, transformers does not know the architecture, or it cannot answer embeddings.
         MissingError: the checkpoint is neither on this machine, nor published, nor on a hub that can be reached.
     """
 
@@ -53,8 +55,9 @@ class LoadedLLM(nn.Module):
     chat: ChatFormat
 
     def __init__(
-        self, checkpoint: str, dtype: Dtype = "bfloat16", trust_remote_code: bool = False, tuning: Tuning | None = None
-    ) -> None:
+        self, checkpoint: str, dtype: Dtype = "bfloat16", trust_remote_code: bool = False, tuning: Tuning | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         if dtype not in get_args(Dtype):
             why = f"no dtype is called {dtype!r}.{nearest(dtype, get_args(Dtype))}"
@@ -64,8 +67,13 @@ class LoadedLLM(nn.Module):
         self.trust_remote_code = trust_remote_code
         self.config = hub_checkpoints.describe(checkpoint, trust_remote_code)
         self.dim: int = self.config.get_text_config().hidden_size
+        if getattr(self.config.get_text_config(), "hidden_size_per_layer_input", 0):
+            why = f"{checkpoint} ({self.config.model_type}) embeds each token once more for every layer, which speech "
+            raise ConfigError.at(HUB.key, "mismatch", f"{why}has no token for: take another LLM")
         self.tuning = tuning or Tuning()
+        self.chat_template_kwargs = chat_template_kwargs or {}
         self.trainable_names: list[str] = []
+        self.passed_over: str | None = None
         self.depth: int = self.config.get_text_config().num_hidden_layers
         if self.tuning.method != "frozen":
             layer_numbers(self.tuning.layers, self.depth)  # a mistake there is reported before any weight is read
@@ -82,6 +90,7 @@ class LoadedLLM(nn.Module):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             self.config, dtype=self.dtype, trust_remote_code=self.trust_remote_code
         )
+        self._check_takes_embeddings(model)
         self.model = self._tuned(model)
 
     def load(self) -> None:
@@ -89,18 +98,25 @@ class LoadedLLM(nn.Module):
 
         Raises:
             MissingError: they cannot be reached, or are not whole; the message says where they were looked for.
-            SottovoceError: the tokenizer has no chat template.
+            SottovoceError: the tokenizer has no chat template, or one with tokens that the LLM lacks.
         """
         if hasattr(self, "chat") and self.model.device.type != "meta":
             return
         from transformers import GenerationConfig
 
         folder = HUB.snapshot(self.checkpoint, (*SETTINGS, *WEIGHTS))
+        hub_checkpoints.check_no_lora(self.checkpoint, folder)
         tokenizer, model = self.read_tokenizer(folder), self._read_model(folder)
         if (dim := model.get_input_embeddings().embedding_dim) != self.dim:
             why = f"{self.checkpoint} has embeddings of {dim}, but was published with {self.dim}"
             raise ConfigError.at(HUB.key, "mismatch", why)
-        chat = ChatFormat(tokenizer, _stop_ids(model, tokenizer))
+        self._check_takes_embeddings(model)
+        chat = self.chat_format(tokenizer, _stop_ids(model, tokenizer))
+        count = int(model.get_input_embeddings().num_embeddings)
+        if (largest := chat.largest_id()) >= count:
+            token = tokenizer.convert_ids_to_tokens(largest)
+            why = f"the chat template of {self.checkpoint} writes {token!r}, token {largest} of its tokenizer, and its "
+            raise ConfigError.at(HUB.key, "mismatch", f"{why}weights have {count}: they do not belong together")
         # A checkpoint's own generation settings (sampling, a repetition penalty that cannot see speech) would leak
         # into greedy search: transformers fills in whatever a call leaves open.
         model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
@@ -110,12 +126,24 @@ class LoadedLLM(nn.Module):
         self._settings = hub_checkpoints.settings(folder)
         self.tokenizer, self.chat = tokenizer, chat
 
+    def chat_format(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]) -> ChatFormat:
+        """The chat format with this LLM's arguments of the template."""
+        return ChatFormat(tokenizer, stop_ids, self.chat_template_kwargs)
+
+    def _check_takes_embeddings(self, model: "PreTrainedModel") -> None:
+        """`ConfigError` where `generate` takes token ids alone, by the rule of transformers."""
+        prepare = inspect.signature(model.prepare_inputs_for_generation)  # type: ignore[arg-type]  # of GenerationMixin
+        if "inputs_embeds" not in prepare.parameters:
+            why = f"{self.checkpoint} is a {type(model).__name__}, which transformers lets generate from token ids "
+            raise ConfigError.at(HUB.key, "mismatch", f"{why}alone, not from speech: take another LLM")
+
     def unload(self) -> None:
         """Free the memory of the weights, trained ones included; `load` fetches the checkpoint's again."""
         self.model.to("meta")  # type: ignore[arg-type]  # of one overload of several
 
     def _tuned(self, model: "PreTrainedModel") -> "PreTrainedModel":
         """The model with LoRA where `tuning` wants it, and without gradients yet."""
+        self.passed_over = passed_over(model, self.tuning)
         tuned = tune(_frozen(model), self.tuning)
         self.trainable_names = [f"model.{name}" for name in tuned]
         bases = {name: weight for name, weight in model.named_parameters() if name in tuned and base_name(name)}
@@ -172,10 +200,12 @@ class LoadedLLM(nn.Module):
     def fingerprint(self, *, frozen: bool = False) -> str:
         """SHA-256 of the pretrained weights (`frozen`: of those that never train), architecture and chat template.
 
-        Equal ones give equal answers.
+        The template's arguments are part of it. Equal ones give equal answers.
         """
         digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode())
         digest.update(json.dumps(self.tokenizer.chat_template, sort_keys=True).encode())
+        if self.chat.arguments:
+            digest.update(json.dumps(self.chat.arguments, sort_keys=True).encode())
         bases = {base_name(name): (name, weight) for name, weight in self.model.named_parameters()}
         for base, (name, weight) in sorted((base, pair) for base, pair in bases.items() if base is not None):
             if not frozen or f"model.{name}" not in self.trainable_names:

@@ -17,8 +17,9 @@ from sottovoce.audio_llm_layouts import (
     read_shards,
 )
 from sottovoce.errors import ConfigError, MissingError, first_line
-from sottovoce.hub import BOOKKEEPING, Hub
+from sottovoce.hub import BOOKKEEPING, WEIGHTS, Hub
 from sottovoce.llms.known_models import PUBLISHED
+from sottovoce.paths import resolve
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +40,36 @@ def describe(checkpoint: str, trust_remote_code: bool) -> "PreTrainedConfig":
     """
     config = HUB.published_config(checkpoint)
     if config is None:
+        _check_format(checkpoint, resolve(checkpoint))
         folder = HUB.snapshot(checkpoint, SETTINGS)
+        check_no_lora(checkpoint, folder)
         with loading(checkpoint):
             config = load_config(folder, trust_remote_code)
     return text_config(config)
+
+
+def _check_format(checkpoint: str, folder: Path) -> None:
+    """`ConfigError` for a GGUF, which has another tokenizer and other names of weights."""
+    files = [folder] if checkpoint.lower().endswith("gguf") else [*folder.glob("*.gguf")] if folder.is_dir() else []
+    if files and not (folder / "config.json").is_file():
+        why = f"{files[0]} is a GGUF; take the checkpoint that it was made from, or write one: "
+        why += "AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=NAME).save_pretrained(NEW), and the same with "
+        raise ConfigError.at(HUB.key, "mismatch", f"{why}AutoTokenizer")
+
+
+def check_no_lora(checkpoint: str, folder: Path) -> None:
+    """`ConfigError` for a LoRA in a checkpoint's folder: transformers would attach it, and nothing would tell it."""
+    if not (file := folder / "adapter_config.json").is_file():
+        return
+    try:
+        base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        base = None
+    alone = not any(folder.glob(WEIGHTS[0])) or not (folder / "config.json").is_file()
+    why = f"{checkpoint} is a LoRA{f' of {base}' if base else ''} and no LLM" if alone else f"{checkpoint} holds a LoRA"
+    why += '. Merge it first: python -c "from peft import AutoPeftModelForCausalLM as M; '
+    why += f"M.from_pretrained('{folder}').merge_and_unload().save_pretrained('NEW')\", and copy the tokenizer's files"
+    raise ConfigError.at(HUB.key, "conflict", why)
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -64,6 +91,9 @@ def loading(checkpoint: str) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         raise HUB.missing(checkpoint, first_line(error)) from None
+    except ImportError as error:  # a quantised checkpoint, or a tokenizer in the format of another library
+        why = f"{checkpoint} needs a package that is not installed: {first_line(error)}. Install that, or take a "
+        raise ConfigError.at(HUB.key, "unavailable", f"{why}checkpoint that is not quantised") from None
     except (ValueError, KeyError) as error:
         hint = " (if you trust its code: --trust-remote-code)" if "trust_remote_code" in str(error) else ""
         why = f"{checkpoint}: {first_line(error)}{hint}"

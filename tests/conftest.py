@@ -28,7 +28,7 @@ WORDS = ("we found the lamp", "they sold a book", "i lost my key", "you made som
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random two-layer Qwen2 on disk, so that tests walk the same path as a real checkpoint."""
-    return str(save_family("qwen2", tmp_path_factory.mktemp("llm")))
+    return str(save_family("qwen2", tmp_path_factory.mktemp("llm"), ends=True))
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +80,7 @@ def write_manifest(folder: Path, split: str, count: int) -> Path:
     lines: list[dict[str, Any]] = []
     for i in range(count):
         name = f"{split}-{i}.wav"
-        write_tone(folder / name, 0.4 + 0.13 * (i % 7), 120 + 40 * (i % 5))
+        write_tone(folder / name, 0.4 + 0.13 * (i % 7), 120 + 40 * (i % 5) + 3 * len(split))  # no sound on two sides
         labels = {"gender": ("male", "female")[i % 2], "emotion": EMOTIONS[i % 4]}
         line: dict[str, Any] = {"id": f"{split}-{i}", "audio": name, "text": WORDS[i % 4]}
         if i % 3 == 2:
@@ -121,6 +121,7 @@ def tiny_tree(tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_
         "tasks": {"emotion": {"choices": list(EMOTIONS)}},
         "data": {
             "cache": str(tmp_path / "cache"),
+            "target_max_new_tokens": 12,
             **{split: [{"manifest": str(file)}] for split, file in manifests.items()},
         },
         "stages": {

@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from sottovoce.evaluation.bootstrap import Interval, bootstrap, ratio
+from sottovoce.evaluation.bootstrap import Array, Interval, bootstrap, by_speaker, ratio
 
 Aspect: TypeAlias = str  # what is scored, such as quality or cs_content
 
@@ -35,6 +35,7 @@ class Verdict:
     failed: Counter[str] = field(default_factory=Counter)  # why a reply could not be judged at all -> how many
     unclear: int = 0  # replies in whose judgements no score was found, however often the judge was asked
     malformed: int = 0  # judgements without a score, those that were mended by asking again included
+    speakers: Sequence[str | None] = ()  # to whom the replies are, where that is known
 
     @property
     def scored(self) -> list[float]:
@@ -46,12 +47,23 @@ class Verdict:
 
     @property
     def interval(self) -> Interval | None:
-        """95 % interval of the mean (percentile bootstrap over replies)."""
-        return bootstrap(np.array([[score, 1.0] for score in self.scored]), ratio) if self.scored else None
+        """95 % interval of the mean (percentile bootstrap over speakers, or over replies)."""
+        return bootstrap(self._drawn()[0], ratio) if self.scored else None
+
+    @property
+    def clusters(self) -> int:
+        """Speakers whom the interval is over; 0: replies."""
+        return self._drawn()[1] if self.scored else 0
+
+    def _drawn(self) -> tuple[Array, int]:
+        rows = np.array([[score, 1.0] for score in self.scored])
+        known = [who for who, score in zip(self.speakers, self.scores, strict=False) if score is not None]
+        return by_speaker(rows, known)
 
     def of(self, rows: Sequence[int]) -> "Verdict":
         """The scores of some replies alone; the counts stay those of all replies together."""
-        return replace(self, scores=[self.scores[row] for row in rows])
+        speakers = [self.speakers[row] for row in rows] if self.speakers else ()
+        return replace(self, scores=[self.scores[row] for row in rows], speakers=speakers)
 
     def notes(self) -> str:
         """What is missing from the mean, in words; empty where nothing is."""

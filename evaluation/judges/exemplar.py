@@ -9,7 +9,7 @@ from pathlib import Path
 from sottovoce.errors import ConfigError, nearest
 from sottovoce.evaluation import JUDGES
 from sottovoce.evaluation.judges.base import Answerer, Aspect, Judge, Reply, Verdict
-from sottovoce.evaluation.text_similarity import WORD, likeness_of
+from sottovoce.evaluation.text_similarity import likeness_of, words_of
 from sottovoce.templates import Template, uncommented_lines
 
 LOWEST, HIGHEST = 1, 10  # of both scores
@@ -54,13 +54,13 @@ class RuleJudge(Judge):
         self.name = "rule"
         self.exemplars = _exemplars(exemplars)
         self.emotions = sorted({exemplar.emotion for exemplar in self.exemplars})
-        self._things = {word for thing in things or () for word in _words(thing)}
+        self._things = {word for thing in things or () for word in words_of(thing)}
         self._function_words = {word for _, line in uncommented_lines(_FUNCTION_WORDS) for word in line.split()}
 
     def judge(self, replies: Sequence[Reply]) -> dict[Aspect, Verdict]:
         """See `Judge`. A reply to an emotion without exemplars fails for `emotion` alone."""
         things = [self._things_of(reply.transcript) for reply in replies]
-        spoken = [" ".join(w for w in _words(r.response) if w not in t) for r, t in zip(replies, things, strict=True)]
+        spoken = [" ".join(w for w in words_of(r.response) if w not in t) for r, t in zip(replies, things, strict=True)]
         texts = [exemplar.text for exemplar in self.exemplars]
         likeness = likeness_of(product(spoken, texts))
         near = [[likeness[said, text] for text in texts] for said in spoken]  # (replies, exemplars)
@@ -76,7 +76,7 @@ class RuleJudge(Judge):
 
     def _quality(self, reply: Reply, things: set[str], near: list[float]) -> float:
         likeness, exemplar = max(zip(near, self.exemplars, strict=True), key=lambda found: found[0])
-        off_subject = exemplar.names_thing and bool(things) and things.isdisjoint(_words(reply.response))
+        off_subject = exemplar.names_thing and bool(things) and things.isdisjoint(words_of(reply.response))
         return _on_scale(likeness / 2 if off_subject else likeness)
 
     def _emotion(self, reply: Reply, near: list[float]) -> float | None:
@@ -88,16 +88,12 @@ class RuleJudge(Judge):
         return _on_scale(min(1.0, max(0.0, *fits)))
 
     def _things_of(self, transcript: str) -> set[str]:
-        words = set(_words(transcript))
+        words = set(words_of(transcript))
         return words & self._things if self._things else words - self._function_words
 
 
 def _on_scale(share: float) -> float:
     return LOWEST + (HIGHEST - LOWEST) * share
-
-
-def _words(text: str) -> list[str]:
-    return WORD.findall(text.lower())
 
 
 def _exemplars(given: Mapping[str, Sequence[str]]) -> list[_Exemplar]:
@@ -114,8 +110,8 @@ def _exemplars(given: Mapping[str, Sequence[str]]) -> list[_Exemplar]:
 def _exemplar(emotion: str, text: str) -> _Exemplar:
     where = f"exemplars.{emotion}"
     template = Template(text, ("thing",), where=where)
-    words = " ".join(_words(template.fill({"thing": " "})))
+    words = " ".join(words_of(template.fill({"thing": " "})))
     if not words:
-        message = f"{where}: {text!r} has no word in a-z or 0-9 to be compared"
+        message = f"{where}: {text!r} has no word to be compared"
         raise ConfigError(message, code="bad-value", where=where)
     return _Exemplar(emotion, words, bool(template.names))

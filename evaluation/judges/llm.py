@@ -4,9 +4,11 @@
 Instruct 70B); `conversation` is CS and EGS of Wang et al. (ICME 2025), section IV-B.
 """
 
+import json
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +77,7 @@ class LLMJudge(Judge):
                 message = f"judge {kind}: {knob} must be at least {least}, got {value}"
                 raise ConfigError(message, code="bad-value", where=knob)
         self.engine, self.name = engine, f"{kind}:{engine.name}"
-        self.templates = {name: _template(name, file, shown) for name, file in rubrics.items()}
+        self.templates = {name: read_rubric(name, file, shown) for name, file in rubrics.items()}
         self.retries, self.seed, self.max_new_tokens = retries, seed, max_new_tokens
 
     def judge(self, items: Sequence[Any]) -> dict[Aspect, Verdict]:
@@ -171,41 +173,81 @@ class ConversationJudge(LLMJudge):
         super().__init__("conversation", engine, rubrics, _SHOWN, retries, seed, max_new_tokens)
 
 
-def _template(name: str, file: str | None, shown: Sequence[str]) -> Template:
+def read_rubric(name: str, file: str | None, shown: Sequence[str], mark: str = "#") -> Template:
+    """A rubric from a file, or the project's own of this name; it may show these fields, and must show {response}.
+
+    Lines that begin with `mark` are comments.
+    """
     path = resolve(file) if file else _RUBRICS / f"{name}.txt"
-    text = "\n".join(line for _, line in uncommented_lines(path)).strip()
+    text = "\n".join(line for _, line in uncommented_lines(path, mark)).strip()
     return Template(text, shown, required=("response",), where=path)
 
 
 _THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
 _NUMBER = r"([+-]?\d+(?:[.,]\d+)?)"
+_RANGE = r"(-?\d+(?:[.,\u2013-]\d+)*)"
+_TITLE = r"(?:[^\w\n:=]{0,4}(?:score|rating))?[^\w\n:=]{0,4}(?:[(\[][^)\]\n]{0,20}[)\]][^\w\n:=]{0,4})?"
+_SCALE = r"(?:\s*[(\[][^)\]\n]{0,9}(?:-|\u2013|to|of)[^)\]\n]{0,9}[)\]])?"  # "(1-10)"
+_OF_ITS_OBJECT = ("score", "rating", "value", "label")
 _ONLY = [  # where a judgement puts its only number, the plainest first
     rf'"(?:score|label)"\s*:\s*"?{_NUMBER}',
-    rf"(?:score|rating|label)\W{{0,6}}?(?:is|of)?\W{{0,3}}?{_NUMBER}(?![\d.,]*\d|\s*(?:[-\u2013\u2014]|to|or)\s*\d)",
+    rf"(?:score|rating|label){_SCALE}\W{{0,6}}?(?:is|of)?\W{{0,3}}?{_NUMBER}(?![\d.,]*\d|\s*(?:[-\u2013\u2014]|to|or)\s*\d)",
     rf"\A\W*?{_NUMBER}\W*(?:\n|\Z)",
     _NUMBER,
 ]
 
 
+def without_thoughts(judgement: str) -> str:
+    """What a judge says after thinking aloud."""
+    return _THOUGHTS.sub("", judgement).strip()
+
+
 def parse(judgement: str, scale: Scale) -> dict[str, int] | None:
     """The whole number that a judgement gives to each key; None where one lacks, has several, or is out of range.
 
-    Of several keys, each is found in JSON or before a colon (`Content: 4`). Of one alone, the number that JSON calls so
-    counts first, then one after the word, one that fills the first line, and one that is alone in the text. "of 10" is
-    no number of its own; 7.5 and 7-8 are no scores.
+    Of several keys, each is found in JSON (`{"content": {"score": 4}}`, too) or before a colon (`Content: 4`, `Content
+    score (1-5): 4`). Of one alone, the number that JSON calls so counts first, then one after the word, one that fills
+    the first line, and one that is alone in the text. "of 10" is no number of its own; 7.0 is 7, and 7.5 and 7-8 are no
+    scores.
     """
-    text = _THOUGHTS.sub("", judgement).replace("\u2212", "-").strip()  # the minus sign of typographers
+    text = unicodedata.normalize("NFKC", without_thoughts(judgement))  # digits and colons of full width
+    text = text.replace("\u2212", "-").strip()  # the minus sign of typographers
     if scale.lowest > 0:
         text = re.sub(rf"(?<=\d)\s*(?:/|out of)\s*{scale.highest}\b", "", text, flags=re.IGNORECASE)
     valid = {str(number): number for number in range(scale.lowest, scale.highest + 1)}
+    written = list(_numbers(text))
     found: dict[str, int] = {}
     for key in scale.keys:
-        named = rf"\b{key}\b[^\w\n:=]{{0,4}}[:=]\W{{0,4}}?(-?\d+(?:[.,\u2013-]\d+)*)"
-        patterns = _ONLY if len(scale.keys) == 1 else [named]
-        found_by = (set(re.findall(pattern, text, re.IGNORECASE)) for pattern in patterns)
-        numbers: set[str] = next(filter(None, found_by), set())
-        only = numbers.pop().removeprefix("+") if len(numbers) == 1 else ""
+        named = {number for name, number in written if name == key}
+        if len(scale.keys) > 1:
+            named |= set(re.findall(rf"\b{key}\b{_TITLE}[:=]\W{{0,4}}?{_RANGE}", text, re.IGNORECASE))
+        else:
+            found_by = (set(re.findall(pattern, text, re.IGNORECASE)) for pattern in _ONLY)
+            named = next(filter(None, (named, *found_by)), set())
+        numbers = {re.sub(r"[.,]0+\Z", "", number).removeprefix("+") for number in named}
+        only = numbers.pop() if len(numbers) == 1 else ""
         if only not in valid:
             return None
         found[key] = valid[only]
     return found
+
+
+def _numbers(text: str) -> Iterator[tuple[str, str]]:
+    """Every number in the JSON objects of a text, with its key; one called `score` or so has that of its object."""
+    place = text.find("{")
+    while place >= 0:
+        try:
+            value, end = json.JSONDecoder().raw_decode(text, place)
+        except (ValueError, RecursionError):
+            end = place + 1
+        else:
+            yield from _named(value, "")
+        place = text.find("{", end)
+
+
+def _named(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _named(part, name if name and key.lower() in _OF_ITS_OBJECT else key.lower())
+    elif isinstance(value, str | int | float) and re.fullmatch(_NUMBER, str(value).strip()):
+        yield name, str(value).strip()

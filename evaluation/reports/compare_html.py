@@ -9,7 +9,7 @@ from sottovoce.evaluation.reports import tables
 from sottovoce.evaluation.reports.compare import Comparison, is_better
 from sottovoce.evaluation.reports.pages import NO_PLOTS, data_uri, render
 from sottovoce.evaluation.reports.plots import COLOURS, Bar, Panel, interval_plot
-from sottovoce.evaluation.reports.results import METRICS, NATS, POINTS
+from sottovoce.evaluation.reports.results import NATS, POINTS, label_of
 
 VERDICT_COLOURS = {"better": "#00724f", "worse": "#b23b00", "even": "#8a9199"}
 
@@ -27,7 +27,7 @@ def comparison_html(comparison: Comparison, picture: bytes | None = None) -> str
     return render(
         "compare.html",
         comparison=c,
-        legend=tables.LEGEND,
+        legend=" ".join([tables.LEGEND, c.intervals]).strip(),
         missing=missing,
         score_plot=plots[0],
         difference_plot=plots[1],
@@ -83,7 +83,7 @@ def _bar(key: Key, name: str, score: Estimate | None, colour: str) -> Bar:
 
 
 def _title(key: Key) -> str:
-    return f"{key.task}: {METRICS.get(key.metric, key.metric)}" + (", %" if _is_share(key) else "")
+    return f"{key.task}: {label_of(key.metric)}" + (", %" if _is_share(key) else "")
 
 
 def _is_share(key: Key) -> bool:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # records are written with the help of this module
 TASKS = ("asr", "gender", "pitch", "tempo", "energy", "emotion", "age", "dialogue", "response", "caption")
 METRICS = {  # as the report names them, with the direction that is better
     "wer": "WER ↓",
+    "cer": "CER ↓",
+    "mer": "MER ↓",
+    "hallucinated": "hallucinated ↓",
     "accuracy": "accuracy ↑",
     "balanced_accuracy": "balanced ↑",
     **{f"rouge_{kind}": f"ROUGE-{kind.upper()} ↑" for kind in "12l"},
@@ -30,16 +33,64 @@ METRICS = {  # as the report names them, with the direction that is better
     "nats_before": "nats before ↓",
     "nats": "nats ↓",
     "nats_change": "nats change ↓",
+    **{
+        f"{name}{key}": f"{label}{when} ↑"
+        for name, label in (("score", "score"), ("rating", "rating (1-5)"))
+        for key, when in (("_before", " before"), ("", ""), ("_change", " change"))
+    },
+    **{"panda": "PANDA ↑", "judged": "judged right ↑"},
+    **{f"{kind}_prompt": f"{kind}, prompts ↑" for kind in ("strict", "loose")},
+    **{f"{kind}_each": f"{kind}, each ↑" for kind in ("strict", "loose")},
     "cs_content": "CS content ↑",
     "cs_style": "CS style ↑",
     **{f"egs_c{number}": f"EGS C{number} ↑" for number in range(1, 5)},
+    "quality": "quality (1-10) ↑",
+    "emotion": "emotion (1-10) ↑",
     "bert_score": "BERTScore ↑",
     "judge_quality": "quality (1-10) ↑",
     "judge_emotion": "emotion (1-10) ↑",
     "probe": "linear probe ↑",
 }
+MEANING = {  # of each metric, for `sottovoce list`
+    "wer": "asr (`metric: wer`, the default): wrong, missing and inserted words over reference words",
+    "cer": "asr (`metric: cer`): the same of characters, without white space",
+    "mer": "asr (`metric: mer`): of characters in scripts without spaces, and of words in others",
+    "hallucinated": "asr: clips without speech (an empty `text`) on which something is said",
+    "accuracy": "attributes: right labels, over utterances",
+    "balanced_accuracy": "attributes: right labels, mean over classes",
+    "rouge_1": "response, caption: words shared with the target",
+    "rouge_2": "response, caption: pairs of words shared with the target",
+    "rouge_l": "dialogue, response, caption: longest common subsequence with the target",
+    "emotion_fit": "dialogue: replies nearest to the one that is due to the speaker's emotion",
+    "pa_score": "paired data: mean of -1, 0, +1, for replies that suit the speaker",
+    "pa_rate": "paired data: replies that suit the speaker",
+    "right_before": "text prompts: right answers before training",
+    "right": "text prompts: right answers after training",
+    "right_change": "text prompts: the difference",
+    "nats_before": "text prompts: loss of a token before training",
+    "nats": "text prompts: loss of a token after training",
+    "nats_change": "text prompts: the difference",
+    **{
+        f"{name}{key}": f"VoiceBench: {told}{when}"
+        for name, told in (("score", "what the overall score is the mean of"), ("rating", "mean rating by the judge"))
+        for key, when in (("_before", ", before training"), ("", ""), ("_change", ": the difference"))
+    },
+    "panda": "VoiceBench: answers of SD-QA that give the reference",
+    "judged": "VoiceBench: answers of SD-QA that the judge finds right",
+    **{f"{kind}_prompt": f"VoiceBench: prompts of IFEval that are followed, {kind}" for kind in ("strict", "loose")},
+    **{f"{kind}_each": f"VoiceBench: instructions of IFEval that are followed, {kind}" for kind in ("strict", "loose")},
+    "cs_content": "judge `conversation`: content",
+    "cs_style": "judge `conversation`: style",
+    **{f"egs_c{number}": f"judge `conversation`: EGS, criterion {number}" for number in range(1, 5)},
+    "quality": "judge `llm` or `rule`: quality",
+    "emotion": "judge `llm` or `rule`: fit to the emotion",
+    "bert_score": "table of systems: BERTScore F1",
+    "judge_quality": "table of systems: quality",
+    "judge_emotion": "table of systems: fit to the emotion",
+    "probe": "table of systems: linear probe of the emotion on speech tokens",
+}
 NATS = ("nats_before", "nats", "nats_change")  # a response token; no shares
-POINTS = ("cs_", "egs_", "judge_")  # of a judge
+POINTS = ("cs_", "egs_", "judge_", "quality/", "emotion/", "rating")  # of a judge
 LEGEND = (
     "In percent (nats: as they are), with the 95 % interval. baseline: a guess that hears nothing. accuracy: the "
     "paper's WA. balanced: the mean over classes. PA: replies that suit the speaker. CS (1-5), EGS (1-10): points."
@@ -57,8 +108,11 @@ def order_of(score: tuple[str, str, str]) -> tuple[tuple[int, str], ...]:
 
 
 def label_of(metric: str) -> str:
-    """A metric as tables name it; `cs_content/qwen` is a score by the judge that the recipe calls qwen."""
-    name, _, judge = metric.partition("/")
+    """A metric as tables name it; `cs_content/qwen` is a score by the judge that the recipe calls qwen.
+
+    What stands behind an error rate is its normalizer: `cer/basic`, and the English one of `wer`.
+    """
+    name, _, judge = ("wer/english" if metric == "wer" else metric).partition("/")
     label = METRICS.get(name, name)
     words, _, arrow = label.rpartition(" ")
     return f"{words} ({judge}) {arrow}" if judge and words else label
@@ -99,8 +153,17 @@ def _terminal(system: str, records: Sequence[Record]) -> Table:
     rows = _rows(records)
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         spans = (span.replace("-", "-\n") if len(span) > 1 else span for span in row[-2:])  # narrow
-        table.add_row(*map(escape, (*row[:-2], *spans)), end_section=after is not None and after[0] != row[0])
+        table.add_row(
+            *map(escape, (row[0], _narrow(row[1]), *row[2:-2], *spans)),
+            end_section=after is not None and after[0] != row[0],
+        )
     return table
+
+
+def _narrow(label: str) -> str:
+    """A normalizer on a line of its own."""
+    name, _, rest = label.partition(" (")
+    return f"{name}{rest[-2:]}\n({rest[:-2]}" if rest and name in ("WER", "CER", "MER") else label
 
 
 def _systems(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -117,8 +180,9 @@ def _systems(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _slots(records: Iterable[Record]) -> list[str]:
-    """The paper's four, and what slots of its own the recipe has."""
-    return [*SLOTS, *sorted({record.slots for record in records} - set(SLOTS))]
+    """Those that were scored: of the paper's four, and the recipe's own."""
+    found = {record.slots for record in records}
+    return [*filter(found.__contains__, SLOTS), *sorted(found - set(SLOTS))]
 
 
 def _rows(records: Sequence[Record]) -> list[list[str]]:
@@ -169,8 +233,19 @@ def _span(ordered: Sequence[str]) -> str:
 
 
 def _notes(records: Iterable[Record]) -> list[str]:
+    records = list(records)
     lines = [f"{record.task}, {record.slots}: {record.notes}" for record in records if record.notes]
+    lines += [note] if (note := speakers_note(record.speakers for record in records)) else []
     return list(dict.fromkeys(lines))  # both accuracies of a task say the same
+
+
+def speakers_note(speakers: Iterable[int]) -> str:
+    """What intervals are over, given the number of speakers of each; empty where none is known."""
+    counts = sorted(set(speakers))
+    if not counts or not counts[-1]:
+        return ""
+    span = _span([str(count) for count in counts if count])
+    return f"intervals: over {span} speakers, with all that each says{'' if counts[0] else ', or over rows'}"
 
 
 def _line(*cells: str) -> str:

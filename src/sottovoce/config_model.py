@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass
 from typing_extensions import Self, dataclass_transform
 
-from sottovoce.config_tree import Tree, children, read_tree, resolve_references
+from sottovoce.config_tree import Tree, children, read_texts, read_tree, resolve_references
 from sottovoce.errors import Code, ConfigError, brief, nearest
 
 T = TypeVar("T")
@@ -80,7 +80,11 @@ class BaseRecipe:
         """Read a recipe with all that it extends, and overrides; a ConfigError tells of every fault of it."""
         known = cast(Any, cls).__pydantic_fields__
         defaults = {key: f.default for key, f in known.items() if isinstance(f.default, str | int | float)}
-        return cls.parse(resolve_references(read_tree(Path(path), overrides), defaults, str(path)), str(path))
+        overrides = list(overrides)
+        tree = resolve_references(read_tree(Path(path), overrides), defaults, str(path))
+        if places := [*_numbers_for_text(cls, tree)]:
+            _take_texts(tree, places, *read_texts(Path(path), overrides), str(path))
+        return cls.parse(tree, str(path))
 
     @classmethod
     def parse(cls, tree: Tree, source: str = "recipe") -> Self:
@@ -100,6 +104,49 @@ class BaseRecipe:
     def plain(self) -> Tree:
         """The whole recipe as nested dicts, to print, to save, and to put into checkpoints."""
         return asdict(self)
+
+
+Place: TypeAlias = tuple[str | int, ...]  # the keys that lead to a node of a tree
+
+
+def _numbers_for_text(hint: Any, node: Any, place: Place = ()) -> Iterator[Place]:
+    """Where a config class wants text, and YAML has made a number or a boolean of it."""
+    hint = _without_none(hint)
+    if hint is str and isinstance(node, bool | int | float):
+        yield place
+    elif isinstance(node, dict | list):
+        hints = get_type_hints(hint) if is_dataclass(hint) else {}
+        inner = get_args(hint)[-1] if get_origin(hint) in (dict, list) else None
+        for key, value in children(node):
+            yield from _numbers_for_text(hints.get(key, inner), value, (*place, key))
+
+
+def _take_texts(tree: Tree, places: Iterable[Place], texts: Tree, said: Tree, source: str) -> None:
+    """Put the text that an override has there in place of a number; `ConfigError` for those of a file.
+
+    A whole number of a file stays, where it is written as such: `name: 7`. Nobody means 750 by `12:30`.
+    """
+    faults = []
+    for place in places:
+        *above, key = place
+        node, value, text = _at(tree, above), _at(tree, place), str(_at(texts, place))
+        if _at(said, place) is not None:
+            node[key] = text
+        elif "${" not in text and abs(value) <= _MOST and (isinstance(value, bool | float) or text != str(value)):
+            told = f"text is needed, and to YAML {text} is the {type(value).__name__} {value}; write '{text}' in quotes"
+            faults.append(fault("bad-value", reduce(joined, place, ""), told))
+    if faults:
+        raise ConfigError.of(located(ConfigError.of(faults), source=source))
+
+
+def _at(tree: Any, place: Iterable[str | int]) -> Any:
+    """The node at a place; None where there is none."""
+    for key in place:
+        found = dict(children(tree))
+        if key not in found:
+            return None
+        tree = found[key]
+    return tree
 
 
 def fault(code: Code, where: str, text: str) -> ConfigError:

@@ -5,7 +5,7 @@ it cannot grant what only the command line may grant: to run code that comes wit
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from io import StringIO
 from itertools import count
@@ -54,6 +54,22 @@ def read_tree(path: Path, overrides: Iterable[str] = ()) -> Tree:
 def read_overrides(overrides: Iterable[str]) -> Tree:
     """What `key.sub=value` arguments say; a ConfigError where one is not `key=value`, or its value not readable."""
     return reduce(merge, map(_change, overrides), cast(Tree, {}))
+
+
+def read_texts(path: Path, overrides: Iterable[str] = ()) -> tuple[Tree, Tree]:
+    """Like `read_tree`, with each scalar as it is written; and the same of the overrides alone."""
+    said = reduce(merge, map(_change_as_written, overrides), cast(Tree, {}))
+    return merge(_read(resolve(path), (), count(1), _as_written), said), said
+
+
+def _as_written(path: Path) -> Any:
+    return yaml.load(path.read_text("utf-8"), yaml.BaseLoader)
+
+
+def _change_as_written(override: str) -> Tree:
+    key, _, value = override.partition("=")
+    leaf = yaml.load(value, yaml.BaseLoader)
+    return cast(Tree, reduce(lambda node, part: {part: node}, reversed(key.split(".")), leaf))
 
 
 def resolve_references(tree: Tree, defaults: Tree, source: str) -> Tree:
@@ -162,7 +178,7 @@ def merge(base: Any, child: Any) -> Any:
     return {**base, **{key: merge(base.get(key), value) for key, value in child.items()}}
 
 
-def _read(path: Path, above: tuple[Path, ...], files: Iterator[int]) -> Tree:
+def _read(path: Path, above: tuple[Path, ...], files: Iterator[int], read: Callable[[Path], Any] = read_yaml) -> Tree:
     """One recipe and what it extends; the files are counted, since a few that name each other often are very many."""
     asked = f" (extended by {above[-1]})" if above else ""
     if not os.path.isfile(path):  # which does not fail for a name that no file can have
@@ -172,13 +188,13 @@ def _read(path: Path, above: tuple[Path, ...], files: Iterator[int]) -> Tree:
         raise ConfigError(told, code="conflict", where=path)
     if next(files) > _FILES:
         raise ConfigError.at(path, "unsafe", f"no recipe extends more than {_FILES} files{asked}")
-    child = _plain(read_yaml(path), path)
+    child = _plain(read(path), path)
     parents = child.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         told = f"{path}: extends: a file or a list of files is needed, found {brief(parents, 100)}"
         raise ConfigError(told, code="bad-value", where="extends")
-    trees = [_read(path.parent / resolve(parent), (*above, path), files) for parent in parents]
+    trees = [_read(path.parent / resolve(parent), (*above, path), files, read) for parent in parents]
     return cast(Tree, reduce(merge, [*trees, child], {}))
 
 

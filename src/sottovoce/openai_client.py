@@ -2,9 +2,10 @@
 
 import math
 import os
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from sottovoce.errors import ConfigError, MissingError
 T = TypeVar("T")
 Endpoint: TypeAlias = Literal["chat/completions", "audio/speech"]
 
+_UNKNOWN = re.compile(r"support|unknown|unrecogni[sz]ed|cannot find|not (?:permitted|allowed)|only the default", re.I)
 _MAX_BYTES = 1 << 24  # of an answer
 _MAX_LOST = 8  # requests in a row that ran out of attempts
 
@@ -26,18 +28,29 @@ class Failure:
 
 
 class CircuitBreaker:
-    """Opens after 8 requests in a row that ran out of attempts: the server is gone, and no thread need wait for it."""
+    """Opens after 8 requests in a row that ran out of attempts: the server is gone, and no thread need wait for it.
+
+    It also opens where the first 8 are refused in the same words: it is not these requests that are at fault.
+    """
 
     def __init__(self) -> None:
-        self._lock, self._lost = threading.Lock(), 0
+        self._lock, self._lost, self._equal = threading.Lock(), 0, 0
+        self._refusal: str | None = ""  # what the server has said to every request so far; None: not the same
 
     @property
-    def open(self) -> bool:
-        return self._lost >= _MAX_LOST
+    def open(self) -> str | None:
+        """Why nothing more need be sent; None while it is not known that it is in vain."""
+        if self._equal >= _MAX_LOST:
+            return f"the server refuses whatever is asked: {self._refusal}"
+        return "the server does not answer" if self._lost >= _MAX_LOST else None
 
-    def record(self, lost: bool) -> None:
+    def record(self, lost: bool, refusal: str | None = None) -> None:
+        """Whether a request ran out of attempts, and what the server refused it with."""
         with self._lock:
             self._lost = self._lost + 1 if lost else 0
+            if not lost:
+                self._refusal = refusal if self._refusal in ("", refusal) else None
+                self._equal = 0 if self._refusal is None else self._equal + 1
 
 
 class OpenAIClient:
@@ -53,11 +66,13 @@ class OpenAIClient:
         api_key_env: the environment variable of the key, which is never kept in a file, written or shown; None: no key.
         timeout: seconds until an answer begins, for each attempt, and again until it has ended.
         retries: attempts after the first.
+        remedies: parameter of a request -> what to set where a server does not know it.
     """
 
     def __init__(
-        self, component: str, *, base_url: str, model: str, api_key_env: str | None, timeout: float, retries: int
-    ) -> None:
+        self, component: str, *, base_url: str, model: str, api_key_env: str | None, timeout: float, retries: int,
+        remedies: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         import openai  # takes 0.6 s, which nobody who asks no server need wait for
 
         if retries < 0 or not 0 < timeout < math.inf:
@@ -65,6 +80,7 @@ class OpenAIClient:
             raise ConfigError(message, code="bad-value", where="retries" if retries < 0 else "timeout")
         self.component, self.model, self.timeout, self.retries = component, model, timeout, retries
         self.base_url = _checked_url(component, base_url)
+        self.remedies = remedies or {}
         self.api_key_env, self._key = api_key_env, _read_key(component, api_key_env)
         sdk = openai.OpenAI(
             api_key=self._key or "none",  # absent, the SDK would send OPENAI_API_KEY to whatever server this is
@@ -92,9 +108,10 @@ class OpenAIClient:
         """
         import openai
 
-        if breaker.open:
-            return Failure("given up: the server does not answer")
+        if why := breaker.open:
+            return Failure(f"given up: {why}")
         outcome: T | Failure
+        refusal: str | None = None
         lost, tried = True, f"(retries: {self.retries})"
         try:
             with self._create[endpoint](model=self.model, extra_headers=self._headers, **body) as response:
@@ -102,14 +119,17 @@ class OpenAIClient:
                 lost = False
         except openai.APIStatusError as error:
             lost = error.status_code in (408, 409, 429) or error.status_code >= 500  # what the SDK retries
-            outcome = Failure(f"HTTP {error.status_code} {tried}") if lost else self._refused(endpoint, error.response)
+            outcome = Failure(f"HTTP {error.status_code} {tried}")
+            if not lost:
+                outcome = self._refused(endpoint, error.response, body)
+                refusal = outcome.reason
         except openai.APITimeoutError:
             outcome = Failure(f"no answer within {self.timeout:g} s {tried}")
         except openai.APIConnectionError as error:  # messages of libraries may quote headers
             outcome = Failure(f"connection failed: {type(error.__cause__).__name__} {tried}")
         except ValueError as error:
             outcome = Failure(str(error))
-        breaker.record(lost)
+        breaker.record(lost, refusal)
         return outcome
 
     def _read(self, response: Any) -> bytes:
@@ -125,7 +145,7 @@ class OpenAIClient:
                 raise ValueError(f"the answer broke off ({type(error).__name__})") from None
         raise ValueError(f"the answer is longer than {self.timeout:g} s or {_MAX_BYTES >> 20} MiB")
 
-    def _refused(self, endpoint: str, response: Any) -> Failure:
+    def _refused(self, endpoint: str, response: Any, body: Mapping[str, Any]) -> Failure:
         status, said = response.status_code, " ".join(response.text.split())
         if self._key:
             said = said.replace(self._key, "***")  # some servers quote it
@@ -140,7 +160,9 @@ class OpenAIClient:
                 "mostly ends in /v1"
             )
             raise ConfigError(message, code="not-found", where="model") from None
-        return Failure(f"HTTP {status}: {said[:200]}")
+        known = self.remedies.items() if _UNKNOWN.search(said) else ()
+        told = [remedy for name, remedy in known if name in body and re.search(rf"\b{name}\b", said)]
+        return Failure("; ".join([f"HTTP {status}: {said[:200]}", *told]))
 
 
 def _checked_url(component: str, base_url: str) -> str:

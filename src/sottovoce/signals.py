@@ -12,7 +12,7 @@ WARNINGS = (signal.SIGTERM, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ e
 
 
 class Terminated(BaseException):
-    """A warning has come; not an error that anybody should catch."""
+    """A warning has come, or what the argument names; not an error that anybody should catch."""
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from tests.helpers.runs import Fit
 from sottovoce.adapters import ADAPTERS, Adapter
 from sottovoce.cli.main import main
 from sottovoce.errors import ConfigError
+from sottovoce.evaluation.reports.results import MEANING, METRICS
 from sottovoce.registry import Registry
 
 PROJECT = """
@@ -86,6 +87,9 @@ def test_list_shows_every_component_with_its_knobs(capsys: pytest.CaptureFixture
     shown = capsys.readouterr().out
     for word in ("whisper", "pooled_soft_prompt", "tokens: int = 10", "stack: int = 5", "dialogue", "demo_world"):
         assert word in shown
+    assert MEANING.keys() == METRICS.keys()
+    for metric in METRICS:
+        assert f" {metric} " in shown
 
 
 def test_a_name_is_taken_once_and_built_ins_win() -> None:

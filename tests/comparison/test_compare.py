@@ -70,6 +70,19 @@ def test_a_paired_interval_is_that_of_a_plain_bootstrap_of_differences() -> None
     assert found.high - found.value < 0.5 * unpaired  # what is hard for both cancels out
 
 
+def test_a_paired_interval_is_over_speakers_where_they_are_known() -> None:
+    """By hand: two speakers of 10 utterances; the gap is 1 for the one and 0 for the other, so 0, 1/2 or 1."""
+    who = ["ann"] * 10 + ["bob"] * 10
+    ours, theirs = (mean_measure([1.0] * 10 + [tail] * 10, speakers=who) for tail in (1.0, 0.0))
+    found = difference({0: ours}, {0: theirs})
+    assert (found.value, found.low, found.high, found.n, found.speakers) == (0.5, 0, 1, 20, 2)
+    assert difference({0: ours}, {0: ours}).interval == (0, 0)
+    alone = difference(*({0: mean_measure(side.rows[:, 0].tolist())} for side in (ours, theirs)))
+    assert alone.low > 0.2 and alone.is_significant and not found.is_significant
+    with refused("mismatch"):
+        estimate({0: ours}) - estimate({0: mean_measure([0.0] * 20)})
+
+
 def test_seeds_are_scored_together_on_the_same_draws() -> None:
     random = np.random.default_rng(6)
     ours, theirs = random.normal(size=(3, 80)), random.normal(size=(2, 80))
@@ -181,7 +194,7 @@ def said(seed: int, skill: float, rows: int = 24) -> list[Prediction]:
         topic = "child safety/knives" if i >= 16 else "kettle"
         reply = DUE[label] if draw.random() < skill else DUE["adult"]
         for slots in ("both", "text"):
-            about = {"speaker": f"s{i % 4}", "category": "age", "topic": topic}
+            about = {"speaker": f"s{i % 12}", "category": "age", "topic": topic}
             found.append(Prediction(f"u{i}", "dialogue", slots, "", reply, DUE[label], label, rivals=DUE, **about))
         found.append(Prediction(f"u{i}", "asr", "both", "?", "a cat" if draw.random() < 0.8 else "a dog", "a cat"))
     return found

@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from tests.config.test_golden import FILES, GOLDEN, command
 from tests.helpers.errors import faulty, refused
+from tests.helpers.runs import Write
 
 from sottovoce.analysis.config import AnalysisRecipe
 from sottovoce.cli.main import main
@@ -19,7 +20,7 @@ from sottovoce.config import recipe as recipes
 from sottovoce.config_model import RENAMED
 from sottovoce.config_tree import merge, read_overrides, read_tree, read_yaml
 from sottovoce.errors import Code, ConfigError
-from sottovoce.lightning_modules.trainer import check_trainer
+from sottovoce.lightning_modules.trainer_settings import check_trainer
 from sottovoce.paths import resolve
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -42,6 +43,27 @@ def test_every_shipped_recipe_builds_without_weights_and_survives_a_round_trip(p
 def test_the_papers_parameter_counts(name: str, linguistic: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", "--config", str(CONF / f"{name}.yaml"), "--dry-run"])
     assert linguistic in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "where"),
+    [
+        ("tasks.emotion.sentence='not neutral: {label}'", "conflict", "tasks.emotion"),
+        ("tasks.asr={normalizer: whisper}", "bad-value", "tasks.asr.normalizer"),
+        ("data.test=[{manifest: m, task_overrides: {ars: {}}}]", "unknown-name", "data.test[0].task_overrides"),
+        ("data.test=[{manifest: m, task_overrides: {asr: {metric: ter}}}]", "bad-value", "task_overrides.asr.metric"),
+        ("data.train=[{manifest: m}, {manifest: n, captions: none.txt}]", "not-found", "none.txt"),
+        (
+            "data.train=[{manifest: m, task_overrides: {emotion: {sentence: 'sad {label}'}}}]",
+            "conflict", "data.train[0].task_overrides.emotion",
+        ),
+    ],
+)  # fmt: skip
+def test_scores_and_languages_are_checked_with_the_recipe(
+    tree: dict[str, Any], override: str, code: Code, where: str
+) -> None:
+    with refused(code, where, ConfigError):
+        changed(tree, override)
 
 
 def test_the_papers_training_details() -> None:
@@ -105,7 +127,7 @@ def test_llama_differs_from_qwen_in_the_llm_alone() -> None:
             ("stages.disentangle.train=[encoder]", "stages.disentangle.err"),
             ("stages.joint.train=[llm]", "llm.tuning.method"), "llm.tuning.method=lora",
             "auxiliary_head={layer: 0, categories: {emotion: [sad]}}", "cascade={}",
-            ("trainer.max_steps=3", "trainer"),
+            "trainer.max_steps=3",
         ],
     }),
 )  # fmt: skip
@@ -202,7 +224,7 @@ def test_recipes_share_no_defaults(tree: dict[str, Any]) -> None:
     ("trainer", "told"),
     [
         ({"devises": 2}, "takes no 'devises'. Did you mean: 'devices'|'devises'"),
-        ({"accelerator": "tpuu"}, "Lightning has no 'tpuu'"), ({"precision": "bf17"}, "Lightning has no 'bf17'"),
+        ({"accelerator": "tpuu"}, "no accelerator 'tpuu'"), ({"precision": "bf17"}, "no precision 'bf17'"),
         ({"devices": 0}, "devices: a positive whole number is needed, found 0"),
         ({"devices": []}, "devices: a positive"), ({"num_nodes": "all"}, "num_nodes: a positive"),
         ({"num_nodes": -1}, "num_nodes: a positive"),
@@ -288,3 +310,29 @@ def test_a_packaged_recipe_is_read_from_anywhere(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("extends: sottovoce:conf/quickstart.yaml\nseed: 7\n")
     assert replace(recipes.load("mine.yaml"), seed=1) == replace(recipes.load("sottovoce:conf/quickstart.yaml"), seed=1)
+
+
+@pytest.mark.parametrize("written", ["2026_11_28", "1e3", "12:30", "010", "0x10", "no", "true", "1.5"])
+def test_text_that_yaml_takes_for_something_else_is_never_changed(
+    written: str, write_recipe: Write, tmp_path: Path
+) -> None:
+    """In a file it is to be quoted; on the command line, where the shell takes quotes away, it is as it was typed."""
+    config = write_recipe()
+    (child := tmp_path / "child.yaml").write_text(f"extends: {config}\nname: {written}\n")
+    with refused("bad-value", "name", ConfigError):
+        recipes.load(child)
+    child.write_text(f"extends: {config}\nname: '{written}'\nslots: {{linguistic: {{after: {written}}}}}\n")
+    with refused("bad-value", "slots.linguistic.after", ConfigError):
+        recipes.load(child)
+    recipe = recipes.load(config, [f"name={written}", f"evaluation.tasks=[{written}]", "evaluation.tasks=[asr]"])
+    assert recipe.name == written and recipe.seed == 3
+
+
+def test_a_whole_number_may_be_a_name(write_recipe: Write) -> None:
+    assert recipes.load(write_recipe(name=7)).name == "7"
+
+
+def test_what_is_decided_for_each_prompt_is_no_argument_of_the_template(tree: dict[str, Any]) -> None:
+    assert changed(tree, "llm.chat_template_kwargs={enable_thinking: true}").llm.chat_template_kwargs
+    with refused("conflict", "llm.chat_template_kwargs"):
+        changed(tree, "llm.chat_template_kwargs={add_generation_prompt: false}")

@@ -66,7 +66,7 @@ def test_a_manifest_is_looked_through_without_a_clip_and_drawn_line_by_line(
         many = lines(write(folder, [line(i, audio="ok.wav" if i < 500 else "none.wav") for i in range(count)]))
         assert len(many) == count and not reads
         sampler = BatchSampler(many.seconds, np.arange(count) < 500, batch_size=4, epochs=2, seed=0)
-        for (_, rows, _), _ in zip(sampler, range(10), strict=False):
+        for (_, rows, *_), _ in zip(sampler, range(10), strict=False):
             assert [many[row].id for row in rows] == [f"u{row}" for row in rows]
         assert len(reads) == 40
         reads.clear()

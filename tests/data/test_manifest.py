@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,18 @@ def test_the_least_line_has_its_seconds_from_the_header(folder: Path) -> None:
     assert utterance == Utterance("a", folder / "ok.wav", None, None, 1.0, {}, None, (), None)
 
 
+def test_an_empty_transcript_says_that_nothing_is_said(folder: Path) -> None:
+    silent, unknown = read(write(folder, line(text=""), line("b"))).utterances
+    assert (silent.text, unknown.text) == ("", None)
+
+
+def test_labels_are_the_same_in_either_form_of_unicode(folder: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "fröhlich") for form in ("NFC", "NFD"))
+    bad = paired(labels={"emotion": apart}, answers={apart: "Hm.", "sad": "Oh."})
+    (utterance,) = read_manifest(write(folder, bad), choices={"emotion": [composed, "sad"]}).utterances
+    assert utterance.labels == {"emotion": composed} and utterance.answers[composed] == utterance.response == "Hm."
+
+
 def test_null_counts_as_absent(folder: Path) -> None:
     nulls: dict[str, Any] = dict.fromkeys(("text", "speaker", "seconds", "labels", "caption", "context", "response"))
     (utterance,) = read(write(folder, line(**nulls))).utterances
@@ -115,9 +128,10 @@ PROBLEMS: dict[Code, list[object]] = {
         '{"id": "a", "audio": "ok.wav", "text": "\\ud83d"}', line(audio="empty.wav"), line(audio="text.wav"),
         line(audio="half.wav"),
     ],
-    "unknown-key": [line(adio="ok.wav"), turn({"role": "assistant", "text": "x", "speeker": "x"})],
     "missing-key": [
-        {"audio": "ok.wav"}, {"id": None, "audio": "ok.wav"}, {"id": "a"},
+        {"audio": "ok.wav"}, {"id": None, "audio": "ok.wav"}, {"id": "a"}, {"id": "a", "text": "x"},
+        {"id": "a", "text": "x", "response": "y", "labels": {"emotion": "sad"}},
+        {"id": "a", "text": "x", "response": "y", "seconds": 1.0}, {"id": "a", "response": "y"},
         line(answers=ANSWERS, labels={"emotion": "sad"}), paired(answers={"happy": "x"}), turn({"text": "x"}),
         turn({"role": "assistant"}),
     ],
@@ -181,7 +195,7 @@ def test_the_examples_of_the_documentation_are_read_without_fault(tmp_path: Path
     choices = {**CHOICES, "age": ["child", "adult"], "emotion": ["sad", "angry"]}
     choices |= {"pitch": ["high"], "tempo": ["slow"], "energy": ["low"]}
     path = write(tmp_path, *(example.replace("\n", " ") for example in examples))
-    assert [u.id for u in read_manifest(path, choices=choices).utterances] == ["a1", "a2", "a3", "a4", "a5"]
+    assert [u.id for u in read_manifest(path, choices=choices).utterances] == ["a1", "a2", "a3", "a4", "a5", "a6"]
 
 
 def test_several_faults_of_a_line_are_all_told(folder: Path) -> None:
@@ -190,7 +204,7 @@ def test_several_faults_of_a_line_are_all_told(folder: Path) -> None:
 
 
 def test_twenty_faults_are_shown_and_the_rest_counted(folder: Path) -> None:
-    path = write(folder, line("good"), *(line(f"u{i}", audio="none.wav") for i in range(23)))
+    path = write(folder, line("good"), *(line(f"u{i}", audio=f"none{i}.wav") for i in range(23)))
     message = faults(path)
     assert message.startswith(f"{path}: 23 faults in 23 of 24 lines\n") and message.endswith("\n... and 3 more")
     assert "u19: " in message and "u20: " not in message
@@ -272,14 +286,69 @@ def test_a_line_without_end_is_not_read_whole(folder: Path) -> None:
 
 
 def test_a_fault_is_one_short_line_whatever_the_file_says(folder: Path) -> None:
-    told = faults(write(folder, line("a\nb\x1b[2J", **{"k" * 5000 + "\r": 1})))
+    told = faults(write(folder, line("a\nb\x1b[2J", labels={"k" * 5000 + "\r": "x"})))
     assert len(told.splitlines()) == 2 and len(told) < 2000
-    assert "\x1b" not in told and "a\\nb\\x1b[2J: unknown key" in told
+    assert "\x1b" not in told and "a\\nb\\x1b[2J: labels: unknown attribute" in told
+    (note,) = read(write(folder, line(**{"k" * 5000 + "\r\x1b": 1}))).notes
+    assert len(note) < 500 and "\x1b" not in note and "\r" not in note
 
 
 def test_many_unknown_keys_take_no_time_that_grows_with_their_square(folder: Path) -> None:
     keys = {f"k{i}": 1 for i in range(100_000)}
-    assert "unknown key" in faults(write(folder, line(**keys)))
+    assert len(read(write(folder, line(**keys))).notes) == 21
+
+
+def test_keys_of_a_users_own_are_passed_over_and_noted_once(folder: Path) -> None:
+    """With the first line and how often; what may be a misspelt key of ours stands first, and is asked about."""
+    lines = [line(f"u{i}", language="de", duration=1.0) for i in range(3)]
+    talk = [{"role": "user", "text": "hi", "speeker": "x"}, {"role": "assistant", "text": "hi"}]
+    manifest = read(write(folder, *lines, line("typo", tex="good day"), line("talk", context=talk)))
+    assert len(manifest.utterances) == 5 and manifest.utterances[3].text is None
+    typo, turn_typo, language, duration = manifest.notes
+    assert "'tex'" in typo and "line 4" in typo and "'text'" in typo
+    assert "'speeker'" in turn_typo and "line 5" in turn_typo and "'speaker'" in turn_typo
+    assert "'language'" in language and "3 times" in language and "line 1" in language and "'duration'" in duration
+
+
+def test_one_fault_of_many_lines_is_told_once(folder: Path) -> None:
+    """The first line, how many more, and three of them; what only looks alike stays apart."""
+    accent = [line(f"u{i}", labels={"accent": "x"}) for i in range(300)]
+    numbers = [{"id": i, "audio": "ok.wav"} for i in range(30)]
+    path = write(folder, line("good"), *accent, *numbers, line("other", labels={"dialect": "x"}))
+    with pytest.raises(ManifestError) as caught:
+        read(path)
+    head, first, ids, last = str(caught.value).splitlines()
+    assert "331 faults in 331 of 332 lines" in head and len(caught.value.faults) == 331
+    assert first.startswith(f"{path}:2: u0: ") and "299 more" in first and f"{path}:3: u1, {path}:4: u2" in first
+    assert f"{path}:6" not in first and ids.startswith(f"{path}:302: ") and "29 more" in ids
+    assert last.startswith(f"{path}:332: other: ") and "more" not in last
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+def test_a_byte_order_mark_is_passed_over(folder: Path) -> None:
+    """At the beginning, and where files have been joined."""
+    path = write(folder, BOM + json.dumps(line("a")).encode(), BOM + json.dumps(line("b")).encode(), BOM)
+    assert [u.id for u in read(path).utterances] == ["a", "b"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_told_once_with_its_remedy(encoding: str, folder: Path) -> None:
+    path = folder / "m.jsonl"
+    path.write_bytes("\n".join(json.dumps(line(f"u{i}")) for i in range(20)).encode(encoding))
+    with refused("damaged", "m.jsonl", ManifestError) as caught:
+        read(path, policy="skip")
+    assert "iconv" in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_line_of_text_alone_is_a_written_turn(folder: Path) -> None:
+    """It has a length by which batches of like length are made, and a context as any other."""
+    talk = [{"role": "user", "text": "hello", "audio": "ok.wav"}, {"role": "assistant", "text": "Hi."}]
+    written = {"id": "w", "text": "how are you today, my friend?", "response": "Well."}
+    utterance, other = read(write(folder, {**written, "context": talk}, {**written, "id": "x"})).utterances
+    assert (utterance.audio, utterance.response, utterance.clips) == (None, "Well.", [folder / "ok.wav"])
+    assert other.clips == [] and 1.0 < other.seconds < 4.0 and other.place.endswith("m.jsonl:2")
 
 
 def test_reading_needs_no_heavy_library() -> None:

@@ -1,6 +1,7 @@
 """A task asks in several wordings, answers in a sentence, and reads its own answers back."""
 
 import pickle
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_answers_are_the_sentences_of_their_attribute() -> None:
 @pytest.mark.parametrize("name", ATTRIBUTES)
 def test_a_recipe_may_set_choices_wordings_and_sentence(name: str) -> None:
     filled = TASKS.check({"type": name})
-    assert list(filled) == ["type", "choices", "prompts", "sentence"]
+    assert list(filled) == ["type", "choices", "prompts", "sentence", "words"]
     assert (filled["choices"], filled["prompts"], filled["sentence"]) == (attribute(name).choices, None, None)
     task = TASKS.build({"type": name, "choices": ["apt", "mild"], "sentence": "It is {a} {label} one."})
     assert task.target(utterance(**{name: "apt"})) == "It is an apt one."
@@ -123,6 +124,49 @@ def test_choices_are_taken_literally() -> None:
     assert attribute("emotion", ["a.b", "c+"]).parse("so c+ it is") == "c+"
 
 
+@pytest.mark.parametrize(
+    ("choices", "sentence"),
+    [
+        (["中性", "高兴", "不高兴"], "说话人听起来{label}。"),
+        (["中立", "悲しい"], "話者は{label}ようです。"),
+        (["기쁨", "슬픔"], "감정은 {label}입니다."),
+        (["สุข", "เศร้า"], "ผู้พูดรู้สึก{label}"),
+        (["سعيد", "حزين"], "يبدو المتحدث {label}."),
+        (["सुखी", "दुखी"], "वक्ता {label} है।"),
+        (["fröhlich", "traurig"], "Das klingt {label}."),
+    ],
+)
+def test_labels_are_found_in_sentences_of_any_script(choices: list[str], sentence: str) -> None:
+    task = TASKS.build({"type": "emotion", "choices": choices, "sentence": sentence})
+    assert isinstance(task, AttributeTask)
+    for label in choices:
+        for form in ("NFC", "NFD"):  # a tokenizer may compose or take apart what it reads
+            assert task.parse(unicodedata.normalize(form, task.answer(label))) == label
+    assert task.parse(f"{choices[0]} {choices[1]}") is None
+
+
+def test_labels_and_choices_may_be_spelled_in_either_form() -> None:
+    nfc, nfd = (unicodedata.normalize(form, "fröhlich") for form in ("NFC", "NFD"))
+    for choice in (nfc, nfd):
+        task = attribute("emotion", [choice, "traurig"])
+        assert task.choices[0] == nfc and task.label(utterance(emotion=nfc)) == nfc
+        assert task.parse(f"Sehr {nfd}!") == task.parse(f"Sehr {nfc.upper()}!") == nfc
+
+
+@pytest.mark.parametrize(
+    ("knobs", "answer"),
+    [
+        ({"choices": ["sad", "happy"], "sentence": "Not sad: {label}"}, "Not sad: happy"),
+        ({"choices": ["sad", "happy"], "sentence": "un{label}"}, "unsad"),
+        ({"choices": ["neutral", "happy"], "words": {"neutral": "a", "happy": "b"}, "sentence": "{label} b"}, "a b"),
+    ],
+)
+def test_a_task_that_cannot_read_its_own_answers_is_refused(knobs: dict[str, Any], answer: str) -> None:
+    with refused("conflict", "tasks.emotion", ConfigError) as caught:
+        TASKS.build({"type": "emotion", **knobs})
+    assert repr(answer) in str(caught.value)
+
+
 @pytest.mark.parametrize("choices", [["sad"], ["sad", "Sad"], ["sad", " "]])
 def test_choices_must_be_two_different_labels(choices: list[str]) -> None:
     with refused("bad-value", "tasks.emotion.choices", ConfigError):
@@ -140,6 +184,18 @@ def test_asr_needs_a_transcript_and_repeats_it() -> None:
     assert task.available(utterance("good day")) and task.target(utterance("good day")) == "good day"
     assert not task.available(utterance(emotion="sad"))
     assert task.label(utterance("good day", emotion="sad")) is None and task.parse("sad") is None
+    assert task.available(utterance("")) and task.target(utterance("")) == ""  # nothing is said
+
+
+@pytest.mark.parametrize(
+    ("knobs", "rate"),
+    [
+        ({}, None), ({"metric": "wer", "normalizer": "english"}, None), ({"normalizer": "basic"}, "wer/basic"),
+        ({"metric": "cer"}, "cer/basic"), ({"metric": "mer", "normalizer": "none"}, "mer/none"),
+    ],
+)  # fmt: skip
+def test_asr_names_its_error_rate(knobs: dict[str, Any], rate: str | None) -> None:
+    assert TASKS.build({"type": "asr", **knobs}).rate == rate
 
 
 def test_an_attribute_needs_its_own_label() -> None:
@@ -153,6 +209,7 @@ def test_dialogue_needs_words_and_style_or_a_ready_response() -> None:
     assert task.available(utterance("good day", emotion="sad")) and task.available(utterance("good day", "A voice."))
     assert task.available(utterance(response="Hello."))
     assert not task.available(utterance("good day")) and not task.available(utterance(emotion="sad"))
+    assert not task.available(utterance("", emotion="sad"))  # there is nothing to reply to
     assert task.target(utterance("good day", emotion="sad")) is None  # the run's LLM makes it
     assert task.target(utterance("good day", response="Hello.")) == "Hello."
 

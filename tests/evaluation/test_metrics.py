@@ -14,8 +14,15 @@ from whisper.normalizers import EnglishTextNormalizer
 
 from sottovoce.evaluation import Prediction, Score, score_all
 from sottovoce.evaluation.awareness import AWARENESS, emotion_fit
-from sottovoce.evaluation.bootstrap import bootstrap, mean_of_ratios, ratio
-from sottovoce.evaluation.metrics import accuracy, balanced_accuracy, word_error_rate
+from sottovoce.evaluation.bootstrap import bootstrap, by_speaker, mean_of_ratios, ratio, resample
+from sottovoce.evaluation.metrics import (
+    accuracy,
+    balanced_accuracy,
+    error_rate,
+    hallucination_rate,
+    mean_measure,
+    word_error_rate,
+)
 from sottovoce.evaluation.text_similarity import ROUGE, rouge_l
 
 WORDS = "the cat sat on a warm mat and saw two small birds fly over an old grey barn".split()
@@ -81,12 +88,101 @@ def test_wer_is_errors_over_words_of_the_corpus(pairs: list[tuple[str, str]], er
 
 
 def test_wer_drops_and_counts_references_without_words() -> None:
-    rows = [heard("Um, uh.", "something"), heard("cat", "cat"), heard("", "")]
+    rows = [heard("Um, uh.", "something"), heard("cat", "cat")]
     score = word_error_rate(rows)
     assert (score.value, score.n, score.baseline) == (0, 1, None)
-    assert score.notes == "2 of 3 references are empty after normalising and were dropped"
+    assert score.notes == "1 of 2 references are empty after normalising and were dropped"
     with refused("empty"):
         word_error_rate(rows[:1])
+
+
+def test_what_is_said_where_nothing_is_said_is_inserted() -> None:
+    """Clips without speech: 2 words are inserted into 4 of the references, on one of two clips."""
+    rows = [heard("a big cat", "a big cat", 0), heard("cat", "dog", 1), heard("", "well well", 2), heard("", "Um.", 3)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a resample may hold clips without speech alone
+        score = word_error_rate(rows)
+    assert (score.value, score.n) == (0.75, 4)
+    assert score.notes == "2 of 4 references say nothing: 2 words said there are insertions"
+    assert score.low >= 0 and score.high < float("inf")
+    assert hallucination_rate(rows)[:1] + hallucination_rate(rows)[3:4] == (0.5, 2)
+    with refused("empty"):
+        word_error_rate(rows[2:])
+
+
+def rate(name: str, *pairs: tuple[str, str]) -> float:
+    return error_rate(name)([heard(*pair, row) for row, pair in enumerate(pairs)]).value
+
+
+@pytest.mark.parametrize(
+    ("target", "response", "errors", "words"),
+    [
+        ("यह दिन अच्छा है", "यह दान अच्छा है", 1, 4),  # a vowel sign: day, gift
+        ("es geht um geld", "es geht geld", 1, 4),  # no filler
+        ("das ist schon", "Das ist schön.", 1, 3),
+        ("tengo un año", "tengo un ano", 1, 3),
+        ("мой", "мои", 1, 1),
+        ("がっこう", "かっこう", 1, 1),
+        ("كَتَبَ", "كُتِبَ", 1, 1),
+        ("má mà mả mã", "ma ma ma ma", 4, 4),
+        ("Don't [noise] go (laughs)!", "don't go", 0, 3),
+        ("cafe\u0301", "caf\u00e9", 0, 1),  # two spellings of one text
+        ("می\u200cخواهم", "میخواهم", 0, 1),  # a joiner that nobody sees
+    ],
+)
+def test_the_basic_normalizer_keeps_the_marks_of_letters(target: str, response: str, errors: int, words: int) -> None:
+    assert rate("wer/basic", (target, response)) == pytest.approx(errors / words, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "response", "errors", "units"),
+    [
+        ("cer/basic", "今天天气很好", "今天天气很号", 1, 6),
+        ("cer/basic", "今天天气很好", "今天 天气，很好。", 0, 6),
+        ("cer/basic", "안녕하세요", "안녕 하세요", 0, 5),
+        ("cer/basic", "दिन", "दान", 1, 3),  # code points
+        ("cer/basic", "น้ำ", "นำ", 1, 3),
+        ("cer/none", "你好。", "你好", 1, 3),
+        ("cer/english", "The cat.", "the cut", 1, 6),
+        ("mer/basic", "我想买一个 iPhone 手机", "我想买一个iPhone手机", 0, 8),
+        ("mer/basic", "我想买一个 iPhone 手机", "我想买一个 my phone 手鸡", 3, 8),
+        ("mer/basic", "오늘 meeting 있어요", "오늘 meeting 없어요", 1, 3),  # Korean has spaces
+        ("mer/basic", "วันนี้ดี", "วันนี้ดี", 0, 8),
+        ("mer/none", "你好 World", "你好 world", 1, 3),
+        ("wer/none", "The cat.", "the cat", 2, 2),
+    ],
+)
+def test_characters_and_words_are_counted_by_hand(
+    name: str, target: str, response: str, errors: int, units: int
+) -> None:
+    measure = error_rate(name).measure([heard(target, response)])
+    assert measure.rows.tolist() == [[errors, units]]
+    assert jiwer.cer("".join(target.split()), "".join(response.split())) >= 0  # the pair is one that jiwer reads
+
+
+def test_the_word_error_rate_by_another_name_is_the_same() -> None:
+    rows = [heard(*pair, row) for row, pair in enumerate(noisy_pairs(40))]
+    assert error_rate("wer") is word_error_rate
+    assert error_rate("wer/english")(rows) == word_error_rate(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "told"),
+    [
+        ("wer", "यह दिन अच्छा है", ["normalizer: basic"]),
+        ("wer", "das ist schön", ["normalizer: basic"]),
+        ("wer", "今天天气很好", ["normalizer: basic", "metric: cer"]),
+        ("wer/basic", "今天天气很好", ["metric: cer"]),
+        ("wer/basic", "यह दिन अच्छा है", []),
+        ("cer/basic", "今天天气很好", []),
+        ("wer", "the café is closed", []),
+    ],
+)
+def test_a_choice_that_looks_wrong_for_the_text_is_noted(name: str, target: str, told: list[str]) -> None:
+    rows = [heard(target, target, row) for row in range(3)]
+    plain = [heard("a cat sat down", "a cat sat down", row) for row in range(3, 20)] if "café" in target else []
+    notes = error_rate(name)([*rows[:1], *plain] if plain else rows).notes
+    assert [part for part in ("normalizer: basic", "metric: cer") if part in notes] == told
 
 
 @pytest.mark.parametrize("classes", [EMOTIONS, ("female", "male")])
@@ -185,6 +281,58 @@ def test_an_interval_holds_the_middle_95_percent() -> None:
     """Of a share of 1/2 in 400 rows, a resample's deviation is 1/40: the ends are 1.96 of them away."""
     low, high = bootstrap(np.array([[i % 2, 1.0] for i in range(400)]), ratio)
     assert (0.5 - low, high - 0.5) == pytest.approx((1.96 / 40, 1.96 / 40), rel=0.08)
+
+
+def test_rows_of_one_speaker_are_drawn_together() -> None:
+    """Two speakers, one all right and one all wrong: a resample is 0, 1/2 or 1, whatever the number of rows."""
+    hits, speakers = [1.0] * 50 + [0.0] * 50, ["ann"] * 50 + ["bob"] * 50
+    score = mean_measure(hits, speakers=speakers).score()
+    assert score[:4] == (0.5, 0, 1, 100) and score.speakers == 2
+    alone = mean_measure(hits).score()
+    assert 0.39 < alone.low < 0.5 < alone.high < 0.61 and alone.speakers == 0
+
+
+def test_sums_of_speakers_by_hand() -> None:
+    """A row without a speaker stands alone; the order is that of first rows."""
+    rows = np.array([[1.0, 2], [3, 1], [5, 4], [7, 1]])
+    sums, speakers = by_speaker(rows, ["b", None, "a", "b"])
+    assert sums.tolist() == [[8, 3], [3, 1], [5, 4]] and speakers == 2
+    for unknown in ([], [None] * 4, ["a"] * 4, [None, None, None, "a"]):
+        same, count = by_speaker(rows, unknown)
+        assert same is rows and count == 0  # nothing to draw over
+    every, count = by_speaker(rows, list("abcd"))
+    assert np.array_equal(every, rows) and count == 4  # one row each: as without speakers
+
+
+def test_every_metric_draws_speakers() -> None:
+    spoken = [replace(row, speaker=f"s{i % 3}") for i, row in enumerate(guesses(60))]
+    words = [replace(heard(*pair, i), speaker=f"s{i % 3}") for i, pair in enumerate(noisy_pairs(30))]
+    due = {"ann": "a b c", "bob": "d e f"}
+    pa = [
+        replace(labelled("ann", None, i), response="a b", rivals=due, awareness=1, speaker=f"s{i % 3}")
+        for i in range(6)
+    ]
+    for metric, rows in (
+        (accuracy, spoken), (balanced_accuracy, spoken), (word_error_rate, words), (error_rate("cer/basic"), words),
+        (emotion_fit, pa), *((metric, words) for metric in ROUGE.values()), *((m, pa) for m in AWARENESS.values()),
+    ):  # fmt: skip
+        assert metric(rows).speakers == 3, metric
+        assert metric(rows).value == metric([replace(row, speaker=None) for row in rows]).value
+
+
+def test_the_cluster_bootstrap_agrees_with_plain_loops() -> None:
+    """Speakers drawn with the same draws, each with all of its rows."""
+    draw = np.random.default_rng(5)
+    who, hits = draw.integers(8, size=100), draw.random(100) < 0.7
+    who[:8] = np.arange(8)  # in order of their first rows
+    counts = resample(8, lambda counts: counts @ 10.0 ** np.arange(8))  # which speakers each resample has drawn
+    shares = []
+    for digits in counts.astype(np.int64):
+        times = [int(digits) // 10**speaker % 10 for speaker in range(8)]
+        rows = [hit for speaker, n in enumerate(times) for hit in list(hits[who == speaker]) * n]
+        shares.append(np.mean(rows))
+    score = mean_measure(hits.tolist(), speakers=[f"s{number}" for number in who]).score()
+    assert (score.low, score.high) == pytest.approx(np.quantile(shares, [0.025, 0.975]), abs=1e-6)
 
 
 def test_the_bootstrap_refuses_no_rows() -> None:

@@ -13,6 +13,7 @@ from tests.helpers.errors import refused
 from sottovoce.errors import MissingError
 from sottovoce.evaluation import SLOTS, Prediction, Record, read_predictions, read_results, score_all, write_results
 from sottovoce.evaluation.reports.results import results_markdown, results_table
+from sottovoce.evaluation.reports.tables import published_beside
 
 ATTRIBUTES = ("gender", "pitch", "tempo", "energy", "emotion")
 RIVALS = {"happy": "how nice", "sad": "poor you"}
@@ -84,6 +85,10 @@ def test_results_json_is_the_contract(tmp_path: Path) -> None:
     (row,) = json.loads(text)
     assert list(row) == ["system", "task", "metric", "slots", "value", "low", "high", "n", "baseline"]
     assert (row["value"], row["baseline"]) == (0.333333, 0.666667)
+    write_results(tmp_path, [record(speakers=12)], [])
+    assert (
+        json.loads((tmp_path / "results.json").read_text())[0]["speakers"] == read_results(tmp_path)[0].speakers == 12
+    )
 
 
 def test_a_failed_write_leaves_the_results_of_before(tmp_path: Path) -> None:
@@ -130,7 +135,7 @@ def test_results_that_are_not_there_are_missing(tmp_path: Path) -> None:
 
 def test_slots_of_a_recipes_own_stand_after_the_papers() -> None:
     rows = [record(slots="accent"), record(0.25)]
-    assert "| asr | WER ↓ | 25.0 [95.0-99.2] | - | - | - | 97.5 [95.0-99.2] | - | 300 |" in results_markdown(rows)
+    assert "| asr | WER (english) ↓ | 25.0 [95.0-99.2] | 97.5 [95.0-99.2] | - | 300 |" in results_markdown(rows)
     assert "accent" in shown(rows)
 
 
@@ -141,11 +146,11 @@ def test_the_markdown_table() -> None:
     assert results_markdown(rows[::-1]).split("\n")[4:] == [
         "## ours",
         "",
-        "| task | metric | both | paralinguistic | linguistic | text | baseline | n |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| asr | WER ↓ | 97.5 [95.0-99.2] | 5.0 [4.0-100] | - | - | - | 298-300 |",
-        "| pitch | accuracy ↑ | 97.5 [95.0-99.2] | - | - | - | 40.0 | 300 |",
-        "| pitch | balanced ↑ | 97.5 [95.0-99.2] | - | - | - | 50.0 | 300 |",
+        "| task | metric | both | paralinguistic | baseline | n |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| asr | WER (english) ↓ | 97.5 [95.0-99.2] | 5.0 [4.0-100] | - | 298-300 |",
+        "| pitch | accuracy ↑ | 97.5 [95.0-99.2] | - | 40.0 | 300 |",
+        "| pitch | balanced ↑ | 97.5 [95.0-99.2] | - | 50.0 | 300 |",
         "",
         "- pitch, both: 1 of 300 responses name no label",
         "",
@@ -171,10 +176,69 @@ def test_the_terminal_table_fits_in_100_columns() -> None:
     assert page.count("99.9 [99.3-100]") == len(records)  # no cell is broken over two lines
     assert "text: 1 of 4 responses name no label" in page
     lines = [line.split() for line in page.splitlines()]
-    assert lines[4][:2] == ["asr", "WER"] and lines[4][-2:] == ["90.0-", "12345-"] and lines[5] == ["90.3", "12348"]
+    assert (
+        lines[4][:2] == ["asr", "WER"]
+        and lines[4][-2:] == ["90.0-", "12345-"]
+        and lines[5] == ["(english)", "90.3", "12348"]
+    )
     assert all(row in [line[:2] for line in lines] for row in (["emotion", "balanced"], ["dialogue", "fits"]))
 
 
 def test_a_score_too_wide_for_its_column_is_still_whole() -> None:
     page = shown([record(12.345, slots=slots, low=11.222, high=13.333) for slots in SLOTS])
     assert page.count("1234.5") == page.count("[1122.2-1333.3]") == len(SLOTS)
+
+
+def test_published_numbers_stand_beside_those_of_a_run() -> None:
+    """In our units, with half of the interval; where there is no such score of ours, too."""
+    published = {
+        "both": {"dialogue (styletalk)": {"cs_content/qwen": [4.28, 0.1], "rouge_l": [0.2]}, "asr": {"wer": [0.025]}}
+    }
+    mine = [record(3.5, task="dialogue (styletalk)", metric="cs_content/qwen", slots="both")]
+    page = io.StringIO()
+    Console(file=page, width=120).print(published_beside(mine, published))
+    rows = [line.split() for line in page.getvalue().splitlines() if "both" in line]
+    assert [row[-2:] for row in rows] == [["-", "2.5"], ["-", "20.0"], ["4.28", "±0.10"]]
+    assert "3.50" in rows[-1]
+    assert published_beside(mine, {}) is None
+
+
+def test_an_error_rate_names_its_normalizer_and_fewer_errors_are_better() -> None:
+    rows = [record(metric="cer/basic"), record(metric="mer/none"), record(metric="hallucinated")]
+    page = results_markdown(rows)
+    for label in ("| CER (basic) ↓ |", "| MER (none) ↓ |", "| hallucinated ↓ |"):
+        assert label in page
+    assert "CER ↓" in shown(rows) and "(basic)" in shown(rows)
+
+
+def test_points_of_a_judge_are_no_percent() -> None:
+    rows = [
+        record(7.25, task="dialogue", metric=f"{aspect}/mine", low=7.0, high=7.5) for aspect in ("quality", "emotion")
+    ]
+    page = results_markdown(rows)
+    assert page.count("| 7.25 [7.00-7.50] |") == 2 and "| quality (1-10) (mine) ↑ |" in page
+
+
+def test_the_table_says_whom_the_intervals_are_over() -> None:
+    rows = [record(speakers=12), record(metric="cer/basic", speakers=9)]
+    assert "- intervals: over 9-12 speakers, with all that each says\n" in results_markdown(rows)
+    assert "or over rows" in results_markdown([*rows, record(metric="mer/basic")])
+    assert "speakers" not in results_markdown([record()])
+
+
+def test_one_test_side_may_hold_several_languages() -> None:
+    """Each row by the error rate that it names; clips without speech of all of them together."""
+    rows = [
+        Prediction("u1", "asr", "both", "", "a cat", "a dog"),
+        Prediction("u2", "asr", "both", "", "今天天气很号", "今天天气很好", metric="cer/basic"),
+        Prediction("u3", "asr", "both", "", "我想买 iPhone 手机", "我想买一个iPhone手机", metric="mer/basic"),
+        Prediction("u4", "asr", "both", "", "", "", metric="cer/basic"),
+        Prediction("u5", "asr", "both", "", "hm hm", ""),
+        Prediction("u6", "asr", "both", "", "嗯", "", metric="mer/basic"),
+    ]
+    found = {r.metric: (r.value, r.n) for r in score_all("x", rows)}
+    assert found == {
+        "wer": (1.5, 2), "cer/basic": (0.166667, 2), "mer/basic": (0.375, 2),  # 2 of 8 are missing, one is inserted
+        "hallucinated": (0.666667, 3),
+    }  # fmt: skip
+    assert {r.metric for r in score_all("x", rows[4:])} == {"hallucinated"}  # a part without a word has no error rate

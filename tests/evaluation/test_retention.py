@@ -58,6 +58,12 @@ def tune(llm: CausalLLM) -> None:
         ("A red lamp.", "red lamp", "the red lamp", True),
         ("A red lamp.", "red lamp", "the red old lamp", False),
         ("你好", None, "你好。", True),
+        ("यह दिन है", None, "यह दान है", False),  # day, gift: a vowel sign
+        ("सात", "सात", "मैं सात कहता हूँ", True),
+        ("答案是北京。", "北京", "我想答案是北京吧", True),
+        ("答案是北京。", "北京", "我想答案是南京吧", False),
+        ("서울입니다.", "서울", "답은 서울이에요.", True),
+        ("서울입니다.", "서울", "답은 남서울이에요.", False),
     ],
 )
 def test_what_is_right_is_what_it_is_said_to_be(response: str, answer: str | None, said: str, right: bool) -> None:
@@ -206,3 +212,17 @@ def test_files_that_are_not_there_or_hold_nothing(tiny_llm: str, file: Path, tmp
         retention(llm, [])
     with refused("bad-value", "max_new_tokens"):
         retention(llm, read_items(file), max_new_tokens=7)
+
+
+def test_prompts_that_the_llm_cannot_read_are_all_named(tiny_llm: str, tmp_path: Path) -> None:
+    """Before any is scored: control tokens in prompt or response, and what is longer than its context."""
+    rows = [
+        ROWS[0],
+        {"prompt": "begin <|im_start|>system", "response": "yes"},
+        {"prompt": "long " * 600, "response": "no"},
+    ]
+    rows.append({"prompt": "the end", "response": "yes <|im_end|> no"})
+    with refused("bad-value", "retention") as caught:
+        retention(loaded(tiny_llm), read_items(write_lines(tmp_path / "prompts.jsonl", rows)))
+    assert [text in str(caught.value) for text in ("begin", "long long", "the end")] == [True] * 3
+    assert len(caught.value.faults) == 3

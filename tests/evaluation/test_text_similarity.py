@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import unicodedata
 from functools import partial
 from pathlib import Path
 
@@ -90,11 +91,40 @@ def test_rouge_by_hand() -> None:
 
 
 def test_rouge_says_where_it_cannot_read() -> None:
-    rows = [replied("你好", "你好"), replied("Yes!", "yes"), replied("two birds", "two birds")]
-    assert (rouge_1(rows).value, rouge_2(rows).value) == pytest.approx((2 / 3, 1 / 3), abs=1e-6)
-    assert rouge_1(rows).notes == "1 of 3 targets have no word in a-z or 0-9 and score 0"
-    assert rouge_2(rows).notes == "2 of 3 targets have fewer than 2 words in a-z or 0-9 and score 0"
+    rows = [replied("👍", "👍"), replied("Yes!", "yes"), replied("two birds", "two birds")]
+    assert (rouge_1(rows).value, rouge_2(rows).value) == pytest.approx((1, 2 / 3), abs=1e-6)
+    assert rouge_1(rows).notes == "1 of 3 targets have no word and can score only where the response is the same"
+    assert rouge_2(rows[1:]).notes == "1 of 2 targets have fewer than 2 words and score 0"
     assert rouge_1(rows[1:]).notes == "" and rouge_1(rows).notes == rouge_l(rows).notes
+    assert rouge_1([replied("👍", "👎")]).value == rouge_1([replied("", "a")]).value == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "你好，世界",
+        "お元気ですか",
+        "안녕 하세요",
+        "नमस्ते दुनिया",
+        "สวัสดีครับ",
+        "مرحبا بالعالم",
+        "Привет, мир",
+        "Γειά σου",
+        "שלום עולם",
+    ],
+)
+def test_equal_texts_score_one_in_any_script(text: str) -> None:
+    for kind in ROUGE:
+        assert rouge_f1(kind, [text], [text]) == pytest.approx([1])
+        assert rouge_f1(kind, [unicodedata.normalize("NFD", text)], [unicodedata.normalize("NFC", text)]) == [1]
+        assert rouge_f1(kind, ["something else"], [text]) == [0]
+
+
+def test_rouge_of_other_scripts_by_hand() -> None:
+    """Chinese in characters: 4 of 5 and 4 of 6. Hindi in words, whose vowel signs count: 2 of 3 and 2 of 3."""
+    chinese, hindi = ("我很高兴", "我今天很高兴"), ("यह दिन अच्छा", "यह दान अच्छा")
+    assert rouge_f1("rouge_l", *([text] for text in chinese)) == pytest.approx([2 * 4 / (4 + 6)])
+    assert rouge_f1("rouge_1", *([text] for text in hindi)) == pytest.approx([2 / 3])
 
 
 @pytest.mark.parametrize("layer", [0, 2, 3])

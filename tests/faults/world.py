@@ -58,7 +58,7 @@ def make_world(folder: Path) -> World:
     (folder / "speech").mkdir(parents=True, exist_ok=True)
     ear, counts = save_tiny_whisper(folder), {"train": UTTERANCES, "validation": 5, "test": 4}
     manifests = {split: write_manifest(folder / "speech", split, count) for split, count in counts.items()}
-    tree = tiny_tree(str(save_family("qwen2", folder / "llm")), ear, manifests, folder)
+    tree = tiny_tree(str(save_family("qwen2", folder / "llm", ends=True)), ear, manifests, folder)
     tree["slots"]["paralinguistic"]["adapter"]["dropout"] = 0.1
     tree["stages"] = {name: {**stage, "epochs": EPOCHS} for name, stage in tree["stages"].items()}
     evaluation = {"tasks": ["asr"], "slots": ["both"], "batch_size": 4, "max_new_tokens": 4}

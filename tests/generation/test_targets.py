@@ -147,13 +147,12 @@ MACHINE = "refused, or spoken as a machine"
     [
         ("As an AI language model, I have no weather.", MACHINE),
         ("Well, I'm just an AI, but that is sad.", MACHINE),
-        ("I’m an artificial intelligence.", MACHINE),  # noqa: RUF001
+        ("I’m an artificial intelligence.", MACHINE),
         ("I don't have personal feelings, but I see.", MACHINE),
         ("I can't assist with that.", MACHINE),
         ("I'm not able to hear your voice.", MACHINE),
         ("I cannot process audio.", MACHINE),
         ("<happy> What a day!", MACHINE),
-        ("<think>The user is sad.</think> Oh no.", MACHINE),
         (Failure("HTTP 500"), "not answered: HTTP 500"),
         (Cut("And then I"), "cut at max_new_tokens"),
         ("I'm sorry to hear that, what a day.", None),
@@ -168,6 +167,15 @@ def test_answers_that_are_no_targets_are_dropped(tmp_path: Path, answer: str | F
     lines, report = made(tmp_path, engine=Scripted(**{"<happy>": answer}))
     assert [line["response"] for line in lines if line["id"] == "b"] == ([] if reason else [answer]) and lines[0]
     assert report.skipped.items.get(reason) == ([f"{tmp_path / 'train.jsonl'}:2: b"] if reason else None)
+
+
+def test_the_answer_behind_a_thought_is_kept(tmp_path: Path) -> None:
+    """As of Qwen3 behind a server, which thinks unless it is told not to."""
+    answers = {"<happy>": "<think>\nShe is happy.\n</think>\n\nOh nice!", "<sad>": Cut("<think>\nHe is")}
+    lines, report = made(tmp_path, engine=Scripted(**answers))
+    assert [line["response"] for line in lines] == ["Oh nice!"]
+    ((reason, names),) = [item for item in report.skipped.items.items() if "thoughts" in item[0]]
+    assert reason.startswith("not answered") and len(names) == 2
 
 
 def test_a_killed_run_goes_on_and_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,8 +68,11 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def save_family(name: str, folder: Path) -> Path:
-    """A two-layer model on disk, random, but lively: it says different things after different prompts."""
+def save_family(name: str, folder: Path, *, ends: bool = False) -> Path:
+    """A two-layer model on disk, random, but lively: it says different things after different prompts.
+
+    With `ends` its answers have a few tokens, where they otherwise never end.
+    """
     family = FAMILIES[name]
     tokenizer = tokenizer_of(name)
     config = AutoConfig.for_model(
@@ -82,6 +85,22 @@ def save_family(name: str, folder: Path) -> Path:
         model = AutoModelForCausalLM.from_config(config)
         for weight in model.get_decoder().layers.parameters():  # or tied embeddings repeat the last token for ever
             torch.nn.init.normal_(weight, std=LIVELY)
+        if ends:
+            _let_answers_end(model, tokenizer)
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def _let_answers_end(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Three tokens of five are followed by the end of the turn: dimension 0 says which, and no layer writes to it."""
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    words = [bool(tokenizer.decode([token], skip_special_tokens=True).strip()) for token in range(len(table))]
+    last = torch.tensor(words) & (torch.arange(len(table)) % 5 < 3)  # and never white space: a prompt ends with it
+    table[:, 0] = torch.where(last, 1.0, -1.0)
+    for layer in model.get_decoder().layers:
+        layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0.0
+    head[:, 0] = 0.0
+    head[tokenizer.eos_token_id] = 0.0
+    head[tokenizer.eos_token_id, 0] = 600.0

@@ -19,7 +19,7 @@ from tests.helpers.runs import Fit, Write, quiet_run, run_killed
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
-from sottovoce.data.examples import ExampleSampler, collate
+from sottovoce.data.examples import Example, ExampleSampler, collate
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import MissingError
 from sottovoce.lightning_modules.bundle import read_bundle
@@ -27,6 +27,8 @@ from sottovoce.lightning_modules.checkpointing import read_checkpoint
 from sottovoce.lightning_modules.curriculum import read_trained, train_stages
 from sottovoce.lightning_modules.run import prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.llms.answer_text import Cut
+from sottovoce.llms.causal_lm import CausalLLM
 
 
 @pytest.mark.parametrize(("shape", "end"), [("linear", 0), ("cosine", 0), ("constant", 1)])
@@ -139,6 +141,40 @@ def test_a_batch_that_counts_nowhere_moves_nothing(recipe: recipes.Recipe, monke
         moved = [bool(w.grad.any()) for w in run.module.trainable_parameters() if w.grad is not None]
         assert all(torch.isfinite(w.grad).all() for w in run.module.trainable_parameters() if w.grad is not None)
         assert any(moved) == counts
+
+
+def test_what_has_no_target_is_not_drawn_for_its_task(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A third of the replies did not end. The others train, as do other tasks of the same rows; a second try agrees."""
+    tree["stages"] = {"holistic": {**tree["stages"]["holistic"], "epochs": 3, "tasks": {"dialogue": 2, "asr": 1}}}
+
+    def generate(self: Any, prompts: list[torch.Tensor], *_: Any) -> list[str]:
+        return [Cut("I") if int(1e4 * p.abs().sum()) % 3 == 0 else "I see." for p in prompts]
+
+    seen: list[Example] = []
+    loss = SpeechLLM.loss
+    monkeypatch.setattr(CausalLLM, "generate", generate)
+    monkeypatch.setattr(SpeechLLM, "loss", lambda self, batch: seen.extend(batch.examples) or loss(self, batch))
+    runs = [prepare_run(recipes.parse({**tree, "name": name}), Console(width=500)) for name in "ab"]
+    for run in runs:
+        train_stages(run)
+    assert runs[0].barred == runs[1].barred and runs[0].barred["holistic", "train"]["dialogue"]
+    barred = frozenset[str]().union(*(ids["dialogue"] for ids in runs[0].barred.values()))
+    replies = [e for e in seen if e.task == "dialogue"]
+    assert replies and all(e.target == "I see." and e.utterance.id not in barred for e in replies)
+    assert barred & {e.utterance.id for e in seen if e.task == "asr"}
+    told = capsys.readouterr().out
+    assert "stage holistic, train: " in told and f"cut at max_new_tokens: {sorted(barred)[0]}" in told
+
+
+def test_a_stage_whose_replies_never_end_is_refused(tree: dict[str, Any]) -> None:
+    tree["stages"] = {"holistic": tree["stages"]["holistic"]}
+    tree["data"]["target_max_new_tokens"] = 1
+    run = quiet_run(tree)
+    with refused("empty", "data.target_max_new_tokens"):
+        train_stages(run)
+    assert not (run.recipe.folder / "stages" / "1-holistic" / "last.ckpt").exists()
 
 
 def test_a_mended_recipe_begins_in_the_folder_of_one_that_could_not(tree: dict[str, Any], capsys: Any) -> None:

@@ -39,7 +39,7 @@ def write_pairs(folder: Path, split: str, count: int) -> Path:
         category = list(VALUES)[i % 2]
         for value in VALUES[category]:
             name = f"{split}-{i}-{value}.wav"
-            write_tone(folder / name, 0.4 + 0.1 * (i % 3), 100 + 60 * VALUES[category].index(value))
+            write_tone(folder / name, 0.4 + 0.1 * (i % 3), 100 + 60 * VALUES[category].index(value) + len(split))
             answers = {each: f"so you are {each}" for each in VALUES[category]}
             lines.append(
                 {"id": name, "audio": name, "text": f"{WORDS[i % 4]} {split} {i}", "speaker": f"{split}-{value}",

@@ -1,10 +1,13 @@
+from datetime import datetime
 from itertools import chain
+from typing import Any
 
 import pytest
 from tests.helpers.errors import refused
 from tests.helpers.families import FAMILIES, tokenizer_of
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
 from sottovoce.errors import Code
 from sottovoce.llms.chat_template import ChatFormat, ChatTurn, Placeholder, Segment
@@ -81,6 +84,12 @@ def test_an_answer_continues_its_prompt_as_the_template_does(chat: ChatFormat, f
     assert rest.replace(chat.tokenizer.eos_token, "").strip() == ""
 
 
+def test_an_empty_answer_is_the_end_of_the_turn(chat: ChatFormat, family: str) -> None:
+    answer = chat.response(SPOKEN, "")
+    assert answer[-1] == chat.tokenizer.convert_tokens_to_ids(FAMILIES[family].end)
+    assert chat.tokenizer.decode(answer[:-1]).strip() == ""
+
+
 def test_an_answer_is_the_same_after_any_prompt(chat: ChatFormat) -> None:
     plain = chat.response([ChatTurn("user", ("x",))], "It is.")
     assert chat.response(SPOKEN, "It is.") == plain
@@ -113,6 +122,95 @@ def test_a_tokenizer_that_marks_the_start_of_a_text_reads_answers_in_context() -
     answer = ChatFormat(tokenizer, []).response([ChatTurn("user", (HOW,))], "It is.")
     assert not tokenizer.convert_ids_to_tokens(answer)[0].startswith("▁")
     assert "".join(tokenizer.convert_ids_to_tokens(answer)) == "It▁is.</s>"
+
+
+BLOCK = "<think>\n\n</think>\n\n"
+THINKS = (  # as Qwen3's: the block stands before the last answer, and in the prompt where thinking is off
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}"
+    + BLOCK + "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}" + BLOCK + "{% endif %}{% endif %}"
+)  # fmt: skip
+
+
+def test_thinking_is_off_and_its_empty_block_belongs_to_the_prompt() -> None:
+    tokenizer = tokenizer_of("qwen2")
+    plain = ChatFormat(tokenizer, [1])
+    tokenizer.chat_template = THINKS
+    off, on = ChatFormat(tokenizer, [1]), ChatFormat(tokenizer, [1], {"enable_thinking": True})
+    turns = [ChatTurn("user", (HOW, "Hi"))]
+    assert spelled(off, off.prompt(turns)) == f"{spelled(plain, plain.prompt(turns))}{BLOCK}"
+    assert spelled(on, on.prompt(turns)) == spelled(plain, plain.prompt(turns))
+    assert tokenizer.decode(off.response(turns, "six")) == "six<|im_end|>"
+    assert tokenizer.decode(on.response(turns, "six")) == f"{BLOCK}six<|im_end|>"
+    assert (plain.arguments, off.arguments) == ({}, {"enable_thinking": False})
+
+
+def test_other_arguments_reach_the_template() -> None:
+    tokenizer = tokenizer_of("qwen2")
+    tokenizer.chat_template = "{{ mood }}" + str(tokenizer.chat_template)
+    chat = ChatFormat(tokenizer, [1], {"mood": "Be kind."})
+    assert spelled(chat, chat.prompt(written("", "Hi")[1:])).startswith("Be kind.")
+
+
+@pytest.mark.parametrize("day", [1, 28])
+def test_a_template_that_writes_the_date_writes_the_same_every_day(day: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls(2026, 11, day)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    tokenizer = tokenizer_of("qwen2")
+    tokenizer.chat_template = "{{ 'Today Date: ' + strftime_now('%d %b %Y') }}" + str(tokenizer.chat_template)
+    chat = ChatFormat(tokenizer, [1])
+    assert spelled(chat, chat.prompt(written("", "Hi")[1:])).startswith("Today Date: 26 Jul 2024")
+    assert chat.arguments == {"strftime_now": "2024-07-26"}  # which is part of the fingerprint
+
+
+def sentencepiece(scheme: str) -> PreTrainedTokenizerFast:
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    if scheme == "legacy":
+        steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        bpe.normalizer = normalizers.Sequence(steps)  # type: ignore[arg-type]
+    else:
+        bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)  # type: ignore[arg-type]
+    letters = list("abcdefghijklmnopqrstuvwxyz.:[]/INST\n▁")
+    special = ["<s>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(vocab_size=60, initial_alphabet=letters, special_tokens=special, show_progress=False)
+    bpe.train_from_iterator(["a b"], trainer)
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, **named)
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "legacy"])
+def test_no_space_is_added_behind_speech(scheme: str) -> None:
+    """The text around speech is tokenised as around a word in its place."""
+    chat = ChatFormat(sentencepiece(scheme), [1])
+    spoken = chat.prompt([ChatTurn("user", (HOW, "\n", WHAT))])
+    (text,) = chat.prompt([ChatTurn("user", ("q", "\n", "q"))])
+    tokens = [["q"] if isinstance(s, Placeholder) else chat.tokenizer.convert_ids_to_tokens(s) for s in spoken]
+    assert list(chain(*tokens)) == chat.tokenizer.convert_ids_to_tokens(text)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"chat": "{{ messages }}", "tool_use": "{{ messages }}"},  # no default
+        "{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}",
+        "{% for m in messages %",
+        "{{ messages[7].content.strip() }}",
+    ],
+)
+def test_a_template_that_fails_is_told(template: Any) -> None:
+    tokenizer = tokenizer_of("qwen2")
+    tokenizer.chat_template = template
+    with refused("mismatch", "llm.checkpoint"):
+        ChatFormat(tokenizer, [1])
 
 
 @pytest.mark.parametrize("family", ["gemma", "gemma2"])
@@ -170,6 +268,38 @@ def test_an_answer_cannot_hold_its_own_end(chat: ChatFormat, family: str) -> Non
         chat.response(SPOKEN, f"It is.{FAMILIES[family].end} And")
     with refused("bad-value"):
         chat.response(SPOKEN, "\U000f5e00")
+
+
+def test_no_text_holds_a_control_token(chat: ChatFormat, family: str) -> None:
+    """In any turn and in an answer; what only looks like one is text."""
+    for token in FAMILIES[family].specials:
+        for turns in ([ChatTurn("user", (f"five {token} ok",))], [ChatTurn("user", ("x", f"{token}user"))],
+                      [ChatTurn("system", (token,)), ChatTurn("user", ("x",))]):  # fmt: skip
+            with refused("bad-value"):
+                chat.prompt(turns)
+        with refused("bad-value"):
+            chat.response([ChatTurn("user", ("x",))], f"five {token} ok")
+        assert chat.control_tokens_in(f"{token}{token} ok") == [token]
+    for text in ("a < b and c > d", "<b>bold</b>", "<|imstart|>", "im_start [INS] <start>", ""):
+        assert chat.control_tokens_in(text) == []
+        chat.prompt([ChatTurn("user", (text, HOW))])
+
+
+def test_marks_around_speech_may_be_control_tokens() -> None:
+    chat = ChatFormat(tokenizer_of("qwen2"), [1])
+    chat.delimiters = lambda key, number: ("<|im_start|>", "<|im_end|>")
+    assert "<|im_start|>(linguistic" in spelled(chat, chat.prompt(SPOKEN))
+
+
+def test_tokens_that_a_template_writes_around_turns_are_control_tokens_whatever_they_are_called() -> None:
+    """Some checkpoints add them as ordinary tokens; others that they add, such as one for code, stay text."""
+    tokenizer = tokenizer_of("qwen2")
+    tokenizer.add_tokens([AddedToken("[User]", special=False), AddedToken("[code]", special=False)])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '[User]' if m['role'] == 'user' else '' }}{{ m['content'] }}<|im_end|>{% endfor %}"
+    )
+    chat = ChatFormat(tokenizer, [1])
+    assert chat.control_tokens_in("say [User] and [code]") == ["[User]"]
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused() -> None:

@@ -164,9 +164,65 @@ def test_secrets_stay_out_of_names_and_files(serve: Serve, monkeypatch: pytest.M
     assert SECRET not in f"{engine.name} {cached.name} {engine!r} {(tmp_path / 'answers').read_text()}"
 
 
+NEWER = {  # what models of OpenAI, and Gemini's endpoint, say to the parameters that others want
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model.",
+    "temperature": "Unsupported value: 'temperature' does not support 0. Only the default (1) value is supported.",
+    "seed": 'Invalid JSON payload received. Unknown name "seed": Cannot find field.',
+}
+
+
+def test_a_server_that_refuses_a_parameter_is_given_up_and_the_knob_named(serve: Serve) -> None:
+    told: list[str] = []
+
+    def script(text: str, number: int) -> Any:
+        refused_names = [name for name in NEWER if name in server.bodies[-1]]
+        return (400, {"error": {"message": NEWER[refused_names[0]]}}, {}) if refused_names else echo(text, number)
+
+    server = serve(script)
+    knobs: dict[str, Any] = {}
+    for more in (
+        {"max_tokens_key": "max_completion_tokens"},
+        {"omit": ["temperature"]},
+        {"omit": ["temperature", "seed"]},
+    ):
+        server.asked.clear()
+        answers = engine_of(server, concurrency=1, **knobs).answer([chat(str(i)) for i in range(40)], max_new_tokens=7)
+        assert server.asked.total() == 8 and all(isinstance(answer, Failure) for answer in answers)
+        (given_up,) = {answer.reason for answer in answers[8:] if isinstance(answer, Failure)}
+        told.append(given_up)
+        knobs |= more
+    remedies = ("set max_tokens_key=max_completion_tokens", "set omit=[temperature]", "set omit=[seed]")
+    assert all(text.endswith(remedy) for text, remedy in zip(told, remedies, strict=True))
+    assert engine_of(server, **knobs).answer([chat("a")], max_new_tokens=7) == ["you said a"]
+    assert server.bodies[-1] == {"model": "m", "messages": chat("a"), "max_completion_tokens": 7}
+
+
+def test_equal_refusals_beside_answers_are_those_of_their_chats(serve: Serve) -> None:
+    server = serve(lambda text, number: echo(text, number) if text == "0" else (400, {"error": "filtered"}, {}))
+    engine_of(server, concurrency=1).answer([chat(str(i)) for i in range(20)], max_new_tokens=7)
+    assert server.asked.total() == 20
+
+
+def test_more_keys_of_a_request_are_part_of_the_name(serve: Serve) -> None:
+    server, more = serve(echo), {"chat_template_kwargs": {"enable_thinking": False}}
+    engine = engine_of(server, extra_body=more)
+    engine.answer([chat("a")], max_new_tokens=7)
+    assert server.bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert engine.name != engine_of(server).name
+
+
+def test_thoughts_are_no_part_of_an_answer(serve: Serve, tmp_path: Path) -> None:
+    replies = {"a": says("<think>Well.</think>\n\nYes."), "b": says("<think>Well, I", "length")}
+    engine = CachedEngine(engine_of(serve(lambda text, number: replies[text])), tmp_path / "answers")
+    good, endless = engine.answer([chat("a"), chat("b")], max_new_tokens=7)
+    assert good == "Yes." and isinstance(endless, Failure) and "thoughts" in endless.reason
+
+
 @pytest.mark.parametrize(
     ("knobs", "where", "code"),
     [
+        ({"omit": ["messages"]}, "omit[0]", "bad-value"),
+        ({"max_tokens_key": "tokens"}, "max_tokens_key", "bad-value"),
         ({"base_url": "localhost:8000"}, "base_url", "bad-value"),
         ({"base_url": f"http://me:{SECRET}@host/v1"}, "base_url", "bad-value"),
         ({"base_url": f"http://host/v1?key={SECRET}"}, "base_url", "bad-value"),

@@ -1,18 +1,20 @@
 """What is unfrozen: exactly the named linear maps of the named layers, in every family, and nothing else."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.helpers.errors import refused
-from tests.helpers.families import FAMILIES, save_family
+from tests.helpers.families import FAMILIES, save_family, tokenizer_of
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, placeholder_spans
 from sottovoce.llms.chat_template import ChatTurn, Placeholder
 from sottovoce.llms.tuning import layer_numbers, target_names, tune
 from sottovoce.llms.tuning_config import Tuning
+from sottovoce.serving.export import merged
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +51,16 @@ def test_a_range_that_matches_nothing_says_what_there_is(layers: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_targets_are_the_linear_maps_of_the_layer_and_no_others(family: str, folders: dict[str, Path]) -> None:
     model = bare(folders[family])
-    names = target_names(model, "1", ("all",))
+    names = target_names(model, Tuning(method="lora", layers="1"))
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert set(names) == {name for name in linear if name.startswith("model.layers.1.")} and len(names) >= 4
-    assert target_names(model, "0", ("down_proj",)) == ["model.layers.0.mlp.down_proj"]
-    assert target_names(model, "0", ("self_attn.o_proj",)) == ["model.layers.0.self_attn.o_proj"]
+    assert target_names(model, Tuning(layers="0", targets=["down_proj"])) == ["model.layers.0.mlp.down_proj"]
+    assert target_names(model, Tuning(layers="0", targets=["self_attn.o_proj"])) == ["model.layers.0.self_attn.o_proj"]
 
 
 def test_an_unknown_target_gets_the_nearest(folders: dict[str, Path]) -> None:
     with refused("unknown-name", "llm.tuning.targets") as caught:
-        target_names(bare(folders["qwen2"]), "0", ("q_porj",))
+        target_names(bare(folders["qwen2"]), Tuning(layers="0", targets=["q_porj"]))
     assert "Did you mean 'q_proj'" in str(caught.value)
 
 
@@ -151,3 +153,65 @@ def test_a_row_without_positions_has_a_mean_of_zeros(folders: dict[str, Path]) -
     prompt = llm.embed(llm.chat.prompt([ChatTurn("user", ("hello",))]), {})
     pooled = llm.loss([prompt], [[5]], pool=PooledLayer(1, [[]])).pooled
     assert pooled is not None and not pooled.any()
+
+
+def saved(folder: Path, model_type: str, **sizes: int) -> Path:
+    tokenizer = tokenizer_of("qwen2")
+    config = AutoConfig.for_model(
+        model_type, vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=512, eos_token_id=1, bos_token_id=None, **sizes,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of experts, whose weights transformers keeps as one tensor."""
+    sizes = {"intermediate_size": 64, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+    return saved(tmp_path_factory.mktemp("moe"), "qwen3_moe", **sizes, num_key_value_heads=2, head_dim=8)
+
+
+def test_experts_are_part_of_full_tuning_and_what_is_passed_over_is_told(experts: Path) -> None:
+    full, lora = opened(experts, Tuning(method="weights")), opened(experts, Tuning(method="lora"))
+    assert sum(name.endswith(("experts.gate_up_proj", "experts.down_proj")) for name in full.trainable_names) == 4
+    assert full.passed_over and "experts" not in full.passed_over and "mlp.gate.weight" in full.passed_over
+    assert not any("experts" in name for name in lora.trainable_names)
+    assert lora.passed_over and "mlp.experts.gate_up_proj" in lora.passed_over and "12,544" in lora.passed_over
+    assert opened(experts, Tuning(method="lora", targets=["q_proj"])).passed_over is None  # as it was asked for
+
+
+def test_experts_take_lora_where_they_are_named(experts: Path) -> None:
+    tuning = Tuning(method="lora", targets=["q_proj", "experts.gate_up_proj", "down_proj"], rank=2)
+    plain, tuned = opened(experts), opened(experts, tuning)
+    ids = torch.arange(3, 15)[None]
+    expected = plain.model(input_ids=ids).logits
+    assert torch.equal(tuned.model(input_ids=ids).logits, expected) and tuned.fingerprint() == plain.fingerprint()
+    with torch.no_grad():
+        for name in tuned.trainable_names:
+            tuned.get_parameter(name).add_(0.05)
+    learned = tuned.model(input_ids=ids).logits
+    assert (learned - expected).abs().max() > 1e-2
+    plain.model.load_state_dict(merged(tuned.model))
+    torch.testing.assert_close(plain.model(input_ids=ids).logits, learned, rtol=1e-4, atol=1e-5)
+    with tuned.untuned():
+        assert torch.equal(tuned.model(input_ids=ids).logits, expected)
+    with refused("conflict", "llm.tuning.dropout"):
+        opened(experts, Tuning(method="lora", targets=["down_proj"], dropout=0.1))
+
+
+@pytest.mark.parametrize("method", ["lora", "weights"])
+def test_the_linear_maps_of_gpt2_are_found(method: Any, tmp_path: Path) -> None:
+    llm = opened(saved(tmp_path, "gpt2"), Tuning(method=method, rank=2))
+    assert len(llm.trainable_names) == 16 and llm.passed_over is None
+    assert all(".h." in name for name in llm.trainable_names)
+
+
+def test_a_tuning_that_selects_nothing_is_refused(folders: dict[str, Path]) -> None:
+    model = bare(folders["qwen2"])
+    for layer in model.model.layers:
+        layer.self_attn = layer.mlp = nn.Identity()
+    for method in ("lora", "weights"):
+        with refused("empty", "llm.tuning.targets"):
+            tune(model, Tuning(method=method))  # type: ignore[arg-type]

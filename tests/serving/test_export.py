@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tests.helpers.audio_llms import KINDS, Native, batch, chat, clips, close, native_chat, our_logits, ours
@@ -19,7 +20,7 @@ from sottovoce.cli.main import main
 from sottovoce.config.recipe import parse
 from sottovoce.lightning_modules.bundle import write_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.serving.export import command, export, merged
+from sottovoce.serving.export import command, export, export_lora, merged, rounded_away
 
 EVERY = pytest.mark.parametrize("kind", KINDS)
 WAVES = clips(23_456, 8_000)
@@ -35,11 +36,11 @@ def tuned(kind: str, folder: Path, **tuning: Any) -> SpeechLLM:
     return disturbed(module)
 
 
-def disturbed(module: SpeechLLM) -> SpeechLLM:
+def disturbed(module: SpeechLLM, by: float = 0.1) -> SpeechLLM:
     with torch.no_grad():
         torch.manual_seed(5)
         for weight in module.trained().values():
-            weight += 0.1 * torch.randn(weight.shape)
+            weight += by * torch.randn(weight.shape)
     return module
 
 
@@ -102,18 +103,58 @@ def test_tensors_keep_the_dtype_of_their_checkpoint(checkpoints: dict[str, Path]
     torch.testing.assert_close(written, merged(module.llm.model)[name].bfloat16(), rtol=0, atol=0)
 
 
-def test_a_composed_model_exports_its_llm(tiny_llm: str, tiny_whisper: str, tmp_path: Path, capsys: Any) -> None:
-    """By the command, from a bundle. Speech adapters have no place in a text model's folder, and it says so."""
+def composed(llm: str, whisper: str, dtype: str = "float32", by: float = 0.1) -> SpeechLLM:
+    """Whisper, an adapter and a text model with a LoRA, `by` so much changed."""
     tree = {
         "name": "composed",
-        "encoder": {"type": "whisper", "checkpoint": tiny_whisper},
-        "llm": {"checkpoint": tiny_llm, "dtype": "float32", "tuning": LORA},
+        "encoder": {"type": "whisper", "checkpoint": whisper},
+        "llm": {"checkpoint": llm, "dtype": dtype, "tuning": LORA},
         "slots": {"audio": {"adapter": {"type": "frame_stacking_mlp", "hidden": 8}, "text": "transcript"}},
         "stages": {"sft": {"tasks": {"asr": 1}, "lr": 1e-4, "train": ["audio", "llm"]}},
     }
     module = SpeechLLM(parse(tree))
     module.configure_model()
-    disturbed(module).eval()
+    return disturbed(module, by).eval()
+
+
+def test_a_small_lora_is_rounded_away_in_bfloat16_and_this_is_told(
+    tiny_llm: str, tiny_whisper: str, tmp_path: Path
+) -> None:
+    """An update of relative norm 1e-3 or so: what is written in bfloat16 is wrong by most of it."""
+    module = composed(tiny_llm, tiny_whisper, "bfloat16", 0.01)
+    ids = torch.arange(5, 20)[None]
+    lost = rounded_away(module.llm.model, torch.bfloat16)
+    assert lost > 0.5 and rounded_away(module.llm.model, torch.float32) < 1e-3
+    name = "model.layers.0.self_attn.q_proj.weight"
+    for dtype, kept in ((None, torch.bfloat16), ("float32", torch.float32)):
+        told = export(module, tmp_path / str(dtype), dtype)
+        assert any("rounded away" in line and f"{100 * lost:.2g} %" in line for line in told) == (dtype is None)
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / str(dtype))
+        assert plain.dtype == kept
+        written, whole = plain.state_dict()[name].float(), merged(module.llm.model, torch.float32)[name]
+        assert ((written - whole).abs().max() < 1e-6) == (dtype is not None)
+    assert plain(ids).logits.isfinite().all()
+
+
+def test_a_lora_of_its_own_is_opened_by_peft(tiny_llm: str, tiny_whisper: str, tmp_path: Path) -> None:
+    module = composed(tiny_llm, tiny_whisper)
+    bundle = write_bundle(tmp_path / "bundle", module, [])
+    assert main(["export", str(bundle), "--out", str(tmp_path / "lora"), "--lora"]) == 0
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llm), tmp_path / "lora")
+    ids = torch.arange(5, 20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, module.llm.model(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_lora_that_is_not_there_or_has_no_place_is_told(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    for tuning in ({"method": "weights"}, LORA):
+        with refused("conflict", "--lora"):
+            export_lora(tuned("thinker", checkpoints["thinker"], **tuning), tmp_path / "lora")
+
+
+def test_a_composed_model_exports_its_llm(tiny_llm: str, tiny_whisper: str, tmp_path: Path, capsys: Any) -> None:
+    """By the command, from a bundle. Speech adapters have no place in a text model's folder, and it says so."""
+    module = composed(tiny_llm, tiny_whisper)
     bundle = write_bundle(tmp_path / "bundle", module, [])
     assert main(["export", str(bundle), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out

@@ -1,17 +1,16 @@
-"""Targets of a run's own LLM: made once, and those that did not end are counted and named."""
+"""Targets of a run's own LLM: made once, and those that are nothing to learn from are named."""
 
-from io import StringIO
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from rich.progress import Progress
 from tests.helpers.errors import refused
 
 from sottovoce.data.examples import Example
 from sottovoce.data.utterance import Utterance
+from sottovoce.llms.answer_text import CUT, REFUSED, SILENT, Cut
 from sottovoce.llms.causal_lm import CausalLLM
-from sottovoce.training.llm_targets import Targets
+from sottovoce.training.llm_targets import Made, Targets
 
 
 def example(name: str) -> Example:
@@ -26,31 +25,41 @@ def llm(tiny_llm: str) -> CausalLLM:
     return llm
 
 
-def make(folder: Path, llm: CausalLLM, names: str) -> tuple[Targets, int, str]:
-    """The targets, how many were made now, and what was printed."""
-    targets = Targets(folder, llm.fingerprint(), {"linguistic": "transcript"}, 4)
-    console = Console(file=StringIO(), width=200)
-    made = targets.make(llm, map(example, names), Progress(console=console, disable=True))
-    return targets, made, console.file.getvalue()  # type: ignore[attr-defined]
+def make(folder: Path, llm: CausalLLM, names: str, max_new_tokens: int = 12) -> tuple[Targets, Made]:
+    targets = Targets(folder, llm.fingerprint(), {"linguistic": "transcript"}, max_new_tokens)
+    return targets, targets.make(llm, map(example, names), Progress(disable=True))
 
 
 def test_a_prompt_is_answered_once_and_a_killed_run_goes_on(llm: CausalLLM, tmp_path: Path) -> None:
-    whole, made, _ = make(tmp_path / "whole", llm, "abcab")
-    assert made == 3
-    killed, _, _ = make(tmp_path / "killed", llm, "ab")
+    whole, made = make(tmp_path / "whole", llm, "abcab")
+    assert made.new == 3 and made.wanted == {("response", name) for name in "abc"}
+    killed, _ = make(tmp_path / "killed", llm, "ab")
     killed.cache.file.write_bytes(killed.cache.file.read_bytes() + b'{"key": "torn')
-    rest, made, _ = make(tmp_path / "killed", llm, "abc")
-    assert made == 1 and rest.cache.answers == whole.cache.answers
+    rest, made = make(tmp_path / "killed", llm, "abc")
+    assert made.new == 1 and rest.cache.answers == whole.cache.answers
     assert rest.complete(example("a")).target == whole.complete(example("a")).target
     with refused("missing-key", "d"):
         rest.complete(example("d"))
 
 
-def test_targets_that_did_not_end_are_counted_and_named(
+def test_answers_that_are_nothing_to_learn_from_are_counted_and_named(
     llm: CausalLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, _, printed = make(tmp_path, llm, "ab")  # a random LLM never comes to an end
-    assert "2 of 2 targets were cut at 4 tokens" in printed and "a, b" in printed
-    monkeypatch.setattr(llm, "generate", lambda prompts, _: ["done"] * len(prompts))
-    targets, _, printed = make(tmp_path, llm, "abc")
-    assert printed == "" and targets.complete(example("c")).target == "done"
+    said = {"a": "I see.", "b": Cut("I see. What will"), "c": "As an AI, I cannot hear.", "d": "", "e": Cut("And")}
+    monkeypatch.setattr(llm, "generate", lambda prompts, _: [said[name] for name in "abcde"][: len(prompts)])
+    for new in (5, 0):  # the second time by the cache
+        targets, made = make(tmp_path, llm, "abcde")
+        assert made.new == new and made.rejected == {
+            ("response", "b"): CUT, ("response", "c"): REFUSED, ("response", "d"): SILENT, ("response", "e"): CUT,
+        }  # fmt: skip
+        assert targets.complete(example("a")).target == "I see."
+    told = made.told(12).splitlines()
+    assert told[0].startswith("4 of 5") and "data.target_max_new_tokens" in told[0]
+    assert f"  2 {CUT}: b, e" in told and f"  1 {REFUSED}: c" in told
+
+
+def test_thoughts_that_an_older_version_kept_are_not_learned(llm: CausalLLM, tmp_path: Path) -> None:
+    targets, _ = make(tmp_path, llm, "a")
+    targets.cache.add(dict.fromkeys(targets.cache.answers, "<think>It says a.</think> I see."))
+    targets, made = make(tmp_path, llm, "a")
+    assert not made.rejected and targets.complete(example("a")).target == "I see."

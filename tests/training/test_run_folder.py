@@ -41,6 +41,9 @@ def changed(recipe: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("output_dir", "elsewhere"),
         ("evaluation.batch_size", 2),
         ("evaluation.limit", 5),
+        ("tasks.asr.metric", "cer"),
+        ("tasks.asr.normalizer", "basic"),
+        ("evaluation.max_new_tokens", 1),  # targets have a key of their own
         ("stages.joint.batch_size", 1),
         ("stages.joint.accumulate_grad_batches", 4),
         ("stages.holistic.lr", 0.5),  # has not begun
@@ -62,7 +65,7 @@ def test_what_weights_do_not_depend_on_may_change(tmp_path: Path, plain: dict[st
         ("slots.linguistic.text", "tagged"),
         ("llm.dtype", "bfloat16"),
         ("data.validate", "lazy"),
-        ("evaluation.max_new_tokens", 1),  # of the replies that the LLM made to learn from
+        ("data.target_max_new_tokens", 1),  # of the replies that the LLM made to learn from
     ],
 )
 def test_what_they_depend_on_is_named_with_both_values(
@@ -76,6 +79,24 @@ def test_what_they_depend_on_is_named_with_both_values(
         node = node[part]
     assert f"{key}: {node} " in str(told.value) and f" {value} " in str(told.value)
     assert "delete" not in str(told.value)
+
+
+def test_a_run_goes_on_after_an_update_that_brings_options(tmp_path: Path, plain: dict[str, Any]) -> None:
+    brought = ("task_overrides", "captions")
+    older = [{key: value for key, value in node.items() if key not in brought} for node in plain["data"]["train"]]
+    begin(tmp_path, changed(plain, "data.train", older), "joint")
+    check_folder(tmp_path, plain)
+    with refused("mismatch", "data.train"):
+        check_folder(
+            tmp_path, changed(plain, "data.train", [{**older[0], "task_overrides": {"asr": {"prompts": "x"}}}])
+        )
+
+
+def test_the_evaluations_limit_is_that_of_targets_where_these_have_none(tmp_path: Path, plain: dict[str, Any]) -> None:
+    plain = changed(plain, "data.target_max_new_tokens", None)
+    begin(tmp_path, plain, *plain["stages"])
+    with refused("mismatch", "evaluation.max_new_tokens"):
+        check_folder(tmp_path, changed(plain, "evaluation.max_new_tokens", 1))
 
 
 def test_a_run_without_weights_leaves_no_claim_on_the_name(tmp_path: Path, plain: dict[str, Any]) -> None:

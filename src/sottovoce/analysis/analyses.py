@@ -1,6 +1,5 @@
 """The five layer-wise analyses: which of them the utterances' labels allow, and the inputs of each."""
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from sottovoce.evaluation.layers.probes import States, attribute_probe, intent_p
 from sottovoce.evaluation.layers.similarity import attribute_similarity, intent_similarity
 from sottovoce.evaluation.layers.split import Curve
 from sottovoce.llms.hidden_states import HiddenStates
+from sottovoce.scripts import searched, standing
 
 TOPIC = "topic"
 Job = Callable[[], Curve]
@@ -123,8 +123,9 @@ def intents(utterances: Sequence[Utterance], recipe: AnalysisRecipe) -> list[str
 
 
 def _keyword(utterance: Utterance, keywords: set[str]) -> str | None:
-    present = keywords.intersection(re.findall(r"\w+", (utterance.text or "").lower()))
-    return present.pop() if len(present) == 1 else None
+    by_spelling = {searched(keyword): keyword for keyword in keywords}
+    present = {match["text"] for match in standing(list(by_spelling)).finditer(searched(utterance.text or ""))}
+    return by_spelling[present.pop()] if len(present) == 1 else None
 
 
 def intent_words(recipe: AnalysisRecipe) -> str:

@@ -9,9 +9,9 @@ import torch
 from rich.progress import Progress
 from safetensors import SafetensorError
 
+from sottovoce.data.clip_reference import read_bytes, split_part
 from sottovoce.data.examples import Batch, Example, Read, collate
 from sottovoce.data.manifest import refuse
-from sottovoce.io import file_sha256
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.hidden_states import HiddenStates, read_hidden_states
 from sottovoce.tensor_files import read_metadata, read_tensors, write_tensors
@@ -49,7 +49,8 @@ def states_key(model: dict[str, str], examples: Sequence[Example]) -> str:
     """A digest of all that states depend on: the model, and each example's clip and instruction."""
     digest = hashlib.sha256(json.dumps([VERSION, model], sort_keys=True).encode())
     for example in examples:
-        clip = file_sha256(example.utterance.audio)
+        recording, part = split_part(example.utterance.clip)
+        clip = hashlib.sha256(read_bytes(recording)).hexdigest() + str(part)
         digest.update(json.dumps([clip, example.instruction, example.place, dict(example.sources)]).encode())
     return digest.hexdigest()
 
@@ -62,7 +63,7 @@ def cached_states(
     if (cached := load_states(file, key)) is not None:
         return cached
     reader = AudioReader(module.encoder, None, module.recipe.data.max_seconds)
-    if faults := reader.prepare(module.encoder, [e.utterance.audio for e in examples], progress):
+    if faults := reader.prepare(module.encoder, [e.utterance.clip for e in examples], progress):
         refuse(f"{len(faults)} clips cannot be used:", faults)
     states = collect_states(module, examples, reader.read, batch_size, progress)
     save_states(file, key, states)

@@ -1,9 +1,10 @@
-"""Every registered component, its knobs and their defaults."""
+"""Every registered component, its knobs and their defaults; and every metric."""
 
 import inspect
 from typing import Annotated, Any, get_origin
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sottovoce.adapters import ADAPTERS
@@ -12,6 +13,7 @@ from sottovoce.data.tasks import TASKS
 from sottovoce.data.tts import SYNTHESIZERS
 from sottovoce.encoders import ENCODERS
 from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
+from sottovoce.evaluation.reports.results import MEANING, METRICS
 from sottovoce.llms import ENGINES
 from sottovoce.registry import Registry
 
@@ -31,6 +33,10 @@ def print_components() -> None:
             except Exception as error:  # a stranger's package may raise anything
                 table.add_row(name, "", f"cannot be loaded: {type(error).__name__}: {error}", style="red")
         console.print(table)
+    metrics = Table("metric", "in reports", "what it is", title="metric", title_justify="left")
+    for name, meaning in MEANING.items():
+        metrics.add_row(name, METRICS[name], escape(meaning))
+    console.print(metrics)
 
 
 def _knob(knob: inspect.Parameter) -> str:

@@ -32,8 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nsottovoce: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except Terminated:
-        print("sottovoce: stopped by a warning (SIGTERM); the same command goes on where it was", file=sys.stderr)
+    except Terminated as stop:
+        told = f"stopped by {str(stop) or 'a warning (SIGTERM)'}; the same command goes on where it was"
+        print(f"sottovoce: {told}", file=sys.stderr)
         return EXIT
     except OSError as error:  # a full disk, a folder that is not ours to write in, a file where a folder should be
         if error.errno is None:
@@ -165,6 +166,8 @@ COMMANDS = (
     Command(
         "export", "serving.export:command", "write what a run has trained in its checkpoint's own format",
         _BUNDLE, arg("--out", required=True, help="the folder to write, which plain transformers then opens"),
+        arg("--dtype", choices=["float32", "bfloat16", "float16"], help="of all weights; the checkpoint's if absent"),
+        arg("--lora", action="store_true", help="the LoRA alone, as a folder that peft opens"),
         _overrides("llm.checkpoint=/path"), trust=TRUST,
     ),
     Command(

@@ -19,7 +19,8 @@ HEAD = """# Every key of every recipe
 
 A recipe is a YAML file. `extends: FILE` (or a list of files; `sottovoce:conf/…` is a packaged one) builds it on
 others: mappings merge, lists are replaced, a node that changes its `type` starts afresh, and null switches an entry
-of `slots`, `stages` and `evaluation.judges` off. `key.sub=value` on the command line overrides any key;
+of `slots`, `stages` and `evaluation.judges` off; of other mappings, name what is to go with the weight 0
+(`stages.s.tasks={dialogue: 1, asr: 0}`). `key.sub=value` on the command line overrides any key;
 `--print-config` shows the result. A component is a mapping of `type` and the knobs of that component, which
 `sottovoce list` shows.
 

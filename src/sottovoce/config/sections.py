@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config_model import (
@@ -19,14 +19,27 @@ from sottovoce.config_model import (
     without_nulls,
 )
 from sottovoce.data.corpora import CORPORA
+from sottovoce.errors import ConfigError
 from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
 from sottovoce.llms import ENGINES
 from sottovoce.llms.tuning_config import Tuning
+from sottovoce.scripts import nfc
 
 CONVERSATION, RULE = {"type": "conversation"}, {"type": "rule"}  # who judges if a recipe names no `type`
 SlotText: TypeAlias = Literal["caption", "transcript", "tagged"]
-Values: TypeAlias = Annotated[list[str], Field(min_length=1)]
+Values: TypeAlias = Annotated[list[Annotated[str, AfterValidator(nfc)]], Field(min_length=1)]
 Policy: TypeAlias = Literal["error", "skip"]
+
+_OF_CHATS = ("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize")
+
+
+def _of_template(arguments: dict[str, Any]) -> dict[str, Any]:
+    if reserved := sorted(set(arguments) & set(_OF_CHATS)):
+        raise fault("conflict", "", f"{', '.join(reserved)}: this is decided for each prompt; leave it out")
+    return arguments
+
+
+TemplateArguments: TypeAlias = Annotated[dict[str, Any], AfterValidator(_of_template)]
 
 
 @config_class
@@ -37,6 +50,9 @@ class LLMConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     trust_remote_code: bool = Field(default=False, description="run code of the checkpoint; the command line alone")
     tuning: Tuning = Field(default_factory=Tuning)
+    chat_template_kwargs: TemplateArguments = Field(
+        default={}, description="of the chat template; enable_thinking, where it knows that, is false unless set here"
+    )
 
 
 @config_class
@@ -59,6 +75,10 @@ class SourceConfig:
     root: str | None = Field(default=None, description="folder of the manifest's paths; null: its own")
     allow: list[str] = Field(default=[], description="further folders that its paths and links may lead to; [/]: any")
     name: str | None = Field(default=None, description="of a part, for `parts` of stages; scored apart")
+    task_overrides: dict[str, dict[str, Any]] = Field(
+        default={}, description="task -> knobs for this manifest: prompts, words or the metric of its language"
+    )
+    captions: str | None = Field(default=None, description="file of captions with attributes in braces; null: English")
 
 
 @config_class
@@ -69,12 +89,15 @@ class DataConfig:
     train: list[SourceConfig] = Field(default=[])
     validation: list[SourceConfig] = Field(default=[])
     test: list[SourceConfig] = Field(default=[])
-    policy: Policy = Field(default="error", description="of faulty lines and clips: stop, or leave out")
+    policy: Policy = Field(default="error", description="of faulty lines, rows and clips: stop, or leave out")
     cache: str | None = Field(default=".cache/sottovoce", description="for encoder outputs and LLM targets; null: none")
     validate: Literal["eager", "lazy"] = Field(
         default="eager", description="training clips: all at first, or when drawn"
     )
     max_seconds: Float = Field(default=60.0, ge=0, le=3600, description="longer clips are faulty")
+    target_max_new_tokens: Count | None = Field(
+        default=None, description="of targets that the LLM makes; null: evaluation's"
+    )
     num_workers: Int = Field(default=0, ge=0, le=1024, description="processes that read audio")
 
 
@@ -106,6 +129,8 @@ class CascadeConfig:
 
     pool: Int = Field(default=20, ge=1, le=100_000, description="frames whose mean is a step in time")
     width: Int | None = Field(default=None, description="of its blocks; null: the encoder's")
+    recognizer: str | None = Field(default=None, description="a cascade's run, whose recogniser and encoder are taken")
+    most_clips: Count | None = Field(default=None, description="of a side, to learn from; null: 50,000")
     epochs: Int = Field(default=30, ge=1, le=100_000)
     batch_size: Int = Field(default=48, ge=1, le=10**6)
     lr: Float = Field(default=5e-5, gt=0)
@@ -133,6 +158,12 @@ class JudgeConfig:
 
 
 Slots: TypeAlias = Annotated[dict[str, SlotConfig], without_nulls(SlotConfig)]
+Numbers: TypeAlias = Annotated[list[Float], Field(min_length=1, max_length=2)]
+Scores: TypeAlias = Annotated[dict[str, Numbers], without_nulls(Numbers)]
+Published: TypeAlias = Annotated[
+    dict[str, Annotated[dict[str, Scores], without_nulls(Scores)]],
+    BeforeValidator(lambda value: {} if value is None else value, json_schema_input_type=dict[str, Any] | None),
+]
 Stages: TypeAlias = Annotated[dict[str, StageConfig], without_nulls(StageConfig)]
 Judges: TypeAlias = Annotated[dict[str, JudgeConfig], without_nulls(JudgeConfig)]
 
@@ -143,6 +174,20 @@ class AwarenessConfig:
 
     judge: Annotated[Node, with_defaults(RULE), AWARENESS_JUDGES] = Field(default=RULE, validate_default=True)
     engine: Annotated[Node, ENGINES] | None = Field(default=None, description="of a judge that asks an LLM")
+
+
+@config_class
+class VoiceBenchConfig:
+    """VoiceBench, answered after the LLM is tuned and with what it was before."""
+
+    manifests: str = Field(description="folder that `sottovoce prepare voicebench` has written")
+    engine: Annotated[Node, ENGINES] | None = Field(default=None, description="of the judge; null: judge later")
+    accents: Values = Field(default=["usa"], description="of SD-QA")
+    limit: Count | None = Field(default=None, description="prompts a subset; null: all")
+    max_new_tokens: Int = Field(default=1024, ge=1, le=10**6)
+    panda: Literal["rule", "pedant"] = Field(default="rule", description="of SD-QA; pedant: by the package qa_metrics")
+    open_rubric: str | None = Field(default=None, description="file with {prompt}, {response}; null: our own")
+    qa_rubric: str | None = Field(default=None, description="file with {prompt}, {reference}, {response}")
 
 
 @config_class
@@ -159,19 +204,26 @@ class EvaluationConfig:
     judges: Judges = Field(default={}, description="name -> who judges replies")
     awareness: AwarenessConfig | None = Field(default=None, description="labels replies to paired data; null: the rule")
     retention: str | None = Field(default=None, description="JSONL of text prompts, asked before and after training")
+    voicebench: VoiceBenchConfig | None = Field(default=None, description="spoken prompts, before and after training")
 
 
-RESERVED = (
-    "max_epochs", "max_steps", "callbacks", "logger", "val_check_interval", "default_root_dir",
-    "accumulate_grad_batches", "gradient_clip_val", "use_distributed_sampler", "enable_checkpointing",
-    "enable_model_summary", "num_sanity_val_steps",
-)  # fmt: skip
+RESERVED = {  # argument of lightning.Trainer -> what decides about it
+    "max_epochs": "stages.*.epochs", "max_steps": "stages.*.epochs",
+    "accumulate_grad_batches": "stages.*.accumulate_grad_batches", "gradient_clip_val": "stages.*.grad_clip",
+    "val_check_interval": "stages.*.val_checks_per_epoch", "num_sanity_val_steps": "stages.*.val_checks_per_epoch",
+    "enable_checkpointing": "checkpoint_every", "default_root_dir": "output_dir and name",
+    "callbacks": "no key", "logger": "no key: metrics.csv is written", "use_distributed_sampler": "no key",
+    "enable_model_summary": "no key: see `fit --dry-run`",
+}  # fmt: skip
 
 
 def _free_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
-    if reserved := sorted(set(trainer) & set(RESERVED)):
-        told = f"other keys of the recipe decide about {', '.join(reserved)}; leave that out"
-        raise fault("conflict", "", told)
+    faults = [
+        fault("conflict", key, f"Sottovoce decides about it, by {RESERVED[key]}; leave that out")
+        for key in sorted(set(trainer) & set(RESERVED))
+    ]
+    if faults:
+        raise ConfigError.of(faults)
     return trainer
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from statistics import mean
-from typing import Any, cast
+from typing import cast
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -20,7 +20,7 @@ from sottovoce.estimation.step_simulator import Cost, StepSimulator, StepTimer, 
 from sottovoce.lightning_modules.callbacks import peak_memory
 from sottovoce.lightning_modules.run import example_sampler_of
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.lightning_modules.trainer import check_trainer, is_sharded
+from sottovoce.lightning_modules.trainer_settings import check_trainer, is_sharded, processes
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.training.audio_reader import BATCH
 from sottovoce.training.splits import DataSplits, Split, build_tasks, read_splits
@@ -113,13 +113,6 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
 def _by_sheet(gpu: GPU, cost: Cost) -> tuple[float, float]:
     """Seconds of a training step of typical batches, and of a validation step."""
     return mean(gpu.seconds(work) for work in cost.steps[1:]), gpu.seconds(cost.validation)
-
-
-def processes(trainer: dict[str, Any]) -> int:
-    """How many a recipe's `trainer` asks for; `auto` and -1 are 1, since what they mean depends on the machine."""
-    devices = trainer.get("devices", 1)
-    each = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
-    return each * int(trainer.get("num_nodes", 1))
 
 
 def _typical(order: BatchSampler, split: Split, shares: int, count: int) -> list[Rows]:

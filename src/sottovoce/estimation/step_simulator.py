@@ -78,7 +78,7 @@ def uninitialized_module(recipe: Recipe, device: torch.device) -> SpeechLLM:
     except MissingError:
         module.llm.chat = cast(ChatFormat, PlaceholderChat())
         return module
-    module.llm.chat = ChatFormat(module.llm.tokenizer, [])
+    module.llm.chat = module.llm.chat_format(module.llm.tokenizer, [])
     mark_speech(module.llm.chat, recipe.slots)
     return module
 
@@ -89,7 +89,7 @@ class StepSimulator:
     def __init__(self, recipe: Recipe, module: SpeechLLM, utterances: Sequence[Utterance], ranks: int) -> None:
         self.recipe, self.module, self.utterances = recipe, module, utterances
         self.cached = bool(recipe.data.cache) and not recipe.trains_encoder
-        self._seconds = {Path(u.audio): u.seconds for u in utterances}
+        self._seconds = {u.audio: u.seconds for u in utterances if u.audio}
         alone = SimpleNamespace(reduce=lambda x, reduce_op: x)
         module._trainer = cast(Any, SimpleNamespace(world_size=ranks, global_rank=0, global_step=0, strategy=alone))
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
@@ -190,7 +190,7 @@ class StepTimer(StepSimulator):
         if isinstance(llm.chat, ChatFormat):  # else there is no tokenizer
             waiting = [e for rows in order for e in self.examples(stage, sampler, rows) if e.target is None][:PROMPTS]
             prompts = [llm.embed(llm.chat.prompt(teacher_dialogue(example, slots)), {}) for example in waiting]
-            llm.generate(prompts, self.recipe.evaluation.max_new_tokens)
+            llm.generate(prompts, self.recipe.target_max_new_tokens)
 
     def encoding_time(self) -> float:
         return self._seconds_of(self.encode)

@@ -6,7 +6,6 @@ the speaker's emotion written before it. What instructs the LLM here is no part 
 
 import argparse
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -21,9 +20,9 @@ from sottovoce.generation.chat_prompt import ChatPrompt
 from sottovoce.io import atomic_write
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
-from sottovoce.llms.engines import Chat, Cut, Engine, Failure
+from sottovoce.llms.answer_text import no_target
+from sottovoce.llms.engines import Chat, Engine, Failure
 from sottovoce.paths import resolve
-from sottovoce.templates import uncommented_lines
 
 Kind: TypeAlias = Literal["response", "plain", "caption"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -78,9 +77,10 @@ def write_targets(
     `response` (emotion-conditioned, section III-A) and `plain` (the same without emotion, baseline 2) fill the key
     `response`; `caption` (section III-B) fills `responses: {"caption": ...}`. Lines without transcript, or without the
     label `emotion` where the prompt names it, are left out; so are refusals, answers that were cut at
-    `max_new_tokens`, and what the engine could not answer. All are counted and named in the report. The copy appears
-    under its name only when it is complete, in the same folder, since audio paths are relative to it; a killed run goes
-    on from the answers beside it. In the paper the engine is the LLM that stays frozen in training.
+    `max_new_tokens`, and what the engine could not answer. Thoughts before an answer are dropped. All are counted and
+    named in the report. The copy appears under its name only when it is complete, in the same folder, since audio paths
+    are relative to it; a killed run goes on from the answers beside it. In the paper the engine is the LLM that stays
+    frozen in training.
 
     Raises:
         ManifestError: the manifest cannot be read or has a broken line, the copy would lie in another folder or
@@ -102,10 +102,9 @@ def write_targets(
     chats = [prompt.chat(line.values, line.context() if kind != "caption" else ()) for line in lines]
     answers = cached.answer(chats, max_new_tokens=max_new_tokens)
     report.asked = cached.asked
-    refusals = [re.compile(text, re.IGNORECASE) for _, text in uncommented_lines(_PROMPTS / "refusals.txt") if text]
     records = []
     for line, answer in zip(lines, answers, strict=True):
-        if fault := _fault(answer, refusals):
+        if fault := f"not answered: {answer.reason}" if isinstance(answer, Failure) else no_target(answer):
             report.skipped.add(fault, line.where)
         else:
             records.append(_with_target(line.record, kind, str(answer), report))
@@ -153,15 +152,6 @@ def _problem(record: dict[str, Any]) -> str | None:
         isinstance(t, dict) and t.get("role") in ("user", "assistant") and isinstance(t.get("text"), str) for t in turns
     )
     return None if good else "context: a list of turns with role and text is needed"
-
-
-def _fault(answer: str | Failure, refusals: list[re.Pattern[str]]) -> str | None:
-    """Why an answer is no target; None for one that is."""
-    if isinstance(answer, Failure):
-        return f"not answered: {answer.reason}"
-    if any(pattern.search(answer.replace("’", "'")) for pattern in refusals):  # noqa: RUF001
-        return "refused, or spoken as a machine"
-    return "cut at max_new_tokens" if isinstance(answer, Cut) else None
 
 
 def _with_target(record: dict[str, Any], kind: Kind, answer: str, report: Report) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from sottovoce.generation.chat_prompt import ChatPrompt
 from sottovoce.generation.paired_config import WriterConfig
 from sottovoce.llms.engines import Chat, Cut, Engine, Failure
 from sottovoce.paths import resolve
+from sottovoce.scripts import mixed
 
 T = TypeVar("T")
 _QUESTION_FIELDS = ("count", "topic", "category", "values", "number")
@@ -105,11 +106,11 @@ class Writer:
         """The questions of an answer, one a line; what is no question of some words is passed over."""
         whole = answer.splitlines()[: -1 if isinstance(answer, Cut) else None]
         cleaned = [_MARK.sub("", line).strip(_QUOTES) for line in whole]
-        good = [line for line in cleaned if 3 <= len(line.split()) <= self.node.longest_text and line[-1] != ":"]
+        good = [line for line in cleaned if 3 <= len(mixed(line)) <= self.node.longest_text and line[-1] != ":"]
         return good or None
 
     def _parse_answer(self, answer: str) -> str | None:
         text = answer.strip().strip(_QUOTES)
-        words = len(text.split())
+        words = len(mixed(text))
         one_line = "\n" not in text and re.search(r"\w", text)
         return text if one_line and words <= self.node.longest_answer and not isinstance(answer, Cut) else None

@@ -1,17 +1,21 @@
 """Scores of a run on its test side, in its folder: predictions, metrics, judges, text retention, and the report."""
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
 from sottovoce.config.recipe import load, used_tasks
 from sottovoce.config.sections import SourceConfig
 from sottovoce.config_model import unknown
+from sottovoce.data.skipped import listed, summary
 from sottovoce.device import on_device
 from sottovoce.errors import ConfigError, MissingError
+from sottovoce.evaluation.metrics import Prediction
 from sottovoce.evaluation.records import Record, read_results, score_all, write_results
 from sottovoce.evaluation.reports.results import results_table
 from sottovoce.lightning_modules.bundle import PRINTS, read_bundle
@@ -19,18 +23,21 @@ from sottovoce.lightning_modules.curriculum import read_trained, stage_folder
 from sottovoce.lightning_modules.run import Run, encode_clips, prepare_run
 from sottovoce.paths import resolve
 from sottovoce.scoring import provenance
-from sottovoce.scoring.judging import judged, label_awareness
+from sottovoce.scoring.judging import awaiting_labels, judged, label_awareness, merged, print_results
 from sottovoce.scoring.predict import predict
 from sottovoce.scoring.text_retention import BEFORE, retention_after
+from sottovoce.scoring.voicebench import untuned_weights, voicebench
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.run_folder import recipe_file
 from sottovoce.training.splits import build_tasks, read_splits
 
 
-def score(run: Run, system: str, folder: Path, *, unlabelled: bool = False) -> list[Record]:
+def score(
+    run: Run, system: str, folder: Path, *, unlabelled: bool = False, untuned: Mapping[str, Tensor] | None = None
+) -> list[Record]:
     """Score the model as it is now; a folder that holds results of this run and this evaluation is read instead.
 
-    With `unlabelled`, utterances that lack what a score needs are answered, too.
+    With `unlabelled`, utterances that lack what a score needs are answered, too. `untuned` are `untuned_weights`.
     """
     made_with = provenance.provenance(run.recipe, run.data.splits["test"])
     if provenance.results_are(made_with, folder, run.console):
@@ -38,27 +45,38 @@ def score(run: Run, system: str, folder: Path, *, unlabelled: bool = False) -> l
     node = run.recipe.evaluation
     with on_device(run.module):
         test = run.data.splits["test"].utterances
-        predictions = label_awareness(run.recipe, predict(run, unlabelled=unlabelled), test, folder)
-        records = score_all(system, predictions) if any(not p.unscored for p in predictions) else []
+        answers = predict(run, unlabelled=unlabelled)
+        predictions = awaiting_labels(answers) if node.awareness else answers
+        records = _scored(system, predictions)
         if node.retention and (folder / BEFORE).is_file():
             file = resolve(node.retention)
             records += retention_after(system, run.module.llm, file, folder, batch_size=node.batch_size)
     provenance.write(made_with, folder)
     write_results(folder, records, predictions)  # before anybody is asked who may not be there
+    if node.awareness:
+        predictions = label_awareness(run.recipe, answers, test, folder, run.console)
+        records = merged(records, _scored(system, predictions))
+        write_results(folder, records, predictions)
+    if node.voicebench:
+        records += voicebench(run, system, folder, untuned)
+        write_results(folder, records, predictions)
     if node.judges:
         records += judged(system, run.recipe, predictions, test, folder, run.console)
         write_results(folder, records, predictions)
     return records
 
 
+def _scored(system: str, predictions: Sequence[Prediction]) -> list[Record]:
+    return score_all(system, predictions) if any(not p.unscored for p in predictions) else []
+
+
 def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
     """The end of a run: table, what was left out, what to try next."""
     console, folder = run.console, run.recipe.folder
-    console.print(results_table(records))
+    print_results(console, records, run.recipe)
     if run.data.faults:
         console.print(f"left out, {len(run.data.faults)} in all:")
-        for fault in run.data.faults[:20]:
-            console.print(f"  {fault}", markup=False, highlight=False, soft_wrap=True)
+        console.print(listed(summary(run.data.faults), "  "), markup=False, highlight=False, soft_wrap=True)
     for name, count in skipped_steps(run).items():
         file = stage_folder(run.recipe, name) / "skipped.jsonl"
         console.print(f"stage {name}: {count} steps left out, loss or gradient not finite ({file})", highlight=False)
@@ -68,7 +86,8 @@ def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
     size = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
     console.print(f"bundle  {bundle} ({size:.1f} MB)", highlight=False)
     if test := run.data.splits["test"].utterances:
-        console.print(f"try     sottovoce chat {bundle} --audio {test[0].audio}", highlight=False, soft_wrap=True)
+        clip = shlex.quote(str(test[0].audio))
+        console.print(f"try     sottovoce chat {bundle} --audio {clip}", highlight=False, soft_wrap=True)
 
 
 def skipped_steps(run: Run) -> dict[str, int]:
@@ -100,6 +119,9 @@ def evaluate(
     if bundle == Path(folder):
         raise ConfigError.at("--test", "missing-key", f"{folder} is a bundle: say what it is to answer, --test FILE")
     recipe = load(recipe_file(Path(folder)), overrides)
+    if not recipe.stages:
+        told = "this run trains nothing, and `sottovoce fit` has scored it; --test FILE takes another test side"
+        raise ConfigError.at("stages", "empty", told)
     name = stage or list(recipe.stages)[-1]
     if name not in recipe.stages:
         told = f"--stage {name}: the run's stages are {', '.join(recipe.stages)}"
@@ -108,8 +130,9 @@ def evaluate(
     if not best.is_file():
         raise MissingError(f"{best} is not there: stage {name!r} of this run has not been trained", where=best)
     run = prepare_run(recipe, Console())
+    untuned = untuned_weights(run)
     run.module.load_trained(read_trained(best), str(best))
-    records = score(run, f"{recipe.name}/{name}", recipe.folder / "evaluation" / name)
+    records = score(run, f"{recipe.name}/{name}", recipe.folder / "evaluation" / name, untuned=untuned)
     run.console.print(results_table(records))
 
 
@@ -149,7 +172,7 @@ def evaluate_bundle(
         for name, stem in zip(manifests, stems, strict=True)
     ]
     data = replace(whole.data, corpus=None, train=[], validation=[], test=sources, validate="eager")
-    evaluation = replace(whole.evaluation, tasks=list(tasks) or used_tasks(whole), retention=None)
+    evaluation = replace(whole.evaluation, tasks=list(tasks) or used_tasks(whole), retention=None, voicebench=None)
     recipe = replace(whole, data=data, stages={}, cascade=None, evaluation=evaluation)
     out = out or bundle.parent / "evaluation" / "-".join(stems)
     cache = Path(data.cache or out / "cache")

@@ -7,7 +7,8 @@ from rich.progress import Progress
 
 from sottovoce.config.recipe import used_tasks
 from sottovoce.data.examples import Example, collate
-from sottovoce.data.tasks import TASKS, AttributeTask, caption_from
+from sottovoce.data.overrides import task_of
+from sottovoce.data.tasks import TASKS, AttributeTask, style_caption
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError
 from sottovoce.evaluation.metrics import Prediction
@@ -34,22 +35,43 @@ def predict(run: Run, split: str = "test", *, unlabelled: bool = False) -> list[
         told = f"nothing to score: no utterance of {split!r} has what the tasks need"
         raise ManifestError(told, code="empty", where=f"data.{split}")
     examples = _limited(examples, recipe.evaluation.limit, data.names)
+    unmade = [example for example in examples if example.target is None]
+    unreadable = {id(example) for example in unmade if not _readable(run, example, teacher=True)}
+    examples = [example for example in examples if id(example) not in unreadable]
     tags = emotion_tags(run, split) if recipe.cascade else {}
     with run.progress() as progress:
         rivals = _rivals(run, examples, progress)
-        run.targets.make(run.module.llm, examples, progress)
+        made = run.targets.make(run.module.llm, examples, progress)
+        if made.rejected:
+            told = f"{split}: {made.told(recipe.target_max_new_tokens)}"
+            run.console.print(told, markup=False, highlight=False, soft_wrap=True)
+            examples = [e for e in examples if (e.task, e.utterance.id) not in made.rejected]
         complete = [run.targets.complete(example) for example in examples]
         rows = [
             (mode, _with_slots(example, mode, tags))
             for mode in recipe.modes
             for example in complete
-            if mode == "both" or run.tasks[example.task].available(example.utterance)
+            if mode == "both" or task_of(run.tasks, example.task, example.utterance).serves(example.utterance)
         ]
+        bad = {row[1].utterance.id for row in rows if not _readable(run, row[1])}  # under all choices, to compare them
+        rows = [row for row in rows if row[1].utterance.id not in bad]
         tagged = [row for row in rows if row[1].tag and row[1].task == TASK]  # the cascade's own task: its tag answers
         asked = [row for row in rows if not (row[1].tag and row[1].task == TASK)]
         predictions = [_prediction(run, *row, row[1].tag or "", rivals) for row in tagged]
         predictions += _answers(run, asked, rivals, progress)
     return [replace(prediction, source=data.names.get(prediction.id)) for prediction in predictions]
+
+
+def _readable(run: Run, example: Example, *, teacher: bool = False) -> bool:
+    """Whether the LLM can read an example; else it is named, and counts as left out."""
+    try:
+        run.row_lengths.check_example(example, run.slots, teacher=teacher)
+    except ManifestError as fault:
+        if str(fault) not in map(str, run.data.faults):
+            run.data.faults.append(fault)
+            run.console.print(f"left out  {fault}", markup=False, highlight=False, soft_wrap=True)
+        return False
+    return True
 
 
 def _questions(run: Run, utterance: Utterance, unlabelled: bool) -> Iterator[Example]:
@@ -59,7 +81,8 @@ def _questions(run: Run, utterance: Utterance, unlabelled: bool) -> Iterator[Exa
         if (example := sampler(utterance, 0, 0)) is not None:
             yield example
         elif unlabelled and (utterance.only is None or task in utterance.only):
-            wording, sources = run.tasks[task].instructions()[0], dict.fromkeys(run.slots, "speech")
+            wording = task_of(run.tasks, task, utterance).instructions()[0]
+            sources = dict.fromkeys(run.slots, "speech")
             place, context = run.recipe.instructions, utterance.context
             yield Example(utterance, task, wording, context, sources, frozenset(), target="", place=place)
 
@@ -104,7 +127,8 @@ def _answers(run: Run, rows: list[Row], rivals: Rivals, progress: Progress) -> I
 
 
 def _prediction(run: Run, mode: str, example: Example, response: str, rivals: Rivals) -> Prediction:
-    task, utterance = run.tasks[example.task], example.utterance
+    utterance = example.utterance
+    task = task_of(run.tasks, example.task, utterance)
     category = utterance.category if task.generated else None  # paired data: the right answer hangs on it
     return Prediction(
         id=utterance.id,
@@ -120,19 +144,24 @@ def _prediction(run: Run, mode: str, example: Example, response: str, rivals: Ri
         category=category,
         topic=utterance.topic if category else None,
         unscored=not task.available(utterance),
+        metric=task.rate,
     )
 
 
 def _rivals(run: Run, examples: list[Example], progress: Progress) -> Rivals:
     """For each reply, the LLM's own to the same words in every emotion: the yardstick of `emotion_fit`."""
-    emotion = run.tasks.get("emotion")
-    if not isinstance(emotion, AttributeTask):
+    if "emotion" not in run.tasks:
         return {}
     asked: dict[tuple[str, str], dict[str, Example]] = {}
     for example in examples:
         u = example.utterance
-        if run.tasks[example.task].generated and not u.category and "emotion" in u.labels and u.text:
-            asked[example.task, u.id] = {name: _in_emotion(example, name) for name in emotion.choices}
+        emotion = task_of(run.tasks, "emotion", u)
+        if not isinstance(emotion, AttributeTask) or u.category or "emotion" not in u.labels or not u.text:
+            continue
+        if run.tasks[example.task].generated:
+            replies = {name: _in_emotion(example, name) for name in emotion.choices}
+            if all(_readable(run, reply, teacher=True) for reply in replies.values()):
+                asked[example.task, u.id] = replies
     run.targets.make(run.module.llm, [e for each in asked.values() for e in each.values()], progress)
     return {
         name: {emotion: run.targets.complete(example).target or "" for emotion, example in each.items()}
@@ -142,5 +171,6 @@ def _rivals(run: Run, examples: list[Example], progress: Progress) -> Rivals:
 
 def _in_emotion(example: Example, emotion: str) -> Example:
     labels = {**example.utterance.labels, "emotion": emotion}
-    utterance = replace(example.utterance, labels=labels, caption=caption_from(labels), response=None)
+    utterance = replace(example.utterance, labels=labels, caption=None, response=None)
+    utterance = replace(utterance, caption=style_caption(utterance))
     return replace(example, utterance=utterance, target=None)

@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 
-from sottovoce.errors import SottovoceError
+from sottovoce.errors import SottovoceError, brief
 from sottovoce.evaluation import retention as measure
 from sottovoce.evaluation.records import Record
 from sottovoce.evaluation.retention import SLOTS, TASK, Item, Kept, RetentionScore, read_items
@@ -33,8 +33,19 @@ def retention(
     if not items:
         raise SottovoceError("retention: there are no prompts to score", code="empty", where="retention")
     chats = [[ChatTurn(cast(Role, role), (content,)) for role, content in item.messages] for item in items]
-    prompts = [llm.embed(llm.chat.prompt(chat), {}) for chat in chats]
-    responses = [llm.chat.response(chat, item.response) for chat, item in zip(chats, items, strict=True)]
+    prompts: list[torch.Tensor] = []
+    responses: list[list[int]] = []
+    faults: list[SottovoceError] = []
+    for chat, item in zip(chats, items, strict=True):
+        try:
+            prompts.append(llm.embed(llm.chat.prompt(chat), {}))
+            responses.append(llm.chat.response(chat, item.response))
+            llm.check_lengths(prompts[-1:], [max(max_new_tokens, len(responses[-1]))])
+        except SottovoceError as error:
+            told = f"{brief(item.messages[-1][1], 100)!r}: {error}"
+            faults.append(SottovoceError.at("retention", error.code, told))
+    if faults:
+        raise SottovoceError.of(faults)
     longest, item = max(zip(map(len, responses), items, strict=True), key=lambda pair: pair[0])
     if longest > max_new_tokens:
         message = f"retention: a response has {longest} tokens, and answers may have {max_new_tokens}: no answer to "

@@ -11,7 +11,8 @@ from sottovoce.data.audio import inspect_audio, load_audio
 from sottovoce.data.examples import NOTHING, Batch
 from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Turn
-from sottovoce.errors import AudioError, ConfigError, nearest
+from sottovoce.device import on_device
+from sottovoce.errors import AudioError, ConfigError, SottovoceError, nearest
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
@@ -28,6 +29,7 @@ class Conversation:
     def __init__(self, model: SpeechLLM, instruction: str, max_new_tokens: int = 200) -> None:
         self.model, self.instruction, self.max_new_tokens = model, instruction, max_new_tokens
         self.turns: list[Turn] = []
+        self.forgotten = 0  # turns and answers that the LLM's context had no room for
         self.waveforms: dict[Path, torch.Tensor] = {}  # (samples,) at the encoder's sample rate
 
     def answer_audio(self, audio: Path) -> str:
@@ -41,21 +43,35 @@ class Conversation:
         return self._answer(Turn("user", text))
 
     def _answer(self, new: Turn) -> str:
+        """Answer a turn; where that is more than the LLM reads, the oldest turns are forgotten, as many as must be."""
+        for first in range(0, len(self.turns) + 1, 2):  # a turn goes with its answer
+            turns = [*self.turns[first:], new]
+            try:
+                answer = self.model.generate(self._batch(turns), [self._prompt(turns)], self.max_new_tokens)[0]
+            except SottovoceError as error:
+                if error.code != "bad-value" or turns == [new]:
+                    raise
+                continue
+            self.turns, self.forgotten = [*turns, Turn("assistant", answer)], self.forgotten + first
+            return answer
+        raise AssertionError("the new turn alone was answered, or raised")
+
+    def _prompt(self, turns: Sequence[Turn]) -> list[ChatTurn]:
         system, before = instructed(self.instruction, self.model.recipe.instructions)
         chat = [ChatTurn("system", (text,)) for text in system]
-        for turn in (*self.turns, new):
+        for turn in turns:
             pieces = self._speech(turn.audio) if turn.audio else (turn.text,)
-            chat.append(ChatTurn(turn.role, (*before, *pieces) if turn is new else pieces))
-        answer = self.model.generate(self._batch(), [chat], self.max_new_tokens)[0]
-        self.turns += [new, Turn("assistant", answer)]
-        return answer
+            chat.append(ChatTurn(turn.role, (*before, *pieces) if turn is turns[-1] else pieces))
+        return chat
 
     def _speech(self, audio: Path) -> tuple[Piece, ...]:
         return between(Placeholder(SpeechPlaceholder(slot, audio, False)) for slot in self.model.slots)
 
-    def _batch(self) -> Batch:
-        clips = {path: row for row, path in enumerate(self.waveforms)}
-        return Batch([], clips, Frames.pad(list(self.waveforms.values())) if clips else NOTHING)
+    def _batch(self, turns: Sequence[Turn]) -> Batch:
+        heard = [turn.audio for turn in turns if turn.audio]
+        clips = {path: row for row, path in enumerate(heard)}
+        batch = Batch([], clips, Frames.pad([self.waveforms[path] for path in heard]) if clips else NOTHING)
+        return batch.to(self.model.device)
 
 
 def chat(
@@ -71,6 +87,11 @@ def chat(
             print(f"sottovoce: {clip}: {report.warning}", file=sys.stderr)
     model = read_bundle(Path(bundle), overrides)
     conversation = Conversation(model, wording(model, task) if instruction is None else instruction)
+    with on_device(model):
+        _converse(conversation, clips, once)
+
+
+def _converse(conversation: Conversation, clips: Sequence[Path], once: bool) -> None:
     console = Console(highlight=False)
     for clip in clips:
         console.print(f"you      ({clip})", markup=False)
@@ -79,12 +100,16 @@ def chat(
         return
     console.print("Type on, or `audio FILE` for another spoken turn; an empty line ends.", style="dim")
     while line := _read_line():
+        forgotten = conversation.forgotten
         try:
             spoken = spoken_file(line)
             answer = conversation.answer_audio(spoken) if spoken else conversation.answer_text(line)
-        except AudioError as error:  # a slip of the hand does not end a dialogue
-            console.print(f"sottovoce: {spoken}: {error}", markup=False)
+        except SottovoceError as error:  # a slip of the hand does not end a dialogue
+            place = f"{spoken}: " if isinstance(error, AudioError) else ""
+            console.print(f"sottovoce: {place}{error}", markup=False)
             continue
+        if more := (conversation.forgotten - forgotten) // 2:
+            console.print(f"sottovoce: the context is full; the oldest turns are forgotten ({more})", markup=False)
         console.print(f"answer   {answer}", markup=False)
 
 

@@ -1,12 +1,15 @@
 """`sottovoce export`: a run's weights in the format of the checkpoint it began with, which transformers opens."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,54 +28,133 @@ from sottovoce.llms.tuning import base_name
 from sottovoce.paths import resolve
 
 _FILES = (*SETTINGS, "*.pt", *WEIGHTS)  # of a checkpoint on the hub; Omni has its speakers in a .pt
+_NEGLIGIBLE = 1e-3  # part of a LoRA that float32 loses at most
+_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters", "fan_in_fan_out", "bias")
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
-def command(bundle: str, out: str, overrides: Sequence[str]) -> None:
-    """The command; see `export`."""
+def command(bundle: str, out: str, overrides: Sequence[str], dtype: str | None = None, lora: bool = False) -> None:
+    """The command; see `export` and `export_lora`."""
     _check_free(Path(out))  # before the model is loaded
-    for line in export(read_bundle(Path(bundle), overrides), Path(out)):
+    module = read_bundle(Path(bundle), overrides)
+    for line in [export_lora(module, Path(out))] if lora else export(module, Path(out), dtype):
         print(line)
 
 
-def export(module: SpeechLLM, folder: Path) -> list[str]:
+def export(module: SpeechLLM, folder: Path, dtype: str | None = None) -> list[str]:
     """Write a run's weights in its checkpoint's own format, LoRA merged; a line on that, and on each part left out.
 
     A finished audio LLM is written whole: LLM, and tower and projector where the run's encoder and adapter are its
     own; whatever else its files hold (pictures, a talker) is copied, and every tensor keeps the dtype it has there.
-    Of other models the LLM is written, in the dtype of the run. Tokenizer and settings come along.
+    Of other models the LLM is written, in the dtype of the run. `dtype` is for all tensors, instead: in bfloat16 most
+    of a small LoRA may be rounded away, which a line tells. Tokenizer and settings come along.
 
     Raises:
         SottovoceError: `folder` holds something, the run's checkpoint cannot be reached, or has no place for a weight.
     """
     _check_free(folder)
     source = HUB.snapshot(module.recipe.llm.checkpoint, _FILES)
-    text, placed = merged(module.llm.model), {"llm"}
+    as_told: torch.dtype | None = getattr(torch, dtype) if dtype else None
+    written_in = as_told or (_dtype_of(source) if is_composite(source) else module.llm.dtype)
+    text, placed = merged(module.llm.model, written_in), {"llm"}
+    if as_told:
+        text = {name: weight.to(as_told) if weight.is_floating_point() else weight for name, weight in text.items()}
     with atomic_folder(folder) as draft:
         if is_composite(source):
-            placed |= _write_audio_llm(module, text, source, draft)
+            placed |= _write_audio_llm(module, text, source, draft, as_told)
         else:
             module.llm.model.save_pretrained(draft, state_dict=text)
             (draft / "generation_config.json").unlink(missing_ok=True)  # ours is greedy; the checkpoint's is copied
         _copy_settings(source, draft)
+        if as_told:
+            _set_dtype(draft / "config.json", as_told)
     parts = ["llm", "encoder", *(f"adapters.{name}" for name in module.adapters)]
     written = f"{folder}: {', '.join(part for part in parts if part in placed)}, as {source} has them"
     absent = "left out, since this format has no place for it: {} (it stays in the bundle)"
-    return [written, *(absent.format(part) for part in parts if part not in placed)]
+    lost = rounded_away(module.llm.model, written_in)
+    told = f"in {_name(written_in)} {100 * lost:.2g} % of the LoRA is rounded away (relative norm); --dtype float32 "
+    rounding = [f"{told}keeps all of it, --lora writes it apart"] * (lost > _NEGLIGIBLE)
+    return [written, *rounding, *(absent.format(part) for part in parts if part not in placed)]
 
 
-def merged(model: nn.Module) -> dict[str, Tensor]:
-    """An LLM's weights by the names that it has without LoRA, with LoRA's maps added in float32, to copies."""
-    lora = ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
-    owners: dict[str, Any] = {f"{name}.base_layer.weight": module for name, module in lora}  # of whatever kind of map
+def export_lora(module: SpeechLLM, folder: Path) -> str:
+    """Write a run's LoRA alone, as a folder that `peft.PeftModel.from_pretrained(llm, folder)` opens; a line on that.
+
+    Raises:
+        SottovoceError: `folder` holds something, the run has no LoRA, or its LLM is a part of an audio LLM.
+    """
+    from peft import LoraConfig
+
+    _check_free(folder)
+    checkpoint, model = module.recipe.llm.checkpoint, module.llm.model
+    configs = getattr(model, "peft_config", {})
+    if not configs or is_composite(HUB.snapshot(checkpoint, SETTINGS)):
+        why = f"{checkpoint} is a whole audio LLM, whose parts have other names" if configs else "the run has no LoRA"
+        raise ConfigError.at("--lora", "conflict", f"{why}: leave it out")
+    ((adapter, config),) = configs.items()
+    lora = {name: weight for name, weight in model.state_dict().items() if base_name(name) is None}
+    named = {f"base_model.model.{name.replace(f'.{adapter}.', '.')}": weight for name, weight in lora.items()}
+    with atomic_folder(folder) as draft:
+        save_file(
+            {name: weight.cpu().contiguous() for name, weight in named.items()}, draft / "adapter_model.safetensors"
+        )
+        own = {field: getattr(config, field) for field in _LORA}
+        LoraConfig(**own, base_model_name_or_path=checkpoint, task_type="CAUSAL_LM").save_pretrained(str(draft))
+    return f"{folder}: the LoRA of {checkpoint}, {sum(weight.numel() for weight in lora.values()):,} weights"
+
+
+def merged(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """An LLM's weights by the names that it has without LoRA, with LoRA's maps added in float32, to copies.
+
+    Those copies are in `dtype`, or in that of each.
+    """
+    updates = {name: update for name, _, update in _updates(model)}
     weights: dict[str, Tensor] = {}
     for name, weight in model.state_dict().items():
-        if name in owners:
-            deltas = [owners[name].get_delta_weight(adapter).float() for adapter in owners[name].active_adapters]
-            weight = sum(deltas, start=weight.float()).to(weight.dtype)
         if (base := base_name(name)) is not None:
+            if name in updates:
+                weight = (weight.float() + updates[name]).to(dtype or weight.dtype)
             weights[base] = weight.detach()
     return weights
+
+
+def rounded_away(model: nn.Module, dtype: torch.dtype) -> float:
+    """Which part of a LoRA is lost where it is merged in `dtype`: the norm of the error over that of the update."""
+    lost = all_of_it = 0.0
+    for _, weight, update in _updates(model):
+        error = (weight.float() + update).to(dtype).float() - weight.float() - update
+        lost, all_of_it = lost + float(error.square().sum()), all_of_it + float(update.square().sum())
+    return math.sqrt(lost / all_of_it) if all_of_it else 0.0
+
+
+def _updates(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, weight and what LoRA adds to it in float32, of each weight that has a LoRA."""
+    lora: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    owners = {id(one.get_param() if isinstance(one, ParamWrapper) else one.base_layer.weight): one for one in lora}
+    for name, weight in model.named_parameters():
+        if (owner := owners.get(id(weight))) is not None:
+            with torch.no_grad():
+                deltas = [owner.get_delta_weight(adapter).float() for adapter in owner.active_adapters]
+                yield name, weight.detach(), sum(deltas[1:], start=deltas[0])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dtype_of(source: Path) -> torch.dtype:
+    """In which a checkpoint's files have their weights: the first of the LLM's."""
+    with safe_open(next(iter(shards(source))), "pt") as shard:
+        dtype: torch.dtype = shard.get_tensor(next(iter(shard.keys()))).dtype
+    return dtype
+
+
+def _set_dtype(file: Path, dtype: torch.dtype) -> None:
+    """Have a config.json say in which dtype the weights are, as transformers then loads them."""
+    config = json.loads(file.read_text("utf-8"))
+    for node in (config, *(part for part in config.values() if isinstance(part, dict))):
+        node.update(dict.fromkeys({"dtype", "torch_dtype"} & node.keys(), _name(dtype)))
+    file.write_text(json.dumps({**config, "dtype": _name(dtype)}, indent=2) + "\n", "utf-8")
 
 
 def _check_free(folder: Path) -> None:
@@ -81,7 +163,9 @@ def _check_free(folder: Path) -> None:
         raise ConfigError(f"--out {folder}: {told}", code="conflict", where=folder)
 
 
-def _write_audio_llm(module: SpeechLLM, text: dict[str, Tensor], source: Path, draft: Path) -> set[str]:
+def _write_audio_llm(
+    module: SpeechLLM, text: dict[str, Tensor], source: Path, draft: Path, dtype: torch.dtype | None
+) -> set[str]:
     """Copy every file of weights, with our tensors in the places of the checkpoint's; the parts that have a place."""
     config = read_config(source, HUB)
     layout = LAYOUTS[config.model_type]
@@ -92,7 +176,7 @@ def _write_audio_llm(module: SpeechLLM, text: dict[str, Tensor], source: Path, d
     folders = dict.fromkeys((source, source / layout.tower_folder))  # one, where the tower has none of its own
     for file in (file for folder in folders for file in shards(folder)):
         with safe_open(file, "pt") as shard:
-            tensors = {name: _replacement(name, shard.get_tensor(name), ours) for name in shard.keys()}
+            tensors = {name: _replacement(name, shard.get_tensor(name), ours, dtype) for name in shard.keys()}
         written = draft / file.relative_to(source)
         written.parent.mkdir(exist_ok=True)
         save_file(tensors, written, metadata={"format": "pt"})
@@ -104,11 +188,12 @@ def _write_audio_llm(module: SpeechLLM, text: dict[str, Tensor], source: Path, d
     return set(parts)
 
 
-def _replacement(name: str, theirs: Tensor, ours: dict[str, Tensor]) -> Tensor:
+def _replacement(name: str, theirs: Tensor, ours: dict[str, Tensor], dtype: torch.dtype | None) -> Tensor:
     """Our tensor of this name, which is taken out of `ours`, or theirs where we have none."""
+    kept = dtype if dtype and theirs.is_floating_point() else theirs.dtype
     if name not in ours:
-        return theirs
-    mine = ours.pop(name).detach().to("cpu", theirs.dtype)
+        return theirs.to(kept)
+    mine = ours.pop(name).detach().to("cpu", kept)
     if mine.shape != theirs.shape:
         message = f"{name} is {tuple(mine.shape)} in this run, and {tuple(theirs.shape)} in its checkpoint"
         raise SottovoceError(message, code="mismatch", where=name)

@@ -1,5 +1,6 @@
 """Reader of clips: each is checked and encoded once, before the first step, and read from the cache after that."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,13 +23,17 @@ BATCH = 16  # clips that go through the encoder together
 class AudioReader:
     """Reads clips, as encoder outputs from a cache, or where that is None as waveforms, encoded in every step.
 
-    A clip that is longer than `max_seconds` is faulty.
+    A clip that is longer than `max_seconds` is faulty. `silent` are those on which nothing is said, by their manifest,
+    and nothing needs to be heard.
     """
 
     def __init__(self, encoder: Encoder, cache: Path | None, max_seconds: float) -> None:
         self.sample_rate, self.max_seconds = encoder.sample_rate, max_seconds
         self.cache = FeatureCache(cache / "features", encoder.fingerprint()) if cache else None
-        self.keys: dict[Path, str] = {}
+        self.keys: dict[Path, str] = {}  # of the content of clips that have been heard
+        self.samples: dict[Path, int] = {}  # of clips, at the encoder's sample rate
+        self.apart: frozenset[str] = frozenset()  # content that no other clip may have
+        self.silent: frozenset[Path] = frozenset()  # clips on which nothing is said
 
     def prepare(self, encoder: Encoder, clips: Sequence[Path], progress: Progress) -> list[AudioError]:
         """Check every clip and, with a cache, encode those that are not in it yet. Returns what is wrong with which."""
@@ -40,10 +45,10 @@ class AudioReader:
             except AudioError as error:
                 faults.append(error)
                 continue
-            if self.cache is not None:
-                self.keys[path] = key = audio_key(samples.numpy())
-                if key not in self.cache:
-                    waiting.append((key, samples))
+            self.keys[path] = key = audio_key(samples.numpy())
+            self.samples[path] = len(samples)
+            if self.cache is not None and key not in self.cache:
+                waiting.append((key, samples))
             if len(waiting) == BATCH:
                 self._encode(encoder, waiting)
                 waiting = []
@@ -52,14 +57,34 @@ class AudioReader:
 
     def read(self, path: Path) -> Tensor:
         """(frames, dim) from the cache, or (samples,) without one."""
-        if self.cache is None or path not in self.keys:  # a clip that is checked when it is drawn
-            return torch.from_numpy(self._load(path))
+        if self.cache is None or path not in self.keys:
+            samples = self._load(path)
+            if path not in self.keys and self.apart and audio_key(samples) in self.apart:  # checked when it is drawn
+                told = "it holds the same samples as a clip of validation or test: leave it out"
+                raise AudioError.at(path, "conflict", told)
+            return torch.from_numpy(samples)
         try:
             return self.cache.get(self.keys[path])
         except KeyError:
             told = "which somebody has emptied while this run was going on; the same command makes it again and goes on"
             message = f"{path}: what the encoder made of it is gone from {self.cache.folder}, {told}"
             raise MissingError(message, where=path) from None
+
+    def count_samples(self, path: Path) -> int:
+        """Samples at the encoder's rate; of a clip that has not been heard yet, by its header, or 0 without one."""
+        if (known := self.samples.get(path)) is not None:
+            return known
+        try:
+            header = read_header(path)
+        except AudioError:  # which is told when it is heard
+            return 0
+        return math.floor(header.frames * self.sample_rate / header.sample_rate + 0.5)  # as soxr resamples
+
+    def stand_in(self, encoder: Encoder, *, cached: bool) -> Tensor:
+        """A second of sound as `read` would give it, from the cache or not, for batches that have none."""
+        if cached and self.cache is not None:
+            return torch.zeros(encoder.output_length(encoder.sample_rate), encoder.dim)
+        return 0.1 * torch.sin(torch.arange(encoder.sample_rate) * 0.3)
 
     def _load(self, path: Path) -> NDArray[np.float32]:
         try:
@@ -69,7 +94,7 @@ class AudioReader:
         if seconds > self.max_seconds:
             problem = f"{seconds:.1f} s is longer than data.max_seconds={self.max_seconds:g}"
             raise AudioError.at(path, "bad-value", problem)
-        return load_audio(path, self.sample_rate)
+        return load_audio(path, self.sample_rate, silent=path in self.silent)
 
     def _encode(self, encoder: Encoder, waiting: list[tuple[str, Tensor]]) -> None:
         if not waiting or self.cache is None:

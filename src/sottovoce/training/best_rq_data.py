@@ -16,14 +16,15 @@ from sottovoce.data.audio import inspect_audio, load_audio
 from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.batch_sampler import Rows
 from sottovoce.data.manifest import Root, line_fault, read_lines, refuse
-from sottovoce.data.manifest_schema import LineReader
+from sottovoce.data.manifest_schema import PART_KEYS, LineReader
 from sottovoce.encoders.best_rq import Masking, seeded_generator, span_mask
 from sottovoce.encoders.log_mel import HOP, SAMPLE_RATE
 from sottovoce.errors import AudioError, ManifestError, MissingError, SottovoceError
 from sottovoce.frames import Frames
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64")
-_READ = ("id", "audio", "seconds")  # of a line of a manifest; labels and words are not needed here
+_PLACE = ("audio", *PART_KEYS)
+_READ = ("id", "seconds", *_PLACE)  # of a line of a manifest; labels and words are not needed here
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]  # shows how far a loop is, of so many turns
 
@@ -130,11 +131,16 @@ def _of_manifest(node: SourceConfig, faults: list[SottovoceError]) -> Iterator[C
     reader = LineReader({}, Root(path.parent if node.root is None else Path(node.root), [Path(p) for p in node.allow]))
     for line, record in read_lines(path):
         if isinstance(record, dict):
-            record = {"id": record.get("audio"), **{key: record[key] for key in _READ if record.get(key) is not None}}
+            record = {"id": _place_of(record), **{key: record[key] for key in _READ if record.get(key) is not None}}
         utterance, problems = reader.read(line, record)
         faults += [line_fault(path, line, record, problem) for problem in problems]
         if utterance:
-            yield Clip(utterance.id, utterance.audio, utterance.seconds)
+            yield Clip(utterance.id, utterance.clip, utterance.seconds)
+
+
+def _place_of(record: dict[str, Any]) -> str | None:
+    """What stands for an id: where the clip lies, and which part of it this is."""
+    return " ".join(str(record[key]) for key in _PLACE if record.get(key) is not None) or None
 
 
 def _of_folder(node: SourceConfig, faults: list[SottovoceError]) -> Iterator[Clip]:

@@ -7,6 +7,7 @@ speech as it answers the equivalent text, so its habits stay its own.
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.progress import Progress
 
@@ -15,12 +16,34 @@ from sottovoce.device import on_device
 from sottovoce.errors import SottovoceError
 from sottovoce.io import file_lock
 from sottovoce.llms.answer_cache import AnswerCache, digest_key
-from sottovoce.llms.causal_lm import CausalLLM, Cut
+from sottovoce.llms.answer_text import no_target, without_thoughts
+from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.chat_template import ChatTurn
 from sottovoce.training.spoken_prompt import dialogue_of
 
 BATCH = 64  # prompts that are answered together
-_NAMED = 20  # utterances whose target was cut
+_NAMED = 20  # examples without a target
+Name = tuple[str, str]  # task and id of an example
+
+
+class Made(NamedTuple):
+    """What `Targets.make` has done."""
+
+    new: int  # prompts that were answered now
+    wanted: set[Name]  # examples whose target the LLM makes
+    rejected: dict[Name, str]  # those of them whose answer is nothing to learn from, and why
+
+    def told(self, max_new_tokens: int) -> str:
+        """How many were left out and why, the first of them by name."""
+        reasons: dict[str, list[str]] = {}
+        for (_, name), why in sorted(self.rejected.items()):
+            reasons.setdefault(why, []).append(name)
+        head = f"{len(self.rejected)} of {len(self.wanted)} targets of the LLM are left out (at {max_new_tokens} tokens"
+        lines = [f"{head}: data.target_max_new_tokens)"]
+        for why, names in reasons.items():
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            lines.append(f"  {len(names)} {why}: {', '.join(names[:_NAMED])}{more}")
+        return "\n".join(lines)
 
 
 class Targets:
@@ -49,31 +72,32 @@ class Targets:
                 "data.validate is `lazy`, the manifest must have it (`sottovoce targets` writes it)"
             )
             raise SottovoceError.at(example.utterance.id, "missing-key", told)
-        return replace(example, target=target)
+        return replace(example, target=without_thoughts(target))
 
-    def make(self, llm: CausalLLM, examples: Iterable[Example], progress: Progress) -> int:
-        """Answer every prompt that has not been answered yet; returns how many there were.
+    def make(self, llm: CausalLLM, examples: Iterable[Example], progress: Progress) -> Made:
+        """Answer every prompt that has not been answered yet.
 
-        Of processes that want the same, the first makes them and the others find them. Targets that were cut at
-        `max_new_tokens` are counted and named.
+        Of processes that want the same, the first makes them and the others find them.
         """
-        wanted = {self._key(example): example for example in examples if example.target is None}
-        if wanted.keys() <= self.cache.answers.keys():
-            return 0
-        with file_lock(self.folder):
-            self.cache.read()
-            missing = [key for key in wanted if key not in self.cache.answers]
-            if missing:
-                with llm.untuned(), on_device(llm):
-                    self._make(llm, {key: wanted[key] for key in missing}, progress)
-        cut = [wanted[key].utterance.id for key in missing if isinstance(self.cache.answers[key], Cut)]
-        if cut:
-            more = f" and {len(cut) - _NAMED} more" if len(cut) > _NAMED else ""
-            progress.console.print(
-                f"{len(cut)} of {len(missing)} targets were cut at {self.max_new_tokens} tokens "
-                f"(evaluation.max_new_tokens): {', '.join(cut[:_NAMED])}{more}"
-            )
-        return len(missing)
+        wanted: dict[str, Example] = {}
+        names: dict[str, set[Name]] = {}  # of all examples that share a prompt
+        for example in examples:
+            if example.target is None:
+                key = self._key(example)
+                wanted[key] = example
+                names.setdefault(key, set()).add((example.task, example.utterance.id))
+        missing: list[str] = []
+        if not wanted.keys() <= self.cache.answers.keys():
+            with file_lock(self.folder):
+                self.cache.read()
+                missing = [key for key in wanted if key not in self.cache.answers]
+                if missing:
+                    with llm.untuned(), on_device(llm):
+                        self._make(llm, {key: wanted[key] for key in missing}, progress)
+        answers = self.cache.answers
+        faults = {key: why for key in wanted if (why := no_target(without_thoughts(answers[key])))}
+        rejected = {name: why for key, why in faults.items() for name in names[key]}
+        return Made(len(missing), {name for each in names.values() for name in each}, rejected)
 
     def _make(self, llm: CausalLLM, missing: Mapping[str, Example], progress: Progress) -> None:
         keys = list(missing)

@@ -91,10 +91,13 @@ def digest_rows(rows: Iterable[object]) -> str:
 # Keys on which no weight depends. Of the evaluation, the results say what they were made with.
 FREE = (
     "name", "output_dir", "checkpoint_every", "trainer", "evaluation", "data.test", "data.num_workers", "data.cache",
-    "data.policy", "data.max_seconds",
+    "data.policy", "data.max_seconds", "data.target_max_new_tokens", "tasks.asr.metric", "tasks.asr.normalizer",
+    "published",
 )  # fmt: skip
 FREE_IN_STAGES = ("batch_size", "accumulate_grad_batches")  # checkpoints hold their product
-OF_TARGETS = ("evaluation.text", "evaluation.max_new_tokens")  # of tasks whose targets the run's LLM makes
+# Of tasks whose targets the run's LLM makes
+OF_TARGETS = ("evaluation.text", "evaluation.max_new_tokens", "data.target_max_new_tokens")
+OF_STEPS = ("trainer.limit_train_batches", "trainer.overfit_batches", "trainer.gradient_clip_algorithm")
 GENERATED = ("dialogue", "response", "caption")
 SHOWN = 8  # keys that differ
 
@@ -142,7 +145,9 @@ def _weights_depend_on(recipe: Tree, stages: Sequence[str]) -> dict[str, Any]:
         free += [f"stages.{name}" for name in recipe["stages"] if name not in stages]
         free += [f"stages.{name}.{key}" for name in stages for key in FREE_IN_STAGES]
         free += [f"tasks.{name}" for name in recipe["tasks"] if name not in learned and not recipe.get("cascade")]
-    bound = OF_TARGETS if learned.intersection(GENERATED) else ()
+    bound = {*OF_STEPS, *(OF_TARGETS if learned.intersection(GENERATED) else ())}
+    if recipe.get("data", {}).get("target_max_new_tokens"):  # in place of the evaluation's
+        bound.discard("evaluation.max_new_tokens")
     found = {key: value for key, value in _leaves(recipe) if _is_under(key, bound) or not _is_under(key, free)}
     order = [name for name in recipe.get("stages", ()) if name in stages]
     return {**found, "stages": ", ".join(order)} if order else found
@@ -167,6 +172,8 @@ def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(tree, dict):
         for name, value in tree.items():
             yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list):
+        yield key, [dict(_leaves(entry)) if isinstance(entry, dict) else entry for entry in tree]
     elif tree is not None:
         yield key, tree
 

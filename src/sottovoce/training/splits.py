@@ -1,8 +1,10 @@
 """Data splits of a run: manifests read and checked, with every fault named before training starts."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,14 +14,18 @@ from torch.utils.data import ConcatDataset
 
 from sottovoce.config.recipe import SPLITS, Recipe
 from sottovoce.config.sections import SourceConfig, StageConfig
+from sottovoce.data.clip_reference import Recordings
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.lazy_manifest import LazyManifest
 from sottovoce.data.manifest import Root, read_manifest
+from sottovoce.data.overrides import Overrides
 from sottovoce.data.tasks import TASKS, AttributeTask, Task
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError, MissingError, SottovoceError
 from sottovoce.paths import usable
+
+_NAMED = 5  # speakers that a note names
 
 
 @dataclass
@@ -32,7 +38,11 @@ class Split:
 
     def clips(self) -> list[Path]:
         """Every audio file that these utterances and their contexts name, once."""
-        return list(dict.fromkeys(path for u in self.utterances for path in _clips_of(u)))
+        return list(dict.fromkeys(path for u in self.utterances for path in u.clips))
+
+    def silent(self) -> set[Path]:
+        """Clips on which nothing is said."""
+        return {u.clip for u in self.utterances if u.text == "" and u.audio}
 
     @property
     def seconds(self) -> NDArray[np.float32]:
@@ -59,12 +69,17 @@ class Split:
 
     def without(self, clips: set[Path]) -> "Split":
         """The split without the utterances that need one of these clips."""
-        kept = [i for i, u in enumerate(self.utterances) if clips.isdisjoint(_clips_of(u))]
+        return self.only(clips.isdisjoint(u.clips) for u in self.utterances)
+
+    @property
+    def overrides(self) -> list[Overrides]:
+        """What manifests have of their own, each once."""
+        return list({id(u.overrides): u.overrides for u in self.utterances if u.overrides}.values())
+
+    def only(self, wanted: Iterable[bool]) -> "Split":
+        """The split of those of its utterances that are wanted."""
+        kept = list(compress(range(len(self.utterances)), wanted))
         return Split([self.utterances[i] for i in kept], [self.weights[i] for i in kept], self.names)
-
-
-def _clips_of(utterance: Utterance) -> list[Path]:
-    return [utterance.audio, *(turn.audio for turn in utterance.context if turn.audio)]
 
 
 class LazySplit(Split):
@@ -101,6 +116,15 @@ class LazySplit(Split):
         digest = hashlib.sha256(self.seconds.tobytes() + weights.tobytes()).hexdigest()
         yield digest, float(len(self.seconds)), 0.0
 
+    def silent(self) -> set[Path]:
+        """None, as `clips`: a silent clip is left out when it is drawn."""
+        return set()
+
+    @property
+    def overrides(self) -> list[Overrides]:
+        """See `Split`."""
+        return [source.overrides for source in self._sources if source.overrides]
+
     def clips(self) -> list[Path]:
         """None: which clips there are shows when they are drawn."""
         return []
@@ -116,6 +140,7 @@ class DataSplits:
 
     splits: dict[str, Split]
     faults: list[SottovoceError]
+    notes: list[str] = field(default_factory=list)  # what is to be known of the data that are used
 
 
 def build_tasks(recipe: Recipe) -> dict[str, Task]:
@@ -146,17 +171,24 @@ def read_splits(recipe: Recipe) -> DataSplits:
         )
         places = [f"  {name} (looked for {Path(name).absolute()})" for name in absent]
         raise MissingError("\n".join(["manifests are missing:", *places, told]), where=absent[0])
-    choices = choices_of(build_tasks(recipe))
     data = DataSplits({name: Split() for name in SPLITS}, [])
     unread = sources.pop("train", []) if recipe.data.validate == "lazy" else []
     for name, nodes in sources.items():
         for node in nodes:
-            _add(data, name, node, recipe, choices)
+            _add(data, name, node, recipe)
     if unread:
         apart = frozenset(clip for name in ("validation", "test") for clip in data.splits[name].clips())
-        lines = [LazyManifest(Path(node.manifest), choices, Root(*_place(node)), node.tasks, apart) for node in unread]
+        lines = [
+            LazyManifest(Path(node.manifest), choices, Root(*_place(node)), node.tasks, apart, own)
+            for node, (own, choices) in ((node, _own(recipe, "train", node)) for node in unread)
+        ]
         data.splits["train"] = LazySplit(lines, unread)
+    tested = data.splits["test"]
+    if written := sum(u.audio is None for u in tested.utterances):
+        data.notes.append(f"{written:,} lines of text alone in test are not scored: evaluation.retention scores text")
+        data.splits["test"] = tested.only(u.audio is not None for u in tested.utterances)
     _check_apart(data)
+    data.notes += shared_speakers(data)
     return data
 
 
@@ -174,8 +206,17 @@ def _sources(recipe: Recipe) -> dict[str, list[SourceConfig]]:
     return {name: [SourceConfig(manifest=str(made[name]), allow=["/"])] for name in SPLITS if name in made}
 
 
-def _add(data: DataSplits, name: str, node: SourceConfig, recipe: Recipe, choices: dict[str, Sequence[str]]) -> None:
+def _own(recipe: Recipe, split: str, node: SourceConfig) -> tuple[Overrides | None, dict[str, Sequence[str]]]:
+    """What the tasks of a manifest have of their own, and the labels that its lines may have."""
+    scored = recipe.evaluation.task_overrides if split == "test" else {}
+    nodes = {name: {**knobs, **scored.get(name, {})} for name, knobs in recipe.tasks.items()}
+    own = Overrides.of(nodes, node.task_overrides, node.captions)
+    return own, choices_of({**build_tasks(recipe), **(own.tasks if own else {})})
+
+
+def _add(data: DataSplits, name: str, node: SourceConfig, recipe: Recipe) -> None:
     root, allow = _place(node)
+    own, choices = _own(recipe, name, node)
     manifest = read_manifest(Path(node.manifest), choices=choices, policy=recipe.data.policy, root=root, allow=allow)
     split = data.splits[name]
     taken = {u.id for u in split.utterances}
@@ -183,17 +224,50 @@ def _add(data: DataSplits, name: str, node: SourceConfig, recipe: Recipe, choice
         if utterance.id in taken:
             told = f"id {utterance.id!r} is also in another manifest of {name!r}"
             raise ManifestError.at(node.manifest, "conflict", told)
-        split.utterances.append(utterance if node.tasks is None else replace(utterance, only=tuple(node.tasks)))
+        only = None if node.tasks is None else tuple(node.tasks)
+        split.utterances.append(replace(utterance, only=only, overrides=own))
         split.weights.append(node.weight)
         if node.name is not None:
             split.names[utterance.id] = node.name
     data.faults += manifest.faults
+    data.notes += manifest.notes
 
 
 def _check_apart(data: DataSplits) -> None:
     """No clip on two sides: a metric on training data is worth nothing."""
-    train = set(data.splits["train"].clips())
+    train = Recordings(data.splits["train"].clips())
     for name in ("validation", "test"):
-        if both := train & set(data.splits[name].clips()):
-            problem = f"{len(both)} clips are in both train and {name}, such as {sorted(both)[0]}"
+        if both := train.shared(sorted(set(data.splits[name].clips()))):
+            problem = f"{len(both)} clips are in both train and {name}, such as {both[0]}"
             raise ManifestError(problem, code="conflict", where=f"data.{name}")
+
+
+def check_content_apart(data: DataSplits, digests: Mapping[Path, str]) -> None:
+    """No sound on two sides, under whatever names; `digests` are of the samples of clips.
+
+    Raises:
+        ManifestError: a clip of the validation or test side holds what one of the training side holds.
+    """
+    train = {digests[clip]: clip for clip in data.splits["train"].clips() if clip in digests}
+    for name in ("validation", "test"):
+        clips = data.splits[name].clips()
+        both = [(train[digests[clip]], clip) for clip in clips if digests.get(clip) in train]
+        if both:
+            told = f"{len(both)} clips of {name} hold the same samples as clips of train, such as "
+            told += f"{both[0][1]} and {both[0][0]}: leave them out on one side"
+            raise ManifestError(told, code="conflict", where=f"data.{name}")
+
+
+def shared_speakers(data: DataSplits) -> list[str]:
+    """A note for each side whose speakers are also in training: scores on it are not of unseen speakers."""
+    train = data.splits["train"]
+    if isinstance(train, LazySplit):
+        return []  # who speaks there shows when lines are drawn
+    known, notes = {u.speaker for u in train.utterances if u.speaker}, []
+    for name in ("validation", "test"):
+        found = Counter(u.speaker for u in data.splits[name].utterances if u.speaker in known)
+        if found:
+            such = ", ".join(f"{speaker} ({count:,} utterances)" for speaker, count in found.most_common(_NAMED))
+            more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
+            notes.append(f"{len(found):,} speakers of {name} are in train, too: {such}{more}")
+    return notes

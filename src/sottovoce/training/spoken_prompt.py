@@ -30,7 +30,7 @@ class SpeechPlaceholder:
 
 
 def dialogue_of(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
-    """The whole prompt: instruction, context, spoken turn, for which the example's sources say what fills each slot.
+    """The whole prompt: instruction, context, last turn; the example's sources say what fills each slot of spoken ones.
 
     Of `slots`, in the order of a spoken turn, each has the text that is equivalent to its speech (see `slot_text`).
     """
@@ -38,7 +38,8 @@ def dialogue_of(example: Example, slots: Mapping[str, str]) -> list[ChatTurn]:
     turns = [ChatTurn("system", (said,)) for said in system]
     turns += [ChatTurn(t.role, spoken(t, example, slots) if t.audio else (t.text,)) for t in example.context]
     tag = [f"<{example.tag}> "] if example.tag else []
-    return [*turns, ChatTurn("user", (*before, *tag, *spoken(example.utterance, example, slots)))]
+    u = example.utterance
+    return [*turns, ChatTurn("user", (*before, *tag, *(spoken(u, example, slots) if u.audio else (u.text or "",))))]
 
 
 def response_tokens(chat: ChatFormat, slots: Mapping[str, str], example: Example) -> int:
@@ -92,7 +93,7 @@ def speech_positions(chat: list[Segment], fills: dict[Hashable, Tensor], example
     return [
         place
         for spot, stretch in placeholder_spans(chat, fills).items()
-        if isinstance(spot, SpeechPlaceholder) and spot.clip == example.utterance.audio
+        if isinstance(spot, SpeechPlaceholder) and spot.clip == example.utterance.audio  # a written turn has none
         for place in stretch
     ]
 
