@@ -83,7 +83,8 @@ class LineReader:
         speaker, caption, response, topic = (
             _text(record, key, problems) for key in ("speaker", "caption", "response", "topic")
         )
-        written, audio = is_written(record), None
+        written = is_written(record)
+        audio: Path | None = None
         seconds: float | None = seconds_to_say(str(text))
         if not written:
             audio, measured = self._audio(record, problems, required=True)
@@ -244,7 +245,8 @@ def is_written(record: Mapping[str, Any]) -> bool:
     """Whether a line is of text alone: a written turn with its response, and nothing that would describe a clip."""
     if any(record.get(key) is not None for key in ("audio", *_OF_VOICE)):
         return False
-    return isinstance(record.get("text"), str) and bool(record.get("response") or record.get("responses"))
+    text = record.get("text")
+    return isinstance(text, str) and bool(text.strip()) and bool(record.get("response") or record.get("responses"))
 
 
 def seconds_to_say(text: str) -> float:

@@ -52,9 +52,19 @@ class Overrides:
         """Tasks of a recipe with other knobs, and a file of captions; None where there is neither."""
         if not knobs and captions is None:
             return None
-        tasks = {name: TASKS.build({**nodes[name], **own}) for name, own in knobs.items()}
+        tasks = {name: _built(name, {**nodes[name], **own}) for name, own in knobs.items()}
         every = {**{name: TASKS.build(node) for name, node in nodes.items()}, **tasks}
         return cls(tasks, Captions(captions, every) if captions else None)
+
+
+def _built(name: str, node: dict[str, Any]) -> Task:
+    try:
+        return TASKS.build(TASKS.filled(node))
+    except ConfigError as error:
+        fault = (error.faults or (error,))[0]
+        rest = str(fault.where).removeprefix(f"tasks.{name}").strip(".")
+        where = f"task_overrides.{name}.{rest}".rstrip(".")
+        raise ConfigError(str(fault), code=fault.code or "bad-value", where=where) from None
 
 
 def task_of(tasks: Mapping[str, Task], name: str, utterance: Utterance) -> Task:

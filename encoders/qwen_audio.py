@@ -22,7 +22,7 @@ _SHORTEST = 3  # log-mels that give a frame
 
 
 class AudioTower(HubEncoder):
-    """What both towers share: the checkpoint's own log-mels, weights by their prefix, 25 frames a second.
+    """What towers share: the checkpoint's own log-mels, weights by their prefix, 25 frames a second.
 
     It ends before the projector into the LLM's space, which is the adapter `checkpoint_projector`; so both models are
     divided at the same place, and the cache keeps 1280 numbers a frame instead of 3584.
@@ -40,16 +40,20 @@ class AudioTower(HubEncoder):
     def _read_settings(self, folder: Path) -> tuple[Any, Any]:
         from transformers import WhisperFeatureExtractor
 
-        config = read_config(folder, self.hub)
+        config = self._of_a_family(read_config(folder, self.hub))
         try:
             return config, WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise self.hub.missing(self.checkpoint, first_line(error)) from None
 
-    def _describe(self, config: Any, extractor: Any) -> None:
+    def _of_a_family(self, config: Any) -> Any:
         if config.model_type not in self.families:
             why = f"{self.checkpoint} is a {config.model_type!r}, which encoder.type does not fit."
             raise ConfigError.at(_KEY, "mismatch", why + nearest(config.model_type, ENCODERS.names()))
+        return config
+
+    def _describe(self, config: Any, extractor: Any) -> None:
+        self._of_a_family(config)
         self.config, self.extractor = audio_and_text(config).audio_config, extractor
         self.layout = LAYOUTS[config.model_type]
         self._check_features("mel bins", self.config.num_mel_bins, extractor.feature_size)
@@ -84,6 +88,10 @@ class AudioTower(HubEncoder):
         except RuntimeError as error:
             raise self.hub.missing(self.checkpoint, f"{folder}: {' '.join(str(error).split())}") from None
         return network
+
+    def native_weights(self) -> dict[str, Tensor]:
+        """The tower's weights by the names that they have in the checkpoint's files."""
+        return {self.layout.tower + name: weight for name, weight in self.encoder.state_dict().items()}
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
         """See `Encoder.forward`; `AudioError` where a clip is too short for a frame, or too long for the model."""

@@ -46,6 +46,11 @@ def _fit(recipe: Recipe) -> None:
         from sottovoce.scoring.text_retention import retention_before
 
         retention_before(run.module.llm, resolve(node.retention), scores, batch_size=node.batch_size)
+    untuned = None
+    if node.voicebench:
+        from sottovoce.scoring.voicebench import untuned_weights
+
+        untuned = untuned_weights(run)
 
     # train
     best = train_stages(run)
@@ -67,7 +72,7 @@ def _fit(recipe: Recipe) -> None:
     bundle = recipe.folder / "bundle" if best or recipe.untuned else None
     if bundle:
         write_bundle(bundle, run.module, [])  # whatever the scoring comes to
-    records = score(run, recipe.name, scores)
+    records = score(run, recipe.name, scores, untuned=untuned)
     if bundle:
         write_card(bundle, run.module, records)
     report(run, records, bundle)

@@ -120,7 +120,9 @@ def encode_clips(run: Run) -> None:
     """
     for note in run.data.notes:
         run.console.print(note, markup=False, highlight=False, soft_wrap=True)
-    for tasks in (run.tasks, {reading.name: reading.task for reading in scored_readings(run.recipe, run.tasks)}):
+    scored = {reading.name: reading.task for reading in scored_readings(run.recipe, run.tasks)}
+    own = [overrides.tasks for split in run.data.splits.values() for overrides in split.overrides]
+    for tasks in (run.tasks, scored, *own):
         check_prompts(run.module.llm.chat, tasks)
     reader = run.audio_reader
     claimed = {clip: reader.count_samples(clip) for split in run.data.splits.values() for clip in split.clips()}

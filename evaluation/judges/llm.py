@@ -77,7 +77,7 @@ class LLMJudge(Judge):
                 message = f"judge {kind}: {knob} must be at least {least}, got {value}"
                 raise ConfigError(message, code="bad-value", where=knob)
         self.engine, self.name = engine, f"{kind}:{engine.name}"
-        self.templates = {name: _template(name, file, shown) for name, file in rubrics.items()}
+        self.templates = {name: read_rubric(name, file, shown) for name, file in rubrics.items()}
         self.retries, self.seed, self.max_new_tokens = retries, seed, max_new_tokens
 
     def judge(self, items: Sequence[Any]) -> dict[Aspect, Verdict]:
@@ -173,9 +173,13 @@ class ConversationJudge(LLMJudge):
         super().__init__("conversation", engine, rubrics, _SHOWN, retries, seed, max_new_tokens)
 
 
-def _template(name: str, file: str | None, shown: Sequence[str]) -> Template:
+def read_rubric(name: str, file: str | None, shown: Sequence[str], mark: str = "#") -> Template:
+    """A rubric from a file, or the project's own of this name; it may show these fields, and must show {response}.
+
+    Lines that begin with `mark` are comments.
+    """
     path = resolve(file) if file else _RUBRICS / f"{name}.txt"
-    text = "\n".join(line for _, line in uncommented_lines(path)).strip()
+    text = "\n".join(line for _, line in uncommented_lines(path, mark)).strip()
     return Template(text, shown, required=("response",), where=path)
 
 
@@ -193,6 +197,11 @@ _ONLY = [  # where a judgement puts its only number, the plainest first
 ]
 
 
+def without_thoughts(judgement: str) -> str:
+    """What a judge says after thinking aloud."""
+    return _THOUGHTS.sub("", judgement).strip()
+
+
 def parse(judgement: str, scale: Scale) -> dict[str, int] | None:
     """The whole number that a judgement gives to each key; None where one lacks, has several, or is out of range.
 
@@ -201,7 +210,7 @@ def parse(judgement: str, scale: Scale) -> dict[str, int] | None:
     the first line, and one that is alone in the text. "of 10" is no number of its own; 7.0 is 7, and 7.5 and 7-8 are no
     scores.
     """
-    text = unicodedata.normalize("NFKC", _THOUGHTS.sub("", judgement))  # digits and colons of full width
+    text = unicodedata.normalize("NFKC", without_thoughts(judgement))  # digits and colons of full width
     text = text.replace("\u2212", "-").strip()  # the minus sign of typographers
     if scale.lowest > 0:
         text = re.sub(rf"(?<=\d)\s*(?:/|out of)\s*{scale.highest}\b", "", text, flags=re.IGNORECASE)

@@ -33,6 +33,14 @@ METRICS = {  # as the report names them, with the direction that is better
     "nats_before": "nats before ↓",
     "nats": "nats ↓",
     "nats_change": "nats change ↓",
+    **{
+        f"{name}{key}": f"{label}{when} ↑"
+        for name, label in (("score", "score"), ("rating", "rating (1-5)"))
+        for key, when in (("_before", " before"), ("", ""), ("_change", " change"))
+    },
+    **{"panda": "PANDA ↑", "judged": "judged right ↑"},
+    **{f"{kind}_prompt": f"{kind}, prompts ↑" for kind in ("strict", "loose")},
+    **{f"{kind}_each": f"{kind}, each ↑" for kind in ("strict", "loose")},
     "cs_content": "CS content ↑",
     "cs_style": "CS style ↑",
     **{f"egs_c{number}": f"EGS C{number} ↑" for number in range(1, 5)},
@@ -62,6 +70,15 @@ MEANING = {  # of each metric, for `sottovoce list`
     "nats_before": "text prompts: loss of a token before training",
     "nats": "text prompts: loss of a token after training",
     "nats_change": "text prompts: the difference",
+    **{
+        f"{name}{key}": f"VoiceBench: {told}{when}"
+        for name, told in (("score", "what the overall score is the mean of"), ("rating", "mean rating by the judge"))
+        for key, when in (("_before", ", before training"), ("", ""), ("_change", ": the difference"))
+    },
+    "panda": "VoiceBench: answers of SD-QA that give the reference",
+    "judged": "VoiceBench: answers of SD-QA that the judge finds right",
+    **{f"{kind}_prompt": f"VoiceBench: prompts of IFEval that are followed, {kind}" for kind in ("strict", "loose")},
+    **{f"{kind}_each": f"VoiceBench: instructions of IFEval that are followed, {kind}" for kind in ("strict", "loose")},
     "cs_content": "judge `conversation`: content",
     "cs_style": "judge `conversation`: style",
     **{f"egs_c{number}": f"judge `conversation`: EGS, criterion {number}" for number in range(1, 5)},
@@ -73,7 +90,7 @@ MEANING = {  # of each metric, for `sottovoce list`
     "probe": "table of systems: linear probe of the emotion on speech tokens",
 }
 NATS = ("nats_before", "nats", "nats_change")  # a response token; no shares
-POINTS = ("cs_", "egs_", "judge_", "quality/", "emotion/")  # of a judge
+POINTS = ("cs_", "egs_", "judge_", "quality/", "emotion/", "rating")  # of a judge
 LEGEND = (
     "In percent (nats: as they are), with the 95 % interval. baseline: a guess that hears nothing. accuracy: the "
     "paper's WA. balanced: the mean over classes. PA: replies that suit the speaker. CS (1-5), EGS (1-10): points."

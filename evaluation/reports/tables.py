@@ -16,9 +16,9 @@ from sottovoce.evaluation.reports.compare import COSTS, Comparison, is_better, o
 from sottovoce.evaluation.reports.results import label_of, order_of, shown, shown_range
 
 LEGEND = (
-    "In percent; nats and points of judges as they are. [ ] is the 95 % interval, over utterances or speakers; of several "
-    "seeds the mean stands first, and the lowest and highest below. Differences are paired: both systems on the same utterances. "
-    "* where the interval lies on one side of 0."
+    "In percent; nats and points of judges as they are. [ ] is the 95 % interval, over utterances or speakers; of "
+    "several seeds the mean stands first, and the lowest and highest below. Differences are paired: both systems on "
+    "the same utterances. * where the interval lies on one side of 0."
 )
 PUBLISHED = "As published: other data, models and judge; compare the shape alone"
 VERDICTS = {True: "better", False: "worse", None: "even"}

@@ -49,14 +49,14 @@ class Template:
         return "".join(literal + ("" if name is None else str(values[name])) for literal, name in self._parts)
 
 
-def uncommented_lines(file: Path) -> list[tuple[int, str]]:
-    """Lines of a small UTF-8 text file, or a ConfigError, with their numbers from 1; those with `#` are left out."""
+def uncommented_lines(file: Path, mark: str = "#") -> list[tuple[int, str]]:
+    """Lines of a small UTF-8 text file, or a ConfigError, with their numbers from 1; those with `mark` are left out."""
     try:
         lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         code: Code = "damaged" if file.exists() else "not-found"
         raise ConfigError(f"{file} cannot be read ({error}); give a UTF-8 text file", code=code, where=file) from None
-    return [(number, line) for number, line in enumerate(lines, 1) if not line.startswith("#")]
+    return [(number, line) for number, line in enumerate(lines, 1) if not line.startswith(mark)]
 
 
 def read_wordings(file: Path, fields: Mapping[str, str]) -> list[str]:

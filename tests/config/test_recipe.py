@@ -45,6 +45,27 @@ def test_the_papers_parameter_counts(name: str, linguistic: str, capsys: pytest.
     assert linguistic in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("override", "code", "where"),
+    [
+        ("tasks.emotion.sentence='not neutral: {label}'", "conflict", "tasks.emotion"),
+        ("tasks.asr={normalizer: whisper}", "bad-value", "tasks.asr.normalizer"),
+        ("data.test=[{manifest: m, task_overrides: {ars: {}}}]", "unknown-name", "data.test[0].task_overrides"),
+        ("data.test=[{manifest: m, task_overrides: {asr: {metric: ter}}}]", "bad-value", "task_overrides.asr.metric"),
+        ("data.train=[{manifest: m}, {manifest: n, captions: none.txt}]", "not-found", "none.txt"),
+        (
+            "data.train=[{manifest: m, task_overrides: {emotion: {sentence: 'sad {label}'}}}]",
+            "conflict", "data.train[0].task_overrides.emotion",
+        ),
+    ],
+)  # fmt: skip
+def test_scores_and_languages_are_checked_with_the_recipe(
+    tree: dict[str, Any], override: str, code: Code, where: str
+) -> None:
+    with refused(code, where, ConfigError):
+        changed(tree, override)
+
+
 def test_the_papers_training_details() -> None:
     """Section IV-C."""
     stages = recipes.load(CONF / "dual_adapter.yaml").stages

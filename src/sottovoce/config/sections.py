@@ -177,6 +177,20 @@ class AwarenessConfig:
 
 
 @config_class
+class VoiceBenchConfig:
+    """VoiceBench, answered after the LLM is tuned and with what it was before."""
+
+    manifests: str = Field(description="folder that `sottovoce prepare voicebench` has written")
+    engine: Annotated[Node, ENGINES] | None = Field(default=None, description="of the judge; null: judge later")
+    accents: Values = Field(default=["usa"], description="of SD-QA")
+    limit: Count | None = Field(default=None, description="prompts a subset; null: all")
+    max_new_tokens: Int = Field(default=1024, ge=1, le=10**6)
+    panda: Literal["rule", "pedant"] = Field(default="rule", description="of SD-QA; pedant: by the package qa_metrics")
+    open_rubric: str | None = Field(default=None, description="file with {prompt}, {response}; null: our own")
+    qa_rubric: str | None = Field(default=None, description="file with {prompt}, {reference}, {response}")
+
+
+@config_class
 class EvaluationConfig:
     """What is scored on the test side."""
 
@@ -190,6 +204,7 @@ class EvaluationConfig:
     judges: Judges = Field(default={}, description="name -> who judges replies")
     awareness: AwarenessConfig | None = Field(default=None, description="labels replies to paired data; null: the rule")
     retention: str | None = Field(default=None, description="JSONL of text prompts, asked before and after training")
+    voicebench: VoiceBenchConfig | None = Field(default=None, description="spoken prompts, before and after training")
 
 
 RESERVED = {  # argument of lightning.Trainer -> what decides about it

@@ -2,11 +2,12 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
 from sottovoce.config.recipe import load, used_tasks
 from sottovoce.config.sections import SourceConfig
@@ -25,15 +26,18 @@ from sottovoce.scoring import provenance
 from sottovoce.scoring.judging import awaiting_labels, judged, label_awareness, merged, print_results
 from sottovoce.scoring.predict import predict
 from sottovoce.scoring.text_retention import BEFORE, retention_after
+from sottovoce.scoring.voicebench import untuned_weights, voicebench
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.run_folder import recipe_file
 from sottovoce.training.splits import build_tasks, read_splits
 
 
-def score(run: Run, system: str, folder: Path, *, unlabelled: bool = False) -> list[Record]:
+def score(
+    run: Run, system: str, folder: Path, *, unlabelled: bool = False, untuned: Mapping[str, Tensor] | None = None
+) -> list[Record]:
     """Score the model as it is now; a folder that holds results of this run and this evaluation is read instead.
 
-    With `unlabelled`, utterances that lack what a score needs are answered, too.
+    With `unlabelled`, utterances that lack what a score needs are answered, too. `untuned` are `untuned_weights`.
     """
     made_with = provenance.provenance(run.recipe, run.data.splits["test"])
     if provenance.results_are(made_with, folder, run.console):
@@ -52,6 +56,9 @@ def score(run: Run, system: str, folder: Path, *, unlabelled: bool = False) -> l
     if node.awareness:
         predictions = label_awareness(run.recipe, answers, test, folder, run.console)
         records = merged(records, _scored(system, predictions))
+        write_results(folder, records, predictions)
+    if node.voicebench:
+        records += voicebench(run, system, folder, untuned)
         write_results(folder, records, predictions)
     if node.judges:
         records += judged(system, run.recipe, predictions, test, folder, run.console)
@@ -123,8 +130,9 @@ def evaluate(
     if not best.is_file():
         raise MissingError(f"{best} is not there: stage {name!r} of this run has not been trained", where=best)
     run = prepare_run(recipe, Console())
+    untuned = untuned_weights(run)
     run.module.load_trained(read_trained(best), str(best))
-    records = score(run, f"{recipe.name}/{name}", recipe.folder / "evaluation" / name)
+    records = score(run, f"{recipe.name}/{name}", recipe.folder / "evaluation" / name, untuned=untuned)
     run.console.print(results_table(records))
 
 
@@ -164,7 +172,7 @@ def evaluate_bundle(
         for name, stem in zip(manifests, stems, strict=True)
     ]
     data = replace(whole.data, corpus=None, train=[], validation=[], test=sources, validate="eager")
-    evaluation = replace(whole.evaluation, tasks=list(tasks) or used_tasks(whole), retention=None)
+    evaluation = replace(whole.evaluation, tasks=list(tasks) or used_tasks(whole), retention=None, voicebench=None)
     recipe = replace(whole, data=data, stages={}, cascade=None, evaluation=evaluation)
     out = out or bundle.parent / "evaluation" / "-".join(stems)
     cache = Path(data.cache or out / "cache")

@@ -20,6 +20,7 @@ from sottovoce.evaluation.reports.tables import published_beside
 from sottovoce.lightning_modules.trainer import is_rank_zero
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
+from sottovoce.scoring import voicebench
 from sottovoce.training.run_folder import recipe_file
 from sottovoce.training.splits import read_splits
 
@@ -147,7 +148,8 @@ def command(folder: str, overrides: Sequence[str]) -> None:
     """Command `sottovoce judge`: judge and label the replies of a finished run, and write its results anew."""
     file = recipe_file(Path(folder))
     recipe = recipes.load(file, overrides)
-    if not recipe.evaluation.judges and not recipe.evaluation.awareness:
+    node = recipe.evaluation
+    if not (node.judges or node.awareness or (node.voicebench and node.voicebench.engine)):
         message = f"{file}: there is no judge in it: name one, such as "
         message += "evaluation.judges.mine.engine='{type: openai, base_url: …, model: …}'; of paired data, "
         message += "evaluation.awareness='{judge: {type: llm}, engine: {…}}'"
@@ -159,6 +161,7 @@ def command(folder: str, overrides: Sequence[str]) -> None:
     labelled_now = label_awareness(recipe, predictions, test, scores, console)
     predictions = labelled_now if has_labels(labelled_now) else predictions  # a judge that is away takes none back
     new = judged(system, recipe, predictions, test, scores, console)
+    new += voicebench.scored(system, recipe, scores, console)
     records = merged([*score_all(system, predictions), *before], new)
     write_results(scores, records, predictions)
     print_results(console, records, recipe)

@@ -14,6 +14,7 @@ from sottovoce.training.splits import Split
 
 FILE = "made_with.json"
 FREE = ("batch_size", "judges")  # they change no answer; `sottovoce judge` asks other judges about the same ones
+FREE_OF_VOICEBENCH = ("engine", "open_rubric", "qa_rubric", "panda")
 KEPT = ("predictions.jsonl", "results.json", "results.md", FILE)
 
 
@@ -56,6 +57,8 @@ def write(made_with: dict[str, Any], folder: Path) -> None:
 
 def _evaluation(recipe: Recipe) -> dict[str, Any]:
     node = {key: value for key, value in recipe.plain()["evaluation"].items() if key not in FREE}
+    if bench := node.pop("voicebench"):  # recipes of older runs have no such key
+        node["voicebench"] = {key: value for key, value in bench.items() if key not in FREE_OF_VOICEBENCH}
     if any(source.task_overrides or source.captions for source in recipe.data.test):
         node["sources"] = [[source.manifest, source.task_overrides, source.captions] for source in recipe.data.test]
     whole: dict[str, Any] = json.loads(json.dumps(node))

@@ -33,7 +33,9 @@ def retention(
     if not items:
         raise SottovoceError("retention: there are no prompts to score", code="empty", where="retention")
     chats = [[ChatTurn(cast(Role, role), (content,)) for role, content in item.messages] for item in items]
-    prompts, responses, faults = [], [], []
+    prompts: list[torch.Tensor] = []
+    responses: list[list[int]] = []
+    faults: list[SottovoceError] = []
     for chat, item in zip(chats, items, strict=True):
         try:
             prompts.append(llm.embed(llm.chat.prompt(chat), {}))

@@ -1,12 +1,13 @@
 """Lengths of rows in the LLM: how many tokens each takes at most, and whether it reads them, before the first step."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from sottovoce.config.recipe import Recipe, used_tasks
 from sottovoce.data.examples import Example, InstructionRole, instructions, slot_text
+from sottovoce.data.overrides import task_of
 from sottovoce.data.skipped import LineFault
 from sottovoce.data.tasks import TASKS, AttributeTask, Task
 from sottovoce.data.utterance import Turn, Utterance
@@ -20,7 +21,7 @@ _SLACK = 1.05  # tokens of texts alone are nearly those of a prompt; what comes 
 _MARGIN = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reading:
     """One way in which rows are given to the LLM: a task, and what may fill each slot.
 
@@ -60,8 +61,8 @@ def stage_readings(recipe: Recipe, tasks: Mapping[str, Task], stage: str) -> lis
 def scored_readings(recipe: Recipe, tasks: Mapping[str, Task]) -> list[Reading]:
     """How the scoring reads the test side: every task under every choice of slots."""
     slots = {name: slot.text for name, slot in recipe.slots.items()} | recipe.evaluation.text
-    tags = [f"{choice}" for choice in getattr(tasks.get("emotion"), "choices", ())] if recipe.cascade else []
-    tag = max(tags, key=len, default=None)
+    emotion = tasks.get("emotion") if recipe.cascade else None
+    tag = max(emotion.choices, key=len) if isinstance(emotion, AttributeTask) else None
     read = []
     for name in recipe.evaluation.tasks or used_tasks(recipe):
         knobs = recipe.evaluation.task_overrides.get(name)
@@ -113,13 +114,15 @@ class RowLengths:
         self._tokens: dict[str, int] = {"": 0}
         self._refused: dict[str, SottovoceError] = {}  # texts that may not be said
         self._marks: dict[str, int] = {}
+        self._by_task: dict[tuple[Reading, Task], Reading] = {}
 
     def faults(self, utterances: Iterable[Utterance], readings: Sequence[Reading]) -> list[LineFault]:
         """What is wrong with which rows, the first fault of each."""
-        rows = [(utterance, [reading for reading in readings if reading.serves(utterance)]) for utterance in utterances]
-        self._count(text for reading in readings for text in _fixed_texts(reading))
+        rows = [(u, [own for reading in readings if (own := self._own(reading, u)).serves(u)]) for u in utterances]
+        used = {id(reading): reading for _, read in rows for reading in read}
+        self._count(text for reading in used.values() for text in _fixed_texts(reading))
         self._count(text for utterance, read in rows for text in self._texts(utterance, read))
-        around = {id(reading): self._around(reading) for reading in readings}
+        around = {key: self._around(reading) for key, reading in used.items()}
         found = (self._fault(utterance, read, around) for utterance, read in rows)
         return [fault for fault in found if fault is not None]
 
@@ -157,10 +160,10 @@ class RowLengths:
             )  # fmt: skip
             turns = dialogue_of(example, reading.slots)
             turns = teacher_dialogue(example, reading.slots) if reading.teacher else turns
-            speech, text = self._prompt(turns)
+            speech, words = self._prompt(turns)
             answer = self.max_new_tokens if target is None else len(self.chat.response(turns, target))
-            if speech + text + answer > self.context:
-                return self._too_long(utterance, reading.name, reading.where, speech, text, answer)
+            if speech + words + answer > self.context:
+                return self._too_long(utterance, reading.name, reading.where, speech, words, answer)
         return None
 
     def _too_long(self, utterance: Utterance, task: str, where: str, speech: int, text: int, answer: int) -> LineFault:
@@ -178,6 +181,15 @@ class RowLengths:
         assert isinstance(placeholder.key, SpeechPlaceholder)
         return self.speech(placeholder.key.slot, placeholder.key.clip)
 
+    def _own(self, reading: Reading, utterance: Utterance) -> Reading:
+        """The reading with the task as it is for an utterance, see `task_of`."""
+        task = task_of({reading.name: reading.task}, reading.name, utterance)
+        if task is reading.task:
+            return reading
+        if (reading, task) not in self._by_task:
+            self._by_task[reading, task] = replace(reading, task=task)
+        return self._by_task[reading, task]
+
     def _around(self, reading: Reading) -> int:
         """Tokens of a prompt in which nothing is said: template, longest wording, teacher, tag."""
         first, system, _ = self._overhead
@@ -187,7 +199,7 @@ class RowLengths:
     def _texts(self, utterance: Utterance, readings: Sequence[Reading]) -> Iterator[str]:
         """Every text of a row that these readings may write."""
         yield from (r.task.target(utterance) or "" for r in readings if not r.generates)
-        turns = (*utterance.context, utterance) if readings else ()
+        turns: tuple[Utterance | Turn, ...] = (*utterance.context, utterance) if readings else ()
         yield from (turn.text or "" for turn in turns if not turn.audio)
         kinds = {r.slots[slot] for r in readings for slot in r.slots if "text" in r.sources[slot]}
         yield from (slot_text(turn, kind) or "" for turn in turns if turn.audio for kind in sorted(kinds))
@@ -225,7 +237,7 @@ class _Row:
 
     def __init__(self, lengths: RowLengths, utterance: Utterance) -> None:
         self.lengths, self.utterance = lengths, utterance
-        turns = (*utterance.context, utterance)
+        turns: tuple[Utterance | Turn, ...] = (*utterance.context, utterance)
         self.turn = lengths._overhead[2]
         self.spoken = [turn for turn in turns if turn.audio]
         self.written = self.turn * len(turns) + sum(

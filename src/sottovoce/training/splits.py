@@ -71,6 +71,11 @@ class Split:
         """The split without the utterances that need one of these clips."""
         return self.only(clips.isdisjoint(u.clips) for u in self.utterances)
 
+    @property
+    def overrides(self) -> list[Overrides]:
+        """What manifests have of their own, each once."""
+        return list({id(u.overrides): u.overrides for u in self.utterances if u.overrides}.values())
+
     def only(self, wanted: Iterable[bool]) -> "Split":
         """The split of those of its utterances that are wanted."""
         kept = list(compress(range(len(self.utterances)), wanted))
@@ -114,6 +119,11 @@ class LazySplit(Split):
     def silent(self) -> set[Path]:
         """None, as `clips`: a silent clip is left out when it is drawn."""
         return set()
+
+    @property
+    def overrides(self) -> list[Overrides]:
+        """See `Split`."""
+        return [source.overrides for source in self._sources if source.overrides]
 
     def clips(self) -> list[Path]:
         """None: which clips there are shows when they are drawn."""
