@@ -139,7 +139,7 @@ def _answers(run: Run, node: VoiceBenchConfig, prompts: list[Prompt]) -> list[An
     sources = dict.fromkeys(run.slots, "speech")
     found: dict[str, Answer] = {}
     with run.progress() as progress:
-        faults = reader.prepare(run.module.encoder, [u.audio for _, u, _ in prompts], progress)
+        faults = reader.prepare(run.module.encoder, [u.clip for _, u, _ in prompts], progress)
         if faults:
             told = f"{TASK}: {len(faults)} of {len(prompts)} prompts cannot be heard and are left out: {faults[0]}"
             run.console.print(told, markup=False, highlight=False)
