@@ -135,6 +135,12 @@ class KimiAudioEncoder(AudioTower):
             rows = [torch.cat([self._frames(*next(made)) for _ in clip]) for clip in windows]
         return Frames.pad([row.float() for row in rows]).to(waveform.device).zero_padding()
 
+    def output_length(self, samples: int) -> int:
+        """See `Encoder.output_length`: of each window, the frames that hold some of the clip."""
+        window = int(self.extractor.n_samples)
+        whole, rest = divmod(samples, window)
+        return whole * -(-window // self._samples) + -(-rest // self._samples)
+
     def _frames(self, heard: Tensor, window: Tensor) -> Tensor:
         """Of a window's stacked frames those that hold some of the clip, (frames, dim), with their discrete tokens."""
         frames = heard[: -(-len(window) // self._samples)]

@@ -37,7 +37,7 @@ def write_pairs(folder: Path, split: str, texts: int) -> Path:
     for number in range(4 * texts):
         text, speaker = divmod(number, 4)
         name, age = f"{split}-{number}.wav", AGES[speaker % 2]
-        write_tone(folder / name, 0.5 + 0.05 * text, 150 + 200 * (speaker % 2) + 9 * speaker)
+        write_tone(folder / name, 0.5 + 0.05 * text, 150 + 200 * (speaker % 2) + 9 * speaker + len(split))
         answers = {each: f"so you are a {each} and {text}" for each in AGES}
         lines.append(
             {"id": name, "audio": name, "text": f"question {split} {text}", "speaker": f"{split}-s{speaker}",
