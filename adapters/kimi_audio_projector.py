@@ -33,6 +33,7 @@ class KimiAudioProjector(Adapter):
         MissingError: `checkpoint` cannot be reached.
     """
 
+    pretrained = True
     tokens: Tensor
 
     def __init__(self, d_audio: int, d_llm: int, *, checkpoint: str) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tests.conftest import write_lines, write_tone
 from tests.helpers.audio_llms import recipe as audio_llm
 from tests.helpers.errors import refused
+from tests.helpers.kimi_audio import recipe as kimi_audio
 from tests.helpers.runs import quiet_run
 from tests.helpers.servers import Serve
 
@@ -47,12 +48,12 @@ def write_pairs(folder: Path, split: str, texts: int) -> Path:
 
 
 @pytest.fixture
-def config(checkpoints: dict[str, Path], tmp_path: Path) -> Config:
+def config(checkpoints: dict[str, Path], kimi: tuple[Path, Path], tmp_path: Path) -> Config:
     """Write the recipe of an untuned audio LLM, changed as said, and return its path."""
     sides = {split: [{"manifest": str(write_pairs(tmp_path, split, 3))}] for split in ("train", "validation", "test")}
 
     def write(kind: str = "qwen2_audio", **changes: Any) -> str:
-        node = audio_llm(kind, checkpoints[kind])
+        node = kimi_audio(*kimi) if kind == "kimi_audio" else audio_llm(kind, checkpoints[kind])
         data = {"cache": str(tmp_path / "cache"), "test": sides["test"]}
         trained = {"data": {**data, **sides}} if changes.get("stages") else {}
         node |= {
@@ -67,7 +68,7 @@ def config(checkpoints: dict[str, Path], tmp_path: Path) -> Config:
     return write
 
 
-@pytest.mark.parametrize("kind", ["qwen2_audio", "whole omni"])
+@pytest.mark.parametrize("kind", ["qwen2_audio", "whole omni", "kimi_audio"])
 def test_an_untuned_model_is_scored_analysed_and_compared(
     config: Config, kind: str, tmp_path: Path, capsys: Any
 ) -> None:
@@ -94,7 +95,7 @@ def test_an_untuned_model_is_scored_analysed_and_compared(
     assert main(["analyze", str(bundle), "--config", str(CONF / "analysis.yaml"), *words]) == 0
 
     auto = {"method": "lora", "layers": "auto", "rank": 2, "analysis": str(folder / "analysis" / "layers.json")}
-    llm = {**audio_llm(kind, Path(recipes.load(vanilla).llm.checkpoint))["llm"], "tuning": auto}
+    llm = {"checkpoint": recipes.load(vanilla).llm.checkpoint, "dtype": "float32", "tuning": auto}
     tuned = config(kind, name="tuned", stages={"tune": STAGE}, llm=llm, init_from=str(bundle))
     assert main(["fit", "--config", tuned]) == 0
     capsys.readouterr()
@@ -163,7 +164,7 @@ def test_pa_by_a_judge_who_is_away_costs_pa_alone_and_comes_later(
     assert {(r.task, r.metric): r.value for r in read_results(folder / "evaluation")} == records
 
 
-PE_FT = sorted(file.name for file in (CONF / "pe_ft").glob("qwen2*.yaml"))
+PE_FT = sorted(file.name for kind in ("qwen2*", "kimi*") for file in (CONF / "pe_ft").glob(f"{kind}.yaml"))
 
 
 @pytest.mark.parametrize("name", PE_FT)
