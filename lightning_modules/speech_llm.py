@@ -44,10 +44,8 @@ class SpeechLLM(L.LightningModule):
         super().__init__()
         self.recipe = recipe
         self.encoder = ENCODERS.build(recipe.encoder)
-        node = recipe.llm
-        self.llm = CausalLLM(
-            node.checkpoint, node.dtype, node.trust_remote_code, node.tuning, node.chat_template_kwargs
-        )
+        llm = recipe.llm
+        self.llm = CausalLLM(llm.checkpoint, llm.dtype, llm.trust_remote_code, llm.tuning, llm.chat_template_kwargs)
         self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
         self.adapters = nn.ModuleDict({name: self._adapter(name) for name in self.recipe.slots})
         head = self.recipe.auxiliary_head

@@ -124,6 +124,17 @@ def test_a_weight_that_the_files_lack_is_named(file: str, missing: str, where: s
     assert missing.removeprefix("model.vq_adaptor.layers.") in str(caught.value)
 
 
+def test_whisper_as_the_authors_fine_tuning_writes_it(kimi: tuple[Path, Path], tmp_path: Path) -> None:
+    """Its tensors lack `model.`; an export keeps their names."""
+    file = kimi_audio.save_kimi_audio(tmp_path / "model") / "whisper-large-v3" / "model.safetensors"
+    weights = {name.removeprefix("model."): weight for name, weight in load_file(file).items()}
+    save_file(weights, file, {"format": "pt"})
+    module, (wave,) = ours(tmp_path / "model", kimi[1]), clips(9_000)
+    close(our_logits(module, [wave], [chat(0)]), [Reference(*kimi).logits(heard(0, wave))], WITHIN)
+    export(module, tmp_path / "out")
+    assert load_file(tmp_path / "out" / "whisper-large-v3" / file.name).keys() == weights.keys()
+
+
 def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:
     folder = kimi_audio.save_kimi_audio(tmp_path / "model")
     lines = (folder / "tiktoken.model").read_bytes().splitlines()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tests.helpers.corpora import VOICEBENCH, voicebench
 from tests.helpers.errors import refused
 from tests.helpers.runs import Write, quiet_run
@@ -18,8 +19,10 @@ from sottovoce.config.sections import VoiceBenchConfig
 from sottovoce.errors import MissingError
 from sottovoce.evaluation import Record, read_results
 from sottovoce.evaluation.voicebench import KINDS
-from sottovoce.evaluation.voicebench.scores import read_answers
-from sottovoce.scoring.voicebench import AFTER, BEFORE, manifests, read_prompts, untuned_weights
+from sottovoce.evaluation.voicebench.scores import Answer, read_answers, write_answers
+from sottovoce.scoring.provenance import provenance
+from sottovoce.scoring.voicebench import AFTER, BEFORE, manifests, read_prompts, scored, untuned_weights
+from sottovoce.training.splits import Split
 
 TUNING = {"method": "lora", "layers": "all", "rank": 2}
 STAGE = {"tasks": {"asr": 1}, "train": ["llm"], "lr": 5e-2, "epochs": 3, "batch_size": 4}
@@ -115,17 +118,26 @@ def test_a_judge_that_is_absent_is_asked_later(
     assert scores(folder)["", "score"] == later["", "score"]
 
 
-def test_a_damaged_row_costs_its_own_subset(
-    tuned: Write, prepared: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_row_that_cannot_be_scored_costs_its_own_subset(
+    tuned: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fields = Path(prepared) / "bbh.fields.jsonl"
-    fields.write_text(fields.read_text().replace("hyperbaton", "snarks"))
-    assert main(["fit", "--config", tuned(manifests=prepared, limit=1)]) == 0
-    assert ("bbh", "score") in scores(tmp_path / "runs/tiny/evaluation")  # the first row is none of those
-    assert main(["fit", "--config", tuned(manifests=prepared)]) == 0
-    found = scores(tmp_path / "runs/tiny/evaluation")
-    assert ("mmsu", "score") in found and ("bbh", "score") not in found
-    assert "voicebench, bbh: voicebench-bbh-00002" in " ".join(capsys.readouterr().out.split())
+    recipe = recipes.load(tuned(manifests="nowhere"))
+    bbh = [Answer(f"bbh-{name}", "bbh", "?", "Yes", "yes", {"original_id": name}) for name in ("navigate", "snarks")]
+    write_answers(tmp_path / AFTER, [Answer("o", "openbookqa", "?", "A", "A"), *bbh])
+    records = scored("ours", recipe, tmp_path, Console())
+    assert [(r.system, r.task, r.metric, r.value) for r in records] == [("ours", "voicebench (openbookqa)", "score", 1)]
+    told = " ".join(capsys.readouterr().out.split())
+    assert "voicebench, bbh: bbh-snarks" in told and "no overall score" in told and "sottovoce judge" not in told
+    assert scored("ours", recipe, tmp_path / "elsewhere", Console()) == []
+
+
+def test_results_depend_on_the_prompts_and_not_on_the_judge(tuned: Write, tree: dict[str, Any]) -> None:
+    def made_with(**node: Any) -> Any:
+        return provenance(recipes.load(tuned(manifests="here", **node)), Split())
+
+    assert made_with() == made_with(engine={"type": "openai", "base_url": "http://x/v1", "model": "m"}, panda="pedant")
+    assert made_with() != made_with(limit=3) and made_with()["evaluation"]["voicebench"]["manifests"] == "here"
+    assert "voicebench" not in provenance(recipes.parse(tree), Split())["evaluation"]  # as runs had it before
 
 
 def test_the_model_leaves_with_its_weights_and_none_are_kept_where_nothing_asks(tuned: Write, prepared: str) -> None:

@@ -208,9 +208,9 @@ class EvaluationConfig:
 
 
 RESERVED = {  # argument of lightning.Trainer -> what decides about it
-    "max_epochs": "stages.*.epochs", "max_steps": "stages.*.epochs",
-    "accumulate_grad_batches": "stages.*.accumulate_grad_batches", "gradient_clip_val": "stages.*.grad_clip",
-    "val_check_interval": "stages.*.val_checks_per_epoch", "num_sanity_val_steps": "stages.*.val_checks_per_epoch",
+    "max_epochs": "epochs or steps", "max_steps": "epochs or steps",
+    "accumulate_grad_batches": "accumulate_grad_batches of a stage", "gradient_clip_val": "grad_clip",
+    "val_check_interval": "val_checks_per_epoch or validate_every", "num_sanity_val_steps": "no key",
     "enable_checkpointing": "checkpoint_every", "default_root_dir": "output_dir and name",
     "callbacks": "no key", "logger": "no key: metrics.csv is written", "use_distributed_sampler": "no key",
     "enable_model_summary": "no key: see `fit --dry-run`",

@@ -173,7 +173,8 @@ def _write_audio_llm(
         text = {name: weight for name, weight in text.items() if not name.startswith("lm_head.")}
     parts = dict(_native_parts(module))
     ours = _checkpoint_names(text, layout) | {name: weight for part in parts.values() for name, weight in part.items()}
-    for file in {**dict.fromkeys(shards(source)), **dict.fromkeys(shards(source / layout.tower_folder))}:
+    folders = dict.fromkeys((source, source / layout.tower_folder))  # one, where the tower has none of its own
+    for file in (file for folder in folders for file in shards(folder)):
         with safe_open(file, "pt") as shard:
             tensors = {name: _replacement(name, shard.get_tensor(name), ours, dtype) for name in shard.keys()}
         written = draft / file.relative_to(source)
