@@ -14,6 +14,7 @@ from tests.conftest import write_lines, write_tone
 from tests.helpers import kimi_audio
 from tests.helpers.audio_llms import recipe as audio_llm
 from tests.helpers.errors import refused
+from tests.helpers.kimi_audio import recipe as kimi_audio
 from tests.helpers.runs import quiet_run
 from tests.helpers.servers import Serve
 
@@ -164,7 +165,7 @@ def test_pa_by_a_judge_who_is_away_costs_pa_alone_and_comes_later(
     assert {(r.task, r.metric): r.value for r in read_results(folder / "evaluation")} == records
 
 
-PE_FT = sorted(file.name for file in (CONF / "pe_ft").glob("qwen2*.yaml"))
+PE_FT = sorted(file.name for kind in ("qwen2*", "kimi*") for file in (CONF / "pe_ft").glob(f"{kind}.yaml"))
 
 
 @pytest.mark.parametrize("name", PE_FT)
