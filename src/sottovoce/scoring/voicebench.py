@@ -62,10 +62,12 @@ def voicebench(run: Run, system: str, folder: Path, untuned: Mapping[str, Tensor
     node = run.recipe.evaluation.voicebench
     if node is None:
         return []
+    for name in (AFTER, BEFORE):  # of an earlier evaluation
+        (folder / name).unlink(missing_ok=True)
     try:
         prompts = list(read_prompts(node))
         with on_device(run.module):
-            write_answers(folder / AFTER, _answers(run, node, prompts))
+            answers = _answers(run, node, prompts)
             if untuned is not None:
                 tuned = {name: value.detach().cpu().clone() for name, value in run.module.trained().items()}
                 run.module.load_trained(dict(untuned), "the run's beginning")
@@ -73,6 +75,7 @@ def voicebench(run: Run, system: str, folder: Path, untuned: Mapping[str, Tensor
                     write_answers(folder / BEFORE, _answers(run, node, prompts))
                 finally:
                     run.module.load_trained(tuned, "the run's own weights")
+        write_answers(folder / AFTER, answers)  # last: where it is, all of it has been answered
     except SottovoceError as error:
         run.console.print(f"{TASK}: {error}", style="red", markup=False, highlight=False)
         return []
