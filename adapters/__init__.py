@@ -13,6 +13,7 @@ ADAPTERS: "Registry[Adapter]" = Registry(
         "checkpoint_projector": "sottovoce.adapters.checkpoint_projector",
         "emotion_aligned": "sottovoce.adapters.emotion_aligned",
         "frame_stacking_mlp": "sottovoce.adapters.frame_stacking_mlp",
+        "kimi_audio_projector": "sottovoce.adapters.kimi_audio_projector",
         "pooled_soft_prompt": "sottovoce.adapters.pooled_soft_prompt",
     },
 )

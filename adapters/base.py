@@ -13,6 +13,8 @@ class Adapter(nn.Module, ABC):
     A subclass takes these dims, `(d_audio, d_llm)`, as wiring and its hyperparameters as keyword-only parameters.
     """
 
+    pretrained: bool = False  # whether `load` brings weights of a checkpoint, with which a model answers untrained
+
     def load(self) -> None:
         """Fetch weights that come with a checkpoint. Idempotent; most adapters have none."""
 

@@ -1,9 +1,10 @@
 """The projector that an audio LLM's checkpoint was trained with."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from sottovoce.adapters import ADAPTERS, Adapter
-from sottovoce.audio_llm_layouts import LAYOUTS, PUBLISHED, describe, read_config, read_shards, without_prefix
+from sottovoce.audio_llm_layouts import KIMI, LAYOUTS, PUBLISHED, describe, read_config, read_shards, without_prefix
+from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
 from sottovoce.hub import WEIGHTS, Hub
 
@@ -25,9 +26,12 @@ class CheckpointProjector(Adapter):
         MissingError: `checkpoint` cannot be reached.
     """
 
+    pretrained = True
+
     def __init__(self, d_audio: int, d_llm: int, *, checkpoint: str) -> None:
         super().__init__()
-        describe(checkpoint, _HUB)
+        if describe(checkpoint, _HUB).model_type == KIMI:
+            raise ConfigError.at(_HUB.key, "mismatch", f"{checkpoint} needs adapter.type=kimi_audio_projector")
         self.checkpoint, self.loaded = checkpoint, False
         self.linear = nn.Linear(d_audio, d_llm)
         self.register_load_state_dict_post_hook(_set_loaded)  # type: ignore[no-untyped-call]
@@ -44,6 +48,11 @@ class CheckpointProjector(Adapter):
             why = f"{folder}: {prefix}* do not fit encoder and LLM: {' '.join(str(error).split())}"
             raise _HUB.missing(self.checkpoint, why) from None
         self.loaded = True
+
+    def native_weights(self) -> dict[str, Tensor]:
+        """The weights by the names that they have in the checkpoint's files."""
+        prefix = LAYOUTS[describe(self.checkpoint, _HUB).model_type].projector
+        return {prefix + name: weight for name, weight in self.linear.state_dict().items()}
 
     def forward(self, frames: Frames) -> Frames:
         return Frames(self.linear(frames.x), frames.lengths)

@@ -48,7 +48,8 @@ def load_audio(
 
     Raises:
         AudioError: the clip is unreadable, damaged, empty, shorter than `MIN_SECONDS`, longer than `max_seconds`,
-            silent (RMS below `MIN_RMS`; with `silent` it may be), of channels that cancel each other, not finite, or not scaled to [-1, 1].
+            silent (RMS below `MIN_RMS`; with `silent` it may be), of channels that cancel each other, not finite, or
+            not scaled to [-1, 1].
     """
     report, samples = _decode(Path(path), max_seconds)
     if report.problem and not (silent and isinstance(report.problem, SilentError)):

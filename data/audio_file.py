@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from io import BytesIO
@@ -44,6 +45,7 @@ def open_streams(path: Path, stack: ExitStack) -> tuple[list[Any], int, bool]:
     """
     source = _Source(path)
     known = True
+    opened: Sequence[BytesIO | Path]
     try:
         if form := source.framing:
             opened, known = _of_streams(source.data, form)

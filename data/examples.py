@@ -201,8 +201,9 @@ def collate(examples: list[Example], read: Read) -> Batch:
     clips: dict[Path, int] = {}
     for example in examples:
         if "speech" in example.sources.values():
-            for path in [turn.audio for turn in (example.utterance, *example.context) if turn.audio]:
-                clips.setdefault(path, len(clips))
+            for path in [example.utterance.audio, *(turn.audio for turn in example.context)]:
+                if path:
+                    clips.setdefault(path, len(clips))
     rows = [read(path) for path in clips]
     return Batch(examples, clips, Frames.pad(rows) if rows else NOTHING)
 

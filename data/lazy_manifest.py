@@ -132,7 +132,7 @@ def _of_line(raw: bytes) -> tuple[float, ManifestError | None]:
         return seconds_to_say(record["text"]), None
     seconds = record.get("seconds")
     start, end = record.get("start") or 0, record.get("end")
-    if seconds is None and type(start) in (int, float) and type(end) in (int, float):
+    if seconds is None and isinstance(start, int | float) and isinstance(end, int | float):
         seconds = end - start
     if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < 1e9:
         return float(seconds), None

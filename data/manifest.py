@@ -70,7 +70,8 @@ def read_manifest(
     if policy not in ("error", "skip"):
         raise ValueError(f"policy is 'error' or 'skip', not {policy!r}")
     reader = LineReader(choices, Root(path.parent if root is None else Path(root), allow))
-    utterances, faults = [], []
+    utterances: list[Utterance] = []
+    faults: list[ManifestError] = []
     for line, record in read_lines(path):
         utterance, problems = reader.read(line, record)
         faults += [line_fault(path, line, record, problem) for problem in problems]

@@ -48,4 +48,5 @@ class Utterance:
     @property
     def clips(self) -> list[Path]:
         """The audio files that it and its context name."""
-        return [turn.audio for turn in (self, *self.context) if turn.audio]
+        turns: tuple[Turn | Utterance, ...] = (self, *self.context)
+        return [turn.audio for turn in turns if turn.audio]

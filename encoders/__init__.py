@@ -12,6 +12,7 @@ ENCODERS: "Registry[Encoder]" = Registry(
     {
         "conformer": "sottovoce.encoders.conformer",
         "hf_conformer": "sottovoce.encoders.hf_conformer",
+        "kimi_audio": "sottovoce.encoders.kimi_audio",
         "qwen2_audio": "sottovoce.encoders.qwen_audio",
         "qwen2_5_omni": "sottovoce.encoders.qwen_audio",
         "whisper": "sottovoce.encoders.whisper",

@@ -22,10 +22,9 @@ _SHORTEST = 3  # log-mels that give a frame
 
 
 class AudioTower(HubEncoder):
-    """What both towers share: the checkpoint's own log-mels, weights by their prefix, 25 frames a second.
+    """What the encoders of audio LLMs share: the checkpoint's own log-mels, and weights by their prefix.
 
-    It ends before the projector into the LLM's space, which is the adapter `checkpoint_projector`; so both models are
-    divided at the same place, and the cache keeps 1280 numbers a frame instead of 3584.
+    It ends before the projector into the LLM's space, which is an adapter; so all models are divided at the same place.
     """
 
     hub = Hub("encoder", "config.json, preprocessor_config.json and *.safetensors", PUBLISHED)
@@ -40,16 +39,20 @@ class AudioTower(HubEncoder):
     def _read_settings(self, folder: Path) -> tuple[Any, Any]:
         from transformers import WhisperFeatureExtractor
 
-        config = read_config(folder, self.hub)
+        config = self._of_a_family(read_config(folder, self.hub))
         try:
             return config, WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise self.hub.missing(self.checkpoint, first_line(error)) from None
 
-    def _describe(self, config: Any, extractor: Any) -> None:
+    def _of_a_family(self, config: Any) -> Any:
         if config.model_type not in self.families:
             why = f"{self.checkpoint} is a {config.model_type!r}, which encoder.type does not fit."
             raise ConfigError.at(_KEY, "mismatch", why + nearest(config.model_type, ENCODERS.names()))
+        return config
+
+    def _describe(self, config: Any, extractor: Any) -> None:
+        self._of_a_family(config)
         self.config, self.extractor = audio_and_text(config).audio_config, extractor
         self.layout = LAYOUTS[config.model_type]
         self._check_features("mel bins", self.config.num_mel_bins, extractor.feature_size)
@@ -85,6 +88,27 @@ class AudioTower(HubEncoder):
             raise self.hub.missing(self.checkpoint, f"{folder}: {' '.join(str(error).split())}") from None
         return network
 
+    def native_weights(self) -> dict[str, Tensor]:
+        """The tower's weights by the names that they have in the checkpoint's files."""
+        return {self.layout.tower + name: weight for name, weight in self.encoder.state_dict().items()}
+
+    def _log_mel(self, clip: Tensor) -> Tensor:
+        """The model's own log-mels of a clip (samples,) and of silence behind it, (bins, mel frames), on the CPU."""
+        with torch.autocast("cpu", enabled=False):
+            features = self.extractor(
+                clip.detach().float().cpu().numpy(), sampling_rate=self.sample_rate,
+                max_length=self._padded(len(clip)), return_tensors="pt",
+            )  # fmt: skip
+        return cast(Tensor, features["input_features"][0])
+
+    def _padded(self, samples: int) -> int:
+        """How many samples a clip is padded to before its log-mels are made."""
+        return int(self.extractor.n_samples)
+
+
+class QwenTower(AudioTower):
+    """What both of Qwen's towers share: 25 frames a second of 1280, of clips that are not longer than the model's."""
+
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
         """See `Encoder.forward`; `AudioError` where a clip is too short for a frame, or too long for the model."""
         self.loaded_network()
@@ -116,22 +140,9 @@ class AudioTower(HubEncoder):
                 why += f"data.max_seconds={longest // self.sample_rate}, or cut the clip"
                 raise AudioError.at(f"row {row}", "bad-value", why)
 
-    def _log_mel(self, clip: Tensor) -> Tensor:
-        """The model's own log-mels of a clip (samples,) and of silence behind it, (bins, mel frames), on the CPU."""
-        with torch.autocast("cpu", enabled=False):
-            features = self.extractor(
-                clip.detach().float().cpu().numpy(), sampling_rate=self.sample_rate,
-                max_length=self._padded(len(clip)), return_tensors="pt",
-            )  # fmt: skip
-        return cast(Tensor, features["input_features"][0])
-
-    def _padded(self, samples: int) -> int:
-        """How many samples a clip is padded to before its log-mels are made."""
-        return int(self.extractor.n_samples)
-
 
 @ENCODERS.register("qwen2_audio")
-class Qwen2AudioTower(AudioTower):
+class Qwen2AudioTower(QwenTower):
     """The tower of Qwen2-Audio: Whisper large-v3's encoder, trained on, with pooling; 25 frames per second of 1280.
 
     Chu et al. (2024), section 2. Every clip is padded to a window of 30 s whose silence is masked in attention.
@@ -171,7 +182,7 @@ class Qwen2AudioTower(AudioTower):
 
 
 @ENCODERS.register("qwen2_5_omni")
-class Qwen25OmniTower(AudioTower):
+class Qwen25OmniTower(QwenTower):
     """The tower of Qwen2.5-Omni's thinker, up to its projector; 25 frames per second of 1280, blocks of two seconds.
 
     Xu et al. (2025), section 2.2.

@@ -62,7 +62,7 @@ class AwarenessRule(AwarenessJudge):
     how unlike these two answers are: 1 for the own answer word by word, -1 for the other. It is +1 from `MARGIN` on, -1
     from -`MARGIN` down, and 0 in between, or if it is like none of them by `FLOOR`. An answer that is `PLAIN` is 0 and
     not -1 to a speaker of another value, since it heeds nothing. It cannot see that other words mean the same: where
-    replies are free, ask an LLM. `engine` is not used.
+    replies are free, ask an LLM. A warning says where most replies are like none of the answers. `engine` is not used.
     """
 
     name = f"rule(margin={MARGIN}, floor={FLOOR}, plain={PLAIN})"
@@ -85,7 +85,13 @@ class AwarenessRule(AwarenessJudge):
         def near(text: str, case: Case) -> dict[str, float]:
             return {value: likeness[text, due] for value, due in case.due.items()}
 
-        return [self._label(case, near(case.response, case), near(case.due[case.label], case)) for case in cases]
+        replies = [near(case.response, case) for case in cases]
+        far = sum(max(reply.values()) < FLOOR for reply in replies)
+        if 2 * far > len(cases):
+            told = f"{far} of {len(cases)} replies are like none of the due answers (ROUGE-L below {FLOOR}), and 0 by "
+            told += "the rule, whatever they mean: have an LLM label them (evaluation.awareness; sottovoce judge RUN)"
+            warnings.warn(told, stacklevel=2)
+        return [self._label(c, reply, near(c.due[c.label], c)) for c, reply in zip(cases, replies, strict=True)]
 
     def _label(self, case: Case, near: Mapping[str, float], alike: Mapping[str, float]) -> int:
         """Of one reply: how near it is to the answer to each value, and how like the own answer that one is."""

@@ -140,7 +140,8 @@ def _error_rate(name: str, predictions: Sequence[Prediction]) -> Measure:
     if not spoken:
         message = f"{name}: none of {len(pairs)} references has a word left after normalizing"
         raise SottovoceError(message, code="empty")
-    measured = jiwer.process_words(*([" ".join(side) for side in sides] for sides in zip(*spoken, strict=True)))
+    references, responses = ([" ".join(pair[side]) for pair in spoken] for side in (0, 1))
+    measured = jiwer.process_words(references, responses)
     counted = iter(sum(map(_errors, row)) for row in measured.alignments)
     words = [len(pairs[i][0]) for i in kept]
     errors = [next(counted) if pairs[i][0] else len(pairs[i][1]) for i in kept]

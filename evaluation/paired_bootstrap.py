@@ -1,7 +1,8 @@
 """Scores of systems over seeds, and their differences with paired bootstrap intervals.
 
-A paired bootstrap draws utterances, or speakers where they are known, and takes both systems' contributions of each draw, so that what makes an utterance
-hard for both cancels out. Efron and Tibshirani (1993), chapter 13; Koehn (EMNLP 2004) for paired resampling in NLP.
+A paired bootstrap draws utterances, or speakers where they are known, and takes both systems' contributions of each
+draw, so that what makes an utterance hard for both cancels out. Efron and Tibshirani (1993), chapter 13;
+Koehn (EMNLP 2004) for paired resampling in NLP.
 """
 
 from __future__ import annotations

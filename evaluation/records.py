@@ -28,8 +28,8 @@ class Record:
     """One score of one system: a line of `results.json`, where all but `notes` is kept.
 
     `value`, `low`, `high` (the 95 % interval) and `baseline` are shares, 1 is 100 %; of judges (`cs_content/<judge>`)
-    they are points. `n` counts utterances; the interval is over `speakers`, or over utterances where that is 0. A `task`
-    may have a part of the test side in brackets.
+    they are points. `n` counts utterances; the interval is over `speakers`, or over utterances where that is 0. A
+    `task` may have a part of the test side in brackets.
     """
 
     system: str

@@ -63,6 +63,8 @@ def _damaged(file: Path, why: object) -> BundleError:
 
 def _check_shapes(recipe: Recipe, folder: Path) -> None:
     """The file's adapters against the recipe's, before any memory is taken that a wrong number would fill."""
+    if recipe.untuned:  # they come with the checkpoint
+        return
     with torch.device("meta"):
         asked = {f"adapters.{name}": w.shape for name, w in SpeechLLM(recipe).adapters.state_dict().items()}
     try:
@@ -125,6 +127,7 @@ def write_card(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -> 
     stages = "\n".join(
         f"- `{name}`: {dict(node.tasks)}, ERR {node.err or 'none'}" for name, node in recipe.stages.items()
     )
+    stages = stages or "none: nothing was trained, and this folder has no weights of its own"
     card = f"""# {recipe.name}
 
 Speech adapters for a frozen LLM, trained with Sottovoce {__version__}

@@ -1,5 +1,6 @@
 """Checkpoint files: written whole with a digest, checked when read, and the latest one that is not damaged."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from rich.console import Console
+from torch import Tensor
 
 from sottovoce import checkpoint_digest
 from sottovoce.errors import CheckpointError
@@ -111,3 +113,13 @@ def _whole(folder: Path, console: Console) -> Path | None:
         told += f". No whole checkpoint is left: move {folder} away to train this stage from its beginning"
         raise CheckpointError(told, where=folder, faults=[fault for _, fault in faults])
     return None
+
+
+def with_prefixes(prefixes: Iterable[str], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a state dict whose names begin with one of these."""
+    return {key: value for key, value in weights.items() if key.startswith(tuple(prefixes))}
+
+
+def part_of(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The weights of a submodule, by their names within it."""
+    return {key.removeprefix(f"{name}."): value for key, value in with_prefixes([f"{name}."], weights).items()}

@@ -200,9 +200,8 @@ def _make_targets(run: Run, stage: str, split: str, trainer: L.Trainer) -> None:
             break
         tasks = {task for task, _ in rejected}
         run.barred[stage, split] = {task: frozenset(name for t, name in rejected if t == task) for task in tasks}
-        left = {task for u in data.utterances for task in _drawing(run, stage, split).possible(u)}
         told = Made(0, wanted, rejected).told(run.recipe.target_max_new_tokens)
-        if gone := sorted(tasks - left):
+        if gone := sorted(tasks - {task for task, _ in wanted - rejected.keys()}):
             why = f"stage {stage!r}: not one target of {', '.join(gone)} in {split!r} can be learned.\n{told}"
             raise ConfigError.at("data.target_max_new_tokens", "empty", why)
     if rejected:

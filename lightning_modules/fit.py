@@ -69,7 +69,7 @@ def _fit(recipe: Recipe) -> None:
     # leave the result, and score it
     from sottovoce.scoring.evaluate import report, score  # takes seconds, for which training need not wait
 
-    bundle = recipe.folder / "bundle" if best else None
+    bundle = recipe.folder / "bundle" if best or recipe.untuned else None
     if bundle:
         write_bundle(bundle, run.module, [])  # whatever the scoring comes to
     records = score(run, recipe.name, scores, untuned=untuned)

@@ -25,6 +25,7 @@ from sottovoce.lightning_modules.bundle import bundle_weights
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer_settings import check_trainer
 from sottovoce.training.audio_reader import AudioReader
+from sottovoce.training.category_labels import check_head_labels
 from sottovoce.training.llm_targets import Targets
 from sottovoce.training.row_lengths import RowLengths, check_prompts, scored_readings, stage_readings
 from sottovoce.training.run_folder import check_data, check_folder, open_folder
@@ -59,8 +60,8 @@ class Run:
         def speech(slot: str, clip: Path) -> int:
             return cast(Adapter, module.adapters[slot]).output_length(frames(self.audio_reader.count_samples(clip)))
 
-        llm, most = module.llm, self.recipe.evaluation.max_new_tokens
-        return RowLengths(llm.chat, llm.context_length, llm.checkpoint, speech, most, self.recipe.instructions)
+        llm, most, made = module.llm, self.recipe.evaluation.max_new_tokens, self.recipe.target_max_new_tokens
+        return RowLengths(llm.chat, llm.context_length, llm.checkpoint, speech, most, made, self.recipe.instructions)
 
     def progress(self) -> Progress:
         columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -92,6 +93,7 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
         check_folder(recipe.folder, recipe.plain())
         L.seed_everything(recipe.seed, workers=True, verbose=False)
         data = read_splits(recipe)
+        check_head_labels(recipe, data)
         module = SpeechLLM(recipe)
         module.configure_model()
         open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
@@ -141,7 +143,8 @@ def encode_clips(run: Run) -> None:
     check_content_apart(run.data, reader.keys)
     others = [clip for name in ("validation", "test") for clip in run.data.splits[name].clips()]
     reader.apart = frozenset(reader.keys[clip] for clip in others)
-    for name in ("train", "validation") if run.recipe.stages or run.recipe.cascade else ():
+    learns = run.recipe.stages or (run.recipe.cascade and not run.recipe.cascade.recognizer)
+    for name in ("train", "validation") if learns else ():
         if not run.data.splits[name].utterances:
             told = f"no utterance is left in {name!r}: data.{name} must name a manifest with usable lines"
             raise ManifestError(told, code="empty", where=f"data.{name}")

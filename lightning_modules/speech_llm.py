@@ -19,6 +19,7 @@ from sottovoce.encoders import ENCODERS
 from sottovoce.errors import BundleError, ConfigError, brief
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.callbacks import propagate_nonfinite
+from sottovoce.lightning_modules.checkpointing import part_of, with_prefixes
 from sottovoce.lightning_modules.trainer import adamw
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
 from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
@@ -43,10 +44,8 @@ class SpeechLLM(L.LightningModule):
         super().__init__()
         self.recipe = recipe
         self.encoder = ENCODERS.build(recipe.encoder)
-        node = recipe.llm
-        self.llm = CausalLLM(
-            node.checkpoint, node.dtype, node.trust_remote_code, node.tuning, node.chat_template_kwargs
-        )
+        llm = recipe.llm
+        self.llm = CausalLLM(llm.checkpoint, llm.dtype, llm.trust_remote_code, llm.tuning, llm.chat_template_kwargs)
         self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
         self.adapters = nn.ModuleDict({name: self._adapter(name) for name in self.recipe.slots})
         head = self.recipe.auxiliary_head
@@ -239,8 +238,7 @@ class SpeechLLM(L.LightningModule):
         mean = self._so_far[0] / self._so_far[1].clamp(min=1)  # there are none where no process has a row that counts
         self.log("train/loss", mean, prog_bar=True, batch_size=len(batch.examples))
         loss: Tensor = out.total * batch.counts * self._averaged / in_step.clamp(min=1)
-
-        # every rank has a gradient for every weight, if only 0; in lockstep the loss has an anchor of its own
+        # a gradient for every weight on every rank, if only 0; in lockstep the loss has an anchor of its own
         anchor = 0.0 if self.lockstep else 0.0 * sum(weight.sum() for weight in self.trainable_parameters())
         return propagate_nonfinite(loss + self._auxiliary_loss(batch, out) + anchor)
 
@@ -273,30 +271,34 @@ class SpeechLLM(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds what was trained and nothing that was frozen, recipe and batch size."""
-        checkpoint["recipe"] = self.recipe.plain()
-        checkpoint["batch_size"] = self.node.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        checkpoint["accumulate_grad_batches"] = self.trainer.accumulate_grad_batches
-        checkpoint["state_dict"] = _beginning(self.trained_prefixes, checkpoint["state_dict"])
+        checkpoint["recipe"], together = self.recipe.plain(), self.trainer.accumulate_grad_batches
+        checkpoint["batch_size"] = self.node.batch_size * self.trainer.world_size * together
+        checkpoint["accumulate_grad_batches"] = together
+        checkpoint["state_dict"] = with_prefixes(self.trained_prefixes, checkpoint["state_dict"])
 
     def trained(self) -> dict[str, Tensor]:
         """The weights that some stage trains, named as in a checkpoint; without the heads, which are only a help."""
-        return _beginning([name for name in self.trained_prefixes if name != f"{HEADS}."], self.state_dict())
+        prefixes = [name for name in self.trained_prefixes if name != f"{HEADS}."]
+        return {} if self.recipe.untuned else with_prefixes(prefixes, self.state_dict())
 
     def load_trained(self, weights: dict[str, Tensor], source: str, *, begins: bool = False) -> None:
         """Take trained weights, named as in a checkpoint; every one must be there but the heads', and no other.
 
-        With `begins`, those of encoder and LLM may be absent: a run starts from one that did not train them. What does
-        not fit is a `BundleError` about `source`.
+        With `begins`, those of encoder and LLM may be absent, and adapters that come with a checkpoint. What does not
+        fit is a `BundleError` about `source`.
         """
         self._load_llm()  # what of it trains is known then, and nothing that comes later overwrites these weights
         needed = {name for name in PARTS if any(key.startswith(f"{name}.") for key in self.trained_prefixes)} - {HEADS}
         needed -= {ENCODER, LLM} if begins else set()
-        parts = {name: _part(weights, name) for name in PARTS if name in needed or _part(weights, name)}
+        if not weights and (begins or self.recipe.untuned):
+            needed -= {"adapters"} if all(cast(Adapter, each).pretrained for each in self.adapters.values()) else set()
+        parts = {name: part_of(weights, name) for name in PARTS if name in needed or part_of(weights, name)}
         strays = [name for name in weights if not name.startswith(tuple(f"{part}." for part in PARTS))]
         if strays:
             raise BundleError.at(source, "mismatch", f"{', '.join(strays[:3])} is no weight of anything that trains")
         try:
-            self.adapters.load_state_dict(parts["adapters"])
+            if "adapters" in parts:
+                self.adapters.load_state_dict(parts["adapters"])
             if ENCODER in parts:
                 self.encoder.load_trained(parts[ENCODER])
                 self.owns_encoder = True
@@ -306,14 +308,6 @@ class SpeechLLM(L.LightningModule):
                 self.auxiliary_head.load_state_dict(parts[HEADS])
         except RuntimeError as error:
             raise BundleError.at(source, "mismatch", f"its weights do not fit this recipe: {brief(error)}") from None
-
-
-def _beginning(prefixes: Iterable[str], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in weights.items() if key.startswith(tuple(prefixes))}
-
-
-def _part(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}."): value for key, value in _beginning([f"{name}."], weights).items()}
 
 
 def _frozen_weights_may_be_absent(module: nn.Module, keys: Any) -> None:

@@ -120,7 +120,7 @@ def answered(text: str) -> str | Failure:
     if kept:
         return kept
     if isinstance(text, Cut):
-        return Failure("nothing but thoughts: allow more tokens, or switch thinking off")
+        return Failure("no words but thoughts within max_new_tokens: raise that, or switch thinking off")
     return Failure("the answer is empty")
 
 

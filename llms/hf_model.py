@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sottovoce.audio_llm_layouts import KIMI
 from sottovoce.errors import ConfigError, nearest
 from sottovoce.hub import WEIGHTS
 from sottovoce.llms import hub_checkpoints
@@ -111,7 +112,8 @@ class LoadedLLM(nn.Module):
             raise ConfigError.at(HUB.key, "mismatch", why)
         self._check_takes_embeddings(model)
         chat = self.chat_format(tokenizer, _stop_ids(model, tokenizer))
-        if (largest := chat.largest_id()) >= (count := model.get_input_embeddings().num_embeddings):
+        count = int(model.get_input_embeddings().num_embeddings)
+        if (largest := chat.largest_id()) >= count:
             token = tokenizer.convert_ids_to_tokens(largest)
             why = f"the chat template of {self.checkpoint} writes {token!r}, token {largest} of its tokenizer, and its "
             raise ConfigError.at(HUB.key, "mismatch", f"{why}weights have {count}: they do not belong together")
@@ -215,6 +217,10 @@ class LoadedLLM(nn.Module):
         from transformers import AutoTokenizer
 
         with hub_checkpoints.loading(self.checkpoint):
+            if self.config.model_type == KIMI:
+                from sottovoce.llms.kimi_audio import read_tokenizer
+
+                return read_tokenizer(folder)
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=self.trust_remote_code
             )

@@ -6,7 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sottovoce.audio_llm_layouts import LAYOUTS, as_causal_lm, audio_and_text, read_config, read_shards
+from sottovoce.audio_llm_layouts import (
+    KIMI,
+    LAYOUTS,
+    as_causal_lm,
+    audio_and_text,
+    load_config,
+    model_type,
+    read_config,
+    read_shards,
+)
 from sottovoce.errors import ConfigError, MissingError, first_line
 from sottovoce.hub import BOOKKEEPING, WEIGHTS, Hub
 from sottovoce.llms.known_models import PUBLISHED
@@ -29,15 +38,13 @@ def describe(checkpoint: str, trust_remote_code: bool) -> "PreTrainedConfig":
         ConfigError: there is something, but no architecture that transformers knows.
         MissingError: there is nothing.
     """
-    from transformers import AutoConfig
-
     config = HUB.published_config(checkpoint)
     if config is None:
         _check_format(checkpoint, resolve(checkpoint))
         folder = HUB.snapshot(checkpoint, SETTINGS)
         check_no_lora(checkpoint, folder)
         with loading(checkpoint):
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+            config = load_config(folder, trust_remote_code)
     return text_config(config)
 
 
@@ -103,7 +110,7 @@ _FIELDS = (
 
 def is_composite(folder: Path) -> bool:
     """Whether a folder holds an audio LLM."""
-    return settings(folder).get("model_type") in LAYOUTS
+    return model_type(settings(folder)) in LAYOUTS
 
 
 def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
@@ -112,7 +119,9 @@ def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
     Omni gives every position three indices (time, height, width), which differ in pictures and films only: with text
     and audio its text model is Qwen2, whose rotary embedding takes one index.
     """
-    if config.model_type not in LAYOUTS:
+    if config.model_type == KIMI:
+        import sottovoce.llms.kimi_audio  # noqa: F401  # makes its class known to transformers
+    if config.model_type == KIMI or config.model_type not in LAYOUTS:
         return config
     from transformers import Qwen2Config
 
@@ -126,12 +135,13 @@ def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
 
 def read_text(folder: Path, dtype: "torch.dtype", hub: Hub) -> "tuple[PreTrainedModel, list[str]]":
     """The text model with its weights, the only ones that are read, and the names of those that the files lack."""
-    from transformers import GenerationConfig, Qwen2ForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
 
     config = read_config(folder, hub)
     weights = read_shards(folder, as_causal_lm(LAYOUTS[config.model_type]), hub)
-    loaded: Any = Qwen2ForCausalLM.from_pretrained(
-        None, config=text_config(config), state_dict=weights, dtype=dtype, output_loading_info=True
+    text = text_config(config)
+    loaded: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)].from_pretrained(
+        None, config=text, state_dict=weights, dtype=dtype, output_loading_info=True
     )
     model, report = loaded
     if (folder / "generation_config.json").is_file():

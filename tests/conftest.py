@@ -53,6 +53,15 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: save(tmp_path_factory.mktemp("audio-llm")) for kind, (_, save, _) in KINDS.items()}
 
 
+@pytest.fixture(scope="session")
+def kimi(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Kimi-Audio and its speech tokenizer on disk."""
+    from tests.helpers.kimi_audio import save_kimi_audio, save_speech_tokenizer
+
+    folder = tmp_path_factory.mktemp("kimi")
+    return save_kimi_audio(folder / "model"), save_speech_tokenizer(folder / "tokenizer")
+
+
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Starts servers on localhost, which end with the test."""

@@ -49,6 +49,7 @@ class Published(Corpus):
     def __init__(self, *, source: str) -> None:
         self.source = Path(source).expanduser()
         self._threads = min(16, 2 * (os.cpu_count() or 1))  # threads that look at clips
+        self._hold_out: dict[str, Any] = {}
         self._used: set[Path] = set()  # audio that is no clip of a line, and yet no extra: clips were made of it
 
     @abstractmethod
@@ -64,7 +65,12 @@ class Published(Corpus):
     def knobs(self) -> dict[str, Any]:
         """What decides the manifests."""
         own = sorted(vars(self).items())
-        return {key: str(value) if isinstance(value, Path) else value for key, value in own if not key.startswith("_")}
+        told = {key: str(value) if isinstance(value, Path) else value for key, value in own if not key.startswith("_")}
+        return {**told, **({"hold_out": self._hold_out} if self._hold_out else {})}
+
+    def hold_out(self, speakers: Mapping[str, Any]) -> None:
+        """Split by speaker: split -> its speakers, or a share of all; see `speakers.hold_out_speakers`."""
+        self._hold_out = dict(speakers)
 
     def prepare(self, folder: Path) -> dict[str, Path]:
         """See `Corpus.prepare`: into a folder of this corpus with these knobs. `write` does it again in any case."""
@@ -87,6 +93,11 @@ class Published(Corpus):
         link(folder / LINK, self.source)
         tree = Tree(self.source, self.suffixes)
         lines = list(self.lines(report, tree))
+        if self._hold_out:
+            from sottovoce.data.corpora.speakers import hold_out_speakers  # which is built on this module
+
+            self._used |= {file for line in lines for file in (line.clip, *line.spoken.values())}
+            lines = hold_out_speakers(lines, self._hold_out, report)
         clips = {file for line in lines for file in (line.clip, *line.spoken.values())}
         lengths = self._measured(sorted(clips), report)
         for file in tree.files:

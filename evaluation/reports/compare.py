@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations, product
+from itertools import permutations
 from statistics import mean
 
 from sottovoce.errors import SottovoceError, nearest
@@ -27,6 +27,7 @@ COLUMNS = {  # of table I and section V-C of Kang et al. (2024): the score, and 
     "quality": (Key("response", "judge_quality", "both"), 1.0),
     "emotion": (Key("response", "judge_emotion", "both"), 1.0),
     "ser": (Key("emotion", "accuracy", "both"), 0.01),
+    "ser_unweighted": (Key("emotion", "balanced_accuracy", "both"), 0.01),
     "probe": (Key("emotion", "probe", "both"), 0.01),
 }
 CSV_HEADER = "kind system against seed task metric slots value low high lowest highest n".split()
@@ -36,8 +37,8 @@ CSV_HEADER = "kind system against seed task metric slots value low high lowest h
 class System:
     """What is compared: one recipe with one seed or several, and the folders of its runs.
 
-    `costs` are (stage, what of `COSTS`) -> what each run took; `published` has, by column of `COLUMNS`, what a paper
-    reports: value and half of its interval, in the paper's unit.
+    `costs` are (stage, what of `COSTS`) -> what each run took; `published` is what a paper reports of each score: value
+    and half of its interval, in our unit.
     """
 
     seeds: Sequence[int]
@@ -45,7 +46,7 @@ class System:
     costs: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)  # of the recipe, where systems differ
     title: str = ""  # in words, if it has such a name
-    published: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    published: Mapping[Key, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,30 @@ class Comparison:
     @property
     def published(self) -> dict[Key, dict[str, list[float]]]:
         """Score -> system -> value and, where it was published, half of the interval, in the unit of our own."""
-        found: dict[Key, dict[str, list[float]]] = {}
-        for (column, (key, unit)), (name, system) in product(COLUMNS.items(), self.systems.items()):
-            if numbers := system.published.get(column):
-                found.setdefault(key, {})[name] = [round(unit * number, DECIMALS) for number in numbers]
-        return found
+        keys = dict.fromkeys(key for system in self.systems.values() for key in system.published)
+        return {
+            key: {name: list(system.published[key]) for name, system in self.systems.items() if key in system.published}
+            for key in keys
+        }
+
+
+def of_columns(paper: Mapping[str, Sequence[float]]) -> dict[Key, list[float]]:
+    """Numbers by column of `COLUMNS`, in the paper's unit, as `System.published`."""
+    return {
+        key: [round(unit * number, DECIMALS) for number in paper[column]]
+        for column, (key, unit) in COLUMNS.items()
+        if paper.get(column)
+    }
+
+
+def of_recipe(published: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> dict[Key, list[float]]:
+    """Numbers by slots, task and score, as a recipe's `published` has them, as `System.published`."""
+    return {
+        Key(task, metric, slots): [float(number) for number in numbers]
+        for slots, tasks in published.items()
+        for task, scores in tasks.items()
+        for metric, numbers in scores.items()
+    }
 
 
 def comparison_of(

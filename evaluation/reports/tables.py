@@ -1,7 +1,7 @@
 """Tables of a comparison: their cells, for the page, and as they stand in the terminal."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import NamedTuple
@@ -11,13 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from sottovoce.evaluation.paired_bootstrap import Estimate, Key
-from sottovoce.evaluation.reports.compare import COSTS, Comparison, is_better
-from sottovoce.evaluation.reports.results import METRICS, shown, shown_range
+from sottovoce.evaluation.records import Record
+from sottovoce.evaluation.reports.compare import COSTS, Comparison, is_better, of_recipe
+from sottovoce.evaluation.reports.results import label_of, order_of, shown, shown_range
 
 LEGEND = (
-    "In percent; nats and points of judges as they are. [ ] is the 95 % interval, over utterances or speakers; of several "
-    "seeds the mean stands first, and the lowest and highest below. Differences are paired: both systems on the same utterances. "
-    "* where the interval lies on one side of 0."
+    "In percent; nats and points of judges as they are. [ ] is the 95 % interval, over utterances or speakers; of "
+    "several seeds the mean stands first, and the lowest and highest below. Differences are paired: both systems on "
+    "the same utterances. * where the interval lies on one side of 0."
 )
 PUBLISHED = "As published: other data, models and judge; compare the shape alone"
 VERDICTS = {True: "better", False: "worse", None: "even"}
@@ -82,6 +83,22 @@ def published_grid(comparison: Comparison) -> Grid:
     return Grid(PUBLISHED, ("task", "score", "slots"), list(comparison.systems), rows)
 
 
+def published_beside(
+    records: Sequence[Record], published: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
+) -> Table | None:
+    """For the terminal, what a paper reports (a recipe's `published`) beside the scores of one run; None: nothing."""
+    ours = {Key(record.task, record.metric, record.slots): record.value for record in records}
+    rows = sorted(of_recipe(published).items(), key=lambda row: order_of(row[0]))
+    if not rows:
+        return None
+    table = Table("task", "score", "slots", "ours", "published", title=PUBLISHED, box=box.SIMPLE_HEAD, show_edge=False)
+    for key, numbers in rows:
+        paper = " ±".join(shown(key.metric, number) for number in numbers)
+        mine = shown(key.metric, ours[key]) if key in ours else "-"
+        table.add_row(*map(escape, (key.task, label_of(key.metric), key.slots, mine, paper)))
+    return table
+
+
 def settings_grid(comparison: Comparison) -> Grid:
     """Keys of the recipes that differ."""
     names, systems = list(comparison.systems), comparison.systems.values()
@@ -90,7 +107,7 @@ def settings_grid(comparison: Comparison) -> Grid:
 
 
 def _labels(key: Key) -> tuple[str, str, str]:
-    return key.task, METRICS.get(key.metric, key.metric), key.slots
+    return key.task, label_of(key.metric), key.slots
 
 
 def _score_cell(key: Key, score: Estimate) -> Cell:

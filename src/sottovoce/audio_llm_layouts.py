@@ -15,21 +15,28 @@ if TYPE_CHECKING:
 class Layout(NamedTuple):
     """Prefixes of a checkpoint's tensor names; `text` stands before `model.` and `lm_head.` of a causal LM.
 
-    The projector is the one linear map from the encoder's frames into the LLM's space. In Qwen2-Audio it stands apart;
-    Qwen2.5-Omni counts it as the encoder's last layer.
+    The projector maps the encoder's frames into the LLM's space. In Qwen2-Audio it stands apart; Qwen2.5-Omni counts it
+    as the encoder's last layer, and Kimi-Audio as a part of the LLM. `beside` has whatever else is named as if it were
+    the LLM's; `tower_folder` is where the tower's files are, if not with the others.
     """
 
     tower: str
     projector: str
     text: str
+    beside: tuple[str, ...] = ()
+    tower_folder: str = ""
 
 
 CAUSAL_LM = ("model.", "lm_head.")  # what the names of a causal LM's tensors begin with
 
+KIMI = "moonshot_kimia"
 LAYOUTS = {  # by model type; beside the thinker, the whole Omni has a talker and a vocoder
     "qwen2_audio": Layout("audio_tower.", "multi_modal_projector.linear.", "language_model."),
     "qwen2_5_omni_thinker": Layout("audio_tower.", "audio_tower.proj.", ""),
     "qwen2_5_omni": Layout("thinker.audio_tower.", "thinker.audio_tower.proj.", "thinker."),
+    KIMI: Layout(
+        "model.encoder.", "model.vq_adaptor.layers.", "", ("model.mimo_", "model.vq_adaptor."), "whisper-large-v3"
+    ),
 }
 
 # Hub id -> config.json, for dry runs: Chu et al. (2024), Xu et al. (2025), and the checkpoints' own files. Fields left
@@ -50,10 +57,8 @@ def read_config(folder: Path, hub: Hub) -> Any:
         ConfigError: it is another model, or damaged.
         MissingError: there is none.
     """
-    from transformers import AutoConfig
-
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = load_config(folder)
     except OSError as error:
         raise hub.missing(str(folder), first_line(error)) from None
     except (ValueError, KeyError, TypeError) as error:
@@ -62,6 +67,24 @@ def read_config(folder: Path, hub: Hub) -> Any:
         why = f"it is no audio LLM that is known here, but a {config.model_type!r}"
         raise ConfigError.at(hub.key, "mismatch", f"{folder}: {why}.{nearest(config.model_type, LAYOUTS)}")
     return config
+
+
+def load_config(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The configuration in a folder's config.json, of whatever model; errors are transformers' own."""
+    from transformers import AutoConfig, PreTrainedConfig
+
+    fields = PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0]
+    if model_type(fields) != KIMI:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    from sottovoce.kimi_audio_config import KimiAudioConfig
+
+    return KimiAudioConfig.read(folder, fields)
+
+
+def model_type(fields: dict[str, Any]) -> str | None:
+    """The model type of config.json's fields; Kimi-Audio's file names its class only."""
+    ours = "MoonshotKimiaForCausalLM" in (fields.get("architectures") or ())
+    return KIMI if ours else fields.get("model_type")
 
 
 def audio_and_text(config: Any) -> Any:
@@ -97,4 +120,10 @@ def without_prefix(prefix: str, but: str = "\0") -> Callable[[str], str | None]:
 def as_causal_lm(layout: Layout) -> Callable[[str], str | None]:
     """For `read_shards`: the text model's tensors, named as in a causal LM."""
     ours = tuple(layout.text + part for part in CAUSAL_LM)
-    return lambda name: name.removeprefix(layout.text) if name.startswith(ours) else None
+    constants = ".rotary_emb.inv_freq"  # which old versions of transformers wrote, too
+
+    def rename(name: str) -> str | None:
+        theirs = name.startswith(layout.beside) or name.endswith(constants)
+        return name.removeprefix(layout.text) if name.startswith(ours) and not theirs else None
+
+    return rename

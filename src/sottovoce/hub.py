@@ -25,17 +25,20 @@ class Hub:
     part: str  # encoder, adapter or LLM, as messages call it; in lower case, the recipe's key
     files: str  # what a local copy must hold, for messages
     published: Mapping[str, Mapping[str, Any]]  # hub id -> fields of its config.json, of well-known checkpoints
+    knob: str = "checkpoint"  # of the part, which names the checkpoint
 
     @property
     def key(self) -> str:
         """The recipe's key for a checkpoint of this part."""
-        return f"{self.part.lower()}.checkpoint"
+        return f"{self.part.lower()}.{self.knob}"
 
     def published_config(self, checkpoint: str) -> Any:
         """The published configuration, for which no network is needed; None if unknown or if a local folder has it."""
         if checkpoint not in self.published or resolve(checkpoint).is_dir():
             return None
         from transformers import AutoConfig
+
+        import sottovoce.kimi_audio_config  # noqa: F401  # makes its model type known
 
         fields = dict(self.published[checkpoint])
         return AutoConfig.for_model(fields.pop("model_type"), **fields)

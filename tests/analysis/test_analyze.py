@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.helpers.families import FAMILIES, save_family
 from tests.helpers.runs import quiet_run
 from torch import Tensor
 
+from sottovoce.analysis import analyze as analyses
 from sottovoce.analysis.analyses import attributes, intents
 from sottovoce.analysis.analyze import analyze as analysis
 from sottovoce.analysis.config import AnalysisRecipe, load
@@ -165,9 +167,12 @@ def analyze(bundle: Path, paired: Path) -> Analyze:
 
 
 def test_a_bundle_is_analysed_from_its_speech_to_a_split(
-    analyze: Callable[..., int], bundle: Path, capsys: Any
+    analyze: Callable[..., int], bundle: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    moved: list[Any] = []
+    monkeypatch.setattr(analyses, "on_device", lambda part: nullcontext(moved.append(part)))
     assert analyze("folds=3", "intent_folds=2") == 0
+    assert len(moved) == 1  # the whole model, where a GPU is
     folder = bundle.parent / "analysis"
     told = json.loads((folder / "layers.json").read_text())
     assert set(told["curves"]) == {

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tests.conftest import CONFORMER, EMOTIONS
+from tests.conftest import CONFORMER, EMOTIONS, write_lines
 from tests.helpers.errors import refused
 from tests.helpers.runs import Write
 
 from sottovoce.cli.main import main
-from sottovoce.comparison.table import judged_in_all
+from sottovoce.comparison.table import _probe_sides, judged_in_all
 from sottovoce.comparison.table_config import load, overrides_for, system_recipe
 from sottovoce.data.audio import load_audio
 from sottovoce.demo.world import NOUNS, REPLIES
@@ -23,6 +24,7 @@ from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.paths import resolve
+from sottovoce.scoring import speech_tokens
 from sottovoce.scoring.speech_tokens import pooled_tokens
 from sottovoce.training.splits import read_splits
 
@@ -111,6 +113,41 @@ def test_systems_that_were_asked_something_else_have_no_difference(
     assert "matplotlib is not installed" in page
 
 
+def test_a_score_that_fails_costs_itself(
+    write_table: Write, manifests: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe whose speakers are on both sides, then one without labels; then the table names other utterances."""
+    test, train = ([{"manifest": str(manifests[side])}] for side in ("test", "train"))
+    folder = tmp_path / "runs" / "table"
+    lines = [json.loads(line) for line in manifests["train"].read_text().splitlines()]
+    for line in lines:
+        line["id"] = f"again-{line['id']}"
+        line.pop("context", None)
+    copied = []
+    for line in lines:  # the speakers of the training side, in clips of their own
+        clip = tmp_path / line["audio"]
+        clip.write_bytes((manifests["train"].parent / line["audio"]).read_bytes())
+        copied.append({**line, "audio": clip.name})
+    shared = [{"manifest": str(write_lines(tmp_path / "shared.jsonl", copied))}]
+    bare = [{**line, "labels": {}} for line in copied]
+    unlabelled = [{"manifest": str(write_lines(tmp_path / "bare.jsonl", bare))}]
+    moved: list[Any] = []
+    monkeypatch.setattr(speech_tokens, "on_device", lambda part: nullcontext(moved.append(part)))
+    for probe, found in (
+        ({"train": train, "test": shared}, False), ({"train": unlabelled, "test": test}, False),
+        ({"train": train, "test": test}, True),
+    ):  # fmt: skip
+        assert main(["table", write_table(probe=probe, picture=[]), "seeds=[1]"]) == 0
+        rows, page = written(folder), (folder / "comparison.html").read_text()
+        assert ({row["metric"] for row in rows if row["system"] == "baseline"} >= {"probe"}) == found
+        assert ("No linear probe of baseline" in page) != found
+        assert {"judge_quality", "bert_score"} <= {row["metric"] for row in rows if row["kind"] == "score"}
+    assert len(moved) >= 2  # encoder and adapters go where a GPU is
+    cut = load(Path(write_table(probe={"train": train, "test": test}, probe_train=4, picture=[])))
+    kept, _ = _probe_sides(cut, system_recipe(cut, "baseline", 1))
+    assert [u.id for u in kept] == ["train-0", "train-3", "train-6", "train-9"]  # spread over the manifest
+
+
 def test_a_reply_without_a_score_in_one_run_is_left_out_of_all() -> None:
     scores = {
         "a": {1: {"u1": 8.0, "u2": 4.0, "u3": 3.0}, 2: {"u1": 6.0, "u2": None, "u3": 1.0}},
@@ -173,7 +210,19 @@ def test_every_system_has_its_row_and_its_own_folder(name: str) -> None:
     made = [system_recipe(table, system, seed) for seed in table.seeds for system in table.systems]
     assert len({recipe.folder for recipe in made}) == len(made) == 7 * len(table.seeds)
     assert all(recipe.seed in table.seeds for recipe in made)
-    assert np.all([system.paper.keys() >= {"ser", "emotion"} for system in table.systems.values()])
+    recognised = {"ser", "ser_unweighted"}
+    assert np.all([system.paper.keys() & recognised and "emotion" in system.paper for system in table.systems.values()])
+    assert [name for name, system in table.systems.items() if "ser_unweighted" in system.paper] == [
+        "cascade_1", "cascade_2",
+    ]  # fmt: skip
+
+
+def test_the_table_at_scale_probes_all_systems_on_one_side() -> None:
+    """Baseline 1 is aligned on speech without emotions; and the cascades share a recogniser."""
+    table = load(resolve("sottovoce:conf/speech_emotion_llama/table_8b.yaml"))
+    assert table.probe and "expressive" in table.probe.train[0].manifest and table.probe_train <= 50_000
+    cascades = [system_recipe(table, f"cascade_{number}", 0) for number in (1, 2)]
+    assert cascades[1].cascade and cascades[1].cascade.recognizer == str(cascades[0].folder)
 
 
 def test_overrides_go_to_every_recipe(write_table: Write, tmp_path: Path) -> None:

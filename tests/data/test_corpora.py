@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+from argparse import Namespace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from tests.helpers.errors import refused
 from sottovoce import registry
 from sottovoce.cli.main import main
 from sottovoce.data.corpora import CORPORA
+from sottovoce.data.corpora.published import Published
 from sottovoce.data.tasks import style_caption
-from sottovoce.errors import MissingError
+from sottovoce.errors import ConfigError, MissingError
+from sottovoce.generation.prepare import prepare
 
 
 def test_librispeech_in_its_parts(source: Path, out: Path) -> None:
@@ -240,6 +243,44 @@ def test_expresso_cuts_long_recordings_by_channel_inside_of_their_split(source: 
     samples, rate = soundfile.read(train[f"{dialogue}-2-0001500"].audio)  # the second channel has twice the pitch
     assert rate == 16_000 and abs(np.argmax(np.abs(np.fft.rfft(samples[:rate]))) - 400) <= 1
     assert len(read(write("expresso", source, out, conversations=False).out, "train")) == 1
+
+
+def test_held_out_speakers_are_on_one_side_alone(source: Path, out: Path) -> None:
+    """By the command: whatever the official splits, so that a probe has no speaker on both sides."""
+    expresso(source)
+    words = ["prepare", "expresso", "--source", str(source), "--out", str(out)]
+    assert main([*words, "hold_out={validation: [expresso-ex02], test: [ex04]}"]) == 0
+    sides = {split: read(out, split).values() for split in ("train", "validation", "test")}
+    who = {split: {str(u.speaker).removeprefix("expresso-") for u in side} for split, side in sides.items()}
+    assert who == {"train": {"ex01", "ex03"}, "validation": {"ex02"}, "test": {"ex04"}}
+    assert sum(map(len, sides.values())) == 10  # as many as without
+    assert kept(out)["knobs"]["hold_out"] == {"validation": ["expresso-ex02"], "test": ["ex04"]}
+    assert "extra" not in kept(out)["problems"]
+    for wanted, code, where in (
+        ("{test: [ex09]}", "unknown-name", "hold_out.test"), ("{train: [ex01]}", "bad-value", "hold_out.train"),
+        ("{test: 1.5}", "bad-value", "hold_out.test"), ("0.1", "bad-value", "hold_out"),
+        ("{test: [ex01], dev: [ex01]}", "conflict", "hold_out.dev"),
+        ("{test: [ex01, ex02, ex03, ex04]}", "empty", "hold_out"),
+    ):  # fmt: skip
+        with refused(code, where, ConfigError):
+            overrides = [f"hold_out={wanted}"]
+            prepare(Namespace(corpus="expresso", out=str(out), source=str(source), overrides=overrides))
+
+
+def test_a_share_of_the_speakers_of_any_corpus_is_held_out(source: Path, out: Path) -> None:
+    rows = textrolspeech(source)
+    table(source / "caption/random_train.csv", rows)
+    corpus = CORPORA.build({"type": "textrolspeech", "source": str(source)})
+    assert isinstance(corpus, Published)
+    whole = {u.id for split in ("train", "validation", "test") for u in read(corpus.write(out).out, split).values()}
+    corpus.hold_out({"test": 0.25, "validation": 0.5})
+    report = corpus.write(out)
+    sides = {split: read(out, split).values() for split in report.splits if (out / f"{split}.jsonl").is_file()}
+    who = {split: {u.speaker for u in side} for split, side in sides.items()}
+    count = len(set().union(*who.values()))
+    assert sum(map(len, who.values())) == count  # nobody is on two sides
+    assert (len(who["test"]), len(who["validation"])) == (round(0.25 * count), round(0.5 * count))
+    assert {u.id for side in sides.values() for u in side} == whole
 
 
 def voicebench(source: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Awareness metrics: emotion fit, PA-score and PA-rate, and the rule that labels replies."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,17 @@ def test_each_due_answer_is_right_for_its_speaker_and_wrong_for_others(due: dict
             expected = 1 if value == label else 0 if value == "neutral" else -1
             assert rule(answer, label, due) == expected
             assert rule(answer.upper().replace(",", " ; "), label, due) == expected
+
+
+def test_a_warning_says_where_most_replies_are_in_other_words() -> None:
+    """What the rule calls 0 may be right: an LLM is to be asked."""
+    free = Case("age", "child", "Better fetch mum or dad before you touch that!", AGES)
+    near = Case("age", "child", AGES["child"], AGES)
+    with pytest.warns(UserWarning, match="2 of 3 replies"):
+        assert AwarenessRule().judge([free, near, free]).scores == [0, 1, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AwarenessRule().judge([free, near])
 
 
 def test_the_order_of_the_values_does_not_matter() -> None:

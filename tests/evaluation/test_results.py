@@ -13,6 +13,7 @@ from tests.helpers.errors import refused
 from sottovoce.errors import MissingError
 from sottovoce.evaluation import SLOTS, Prediction, Record, read_predictions, read_results, score_all, write_results
 from sottovoce.evaluation.reports.results import results_markdown, results_table
+from sottovoce.evaluation.reports.tables import published_beside
 
 ATTRIBUTES = ("gender", "pitch", "tempo", "energy", "emotion")
 RIVALS = {"happy": "how nice", "sad": "poor you"}
@@ -186,6 +187,20 @@ def test_the_terminal_table_fits_in_100_columns() -> None:
 def test_a_score_too_wide_for_its_column_is_still_whole() -> None:
     page = shown([record(12.345, slots=slots, low=11.222, high=13.333) for slots in SLOTS])
     assert page.count("1234.5") == page.count("[1122.2-1333.3]") == len(SLOTS)
+
+
+def test_published_numbers_stand_beside_those_of_a_run() -> None:
+    """In our units, with half of the interval; where there is no such score of ours, too."""
+    published = {
+        "both": {"dialogue (styletalk)": {"cs_content/qwen": [4.28, 0.1], "rouge_l": [0.2]}, "asr": {"wer": [0.025]}}
+    }
+    mine = [record(3.5, task="dialogue (styletalk)", metric="cs_content/qwen", slots="both")]
+    page = io.StringIO()
+    Console(file=page, width=120).print(published_beside(mine, published))
+    rows = [line.split() for line in page.getvalue().splitlines() if "both" in line]
+    assert [row[-2:] for row in rows] == [["-", "2.5"], ["-", "20.0"], ["4.28", "±0.10"]]
+    assert "3.50" in rows[-1]
+    assert published_beside(mine, {}) is None
 
 
 def test_an_error_rate_names_its_normalizer_and_fewer_errors_are_better() -> None:

@@ -1,10 +1,13 @@
 """Alignment as SpeechEmotionLlama has it: the encoder learns too, and targets have a teacher that speech never sees."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.conftest import CONFORMER
 from tests.helpers.errors import refused
 from tests.helpers.runs import Fit, Write, quiet_run
@@ -16,9 +19,12 @@ from sottovoce.data.tasks import TASKS, AttributeTask
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import ConfigError
 from sottovoce.evaluation.records import read_predictions
+from sottovoce.io import file_sha256
 from sottovoce.lightning_modules.bundle import bundle_weights, read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.scoring import cascade as cascades
 from sottovoce.scoring import predict
+from sottovoce.scoring.cascade import StoredStates, emotion_tags
 from sottovoce.training.llm_targets import teacher_dialogue
 from sottovoce.training.spoken_prompt import dialogue_of
 
@@ -174,9 +180,58 @@ def test_a_cascade_writes_what_it_recognises_before_the_speech(
     assert read_predictions(folder / "evaluation") == predictions
 
 
+def test_one_recogniser_serves_two_cascades(cascade: dict[str, Any], fit: Fit, tmp_path: Path) -> None:
+    """Kang et al., section IV-B: it hears by the encoder of the first baseline, whatever that of the second is."""
+    first = fit(**cascade)
+    other = tmp_path / "other"
+    shutil.copytree(cascade["init_from"], other)
+    weights = load_file(other / "trained.safetensors")
+    moved = {n: -2 * w if n.startswith("encoder.") and w.dim() > 1 else w for n, w in weights.items()}
+    save_file(moved, other / "trained.safetensors")
+    prints = json.loads((other / "fingerprints.json").read_text())
+    prints["trained"] = file_sha256(other / "trained.safetensors")
+    (other / "fingerprints.json").write_text(json.dumps(prints))
+    node = {"recognizer": str(first), "pool": 4}
+    second = fit(**{**cascade, "name": "second", "init_from": str(other), "cascade": node})
+    assert not (second / "ser.safetensors").exists()
+    said = [read_predictions(folder / "evaluation") for folder in (first, second)]
+    tags = [{p.id: p.predicted for p in rows if (p.task, p.slots) == ("emotion", "both")} for rows in said]
+    assert tags[0] == tags[1]
+    third = {**recipes.load(tmp_path / "recipe.yaml").plain(), "name": "third", "cascade": {"pool": 4}}
+    run = quiet_run(third)
+    shutil.copy(first / "ser.safetensors", run.recipe.folder / "ser.safetensors")
+    with refused("mismatch", "ser.safetensors"):  # by the other encoder it may not
+        emotion_tags(run, "test")
+
+
+def test_states_of_clips_are_read_from_disk(tmp_path: Path) -> None:
+    clips = [torch.randn(n, 3, 2, dtype=torch.float16) for n in (4, 1, 7)]
+    stored = StoredStates(tmp_path / "states")
+    stored.extend(clips[:1])
+    assert torch.equal(stored[0], clips[0])
+    stored.extend(clips[1:])
+    assert len(stored) == 3 and all(torch.equal(a, b) for a, b in zip(stored, clips, strict=True))
+    assert torch.equal(stored[-1], clips[-1]) and [len(part) for part in stored[1:]] == [1, 7]
+
+
+def test_a_recogniser_learns_from_so_many_clips_and_no_more(
+    cascade: dict[str, Any], fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    train = cascades.train_emotion_classifier
+
+    def counted(classifier: Any, learned: Any, validation: Any, **knobs: Any) -> Any:
+        seen.extend((len(learned.clips), len(learned.labels), len(validation.clips)))
+        return train(classifier, learned, validation, **knobs)
+
+    monkeypatch.setattr(cascades, "train_emotion_classifier", counted)
+    folder = fit(**{**cascade, "cascade": {"epochs": 1, "pool": 4, "most_clips": 7}})
+    assert seen == [7, 7, 5] and not list(folder.glob(".states-*"))
+
+
 @pytest.mark.parametrize(
     ("change", "code", "where"),
-    [({"init_from": None}, "missing-key", "stages"), ({"tasks": {"response": {}}}, "conflict", "cascade")],
+    [({"init_from": None}, "conflict", "slots.speech.adapter"), ({"tasks": {"response": {}}}, "conflict", "cascade")],
 )
 def test_a_cascade_that_cannot_be_is_refused(
     alignment: dict[str, Any], change: dict[str, Any], code: Any, where: str

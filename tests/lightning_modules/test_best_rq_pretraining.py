@@ -259,7 +259,7 @@ SIDES = {"train": [{"folder": "a"}], "validation": [{"folder": "b"}]}
         ({"data": {**SIDES, "train": []}}, "bad-value", "data.train"),
         ({"data": {**SIDES, "train": [{}]}}, "conflict", "data.train[0]"),
         ({"data": {**SIDES, "train": [{"folder": "a", "root": "c"}]}}, "conflict", "data.train[0].root"),
-        ({"trainer": {"max_steps": 3}}, "conflict", "trainer"),
+        ({"trainer": {"max_steps": 3}}, "conflict", "trainer.max_steps"),
     ],
 )
 def test_a_faulty_recipe_says_what_is_wrong(write: Write, changes: dict[str, Any], code: Any, where: str) -> None:
@@ -268,9 +268,8 @@ def test_a_faulty_recipe_says_what_is_wrong(write: Write, changes: dict[str, Any
 
 
 def test_an_argument_that_lightning_does_not_take_is_named(write: Write) -> None:
-    with refused("bad-value", "trainer", ConfigError) as caught:
+    with refused("unknown-key", "trainer.devicez", ConfigError):
         pretrain(write(trainer={"accelerator": "cpu", "devicez": 1}), [])
-    assert "devicez" in str(caught.value)
 
 
 def test_missing_speech_is_named(write: Write) -> None:

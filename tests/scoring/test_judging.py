@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tests.helpers.errors import refused
 from tests.helpers.runs import Write
 
@@ -143,10 +144,10 @@ def test_a_recipe_names_the_judge_of_awareness(tree: dict[str, Any], tmp_path: P
         Prediction("b", "asr", "both", "", "hello", "hello"),
     ]
     tree["evaluation"]["awareness"] = {"judge": {"type": "rule"}}
-    labelled = label_awareness(recipes.parse(tree), said, [], tmp_path)
+    labelled = label_awareness(recipes.parse(tree), said, [], tmp_path, Console(quiet=True))
     assert labelled[0].awareness == 1 and "margin=0.25" in str(labelled[0].judge) and labelled[1] == said[1]
     tree["evaluation"]["awareness"] = None
-    assert label_awareness(recipes.parse(tree), said, [], tmp_path) == said
+    assert label_awareness(recipes.parse(tree), said, [], tmp_path, Console(quiet=True)) == said
     tree["evaluation"]["awareness"] = {"judge": {"type": "rule", "margins": 0.9}}
     with refused("unknown-key", "evaluation.awareness.judge.margins"):
         recipes.parse(tree)

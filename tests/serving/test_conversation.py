@@ -3,17 +3,21 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.helpers.errors import refused
 from tests.helpers.runs import Fit
 
+from sottovoce.data.examples import Batch
 from sottovoce.errors import AudioError
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.chat_template import Placeholder
+from sottovoce.serving import chat as serving
 from sottovoce.serving.chat import Conversation, chat, spoken_file, wording
 
 
@@ -55,6 +59,20 @@ def test_a_clip_that_cannot_be_used_is_named(model: SpeechLLM, tmp_path: Path) -
     (tmp_path / "bad.wav").write_bytes(b"no sound")
     with refused("damaged", "bad.wav", AudioError):
         Conversation(model, "Reply.").answer_audio(tmp_path / "bad.wav")
+
+
+def test_a_dialogue_goes_where_a_gpu_is(
+    model: SpeechLLM, manifests: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is moved for the whole dialogue, and each turn's speech is moved to it."""
+    moved: list[SpeechLLM] = []
+    devices: list[torch.device] = []
+    to = Batch.to
+    monkeypatch.setattr(serving, "on_device", lambda part: nullcontext(moved.append(part)))
+    monkeypatch.setattr(Batch, "to", lambda self, device: devices.append(device) or to(self, device))
+    clip = str(manifests["test"].parent / "test-0.wav")
+    serving.chat(str(tmp_path / "runs/tiny/bundle"), [clip, clip], None, "Reply.", True, [])
+    assert [type(part) for part in moved] == [SpeechLLM] and devices == [torch.device("cpu")] * 2
 
 
 def test_what_cannot_be_read_does_not_end_a_dialogue(

@@ -50,7 +50,7 @@ def test_an_adapter_tells_how_many_embeddings_it_makes(node: dict[str, Any]) -> 
 
 
 def test_an_encoder_tells_how_many_frames_it_makes(
-    tiny_whisper: str, checkpoints: dict[str, Path], tmp_path: Path
+    tiny_whisper: str, checkpoints: dict[str, Path], kimi: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """All that there are, to the frame; clips of other lengths beside it do not matter."""
     for save, name in ((save_w2v_bert, "w2v"), (save_parakeet, "parakeet")):
@@ -63,6 +63,8 @@ def test_an_encoder_tells_how_many_frames_it_makes(
         {"type": "hf_conformer", "checkpoint": str(tmp_path / "parakeet")},
         {"type": "qwen2_audio", "checkpoint": str(checkpoints["qwen2_audio"])},
         {"type": "qwen2_5_omni", "checkpoint": str(checkpoints["whole omni"])},
+        {"type": "kimi_audio", "checkpoint": str(kimi[0])},
+        {"type": "kimi_audio", "checkpoint": str(kimi[0]), "speech_tokenizer": str(kimi[1])},
     ]
     for node in nodes:
         encoder: Encoder = ENCODERS.build(node)
@@ -220,3 +222,16 @@ def test_a_row_is_left_out_of_a_lazy_run_when_it_is_drawn(tree: dict[str, Any], 
     run = quiet_run({**tree, "data": data, "stages": stages})
     train_stages(run)
     assert sorted(str(fault).split(": ")[0] for fault in run.data.faults) == [f"{file}:3", f"{file}:4"]
+
+
+def test_answers_that_are_not_known_have_the_room_that_they_are_given(run: Run) -> None:
+    """The tokens of a target that the LLM makes are its own, and those of scoring are others."""
+    u = next(u for u in run.data.splits["train"].utterances if u.response is None)
+    kinds: dict[str, Reading] = {r.where: r for r in every_reading(run) if r.name == "dialogue"}
+    assert set(kinds) == {"stages.holistic", "targets", "evaluation"}
+    for where, reading in kinds.items():
+        before = most_tokens(run, u, reading)
+        longer = "max_new_tokens" if where == "evaluation" else "target_max_new_tokens"
+        more = replace(run, recipe=run.recipe)
+        more.row_lengths = replace(run.row_lengths, **{longer: getattr(run.row_lengths, longer) + 40})
+        assert most_tokens(more, u, reading) == before + 40

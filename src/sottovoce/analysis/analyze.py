@@ -22,6 +22,7 @@ from sottovoce.analysis.hidden_states import cached_states
 from sottovoce.data.examples import Example
 from sottovoce.data.manifest import read_manifest
 from sottovoce.data.utterance import Utterance
+from sottovoce.device import on_device
 from sottovoce.errors import ManifestError, MissingError
 from sottovoce.evaluation.layers.html import layer_page
 from sottovoce.evaluation.layers.plot import layer_picture
@@ -48,7 +49,8 @@ def analyze(bundle: str, config: str, overrides: Sequence[str] = ()) -> None:
     examples = [_example(module, utterance, instruction) for utterance in utterances]
     model = {**fingerprints(module), "trained": file_sha256(Path(bundle) / WEIGHTS)}
     with Progress(console=console) as progress:
-        states = cached_states(module, examples, model, out / STATES, recipe.batch_size, progress)
+        with on_device(module):
+            states = cached_states(module, examples, model, out / STATES, recipe.batch_size, progress)
         vocabulary = module.llm.model.get_output_embeddings().weight.shape[0]  # type: ignore[no-untyped-call]
         jobs = plan_analyses(UtteranceStates(utterances, states, vocabulary), recipe)
         curves, left_out = run_analyses(jobs, progress)

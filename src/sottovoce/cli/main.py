@@ -180,7 +180,7 @@ COMMANDS = (
         arg("corpus", help="such as librispeech; `sottovoce list` shows all of them and their knobs"),
         arg("--source", help="the folder that the corpus was unpacked in"),
         arg("--out", required=True, help="folder of the manifests, such as manifests/librispeech"),
-        _overrides("seed=1, a knob of the corpus"),
+        _overrides("seed=1, a knob of the corpus, or hold_out='{test: [SPEAKER]}' of any"),
     ),
     Command(
         "label", "cli.main:label", "add pitch, energy and tempo labels to a manifest, by measuring",

@@ -16,11 +16,12 @@ from sottovoce.evaluation.awareness import AWARENESS
 from sottovoce.evaluation.metrics import Measure
 from sottovoce.evaluation.paired_bootstrap import Key, Seeds
 from sottovoce.evaluation.records import scores_due
-from sottovoce.evaluation.reports.compare import COSTS, Comparison, System, comparison_csv, comparison_of
+from sottovoce.evaluation.reports.compare import COSTS, Comparison, System, comparison_csv, comparison_of, of_recipe
 from sottovoce.evaluation.reports.compare_html import comparison_html
 from sottovoce.evaluation.reports.tables import terminal_tables
 from sottovoce.evaluation.retention import SLOTS, TASK, retention_measures
 from sottovoce.io import atomic_write
+from sottovoce.scoring.judging import has_labels
 
 CLOSE = 2e-5  # of a score that is computed again: files have six decimals, and ROUGE is summed in float32
 Systems = Mapping[str, Sequence[FinishedRun]]
@@ -105,7 +106,10 @@ def described(systems: Systems) -> dict[str, System]:
             for what in filter(done.__contains__, COSTS):
                 costs.setdefault((stage, what), []).append(float(done[what]))
         shown = {key: _yaml(made[name][key]) for key in differing if key in made[name]}
-        found[name] = System([run.seed for run in group], [str(run.folder) for run in group], costs, shown)
+        paper = of_recipe(group[0].section("published"))
+        found[name] = System(
+            [run.seed for run in group], [str(run.folder) for run in group], costs, shown, published=paper
+        )
     return found
 
 
@@ -131,7 +135,8 @@ def measured(systems: Systems) -> Measured:
 def _labelled(runs: Sequence[FinishedRun]) -> set[Reply]:
     """Replies that were labelled in every run: a judge may fail on one alone."""
     replies = {reply_of(p) for run in runs for p in run.predictions}
-    return replies - {reply_of(p) for run in runs for p in run.predictions if p.judge and p.awareness is None}
+    judged = [run for run in runs if has_labels(run.predictions)]  # whoever has none at all is left out
+    return replies - {reply_of(p) for run in judged for p in run.predictions if p.judge and p.awareness is None}
 
 
 def _scores(run: FinishedRun, labelled: set[Reply]) -> dict[Key, Measure]:

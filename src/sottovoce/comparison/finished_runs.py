@@ -120,7 +120,8 @@ def flat(tree: Tree, before: str = "") -> dict[str, Any]:
 
 def settings(run: FinishedRun) -> dict[str, Any]:
     """What is run, by flat key: the recipe without what is the run's alone. The seed in a path is written `*`."""
-    return {key: value for key, value in flat(without_seed(run.recipe, run.seed)).items() if key not in OF_THE_RUN}
+    found = flat(without_seed(run.recipe, run.seed)).items()
+    return {key: value for key, value in found if key not in OF_THE_RUN and key.partition(".")[0] != "published"}
 
 
 def without_seed(value: Any, seed: int) -> Any:
@@ -234,6 +235,11 @@ def _rows(theirs: list[Prediction], ours: list[Prediction], first: FinishedRun, 
         if other:
             reason = f"other test data: {len(other)} utterances have another {what}, such as {other[0]!r}"
             yield f"{where}.{what}", f"{where}: {reason}"
-    judges = [" and ".join(sorted({p.judge or "the rule" for p in rows if p.category})) for rows in (ours, theirs)]
-    if judges[0] != judges[1]:
+    judges = [" and ".join(sorted({p.judge or "the rule" for p in rows if _is_labelled(p)})) for rows in (ours, theirs)]
+    if all(judges) and judges[0] != judges[1]:  # a run without labels lacks these scores, and no more
         yield f"{where}.judge", f"{where}: other metrics: replies were labelled by {judges[0]}, and by {judges[1]}"
+
+
+def _is_labelled(prediction: Prediction) -> bool:
+    """Whether a judge has labelled a reply to paired data, or the rule will."""
+    return bool(prediction.category) and (prediction.judge is None or prediction.awareness is not None)

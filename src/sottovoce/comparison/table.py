@@ -3,8 +3,9 @@
 Kang et al. (2024), table I and section V-C.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TypeAlias
@@ -19,12 +20,12 @@ from sottovoce.comparison.finished_runs import FinishedRun, incomparable, read_r
 from sottovoce.comparison.table_config import TableRecipe, load, overrides_for, system_recipe
 from sottovoce.config.recipe import Recipe
 from sottovoce.data.utterance import Utterance
-from sottovoce.errors import MissingError
+from sottovoce.errors import SottovoceError
 from sottovoce.evaluation import JUDGES, Prediction, Reply
 from sottovoce.evaluation.linear_probe import probe
 from sottovoce.evaluation.metrics import Measure, accuracy, mean_measure
 from sottovoce.evaluation.paired_bootstrap import Key
-from sottovoce.evaluation.reports.compare import Comparison, comparison_of
+from sottovoce.evaluation.reports.compare import Comparison, comparison_of, of_columns
 from sottovoce.evaluation.reports.plots import tsne_picture
 from sottovoce.evaluation.text_similarity import BertScore
 from sottovoce.io import atomic_write
@@ -35,7 +36,7 @@ from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.scoring.provenance import is_scored
 from sottovoce.scoring.speech_tokens import pooled_tokens
-from sottovoce.training.run_folder import check_folder
+from sottovoce.training.run_folder import check_folder, digest_rows
 from sottovoce.training.splits import read_splits
 
 EMOTION, RESPONSE, SLOTS = "emotion", "response", "both"  # tasks, and the choice of slots that is compared
@@ -79,10 +80,22 @@ def compare_systems(recipe: TableRecipe, console: Console) -> Comparison:
     of_a_pair = (name for name in runs if sum(name in pair for pair in unpaired) < len(runs) - 1)
     systems = described(runs)
     for name, node in recipe.systems.items():
-        systems[name] = replace(systems[name], title=node.title, published=node.paper)
+        systems[name] = replace(systems[name], title=node.title, published=of_columns(node.paper))
     scores, remarks = dict(measured(runs)), [*remarks_on(runs)]
-    for found, notes in (_bert_scores(recipe, runs), _judgements(recipe, runs, console), _probes(recipe, runs)):
-        scores |= found
+    further: dict[str, Callable[[], tuple[Measured, list[str]]]] = {
+        "BERTScore": partial(_bert_scores, recipe, runs),
+        "judge": partial(_judgements, recipe, runs, console),
+    }
+    for name in (name for name in runs if recipe.systems[name].probe):
+        further[f"linear probe of {name}"] = partial(_probe, recipe, name)
+    for what, score in further.items():
+        try:
+            found, notes = score()
+        except SottovoceError as error:  # costs itself: the others, and what was trained for days, are there
+            console.print(f"{what}: {error}", style="red", markup=False, highlight=False)
+            notes, found = [f"No {what}: {error}"], {}
+        for key, by_system in found.items():
+            scores[key] = {**scores.get(key, {}), **by_system}
         remarks += notes
     remarks += [f"No difference of {' and '.join(sorted(pair))}: {reason}." for pair, reason in unpaired.items()]
     baseline = next(of_a_pair, next(iter(runs)))  # the first that has a difference to any other
@@ -139,29 +152,43 @@ def judged_in_all(scores: Mapping[str, Mapping[int, Mapping[str, float | None]]]
     return found
 
 
-def _probes(recipe: TableRecipe, runs: Runs) -> tuple[Measured, list[str]]:
-    """A probe that learns from the training side and is tested on the test side, whose speakers are others."""
-    found: dict[str, dict[int, Measure]] = {}
-    for name in (name for name in runs if recipe.systems[name].probe):
-        for seed in recipe.seeds:
-            made = system_recipe(recipe, name, seed)
-            splits = read_splits(made).splits
-            train, test = (_labelled(splits[side].utterances) for side in ("train", "test"))
-            both = [*train[: recipe.probe_train], *test]
-            labels, speakers = [u.labels[EMOTION] for u in both], [str(u.speaker) for u in both]
-            held_out = [row >= len(both) - len(test) for row in range(len(both))]
-            result = probe(_tokens(made, both).numpy(), labels, speakers, held_out=held_out)
-            found.setdefault(name, {})[seed] = accuracy.measure(result.predictions)
-    return {Key(EMOTION, "probe", SLOTS): found} if found else {}, []
+def _probe(recipe: TableRecipe, name: str) -> tuple[Measured, list[str]]:
+    """A probe of a system that learns from the training side and is tested on the test side, whose speakers are others.
+
+    The table names its utterances; otherwise they are those of the system's own recipe.
+    """
+    found: dict[int, Measure] = {}
+    for seed in recipe.seeds:
+        made = system_recipe(recipe, name, seed)
+        train, test = _probe_sides(recipe, made)
+        both = [*train, *test]
+        labels, speakers = [u.labels[EMOTION] for u in both], [str(u.speaker) for u in both]
+        held_out = [row >= len(train) for row in range(len(both))]
+        result = probe(_tokens(made, both).numpy(), labels, speakers, held_out=held_out)
+        found[seed] = accuracy.measure(result.predictions)
+    return {Key(EMOTION, "probe", SLOTS): {name: found}}, []
+
+
+def _probe_sides(recipe: TableRecipe, made: Recipe) -> tuple[list[Utterance], list[Utterance]]:
+    """Utterances with a label to train and to test on; of the table's own manifests spread over the training side."""
+    if recipe.probe:
+        data = replace(made.data, corpus=None, train=recipe.probe.train, validation=[], test=recipe.probe.test)
+        made = replace(made, data=data)
+    splits = read_splits(made).splits
+    train, test = (_labelled(splits[side].utterances) for side in ("train", "test"))
+    if recipe.probe and (count := len(train)) > recipe.probe_train:
+        return [train[row * count // recipe.probe_train] for row in range(recipe.probe_train)], test
+    return train[: recipe.probe_train], test
 
 
 def _labelled(utterances: Sequence[Utterance]) -> list[Utterance]:
-    return [u for u in utterances if EMOTION in u.labels]
+    return [u for u in utterances if u.audio and EMOTION in u.labels]
 
 
 def _tokens(made: Recipe, utterances: Sequence[Utterance]) -> Tensor:
     """Mean speech tokens, (utterances, dim), kept in the run's folder."""
-    file = made.folder / "evaluation" / f"tokens-{len(utterances)}.safetensors"
+    digest = digest_rows(u.id for u in utterances)[:8]
+    file = made.folder / "evaluation" / f"tokens-{len(utterances)}-{digest}.safetensors"
     if not file.is_file():
         trusted = ["llm.trust_remote_code=true"] if made.llm.trust_remote_code else []
         atomic_write(file, save({"tokens": pooled_tokens(read_bundle(made.folder / "bundle", trusted), utterances)}))
@@ -171,15 +198,15 @@ def _tokens(made: Recipe, utterances: Sequence[Utterance]) -> Tensor:
 def draw_tokens(recipe: TableRecipe, console: Console) -> Path | None:
     """Figure 2: the speech tokens of the test side, coloured by emotion; None where no system is to be drawn."""
     panels = {}
-    for name in recipe.picture:
-        made = system_recipe(recipe, name, recipe.seeds[0])
-        test = _labelled(read_splits(made).splits["test"].utterances)
-        panels[recipe.systems[name].title] = (_tokens(made, test).numpy(), [u.labels[EMOTION] for u in test])
-    if not panels:
-        return None
     try:
+        for name in recipe.picture:
+            made = system_recipe(recipe, name, recipe.seeds[0])
+            test = _labelled(read_splits(made).splits["test"].utterances)
+            panels[recipe.systems[name].title] = (_tokens(made, test).numpy(), [u.labels[EMOTION] for u in test])
+        if not panels:
+            return None
         tsne_picture(panels, recipe.folder / PICTURE)
-    except MissingError as error:  # matplotlib is an extra
+    except SottovoceError as error:  # matplotlib is an extra; a picture costs no table
         console.print(str(error), style="yellow", markup=False)
         return None
     return recipe.folder / PICTURE

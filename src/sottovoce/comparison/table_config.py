@@ -8,6 +8,7 @@ from pydantic import Field
 
 from sottovoce.config import recipe as recipes
 from sottovoce.config.recipe import Recipe
+from sottovoce.config.sections import SourceConfig
 from sottovoce.config_model import BaseRecipe, Count, Float, Int, Node, config_class, fault, located, unknown
 from sottovoce.errors import ConfigError
 from sottovoce.evaluation import JUDGES
@@ -23,6 +24,14 @@ class SystemConfig:
     recipe: str = Field(description="a file, relative to the table's own")
     probe: bool = Field(default=True, description="its speech tokens are its own, not its baseline's")
     paper: dict[str, list[Float]] = Field(default={}, description="column -> [value, half of the interval]")
+
+
+@config_class
+class ProbeConfig:
+    """Utterances of the linear probe, the same for all systems; no speaker on both sides."""
+
+    train: list[SourceConfig] = Field(min_length=1, description="manifests with emotion labels")
+    test: list[SourceConfig] = Field(min_length=1, description="the same, of other speakers")
 
 
 @config_class
@@ -43,7 +52,8 @@ class TableRecipe(BaseRecipe):
     judge: Annotated[Node, JUDGES] = Field(description="a component")
     engine: Annotated[Node, ENGINES] | None = Field(default=None, description="of a judge that asks an LLM")
     bert_score: BertScoreConfig | None = None
-    probe_train: Count = Field(default=800, description="training utterances of the linear probe")
+    probe: ProbeConfig | None = Field(default=None, description="null: train and test of each system's recipe")
+    probe_train: Annotated[Count, Field(le=50_000)] = Field(default=800, description="training utterances of the probe")
     picture: list[str] = Field(default=[], description="systems whose speech tokens are drawn, of the first seed")
     output_dir: str = "runs"
     trust_remote_code: bool = Field(default=False, description="of the systems' LLMs; by the command line alone")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from sottovoce.adapters import ADAPTERS
 from sottovoce.config import sections
 from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown
 from sottovoce.config_tree import read_tree
@@ -13,6 +14,7 @@ from sottovoce.data.overrides import Overrides
 from sottovoce.data.tasks import TASKS
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError, SottovoceError
+from sottovoce.evaluation.reports.results import METRICS
 from sottovoce.llms.tuning_config import AUTO
 
 Source = Literal["speech", "text", "none"]  # what fills a slot
@@ -37,7 +39,7 @@ class Recipe(BaseRecipe):
     init_from: str | None = Field(default=None, description="a bundle, whose weights the first stage starts from")
     tasks: dict[str, dict[str, Any]] = Field(default={}, description="knobs of tasks, such as their choices")
     data: sections.DataConfig = Field(default_factory=sections.DataConfig)
-    stages: sections.Stages = Field(description="run in this order; {}: `init_from` is scored as it is")
+    stages: sections.Stages = Field(description="run in this order; {}: `init_from`, or the checkpoint, as it is")
     auxiliary_head: sections.HeadConfig | None = None
     cascade: sections.CascadeConfig | None = None
     evaluation: sections.EvaluationConfig = Field(default_factory=sections.EvaluationConfig)
@@ -46,6 +48,9 @@ class Recipe(BaseRecipe):
     )
     checkpoint_every: Count = Field(default=50, description="steps between checkpoints to resume from")
     output_dir: str = "runs"
+    published: sections.Published = Field(
+        default={}, description="slots -> task -> score -> [value, half of its interval] of a paper, beside ours"
+    )
 
     @property
     def folder(self) -> Path:
@@ -55,6 +60,11 @@ class Recipe(BaseRecipe):
         """Every manifest of the data, and where the recipe names it."""
         for split in SPLITS:
             yield from ((f"data.{split}[{i}]", node) for i, node in enumerate(getattr(self.data, split)))
+
+    @property
+    def untuned(self) -> bool:
+        """Whether the model is what its checkpoints are: nothing is trained, and nothing of another run is taken."""
+        return not self.stages and not self.init_from
 
     @property
     def trains_encoder(self) -> bool:
@@ -82,9 +92,11 @@ class Recipe(BaseRecipe):
         yield from self._unknown_names()
         for name in {ENCODER, LLM} & set(self.slots):
             yield fault("conflict", f"slots.{name}", f"`train` means the {name} by this name: give the slot another")
-        if not self.stages and not (self.init_from and self.evaluation.tasks):
-            told = "a run needs at least one, or `init_from` and `evaluation.tasks`, to score a bundle"
+        if not self.stages and not self.evaluation.tasks:
+            told = "a run needs at least one, or `evaluation.tasks`, to score a model as it is"
             yield fault("missing-key", "stages", told)
+        if self.untuned:
+            yield from self._parts_without_weights()
         if self.cascade and (self.stages or "emotion" not in self.tasks):
             told = "it needs the task `emotion`, whose labels it learns, and no stages"
             yield fault("conflict", "cascade", told)
@@ -95,6 +107,16 @@ class Recipe(BaseRecipe):
             yield from _stage_conflicts(stage, f"stages.{name}")
         yield from self._tuning_conflicts()
         yield from self._complete_tasks()
+
+    def _parts_without_weights(self) -> Iterator[ConfigError]:
+        """Parts that an untuned model would have at random."""
+        told = "nothing trains it, so that it would be random: name stages, or a bundle in `init_from`"
+        if "checkpoint" in self.encoder and self.encoder["checkpoint"] is None:
+            yield fault("conflict", "encoder.checkpoint", f"without a checkpoint, {told}")
+        for name, slot in self.slots.items():
+            kind = slot.adapter["type"]
+            if not ADAPTERS.get(kind).pretrained:
+                yield fault("conflict", f"slots.{name}.adapter", f"{kind} has no weights of its own and {told}")
 
     def _unknown_names(self) -> Iterator[ConfigError]:
         evaluation = self.evaluation
@@ -113,6 +135,11 @@ class Recipe(BaseRecipe):
         own = [*self.tasks, *used_tasks(self)]
         yield from unknown("evaluation.task_overrides", evaluation.task_overrides, own, "task of this recipe")
         yield from unknown("evaluation.text", evaluation.text, self.slots, "slot")
+        yield from unknown("published", self.published, ["both", "text", *self.slots], "choice of slots")
+        for slots, tasks in self.published.items():
+            for task, scores in tasks.items():
+                names = [score.partition("/")[0] for score in scores]  # `cs_content/qwen` is by a judge of that name
+                yield from unknown(f"published.{slots}.{task}", names, METRICS, "score")
         for where, node in self.sources():
             yield from unknown(f"{where}.task_overrides", node.task_overrides, own, "task of this recipe")
 
@@ -134,6 +161,17 @@ class Recipe(BaseRecipe):
                 yield fault(error.code or "bad-value", "llm.tuning.analysis", str(error))
         if head and not self.trains_llm:
             yield fault("conflict", "auxiliary_head", "no stage has `llm` in `train`, which its loss is for")
+        for category, values in (head.categories if head else {}).items():
+            if choices := self._choices(category):
+                where = f"auxiliary_head.categories.{category}"
+                yield from unknown(where, values, choices, f"choice of the task {category}, whose labels these are,")
+
+    def _choices(self, task: str) -> list[str]:
+        """The labels of an attribute that manifests may have; none if it is no attribute that a task asks about."""
+        try:
+            return list(TASKS.filled({"type": task, **self.tasks.get(task, {})}).get("choices", ()))
+        except ConfigError:  # told elsewhere, or no task
+            return []
 
     def _complete_tasks(self) -> Iterator[ConfigError]:
         """Fill in the knobs of every task that is used, and see that it can be built."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config_model import (
@@ -129,6 +129,8 @@ class CascadeConfig:
 
     pool: Int = Field(default=20, ge=1, le=100_000, description="frames whose mean is a step in time")
     width: Int | None = Field(default=None, description="of its blocks; null: the encoder's")
+    recognizer: str | None = Field(default=None, description="a cascade's run, whose recogniser and encoder are taken")
+    most_clips: Count | None = Field(default=None, description="of a side, to learn from; null: 50,000")
     epochs: Int = Field(default=30, ge=1, le=100_000)
     batch_size: Int = Field(default=48, ge=1, le=10**6)
     lr: Float = Field(default=5e-5, gt=0)
@@ -156,6 +158,12 @@ class JudgeConfig:
 
 
 Slots: TypeAlias = Annotated[dict[str, SlotConfig], without_nulls(SlotConfig)]
+Numbers: TypeAlias = Annotated[list[Float], Field(min_length=1, max_length=2)]
+Scores: TypeAlias = Annotated[dict[str, Numbers], without_nulls(Numbers)]
+Published: TypeAlias = Annotated[
+    dict[str, Annotated[dict[str, Scores], without_nulls(Scores)]],
+    BeforeValidator(lambda value: {} if value is None else value, json_schema_input_type=dict[str, Any] | None),
+]
 Stages: TypeAlias = Annotated[dict[str, StageConfig], without_nulls(StageConfig)]
 Judges: TypeAlias = Annotated[dict[str, JudgeConfig], without_nulls(JudgeConfig)]
 
@@ -200,9 +208,9 @@ class EvaluationConfig:
 
 
 RESERVED = {  # argument of lightning.Trainer -> what decides about it
-    "max_epochs": "stages.*.epochs", "max_steps": "stages.*.epochs",
-    "accumulate_grad_batches": "stages.*.accumulate_grad_batches", "gradient_clip_val": "stages.*.grad_clip",
-    "val_check_interval": "stages.*.val_checks_per_epoch", "num_sanity_val_steps": "stages.*.val_checks_per_epoch",
+    "max_epochs": "epochs or steps", "max_steps": "epochs or steps",
+    "accumulate_grad_batches": "accumulate_grad_batches of a stage", "gradient_clip_val": "grad_clip",
+    "val_check_interval": "val_checks_per_epoch or validate_every", "num_sanity_val_steps": "no key",
     "enable_checkpointing": "checkpoint_every", "default_root_dir": "output_dir and name",
     "callbacks": "no key", "logger": "no key: metrics.csv is written", "use_distributed_sampler": "no key",
     "enable_model_summary": "no key: see `fit --dry-run`",

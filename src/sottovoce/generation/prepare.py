@@ -8,17 +8,25 @@ from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.published import Published
 from sottovoce.errors import ConfigError
 
+HOLD_OUT = "hold_out"  # of every published corpus, beside its own knobs
+
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Write the manifests of `arguments.corpus` to `arguments.out` and print what came of it."""
     name, out, source = arguments.corpus, Path(arguments.out), arguments.source
     knobs = read_overrides(arguments.overrides)
+    speakers = knobs.pop(HOLD_OUT, None)
     takes_source = "source" in CORPORA.knobs(name)
     if takes_source and not source:
         raise ConfigError(f"corpus {name}: say where it was unpacked: --source FOLDER (docs/corpora.md has its layout)")
     if source and not takes_source:
         raise ConfigError(f"corpus {name}: it makes its own audio and takes no --source")
     corpus = CORPORA.build({"type": name, **({"source": source} if source else {}), **knobs})
+    if speakers is not None:
+        if not isinstance(corpus, Published) or not isinstance(speakers, dict):
+            told = "which speakers of a published corpus, such as '{test: [ex04]}', or '{test: 0.1}'"
+            raise ConfigError.at(HOLD_OUT, "bad-value", told)
+        corpus.hold_out(speakers)
     if isinstance(corpus, Published):
         print(corpus.write(out))
     else:

@@ -15,6 +15,7 @@ from sottovoce.config_model import unknown
 from sottovoce.data.skipped import listed, summary
 from sottovoce.device import on_device
 from sottovoce.errors import ConfigError, MissingError
+from sottovoce.evaluation.metrics import Prediction
 from sottovoce.evaluation.records import Record, read_predictions, read_results, score_all, write_results
 from sottovoce.evaluation.reports.results import results_table
 from sottovoce.lightning_modules.bundle import PRINTS, read_bundle
@@ -22,7 +23,7 @@ from sottovoce.lightning_modules.curriculum import read_trained, stage_folder
 from sottovoce.lightning_modules.run import Run, encode_clips, prepare_run
 from sottovoce.paths import resolve
 from sottovoce.scoring import provenance
-from sottovoce.scoring.judging import judged, label_awareness, merged
+from sottovoce.scoring.judging import awaiting_labels, judged, label_awareness, merged, print_results
 from sottovoce.scoring.predict import predict
 from sottovoce.scoring.text_retention import BEFORE, retention_after
 from sottovoce.scoring.voicebench import AFTER as ANSWERED
@@ -45,18 +46,23 @@ def score(
         records = read_results(folder)
         if node.voicebench and not (folder / ANSWERED).is_file():  # it has failed, or was killed
             said = read_predictions(folder)
-            records = merged([*score_all(system, said), *records], voicebench(run, system, folder, untuned))
+            records = merged([*_scored(system, said), *records], voicebench(run, system, folder, untuned))
             write_results(folder, records, said)
         return records
     with on_device(run.module):
         test = run.data.splits["test"].utterances
-        predictions = label_awareness(run.recipe, predict(run, unlabelled=unlabelled), test, folder)
-        records = score_all(system, predictions) if any(not p.unscored for p in predictions) else []
+        answers = predict(run, unlabelled=unlabelled)
+        predictions = awaiting_labels(answers) if node.awareness else answers
+        records = _scored(system, predictions)
         if node.retention and (folder / BEFORE).is_file():
             file = resolve(node.retention)
             records += retention_after(system, run.module.llm, file, folder, batch_size=node.batch_size)
     provenance.write(made_with, folder)
     write_results(folder, records, predictions)  # before anybody is asked who may not be there
+    if node.awareness:
+        predictions = label_awareness(run.recipe, answers, test, folder, run.console)
+        records = merged(records, _scored(system, predictions))
+        write_results(folder, records, predictions)
     if node.voicebench:
         records += voicebench(run, system, folder, untuned)
         write_results(folder, records, predictions)
@@ -66,10 +72,14 @@ def score(
     return records
 
 
+def _scored(system: str, predictions: Sequence[Prediction]) -> list[Record]:
+    return score_all(system, predictions) if any(not p.unscored for p in predictions) else []
+
+
 def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
     """The end of a run: table, what was left out, what to try next."""
     console, folder = run.console, run.recipe.folder
-    console.print(results_table(records))
+    print_results(console, records, run.recipe)
     if run.data.faults:
         console.print(f"left out, {len(run.data.faults)} in all:")
         console.print(listed(summary(run.data.faults), "  "), markup=False, highlight=False, soft_wrap=True)
@@ -115,6 +125,9 @@ def evaluate(
     if bundle == Path(folder):
         raise ConfigError.at("--test", "missing-key", f"{folder} is a bundle: say what it is to answer, --test FILE")
     recipe = load(recipe_file(Path(folder)), overrides)
+    if not recipe.stages:
+        told = "this run trains nothing, and `sottovoce fit` has scored it; --test FILE takes another test side"
+        raise ConfigError.at("stages", "empty", told)
     name = stage or list(recipe.stages)[-1]
     if name not in recipe.stages:
         told = f"--stage {name}: the run's stages are {', '.join(recipe.stages)}"

@@ -16,6 +16,7 @@ from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES, Prediction, Record, Reply, Score, Verdict, labelled
 from sottovoce.evaluation.records import read_predictions, read_results, score_all, write_results
 from sottovoce.evaluation.reports.results import results_table
+from sottovoce.evaluation.reports.tables import published_beside
 from sottovoce.lightning_modules.trainer import is_rank_zero
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
@@ -24,6 +25,7 @@ from sottovoce.training.run_folder import recipe_file
 from sottovoce.training.splits import read_splits
 
 ANSWERS = "judgements.jsonl"  # cache of the engines' answers, beside the results
+NOBODY = "nobody yet"  # as the judge of a reply that an LLM is to label
 
 
 def judged(
@@ -54,15 +56,38 @@ def judged(
 
 
 def label_awareness(
-    recipe: Recipe, said: list[Prediction], test: Sequence[Utterance], folder: Path
+    recipe: Recipe, said: Sequence[Prediction], test: Sequence[Utterance], folder: Path, console: Console
 ) -> list[Prediction]:
-    """Predictions with labels by the recipe's judge of awareness, if it names one, on replies that have a category."""
+    """Predictions with labels by the recipe's judge of awareness, if it names one, on replies that have a category.
+
+    Where it cannot be asked, no reply has a label, which costs PA-score and PA-rate, and the command that asks later
+    is told.
+    """
     node = recipe.evaluation.awareness
     if node is None or not any(p.category for p in said):
-        return said
-    with Progress(transient=True) as progress:
-        judge = AWARENESS_JUDGES.build(node.judge, _engine(node, folder, progress))
-        return labelled(said, judge, {u.id: u.text or "" for u in test})
+        return list(said)
+    try:
+        with Progress(console=console, transient=True) as progress:
+            judge = AWARENESS_JUDGES.build(node.judge, _engine(node, folder, progress))
+            said = labelled(said, judge, {u.id: u.text or "" for u in test})
+    except SottovoceError as error:
+        console.print(f"awareness: {error}", style="red", markup=False, highlight=False)
+        said = awaiting_labels(said)
+    if not has_labels(said):
+        told = "no PA-score and no PA-rate: no reply was labelled; all else is kept. Once the judge can be asked: "
+        told += f"sottovoce judge {recipe.folder} evaluation.awareness.engine.base_url=…"
+        console.print(told, highlight=False, soft_wrap=True)
+    return list(said)
+
+
+def awaiting_labels(said: Sequence[Prediction]) -> list[Prediction]:
+    """Predictions whose replies nobody has labelled yet, so that the rule does not label them instead."""
+    return [replace(p, judge=NOBODY, awareness=None) if p.category else p for p in said]
+
+
+def has_labels(said: Sequence[Prediction]) -> bool:
+    """Whether some reply is labelled."""
+    return any(p.awareness is not None for p in said)
 
 
 def _engine(node: JudgeConfig | AwarenessConfig, folder: Path, progress: Progress) -> CachedEngine | None:
@@ -120,22 +145,33 @@ def reply(prediction: Prediction, utterance: Utterance) -> Reply:
 
 
 def command(folder: str, overrides: Sequence[str]) -> None:
-    """Command `sottovoce judge`: judge the replies of a finished run, and write its results anew."""
+    """Command `sottovoce judge`: judge and label the replies of a finished run, and write its results anew."""
     file = recipe_file(Path(folder))
     recipe = recipes.load(file, overrides)
-    if not recipe.evaluation.judges and not (recipe.evaluation.voicebench and recipe.evaluation.voicebench.engine):
+    node = recipe.evaluation
+    if not (node.judges or node.awareness or (node.voicebench and node.voicebench.engine)):
         message = f"{file}: there is no judge in it: name one, such as "
-        message += "evaluation.judges.mine.engine='{type: openai, base_url: …, model: …}'"
+        message += "evaluation.judges.mine.engine='{type: openai, base_url: …, model: …}'; of paired data, "
+        message += "evaluation.awareness='{judge: {type: llm}, engine: {…}}'"
         raise ConfigError(message, code="missing-key", where="evaluation.judges")
     scores, console = Path(folder) / "evaluation", Console()
     predictions, before = read_predictions(scores), read_results(scores)
     test = read_splits(replace(recipe, data=replace(recipe.data, train=[], validation=[]))).splits["test"].utterances
     system = before[0].system
+    labelled_now = label_awareness(recipe, predictions, test, scores, console)
+    predictions = labelled_now if has_labels(labelled_now) else predictions  # a judge that is away takes none back
     new = judged(system, recipe, predictions, test, scores, console)
     new += voicebench.scored(system, recipe, scores, console)
     records = merged([*score_all(system, predictions), *before], new)
     write_results(scores, records, predictions)
+    print_results(console, records, recipe)
+
+
+def print_results(console: Console, records: Sequence[Record], recipe: Recipe) -> None:
+    """A run's scores, and beside them what its recipe says was published."""
     console.print(results_table(records))
+    if table := published_beside(records, recipe.published):
+        console.print(table)
 
 
 def merged(old: Sequence[Record], new: Sequence[Record]) -> list[Record]:

@@ -35,8 +35,8 @@ def predict(run: Run, split: str = "test", *, unlabelled: bool = False) -> list[
         told = f"nothing to score: no utterance of {split!r} has what the tasks need"
         raise ManifestError(told, code="empty", where=f"data.{split}")
     examples = _limited(examples, recipe.evaluation.limit, data.names)
-    made = [example for example in examples if example.target is None]
-    unreadable = {id(example) for example in made if not _readable(run, example, teacher=True)}
+    unmade = [example for example in examples if example.target is None]
+    unreadable = {id(example) for example in unmade if not _readable(run, example, teacher=True)}
     examples = [example for example in examples if id(example) not in unreadable]
     tags = emotion_tags(run, split) if recipe.cascade else {}
     with run.progress() as progress:
@@ -156,8 +156,9 @@ def _rivals(run: Run, examples: list[Example], progress: Progress) -> Rivals:
     for example in examples:
         u = example.utterance
         emotion = task_of(run.tasks, "emotion", u)
-        felt = isinstance(emotion, AttributeTask) and "emotion" in u.labels and u.text
-        if felt and run.tasks[example.task].generated and not u.category:
+        if not isinstance(emotion, AttributeTask) or u.category or "emotion" not in u.labels or not u.text:
+            continue
+        if run.tasks[example.task].generated:
             replies = {name: _in_emotion(example, name) for name in emotion.choices}
             if all(_readable(run, reply, teacher=True) for reply in replies.values()):
                 asked[example.task, u.id] = replies

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sottovoce.data.audio import load_audio
 from sottovoce.data.utterance import Utterance
+from sottovoce.device import on_device
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 
@@ -20,13 +21,14 @@ def pooled_tokens(module: SpeechLLM, utterances: Sequence[Utterance]) -> Tensor:
     Kang et al. (2024), section V-C: what linear probes and t-SNE look at. Slots stand side by side.
     """
     module.eval()
-    device = next(module.adapters.parameters()).device
     means = []
-    for start in range(0, len(utterances), BATCH):
-        clips = [load_audio(u.clip, module.encoder.sample_rate) for u in utterances[start : start + BATCH]]
-        encoded = module.encoder(*Frames.pad([torch.from_numpy(clip) for clip in clips]).to(device))
-        tokens = [adapter(encoded) for adapter in module.adapters.values()]
-        means.append(torch.cat([mean_over_time(frames) for frames in tokens], dim=1).float().cpu())
+    with on_device(module.encoder), on_device(module.adapters):  # the LLM is not asked
+        device = next(module.adapters.parameters()).device
+        for start in range(0, len(utterances), BATCH):
+            clips = [load_audio(u.clip, module.encoder.sample_rate) for u in utterances[start : start + BATCH]]
+            encoded = module.encoder(*Frames.pad([torch.from_numpy(clip) for clip in clips]).to(device))
+            tokens = [adapter(encoded) for adapter in module.adapters.values()]
+            means.append(torch.cat([mean_over_time(frames) for frames in tokens], dim=1).float().cpu())
     return torch.cat(means)
 
 

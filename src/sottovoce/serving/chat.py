@@ -11,6 +11,7 @@ from sottovoce.data.audio import inspect_audio, load_audio
 from sottovoce.data.examples import NOTHING, Batch
 from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Turn
+from sottovoce.device import on_device
 from sottovoce.errors import AudioError, ConfigError, SottovoceError, nearest
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import read_bundle
@@ -69,7 +70,8 @@ class Conversation:
     def _batch(self, turns: Sequence[Turn]) -> Batch:
         heard = [turn.audio for turn in turns if turn.audio]
         clips = {path: row for row, path in enumerate(heard)}
-        return Batch([], clips, Frames.pad([self.waveforms[path] for path in heard]) if clips else NOTHING)
+        batch = Batch([], clips, Frames.pad([self.waveforms[path] for path in heard]) if clips else NOTHING)
+        return batch.to(self.model.device)
 
 
 def chat(
@@ -85,6 +87,11 @@ def chat(
             print(f"sottovoce: {clip}: {report.warning}", file=sys.stderr)
     model = read_bundle(Path(bundle), overrides)
     conversation = Conversation(model, wording(model, task) if instruction is None else instruction)
+    with on_device(model):
+        _converse(conversation, clips, once)
+
+
+def _converse(conversation: Conversation, clips: Sequence[Path], once: bool) -> None:
     console = Console(highlight=False)
     for clip in clips:
         console.print(f"you      ({clip})", markup=False)

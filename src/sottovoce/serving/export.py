@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sottovoce.adapters.checkpoint_projector import CheckpointProjector
+from sottovoce.adapters.kimi_audio_projector import KimiAudioProjector
 from sottovoce.audio_llm_layouts import CAUSAL_LM, LAYOUTS, Layout, read_config, shards
 from sottovoce.encoders.qwen_audio import AudioTower
 from sottovoce.errors import ConfigError, SottovoceError
@@ -170,12 +171,17 @@ def _write_audio_llm(
     layout = LAYOUTS[config.model_type]
     if text_config(config).tie_word_embeddings:  # one tensor, kept under the name of the embeddings
         text = {name: weight for name, weight in text.items() if not name.startswith("lm_head.")}
-    parts = dict(_native_parts(module, layout, source))
+    parts = dict(_native_parts(module))
     ours = _checkpoint_names(text, layout) | {name: weight for part in parts.values() for name, weight in part.items()}
-    for file in shards(source):
+    folders = dict.fromkeys((source, source / layout.tower_folder))  # one, where the tower has none of its own
+    for file in (file for folder in folders for file in shards(folder)):
         with safe_open(file, "pt") as shard:
             tensors = {name: _replacement(name, shard.get_tensor(name), ours, dtype) for name in shard.keys()}
-        save_file(tensors, draft / file.name, metadata={"format": "pt"})
+        written = draft / file.relative_to(source)
+        written.parent.mkdir(exist_ok=True)
+        save_file(tensors, written, metadata={"format": "pt"})
+    if layout.tower_folder:
+        _copy_settings(source / layout.tower_folder, draft / layout.tower_folder)
     if ours:
         message = f"{source} has no place for {len(ours)} weights of this run, such as {next(iter(ours))}"
         raise SottovoceError(message, code="mismatch", where=next(iter(ours)))
@@ -199,19 +205,19 @@ def _checkpoint_names(text: dict[str, Tensor], layout: Layout) -> dict[str, Tens
     return {layout.text + name: weight for name, weight in text.items() if name.startswith(CAUSAL_LM)}
 
 
-def _native_parts(module: SpeechLLM, layout: Layout, source: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _native_parts(module: SpeechLLM) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Of the run's other parts, those that this checkpoint has a place for, named as in its files."""
-    encoder = module.encoder
-    if isinstance(encoder, AudioTower) and _same(encoder.checkpoint, module.recipe.llm.checkpoint):
-        yield "encoder", {layout.tower + name: weight for name, weight in encoder.encoder.state_dict().items()}
+    encoder, checkpoint = module.encoder, module.recipe.llm.checkpoint
+    if isinstance(encoder, AudioTower) and _same(encoder.checkpoint, checkpoint):
+        yield "encoder", encoder.native_weights()
     projectors = {
         f"adapters.{name}": adapter
         for name, adapter in module.adapters.items()
-        if isinstance(adapter, CheckpointProjector) and _same(adapter.checkpoint, module.recipe.llm.checkpoint)
+        if isinstance(adapter, CheckpointProjector | KimiAudioProjector) and _same(adapter.checkpoint, checkpoint)
     }
     if len(projectors) == 1:
         for name, adapter in projectors.items():
-            yield name, {layout.projector + key: weight for key, weight in adapter.linear.state_dict().items()}
+            yield name, adapter.native_weights()
 
 
 def _same(one: str, other: str) -> bool:

@@ -25,7 +25,8 @@ _MARGIN = 16
 class Reading:
     """One way in which rows are given to the LLM: a task, and what may fill each slot.
 
-    The answer is the row's target; one that the LLM makes has up to `max_new_tokens`, and so has any where `generates`.
+    The answer is the row's target, or up to `target_max_new_tokens` where the LLM makes it; where `generates`, up to
+    `max_new_tokens` in scoring.
     A `teacher` reading is the one that makes targets: text in all slots, for rows without one.
     """
 
@@ -107,7 +108,8 @@ class RowLengths:
     context: int | None  # tokens that the LLM reads; None: not known, and nothing is too long
     checkpoint: str  # of the LLM, for messages
     speech: Callable[[str, Path], int]  # (slot, clip) -> embeddings, at most
-    max_new_tokens: int
+    max_new_tokens: int  # in scoring
+    target_max_new_tokens: int
     place: InstructionRole = "system"
 
     def __post_init__(self) -> None:
@@ -137,8 +139,9 @@ class RowLengths:
             speech, text = self._prompt(teacher_dialogue(example, slots) if teacher else dialogue_of(example, slots))
         except SottovoceError as error:
             raise _fault(example.utterance, str(error), error) from None
-        if self.context is not None and speech + text + self.max_new_tokens > self.context:
-            raise self._too_long(example.utterance, example.task, "evaluation", speech, text, self.max_new_tokens)
+        answer = self.target_max_new_tokens if teacher else self.max_new_tokens
+        if self.context is not None and speech + text + answer > self.context:
+            raise self._too_long(example.utterance, example.task, "evaluation", speech, text, answer)
 
     def _fault(self, utterance: Utterance, readings: Sequence[Reading], around: Mapping[int, int]) -> LineFault | None:
         for text in self._texts(utterance, readings) if self._refused else ():
@@ -160,16 +163,20 @@ class RowLengths:
             )  # fmt: skip
             turns = dialogue_of(example, reading.slots)
             turns = teacher_dialogue(example, reading.slots) if reading.teacher else turns
-            speech, text = self._prompt(turns)
-            answer = self.max_new_tokens if target is None else len(self.chat.response(turns, target))
-            if speech + text + answer > self.context:
-                return self._too_long(utterance, reading.name, reading.where, speech, text, answer)
+            speech, words = self._prompt(turns)
+            answer = self.room(reading) if target is None else len(self.chat.response(turns, target))
+            if speech + words + answer > self.context:
+                return self._too_long(utterance, reading.name, reading.where, speech, words, answer)
         return None
 
     def _too_long(self, utterance: Utterance, task: str, where: str, speech: int, text: int, answer: int) -> LineFault:
         told = f"too long for the LLM: {task} ({where}) may take {speech + text + answer} tokens, {speech} of speech, "
         told += f"{text} of text and {answer} for the answer, and {self.checkpoint} reads {self.context}"
         return LineFault.of_line(utterance.place, utterance.id, told, "bad-value")
+
+    def room(self, reading: Reading) -> int:
+        """How many tokens an answer that is not known may have."""
+        return self.max_new_tokens if reading.generates and not reading.teacher else self.target_max_new_tokens
 
     def _prompt(self, turns: Sequence[ChatTurn]) -> tuple[int, int]:
         """Embeddings of speech, and tokens of text, of a prompt as it will be."""
@@ -199,7 +206,7 @@ class RowLengths:
     def _texts(self, utterance: Utterance, readings: Sequence[Reading]) -> Iterator[str]:
         """Every text of a row that these readings may write."""
         yield from (r.task.target(utterance) or "" for r in readings if not r.generates)
-        turns = (*utterance.context, utterance) if readings else ()
+        turns: tuple[Utterance | Turn, ...] = (*utterance.context, utterance) if readings else ()
         yield from (turn.text or "" for turn in turns if not turn.audio)
         kinds = {r.slots[slot] for r in readings for slot in r.slots if "text" in r.sources[slot]}
         yield from (slot_text(turn, kind) or "" for turn in turns if turn.audio for kind in sorted(kinds))
@@ -237,7 +244,7 @@ class _Row:
 
     def __init__(self, lengths: RowLengths, utterance: Utterance) -> None:
         self.lengths, self.utterance = lengths, utterance
-        turns = (*utterance.context, utterance)
+        turns: tuple[Utterance | Turn, ...] = (*utterance.context, utterance)
         self.turn = lengths._overhead[2]
         self.spoken = [turn for turn in turns if turn.audio]
         self.written = self.turn * len(turns) + sum(
@@ -253,7 +260,7 @@ class _Row:
             sources[slot] = max(sizes, key=lambda source: sizes[source])
             total += sizes[sources[slot]]
         target = None if reading.generates else reading.task.target(self.utterance)
-        answer = self.lengths.max_new_tokens if target is None else self.lengths._tokens[target] + self.turn
+        answer = self.lengths.room(reading) if target is None else self.lengths._tokens[target] + self.turn
         return sources, total + answer
 
     def _size(self, slot: str, kind: str, source: str) -> int:
