@@ -14,7 +14,6 @@ from tests.conftest import write_lines, write_tone
 from tests.helpers import kimi_audio
 from tests.helpers.audio_llms import recipe as audio_llm
 from tests.helpers.errors import refused
-from tests.helpers.kimi_audio import recipe as kimi_audio
 from tests.helpers.runs import quiet_run
 from tests.helpers.servers import Serve
 
