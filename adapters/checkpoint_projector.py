@@ -1,5 +1,7 @@
 """The projector that an audio LLM's checkpoint was trained with."""
 
+from pathlib import Path
+
 from torch import Tensor, nn
 
 from sottovoce.adapters import ADAPTERS, Adapter
@@ -41,7 +43,7 @@ class CheckpointProjector(Adapter):
         if self.loaded:
             return
         folder = _HUB.snapshot(self.checkpoint, ("*.json", *WEIGHTS))
-        prefix = LAYOUTS[read_config(folder, _HUB).model_type].projector
+        prefix = _prefix(folder)
         try:
             self.linear.load_state_dict(read_shards(folder, without_prefix(prefix), _HUB))
         except RuntimeError as error:
@@ -51,11 +53,16 @@ class CheckpointProjector(Adapter):
 
     def native_weights(self) -> dict[str, Tensor]:
         """The weights by the names that they have in the checkpoint's files."""
-        prefix = LAYOUTS[describe(self.checkpoint, _HUB).model_type].projector
+        prefix = _prefix(_HUB.snapshot(self.checkpoint, ("*.json",)))
         return {prefix + name: weight for name, weight in self.linear.state_dict().items()}
 
     def forward(self, frames: Frames) -> Frames:
         return Frames(self.linear(frames.x), frames.lengths)
+
+
+def _prefix(folder: Path) -> str:
+    """By the folder's own files: a published Omni is described by its thinker alone."""
+    return LAYOUTS[read_config(folder, _HUB).model_type].projector
 
 
 def _set_loaded(module: nn.Module, _: object) -> None:

@@ -126,7 +126,7 @@ class KimiAudioEncoder(AudioTower):
         self.loaded_network()
         check_waveforms(waveform, lengths)
         clips = Frames(waveform, lengths).rows()
-        windows = [clip.split(self.extractor.n_samples) for clip in clips]
+        windows = [torch.split(clip, self.extractor.n_samples) for clip in clips]
         flat = [window for clip in windows for window in clip]
         with float32_in_eval(self, waveform.device):
             mels = torch.stack([self._log_mel(window) for window in flat]).to(waveform.device)

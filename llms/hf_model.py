@@ -112,7 +112,8 @@ class LoadedLLM(nn.Module):
             raise ConfigError.at(HUB.key, "mismatch", why)
         self._check_takes_embeddings(model)
         chat = self.chat_format(tokenizer, _stop_ids(model, tokenizer))
-        count = int(model.get_input_embeddings().num_embeddings)
+        embeddings: Any = model.get_input_embeddings()
+        count = embeddings.num_embeddings
         if (largest := chat.largest_id()) >= count:
             token = tokenizer.convert_ids_to_tokens(largest)
             why = f"the chat template of {self.checkpoint} writes {token!r}, token {largest} of its tokenizer, and its "

@@ -140,9 +140,8 @@ def read_text(folder: Path, dtype: "torch.dtype", hub: Hub) -> "tuple[PreTrained
     config = read_config(folder, hub)
     weights = read_shards(folder, as_causal_lm(LAYOUTS[config.model_type]), hub)
     text = text_config(config)
-    loaded: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)].from_pretrained(
-        None, config=text, state_dict=weights, dtype=dtype, output_loading_info=True
-    )
+    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
+    loaded = family.from_pretrained(None, config=text, state_dict=weights, dtype=dtype, output_loading_info=True)
     model, report = loaded
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)

@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tests.conftest import write_lines, write_tone
+from tests.helpers import kimi_audio
 from tests.helpers.audio_llms import recipe as audio_llm
 from tests.helpers.errors import refused
 from tests.helpers.kimi_audio import recipe as kimi_audio
@@ -53,7 +54,7 @@ def config(checkpoints: dict[str, Path], kimi: tuple[Path, Path], tmp_path: Path
     sides = {split: [{"manifest": str(write_pairs(tmp_path, split, 3))}] for split in ("train", "validation", "test")}
 
     def write(kind: str = "qwen2_audio", **changes: Any) -> str:
-        node = kimi_audio(*kimi) if kind == "kimi_audio" else audio_llm(kind, checkpoints[kind])
+        node = kimi_audio.recipe(*kimi) if kind == "kimi" else audio_llm(kind, checkpoints[kind])
         data = {"cache": str(tmp_path / "cache"), "test": sides["test"]}
         trained = {"data": {**data, **sides}} if changes.get("stages") else {}
         node |= {
@@ -68,7 +69,7 @@ def config(checkpoints: dict[str, Path], kimi: tuple[Path, Path], tmp_path: Path
     return write
 
 
-@pytest.mark.parametrize("kind", ["qwen2_audio", "whole omni", "kimi_audio"])
+@pytest.mark.parametrize("kind", ["qwen2_audio", "whole omni", "kimi"])
 def test_an_untuned_model_is_scored_analysed_and_compared(
     config: Config, kind: str, tmp_path: Path, capsys: Any
 ) -> None:

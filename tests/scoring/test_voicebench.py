@@ -118,6 +118,22 @@ def test_a_judge_that_is_absent_is_asked_later(
     assert scores(folder)["", "score"] == later["", "score"]
 
 
+def test_what_has_failed_is_made_up_for_by_the_same_command(
+    tuned: Write, prepared: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, fields = tmp_path / "runs/tiny/evaluation", Path(prepared) / "bbh.fields.jsonl"
+    whole = fields.read_text()
+    fields.write_text("[]\n")
+    config = tuned(manifests=prepared, limit=1)
+    assert main(["fit", "--config", config]) == 0
+    assert "bbh.fields.jsonl" in capsys.readouterr().out and not scores(folder)
+    others = read_results(folder)
+    fields.write_text(whole)
+    assert main(["fit", "--config", config]) == 0
+    assert ("bbh", "score_change") in scores(folder)
+    assert [record for record in read_results(folder) if not record.task.startswith("voicebench")] == others
+
+
 def test_a_row_that_cannot_be_scored_costs_its_own_subset(
     tuned: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

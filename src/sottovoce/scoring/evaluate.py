@@ -16,7 +16,7 @@ from sottovoce.data.skipped import listed, summary
 from sottovoce.device import on_device
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation.metrics import Prediction
-from sottovoce.evaluation.records import Record, read_results, score_all, write_results
+from sottovoce.evaluation.records import Record, read_predictions, read_results, score_all, write_results
 from sottovoce.evaluation.reports.results import results_table
 from sottovoce.lightning_modules.bundle import PRINTS, read_bundle
 from sottovoce.lightning_modules.curriculum import read_trained, stage_folder
@@ -26,6 +26,7 @@ from sottovoce.scoring import provenance
 from sottovoce.scoring.judging import awaiting_labels, judged, label_awareness, merged, print_results
 from sottovoce.scoring.predict import predict
 from sottovoce.scoring.text_retention import BEFORE, retention_after
+from sottovoce.scoring.voicebench import AFTER as ANSWERED
 from sottovoce.scoring.voicebench import untuned_weights, voicebench
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.run_folder import recipe_file
@@ -40,9 +41,14 @@ def score(
     With `unlabelled`, utterances that lack what a score needs are answered, too. `untuned` are `untuned_weights`.
     """
     made_with = provenance.provenance(run.recipe, run.data.splits["test"])
-    if provenance.results_are(made_with, folder, run.console):
-        return read_results(folder)
     node = run.recipe.evaluation
+    if provenance.results_are(made_with, folder, run.console):
+        records = read_results(folder)
+        if node.voicebench and not (folder / ANSWERED).is_file():  # it has failed, or was killed
+            said = read_predictions(folder)
+            records = merged([*_scored(system, said), *records], voicebench(run, system, folder, untuned))
+            write_results(folder, records, said)
+        return records
     with on_device(run.module):
         test = run.data.splits["test"].utterances
         answers = predict(run, unlabelled=unlabelled)

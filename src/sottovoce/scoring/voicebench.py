@@ -62,10 +62,12 @@ def voicebench(run: Run, system: str, folder: Path, untuned: Mapping[str, Tensor
     node = run.recipe.evaluation.voicebench
     if node is None:
         return []
+    for name in (AFTER, BEFORE):  # of an earlier evaluation
+        (folder / name).unlink(missing_ok=True)
     try:
         prompts = list(read_prompts(node))
         with on_device(run.module):
-            write_answers(folder / AFTER, _answers(run, node, prompts))
+            answers = _answers(run, node, prompts)
             if untuned is not None:
                 tuned = {name: value.detach().cpu().clone() for name, value in run.module.trained().items()}
                 run.module.load_trained(dict(untuned), "the run's beginning")
@@ -73,8 +75,9 @@ def voicebench(run: Run, system: str, folder: Path, untuned: Mapping[str, Tensor
                     write_answers(folder / BEFORE, _answers(run, node, prompts))
                 finally:
                     run.module.load_trained(tuned, "the run's own weights")
+        write_answers(folder / AFTER, answers)  # last: where it is, all of it has been answered
     except SottovoceError as error:
-        run.console.print(f"{TASK}: {error}", style="red", markup=False, highlight=False)
+        run.console.print(f"{TASK}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return []
     return scored(system, run.recipe, folder, run.console)
 
@@ -139,10 +142,10 @@ def _answers(run: Run, node: VoiceBenchConfig, prompts: list[Prompt]) -> list[An
     sources = dict.fromkeys(run.slots, "speech")
     found: dict[str, Answer] = {}
     with run.progress() as progress:
-        faults = reader.prepare(run.module.encoder, [u.audio for _, u, _ in prompts], progress)
+        faults = reader.prepare(run.module.encoder, [u.clip for _, u, _ in prompts], progress)
         if faults:
             told = f"{TASK}: {len(faults)} of {len(prompts)} prompts cannot be heard and are left out: {faults[0]}"
-            run.console.print(told, markup=False, highlight=False)
+            run.console.print(told, markup=False, highlight=False, soft_wrap=True)
         bad = {Path(fault.where) for fault in faults}
         asked = sorted((p for p in prompts if p[1].audio not in bad), key=lambda prompt: prompt[1].seconds)
         size = run.recipe.evaluation.batch_size
@@ -175,10 +178,12 @@ def scored(system: str, recipe: Recipe, folder: Path, console: Console) -> list[
                 try:
                     parts[subset] = part_of(subset, [a for a in answers if a.subset == subset], panda)
                 except SottovoceError as error:
-                    console.print(f"{TASK}, {subset}: {error}", style="red", markup=False, highlight=False)
+                    console.print(
+                        f"{TASK}, {subset}: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+                    )
             sides.append(parts)
     except SottovoceError as error:
-        console.print(f"{TASK}: {error}", style="red", markup=False, highlight=False)
+        console.print(f"{TASK}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return []
     after, before = sides
     if missing := [name for name in KINDS if name not in after or not after[name].main]:
@@ -202,10 +207,10 @@ def _judged(node: VoiceBenchConfig, folder: Path, file: Path, console: Console) 
             judge = VoiceBenchJudge(engine, open_rubric=node.open_rubric, qa_rubric=node.qa_rubric)
             done = judge.judge(answers)
     except SottovoceError as error:
-        console.print(f"{TASK}, judge: {error}", style="red", markup=False, highlight=False)
+        console.print(f"{TASK}, judge: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return answers
     if done.notes():
-        console.print(f"{TASK}, judge: {done.notes()}", markup=False, highlight=False)
+        console.print(f"{TASK}, judge: {done.notes()}", markup=False, highlight=False, soft_wrap=True)
     if not any(answer.judged for answer in done.answers):  # earlier judgements are worth more than none
         return answers
     write_answers(file, done.answers)

@@ -130,7 +130,8 @@ def rounded_away(model: nn.Module, dtype: torch.dtype) -> float:
 def _updates(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, weight and what LoRA adds to it in float32, of each weight that has a LoRA."""
     lora: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    owners = {id(one.get_param() if isinstance(one, ParamWrapper) else one.base_layer.weight): one for one in lora}
+    wrapper: Any = ParamWrapper
+    owners = {id(one.get_param() if isinstance(one, wrapper) else one.base_layer.weight): one for one in lora}
     for name, weight in model.named_parameters():
         if (owner := owners.get(id(weight))) is not None:
             with torch.no_grad():
