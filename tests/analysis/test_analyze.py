@@ -122,7 +122,8 @@ def test_observed_states_keep_their_order_whatever_the_batch(run: Run) -> None:
     examples = spoken(run)
     with Progress(console=Console(quiet=True)) as progress:
         one, three = (collect_states(run.module, examples, run.audio_reader.read, size, progress) for size in (1, 3))
-    torch.testing.assert_close(one.pooled, three.pooled, rtol=1e-4, atol=1e-5)
+    scale = one.pooled.abs().amax(-1, keepdim=True)  # a number may be the small difference of large ones
+    torch.testing.assert_close(one.pooled / scale, three.pooled / scale, rtol=0, atol=1e-5)
     assert one.tokens.tolist() == three.tokens.tolist()
 
 
