@@ -90,8 +90,9 @@ class StepSimulator:
         self.recipe, self.module, self.utterances = recipe, module, utterances
         self.cached = bool(recipe.data.cache) and not recipe.trains_encoder
         self._seconds = {u.audio: u.seconds for u in utterances if u.audio}
-        alone = SimpleNamespace(reduce=lambda x, reduce_op: x)
-        module._trainer = cast(Any, SimpleNamespace(world_size=ranks, global_rank=0, global_step=0, strategy=alone))
+        alone = SimpleNamespace(reduce=lambda x, reduce_op: x, handles_gradient_accumulation=False)
+        trainer = SimpleNamespace(world_size=ranks, global_rank=0, accumulate_grad_batches=1, strategy=alone)
+        module._trainer = cast(Any, trainer)
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
 
     def stage(self, name: str, sampler: ExampleSampler, order: Sequence[Rows]) -> Cost:
