@@ -63,12 +63,12 @@ def read_texts(path: Path, overrides: Iterable[str] = ()) -> tuple[Tree, Tree]:
 
 
 def _as_written(path: Path) -> Any:
-    return yaml.load(path.read_text("utf-8"), yaml.BaseLoader)
+    return yaml.load(path.read_text("utf-8"), Loader=yaml.BaseLoader)
 
 
 def _change_as_written(override: str) -> Tree:
     key, _, value = override.partition("=")
-    leaf = yaml.load(value, yaml.BaseLoader)
+    leaf = yaml.load(value, Loader=yaml.BaseLoader)
     return cast(Tree, reduce(lambda node, part: {part: node}, reversed(key.split(".")), leaf))
 
 

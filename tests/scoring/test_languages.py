@@ -55,7 +55,7 @@ def manifest(folder: Path, split: str, language: Language, *, silent: bool = Fal
     for i, text in enumerate([*language.pairs, *([""] if silent else [])]):
         name = f"{split}-{i}.wav"
         if text:
-            write_tone(folder / name, 0.4 + 0.1 * i, 150 + 50 * i)
+            write_tone(folder / name, 0.4 + 0.1 * i, 150 + 50 * i + 7 * len(split))
         else:
             soundfile.write(folder / name, np.zeros(8000), 16000)  # nothing is to be heard, either
         labels = {} if text == "" else {"emotion": CHOICES[i + 1]}
