@@ -147,9 +147,9 @@ def test_configure_model_is_idempotent(run: Run) -> None:
 
 def test_a_checkpoint_holds_the_adapters_and_nothing_else(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """And how many utterances a step has, of all processes, since a place in the data is counted in steps."""
-    monkeypatch.setattr(SpeechLLM, "trainer", SimpleNamespace(world_size=2))
+    monkeypatch.setattr(SpeechLLM, "trainer", SimpleNamespace(world_size=2, accumulate_grad_batches=3))
     checkpoint: dict[str, Any] = {"state_dict": run.module.state_dict()}
     run.module.on_save_checkpoint(checkpoint)
     assert parse(checkpoint["recipe"]) == run.recipe
-    assert checkpoint["batch_size"] == 2 * run.recipe.stages["joint"].batch_size
+    assert checkpoint["batch_size"] == 2 * 3 * run.recipe.stages["joint"].batch_size
     assert set(checkpoint["state_dict"]) == {f"adapters.{k}" for k in run.module.adapters.state_dict()}

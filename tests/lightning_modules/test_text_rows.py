@@ -75,7 +75,8 @@ def test_the_gradient_of_a_mixed_batch_is_that_of_both(run: Run) -> None:
     run.module.eval()
     both, speech, text = (gradient(run, examples) for examples in (spoken + written, spoken, written))
     for name in both:
-        torch.testing.assert_close(both[name], speech[name] + text[name], rtol=1e-4, atol=1e-5)
+        scale = both[name].abs().max().clamp(min=1e-6)  # a number may be the small difference of large ones
+        torch.testing.assert_close(both[name] / scale, (speech[name] + text[name]) / scale, rtol=0, atol=1e-4)
         if name.startswith("adapters."):
             assert not text[name].any()
     assert any(text[name].any() for name in text if "lora" in name)
