@@ -133,7 +133,8 @@ def readable_errors(trainer: L.Trainer) -> Iterator[None]:
 
 def is_rank_zero() -> bool:
     """Whether this process speaks for all: there is no other, or it has rank 0 of those that were started together."""
-    return (getattr(rank_zero_only, "rank", None) or 0) == 0
+    started_as = next((os.environ[key] for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if key in os.environ), "0")
+    return started_as == "0" and (getattr(rank_zero_only, "rank", None) or 0) == 0  # Lightning looks when imported
 
 
 def trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
