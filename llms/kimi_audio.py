@@ -60,7 +60,7 @@ class KimiAudioForCausalLM(Qwen2ForCausalLM):
         table = BlankedEmbedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         table.blank = config.blank_id
         self.model.embed_tokens = table
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

@@ -42,7 +42,7 @@ class KimiAudioConfig(Qwen2Config):
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.audio_config, dict):
             self.audio_config = WhisperConfig(**self.audio_config)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     @property
     def blank_id(self) -> int:
