@@ -118,3 +118,17 @@ def test_an_epoch_may_have_one_row_or_none(ranks: int) -> None:
         assert drawn == sorted(set(drawn)) and 0 < len(drawn) < 20
         with refused("empty", "data.train"):
             sampler(1, weights=[0.0], **shared)
+
+
+@pytest.mark.parametrize(("ranks", "accumulate", "size"), [(1, 4, 1), (2, 2, 1), (1, 2, 2), (2, 1, 2)])
+def test_a_step_is_the_same_in_whatever_shares_it_is_taken(ranks: int, accumulate: int, size: int) -> None:
+    shared: dict[str, Any] = {"seconds": np.arange(1.0, 23.0), "weights": np.ones(22), "epochs": 2, "seed": 3}
+    whole = [sorted(rows.numbers) for rows in BatchSampler(batch_size=4, **shared)]
+    steps: list[list[int]] = [[] for _ in whole]
+    for rank in range(ranks):
+        taken = list(BatchSampler(batch_size=size, accumulate=accumulate, rank=rank, ranks=ranks, **shared))
+        assert len(taken) == len(whole) * accumulate and all(len(rows.numbers) <= size for rows in taken)
+        for number, rows in enumerate(taken):
+            steps[number // accumulate] += rows.numbers if rows.counts else []
+            assert not rows.counts or rows.step is None or set(rows.numbers) <= set(rows.step)
+    assert [sorted(step) for step in steps] == whole

@@ -119,3 +119,13 @@ def test_the_second_of_two_runs_in_one_folder_is_refused_at_once(tmp_path: Path)
         pass
     with only_run(tmp_path):  # given back
         pass
+
+
+def test_a_stage_is_not_taken_for_another_whose_name_it_begins_with(tmp_path: Path, plain: dict[str, Any]) -> None:
+    """`joint` has not begun and is free; `joint2` has."""
+    stages = plain["stages"]
+    plain = {**plain, "stages": {"joint2": stages["joint"], "joint": stages["disentangle"]}}
+    begin(tmp_path, plain, "joint2")
+    check_folder(tmp_path, changed(plain, "stages.joint.lr", 0.5))
+    with refused("mismatch", "stages.joint2.lr"):
+        check_folder(tmp_path, changed(plain, "stages.joint2.lr", 0.5))
