@@ -59,9 +59,10 @@ def save_qwen2_audio(folder: Path) -> Path:
     return _save(folder, transformers.Qwen2AudioForConditionalGeneration, config, tokenizer, SECONDS)
 
 
-def save_thinker(folder: Path) -> Path:
+def save_thinker(folder: Path, layers: int = 3) -> Path:
     tokenizer = _tokenizer()
-    return _save(folder, transformers.Qwen2_5OmniThinkerForConditionalGeneration, _thinker(tokenizer), tokenizer, 10)
+    config = _thinker(tokenizer, layers)
+    return _save(folder, transformers.Qwen2_5OmniThinkerForConditionalGeneration, config, tokenizer, 10)
 
 
 def save_whole_omni(folder: Path) -> Path:
@@ -73,12 +74,12 @@ def save_whole_omni(folder: Path) -> Path:
     return _save(folder, transformers.Qwen2_5OmniForConditionalGeneration, config, tokenizer, 10, max_shard_size="60KB")
 
 
-def _thinker(tokenizer: PreTrainedTokenizerFast) -> transformers.Qwen2_5OmniThinkerConfig:
+def _thinker(tokenizer: PreTrainedTokenizerFast, layers: int = 3) -> transformers.Qwen2_5OmniThinkerConfig:
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
     vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
     return transformers.Qwen2_5OmniThinkerConfig(
         audio_config={**_AUDIO, "n_window": 25, "output_dim": 32},  # blocks of half a second
-        text_config={**_TEXT, "vocab_size": len(tokenizer) + 3, "rope_parameters": rope},
+        text_config={**_TEXT, "num_hidden_layers": layers, "vocab_size": len(tokenizer) + 3, "rope_parameters": rope},
         vision_config={**vision, "fullatt_block_indexes": [0]},
         audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
         audio_start_token_id=tokenizer.convert_tokens_to_ids("<|audio_bos|>"),
