@@ -1,6 +1,7 @@
 """The world of the drives: a folder with parts, corpora, servers and overlaid recipes, where commands are run."""
 
 import contextlib
+import importlib
 import io
 import multiprocessing
 import os
@@ -16,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from imageio_ffmpeg import get_ffmpeg_exe
 from omegaconf import OmegaConf
 
 from sottovoce.cli.main import main
@@ -107,7 +107,7 @@ class World:
         for known, service in self.services.items():
             words = words.replace(known.replace("localhost", "server"), service.url)
         if "FFMPEG" in words:
-            words = words.replace("FFMPEG", get_ffmpeg_exe())
+            words = words.replace("FFMPEG", importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe())
         if "LAST_OF_THEM" in words and (analysis := re.search(r"llm\.tuning\.analysis=(\S+)", words)):
             words = words.replace("LAST_OF_THEM", str(read_split(self.folder / analysis[1])[1]))
         return words.replace("/data/", f"{self.folder}/data/")
