@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 from tests.drives.checks import (
     analysed,
     answers,
+    benched,
     compared,
     every_line,
     exported,
@@ -34,6 +35,11 @@ EMOTIONS = (
 )
 TRAINED = ("baseline_1", "baseline_2", "v1", "v2", "v3")
 TUNED = ("frozen", "selective", "full", "selective_adch", "full_adch")
+VOICEBENCH_RUN = (
+    f"{FIT} conf/pe_ft/qwen2_5_omni_vanilla.yaml name=pe_ft_voicebench evaluation.voicebench.manifests="
+    'manifests/voicebench evaluation.voicebench.engine=\'{type: openai, base_url: "http://server:8000/v1", '
+    "model: gpt-4o-mini}' evaluation.voicebench.max_new_tokens=16"
+)
 OMNI, KIMI, QWEN2_AUDIO = "Qwen/Qwen2.5-Omni-7B", "moonshotai/Kimi-Audio-7B-Instruct", "Qwen/Qwen2-Audio-7B-Instruct"
 
 
@@ -133,7 +139,6 @@ DUAL_ADAPTER = Plan(
             "sottovoce estimate --config conf/dual_adapter.yaml --gpu h100 --utterances 400000 --seconds 6",
             (says("GB"),),
         ),
-        Step("sottovoce estimate --config conf/quickstart.yaml", (says("GB"),)),
         _trained("conf/dual_adapter.yaml", moods=GONE, said="sottovoce judge runs/dual_adapter"),
         Step("sottovoce judge runs/dual_adapter", moods=TROUBLED),
         Step(
@@ -338,14 +343,7 @@ def _audio_llm(kind: str, checkpoint: str, *more: str) -> Plan:
         ),
     ]
     if kind == "qwen2_5_omni":
-        steps.append(
-            _trained(
-                f"{config}_vanilla.yaml",
-                "name=pe_ft_voicebench",
-                "evaluation.voicebench.manifests=manifests/voicebench",
-                said="voicebench",
-            )
-        )  # fmt: skip
+        steps.append(Step(VOICEBENCH_RUN, (benched("runs/pe_ft_voicebench/evaluation"),), {FIRST: "troubled"}))
     needs = ("paired_data", *(("voicebench",) if kind == "qwen2_5_omni" else ()))
     return Plan(kind, (f"{config}.yaml", f"{config}_*.yaml"), steps, needs, (checkpoint, *more))
 
