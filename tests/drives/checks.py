@@ -264,7 +264,7 @@ def compared(folder: str, *systems: str, published: bool = False) -> Check:
 
 
 def tabled(config: str) -> Check:
-    """Every system of a table has each column that the paper has."""
+    """Every system of a table is scored, and has each column that the paper has."""
 
     def check(world: World, done: Done) -> str:
         from sottovoce.comparison.table_config import load
@@ -276,6 +276,7 @@ def tabled(config: str) -> Check:
             rows = [row for row in csv.DictReader(stream) if row["kind"] == "score"]
         found = {(row["system"], row["task"], row["metric"], row["slots"]) for row in rows}
         for name, system in table.systems.items():
+            due(any(name == key[0] for key in found), f"{name} has no score")
             for column in system.paper:
                 due((name, *COLUMNS[column][0]) in found, f"{name} has no {column}")
         due(not table.picture or (world.folder / table.folder / "tokens.png").is_file(), "no picture")

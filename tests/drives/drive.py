@@ -17,7 +17,7 @@ class Result:
 
 
 def drive(world: World, plan: Plan, *, short: bool = False) -> Result:
-    """Drive a plan; `short`: without what is tried only, served, or done on two processes."""
+    """Drive a plan; `short`: without what is tried only, served, tested elsewhere, or done on two processes."""
     result, mark = Result(plan), world.folder / ".driven" / plan.name
     try:
         world.part(*plan.parts)
@@ -50,6 +50,7 @@ def in_short(step: Step) -> bool:
         "trainer.devices=2" not in step.words
         and "--dry-run" not in step.words
         and "sottovoce estimate" not in step.words
+        and "sottovoce table conf/pe_ft" not in step.words  # tests/comparison/test_pe_ft_table.py
     )
 
 

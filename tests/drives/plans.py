@@ -181,9 +181,13 @@ OTHER_LLMS = Plan(
 
 STYLETALK = Plan(
     "qwen2_audio_styletalk",
-    ("conf/qwen2_audio_styletalk.yaml",),
-    [_trained("conf/qwen2_audio_styletalk.yaml", judged=True)],
-    ("corpora",),
+    ("conf/qwen2_audio_styletalk.yaml", "conf/table_dual_adapter.yaml"),
+    [
+        _trained("conf/qwen2_audio_styletalk.yaml", judged=True),
+        Step("sottovoce judge runs/qwen2_audio_styletalk", (judged_rows("conf/qwen2_audio_styletalk.yaml", "qwen"),)),
+        Step("sottovoce table conf/table_dual_adapter.yaml", (tabled("conf/table_dual_adapter.yaml"),)),
+    ],
+    ("dual_adapter", "other_llms"),
     (QWEN2_AUDIO,),
 )
 
@@ -342,10 +346,12 @@ def _audio_llm(kind: str, checkpoint: str, *more: str) -> Plan:
             (exported(f"exported/{kind}", checkpoint, f"{config}.yaml", *layers),),
         ),
     ]
+    table = f"conf/pe_ft/table_{kind}.yaml"
+    steps.append(Step(f"sottovoce table {table}", (tabled(table),)))
     if kind == "qwen2_5_omni":
         steps.append(Step(VOICEBENCH_RUN, (benched("runs/pe_ft_voicebench/evaluation"),), {FIRST: "troubled"}))
     needs = ("paired_data", *(("voicebench",) if kind == "qwen2_5_omni" else ()))
-    return Plan(kind, (f"{config}.yaml", f"{config}_*.yaml"), steps, needs, (checkpoint, *more))
+    return Plan(kind, (f"{config}.yaml", f"{config}_*.yaml", table), steps, needs, (checkpoint, *more))
 
 
 PE_FT_DEMO = Plan(
