@@ -131,7 +131,9 @@ def main() -> None:
     published = load(ROOT / "conf/dual_adapter.yaml", [f"seed={arguments.seed}"])
     processes = int(published.trainer["devices"])
     split = mixture(published, arguments.seed)
-    Console().print(report("Published stage 1", mixes(published, split, "joint", processes)), markup=False, soft_wrap=True)
+    Console().print(
+        report("Published stage 1", mixes(published, split, "joint", processes)), markup=False, soft_wrap=True
+    )
     quick = load(ROOT / "conf/quickstart.yaml", [f"seed={arguments.seed}", *arguments.overrides])
     split = read_splits(quick).splits["train"]
     for stage in quick.stages:
