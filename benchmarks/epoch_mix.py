@@ -24,6 +24,7 @@ from sottovoce.data.tasks import AttributeTask
 from sottovoce.data.utterance import Utterance
 from sottovoce.lightning_modules.run import example_sampler_of
 from sottovoce.training.splits import Split, build_tasks, read_splits
+from sottovoce.training.stage_rows import stage_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 TENTHS = 10
@@ -85,11 +86,12 @@ def mixture(recipe: Recipe, seed: int) -> Split:
 def mixes(recipe: Recipe, split: Split, stage: str, ranks: int) -> list[Mix]:
     """Each epoch of a stage, as `sottovoce fit` draws it."""
     node, drawing = recipe.stages[stage], example_sampler_of(recipe, build_tasks(recipe), stage, cut=True)
+    side = stage_rows(split, node, drawing, training=True)
     order = BatchSampler(
-        split.seconds, split.stage_weights(node, drawing, training=True), node.batch_size, node.epochs, recipe.seed,
-        ranks=ranks, groups=split.groups(drawing), accumulate=node.accumulate_grad_batches,
+        side.seconds, side.weights, node.batch_size, node.epochs, recipe.seed,
+        ranks=ranks, groups=side.groups, accumulate=node.accumulate_grad_batches,
     )  # fmt: skip
-    examples = Examples(split.utterances, drawing, node.tasks_per_utterance, None, read=lambda path: split.seconds)  # type: ignore[arg-type,return-value]
+    examples = Examples(side.utterances, drawing, node.draws, None, read=lambda path: split.seconds)  # type: ignore[arg-type,return-value]
     epochs: list[list[tuple[list[float], Counter[str]]]] = [[] for _ in range(node.epochs)]
     for rows in order.global_steps():
         drawn = examples.examples(rows)
