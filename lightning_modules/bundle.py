@@ -15,9 +15,9 @@ from sottovoce import __version__
 from sottovoce.config.recipe import Recipe, load
 from sottovoce.errors import BundleError, brief
 from sottovoce.io import atomic_folder, atomic_write, file_sha256
-from sottovoce.lightning_modules.slot_layers import layer_weights
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.training.run_folder import environment
+from sottovoce.training.slot_layers import layer_weights
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.records import Record
@@ -126,7 +126,8 @@ def _layers(module: SpeechLLM) -> str:
         for name, mine in weights.items()
     ]
     head = f"| weight of layer | {' | '.join(map(str, module.layers))} |\n|---|{'---:|' * len(module.layers)}\n"
-    return f"\nOf the encoder's {module.encoder.depth} layers a slot hears the sum, weighted as learned:\n\n{head}{''.join(rows)}"
+    told = f"Of the encoder's {module.encoder.depth} layers a slot hears the sum, weighted as learned:"
+    return f"\n{told}\n\n{head}{''.join(rows)}"
 
 
 def write_card(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -> None:

@@ -20,11 +20,11 @@ from sottovoce.errors import BundleError, ConfigError, brief
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.callbacks import propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import part_of, with_prefixes
-from sottovoce.lightning_modules.slot_layers import add_layer_mix, heard, layers_of_slots
 from sottovoce.lightning_modules.trainer import adamw
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
 from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
+from sottovoce.training.slot_layers import add_layer_mix, heard, layers_of_slots
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, mark_speech, speech_positions
 
 HEADS = "auxiliary_head"  # guides training, and is no part of the result

@@ -22,7 +22,6 @@ from sottovoce.evaluation.reports.results import results_table
 from sottovoce.lightning_modules.bundle import PRINTS, read_bundle
 from sottovoce.lightning_modules.curriculum import read_trained, stage_folder
 from sottovoce.lightning_modules.run import Run, encode_clips, prepare_run
-from sottovoce.lightning_modules.slot_layers import layer_weights
 from sottovoce.paths import resolve
 from sottovoce.scoring import provenance
 from sottovoce.scoring.judging import awaiting_labels, judged, label_awareness, merged, print_results
@@ -32,6 +31,7 @@ from sottovoce.scoring.voicebench import AFTER as ANSWERED
 from sottovoce.scoring.voicebench import untuned_weights, voicebench
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.run_folder import recipe_file
+from sottovoce.training.slot_layers import layer_weights
 from sottovoce.training.splits import build_tasks, read_splits
 
 LAYERS = "layer_weights.png"

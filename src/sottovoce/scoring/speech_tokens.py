@@ -9,8 +9,8 @@ from sottovoce.data.audio import load_audio
 from sottovoce.data.utterance import Utterance
 from sottovoce.device import on_device
 from sottovoce.frames import Frames
-from sottovoce.lightning_modules.slot_layers import heard
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.training.slot_layers import heard
 
 BATCH = 16  # clips that are encoded together
 

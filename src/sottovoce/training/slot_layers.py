@@ -1,4 +1,4 @@
-"""Slots and the encoder's layers: which layers each slot hears, the mix that belongs to its adapter, and its weights."""
+"""Layers of the encoder that each slot hears: their numbers, the mix that belongs to the adapter, and its weights."""
 
 from collections.abc import Mapping
 
