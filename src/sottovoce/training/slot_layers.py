@@ -40,7 +40,7 @@ def heard(adapter: nn.Module, encoded: Frames) -> Frames:
 
 
 def layer_weights(layers: Mapping[str, tuple[int, ...]], adapters: nn.ModuleDict) -> dict[str, dict[int, float]]:
-    """The weight of each layer in each slot, which add up to 1; none for slots of the last layer."""
+    """The weight of each layer that a slot hears; in each slot they add up to 1."""
     mixes = {name: getattr(adapters[name], MIX, None) for name in layers}
     return {
         name: dict(zip(layers[name], mix.weights().tolist() if mix else [1.0], strict=True))
