@@ -1,0 +1,56 @@
+"""A drive: the commands of a plan one after another, until one is red."""
+
+from dataclasses import dataclass, field
+
+from tests.drives.plans import FIT, PLANS, Plan
+from tests.drives.world import Broken, Done, Step, World
+
+
+@dataclass
+class Result:
+    """What a plan's commands took and what was checked; `fault` says why it is red."""
+
+    plan: Plan
+    steps: list[tuple[Done, list[str]]] = field(default_factory=list)
+    fault: str = ""
+    seconds: float = 0.0
+
+
+def drive(world: World, plan: Plan, *, short: bool = False) -> Result:
+    """Drive a plan; `short`: without what is tried only, served, or done on two processes."""
+    result, mark = Result(plan), world.folder / ".driven" / plan.name
+    try:
+        world.part(*plan.parts)
+        world.corpus(*plan.corpora)
+        if plan.recordings:
+            world.recordings()
+        for step in plan.steps:
+            if short and not in_short(step):
+                continue
+            done, seen = step.take(world)
+            result.steps.append((done, seen))
+            print(
+                f"{plan.name:24} {done.seconds:6.1f} s  {done.words[:150]}\n{'':35}{'; '.join(seen)[:300]}", flush=True
+            )
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+    except (Broken, Exception) as fault:
+        result.fault = str(fault) or repr(fault)
+        print(f"{plan.name}: red\n{result.fault}", flush=True)
+    return result
+
+
+def is_driven(world: World, name: str) -> bool:
+    """Whether a folder that is kept holds all that a plan leaves."""
+    return (world.folder / ".driven" / name).is_file()
+
+
+def in_short(step: Step) -> bool:
+    return (
+        "trainer.devices=2" not in step.words
+        and "--dry-run" not in step.words
+        and "sottovoce estimate" not in step.words
+    )
+
+
+__all__ = ["FIT", "PLANS", "Result", "drive"]
