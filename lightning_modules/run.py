@@ -105,7 +105,7 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
     if recipe.init_from:
         module.load_trained(bundle_weights(Path(recipe.init_from)), recipe.init_from, begins=True)
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
-    reader = AudioReader(module.encoder, cache if kept else None, recipe.data.max_seconds)
+    reader = AudioReader(module.encoder, cache if kept else None, recipe.data.max_seconds, module.layers)
     run = Run(recipe, build_tasks(recipe), data, module, reader, module.slots, cache, console)
     with file_lock(cache):
         encode_clips(run)

@@ -66,6 +66,8 @@ class Estimate:
     encoding: float
     own_tokenizer: bool
     bundle: int  # bytes
+    cache: int  # bytes on disk, of all clips; 0 where features are not cached
+    layers: tuple[int, ...]  # of the encoder, that are cached
 
     def memory(self, strategy: str) -> int:
         """The most that a process takes in any stage, in bytes."""
@@ -117,8 +119,9 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
         file = _trained_bytes(module) + cost.moments
         stages.append(StageEstimate(name, order.steps, epochs, step * together, checks * check, memory, file))
     clips = sum(len(split.clips()) for split in data.splits.values())
-    own_tokenizer = isinstance(module.llm.chat, ChatFormat)
-    return Estimate(hardware, ranks, stages, encoding * clips / BATCH, own_tokenizer, _trained_bytes(module))
+    own_tokenizer, cache = isinstance(module.llm.chat, ChatFormat), clips * simulator.cached_bytes()
+    encoding *= clips / BATCH
+    return Estimate(hardware, ranks, stages, encoding, own_tokenizer, _trained_bytes(module), cache, module.layers)
 
 
 def _validation_batches(recipe: Recipe, most: int, node: StageConfig, steps: int) -> int:
@@ -194,6 +197,9 @@ def report(estimate: Estimate, recipe: Recipe, console: Console) -> None:
     console.print(table)
     hours = sum(stage.epoch * stage.epochs for stage in estimate.stages) / 3600
     console.print(f"all stages: {hours:.3g} hours; encoding every clip once: {estimate.encoding / 3600:.3g} hours")
+    if estimate.cache:
+        layers = f"layer{'s' * (len(estimate.layers) > 1)} {', '.join(map(str, estimate.layers))} of the encoder"
+        console.print(f"feature cache: {estimate.cache / 1e9:.3g} GB on disk, of {layers}")
     console.print(f"bundle: {estimate.bundle / 1e6:.1f} MB. Replies that the LLM makes, and scoring, are not counted.")
     if not estimate.own_tokenizer:
         console.print("The LLM's tokenizer cannot be reached: a token was taken to be four letters.")
