@@ -1,9 +1,12 @@
 """A drive: the commands of a plan one after another, until one is red."""
 
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from tests.drives.plans import FIT, PLANS, Plan
-from tests.drives.world import Broken, Done, Step, World
+from tests.drives.breaks import Break
+from tests.drives.plans import PLANS, Plan
+from tests.drives.world import Done, Step, World
 
 
 @dataclass
@@ -34,7 +37,7 @@ def drive(world: World, plan: Plan, *, short: bool = False) -> Result:
             )
         mark.parent.mkdir(exist_ok=True)
         mark.touch()
-    except (Broken, Exception) as fault:
+    except Exception as fault:
         result.fault = str(fault) or repr(fault)
         print(f"{plan.name}: red\n{result.fault}", flush=True)
     return result
@@ -45,12 +48,20 @@ def is_driven(world: World, name: str) -> bool:
     return (world.folder / ".driven" / name).is_file()
 
 
+def turns_red(broken: Break, like: World, *, short: bool) -> bool:
+    """Whether the drive of a broken recipe is red, and says why."""
+    with tempfile.TemporaryDirectory(dir=like.folder.parent) as folder:
+        world = broken.world(like, Path(folder))
+        try:
+            fault = drive(world, PLANS[broken.plan], short=short).fault
+        finally:
+            world.close()
+    return broken.says in fault
+
+
 def in_short(step: Step) -> bool:
     return (
         "trainer.devices=2" not in step.words
         and "--dry-run" not in step.words
         and "sottovoce estimate" not in step.words
     )
-
-
-__all__ = ["FIT", "PLANS", "Result", "drive"]

@@ -33,8 +33,8 @@ def write(out: Path, results: Sequence[Result], seconds: float) -> None:
     head = _HEAD.format(date=date, machine=machine, seconds=_time(seconds))
     rows = ["| drive | recipes | commands | time |", "| --- | --- | --- | ---: |"]
     rows += [_row(result) for result in results]
-    broken = ["", "## Broken on purpose", "", "One key is changed, and the drive turns red:", ""]
-    broken += [f"- `{b.key}` of `{b.recipe.removeprefix('conf/')}` = `{b.value}`: {b.told}" for b in BREAKS]
+    broken = ["", "## Broken on purpose", "", "One key is changed, and the drive turns red and says (`--broken`):", ""]
+    broken += [f'- `{b.key}` of `{b.recipe.removeprefix("conf/")}` `{b.value}`: "{b.says}"' for b in BREAKS]
     out.write_text("\n".join([head, *rows, *broken]) + "\n", "utf-8")
 
 

@@ -31,6 +31,11 @@ ROOT = Path(__file__).parents[2]
 LONGEST = 900  # seconds of a command
 
 
+def recipes_in(conf: Path) -> list[str]:
+    """The recipes of a folder, such as conf/pe_ft/full.yaml."""
+    return sorted(str(file.relative_to(conf.parent)) for file in conf.rglob("*.yaml"))
+
+
 class Broken(AssertionError):
     """A drive is red: a command failed, or what it left is not what its recipe promises."""
 
@@ -79,10 +84,6 @@ class World:
         """Manifests of one's own, for recipes that name none."""
         if not (self.folder / "train.jsonl").is_file():
             real_age(self.folder)
-
-    def recipes(self) -> list[str]:
-        """The published recipes, such as conf/pe_ft/full.yaml."""
-        return sorted(str(file.relative_to(self.conf.parent)) for file in self.conf.rglob("*.yaml"))
 
     def lay(self, name: str) -> None:
         """Write a recipe anew, and those of a table's systems: the published one, and the overlay on top."""
