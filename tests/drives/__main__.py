@@ -34,7 +34,7 @@ def main() -> int:
         start = "here" if arguments.short else "fresh" if arguments.fresh else "forked"
         world = World((arguments.folder or Path(scratch)).resolve(), start=start)
         try:
-            if strangers := unknown(world):
+            if strangers := unknown(world.conf):
                 print(f"no plan drives {', '.join(strangers)}", file=sys.stderr)
                 return 1
             names = _chosen(arguments.recipe)

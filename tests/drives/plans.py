@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import Path
 
 from tests.drives.checks import (
     analysed,
@@ -21,7 +22,7 @@ from tests.drives.checks import (
     tabled,
 )
 from tests.drives.server import MODELS, Mood
-from tests.drives.world import Check, Step, World
+from tests.drives.world import Check, Step, recipes_in
 
 FIRST, SECOND = MODELS  # addresses of the servers
 GONE: Mapping[str, Mood] = {FIRST: "absent", SECOND: "locked"}
@@ -411,9 +412,9 @@ PLANS = {
 }  # fmt: skip
 
 
-def unknown(world: World) -> list[str]:
+def unknown(conf: Path) -> list[str]:
     """Recipes that no plan drives."""
-    return [name for name in world.recipes() if not any(plan.drives(name) for plan in PLANS.values())]
+    return [name for name in recipes_in(conf) if not any(plan.drives(name) for plan in PLANS.values())]
 
 
 def in_order(names: Sequence[str]) -> list[Plan]:
