@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sottovoce.data.audio import load_audio
 from sottovoce.data.manifest import Root, check_copy, line_fault, read_lines
 from sottovoce.data.manifest_schema import clip_of, is_written
-from sottovoce.errors import AudioError, ManifestError, SottovoceError
+from sottovoce.errors import AudioError, ConfigError, ManifestError, SottovoceError
 from sottovoce.io import atomic_open
 
 PITCH_HZ = (136.57698522, 196.09780757)  # below the first is low, above the second is high
@@ -94,7 +94,10 @@ def label_manifest(
     Raises:
         ManifestError: the manifest cannot be read, has a broken line, or is the copy itself; or the copy would lie in
             another folder.
+        ConfigError: `workers` is not positive.
     """
+    if workers < 1:
+        raise ConfigError.at("workers", "bad-value", f"one process or more must measure, found {workers}")
     source, out = Path(source), Path(out)
     check_copy(source, out, root)
     lines = [_checked(source, number, record) for number, record in read_lines(source)]

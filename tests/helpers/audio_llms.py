@@ -59,9 +59,10 @@ def save_qwen2_audio(folder: Path, layers: int = 3, positions: int = 512) -> Pat
     return _save(folder, transformers.Qwen2AudioForConditionalGeneration, config, tokenizer, SECONDS)
 
 
-def save_thinker(folder: Path) -> Path:
+def save_thinker(folder: Path, layers: int = 3) -> Path:
     tokenizer = _tokenizer()
-    return _save(folder, transformers.Qwen2_5OmniThinkerForConditionalGeneration, _thinker(tokenizer), tokenizer, 10)
+    config = _thinker(tokenizer, _text(layers, 512))
+    return _save(folder, transformers.Qwen2_5OmniThinkerForConditionalGeneration, config, tokenizer, 10)
 
 
 def save_whole_omni(folder: Path, layers: int = 3, positions: int = 512) -> Path:

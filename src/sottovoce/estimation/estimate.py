@@ -6,6 +6,8 @@ from math import ceil
 from statistics import mean
 from typing import cast
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -23,7 +25,8 @@ from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer_settings import check_trainer, is_sharded, processes
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.training.audio_reader import BATCH
-from sottovoce.training.splits import DataSplits, Split, build_tasks, read_splits
+from sottovoce.training.splits import DataSplits, build_tasks, read_splits
+from sottovoce.training.stage_rows import stage_rows
 
 SIMULATED = 3  # steps of a stage that are simulated for their time, from short clips to long ones
 TIMED = 12  # and that are timed on this machine: what their rows need differs much
@@ -91,12 +94,14 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
     tasks, stages = build_tasks(recipe), []
     for name, node in recipe.stages.items():
         sampler = example_sampler_of(recipe, tasks, name, cut=True)
-        weights = train.stage_weights(node, sampler, training=True)
+        rows = stage_rows(train, node, sampler, training=True)
+        for one in (simulator, timer or simulator):
+            one.utterances = rows.utterances
         together = node.accumulate_grad_batches
-        order = BatchSampler(train.seconds, weights, node.batch_size, 1, recipe.seed, 0, ranks, accumulate=together)
-        validated = validation.stage_weights(node, sampler, training=False).sum()
+        order = BatchSampler(rows.seconds, rows.weights, node.batch_size, 1, recipe.seed, 0, ranks, accumulate=together)
+        validated = stage_rows(validation, node, sampler, training=False).weights.sum()
         checks = ceil(validated / (node.batch_size * ranks)) * node.val_checks_per_epoch
-        longest, *typical = _typical(order, train, ranks * together, TIMED if timer else SIMULATED)
+        longest, *typical = _typical(order, rows.seconds, ranks * together, TIMED if timer else SIMULATED)
         cost = simulator.stage(name, sampler, [longest] if timer else [longest, *typical])
         step, check = timer.times(name, sampler, typical) if timer else _by_sheet(cast(GPU, hardware), cost)
         memory = {strategy: program + _memory(module, cost, strategy, ranks) for strategy in STRATEGIES}
@@ -115,9 +120,8 @@ def _by_sheet(gpu: GPU, cost: Cost) -> tuple[float, float]:
     return mean(gpu.seconds(work) for work in cost.steps[1:]), gpu.seconds(cost.validation)
 
 
-def _typical(order: BatchSampler, split: Split, shares: int, count: int) -> list[Rows]:
+def _typical(order: BatchSampler, seconds: NDArray[np.float32], shares: int, count: int) -> list[Rows]:
     """The batch of the most seconds, then some of an epoch from short to long, as one process has them."""
-    seconds = split.seconds
     by_length = sorted(order.global_steps(), key=lambda rows: float(seconds[rows.numbers].sum()))
     chosen = [by_length[(2 * i + 1) * len(by_length) // (2 * count)] for i in range(count)]
     return [Rows(rows.epoch, rows.numbers[::shares]) for rows in (by_length[-1], *chosen)]

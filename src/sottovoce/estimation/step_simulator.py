@@ -131,7 +131,7 @@ class StepSimulator:
     def examples(self, stage: str, sampler: ExampleSampler, rows: Rows) -> list[Example]:
         """The rows' examples; those whose target the LLM generates have none yet."""
         drawn = [sampler(self.utterances[row], rows.epoch, k)
-                for row in rows.numbers for k in range(self.recipe.stages[stage].tasks_per_utterance)]  # fmt: skip
+                for row in rows.numbers for k in range(self.recipe.stages[stage].draws)]  # fmt: skip
         return [example for example in drawn if example is not None]
 
     def step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
