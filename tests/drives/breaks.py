@@ -46,7 +46,6 @@ class Break:
                 shutil.copytree(place, folder / place.name, symlinks=True, copy_function=os.link)
             elif place.is_file():
                 os.link(place, folder / place.name)
-        (folder / ".driven" / self.plan).unlink(missing_ok=True)
         return World(folder, self.copy(folder), like.start)
 
 

@@ -89,7 +89,8 @@ def fitted(config: str, *more: str) -> Check:
             place = folder / "stages" / f"{number}-{name}"
             report = json.loads((place / "done.json").read_text("utf-8"))
             due(report["steps"] > 0 and not report["skipped"], f"stage {name}: {report}")
-            due(f"stage {number} of {len(recipe.stages)}: {name}" in done.out, f"stage {name} is not told")
+            told = (f"stage {number} of {len(recipe.stages)}: {name}", f"stage {name} is done")
+            due(any(words in done.out for words in told), f"stage {name} is not told")
             best: dict[str, Tensor] = torch.load(place / "best.ckpt", weights_only=False)["state_dict"]
             learns = [weight for key, weight in best.items() if _learns(key, stage.train or list(recipe.slots))]
             due(sum(w.numel() for w in learns) == report["trainable"], f"stage {name} trains {report['trainable']}")
@@ -276,8 +277,12 @@ def tabled(config: str) -> Check:
             rows = [row for row in csv.DictReader(stream) if row["kind"] == "score"]
         found = {(row["system"], row["task"], row["metric"], row["slots"]) for row in rows}
         for name, system in table.systems.items():
+            due(any(key[0] == name for key in found), f"{name} has no score")
             for column in system.paper:
                 due((name, *COLUMNS[column][0]) in found, f"{name} has no {column}")
+            for slots, tasks in system.published.items():
+                for task, metric in ((t, m) for t, scores in tasks.items() for m in scores if t != "voicebench"):
+                    due((name, task, metric, slots) in found, f"{name} has no {task} {metric} {slots}")
         due(not table.picture or (world.folder / table.folder / "tokens.png").is_file(), "no picture")
         return f"{len(table.systems)} systems, {len(found)} scores, all that the paper has"
 

@@ -109,8 +109,9 @@ class World:
             words = words.replace(known.replace("localhost", "server"), service.url)
         if "FFMPEG" in words:
             words = words.replace("FFMPEG", importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe())
-        if "LAST_OF_THEM" in words and (analysis := re.search(r"llm\.tuning\.analysis=(\S+)", words)):
-            words = words.replace("LAST_OF_THEM", str(read_split(self.folder / analysis[1])[1]))
+        if analysis := re.search(r"llm\.tuning\.analysis=(\S+)", words):
+            last = str(read_split(self.folder / analysis[1])[1])
+            words = re.sub(r"layer=LAST\w*", f"layer={last}", words)
         return words.replace("/data/", f"{self.folder}/data/")
 
     def run(self, words: str) -> Done:
