@@ -40,7 +40,7 @@ class Break:
 
     def world(self, like: World, folder: Path) -> World:
         """A world with this recipe, and with the data and parts of another, but none of its runs."""
-        own = ("runs", "conf", "broken", "exported", ".cache", self.plan)
+        own = ("runs", "conf", "exported", ".cache", ".driven")
         for place in like.folder.iterdir():
             if place.is_dir() and place.name not in own:
                 shutil.copytree(place, folder / place.name, symlinks=True, copy_function=os.link)

@@ -27,8 +27,9 @@ SIZES = re.compile(  # all that the overlay may lay over a recipe
 )
 COMMAND = re.compile(r"(?:sottovoce ([a-z]+)|python -m lightning_modules\.(fit) --config) ?([^`\n]*)")
 NO_DRIVE = {  # documented, and driven by no plan
-    ("prepare", "NAME"), ("prepare", "mine"),  # stand for corpora by name, and of one's own
-    ("shards", "train.jsonl"),  # tests/data/test_tar_shards.py
+    ("prepare", ""), ("prepare", "NAME"), ("prepare", "mine"),  # stand for corpora by name, and of one's own
+    ("fit", ""),  # of each system in a shell's loop
+    ("list", ""),
 }  # fmt: skip
 
 
