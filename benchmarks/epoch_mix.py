@@ -9,6 +9,7 @@ order of rows and the draws of tasks are those of `sottovoce fit`. Prints Markdo
 import argparse
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,7 +102,7 @@ def mixes(recipe: Recipe, split: Split, stage: str, ranks: int) -> list[Mix]:
 
 def _mix(steps: list[tuple[list[float], Counter[str]]]) -> Mix:
     borders = np.linspace(0, len(steps), TENTHS + 1).astype(int)
-    tenths = [steps[first:last] for first, last in zip(borders, borders[1:], strict=False)]
+    tenths = [steps[first:last] for first, last in pairwise(borders)]
     seconds = [[s for lengths, _ in tenth for s in lengths] for tenth in tenths]
     counts = [sum((tasks for _, tasks in tenth), Counter()) for tenth in tenths]
     whole = sum(counts, Counter[str]())
@@ -133,7 +134,8 @@ def main() -> None:
     published = load(ROOT / "conf/dual_adapter.yaml", [f"seed={arguments.seed}"])
     processes = int(published.trainer["devices"])
     split = mixture(published, arguments.seed)
-    Console().print(report("Published stage 1", mixes(published, split, "joint", processes)), markup=False, soft_wrap=True)
+    told = report("Published stage 1", mixes(published, split, "joint", processes))
+    Console().print(told, markup=False, soft_wrap=True)
     quick = load(ROOT / "conf/quickstart.yaml", [f"seed={arguments.seed}", *arguments.overrides])
     split = read_splits(quick).splits["train"]
     for stage in quick.stages:
