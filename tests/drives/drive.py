@@ -74,7 +74,7 @@ def turns_red(broken: Break, like: World, *, short: bool) -> bool:
 
 
 LONG = re.compile(  # what the short form leaves out: commands, and runs that others are like
-    r"--dry-run|trainer\.devices=2|sottovoce (?:label|estimate|analyze|export|evaluate)|conf/pe_ft/table|seed-0/auto"
+    r"--dry-run|trainer\.devices=2|sottovoce (?:estimate|analyze|export|evaluate)|conf/pe_ft/table|seed-0/auto"
     r"|voicebench"
 )
 

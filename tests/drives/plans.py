@@ -34,6 +34,7 @@ CLIP = "manifests/librispeech/source/test-clean/4/7/4-7-0000.flac"
 EMOTIONS = (
     "[neutral, angry, disgusted, fearful, happy, sad, bored, confused, sarcastic, laughing, projected, sleepy, whisper]"
 )
+MEASURED = ("labels.pitch", "labels.tempo", "labels.energy")
 TRAINED = ("baseline_1", "baseline_2", "v1", "v2", "v3")
 TUNED = ("frozen", "selective", "full", "selective_adch", "full_adch")
 VOICEBENCH_RUN = (
@@ -85,9 +86,13 @@ CORPORA = Plan(
                 ),
             ),
         ),
-        Step(
-            "sottovoce label manifests/librispeech/train.jsonl --out manifests/librispeech/labelled.jsonl --allow /",
-            (every_line("manifests/librispeech/labelled.jsonl", "labels.pitch", "labels.tempo", "labels.energy"),),
+        *(
+            Step(
+                f"sottovoce label manifests/librispeech/{split}.jsonl"
+                f" --out manifests/librispeech/{split}-labelled.jsonl --allow / --workers 1",
+                (every_line(f"manifests/librispeech/{split}-labelled.jsonl", *MEASURED),),
+            )
+            for split in ("train", "validation")
         ),
         Step(
             "sottovoce prepare textrolspeech --source /data/TextrolSpeech --out manifests/textrolspeech",
