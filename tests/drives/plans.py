@@ -142,7 +142,7 @@ DUAL_ADAPTER = Plan(
     [
         _tried("conf/dual_adapter.yaml"),
         Step(
-            "sottovoce estimate --config conf/dual_adapter.yaml --gpu h100 --utterances 400000 --seconds 6",
+            "sottovoce estimate --config conf/dual_adapter.yaml --gpu h100 --utterances 240000 --seconds 6",
             (says("GB"),),
         ),
         _trained("conf/dual_adapter.yaml", moods=GONE, said="sottovoce judge runs/dual_adapter"),
@@ -252,6 +252,11 @@ EXPRESSIVE = Plan(
                 (TROUBLED, 0, ()),
                 ({}, 0, (says("18 targets"), every_line("manifests/expressive/targets.jsonl", "response"))),
             )
+        ),
+        Step(
+            "sottovoce targets manifests/expressive/targets.jsonl --out manifests/expressive/both.jsonl"
+            " --kind plain --engine openai base_url=http://server:8000/v1 model=NAME",
+            (says("18 targets"), every_line("manifests/expressive/both.jsonl", "response", "responses.plain")),
         ),
     ],
     corpora=("expresso", "LibriSpeech"),

@@ -19,6 +19,7 @@ from sottovoce.config_model import (
     without_nulls,
 )
 from sottovoce.data.corpora import CORPORA
+from sottovoce.encoders.layer_choice import LAST, readable
 from sottovoce.errors import ConfigError, brief
 from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
 from sottovoce.llms import ENGINES
@@ -73,6 +74,10 @@ class SlotConfig:
 
     adapter: Annotated[Node, ADAPTERS] = Field(description="a component: `type` and its knobs")
     text: SlotText = Field(description='tagged: "<emotion> transcript"')
+    layers: Annotated[str, AfterValidator(readable)] = Field(
+        default=LAST, description="of the encoder: last, 2, 1-4, 2,5-6 or all; several are mixed by learned weights"
+    )
+    layer_norm: bool = Field(default=False, description="each layer has mean 0 and variance 1 before it is mixed")
     before: str = Field(default="", description="what the LLM's format has before speech; {number} counts clips")
     after: str = Field(default="", description="and behind it")
     carries: Annotated[
