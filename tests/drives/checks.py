@@ -360,7 +360,9 @@ def pretrained(config: str, *more: str) -> Check:
         due({"val/loss", "val/accuracy", "val/blind_loss"} <= report.keys(), report)
         moments = _moments(folder / "last.ckpt")
         encoder = load_file(folder / "encoder/conformer.safetensors")
-        due(len(moments) >= len(encoder) and all(bool(m.any()) for m in moments), "a tensor never had a gradient")
+        whole = not str(recipe.trainer.get("strategy")).startswith("deepspeed")
+        due(not whole or len(moments) >= len(encoder), f"{len(moments)} tensors were optimised")
+        due(moments and all(bool(m.any()) for m in moments), "a tensor never had a gradient")
         return f"{report['steps']} steps, {len(encoder)} tensors of the encoder"
 
     return check

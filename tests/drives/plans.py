@@ -211,9 +211,12 @@ PRETRAINING = Plan(
         ),
         Step("sottovoce pretrain --config conf/best_rq.yaml --dry-run", (says("trains, is kept"),)),
         Step("sottovoce pretrain --config conf/best_rq.yaml", (pretrained("conf/best_rq.yaml"),)),
-        Step(
-            f"sottovoce pretrain --config conf/best_rq.yaml name=best_rq_ddp {DDP}",
-            (pretrained("conf/best_rq.yaml", "name=best_rq_ddp", *DDP.split()),),
+        *(
+            Step(
+                f"sottovoce pretrain --config conf/best_rq.yaml name=best_rq_{name} {how}",
+                (pretrained("conf/best_rq.yaml", f"name=best_rq_{name}", *how.split()),),
+            )
+            for name, how in (("ddp", DDP), ("zero2", ZERO_2))
         ),
         Step(
             "sottovoce pretrain --config conf/best_rq_small.yaml "
