@@ -217,6 +217,7 @@ def scored(config: str, *more: str, judged: bool = False, folder: str = "evaluat
         }
         for key in sorted(published):
             waits = not judged and ("/" in key[1] or key[1].startswith("pa_"))  # for a judge
+            waits |= key[0] == "voicebench" and recipe.evaluation.voicebench is None  # which is off by default
             due(key in found or waits, f"published, and not scored: {' '.join(key)}")
         for name, judge in recipe.evaluation.judges.items() if judged else ():
             aspects = {key[1] for key in found if key[1].endswith(f"/{name}")}
