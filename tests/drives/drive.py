@@ -10,7 +10,6 @@ from tests.drives.breaks import Break
 from tests.drives.plans import PLANS, Plan
 from tests.drives.world import Step, World
 
-
 BROKEN = "broken.json"  # what became of the breaks, beside the results of plans
 
 
