@@ -10,7 +10,7 @@ os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})  # which libr
 
 from sottovoce.cli.main import silence_libraries
 from tests.drives.breaks import BREAKS
-from tests.drives.drive import drive, driven, is_driven, turns_red
+from tests.drives.drive import broken_before, drive, driven, is_driven, turns_red
 from tests.drives.plans import PLANS, in_order, unknown
 from tests.drives.report import write
 from tests.drives.world import ROOT, World
@@ -46,10 +46,11 @@ def main() -> int:
             chosen = [one for one in BREAKS if arguments.broken and one.plan in names]
             known = [found for name in PLANS if (found := driven(world, name))]
             survived = [one for one in chosen if not turns_red(one, world, short=arguments.short)]
+            tried = broken_before(world)
         finally:
             world.close()
     if arguments.out:
-        write(arguments.out, known)
+        write(arguments.out, known, tried)
     red = [result.name for result in results if result.fault]
     print(f"{len(results) - len(red)} of {len(results)} drives green{': red are ' + ', '.join(red) if red else ''}")
     for one in survived:

@@ -1,5 +1,6 @@
 """Published corpora in miniature, in their official layouts; no two clips sound alike, and films are real films."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from zlib import crc32
@@ -106,8 +107,6 @@ def _voice(name: str, seconds: float, rate: int) -> NDArray[np.float32]:
 
 def real_age(folder: Path) -> None:
     """Three manifests of short readings by children and adults, other speakers in each."""
-    import json
-
     for split in ("train", "validation", "test"):
         lines = []
         for number in range(CHILDREN * 2):

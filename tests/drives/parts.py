@@ -54,8 +54,7 @@ PARTS: dict[str, Callable[[Path], object]] = {  # as recipes name them
 
 
 def save_part(name: str, folder: Path) -> None:
-    """Write the checkpoint of this name below `folder`, unless it is there."""
+    """Write the checkpoint of this name below `folder`."""
     place = folder / name
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        PARTS[name](place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    PARTS[name](place)

@@ -34,6 +34,7 @@ CLIP = "manifests/librispeech/source/test-clean/4/7/4-7-0000.flac"
 EMOTIONS = (
     "[neutral, angry, disgusted, fearful, happy, sad, bored, confused, sarcastic, laughing, projected, sleepy, whisper]"
 )
+MEASURED = ("labels.pitch", "labels.tempo", "labels.energy")
 TRAINED = ("baseline_1", "baseline_2", "v1", "v2", "v3")
 TUNED = ("frozen", "selective", "full", "selective_adch", "full_adch")
 VOICEBENCH_RUN = (
@@ -88,12 +89,8 @@ CORPORA = Plan(
         *(
             Step(
                 f"sottovoce label manifests/librispeech/{split}.jsonl"
-                f" --out manifests/librispeech/{split}-labelled.jsonl --allow / --workers 16",
-                (
-                    every_line(
-                        f"manifests/librispeech/{split}-labelled.jsonl", "labels.pitch", "labels.tempo", "labels.energy"
-                    ),
-                ),
+                f" --out manifests/librispeech/{split}-labelled.jsonl --allow / --workers 1",
+                (every_line(f"manifests/librispeech/{split}-labelled.jsonl", *MEASURED),),
             )
             for split in ("train", "validation")
         ),
@@ -214,9 +211,12 @@ PRETRAINING = Plan(
         ),
         Step("sottovoce pretrain --config conf/best_rq.yaml --dry-run", (says("trains, is kept"),)),
         Step("sottovoce pretrain --config conf/best_rq.yaml", (pretrained("conf/best_rq.yaml"),)),
-        Step(
-            f"sottovoce pretrain --config conf/best_rq.yaml name=best_rq_ddp {DDP}",
-            (pretrained("conf/best_rq.yaml", "name=best_rq_ddp", *DDP.split()),),
+        *(
+            Step(
+                f"sottovoce pretrain --config conf/best_rq.yaml name=best_rq_{name} {how}",
+                (pretrained("conf/best_rq.yaml", f"name=best_rq_{name}", *how.split()),),
+            )
+            for name, how in (("ddp", DDP), ("zero2", ZERO_2))
         ),
         Step(
             "sottovoce pretrain --config conf/best_rq_small.yaml "

@@ -4,8 +4,9 @@ import datetime
 import platform
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import torch
 
@@ -22,24 +23,28 @@ sizes, devices, addresses), small random parts of the true classes in place of c
 their official layouts. It types what these pages tell, in their order; `×` counts what a server that was slow, wrong or
 absent made necessary. A recipe that no plan drives is a failure. The short form runs in CI (`tests/drives`).
 
-Written by `python -m tests.drives --out docs/drives.md` on {date} ({machine}; other work beside it): {seconds}.
+Written by `python -m tests.drives --out docs/drives.md` on {date}
+({machine}; other work beside it): {seconds}.
 
 After every command its output, rows, scores (every one that the test side or `published` promises), weights (what
 trains had gradients, the rest is the same to the bit) and pages are held against the recipe.
 """
 
 
-def write(out: Path, results: Sequence[Result]) -> None:
-    """Write the page anew."""
+def write(out: Path, results: Sequence[Result], tried: Mapping[str, bool]) -> None:
+    """Write the page anew; `tried` says which breaks were red."""
     date, machine = datetime.date.today().isoformat(), f"{platform.machine()}, one thread, torch {torch.__version__}"
     seconds = _time(sum(took for result in results for _, took, _ in result.steps))
     head = _HEAD.format(date=date, machine=machine, seconds=seconds)
     rows = ["| drive | recipes | commands | time |", "| --- | --- | --- | ---: |"]
     rows += [_row(result) for result in results]
     absent = [name for name in PLANS if name not in [result.name for result in results]]
-    rows += [f"\nNot driven: {', '.join(absent)}."] if absent else []
-    broken = ["", "## Broken on purpose", "", "One key is changed; the drive turns red, and says so (`--broken`):", ""]
-    broken += [f'- `{b.key}` of `{b.recipe.removeprefix("conf/")}` `{b.value}`: "{b.says}"' for b in BREAKS]
+    told = f"Not driven in that run: {', '.join(absent)}." if absent else ""
+    rows += ["", *wrap(told, WIDTH)] if told else []
+    broken = ["", "## Broken on purpose", "", "One key is changed; the drive must be red and say so (`--broken`):", ""]
+    for each in BREAKS:
+        state = {True: "red", False: "**not red**", None: "not tried"}[tried.get(f"{each.recipe} {each.key}")]
+        broken.append(f'- `{each.key}` of `{each.recipe.removeprefix("conf/")}`, "{each.says}": {state}')
     out.write_text("\n".join([head, *rows, *broken]) + "\n", "utf-8")
 
 
@@ -48,7 +53,7 @@ def _row(result: Result) -> str:
     counts = Counter(_called(words) for words, _, _ in result.steps)
     told = ", ".join(f"{name} × {count}" if count > 1 else name for name, count in counts.items())
     state = (" (short)" if result.short else "") + (
-        f" **red: {result.fault.splitlines()[0][:200]}**" if result.fault else ""
+        f" **red: {result.fault.splitlines()[0][:120]}**" if result.fault else ""
     )
     return f"| {result.name}{state} | {recipes} | {told} | {_time(sum(took for _, took, _ in result.steps))} |"
 

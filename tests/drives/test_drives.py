@@ -78,7 +78,9 @@ def _commands(text: str) -> set[tuple[str, str]]:
     for command, fit, rest in COMMAND.findall(text):
         recipe = re.search(r"conf/[\w/]+\.yaml", rest)
         first = rest.split()[0].rstrip(",.") if rest.split() else ""
-        what = recipe[0] if recipe else first if (command or fit) in ("prepare", "shards") else ""
+        what = (
+            recipe[0] if recipe and command != "analyze" else first if (command or fit) in ("prepare", "shards") else ""
+        )
         kind = f"{command or fit}, dry" if "--dry-run" in rest else command or fit
         found.add((kind, what))
     return found
