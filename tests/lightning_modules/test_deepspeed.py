@@ -53,7 +53,7 @@ def tuned_tree(tree: Tree, folder: Path) -> Tree:
             lines.append({"id": f"{split}-{i}", **line, **(labels if i % 3 else {})})
         data[split] = [{"manifest": str(write_lines(folder / f"{split}.jsonl", lines))}]
     tuning = {"method": "lora", "layers": "0", "rank": 2, "dropout": 0.0}
-    stage = {"tasks": {"dialogue": 1}, "train": ["llm", "linguistic"], "lr": 2e-3, "eps": 1.0, "batch_size": 4}
+    stage = {"tasks": {"dialogue": 1}, "train": ["llm", "linguistic"], "lr": 2e-3, "eps": 1.0, "batch_size": 4, "epochs": 1}
     return {
         **tree, "llm": {**tree["llm"], "tuning": tuning}, "auxiliary_head": {"layer": 1, "categories": values},
         "stages": {"tune": stage}, "data": {"cache": tree["data"]["cache"], **data},
@@ -153,7 +153,7 @@ def test_lora_and_auxiliary_heads_train_under_deepspeed_what_one_process_trains(
     """In the second batch one process has no row with a category."""
     one, run = runs / "tuned-one", runs / f"tuned-{strategy}"
     assert difference(one, run, "1-tune") < NEAR
-    assert scores(run, "1-tune") == pytest.approx(scores(one, "1-tune"), rel=1e-5)
+    assert scores(run, "1-tune") == pytest.approx(scores(one, "1-tune"), rel=1e-4)
     best = read_trained(run / "stages" / "1-tune" / "best.ckpt")
     bundle = load_file(run / "bundle" / "trained.safetensors")
     heads = {name for name in best if name.startswith("auxiliary_head.")}
@@ -164,7 +164,7 @@ def test_lora_and_auxiliary_heads_train_under_deepspeed_what_one_process_trains(
 
 def test_lora_trains_under_stage_3_what_one_process_trains(runs: Path) -> None:
     assert difference(runs / "lora-one", runs / f"lora-{SHARDED}", "1-tune") < NEAR
-    assert scores(runs / f"lora-{SHARDED}", "1-tune") == pytest.approx(scores(runs / "lora-one", "1-tune"), rel=1e-5)
+    assert scores(runs / f"lora-{SHARDED}", "1-tune") == pytest.approx(scores(runs / "lora-one", "1-tune"), rel=1e-4)
 
 
 def test_lora_and_auxiliary_heads_go_on_to_the_same_bits(runs: Path) -> None:
