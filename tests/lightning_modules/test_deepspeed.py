@@ -53,17 +53,10 @@ def tuned_tree(tree: Tree, folder: Path) -> Tree:
             lines.append({"id": f"{split}-{i}", **line, **(labels if i % 3 else {})})
         data[split] = [{"manifest": str(write_lines(folder / f"{split}.jsonl", lines))}]
     tuning = {"method": "lora", "layers": "0", "rank": 2, "dropout": 0.0}
-    stage = {
-        "tasks": {"dialogue": 1},
-        "train": ["llm", "linguistic"],
-        "lr": 2e-3,
-        "eps": 1.0,
-        "batch_size": 4,
-        "epochs": 1,
-    }
+    stage = {"tasks": {"dialogue": 1}, "train": ["llm", "linguistic"], "lr": 2e-3, "eps": 1.0, "batch_size": 4}
     return {
         **tree, "llm": {**tree["llm"], "tuning": tuning}, "auxiliary_head": {"layer": 1, "categories": values},
-        "stages": {"tune": stage}, "data": {"cache": tree["data"]["cache"], **data},
+        "stages": {"tune": {**stage, "epochs": 1}}, "data": {"cache": tree["data"]["cache"], **data},
         "evaluation": {"max_new_tokens": 2, "limit": 1, "slots": ["both"]},
     }  # fmt: skip
 
@@ -137,7 +130,7 @@ def test_the_shipped_recipe_trains_under_deepspeed_what_it_trains_under_ddp(
     recipe: Any = OmegaConf.load(runs / strategy / "recipe.yaml")
     assert recipe.trainer.precision == "bf16-mixed" and recipe.llm.dtype == "bfloat16"
     sharded, index = strategy == SHARDED, STAGES.index(stage)
-    assert scores(runs / strategy, stage) == pytest.approx(scores(runs / "ddp", stage), rel=1e-2 if sharded else 1e-4)
+    assert scores(runs / strategy, stage) == pytest.approx(scores(runs / "ddp", stage), rel=3e-2 if sharded else 1e-4)
     assert sharded or difference(runs / "ddp", runs / strategy, stage) < NEAR_BF16
     if index:  # they have moved, and by more than that
         before, after = (read_trained(runs / strategy / "stages" / STAGES[i] / "best.ckpt") for i in (index - 1, index))
