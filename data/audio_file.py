@@ -1,5 +1,6 @@
 """Opening of audio files: which streams they join, whether they break off, and how much they claim to hold."""
 
+import mmap
 import os
 import re
 from collections.abc import Sequence
@@ -34,6 +35,12 @@ _CLAIMED = {  # samples that the header claims, where libsndfile counts those th
     "AVR": r"^\s*Frames\s*: (\d+)", "MPC2K": r"^\s*Frames\s*: (\d+)", "SDS": r"^\s*Frames\s*: (\d+)",
     "MAT5": r"Cols : (\d+)", "NIST": r"^sample_count -i (\d+)",
 }  # fmt: skip
+_BEGINNINGS = {  # of formats of which libsndfile reads the first of two joined files alone, or a header as samples
+    b".snd": rb"\.snd\0\0\0[\x18-\xff].{4}\0\0\0[\x01-\x1b]", b"caff": rb"caff\0\x01\0\0desc",
+    b"riff": rb"riff\x2e\x91\xcf\x11\xa5\xd6", b"RF64": rb"RF64\xff{4}WAVEds64", b"PVF1": rb"PVF1\n\d+ \d+ \d+\n",
+    b"Crea": rb"Creative Voice File\x1a", b" paf": rb" paf\0{4}", b"fap ": rb"fap \0{4}",
+}  # fmt: skip
+_SAME_BEGINNING = (b"\x64\xa3", b"\0\0\0\0\x01\0\0\0", b"\0\0\x03\xe8")  # IRCAM, MAT4: no mark, but the same header
 
 
 def open_streams(path: Path, stack: ExitStack) -> tuple[list[Any], int, bool]:
@@ -52,6 +59,7 @@ def open_streams(path: Path, stack: ExitStack) -> tuple[list[Any], int, bool]:
         elif lying := _claims_little(source):
             opened, known = [lying], False
         else:
+            _refuse_joined(source.second())
             opened = [BytesIO(source.data) if source.member else source.file]
         files = [stack.enter_context(soundfile.SoundFile(each)) for each in opened]
     except soundfile.SoundFileError:
@@ -93,6 +101,21 @@ class _Source:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size + at) if at < 0 else at)
             return stream.read(count)
+
+    def second(self) -> int:
+        """The byte at which another file of its format begins, of formats in `_BEGINNINGS`; 0 where none does."""
+        pattern = _BEGINNINGS.get(self.head[:4])
+        if self.head.startswith(_SAME_BEGINNING):
+            pattern = re.escape(self.head[:32])
+        if pattern is None:
+            return 0
+        whole = re.compile(pattern, re.DOTALL)
+        if self.member:
+            found = whole.search(self.data, 1)
+            return found.start() if found else 0
+        with self.file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            found = whole.search(content, 1)
+            return found.start() if found else 0
 
     @property
     def framing(self) -> str | None:

@@ -5,7 +5,7 @@ or read by several workers, draws the same examples.
 """
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,13 +56,16 @@ class ExampleSampler:
     cut: bool = True  # whether dialogues are cut at varying points (training) or taken whole (scoring)
     place: InstructionRole = "system"
     barred: Mapping[str, frozenset[str]] = field(default_factory=dict)  # task -> ids of examples without a target
+    carries: Mapping[str, frozenset[str]] = field(default_factory=dict)  # slot -> linguistic, paralinguistic
+    per_task: bool = False  # whether utterances come once for each task, see `training.stage_rows`
 
     def __call__(self, utterance: Utterance, epoch: int, number: int) -> Example | None:
         """Draw an example, or None for an utterance that no task of this stage can use.
 
         `epoch` is counted from 0 within the stage, `number` tells apart several draws of one utterance in one epoch.
         """
-        rng = random.Random(f"{self.seed}/{self.stage}/{epoch}/{number}/{utterance.id}")
+        row = f"{utterance.id}/{utterance.only}" if self.per_task else utterance.id
+        rng = random.Random(f"{self.seed}/{self.stage}/{epoch}/{number}/{row}")
         possible = self.possible(utterance)
         if not possible:
             return None
@@ -81,7 +84,8 @@ class ExampleSampler:
         """The tasks of the stage that an utterance can serve: its manifest allows them, and it has their labels."""
         only = utterance.only
         named = (name for name, weight in self.weights.items() if weight > 0 and (only is None or name in only))
-        able = [name for name in named if task_of(self.tasks, name, utterance).serves(utterance)]
+        texts = self.slots.values()
+        able = [name for name in named if task_of(self.tasks, name, utterance).serves(utterance, texts)]
         return [name for name in able if self._has_end(utterance, name)]
 
     def _has_end(self, utterance: Utterance, task: str) -> bool:
@@ -95,12 +99,12 @@ class ExampleSampler:
     def _slots(self, task: Task, utterance: Utterance, rng: random.Random) -> tuple[dict[str, str], frozenset[str]]:
         """Equivalence Replacement Regularization (Wang et al., ICME 2025, section III-C, stage 2).
 
-        The slot that carries the task (the one of what it relies on; all where there is none) gets its speech and
-        learns; any other gets its own speech, the equivalent text or nothing, and its adapter is frozen.
+        The slots that carry the task get their speech and learn; any other gets its own speech, the equivalent text or
+        nothing, and its adapter is frozen. Where the text is unknown, speech and nothing share its weight.
         """
         if self.err is None:
             return dict.fromkeys(self.slots, "speech"), self.trains
-        carrying = frozenset(self.slots) & {task.relies_on} or frozenset(self.slots)
+        carrying = carriers(task.relies_on, self.slots, self.carries)
         sources = {}
         for slot, text in self.slots.items():
             known = bool(slot_text(utterance, text))
@@ -108,6 +112,12 @@ class ExampleSampler:
             replaced = rng.choices(list(weights), list(weights.values()))[0]
             sources[slot] = "speech" if slot in carrying else replaced
         return sources, carrying & self.trains
+
+
+def carriers(relies_on: str, slots: Iterable[str], carries: Mapping[str, Collection[str]]) -> frozenset[str]:
+    """The slots that carry what a task relies on, all where none does; a slot that says nothing, its own name."""
+    named = frozenset(slot for slot in slots if relies_on in carries.get(slot, (slot,)))
+    return named or frozenset(slots)
 
 
 def instructions(task: Task, utterance: Utterance) -> list[str]:

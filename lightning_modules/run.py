@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sottovoce.adapters import Adapter
 from sottovoce.config.recipe import Recipe
-from sottovoce.config.sections import StageConfig
+from sottovoce.config.sections import ALL, StageConfig
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.manifest import refuse
 from sottovoce.data.skipped import LineFault
@@ -30,6 +30,7 @@ from sottovoce.training.llm_targets import Targets
 from sottovoce.training.row_lengths import RowLengths, check_prompts, scored_readings, stage_readings
 from sottovoce.training.run_folder import check_data, check_folder, open_folder
 from sottovoce.training.splits import DataSplits, LazySplit, build_tasks, check_content_apart, read_splits
+from sottovoce.training.stage_rows import check_draws
 
 
 @dataclass
@@ -77,8 +78,9 @@ def example_sampler_of(recipe: Recipe, tasks: dict[str, Task], stage: str | None
     slots = {name: slot.text for name, slot in recipe.slots.items()}
     trains = frozenset(node.train or slots)
     return ExampleSampler(
-        tasks, node.tasks, slots, trains, node.err, recipe.seed, stage or "evaluation", cut, recipe.instructions
-    )
+        tasks, node.tasks, slots, trains, node.err, recipe.seed, stage or "evaluation", cut, recipe.instructions,
+        carries=recipe.carries, per_task=node.tasks_per_utterance == ALL,
+    )  # fmt: skip
 
 
 def prepare_run(recipe: Recipe, console: Console) -> Run:
@@ -103,7 +105,7 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
     if recipe.init_from:
         module.load_trained(bundle_weights(Path(recipe.init_from)), recipe.init_from, begins=True)
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
-    reader = AudioReader(module.encoder, cache if kept else None, recipe.data.max_seconds)
+    reader = AudioReader(module.encoder, cache if kept else None, recipe.data.max_seconds, module.layers)
     run = Run(recipe, build_tasks(recipe), data, module, reader, module.slots, cache, console)
     with file_lock(cache):
         encode_clips(run)
@@ -153,6 +155,9 @@ def encode_clips(run: Run) -> None:
             raise ManifestError(told, code="empty", where=f"data.{name}")
         for stage in run.recipe.stages:
             _check_serves(run, stage, name)
+    for stage in run.recipe.stages:
+        told = check_draws(stage, run.recipe, run.data.splits["train"], run.example_sampler(stage, cut=True))
+        run.console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _leave_out_unreadable(run: Run, clips: set[Path] | None = None) -> None:

@@ -130,15 +130,24 @@ def test_a_count_that_is_off_by_one_costs_nothing(tmp_path: Path) -> None:
         assert mp3_streams(bytes(content)) == [(0, len(content), whole, True)]
 
 
-@pytest.mark.parametrize("form", ["FLAC", "WAV"])
+@pytest.mark.parametrize(
+    "form", ["FLAC", "WAV", "AU", "CAF", "W64", "RF64", "VOC", "IRCAM", "PAF", "PVF", "MAT4", "AIFF", "SVX", "NIST"]
+)
 def test_two_files_in_one_are_refused(form: str, tmp_path: Path) -> None:
-    file = tmp_path / "clip"
+    """From a file, and from an archive; what libsndfile itself refuses is damaged."""
+    file, archive = tmp_path / "clip", tmp_path / "clips.tar"
     first, second = encoded(file, form, 1.0), encoded(file, form, 2.0, 1)
+    file.write_bytes(first)
+    samples = load_audio(file)
+    assert len(samples) == 16000
     file.write_bytes(first + second)
-    with refused("bad-value", file, AudioError):
-        read_header(file)
-    file.write_bytes(first + b"LIST\x04\0\0\0INFO")  # a chunk behind the samples is none
-    assert form == "FLAC" or len(load_audio(file)) == 16000
+    archive.write_bytes(bytes(512) + first + second)
+    for clip in (file, Path(f"{archive}:512+{len(first + second)}")):
+        with refused("damaged" if form in ("AIFF", "SVX", "NIST") else "bad-value", clip, AudioError):
+            read_header(clip)
+    if form == "WAV":
+        file.write_bytes(first + b"LIST\x04\0\0\0INFO")  # a chunk behind the samples is none
+        np.testing.assert_array_equal(load_audio(file), samples)
 
 
 def test_a_wav_whose_writer_had_no_time_for_the_length_is_whole(tmp_path: Path) -> None:

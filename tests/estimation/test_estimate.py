@@ -305,3 +305,21 @@ def test_a_recipe_for_gpus_is_estimated_for_one(monkeypatch: pytest.MonkeyPatch)
     assert isinstance(hardware_of(None, "cpu"), LocalDevice) and isinstance(hardware_of("here", "gpu"), LocalDevice)
     with refused("unknown-name", "--gpu"):
         hardware_of("v100", "gpu")
+
+
+def test_the_feature_cache_is_counted_by_its_layers(tree: dict[str, Any], capsys: Any) -> None:
+    """As many bytes as a run leaves on disk, headers of files aside; and a step with a mix can be simulated."""
+    sizes = {}
+    for layers in ("last", "0-2"):
+        slots = {name: {**slot, "layers": layers} for name, slot in tree["slots"].items()}
+        changed = recipes.parse({**tree, "slots": slots})
+        told = estimate(changed, GPUS["h100"], read_splits(changed))
+        cache = quiet_run(changed).audio_reader.cache
+        assert cache is not None
+        files = list(cache.folder.rglob("*.safetensors"))
+        sizes[layers] = told.cache
+        real = sum(file.stat().st_size for file in files)
+        assert told.cache == pytest.approx(real, rel=0.15)
+    assert sizes["0-2"] == 3 * sizes["last"]
+    uncached = recipes.parse({**tree, "data": {**tree["data"], "cache": None}})
+    assert estimate(uncached, GPUS["h100"], read_splits(uncached)).cache == 0

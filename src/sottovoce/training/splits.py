@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress
+from itertools import compress, repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,6 +55,14 @@ class Split:
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         return np.array([numbers[key] for key in keys], np.int64)
 
+    def served(self, drawing: ExampleSampler) -> Iterator[list[str]]:
+        """The tasks of a stage that each utterance serves."""
+        return map(drawing.possible, self.utterances)
+
+    def parts(self) -> Iterator[str | None]:
+        """Each utterance's part of the data."""
+        return (self.names.get(u.id) for u in self.utterances)
+
     def fingerprint_rows(self) -> Iterator[tuple[str, float, float]]:
         """Id, seconds and weight of each utterance."""
         return ((u.id, u.seconds, weight) for u, weight in zip(self.utterances, self.weights, strict=True))
@@ -97,6 +105,17 @@ class LazySplit(Split):
     def groups(self, drawing: ExampleSampler) -> NDArray[np.int64]:
         """See `Split`; before lines are read, only their manifests are known."""
         return self._each(range(len(self._sources))).astype(np.int64)
+
+    def served(self, drawing: ExampleSampler) -> Iterator[list[str]]:
+        """See `Split`; those that the line's manifest may serve."""
+        drawn = [task for task, weight in drawing.weights.items() if weight > 0]
+        for node, source in zip(self._nodes, self._sources, strict=True):
+            yield from repeat([task for task in drawn if node.tasks is None or task in node.tasks], len(source))
+
+    def parts(self) -> Iterator[str | None]:
+        """See `Split`."""
+        for node, source in zip(self._nodes, self._sources, strict=True):
+            yield from repeat(node.name, len(source))
 
     def stage_weights(self, stage: StageConfig, drawing: ExampleSampler, *, training: bool) -> NDArray[np.float64]:
         """See `Split`; before lines are read, only what whole manifests may serve is known."""
