@@ -62,11 +62,10 @@ class ExampleSampler:
 
         `epoch` is counted from 0 within the stage, `number` tells apart several draws of one utterance in one epoch.
         """
-        rng = random.Random(f"{self.seed}/{self.stage}/{epoch}/{number}/{utterance.id}")
-        possible = self.possible(utterance)
-        if not possible:
+        rng = self._rng(utterance, epoch, number)
+        name = self._task(self.possible(utterance), rng)
+        if name is None:
             return None
-        name = rng.choices(possible, [self.weights[task] for task in possible])[0]
         task = task_of(self.tasks, name, utterance)
         context = utterance.context
         if self.cut:
@@ -76,6 +75,18 @@ class ExampleSampler:
         return Example(
             utterance, name, instruction, context, sources, trains, task.target(utterance), self.place, task.teacher
         )
+
+    def drawn_tasks(self, utterance: Utterance, epoch: int, draws: int) -> list[str]:
+        """The tasks of an utterance's examples in an epoch, sorted; none where no task of the stage can use it."""
+        possible = self.possible(utterance)
+        drawn = [self._task(possible, self._rng(utterance, epoch, number)) for number in range(draws)]
+        return sorted(task for task in drawn if task)
+
+    def _rng(self, utterance: Utterance, epoch: int, number: int) -> random.Random:
+        return random.Random(f"{self.seed}/{self.stage}/{epoch}/{number}/{utterance.id}")
+
+    def _task(self, possible: Sequence[str], rng: random.Random) -> str | None:
+        return rng.choices(possible, [self.weights[task] for task in possible])[0] if possible else None
 
     def possible(self, utterance: Utterance) -> list[str]:
         """The tasks of the stage that an utterance can serve: its manifest allows them, and it has their labels."""

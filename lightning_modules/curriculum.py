@@ -153,11 +153,12 @@ def _steps_done(checkpoint: Path | None, batch_size: int) -> int:
 def _sampler(run: Run, stage: str, split: str, trainer: L.Trainer, start: int = 0) -> BatchSampler:
     """This process's batches of a stage, from batch `start` on."""
     node, data, training = run.recipe.stages[stage], run.data.splits[split], split == "train"
-    examples = _drawing(run, stage, split)
+    examples, draws = _drawing(run, stage, split), node.tasks_per_utterance if training else 1
     order = BatchSampler(
         seconds=data.seconds, weights=data.stage_weights(node, examples, training=training),
         batch_size=node.batch_size, epochs=node.epochs if training else 1, seed=run.recipe.seed,
-        rank=trainer.global_rank, ranks=trainer.world_size, start=start, groups=data.groups(examples),
+        rank=trainer.global_rank, ranks=trainer.world_size, start=start,
+        groups=partial(data.groups, examples, draws),
         accumulate=node.accumulate_grad_batches if training else 1,
     )  # fmt: skip
     few = run.recipe.trainer.get("overfit_batches")
