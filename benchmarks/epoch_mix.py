@@ -9,7 +9,6 @@ order of rows and the draws of tasks are those of `sottovoce fit`. Prints Markdo
 import argparse
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from sottovoce.data.tasks import AttributeTask
 from sottovoce.data.utterance import Utterance
 from sottovoce.lightning_modules.run import example_sampler_of
 from sottovoce.training.splits import Split, build_tasks, read_splits
+from sottovoce.training.stage_rows import stage_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 TENTHS = 10
@@ -87,19 +87,16 @@ def mixture(recipe: Recipe, seed: int) -> Split:
 def mixes(recipe: Recipe, split: Split, stage: str, ranks: int) -> list[Mix]:
     """Each epoch of a stage, as `sottovoce fit` draws it."""
     node, drawing = recipe.stages[stage], example_sampler_of(recipe, build_tasks(recipe), stage, cut=True)
-    split_seconds = split.seconds
+    side = stage_rows(split, node, drawing, training=True)
     order = BatchSampler(
-        split_seconds, split.stage_weights(node, drawing, training=True), node.batch_size, node.epochs, recipe.seed,
-        ranks=ranks, groups=partial(split.groups, drawing, node.tasks_per_utterance),
-        accumulate=node.accumulate_grad_batches,
+        side.seconds, side.weights, node.batch_size, node.epochs, recipe.seed,
+        ranks=ranks, groups=side.groups, accumulate=node.accumulate_grad_batches,
     )  # fmt: skip
     epochs: list[list[Step]] = [[] for _ in range(node.epochs)]
     for rows in order.global_steps():
-        drawn = [
-            drawing.drawn_tasks(split.utterances[row], rows.epoch, node.tasks_per_utterance) for row in rows.numbers
-        ]
-        seconds = split_seconds[rows.numbers].repeat([len(tasks) for tasks in drawn])
-        epochs[rows.epoch].append((seconds, Counter(task for tasks in drawn for task in tasks)))
+        utterances = [side.utterances[row] for row in rows.numbers]
+        drawn = [drawing.draw_task(u, rows.epoch, number)[1] or "" for u in utterances for number in range(node.draws)]
+        epochs[rows.epoch].append((side.seconds[rows.numbers].repeat(node.draws), Counter(drawn)))
     return [_mix(steps) for steps in epochs if steps]
 
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from sottovoce.data.audio import load_audio
 from sottovoce.data.manifest import Root, check_copy, line_fault, read_lines
 from sottovoce.data.manifest_schema import clip_of, is_written
-from sottovoce.errors import AudioError, ManifestError, SottovoceError
+from sottovoce.errors import AudioError, ConfigError, ManifestError, SottovoceError
 from sottovoce.io import atomic_open
 
 PITCH_HZ = (136.57698522, 196.09780757)  # below the first is low, above the second is high
@@ -94,7 +95,10 @@ def label_manifest(
     Raises:
         ManifestError: the manifest cannot be read, has a broken line, or is the copy itself; or the copy would lie in
             another folder.
+        ConfigError: `workers` is not positive.
     """
+    if workers < 1:
+        raise ConfigError.at("workers", "bad-value", f"one process or more must measure, found {workers}")
     source, out = Path(source), Path(out)
     check_copy(source, out, root)
     lines = [_checked(source, number, record) for number, record in read_lines(source)]
@@ -127,7 +131,7 @@ def _measured(jobs: list[Job], workers: int) -> Iterator[tuple[dict[str, str], S
     if workers == 1:
         yield from map(_new_labels, jobs)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # a fork of running threads may hang
         yield from pool.map(_new_labels, jobs, chunksize=8)
 
 

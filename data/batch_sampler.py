@@ -50,7 +50,7 @@ class BatchSampler:
     rank: int = 0  # of this process, of `ranks`
     ranks: int = 1  # processes
     start: int = 0  # steps to leave out at the beginning, because a killed run has done them
-    groups: Callable[[int], ArrayLike] | None = None  # epoch -> (rows,) number of what is to be mixed evenly: the task
+    groups: Callable[[int], ArrayLike] | ArrayLike | None = None  # (rows,) what is to be mixed evenly, or so by epoch
     max_steps: int | None = None  # after which the stage is over, though epochs are left
     accumulate: int = 1  # batches of a rank that make an optimizer step
 
@@ -111,7 +111,8 @@ class BatchSampler:
             places.append((rng.permutation(size) + (number * _GOLDEN + shift) % 1) / size)
         order = np.argsort(np.concatenate(places), kind="stable")
         if self.groups is not None:
-            return _dealt(buckets, np.repeat(np.arange(len(sizes)), sizes)[order], np.asarray(self.groups(epoch)))
+            groups = np.asarray(self.groups(epoch) if callable(self.groups) else self.groups)
+            return _dealt(buckets, np.repeat(np.arange(len(sizes)), sizes)[order], groups)
         batches = [bucket[number::size] for bucket, size in zip(buckets, sizes, strict=True) for number in range(size)]
         return [batches[batch] for batch in order]
 

@@ -5,7 +5,7 @@ or read by several workers, draws the same examples.
 """
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,14 +56,12 @@ class ExampleSampler:
     cut: bool = True  # whether dialogues are cut at varying points (training) or taken whole (scoring)
     place: InstructionRole = "system"
     barred: Mapping[str, frozenset[str]] = field(default_factory=dict)  # task -> ids of examples without a target
+    carries: Mapping[str, frozenset[str]] = field(default_factory=dict)  # slot -> linguistic, paralinguistic
+    per_task: bool = False  # whether utterances come once for each task, see `training.stage_rows`
 
     def __call__(self, utterance: Utterance, epoch: int, number: int) -> Example | None:
-        """Draw an example, or None for an utterance that no task of this stage can use.
-
-        `epoch` is counted from 0 within the stage, `number` tells apart several draws of one utterance in one epoch.
-        """
-        rng = self._rng(utterance, epoch, number)
-        name = self._task(self.possible(utterance), rng)
+        """An example, None where no task can use the utterance; `number` tells apart draws in one `epoch`, from 0."""
+        rng, name = self.draw_task(utterance, epoch, number)
         if name is None:
             return None
         task = task_of(self.tasks, name, utterance)
@@ -76,23 +74,19 @@ class ExampleSampler:
             utterance, name, instruction, context, sources, trains, task.target(utterance), self.place, task.teacher
         )
 
-    def drawn_tasks(self, utterance: Utterance, epoch: int, draws: int) -> list[str]:
-        """The tasks of an utterance's examples in an epoch, sorted; none where no task of the stage can use it."""
+    def draw_task(self, utterance: Utterance, epoch: int, number: int) -> tuple[random.Random, str | None]:
+        """The task of an example, None where none can use the utterance; and what all else of it is drawn with."""
+        row = f"{utterance.id}/{utterance.only}" if self.per_task else utterance.id
+        rng = random.Random(f"{self.seed}/{self.stage}/{epoch}/{number}/{row}")
         possible = self.possible(utterance)
-        drawn = [self._task(possible, self._rng(utterance, epoch, number)) for number in range(draws)]
-        return sorted(task for task in drawn if task)
-
-    def _rng(self, utterance: Utterance, epoch: int, number: int) -> random.Random:
-        return random.Random(f"{self.seed}/{self.stage}/{epoch}/{number}/{utterance.id}")
-
-    def _task(self, possible: Sequence[str], rng: random.Random) -> str | None:
-        return rng.choices(possible, [self.weights[task] for task in possible])[0] if possible else None
+        return rng, rng.choices(possible, [self.weights[task] for task in possible])[0] if possible else None
 
     def possible(self, utterance: Utterance) -> list[str]:
         """The tasks of the stage that an utterance can serve: its manifest allows them, and it has their labels."""
         only = utterance.only
         named = (name for name, weight in self.weights.items() if weight > 0 and (only is None or name in only))
-        able = [name for name in named if task_of(self.tasks, name, utterance).serves(utterance)]
+        texts = self.slots.values()
+        able = [name for name in named if task_of(self.tasks, name, utterance).serves(utterance, texts)]
         return [name for name in able if self._has_end(utterance, name)]
 
     def _has_end(self, utterance: Utterance, task: str) -> bool:
@@ -106,12 +100,12 @@ class ExampleSampler:
     def _slots(self, task: Task, utterance: Utterance, rng: random.Random) -> tuple[dict[str, str], frozenset[str]]:
         """Equivalence Replacement Regularization (Wang et al., ICME 2025, section III-C, stage 2).
 
-        The slot that carries the task (the one of what it relies on; all where there is none) gets its speech and
-        learns; any other gets its own speech, the equivalent text or nothing, and its adapter is frozen.
+        The slots that carry the task get their speech and learn; any other gets its own speech, the equivalent text or
+        nothing, and its adapter is frozen. Where the text is unknown, speech and nothing share its weight.
         """
         if self.err is None:
             return dict.fromkeys(self.slots, "speech"), self.trains
-        carrying = frozenset(self.slots) & {task.relies_on} or frozenset(self.slots)
+        carrying = carriers(task.relies_on, self.slots, self.carries)
         sources = {}
         for slot, text in self.slots.items():
             known = bool(slot_text(utterance, text))
@@ -119,6 +113,12 @@ class ExampleSampler:
             replaced = rng.choices(list(weights), list(weights.values()))[0]
             sources[slot] = "speech" if slot in carrying else replaced
         return sources, carrying & self.trains
+
+
+def carriers(relies_on: str, slots: Iterable[str], carries: Mapping[str, Collection[str]]) -> frozenset[str]:
+    """The slots that carry what a task relies on, all where none does; a slot that says nothing, its own name."""
+    named = frozenset(slot for slot in slots if relies_on in carries.get(slot, (slot,)))
+    return named or frozenset(slots)
 
 
 def instructions(task: Task, utterance: Utterance) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.clip_reference import Part, split_part
-from sottovoce.data.tasks import TASKS
+from sottovoce.data.tasks import PLAIN, TASKS
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import AudioError, Code, ManifestError, SottovoceError, brief, nearest
 from sottovoce.scripts import nfc
@@ -92,7 +92,7 @@ class LineReader:
         labels = self._labels(record, problems)
         ready = _of_kind(dict, record, "responses", problems)
         if not _TASK_NAMES.issuperset(ready):  # asking the registry takes milliseconds, for each of a million lines
-            _TASK_NAMES.update(TASKS.names())
+            _TASK_NAMES.update([*TASKS.names(), PLAIN])
         _check_texts("responses", "task", ready, _TASK_NAMES, problems)
         context = self._context(record, problems, line)
         category = self._category(record, labels, problems)

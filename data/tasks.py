@@ -1,7 +1,7 @@
 """Tasks: what a model is asked about a spoken turn (its wordings), and what it should answer (its target)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -14,6 +14,8 @@ from sottovoce.scripts import nfc, searched, standing
 from sottovoce.templates import Template, read_wordings
 
 PROMPTS = Path(__file__).parent / "prompts"
+PLAIN = "plain"  # ready replies that know no emotion: `responses: {"plain": ...}`
+TEXTS = ("caption", "transcript")  # equivalent to speech in the slots, where nothing else is said
 
 
 class Task(ABC):
@@ -43,8 +45,11 @@ class Task(ABC):
     def available(self, utterance: Utterance) -> bool:
         """Whether the utterance has the transcript or label that this task learns from."""
 
-    def serves(self, utterance: Utterance) -> bool:
-        """Whether it can be asked of the utterance: `available`, and the turn is spoken, or may be `written`."""
+    def serves(self, utterance: Utterance, texts: Iterable[str] = TEXTS) -> bool:
+        """Whether it can be asked of the utterance: `available`, and the turn is spoken, or may be `written`.
+
+        `texts` are the slots' own, which a target that the LLM makes is made from.
+        """
         return (self.written or utterance.audio is not None) and self.available(utterance)
 
     @abstractmethod
@@ -105,7 +110,7 @@ class Dialogue(Task):
     """Reply to what is said and to how it is said.
 
     Style-aware behaviour alignment (Wang et al., ICME 2025): the target is the response of the run's own LLM to the
-    styled transcript, unless the manifest has a ready response.
+    text in all slots, unless the manifest has a ready response.
     """
 
     name = "dialogue"
@@ -113,9 +118,11 @@ class Dialogue(Task):
     generated = True
     written = True
 
-    def available(self, utterance: Utterance) -> bool:
-        styled = bool(utterance.text) and style_caption(utterance) is not None
-        return self.target(utterance) is not None or styled
+    def available(self, utterance: Utterance, texts: Iterable[str] = TEXTS) -> bool:
+        return self.target(utterance) is not None or all(_is_known(utterance, text) for text in texts)
+
+    def serves(self, utterance: Utterance, texts: Iterable[str] = TEXTS) -> bool:
+        return (self.written or utterance.audio is not None) and self.available(utterance, texts)
 
     def target(self, utterance: Utterance) -> str | None:
         return utterance.responses.get(self.name, utterance.response)
@@ -130,13 +137,25 @@ class Response(Dialogue):
 
     Args:
         teacher: a file with the system prompt, in one line; `none` for no system prompt.
+        kind: of the targets, as `sottovoce targets` calls it. `plain`: not conditioned on emotion; ready ones are in
+            `responses: {"plain": ...}`. `response`: conditioned; ready ones are in `response`. If absent, those in
+            `response` are taken for whatever they are.
     """
 
     name = "response"
 
-    def __init__(self, *, teacher: str = "sottovoce:data/prompts/speech_emotion_llama/companion.txt") -> None:
-        self._wordings = [""]
+    def __init__(
+        self,
+        *,
+        teacher: str = "sottovoce:data/prompts/speech_emotion_llama/companion.txt",
+        kind: Literal["response", "plain"] | None = None,
+    ) -> None:
+        self._wordings, self.kind = [""], kind
         self.teacher = None if teacher == "none" else read_wordings(resolve(teacher), {})[0]
+
+    def target(self, utterance: Utterance) -> str | None:
+        written = utterance.audio is None  # whose reply cannot know an emotion
+        return super().target(utterance) if self.kind != PLAIN or written else utterance.responses.get(PLAIN)
 
 
 @TASKS.register("caption")
@@ -256,6 +275,13 @@ Emotion = _attribute(
     "emotion", "How the speaker feels.", "The speaker sounds {label}.",
     "neutral", "happy", "sad", "angry", "surprised", "disgusted", "fearful", "contemptuous",
 )  # fmt: skip
+
+
+def _is_known(utterance: Utterance, text: str) -> bool:
+    """Whether the utterance has what a slot's text is made of; a reply needs the words in any case."""
+    if text == "tagged":
+        return bool(utterance.text and utterance.labels.get("emotion"))
+    return bool(utterance.text) and (text == "transcript" or style_caption(utterance) is not None)
 
 
 def style_caption(utterance: Utterance) -> str | None:

@@ -4,8 +4,9 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ class Encoder(nn.Module, ABC):
     sample_rate: int  # of the waveforms it takes, in Hz
     frame_rate: float  # of the frames it returns, in Hz
     dim: int  # of each frame
+    depth: int = 0  # of its layers, which `layer_frames` reads; 0 where it does not expose them
+    hides_layers: str = "it does not expose its layers"  # why, where `depth` is 0
     loaded: bool = False  # whether it has its weights
 
     @abstractmethod
@@ -60,13 +63,39 @@ class Encoder(nn.Module, ABC):
         """How many frames a clip of so many samples becomes; a bound from above where an encoder has no formula."""
         return math.ceil(samples * self.frame_rate / self.sample_rate) + 1
 
+    def layer_frames(self, waveform: Tensor, lengths: Tensor, layers: Sequence[int]) -> Frames:
+        """Outputs of some layers, side by side: (batch, frames, len(layers) * dim), at the rate of `forward`.
+
+        Layers are the Transformer's blocks, 1 to `depth`. The last one is what `forward` returns, after the final norm
+        where there is one; the others are as the next block is given them, and 0 is what the first block is given.
+        Blocks above the highest layer are not computed. Arguments and errors as in `forward`.
+
+        Raises:
+            ConfigError: the encoder does not expose its layers.
+            ValueError: there is no such layer, or none is asked for.
+        """
+        if tuple(layers) == (self.depth,):
+            return cast(Frames, self(waveform, lengths))
+        if not self.depth:
+            raise ConfigError.at("encoder.type", "conflict", f"{type(self).__name__}: {self.hides_layers}")
+        if not layers or not 0 <= min(layers) <= max(layers) <= self.depth:
+            raise ValueError(f"expected layers of 0-{self.depth}, got {list(layers)}")
+        return self._read_layers(waveform, lengths, layers)
+
+    def _read_layers(self, waveform: Tensor, lengths: Tensor, layers: Sequence[int]) -> Frames:
+        """What `layer_frames` returns; for encoders with a `depth`."""
+        raise NotImplementedError
+
     def hidden_states(self, waveform: Tensor, lengths: Tensor) -> list[Frames]:
-        """The first layer's input and every layer's output, `layers + 1` times (batch, frames, dim).
+        """The first layer's input and every layer's output, `depth + 1` times (batch, frames, dim).
 
         `ConfigError` where an encoder does not expose its layers.
         """
-        why = f"{type(self).__name__} does not expose its layers: take another encoder, such as `conformer`"
-        raise ConfigError.at("encoder.type", "conflict", why)
+        if not self.depth:
+            why = f"{type(self).__name__}: {self.hides_layers}. Take another encoder, such as `conformer`"
+            raise ConfigError.at("encoder.type", "conflict", why)
+        x, counts = self.layer_frames(waveform, lengths, range(self.depth + 1))
+        return [Frames(part, counts) for part in x.chunk(self.depth + 1, -1)]
 
     def loaded_network(self) -> Any:
         """The network; `RuntimeError` until it has its weights."""

@@ -1,7 +1,7 @@
 """The Conformer encoder of SpeechEmotionLlama: log-mel in, 25 frames a second, a billion parameters."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
 from sottovoce.config_model import Count, Share
 from sottovoce.encoders import ENCODERS, log_mel
 from sottovoce.encoders.base import Encoder, fingerprint, float32_in_eval
+from sottovoce.encoders.layer_taps import side_by_side
 from sottovoce.errors import ConfigError, MissingError, first_line
 from sottovoce.frames import Frames
 from sottovoce.paths import resolve
@@ -145,6 +146,7 @@ class ConformerEncoder(Encoder):
             _check_same(self.sizes, self.file)
         self.dropout = dropout
         self.sample_rate, self.frame_rate, self.dim = log_mel.SAMPLE_RATE, 25.0, width
+        self.depth = layers
         self.network: Conformer | None = None
 
     def build(self) -> None:
@@ -178,10 +180,7 @@ class ConformerEncoder(Encoder):
 
     def contextualize(self, stacked: Frames) -> Frames:
         """The output of the last layer, (batch, frames, dim), for stacked log-mels (batch, frames, 320)."""
-        with float32_in_eval(self, stacked.x.device):
-            for state in self.loaded_network()(stacked):
-                last = state
-        return Frames(last.x.float(), last.lengths)
+        return self._layers(stacked, (self.depth,))
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
         """A frame for every 640 samples; a tail of fewer is dropped, a clip of fewer filled up with silence."""
@@ -190,8 +189,15 @@ class ConformerEncoder(Encoder):
     def output_length(self, samples: int) -> int:
         return max(1, -(-samples // log_mel.HOP) // log_mel.STACK)
 
-    def hidden_states(self, waveform: Tensor, lengths: Tensor) -> list[Frames]:
-        return self.layer_outputs(log_mel.stack(log_mel.log_mel(waveform, lengths)))
+    def _read_layers(self, waveform: Tensor, lengths: Tensor, layers: Sequence[int]) -> Frames:
+        return self._layers(log_mel.stack(log_mel.log_mel(waveform, lengths)), layers)
+
+    def _layers(self, stacked: Frames, layers: Sequence[int]) -> Frames:
+        """Some of `layer_outputs` side by side; none is computed above the highest."""
+        with float32_in_eval(self, stacked.x.device):
+            running = zip(range(max(layers) + 1), self.loaded_network()(stacked), strict=False)
+            kept = {number: state.x.float() for number, state in running if number in layers}
+        return Frames(side_by_side(kept, layers), stacked.lengths)
 
     def _read(self, file: Path) -> None:
         try:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from sottovoce.encoders.base import Encoder
 from sottovoce.errors import SottovoceError
 from sottovoce.io import atomic_open
 
@@ -26,6 +28,14 @@ def audio_key(samples: npt.NDArray[np.float32]) -> str:
     return hashlib.sha256(samples.tobytes()).hexdigest()
 
 
+def layers_fingerprint(encoder: Encoder, layers: Sequence[int]) -> str:
+    """The encoder's fingerprint; of other layers than the last one alone, a SHA-256 of it and of their numbers."""
+    whole = encoder.fingerprint()
+    if tuple(layers) == (encoder.depth,):
+        return whole
+    return hashlib.sha256(json.dumps([whole, list(layers)]).encode()).hexdigest()
+
+
 class FeatureCache:
     """Frames of clips in float16: `root/<fingerprint[:16]>/<key[:2]>/<key>.safetensors`.
 
@@ -34,7 +44,7 @@ class FeatureCache:
 
     Args:
         root: folder of all caches; made when the first clip is put.
-        fingerprint: of the encoder (`Encoder.fingerprint`), so that another encoder never finds these frames.
+        fingerprint: of the encoder and its layers (`layers_fingerprint`), so that others never find these frames.
     """
 
     def __init__(self, root: Path, fingerprint: str) -> None:

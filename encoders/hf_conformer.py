@@ -1,7 +1,7 @@
 """Public Conformer encoders in Hugging Face's format: w2v-BERT 2.0 and those of Parakeet."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ class HFConformerEncoder(HubEncoder):
             self.shortest = 400 + 160
         # `shortest` samples give two mel frames: feature extractors divide by a clip's variance
         self.sample_rate, self.frame_rate = extractor.sampling_rate, extractor.sampling_rate / hop
-        self.dim = config.hidden_size
+        self.dim, self.depth = config.hidden_size, config.num_hidden_layers
 
     def _network(self) -> Any:
         from transformers import AutoModel
@@ -113,6 +113,10 @@ class HFConformerEncoder(HubEncoder):
         if absent := sorted(report["missing_keys"]):  # transformers would go on with random numbers
             raise self.hub.missing(self.checkpoint, f"{folder} lacks {', '.join(absent[:3])} …")
         return network
+
+    def _stack(self) -> nn.Module:
+        network = self.loaded_network()
+        return cast(nn.Module, network if self.config.model_type == "parakeet_encoder" else network.encoder)
 
     def train(self, mode: bool = True) -> "HFConformerEncoder":
         """As in `nn.Module`, but batch norms keep their statistics: a clip must not depend on its batch."""

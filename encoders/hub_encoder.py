@@ -1,13 +1,16 @@
 """Encoders from Hugging Face checkpoints: config.json and preprocessor_config.json describe them."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sottovoce.encoders.base import Encoder, fingerprint
+from sottovoce.encoders.layer_taps import tapped
 from sottovoce.errors import ConfigError
+from sottovoce.frames import Frames
 from sottovoce.hub import BOOKKEEPING, WEIGHTS, Hub
 
 SETTINGS = ("*.json",)
@@ -26,6 +29,7 @@ class HubEncoder(Encoder):
 
     hub: ClassVar[Hub]
     kind: ClassVar[str]  # first word of the fingerprint
+    norm: ClassVar[str | None] = None  # what `_stack` calls its final norm
     config: Any  # the encoder's own
     extractor: Any  # of features
 
@@ -81,12 +85,22 @@ class HubEncoder(Encoder):
 
     def _describe_by(self, folder: Path) -> None:
         """Let the checkpoint's own files, and not the table, describe the network that is built next."""
-        published = self.sample_rate, self.frame_rate, self.dim
+        published = self.sample_rate, self.frame_rate, self.dim, self.depth
         self._describe(*self._read_settings(folder))
-        if (found := (self.sample_rate, self.frame_rate, self.dim)) != published:
-            why = f"{folder} has (Hz, frames per second, dim) {found}, but {self.checkpoint} was published with "
+        if (found := (self.sample_rate, self.frame_rate, self.dim, self.depth)) != published:
+            why = (
+                f"{folder} has (Hz, frames per second, dim, layers) {found}, but {self.checkpoint} was published with "
+            )
             raise ConfigError.at("encoder.checkpoint", "mismatch", f"{why}{published}")
         self.encoder = None
+
+    def _stack(self) -> nn.Module:
+        """The part of the network that has the Transformer's `layers`."""
+        return cast(nn.Module, self.loaded_network())
+
+    def _read_layers(self, waveform: Tensor, lengths: Tensor, layers: Sequence[int]) -> Frames:
+        with tapped(self._stack(), self.norm, layers):
+            return cast(Frames, self(waveform, lengths))
 
     def fingerprint(self) -> str:
         """See `Encoder.fingerprint`; both configurations count."""

@@ -1,7 +1,7 @@
 """The audio encoder of Kimi-Audio: Whisper's, from its checkpoint, and beside it a speech tokenizer."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,8 @@ class KimiAudioEncoder(AudioTower):
         MissingError: one of them cannot be reached or is damaged.
     """
 
-    kind, families, seconds = "KimiAudioEncoder", (KIMI,), 30
+    kind, families, seconds, norm = "KimiAudioEncoder", (KIMI,), 30, "layer_norm"
+    hides_layers = "its frames have ids of discrete tokens, of which layers have none: leave out speech_tokenizer"
 
     def __init__(self, *, checkpoint: str, speech_tokenizer: str | None = None) -> None:
         self.speech_tokenizer = speech_tokenizer
@@ -71,6 +72,7 @@ class KimiAudioEncoder(AudioTower):
         self._speech_ids = config.speech_tokens
         self.frame_rate = self.sample_rate / self._samples
         self.dim = config.kimia_adaptor_input_dim + (DIGITS if self.speech_tokenizer else 0)
+        self.depth = 0 if self.speech_tokenizer else self.depth
 
     @property
     def _samples(self) -> int:
@@ -81,6 +83,9 @@ class KimiAudioEncoder(AudioTower):
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
         return KimiAudioNetwork(WhisperEncoder(self.config), self._tokenizer())
+
+    def _stack(self) -> nn.Module:
+        return cast(nn.Module, self.loaded_network().whisper)
 
     def _tokenizer(self) -> GLMSpeechTokenizer | None:
         if self.speech_tokenizer is None:
@@ -130,7 +135,8 @@ class KimiAudioEncoder(AudioTower):
         flat = [window for clip in windows for window in clip]
         with float32_in_eval(self, waveform.device):
             mels = torch.stack([self._log_mel(window) for window in flat]).to(waveform.device)
-            heard = self.encoder.whisper(mels).last_hidden_state.unflatten(1, (-1, _STACK)).flatten(2)
+            heard = self.encoder.whisper(mels).last_hidden_state.unflatten(1, (-1, _STACK))
+            heard = heard.unflatten(-1, (-1, self.config.d_model)).transpose(2, 3).flatten(2)  # layer by layer
             made = iter(zip(heard, flat, strict=True))
             rows = [torch.cat([self._frames(*next(made)) for _ in clip]) for clip in windows]
         return Frames.pad([row.float() for row in rows]).to(waveform.device).zero_padding()

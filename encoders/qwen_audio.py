@@ -58,7 +58,7 @@ class AudioTower(HubEncoder):
         self._check_features("mel bins", self.config.num_mel_bins, extractor.feature_size)
         self.sample_rate = extractor.sampling_rate
         self.frame_rate = self.sample_rate / (extractor.hop_length * _MELS_PER_FRAME)
-        self.dim = self.config.d_model
+        self.dim, self.depth = self.config.d_model, self.config.encoder_layers
 
     def _check_features(self, what: str, expected: int, made: int) -> None:
         if expected != made:
@@ -155,7 +155,7 @@ class Qwen2AudioTower(QwenTower):
         MissingError: `checkpoint` cannot be reached or is damaged.
     """
 
-    kind, families, seconds = "Qwen2AudioTower", ("qwen2_audio",), 30
+    kind, families, seconds, norm = "Qwen2AudioTower", ("qwen2_audio",), 30, "layer_norm"
 
     def __init__(self, *, checkpoint: str) -> None:
         super().__init__(checkpoint=checkpoint)
@@ -197,6 +197,7 @@ class Qwen25OmniTower(QwenTower):
     """
 
     kind, families, seconds = "Qwen25OmniTower", ("qwen2_5_omni", "qwen2_5_omni_thinker"), 300
+    norm = "ln_post"
 
     def __init__(self, *, checkpoint: str) -> None:
         super().__init__(checkpoint=checkpoint)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.base import Encoder, fingerprint
+from sottovoce.encoders.layer_taps import side_by_side
 from sottovoce.encoders.log_mel import check_waveforms
 from sottovoce.errors import ConfigError, MissingError, nearest
 from sottovoce.frames import Frames
@@ -117,7 +118,7 @@ class WhisperEncoder(Encoder):
         self.checkpoint, self.window = checkpoint, window
         self.dims = PUBLISHED[checkpoint] if checkpoint in PUBLISHED else read_dims(_local(checkpoint))
         self.sample_rate, self.frame_rate = SAMPLE_RATE, SAMPLE_RATE / SAMPLES_PER_FRAME
-        self.dim = self.dims.n_audio_state
+        self.dim, self.depth = self.dims.n_audio_state, self.dims.n_audio_layer
         self.samples = self.dims.n_audio_ctx * SAMPLES_PER_FRAME  # of a window
         self.encoder: Any = None  # an AudioEncoder, once built
 
@@ -149,6 +150,9 @@ class WhisperEncoder(Encoder):
 
         Always in float32: a log-mel in bfloat16 is no longer Whisper's, and the fingerprint would not tell.
         """
+        return self._read_layers(waveform, lengths, (self.depth,))
+
+    def _read_layers(self, waveform: Tensor, lengths: Tensor, layers: Sequence[int]) -> Frames:
         encoder = self.loaded_network()
         check_waveforms(waveform, lengths)
         clips = [row[:length].split(self.samples) for row, length in zip(waveform, lengths.tolist(), strict=True)]
@@ -156,7 +160,10 @@ class WhisperEncoder(Encoder):
         counts = [-(-len(piece) // SAMPLES_PER_FRAME) for piece in pieces]
         with torch.autocast(waveform.device.type, enabled=False):
             mels = [self._log_mel(piece) for piece in pieces]
-            x = encoder(torch.stack(mels)) if self.window == "full" else _encode_masked(encoder, mels, counts)
+            if self.window == "full":
+                x = _encode(encoder, torch.stack(mels), None, layers)
+            else:
+                x = _encode_masked(encoder, mels, counts, layers)
         frames = iter([row[:count].float() for row, count in zip(x, counts, strict=True)])
         return Frames.pad([torch.cat([next(frames) for _ in clip]) for clip in clips]).to(waveform.device)
 
@@ -171,8 +178,27 @@ class WhisperEncoder(Encoder):
         return cast(Tensor, log_mel_spectrogram(F.pad(piece.float(), (0, self.samples - len(piece))), self.dims.n_mels))
 
 
-def _encode_masked(encoder: Any, mels: list[Tensor], counts: list[int]) -> Tensor:
-    """Log-mels, each (mels, 2 * window frames), of which `counts` frames are real, to (windows, frames, dim).
+def _encode(encoder: Any, mels: Tensor, real: Tensor | None, layers: Sequence[int]) -> Tensor:
+    """Log-mels (windows, mels, 2 * frames) to layers side by side, (windows, frames, len(layers) * dim).
+
+    What `whisper.model.AudioEncoder.forward` computes, unless `real` (windows, frames) masks frames in attention.
+    """
+    x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mels)))).transpose(1, 2)  # (windows, frames, dim)
+    x = x + encoder.positional_embedding[: x.shape[1]]
+    kept, blocks = {0: x}, list(encoder.blocks)
+    for number, block in enumerate(blocks[: max(layers)], 1):
+        if real is None:
+            x = block(x)
+        else:
+            x = x + _attend(block.attn, block.attn_ln(x), real)
+            x = x + block.mlp(block.mlp_ln(x))
+        if number in layers:
+            kept[number] = encoder.ln_post(x) if number == len(blocks) else x
+    return side_by_side(kept, layers)
+
+
+def _encode_masked(encoder: Any, mels: list[Tensor], counts: list[int], layers: Sequence[int]) -> Tensor:
+    """As `_encode`, of log-mels (mels, 2 * window frames), each with so many real frames.
 
     Of each log-mel, the real frames and one frame of the silence behind them are kept (two mel frames, unless the
     window is full): that is as far as the convolutions of the last real frame see, so every real frame enters the
@@ -181,13 +207,8 @@ def _encode_masked(encoder: Any, mels: list[Tensor], counts: list[int]) -> Tenso
     cut = [mel[:, : 2 * count + 2] for mel, count in zip(mels, counts, strict=True)]
     longest = max(mel.shape[1] for mel in cut)
     x = torch.stack([F.pad(mel, (0, longest - mel.shape[1])) for mel in cut])
-    x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(x)))).transpose(1, 2)  # (windows, frames, dim)
-    x = x + encoder.positional_embedding[: x.shape[1]]
-    real = torch.arange(x.shape[1], device=x.device) < torch.tensor(counts, device=x.device)[:, None]
-    for block in encoder.blocks:
-        x = x + _attend(block.attn, block.attn_ln(x), real)
-        x = x + block.mlp(block.mlp_ln(x))
-    return cast(Tensor, encoder.ln_post(x))
+    real = torch.arange(-(-longest // 2), device=x.device) < torch.tensor(counts, device=x.device)[:, None]
+    return _encode(encoder, x, real, layers)
 
 
 def _attend(attention: Any, x: Tensor, real: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 
 from sottovoce.errors import SottovoceError
 from sottovoce.evaluation.bootstrap import Array, Interval, by_speaker, percentile_interval, resample
-from sottovoce.evaluation.metrics import DECIMALS, Measure
+from sottovoce.evaluation.metrics import DECIMALS, Measure, Score
 
 Seeds = Mapping[int, Measure]  # one score of a system: each seed's
 
@@ -88,6 +88,15 @@ def estimate(seeds: Seeds) -> Estimate:
     drawn = [(m.statistic, *by_speaker(m.rows, m.speakers)) for m in measures]
     draws = resample(len(drawn[0][1]), lambda draw: np.mean([score(draw @ rows) for score, rows, _ in drawn], axis=0))
     return Estimate(float(np.mean(list(values.values()))), draws, counts[0], values, drawn[0][2])
+
+
+def reported(seeds: Mapping[int, Score]) -> Estimate:
+    """A score of which value and interval are known alone, the means of its seeds'; it cannot be paired."""
+    scores = list(seeds.values())
+    low, high = (float(np.mean([getattr(score, end) for score in scores])) for end in ("low", "high"))
+    ends = np.repeat([low, high], 100)  # whose quantiles these are
+    values = {seed: score.value for seed, score in seeds.items()}
+    return Estimate(float(np.mean(list(values.values()))), ends, scores[0].n, values, scores[0].speakers)
 
 
 def _rounded(number: float) -> float:

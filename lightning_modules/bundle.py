@@ -17,6 +17,7 @@ from sottovoce.errors import BundleError, brief
 from sottovoce.io import atomic_folder, atomic_write, file_sha256
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.training.run_folder import environment
+from sottovoce.training.slot_layers import layer_weights
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.records import Record
@@ -115,6 +116,20 @@ def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
     return module.eval()
 
 
+def _layers(module: SpeechLLM) -> str:
+    """The table of what each slot hears of the encoder's layers; nothing where all hear the last one."""
+    if module.layers == (module.encoder.depth,):
+        return ""
+    weights = layer_weights(module.slot_layers, module.adapters)
+    rows = [
+        "| ".join([f"| {name} ", *(f"{mine[layer]:.3f} " if layer in mine else "" for layer in module.layers), "\n"])
+        for name, mine in weights.items()
+    ]
+    head = f"| weight of layer | {' | '.join(map(str, module.layers))} |\n|---|{'---:|' * len(module.layers)}\n"
+    told = f"Of the encoder's {module.encoder.depth} layers a slot hears the sum, weighted as learned:"
+    return f"\n{told}\n\n{head}{''.join(rows)}"
+
+
 def write_card(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -> None:
     """Write a bundle's model card: what it is made of, how it is used, and its scores."""
     from sottovoce.evaluation.reports.results import results_markdown  # brings all of the metrics along
@@ -139,7 +154,7 @@ Speech adapters for a frozen LLM, trained with Sottovoce {__version__}
 | slot | adapter | parameters |
 |---|---|---:|
 {adapters}
-
+{_layers(module)}
 Stages, in order:
 {stages}
 

@@ -29,6 +29,7 @@ from sottovoce.training.llm_targets import Made, Name
 from sottovoce.training.row_lengths import stage_readings
 from sottovoce.training.splits import LazySplit
 from sottovoce.training.spoken_prompt import response_tokens
+from sottovoce.training.stage_rows import StageRows, count_draws, stage_rows
 
 
 def train_stages(run: Run) -> Path | None:
@@ -79,13 +80,14 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
         _make_targets(run, name, split, trainer)
     together = stage.accumulate_grad_batches
     batch_size = stage.batch_size * trainer.world_size * together
-    sampler = _sampler(run, name, "train", trainer, _steps_done(resume, batch_size))
-    sampler.max_steps = steps = _steps(chosen, sampler)
+    rows, validated = _rows(run, name, "train"), _rows(run, name, "validation")
+    sampler = _sampler(run, name, "train", rows, trainer, _steps_done(resume, batch_size))
+    sampler.max_steps = steps = optimizer_steps(chosen, sampler)
     if not trial:
         due = max(1, steps // (stage.epochs * stage.val_checks_per_epoch))
         trainer.val_check_interval = due * together
-    training = _loader(run, name, "train", sampler)
-    validation = _loader(run, name, "validation", _sampler(run, name, "validation", trainer))
+    training = _loader(run, name, "train", rows, sampler)
+    validation = _loader(run, name, "validation", validated, _sampler(run, name, "validation", validated, trainer))
 
     # training
     module = _module_to_train(run, trainer, name, steps)
@@ -98,15 +100,17 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
     if trainer.is_global_zero:
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
         trainable = sum(weight.numel() for weight in run.module.trainable_parameters())
+        drawn, _ = count_draws(run.data.splits["train"], stage, _drawing(run, name, "train"))
         report = {
             "steps": trainer.global_step, "batch_size": batch_size, "skipped": len(guard.skipped),
             "trainable": trainable, **meter.report(), **scores,
+            "tasks": {task: draws._asdict() for task, draws in drawn.items()},
         }  # fmt: skip
         atomic_write(done, json.dumps(report, indent=2) + "\n")
     return best
 
 
-def _steps(chosen: dict[str, Any], sampler: BatchSampler) -> int:
+def optimizer_steps(chosen: dict[str, Any], sampler: BatchSampler) -> int:
     """Optimizer steps of a stage, fewer than its sampler has where the recipe's `trainer` says so."""
     if trial := int(chosen.get("fast_dev_run") or 0):
         return min(trial, sampler.steps)
@@ -150,22 +154,26 @@ def _steps_done(checkpoint: Path | None, batch_size: int) -> int:
     return batches // int(kept.get("accumulate_grad_batches", 1))
 
 
-def _sampler(run: Run, stage: str, split: str, trainer: L.Trainer, start: int = 0) -> BatchSampler:
+def _rows(run: Run, stage: str, split: str) -> StageRows:
+    """What a stage draws from, but for those without a target."""
+    node, training = run.recipe.stages[stage], split == "train"
+    return stage_rows(run.data.splits[split], node, _drawing(run, stage, split), training=training)
+
+
+def _sampler(run: Run, stage: str, split: str, rows: StageRows, trainer: L.Trainer, start: int = 0) -> BatchSampler:
     """This process's batches of a stage, from batch `start` on."""
-    node, data, training = run.recipe.stages[stage], run.data.splits[split], split == "train"
-    examples, draws = _drawing(run, stage, split), node.tasks_per_utterance if training else 1
+    node, training = run.recipe.stages[stage], split == "train"
     order = BatchSampler(
-        seconds=data.seconds, weights=data.stage_weights(node, examples, training=training),
+        seconds=rows.seconds, weights=rows.weights,
         batch_size=node.batch_size, epochs=node.epochs if training else 1, seed=run.recipe.seed,
-        rank=trainer.global_rank, ranks=trainer.world_size, start=start,
-        groups=partial(data.groups, examples, draws),
+        rank=trainer.global_rank, ranks=trainer.world_size, start=start, groups=rows.groups,
         accumulate=node.accumulate_grad_batches if training else 1,
     )  # fmt: skip
     few = run.recipe.trainer.get("overfit_batches")
-    return _first(order, few) if training and few else order
+    return overfitted(order, few) if training and few else order
 
 
-def _first(sampler: BatchSampler, amount: float) -> BatchSampler:
+def overfitted(sampler: BatchSampler, amount: float) -> BatchSampler:
     """Batches of the same few rows in all epochs: of those with which the first one begins."""
     batches = batches_of(amount, -(-len(sampler) // sampler.epochs))
     steps = islice(sampler.global_steps(), -(-batches // sampler.accumulate))
@@ -188,12 +196,13 @@ def _make_targets(run: Run, stage: str, split: str, trainer: L.Trainer) -> None:
     data = run.data.splits[split]
     if isinstance(data, LazySplit) or not _generates(run, stage):
         return
-    draws = run.recipe.stages[stage].tasks_per_utterance if split == "train" else 1
+    draws = run.recipe.stages[stage].draws if split == "train" else 1
     wanted: set[Name] = set()
     rejected: dict[Name, str] = {}
     while True:
-        drawn = Examples(data.utterances, _drawing(run, stage, split), draws, None, run.audio_reader.read)
-        steps = _sampler(run, stage, split, trainer).global_steps()
+        side = _rows(run, stage, split)
+        drawn = Examples(side.utterances, _drawing(run, stage, split), draws, None, run.audio_reader.read)
+        steps = _sampler(run, stage, split, side, trainer).global_steps()
         with run.progress() as progress:
             made = run.targets.make(run.module.llm, (e for rows in steps for e in drawn.examples(rows)), progress)
         wanted, rejected = wanted | made.wanted, rejected | made.rejected
@@ -213,10 +222,10 @@ def _generates(run: Run, stage: str) -> bool:
     return any(weight and run.tasks[task].generated for task, weight in run.recipe.stages[stage].tasks.items())
 
 
-def _loader(run: Run, stage: str, split: str, sampler: BatchSampler) -> DataLoader[Any]:
+def _loader(run: Run, stage: str, split: str, rows: StageRows, sampler: BatchSampler) -> DataLoader[Any]:
     """Batches of a stage, whose targets are there."""
-    node, recipe, utterances = run.recipe.stages[stage], run.recipe, run.data.splits[split].utterances
-    draw, draws = _drawing(run, stage, split), node.tasks_per_utterance if split == "train" else 1
+    node, recipe, utterances = run.recipe.stages[stage], run.recipe, rows.utterances
+    draw, draws = _drawing(run, stage, split), node.draws if split == "train" else 1
     complete = run.targets.complete if _generates(run, stage) else None
     count = partial(response_tokens, run.module.llm.chat, run.module.slots)
     if isinstance(run.data.splits[split], LazySplit):

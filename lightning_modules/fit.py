@@ -16,15 +16,17 @@ from rich.table import Column, Table
 from torch import nn
 
 from sottovoce.config.recipe import Recipe, load
-from sottovoce.errors import ConfigError
+from sottovoce.errors import ConfigError, MissingError
 from sottovoce.lightning_modules.bundle import write_bundle, write_card
 from sottovoce.lightning_modules.curriculum import read_trained, train_stages
-from sottovoce.lightning_modules.run import frozen_fingerprints, prepare_run
+from sottovoce.lightning_modules.run import example_sampler_of, frozen_fingerprints, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer import is_rank_zero
-from sottovoce.lightning_modules.trainer_settings import check_trainer
+from sottovoce.lightning_modules.trainer_settings import check_trainer, is_trial
 from sottovoce.paths import resolve
 from sottovoce.training.run_folder import only_run
+from sottovoce.training.splits import build_tasks, read_splits
+from sottovoce.training.stage_rows import check_draws
 
 
 def fit(config: str, overrides: Sequence[str] = ()) -> None:
@@ -37,7 +39,7 @@ def fit(config: str, overrides: Sequence[str] = ()) -> None:
 def _fit(recipe: Recipe) -> None:
     console = Console(quiet=not is_rank_zero())
     scores, node = recipe.folder / "evaluation", recipe.evaluation
-    trial = bool(recipe.stages and recipe.trainer.get("fast_dev_run"))
+    trial = is_trial(recipe)
 
     # prepare
     run = prepare_run(recipe, console)
@@ -79,7 +81,10 @@ def _fit(recipe: Recipe) -> None:
 
 
 def dry_run(config: str, overrides: Sequence[str]) -> None:
-    """Build the recipe on the meta device and print what trains and what is frozen; nothing is downloaded."""
+    """Build the recipe on the meta device and print what trains and what is frozen; nothing is downloaded.
+
+    Where its manifests are there, they are read, and each stage's draws are counted.
+    """
     recipe = load(config, overrides)
     check_trainer(recipe)
     with torch.device("meta"):
@@ -106,6 +111,21 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     Console().print(table)
     if module.llm.passed_over:
         Console().print(module.llm.passed_over, highlight=False)
+    _print_draws(recipe, Console())
+
+
+def _print_draws(recipe: Recipe, console: Console) -> None:
+    """How often each stage draws its tasks, or why that is not known yet."""
+    told = ["draws of tasks: not counted, since the recipe names no manifests"] if recipe.stages else []
+    if recipe.stages and recipe.data.train:
+        try:
+            train, tasks = read_splits(recipe).splits["train"], build_tasks(recipe)
+            drawings = {name: example_sampler_of(recipe, tasks, name, cut=True) for name in recipe.stages}
+            told = [check_draws(name, recipe, train, drawing) for name, drawing in drawings.items()]
+        except MissingError as error:
+            told = [f"draws of tasks: not counted, since there is no {error.where}"]
+    for line in told:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _trained(module: SpeechLLM) -> int:

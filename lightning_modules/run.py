@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sottovoce.adapters import Adapter
 from sottovoce.config.recipe import Recipe
-from sottovoce.config.sections import StageConfig
+from sottovoce.config.sections import ALL, StageConfig
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.manifest import refuse
 from sottovoce.data.skipped import LineFault
@@ -23,13 +23,14 @@ from sottovoce.errors import ManifestError, MissingError
 from sottovoce.io import file_lock
 from sottovoce.lightning_modules.bundle import bundle_weights
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.lightning_modules.trainer_settings import check_trainer
+from sottovoce.lightning_modules.trainer_settings import check_trainer, is_trial
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.category_labels import check_head_labels
 from sottovoce.training.llm_targets import Targets
 from sottovoce.training.row_lengths import RowLengths, check_prompts, scored_readings, stage_readings
 from sottovoce.training.run_folder import check_data, check_folder, open_folder
 from sottovoce.training.splits import DataSplits, LazySplit, build_tasks, check_content_apart, read_splits
+from sottovoce.training.stage_rows import check_draws
 
 
 @dataclass
@@ -77,8 +78,9 @@ def example_sampler_of(recipe: Recipe, tasks: dict[str, Task], stage: str | None
     slots = {name: slot.text for name, slot in recipe.slots.items()}
     trains = frozenset(node.train or slots)
     return ExampleSampler(
-        tasks, node.tasks, slots, trains, node.err, recipe.seed, stage or "evaluation", cut, recipe.instructions
-    )
+        tasks, node.tasks, slots, trains, node.err, recipe.seed, stage or "evaluation", cut, recipe.instructions,
+        carries=recipe.carries, per_task=node.tasks_per_utterance == ALL,
+    )  # fmt: skip
 
 
 def prepare_run(recipe: Recipe, console: Console) -> Run:
@@ -96,17 +98,19 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
         check_head_labels(recipe, data)
         module = SpeechLLM(recipe)
         module.configure_model()
-        open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
+        if not is_trial(recipe):
+            open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
     if module.llm.passed_over:
         console.print(module.llm.passed_over, highlight=False)
     if recipe.init_from:
         module.load_trained(bundle_weights(Path(recipe.init_from)), recipe.init_from, begins=True)
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
-    reader = AudioReader(module.encoder, cache if kept else None, recipe.data.max_seconds)
+    reader = AudioReader(module.encoder, cache if kept else None, recipe.data.max_seconds, module.layers)
     run = Run(recipe, build_tasks(recipe), data, module, reader, module.slots, cache, console)
     with file_lock(cache):
         encode_clips(run)
-    check_data(recipe.folder, {name: run.data.splits[name].fingerprint_rows() for name in ("train", "validation")})
+    if not is_trial(recipe):
+        check_data(recipe.folder, {name: run.data.splits[name].fingerprint_rows() for name in ("train", "validation")})
     return run
 
 
@@ -151,6 +155,9 @@ def encode_clips(run: Run) -> None:
             raise ManifestError(told, code="empty", where=f"data.{name}")
         for stage in run.recipe.stages:
             _check_serves(run, stage, name)
+    for stage in run.recipe.stages:
+        told = check_draws(stage, run.recipe, run.data.splits["train"], run.example_sampler(stage, cut=True))
+        run.console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _leave_out_unreadable(run: Run, clips: set[Path] | None = None) -> None:

@@ -24,6 +24,7 @@ from sottovoce.lightning_modules.trainer import adamw
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
 from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
+from sottovoce.training.slot_layers import add_layer_mix, heard, layers_of_slots
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, mark_speech, speech_positions
 
 HEADS = "auxiliary_head"  # guides training, and is no part of the result
@@ -47,6 +48,8 @@ class SpeechLLM(L.LightningModule):
         llm = recipe.llm
         self.llm = CausalLLM(llm.checkpoint, llm.dtype, llm.trust_remote_code, llm.tuning, llm.chat_template_kwargs)
         self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
+        self.slot_layers = layers_of_slots(recipe, self.encoder)  # slot -> the encoder's layers that it hears
+        self.layers = tuple(sorted({layer for layers in self.slot_layers.values() for layer in layers}))
         self.adapters = nn.ModuleDict({name: self._adapter(name) for name in self.recipe.slots})
         head = self.recipe.auxiliary_head
         if head and not 0 <= head.layer < self.llm.depth:
@@ -61,13 +64,15 @@ class SpeechLLM(L.LightningModule):
         self.register_load_state_dict_post_hook(_frozen_weights_may_be_absent)  # type: ignore[no-untyped-call]
 
     def _adapter(self, slot: str) -> Adapter:
-        node, wiring, what = self.recipe.slots[slot].adapter, (self.encoder.dim, self.llm.dim), f"slots.{slot}.adapter"
+        node, wiring, what = self.recipe.slots[slot], (self.encoder.dim, self.llm.dim), f"slots.{slot}.adapter"
         try:
             with torch.device("meta"):  # a number too many in a recipe is told before it fills the memory
-                check_fits(ADAPTERS.build(node, *wiring), what)
-            return ADAPTERS.build(node, *wiring)
+                check_fits(ADAPTERS.build(node.adapter, *wiring), what)
+            adapter = ADAPTERS.build(node.adapter, *wiring)
         except (RuntimeError, OverflowError) as error:  # how torch refuses shapes
             raise ConfigError.at(what, "bad-value", brief(error, 200)) from None
+        add_layer_mix(adapter, self.slot_layers[slot], self.layers, self.encoder.dim, node.layer_norm)
+        return adapter
 
     def start_stage(self, stage: str, steps: int) -> None:
         """Get ready to train a stage of so many optimizer steps: its adapters learn, the others are frozen."""
@@ -139,7 +144,7 @@ class SpeechLLM(L.LightningModule):
         anchor: Tensor | float = 0.0
         if not batch.clips and not (self.lockstep and len(batch.audio.lengths)):
             return {}, anchor
-        frames = self._encoded(batch.audio)  # (clips, frames, encoder_dim)
+        frames = self._encoded(batch.audio)  # (clips, frames, layers * encoder_dim)
         keys = {part.key for prompt in prompts for part in prompt if isinstance(part, Placeholder)}
         placeholders = sorted((k for k in keys if isinstance(k, SpeechPlaceholder)), key=lambda k: batch.clips[k.clip])
         embeddings: dict[Hashable, Tensor] = {}
@@ -156,20 +161,20 @@ class SpeechLLM(L.LightningModule):
         return embeddings, anchor
 
     def _encoded(self, audio: Frames) -> Frames:
-        """Encoder output (clips, frames, dim) of waveforms (clips, samples), or of the cache as it is."""
+        """Encoder output (clips, frames, layers * dim) of waveforms (clips, samples), or of the cache as it is."""
         if audio.x.dim() == 3:
             return audio
         with torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()):
-            return cast(Frames, self.encoder(audio.x, audio.lengths))
+            return self.encoder.layer_frames(audio.x, audio.lengths, self.layers)
 
     def _adapt(self, slot: str, frames: Frames, learns: bool) -> Frames:
         adapter = self.adapters[slot]
         if learns and self.training:
-            return cast(Frames, adapter(frames))
+            return cast(Frames, adapter(heard(adapter, frames)))
         training = adapter.training
         adapter.eval()  # frozen for these rows: no gradient, no dropout
         with torch.no_grad():
-            out: Frames = adapter(frames)
+            out: Frames = adapter(heard(adapter, frames))
         adapter.train(training)
         return out
 
@@ -190,10 +195,8 @@ class SpeechLLM(L.LightningModule):
         dialogues = [dialogue_of(example, self.slots) for example in batch.examples]
         prompts = [chat.prompt(dialogue) for dialogue in dialogues]  # token ids and speech placeholders
         responses = [chat.response(d, e.target or "") for d, e in zip(dialogues, batch.examples, strict=True)]
-
         speech, anchor = self.speech_embeddings(batch, prompts)
         inputs = [prompt + anchor for prompt in self.llm.embed_all(prompts, speech)]  # rows of (prompt_tokens, llm_dim)
-
         prefixes = [constant(prompt) for prompt in prompts]  # text before the first speech: its keys can be cached
         return self.llm.loss(inputs, responses, prefixes, self._pool(batch, prompts, speech))
 

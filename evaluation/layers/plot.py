@@ -24,19 +24,29 @@ PANELS = (
     ("Other words, other speaker: intent", "intent similarity", "cosine, same $-$ other intent"),
     ("Logit lens", "logit lens", "final top-1 in the top 3"),
 )
+ENCODER_PANELS = (("Encoder: paralinguistic probes", "probe"), ("Encoder: intent probe", "intent probe"))
 
 
-def layer_picture(curves: Mapping[str, Curve], split: Split, left_out: Mapping[str, str], file: Path) -> None:
+def layer_picture(
+    curves: Mapping[str, Curve],
+    split: Split,
+    left_out: Mapping[str, str],
+    file: Path,
+    encoder: Mapping[str, Curve] | None = None,
+) -> None:
     """Draw the five analyses and the signals that the split goes by, with chance and 95 % intervals, as PNG.
 
     Curves have names such as `age probe`, `intent similarity` or `logit lens`; `left_out` says why one has no curve.
+    `encoder` are probes over the encoder's layers, which get a row of their own.
 
     Raises:
         MissingError: matplotlib is not installed.
     """
-    known = looks(["intent", "logit lens", *map(_subject, (*curves, *left_out))])
-    with canvas(file, 11.0, 6.2) as figure:
-        axes = list(figure.subplots(2, 3).flat)
+    known = looks(["intent", "logit lens", *map(_subject, (*curves, *left_out, *(encoder or {})))])
+    rows = 3 if encoder else 2
+    with canvas(file, 11.0, 3.1 * rows) as figure:
+        axes = list(figure.subplots(rows, 3).flat)
+        axes, below = axes[:6], axes[6:]
         for panel, (title, ending, unit) in zip(axes, PANELS, strict=False):
             mine = {_subject(name): curve for name, curve in curves.items() if _belongs(name, ending)}
             for subject, curve in mine.items():
@@ -51,6 +61,27 @@ def layer_picture(curves: Mapping[str, Curve], split: Split, left_out: Mapping[s
         _signals(axes[-1], split)
         for panel in axes:
             _frame(panel, split)
+        for panel, (title, ending) in zip(below, ENCODER_PANELS, strict=False):
+            _encoder(panel, {_subject(n): c for n, c in (encoder or {}).items() if _belongs(n, ending)}, known)
+            panel.set_title(title, loc="left")
+        for panel in below[len(ENCODER_PANELS) :]:
+            panel.set_axis_off()
+
+
+def _encoder(panel: Axes, curves: Mapping[str, Curve], known: Mapping[str, Look]) -> None:
+    """Probes over the encoder's layers, which count from 1."""
+    if not curves:
+        _empty(panel, ["see the same probe of the LLM"])
+        return
+    for subject, curve in curves.items():
+        _draw(panel, curve, known[subject], subject, first=0)
+    _chance(panel, curves.values())
+    _key(panel, len(curves))
+    depth = len(next(iter(curves.values())).value) - 1
+    ticks = list(range(1, depth + 1, max(1, round(depth / 10))))
+    panel.set_xticks([0, *ticks], ["in", *map(str, ticks)])
+    panel.set(xlabel="after layer of the encoder", ylabel="balanced accuracy")
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def _subject(name: str) -> str:
@@ -62,8 +93,8 @@ def _belongs(name: str, ending: str) -> bool:
     return name == ending or (name.endswith(f" {ending}") and _subject(name) != "intent")
 
 
-def _draw(panel: Axes, curve: Curve, look: Look, label: str) -> None:
-    x = np.arange(len(curve.value)) - 1
+def _draw(panel: Axes, curve: Curve, look: Look, label: str, first: int = -1) -> None:
+    x = np.arange(len(curve.value)) + first
     panel.fill_between(x, curve.low, curve.high, color=look.colour, alpha=0.18, linewidth=0)
     panel.plot(x, curve.value, color=look.colour, marker=look.marker, markersize=3.5, linewidth=1.5, label=label)
 

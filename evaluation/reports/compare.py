@@ -123,8 +123,11 @@ def comparison_of(
     baseline: str,
     remarks: Sequence[str] = (),
     unpaired: Sequence[frozenset[str]] = (),
+    reported: Mapping[Key, Mapping[str, Estimate]] | None = None,
 ) -> Comparison:
     """Estimate every score and every difference, but for `unpaired` systems, which were not asked the same.
+
+    `reported` are scores that cannot be measured again; they have no differences.
 
     Raises:
         SottovoceError: no system is called `baseline`.
@@ -132,15 +135,16 @@ def comparison_of(
     if baseline not in systems:
         message = f"no system is called {baseline!r}.{nearest(baseline, systems)}"
         raise SottovoceError(message, code="unknown-name", where="against")
-    ordered = sorted(measured, key=order_of)
-    scores = {key: {name: estimate(seeds) for name, seeds in measured[key].items()} for key in ordered}
+    found = {key: {name: estimate(seeds) for name, seeds in by_system.items()} for key, by_system in measured.items()}
+    ordered = sorted({**(reported or {}), **found}, key=order_of)
+    scores = {key: found[key] if key in found else (reported or {})[key] for key in ordered}
     differences = {
         key: {
-            (name, other): found[name] - found[other]
-            for name, other in permutations(found, 2)
-            if frozenset((name, other)) not in unpaired
+            (name, other): scores[key][name] - scores[key][other]
+            for name, other in permutations(scores[key], 2)
+            if key in found and frozenset((name, other)) not in unpaired
         }
-        for key, found in scores.items()
+        for key in ordered
     }
     slots = [key.slots for key in ordered if key.task != "retention"]
     first = "both" if "both" in slots or not slots else slots[0]

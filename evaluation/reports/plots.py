@@ -170,6 +170,29 @@ def _intervals(axes: Axes, panel: Panel) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
+def layer_weights_picture(weights: Mapping[str, Mapping[int, float]], file: Path) -> None:
+    """Draw how much each slot hears of each layer of the encoder, a row a slot, as PNG.
+
+    `weights` is slot -> layer -> weight, which add up to 1 in a slot.
+
+    Raises:
+        MissingError: matplotlib is not installed.
+    """
+    layers = sorted({layer for mine in weights.values() for layer in mine})
+    grid = np.array([[mine.get(layer, np.nan) for layer in layers] for mine in weights.values()])
+    with canvas(file, 2.4 + 0.45 * len(layers), 1.1 + 0.45 * len(weights)) as figure:
+        axes = figure.subplots()
+        shown = axes.imshow(grid, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for (row, column), weight in np.ndenumerate(grid):
+            if np.isfinite(weight):
+                colour = "white" if weight > 0.6 else "black"
+                axes.text(column, row, f"{weight:.2f}", ha="center", va="center", color=colour, fontsize=7)
+        axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
+        axes.set_yticks(range(len(weights)), list(weights))
+        axes.set(xlabel="layer of the encoder")
+        figure.colorbar(shown, label="weight")
+
+
 @contextmanager
 def canvas(target: Path | IO[bytes], width: float, height: float) -> Iterator[Figure]:
     """A figure of so many inches, written when it has been drawn: a PNG file, or an SVG stream; no pyplot state.

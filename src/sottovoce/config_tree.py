@@ -178,11 +178,18 @@ def merge(base: Any, child: Any) -> Any:
     return {**base, **{key: merge(base.get(key), value) for key, value in child.items()}}
 
 
+def _packaged(stem: str) -> str:
+    """A hint at the recipes of the package that have this name."""
+    conf = resolve("sottovoce:conf")
+    found = sorted(file.relative_to(conf).as_posix() for file in conf.rglob("*.yaml") if file.stem == stem)
+    return f"; the package has {', '.join(f'sottovoce:conf/{name}' for name in found)}" if found else ""
+
+
 def _read(path: Path, above: tuple[Path, ...], files: Iterator[int], read: Callable[[Path], Any] = read_yaml) -> Tree:
     """One recipe and what it extends; the files are counted, since a few that name each other often are very many."""
     asked = f" (extended by {above[-1]})" if above else ""
     if not os.path.isfile(path):  # which does not fail for a name that no file can have
-        raise ConfigError.at(path, "not-found", f"there is no such recipe{asked}")
+        raise ConfigError.at(path, "not-found", f"there is no such recipe{asked}{_packaged(path.stem)}")
     if path.resolve() in [other.resolve() for other in above]:
         told = f"{path} extends itself through {' -> '.join(other.name for other in above)}"
         raise ConfigError(told, code="conflict", where=path)

@@ -1,5 +1,6 @@
 """What an LLM holds while it listens, and the command that analyses it, from a bundle to a split of its layers."""
 
+import csv
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,12 +21,21 @@ from sottovoce.analysis import analyze as analyses
 from sottovoce.analysis.analyses import attributes, intents
 from sottovoce.analysis.analyze import analyze as analysis
 from sottovoce.analysis.config import AnalysisRecipe, load
-from sottovoce.analysis.hidden_states import batch_states, collect_states, load_states, save_states, states_key
+from sottovoce.analysis.hidden_states import (
+    batch_states,
+    cached_encoder_states,
+    collect_states,
+    load_states,
+    save_states,
+    states_key,
+)
 from sottovoce.cli.main import main
 from sottovoce.config.recipe import Recipe
+from sottovoce.data.audio import load_audio
 from sottovoce.data.examples import Example, collate
 from sottovoce.errors import Code, ConfigError
 from sottovoce.evaluation.layers.split import read_split
+from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import write_bundle
 from sottovoce.lightning_modules.run import Run
 from sottovoce.llms.causal_lm import CausalLLM
@@ -127,6 +137,20 @@ def test_observed_states_keep_their_order_whatever_the_batch(run: Run) -> None:
     assert one.tokens.tolist() == three.tokens.tolist()
 
 
+def test_the_encoders_states_are_means_over_each_clip(run: Run, tmp_path: Path) -> None:
+    examples, file, encoder = spoken(run), tmp_path / "encoder.safetensors", run.module.encoder
+    with Progress(console=Console(quiet=True)) as progress:
+        states = cached_encoder_states(run.module, examples, {"encoder": "a"}, file, progress)
+        again = cached_encoder_states(run.module, examples, {"encoder": "a"}, file, progress)
+        others = cached_encoder_states(run.module, examples[:2], {"encoder": "a"}, file, progress)
+    assert states.shape == (len(examples), encoder.depth + 1, encoder.dim) and torch.equal(states, again)
+    for row, example in enumerate(examples):
+        clip = torch.from_numpy(load_audio(example.utterance.clip, encoder.sample_rate))
+        alone = torch.stack([s.x[0].mean(0) for s in encoder.hidden_states(*Frames.pad([clip]))])
+        torch.testing.assert_close(states[row], alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(others, states[:2], rtol=1e-4, atol=1e-5)
+
+
 def test_kept_states_are_used_for_the_same_question_only(run: Run, tmp_path: Path) -> None:
     examples, file = spoken(run, 2), tmp_path / "states.safetensors"
     inside = HiddenStates(torch.rand(2, 3, 4), torch.ones(2, 3, dtype=torch.int32), torch.tensor([4, 5]))
@@ -189,11 +213,25 @@ def test_a_bundle_is_analysed_from_its_speech_to_a_split(
     assert "data:image/png;base64," in page and "http" not in page and told["words"] in page
     for curve in told["curves"].values():
         assert all(f"{value:.3f}" in page for value in curve["value"])
+    heard = told["encoder"]["curves"]
+    assert set(heard) == {"gender probe", "intent probe"} and told["encoder"]["layers"] == 2
+    assert all(len(curve["value"]) == 3 for curve in heard.values())
+    assert all(f"{value:.3f}" in page for curve in heard.values() for value in curve["value"])
+    assert "encoder layer 2" in page and "encoder layer 3" not in page
+    with (folder / "layers.csv").open() as stream:
+        rows = {(row["state"], row["analysis"]): float(row["value"]) for row in csv.DictReader(stream)}
+    assert len(rows) == 3 * (len(told["curves"]) + 2)
+    assert rows["encoder layer 2", "gender probe"] == heard["gender probe"]["value"][2]
+    assert rows["encoder input", "gender probe"] == heard["gender probe"]["value"][0]
+    assert rows["layer 1", "gender probe"] == told["curves"]["gender probe"]["value"][2]
     shown = capsys.readouterr().out
-    assert "split" in shown and "layers.html" in shown
-    stamp = (folder / "states.safetensors").stat().st_mtime_ns
-    assert analyze("folds=3", "intent_folds=2", "seed=1") == 0  # the same states, other folds
-    assert (folder / "states.safetensors").stat().st_mtime_ns == stamp
+    assert "split" in shown and "layers.html" in shown and "layers.csv" in shown
+    files = [folder / "states.safetensors", folder / "encoder_states.safetensors"]
+    stamps = [file.stat().st_mtime_ns for file in files]
+    assert analyze("folds=3", "intent_folds=2", "seed=1", "encoder=false") == 0  # the same states, other folds
+    assert json.loads((folder / "layers.json").read_text())["encoder"]["curves"] == {}
+    assert analyze("folds=3", "intent_folds=2", "seed=1") == 0
+    assert [file.stat().st_mtime_ns for file in files] == stamps
 
 
 def test_what_the_data_do_not_allow_is_left_out_and_told(

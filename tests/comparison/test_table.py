@@ -16,6 +16,7 @@ from tests.helpers.errors import refused
 from tests.helpers.runs import Write
 
 from sottovoce.cli.main import main
+from sottovoce.comparison import table as table_command
 from sottovoce.comparison.table import _probe_sides, judged_in_all
 from sottovoce.comparison.table_config import load, overrides_for, system_recipe
 from sottovoce.data.audio import load_audio
@@ -167,6 +168,9 @@ def test_a_reply_without_a_score_in_one_run_is_left_out_of_all() -> None:
         ({"picture": ["baselin"]}, "unknown-name", "picture"),
         ({"seeds": []}, "bad-value", "seeds"),
         ({"systems": {}}, "bad-value", "systems"),
+        ({"judge": None}, "conflict", "bert_score"),
+        ({"systems": {name: {"title": name, "recipe": "baseline.yaml"} for name in "ab"}}, "conflict",
+         "systems.b.recipe"),
         ({"judge": {"type": "rul"}}, "unknown-name", "judge.type"),
         ({"systems": {"a": {"title": "A", "recipe": "shared.yaml"}}}, "conflict", "systems.a.recipe"),
         ({"systems": {"a": {"title": "A", "recipe": "none.yaml"}}}, "not-found", "none.yaml"),
@@ -226,4 +230,51 @@ def test_the_table_at_scale_probes_all_systems_on_one_side() -> None:
 
 
 def test_overrides_go_to_every_recipe(write_table: Write, tmp_path: Path) -> None:
-    assert overrides_for(load(Path(write_table())), 2) == ["seed=2", f"output_dir={tmp_path / 'runs'}"]
+    assert overrides_for(load(Path(write_table())), "baseline", 2) == ["seed=2", f"output_dir={tmp_path / 'runs'}"]
+
+
+def test_a_row_may_be_its_recipe_with_overrides(write_table: Write, tmp_path: Path) -> None:
+    """It has a folder in the table's, the numbers that are its own, and what the table says to every recipe."""
+    paper = {"both": {"response": {"rouge_l": [0.5]}}}
+    shorter = {"title": "Shorter", "recipe": "baseline.yaml", "overrides": ["evaluation.limit=3"], "published": paper}
+    systems = {"baseline": {"title": "B", "recipe": "baseline.yaml"}, "shorter": shorter, "cascade": None}
+    said = ["published={both: {emotion: {accuracy: [0.25]}}}", "evaluation.max_new_tokens=3"]
+    table = load(Path(write_table(systems=systems, overrides=said, judge=None, bert_score=None, picture=[])))
+    made = {name: system_recipe(table, name, 2) for name in table.systems}
+    assert [*made] == ["baseline", "shorter"] and {m.evaluation.max_new_tokens for m in made.values()} == {3}
+    assert made["baseline"].published == {"both": {"emotion": {"accuracy": [0.25]}}}
+    assert made["baseline"].evaluation.limit is None
+    assert made["shorter"].published == paper and made["shorter"].evaluation.limit == 3
+    assert made["shorter"].folder == tmp_path / "runs" / "table" / "seed-2" / "shorter"
+    shorter["published"] = {}
+    again = load(Path(write_table(systems=systems, overrides=said, judge=None, bert_score=None, picture=[])))
+    assert system_recipe(again, "shorter", 1).published == {}  # those of its recipe are not about it
+
+
+def test_a_table_without_a_judge_has_the_recipes_own_scores(write_table: Write, tmp_path: Path) -> None:
+    """Scores by judges of the recipes stand in it as each run wrote them, without differences."""
+    config = write_table(judge=None, bert_score=None, picture=[])
+    assert main(["table", config, "seeds=[1]"]) == 0
+    file = tmp_path / "runs" / "seed-1" / "baseline" / "evaluation" / "results.json"
+    told = json.loads(file.read_text())
+    more = {"task": "response", "metric": "cs_style/qwen", "value": 4.2, "low": 4.0, "high": 4.5, "n": 6}
+    bench = {**more, "task": "voicebench", "metric": "score", "value": 0.7, "low": 0.6, "high": 0.9}
+    file.write_text(json.dumps([*told, *({**told[0], "baseline": None, **row} for row in (more, bench))]))
+    assert main(["table", config, "seeds=[1]"]) == 0
+    rows = written(tmp_path / "runs" / "table")
+    scored = {row["metric"] for row in rows if row["kind"] == "score"}
+    assert "rouge_l" in scored and not scored & {"bert_score", "judge_quality", "probe"}
+    for row in (more, bench):
+        mine, _ = (r for r in rows if (r["task"], r["metric"]) == (row["task"], row["metric"]))  # and that of its seed
+        assert (mine["kind"], mine["system"], mine["metric"] in scored) == ("score", "baseline", True)
+        numbers = ("value", "low", "high", "n")
+        assert [float(mine[key]) for key in numbers] == [row[key] for key in numbers]
+    page = (tmp_path / "runs" / "table" / "comparison.html").read_text()
+    assert "CS style (qwen)" in page and "no paired differences" in page and "linear probe" not in page
+
+
+def test_bert_score_goes_where_a_gpu_is(write_table: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[Any] = []
+    monkeypatch.setattr(table_command, "on_device", lambda part: nullcontext(moved.append(part)))
+    assert main(["table", write_table(picture=[]), "seeds=[1]"]) == 0
+    assert [type(part).__name__ for part in moved] == ["Qwen2Model"]

@@ -263,6 +263,12 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, code: Any, where: s
         recipes.load(tmp_path / "r.yaml")
 
 
+def test_a_recipe_of_the_package_asked_for_by_its_bare_name_is_pointed_at(tmp_path: Path) -> None:
+    with refused("not-found", "table", ConfigError) as caught:
+        recipes.load(tmp_path / "table")
+    assert "sottovoce:conf/speech_emotion_llama/table.yaml" in str(caught.value)
+
+
 def test_an_override_needs_a_value() -> None:
     with refused("bad-value", "stages.joint.lr", ConfigError):
         read_tree(QUICKSTART, ["stages.joint.lr"])

@@ -41,7 +41,7 @@ def test_each_tenth_of_an_epoch_is_like_the_whole(name: str, seed: int) -> None:
     """In mean length and in the share of the second part; and batches are padded by less than 4 %."""
     first, second, batch_size = MIXTURES[name]
     seconds, groups = np.concatenate([first, second]), np.repeat([0, 1], [len(first), len(second)])
-    made = BatchSampler(seconds, [1.0] * len(seconds), batch_size, 2, seed, groups=lambda epoch: groups)
+    made = BatchSampler(seconds, [1.0] * len(seconds), batch_size, 2, seed, groups=groups)
     for epoch in range(2):
         batches = [rows.numbers for rows in made if rows.epoch == epoch]
         tenths = [np.concatenate(batches[i * len(batches) // 10 : (i + 1) * len(batches) // 10]) for i in range(10)]

@@ -214,6 +214,23 @@ def test_dialogue_needs_words_and_style_or_a_ready_response() -> None:
     assert task.target(utterance("good day", response="Hello.")) == "Hello."
 
 
+@pytest.mark.parametrize("name", GENERATED)
+@pytest.mark.parametrize(
+    ("texts", "labels", "served"),
+    [
+        (["transcript"], {}, True), (["caption", "transcript"], {}, False), (["caption"], {}, False),
+        (["caption", "transcript"], {"gender": "male"}, True),
+        (["tagged"], {"gender": "male"}, False), (["tagged"], {"emotion": "sad"}, True),
+    ],
+)  # fmt: skip
+def test_gap_6_a_reply_needs_the_texts_of_the_slots(
+    name: str, texts: list[str], labels: dict[str, str], served: bool
+) -> None:
+    task = TASKS.build({"type": name})
+    assert task.serves(utterance("good day", **labels), texts) == served
+    assert not task.serves(utterance(None, emotion="sad"), texts)
+
+
 @pytest.mark.parametrize(
     ("labels", "caption"),
     [

@@ -28,6 +28,7 @@ from sottovoce.estimation.meta_tensor import MetaTensor, PeakMemory, observed, t
 from sottovoce.estimation.placeholders import placeholder_splits
 from sottovoce.estimation.step_simulator import StepSimulator, StepTimer, meta_module
 from sottovoce.lightning_modules.run import Run, example_sampler_of
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.training.splits import build_tasks, read_splits
 
@@ -170,6 +171,37 @@ def test_checkpoints_and_steps_are_those_of_the_run(whole: Estimate, fit: Fit) -
     assert whole.bundle < (folder / "bundle" / "trained.safetensors").stat().st_size < whole.bundle + 10_000
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"limit_train_batches": 2}, {"limit_train_batches": 0.5, "limit_val_batches": 1}, {"overfit_batches": 1},
+        {"fast_dev_run": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_limits_of_the_trainer_count(
+    settings: dict[str, Any], recipe: recipes.Recipe, tree: dict[str, Any], whole: Estimate, fit: Fit,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Steps and validation batches of a stage are those that are made."""
+    node = tree["stages"]["joint"] | {"batch_size": 3, "val_checks_per_epoch": 2}
+    tree["stages"], tree["trainer"] = {"joint": node}, tree["trainer"] | settings
+    limited = estimate(recipes.parse(tree), GPUS["h100"], read_splits(recipe)).stages[0]
+    made: Counter[bool] = Counter()
+    loss = SpeechLLM.loss
+
+    def counted(self: SpeechLLM, batch: Any) -> Any:
+        made[self.training] += 1
+        return loss(self, batch)
+
+    monkeypatch.setattr(SpeechLLM, "loss", counted)
+    fit(stages=tree["stages"], trainer=tree["trainer"], evaluation={"limit": 1, "max_new_tokens": 2})
+    assert limited.steps * limited.epochs == pytest.approx(made[True])
+    assert made[True] < 2 * whole.stages[0].steps
+    each = estimate(recipes.parse({**tree, "trainer": {}}), GPUS["h100"], read_splits(recipe)).stages[0].validation / 4
+    assert limited.validation * limited.epochs == pytest.approx(each * made[False])
+
+
 def test_strategies_share_out_what_they_say(recipe: recipes.Recipe, whole: Estimate) -> None:
     assert len(set(whole.stages[0].memory.values())) == 1  # nobody to share with
     recipe.trainer["devices"] = 2
@@ -305,3 +337,21 @@ def test_a_recipe_for_gpus_is_estimated_for_one(monkeypatch: pytest.MonkeyPatch)
     assert isinstance(hardware_of(None, "cpu"), LocalDevice) and isinstance(hardware_of("here", "gpu"), LocalDevice)
     with refused("unknown-name", "--gpu"):
         hardware_of("v100", "gpu")
+
+
+def test_the_feature_cache_is_counted_by_its_layers(tree: dict[str, Any], capsys: Any) -> None:
+    """As many bytes as a run leaves on disk, headers of files aside; and a step with a mix can be simulated."""
+    sizes = {}
+    for layers in ("last", "0-2"):
+        slots = {name: {**slot, "layers": layers} for name, slot in tree["slots"].items()}
+        changed = recipes.parse({**tree, "slots": slots})
+        told = estimate(changed, GPUS["h100"], read_splits(changed))
+        cache = quiet_run(changed).audio_reader.cache
+        assert cache is not None
+        files = list(cache.folder.rglob("*.safetensors"))
+        sizes[layers] = told.cache
+        real = sum(file.stat().st_size for file in files)
+        assert told.cache == pytest.approx(real, rel=0.15)
+    assert sizes["0-2"] == 3 * sizes["last"]
+    uncached = recipes.parse({**tree, "data": {**tree["data"], "cache": None}})
+    assert estimate(uncached, GPUS["h100"], read_splits(uncached)).cache == 0

@@ -1,5 +1,6 @@
 """Text retention: the same prompts before and after, exactly 0 where nothing was tuned, whatever the batch."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sottovoce.evaluation.reports.results import results_markdown
 from sottovoce.evaluation.retention import Item, Kept, RetentionScore, read_items, read_scores, retention_scores
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.tuning_config import Tuning
+from sottovoce.scoring import text_retention
 from sottovoce.scoring.text_retention import AFTER, BEFORE, retention, retention_after, retention_before
 
 ROWS: list[dict[str, Any]] = [
@@ -129,6 +131,15 @@ def test_before_is_the_checkpoints_llm_also_under_trained_maps(tiny_llm: str, fi
     retention_before(llm, file, tmp_path, max_new_tokens=9)
     assert read_scores(tmp_path / BEFORE) == retention(loaded(tiny_llm), read_items(file), max_new_tokens=9)
     assert retention(llm, read_items(file), max_new_tokens=9) != read_scores(tmp_path / BEFORE)
+
+
+def test_an_llm_is_scored_where_a_gpu_is_before_training_too(
+    tiny_llm: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, moved = loaded(tiny_llm), list[Any]()
+    monkeypatch.setattr(text_retention, "on_device", lambda part: nullcontext(moved.append(part)))
+    retention_before(llm, file, tmp_path, max_new_tokens=9)
+    assert moved == [llm]
 
 
 def score(rows: list[tuple[bool, float, int]]) -> RetentionScore:

@@ -115,7 +115,9 @@ def test_plain_knows_no_emotion(tmp_path: Path) -> None:
     engine = Scripted()
     lines, report = made(tmp_path, "plain", engine)
     said = [("a", "it rains"), ("b", "it rains"), ("d", "no label"), ("e", "it rains")]
-    assert [(line["id"], line["response"]) for line in lines] == [(name, f"Answer to: {text}") for name, text in said]
+    ready = [(line["id"], line["responses"]) for line in lines]
+    assert ready == [(name, {"plain": f"Answer to: {text}"}) for name, text in said]
+    assert [line.get("response") for line in lines] == [None, None, None, "An old one."]  # of another kind
     assert report.asked == 2
     assert not any("emotion" in turn["content"] or "sad" in turn["content"] for chat in engine.asked for turn in chat)
 
@@ -129,6 +131,20 @@ def test_captions_have_a_key_of_their_own(tmp_path: Path) -> None:
     assert lines[0] == {**more, "responses": {"other": "stays", "caption": answered}}
     assert lines[1]["responses"]["caption"].endswith(": <happy> it rains") and "response" not in lines[1]
     assert report.replaced == 1
+
+
+def test_gap_5_kinds_of_targets_stand_in_one_manifest(manifests: dict[str, Path]) -> None:
+    """Each command adds its own to what the one before has left."""
+    source = manifests["test"]
+    for kind in KINDS:
+        out = source.with_name(f"{source.stem}-{kind}.jsonl")
+        write_targets(source, out, kind, Scripted())
+        source = out
+    choices = {"emotion": ["neutral", "happy", "sad", "angry"], "gender": ["male", "female"]}
+    for spoken in read_manifest(source, choices=choices).utterances:
+        emotion, said = spoken.labels["emotion"], spoken.text
+        assert spoken.response == f"Answer to: <{emotion}> {said}"
+        assert spoken.responses["plain"] == f"Answer to: {said}" and emotion in spoken.responses["caption"]
 
 
 def test_the_dialogue_before_is_part_of_a_reply_and_not_of_a_caption(tmp_path: Path) -> None:

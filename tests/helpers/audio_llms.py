@@ -49,36 +49,43 @@ _SPEAKER = {
 }  # fmt: skip
 
 
-def save_qwen2_audio(folder: Path) -> Path:
-    tokenizer = _tokenizer()
+def save_qwen2_audio(folder: Path, layers: int = 3, positions: int = 512) -> Path:
+    tokenizer, text = _tokenizer(), _text(layers, positions)
     config = transformers.Qwen2AudioConfig(
         audio_config={"model_type": "qwen2_audio_encoder", **_AUDIO},
-        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer) + 3, "rms_norm_eps": 1e-5, **_TEXT},
+        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer) + 3, "rms_norm_eps": 1e-5, **text},
         audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
     )
     return _save(folder, transformers.Qwen2AudioForConditionalGeneration, config, tokenizer, SECONDS)
 
 
-def save_thinker(folder: Path) -> Path:
+def save_thinker(folder: Path, layers: int = 3) -> Path:
     tokenizer = _tokenizer()
-    return _save(folder, transformers.Qwen2_5OmniThinkerForConditionalGeneration, _thinker(tokenizer), tokenizer, 10)
+    config = _thinker(tokenizer, _text(layers, 512))
+    return _save(folder, transformers.Qwen2_5OmniThinkerForConditionalGeneration, config, tokenizer, 10)
 
 
-def save_whole_omni(folder: Path) -> Path:
+def save_whole_omni(folder: Path, layers: int = 3, positions: int = 512) -> Path:
     """Thinker, talker and what turns codes into sound, in several files."""
     tokenizer = _tokenizer()
     config = transformers.Qwen2_5OmniConfig(
-        thinker_config=_thinker(tokenizer).to_dict(), talker_config=_TALKER, token2wav_config=_SPEAKER
+        thinker_config=_thinker(tokenizer, _text(layers, positions)).to_dict(),
+        talker_config=_TALKER,
+        token2wav_config=_SPEAKER,
     )
     return _save(folder, transformers.Qwen2_5OmniForConditionalGeneration, config, tokenizer, 10, max_shard_size="60KB")
 
 
-def _thinker(tokenizer: PreTrainedTokenizerFast) -> transformers.Qwen2_5OmniThinkerConfig:
+def _text(layers: int, positions: int) -> dict[str, Any]:
+    return {**_TEXT, "num_hidden_layers": layers, "max_position_embeddings": positions}
+
+
+def _thinker(tokenizer: PreTrainedTokenizerFast, text: dict[str, Any] = _TEXT) -> transformers.Qwen2_5OmniThinkerConfig:
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
     vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
     return transformers.Qwen2_5OmniThinkerConfig(
         audio_config={**_AUDIO, "n_window": 25, "output_dim": 32},  # blocks of half a second
-        text_config={**_TEXT, "vocab_size": len(tokenizer) + 3, "rope_parameters": rope},
+        text_config={**text, "vocab_size": len(tokenizer) + 3, "rope_parameters": rope},
         vision_config={**vision, "fullatt_block_indexes": [0]},
         audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
         audio_start_token_id=tokenizer.convert_tokens_to_ids("<|audio_bos|>"),

@@ -89,8 +89,8 @@ def librispeech(source: Path) -> None:
     for at, part in enumerate(parts):
         names = [f"{at}-7-000{i}" for i in range(2)]
         text(source / part / f"{at}/7/{at}-7.trans.txt", *(f"{name} IT RAINED ON {i}" for i, name in enumerate(names)))
-        for name in names:
-            tone(source / part / f"{at}/7/{name}.flac")
+        for i, name in enumerate(names):
+            tone(source / part / f"{at}/7/{name}.flac", hertz=110.0 + 120 * i)
 
 
 def textrolspeech(source: Path, speakers: int = 8) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def save_family(name: str, folder: Path, *, ends: bool = False) -> Path:
+def save_family(name: str, folder: Path, *, ends: bool = False, positions: int = 512) -> Path:
     """A two-layer model on disk, random, but lively: it says different things after different prompts.
 
     With `ends` its answers have a few tokens, where they otherwise never end.
@@ -77,7 +77,7 @@ def save_family(name: str, folder: Path, *, ends: bool = False) -> Path:
     tokenizer = tokenizer_of(name)
     config = AutoConfig.for_model(
         family.model_type, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.1,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=positions, initializer_range=0.1,
         pad_token_id=0, bos_token_id=0 if family.bos else None, eos_token_id=1, **family.options,
     )  # fmt: skip
     with torch.random.fork_rng():

@@ -51,7 +51,7 @@ _QUANTIZER = {
 }  # fmt: skip
 
 
-def save_kimi_audio(folder: Path) -> Path:
+def save_kimi_audio(folder: Path, layers: int = 3, positions: int = 512) -> Path:
     """Config without a model type, shards with an index, the branch that speaks, tiktoken.model, a whole Whisper."""
     generator = torch.Generator().manual_seed(7)
     hidden, inner, keys = CONFIG["hidden_size"], CONFIG["intermediate_size"], 16
@@ -61,7 +61,7 @@ def save_kimi_audio(folder: Path) -> Path:
     shapes |= {f"model.vq_adaptor.layers.{n}.weight": (hidden, hidden) for n in (0, 3)}
     shapes |= {f"model.vq_adaptor.layers.{n}.bias": (hidden,) for n in (0, 3)}
     shapes |= {"model.vq_adaptor.layers.4.weight": (hidden,)}
-    for layer in ("layers.0", "layers.1", "layers.2", "mimo_layers.0", "mimo_layers.1"):
+    for layer in (*(f"layers.{n}" for n in range(layers)), "mimo_layers.0", "mimo_layers.1"):
         part = f"model.{layer}"
         for name, width in (("q", hidden), ("k", keys), ("v", keys)):
             shapes[f"{part}.self_attn.{name}_proj.weight"] = (width, hidden)
@@ -79,7 +79,7 @@ def save_kimi_audio(folder: Path) -> Path:
         save_file({name: weights[name] for name in inside}, folder / file, {"format": "pt"})
     index = {"metadata": {}, "weight_map": {name: file for file, inside in files.items() for name in inside}}
     _write(folder / "model.safetensors.index.json", index)
-    _write(folder / "config.json", CONFIG)
+    _write(folder / "config.json", {**CONFIG, "num_hidden_layers": layers, "max_position_embeddings": positions})
     _write(folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tokenization_kimia.TikTokenTokenizer"]}})
     (folder / "tiktoken.model").write_bytes(ranks_file())
     save_whisper(folder / "whisper-large-v3", {"model_type": "whisper", **_WHISPER}, {})

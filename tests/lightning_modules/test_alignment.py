@@ -244,5 +244,6 @@ def test_a_cascade_that_cannot_be_is_refused(
 
 def test_an_encoder_that_hides_its_layers_cannot_carry_a_cascade(alignment: dict[str, Any]) -> None:
     run = quiet_run(alignment)
+    run.module.encoder.depth = 0  # as a component that says nothing of layers
     with refused("conflict", "encoder.type"):
         run.module.encoder.hidden_states(torch.zeros(1, 16_000), torch.tensor([16_000]))

@@ -6,7 +6,6 @@ import shutil
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +32,7 @@ from sottovoce.lightning_modules.run import prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.answer_text import Cut
 from sottovoce.llms.causal_lm import CausalLLM
+from sottovoce.training.stage_rows import stage_rows
 
 
 @pytest.mark.parametrize(("shape", "end"), [("linear", 0), ("cosine", 0), ("constant", 1)])
@@ -337,7 +337,7 @@ def test_memory_does_not_grow_with_the_epochs(tree: dict[str, Any]) -> None:
     run = quiet_run(tree)
     draw = run.example_sampler("joint", cut=True)
     split = run.data.splits["train"]
-    groups = partial(split.groups, draw, 1)
+    groups = stage_rows(split, run.recipe.stages["joint"], draw, training=True).groups
     order = BatchSampler(split.seconds, [1.0] * 12, 4, 40, 0, groups=groups)
     data, kept = Examples(split.utterances, draw, 1, None, run.audio_reader.read), []
     tracemalloc.start()

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tests.helpers.audio_llms import KINDS, Native, batch, chat, clips, close, native_chat, our_logits, ours
+from tests.helpers.audio_llms import KINDS, Native, batch, chat, clips, close, native_chat, our_logits, ours, recipe
 from tests.helpers.errors import refused
 from tests.helpers.families import chat_template, save_family
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,7 +20,7 @@ from sottovoce.cli.main import main
 from sottovoce.config.recipe import parse
 from sottovoce.lightning_modules.bundle import write_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.serving.export import command, export, export_lora, merged, rounded_away
+from sottovoce.serving.export import _native_parts, command, export, export_lora, merged, rounded_away
 
 EVERY = pytest.mark.parametrize("kind", KINDS)
 WAVES = clips(23_456, 8_000)
@@ -184,6 +184,18 @@ def test_a_foreign_adapter_stays_in_the_bundle(checkpoints: dict[str, Path], tmp
     slots = {"audio": {"adapter": {"type": "frame_stacking_mlp", "hidden": 8}, "text": "transcript"}}
     (written, left) = export(ours("thinker", source, slots=slots), tmp_path / "out")
     assert ": llm, encoder, as" in written and "adapters.audio (it stays in the bundle)" in left
+
+
+@pytest.mark.parametrize("change", [{"layers": "1"}, {"layers": "all"}, {"layer_norm": True}])
+def test_a_projector_of_other_layers_has_no_place_in_the_checkpoint(
+    change: dict[str, Any], checkpoints: dict[str, Path]
+) -> None:
+    folder = checkpoints["qwen2_audio"]
+    slot = recipe("qwen2_audio", folder)["slots"]["audio"]
+    module = ours("qwen2_audio", folder, slots={"audio": {**slot, **change}})
+    assert [name for name, _ in _native_parts(module)] == ["encoder"]
+    plain = ours("qwen2_audio", folder)
+    assert [name for name, _ in _native_parts(plain)] == ["encoder", "adapters.audio"]
 
 
 def test_nothing_is_overwritten(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -84,8 +84,14 @@ def test_what_they_depend_on_is_named_with_both_values(
 def test_a_run_goes_on_after_an_update_that_brings_options(tmp_path: Path, plain: dict[str, Any]) -> None:
     brought = ("task_overrides", "captions")
     older = [{key: value for key, value in node.items() if key not in brought} for node in plain["data"]["train"]]
-    begin(tmp_path, changed(plain, "data.train", older), "joint")
+    slots = {
+        name: {key: value for key, value in slot.items() if not key.startswith("layer")}
+        for name, slot in plain["slots"].items()
+    }
+    begin(tmp_path, changed({**plain, "slots": slots}, "data.train", older), "joint")
     check_folder(tmp_path, plain)
+    with refused("mismatch", "slots.linguistic.layers"):
+        check_folder(tmp_path, changed(plain, "slots.linguistic.layers", "all"))
     with refused("mismatch", "data.train"):
         check_folder(
             tmp_path, changed(plain, "data.train", [{**older[0], "task_overrides": {"asr": {"prompts": "x"}}}])

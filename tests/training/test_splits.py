@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sottovoce.config import recipe as recipes
 from sottovoce.errors import Code, ManifestError
 from sottovoce.lightning_modules.curriculum import train_stages
 from sottovoce.lightning_modules.run import prepare_run
+from sottovoce.training.stage_rows import stage_rows
 
 
 def changed(tree: dict[str, Any], split: str, file: Path, **data: Any) -> dict[str, Any]:
@@ -51,19 +53,21 @@ def test_batches_mix_the_tasks_that_are_drawn(tree: dict[str, Any]) -> None:
     """By epoch: two rows are of one group where the same tasks are drawn from them."""
     run = quiet_run(tree)
     split, draw = run.data.splits["train"], run.example_sampler("joint", cut=True)
+    rows = stage_rows(split, replace(run.recipe.stages["joint"], tasks_per_utterance=2), draw, training=True)
+    assert callable(rows.groups)
     for epoch in range(2):
-        drawn = [sorted(e.task for k in range(2) if (e := draw(u, epoch, k))) for u in split.utterances]
-        groups = split.groups(draw, 2, epoch).tolist()
-        assert len({*groups}) == len({*map(tuple, drawn)}) == len({*zip(groups, map(tuple, drawn), strict=True)}) > 2
-    assert split.groups(draw, 2, 0).tolist() != groups
+        drawn = [tuple(sorted(e.task for k in range(2) if (e := draw(u, epoch, k)))) for u in split.utterances]
+        groups = rows.groups(epoch).tolist()
+        assert len({*groups}) == len({*drawn}) == len({*zip(groups, drawn, strict=True)}) > 2
+    assert rows.groups(0).tolist() != groups
 
 
 def with_seconds(manifest: Path, number: int, **keys: Any) -> Path:
     """A copy of a manifest whose lines say how long they last, one of them with other keys."""
     lines = [json.loads(text) for text in manifest.read_text().splitlines()]
+    lines[number] |= keys
     for line in lines:
         line["seconds"] = soundfile.info(str(manifest.with_name(line["audio"]))).duration
-    lines[number] |= keys
     return write_lines(manifest.with_name(f"lazy-{manifest.name}"), lines)
 
 

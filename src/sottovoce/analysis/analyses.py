@@ -40,12 +40,16 @@ class UtteranceStates:
 
     def labelled(self, labels: Sequence[str | None]) -> LabelledStates:
         """The rows that have a label."""
-        rows = [row for row, label in enumerate(labels) if label is not None]
-        pooled: States = self.states.pooled.numpy()
-        known = [self.utterances[row] for row in rows]
-        speakers, texts = [str(u.speaker) for u in known], [str(u.text) for u in known]
-        states = pooled if len(rows) == len(pooled) else pooled[rows]
-        return LabelledStates(states, [label for label in labels if label is not None], speakers, texts)
+        return labelled_states(self.utterances, self.states.pooled.numpy(), labels)
+
+
+def labelled_states(utterances: Sequence[Utterance], pooled: States, labels: Sequence[str | None]) -> LabelledStates:
+    """The rows of states (utterances, states, dim) that have a label."""
+    rows = [row for row, label in enumerate(labels) if label is not None]
+    known = [utterances[row] for row in rows]
+    speakers, texts = [str(u.speaker) for u in known], [str(u.text) for u in known]
+    states = pooled if len(rows) == len(pooled) else pooled[rows]
+    return LabelledStates(states, [label for label in labels if label is not None], speakers, texts)
 
 
 def run_analyses(jobs: Mapping[str, Job], progress: Progress) -> tuple[dict[str, Curve], dict[str, str]]:
@@ -59,19 +63,30 @@ def run_analyses(jobs: Mapping[str, Job], progress: Progress) -> tuple[dict[str,
     return curves, left_out
 
 
+def plan_probes(utterances: Sequence[Utterance], pooled: States, recipe: AnalysisRecipe) -> dict[str, Job]:
+    """The linear probes of states (utterances, states, dim), of an LLM or an encoder; see `plan_analyses`."""
+    seed = recipe.seed
+    known = {
+        name: labelled_states(utterances, pooled, [u.labels.get(name) for u in utterances])
+        for name in attributes(utterances, recipe)
+    }
+    jobs: dict[str, Job] = {
+        f"{name} probe": partial(attribute_probe, *each[:3], folds=recipe.folds, seed=seed)
+        for name, each in known.items()
+    }
+    intended = labelled_states(utterances, pooled, intents(utterances, recipe))
+    probe = partial(intent_probe, *intended, folds=recipe.intent_folds, seed=seed)
+    return {**jobs, "intent probe": probe if intended.labels else _without_intent}
+
+
 def plan_analyses(read: UtteranceStates, recipe: AnalysisRecipe) -> dict[str, Job]:
     """The analyses by name, in the order of the paper, ready to be run; see `attributes` and `intents`."""
     names, seed = attributes(read.utterances, recipe), recipe.seed
     known = {name: read.labelled([u.labels.get(name) for u in read.utterances]) for name in names}
     intended = read.labelled(intents(read.utterances, recipe))
-    jobs: dict[str, Job] = {
-        f"{name} probe": partial(attribute_probe, *known[name][:3], folds=recipe.folds, seed=seed) for name in names
-    }
-    if intended.labels:
-        jobs["intent probe"] = partial(intent_probe, *intended, folds=recipe.intent_folds, seed=seed)
-        jobs["intent similarity"] = partial(intent_similarity, *intended, seed=seed)
-    else:
-        jobs |= dict.fromkeys(("intent probe", "intent similarity"), _without_intent)
+    jobs = plan_probes(read.utterances, read.states.pooled.numpy(), recipe)
+    similar = partial(intent_similarity, *intended, seed=seed)
+    jobs["intent similarity"] = similar if intended.labels else _without_intent
     jobs |= {f"{name} similarity": partial(attribute_similarity, *known[name], seed=seed) for name in names}
     jobs["logit lens"] = partial(
         lens_agreement, read.states.ranks.numpy(), read.states.tokens.tolist(),

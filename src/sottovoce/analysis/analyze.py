@@ -1,4 +1,4 @@
-"""`sottovoce analyze`: layer-wise probes, similarities and logit lens of a bundle's LLM.
+"""`sottovoce analyze`: layer-wise probes, similarities and logit lens of a bundle's LLM; probes of its encoder.
 
 The five layer-wise analyses of PE-FT (Resurfacing Paralinguistic Awareness in Large Audio Language Models, 2026,
 section 4), and the split of the layers that they propose.
@@ -16,15 +16,24 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from sottovoce.analysis.analyses import UtteranceStates, attributes, intent_words, intents, plan_analyses, run_analyses
+from sottovoce.analysis.analyses import (
+    Job,
+    UtteranceStates,
+    attributes,
+    intent_words,
+    intents,
+    plan_analyses,
+    plan_probes,
+    run_analyses,
+)
 from sottovoce.analysis.config import AnalysisRecipe, load
-from sottovoce.analysis.hidden_states import cached_states
+from sottovoce.analysis.hidden_states import cached_encoder_states, cached_states
 from sottovoce.data.examples import Example
 from sottovoce.data.manifest import read_manifest
 from sottovoce.data.utterance import Utterance
 from sottovoce.device import on_device
 from sottovoce.errors import ManifestError, MissingError
-from sottovoce.evaluation.layers.html import layer_page
+from sottovoce.evaluation.layers.html import layer_csv, layer_page
 from sottovoce.evaluation.layers.plot import layer_picture
 from sottovoce.evaluation.layers.split import LAYERS, RULE, Curve, Split, propose
 from sottovoce.io import atomic_write, file_sha256
@@ -33,7 +42,8 @@ from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.serving.chat import wording
 from sottovoce.training.splits import build_tasks, choices_of, read_splits
 
-STATES, PICTURE, PAGE = "states.safetensors", "layers.png", "layers.html"
+STATES, HEARD = "states.safetensors", "encoder_states.safetensors"
+PICTURE, PAGE, TABLE = "layers.png", "layers.html", "layers.csv"
 
 
 def analyze(bundle: str, config: str, overrides: Sequence[str] = ()) -> None:
@@ -49,25 +59,32 @@ def analyze(bundle: str, config: str, overrides: Sequence[str] = ()) -> None:
     examples = [_example(module, utterance, instruction) for utterance in utterances]
     model = {**fingerprints(module), "trained": file_sha256(Path(bundle) / WEIGHTS)}
     with Progress(console=console) as progress:
+        heard: dict[str, Job] = {}
         with on_device(module):
             states = cached_states(module, examples, model, out / STATES, recipe.batch_size, progress)
+            if recipe.encoder and module.encoder.depth:
+                encoded = cached_encoder_states(module, examples, model, out / HEARD, progress)
+                heard = plan_probes(utterances, encoded.numpy(), recipe)
         vocabulary = module.llm.model.get_output_embeddings().weight.shape[0]  # type: ignore[no-untyped-call]
         jobs = plan_analyses(UtteranceStates(utterances, states, vocabulary), recipe)
         curves, left_out = run_analyses(jobs, progress)
+        encoder, _ = run_analyses(heard, progress)  # what is left out is left out of both
     split = propose(curves)
     report = layer_report(curves, left_out, split, examples, intent_words(recipe))
     report |= {"model": model, "analysis": recipe.plain()}
+    report["encoder"] = {"layers": module.encoder.depth, "curves": {name: asdict(c) for name, c in encoder.items()}}
     out.mkdir(parents=True, exist_ok=True)
     try:
-        layer_picture(curves, split, left_out, out / PICTURE)
+        layer_picture(curves, split, left_out, out / PICTURE, encoder)
         picture = (out / PICTURE).read_bytes()
     except MissingError as error:  # matplotlib is an extra: the page has tables alone
         console.print(str(error), style="yellow", markup=False)
         picture = None
-    atomic_write(out / PAGE, layer_page(report, curves, picture))
+    atomic_write(out / PAGE, layer_page(report, curves, picture, encoder))
+    atomic_write(out / TABLE, layer_csv(curves, encoder))
     atomic_write(out / LAYERS, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    _print_summary(console, curves, left_out, split)
-    for name in (LAYERS, *([PICTURE] if picture else []), PAGE):
+    _print_summary(console, curves, left_out, split, encoder)
+    for name in (LAYERS, TABLE, *([PICTURE] if picture else []), PAGE):
         console.print(f"written  {out / name}", highlight=False, soft_wrap=True)
 
 
@@ -132,13 +149,28 @@ def layer_report(
     }
 
 
-def _print_summary(console: Console, curves: Mapping[str, Curve], left_out: Mapping[str, str], split: Split) -> None:
+def _print_summary(
+    console: Console,
+    curves: Mapping[str, Curve],
+    left_out: Mapping[str, str],
+    split: Split,
+    encoder: Mapping[str, Curve],
+) -> None:
     table = Table("analysis", "input of the LLM", "best layer", "last layer", "chance")
     for name, curve in curves.items():
         best = max(range(split.layers), key=lambda layer: curve.value[1 + layer])
         first, highest, last = (_cell(curve, state) for state in (0, 1 + best, split.layers))
         table.add_row(name, first, f"{best}: {highest}", last, f"{curve.chance[0]:.3g}")
     console.print(table)
+    if encoder:
+        table = Table("encoder", "input of its layers", "best layer", "last layer", "chance")
+        for name, curve in encoder.items():
+            last = len(curve.value) - 1
+            best = max(range(1, last + 1), key=lambda layer: curve.value[layer])
+            table.add_row(
+                name, _cell(curve, 0), f"{best}: {_cell(curve, best)}", _cell(curve, last), f"{curve.chance[0]:.3g}"
+            )
+        console.print(table)
     for name, reason in left_out.items():
         console.print(f"left out  {name}: {reason}", markup=False, highlight=False)
     voice, meaning = ("{}-{}".format(*layers) for layers in (split.paralinguistic, split.semantic))

@@ -25,6 +25,7 @@ class AnalysisRecipe(BaseRecipe):
     keywords: list[str] = Field(default=[], description="or: the only one of these words that its text has")
     folds: Int = Field(default=5, ge=2, description="of speakers, for the probes of attributes")
     intent_folds: Int = Field(default=3, ge=2, description="of speakers and of texts, for the probe of intents")
+    encoder: bool = Field(default=True, description="probe its layers, too")
     batch_size: Int = Field(default=16, ge=1, le=10**6)
     limit: Count | None = Field(default=600, description="utterances; whole texts are drawn")
     seed: Seed = 0

@@ -1,23 +1,29 @@
-"""Hidden states of a SpeechLLM: one forward pass an utterance, cached for all analyses."""
+"""Hidden states of a SpeechLLM and of its encoder: one forward pass an utterance, cached for all analyses."""
 
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from rich.progress import Progress
 from safetensors import SafetensorError
+from torch import Tensor
 
+from sottovoce.data.audio import load_audio
 from sottovoce.data.clip_reference import read_bytes, split_part
 from sottovoce.data.examples import Batch, Example, Read, collate
 from sottovoce.data.manifest import refuse
+from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.hidden_states import HiddenStates, read_hidden_states
+from sottovoce.scoring.speech_tokens import mean_over_time
 from sottovoce.tensor_files import read_metadata, read_tensors, write_tensors
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.spoken_prompt import dialogue_of, speech_positions
 
+ENCODER, CLIPS = "encoder", 4  # of its states in a file; how many clips at once, since all layers are kept
 VERSION = 1  # of what is cached: a new number makes old files anew
 
 
@@ -67,6 +73,30 @@ def cached_states(
         refuse(f"{len(faults)} clips cannot be used:", faults)
     states = collect_states(module, examples, reader.read, batch_size, progress)
     save_states(file, key, states)
+    return states
+
+
+@torch.no_grad()
+def cached_encoder_states(
+    module: SpeechLLM, examples: Sequence[Example], model: dict[str, str], file: Path, progress: Progress
+) -> Tensor:
+    """The encoder's states for all clips, (clips, 1 + layers, dim), means over time; cached as `cached_states` are.
+
+    The first one is the first layer's input. `ConfigError` where the encoder does not expose its layers.
+    """
+    key, encoder = states_key({"encoder": model["encoder"]}, examples), module.encoder
+    with suppress(SafetensorError, OSError, KeyError):
+        if read_metadata(file) == {"key": key}:
+            return read_tensors(file)[ENCODER]
+    encoder.eval()
+    layers, device, means = range(encoder.depth + 1), next(encoder.parameters()).device, []
+    for start in progress.track(range(0, len(examples), CLIPS), description="reading the encoder"):
+        clips = [e.utterance.clip for e in examples[start : start + CLIPS]]
+        heard = [torch.from_numpy(load_audio(clip, encoder.sample_rate)) for clip in clips]
+        frames = encoder.layer_frames(*Frames.pad(heard).to(device), layers)
+        means.append(mean_over_time(frames).unflatten(-1, (len(layers), -1)).float().cpu())
+    states = torch.cat(means)
+    write_tensors(file, {ENCODER: states}, {"key": key})
     return states
 
 

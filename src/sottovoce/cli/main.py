@@ -185,6 +185,7 @@ COMMANDS = (
     Command(
         "label", "cli.main:label", "add pitch, energy and tempo labels to a manifest, by measuring",
         _MANIFEST, _OUT, _ALLOW,
+        arg("--workers", type=int, default=1, help="processes that measure"),
     ),
     Command(
         "shards", "cli.main:shards", "pack a manifest and its clips into tar files (Lhotse Shar)",
@@ -240,10 +241,10 @@ def _run(command: Command, arguments: argparse.Namespace) -> None:
     call(arguments) if "arguments" in names else call(**{name: getattr(arguments, name) for name in names})
 
 
-def label(manifest: str, out: str, allow: list[str]) -> None:
+def label(manifest: str, out: str, allow: list[str], workers: int) -> None:
     from sottovoce.data.acoustic_labels import label_manifest
 
-    print(label_manifest(Path(manifest), Path(out), allow=[Path(folder) for folder in allow]))
+    print(label_manifest(Path(manifest), Path(out), allow=[Path(folder) for folder in allow], workers=workers))
 
 
 def shards(manifest: str, out: str, size: int, allow: list[str]) -> None:

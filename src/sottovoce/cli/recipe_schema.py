@@ -25,9 +25,9 @@ of `slots`, `stages` and `evaluation.judges` off; of other mappings, name what i
 `sottovoce list` shows.
 
 **What a stage is made of.** An epoch goes through every training manifest `weight` times, or as often as the stage's
-`parts` says for a manifest of that `name`; `parts` holds for validation, too. Utterances that no task of the stage
-can use are left out, and their number is printed. Of the tasks that one utterance can serve, one is drawn by the
-weights in `tasks` (`tasks_per_utterance` times).
+`parts` says for a manifest of that `name`; `parts` holds for validation, too. Of the tasks that an utterance can serve,
+one is drawn by the weights in `tasks` (`tasks_per_utterance` times); `all`: each as often as its weight says.
+Draws of every task and part are printed; one that nobody serves is refused.
 
 **Completion in an editor.** `sottovoce schema fit > fit.schema.json` writes a JSON Schema. With the YAML language
 server (VS Code, Neovim, Emacs), a recipe whose first line is `# yaml-language-server: $schema=fit.schema.json` is
@@ -100,6 +100,8 @@ def _type(value: dict[str, Any]) -> str:
         return " or ".join(_type(inner) for inner in value["anyOf"])
     if "allOf" in value:
         return "component"
+    if "const" in value:
+        return f"`{value['const']}`"
     if "enum" in value:
         return ", ".join(f"`{name}`" for name in value["enum"])
     if "$ref" in value:

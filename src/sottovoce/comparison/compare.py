@@ -13,13 +13,15 @@ from rich.console import Console
 from sottovoce.comparison.finished_runs import FinishedRun, Reply, read_run, refuse_incomparable, reply_of, settings
 from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.evaluation.awareness import AWARENESS
-from sottovoce.evaluation.metrics import Measure
-from sottovoce.evaluation.paired_bootstrap import Key, Seeds
-from sottovoce.evaluation.records import scores_due
+from sottovoce.evaluation.metrics import Measure, Score
+from sottovoce.evaluation.paired_bootstrap import Estimate, Key, Seeds, reported
+from sottovoce.evaluation.records import Record, scores_due
 from sottovoce.evaluation.reports.compare import COSTS, Comparison, System, comparison_csv, comparison_of, of_recipe
 from sottovoce.evaluation.reports.compare_html import comparison_html
+from sottovoce.evaluation.reports.results import POINTS
 from sottovoce.evaluation.reports.tables import terminal_tables
 from sottovoce.evaluation.retention import SLOTS, TASK, retention_measures
+from sottovoce.evaluation.voicebench import TASK as VOICEBENCH
 from sottovoce.io import atomic_write
 from sottovoce.scoring.judging import has_labels
 
@@ -68,7 +70,8 @@ def compare_runs(runs: Sequence[FinishedRun], against: str | None = None) -> Com
         raise ConfigError(f"a comparison needs at least two runs, got {len(runs)}", code="empty", where="runs")
     refuse_incomparable(runs)
     systems = grouped(runs)
-    return comparison_of(described(systems), measured(systems), against or next(iter(systems)), [*remarks_on(systems)])
+    baseline, remarks = against or next(iter(systems)), [*remarks_on(systems)]
+    return comparison_of(described(systems), measured(systems), baseline, remarks, reported=reported_by(systems))
 
 
 def grouped(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
@@ -132,6 +135,28 @@ def measured(systems: Systems) -> Measured:
     return found
 
 
+def reported_by(systems: Systems) -> dict[Key, dict[str, Estimate]]:
+    """Scores as the runs wrote them, which are not computed again: by judges of replies, and of VoiceBench."""
+    found: dict[Key, dict[str, Estimate]] = {}
+    for name, group in systems.items():
+        runs = [{Key(r.task, r.metric, r.slots): r for r in run.records if _is_reported(r)} for run in group]
+        for key in runs[0]:
+            if all(key in records for records in runs):
+                seeds = {run.seed: _score(records[key]) for run, records in zip(group, runs, strict=True)}
+                found.setdefault(key, {})[name] = reported(seeds)
+    return found
+
+
+def _is_reported(record: Record) -> bool:
+    if record.task.partition(" ")[0] == VOICEBENCH:
+        return record.metric in ("score", "rating")
+    return "/" in record.metric and record.metric.startswith(POINTS)
+
+
+def _score(record: Record) -> Score:
+    return Score(record.value, record.low, record.high, record.n, record.baseline, record.notes, record.speakers)
+
+
 def _labelled(runs: Sequence[FinishedRun]) -> set[Reply]:
     """Replies that were labelled in every run: a judge may fail on one alone."""
     replies = {reply_of(p) for run in runs for p in run.predictions}
@@ -165,6 +190,8 @@ def _scores(run: FinishedRun, labelled: set[Reply]) -> dict[Key, Measure]:
 
 def remarks_on(systems: Systems) -> Iterator[str]:
     """What is not the same about the runs, and does not keep them from being compared."""
+    if reported_by(systems):
+        yield "Scores by judges and of VoiceBench are those that the runs report; they have no paired differences."
     if len({tuple(run.seed for run in group) for group in systems.values()}) > 1:
         yield "The systems have other seeds, or not equally many: their spreads are not of the same kind."
     runs = [run for group in systems.values() for run in group]

@@ -1,6 +1,6 @@
 """`sottovoce table`: train what is missing of a paper's systems, score it further, compare, and add what was published.
 
-Kang et al. (2024), table I and section V-C.
+Judge, BERTScore and linear probe are those of Kang et al. (2024), table I and section V-C.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +15,13 @@ from rich.progress import Progress
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sottovoce.comparison.compare import Measured, described, measured, remarks_on, write_comparison
+from sottovoce.comparison.compare import Measured, described, measured, remarks_on, reported_by, write_comparison
 from sottovoce.comparison.finished_runs import FinishedRun, incomparable, read_run, refuse_incomparable
 from sottovoce.comparison.table_config import TableRecipe, load, overrides_for, system_recipe
 from sottovoce.config.recipe import Recipe
+from sottovoce.config_model import Node
 from sottovoce.data.utterance import Utterance
+from sottovoce.device import on_device
 from sottovoce.errors import SottovoceError
 from sottovoce.evaluation import JUDGES, Prediction, Reply
 from sottovoce.evaluation.linear_probe import probe
@@ -53,7 +55,7 @@ def table(config: str, overrides: Sequence[str] = ()) -> None:
             made = system_recipe(recipe, name, seed)
             if not _is_finished(made):
                 console.rule(made.name)
-                fit(recipe.systems[name].recipe, overrides_for(recipe, seed))
+                fit(recipe.systems[name].recipe, overrides_for(recipe, name, seed))
     if not is_rank_zero():
         return
     comparison = compare_systems(recipe, console)
@@ -80,14 +82,15 @@ def compare_systems(recipe: TableRecipe, console: Console) -> Comparison:
     of_a_pair = (name for name in runs if sum(name in pair for pair in unpaired) < len(runs) - 1)
     systems = described(runs)
     for name, node in recipe.systems.items():
-        systems[name] = replace(systems[name], title=node.title, published=of_columns(node.paper))
+        published = {**systems[name].published, **of_columns(node.paper)}
+        systems[name] = replace(systems[name], title=node.title, published=published)
     scores, remarks = dict(measured(runs)), [*remarks_on(runs)]
-    further: dict[str, Callable[[], tuple[Measured, list[str]]]] = {
-        "BERTScore": partial(_bert_scores, recipe, runs),
-        "judge": partial(_judgements, recipe, runs, console),
-    }
-    for name in (name for name in runs if recipe.systems[name].probe):
-        further[f"linear probe of {name}"] = partial(_probe, recipe, name)
+    further: dict[str, Callable[[], tuple[Measured, list[str]]]] = {}
+    if recipe.judge:
+        further["BERTScore"] = partial(_bert_scores, recipe, runs)
+        further["judge"] = partial(_judgements, recipe, recipe.judge, runs, console)
+        for name in (name for name in runs if recipe.systems[name].probe):
+            further[f"linear probe of {name}"] = partial(_probe, recipe, name)
     for what, score in further.items():
         try:
             found, notes = score()
@@ -99,7 +102,7 @@ def compare_systems(recipe: TableRecipe, console: Console) -> Comparison:
         remarks += notes
     remarks += [f"No difference of {' and '.join(sorted(pair))}: {reason}." for pair, reason in unpaired.items()]
     baseline = next(of_a_pair, next(iter(runs)))  # the first that has a difference to any other
-    return comparison_of(systems, scores, baseline, remarks, list(unpaired))
+    return comparison_of(systems, scores, baseline, remarks, list(unpaired), reported_by(runs))
 
 
 def _replies(run: FinishedRun) -> list[Prediction]:
@@ -110,15 +113,16 @@ def _bert_scores(recipe: TableRecipe, runs: Runs) -> tuple[Measured, list[str]]:
     if not recipe.bert_score:
         return {}, []
     bert = BertScore(recipe.bert_score.checkpoint, layer=recipe.bert_score.layer)
-    found = {name: {run.seed: bert.measure(_replies(run)) for run in group} for name, group in runs.items()}
+    with on_device(bert.model):
+        found = {name: {run.seed: bert.measure(_replies(run)) for run in group} for name, group in runs.items()}
     return {Key(RESPONSE, "bert_score", SLOTS): found}, [f"BERTScore by {bert.name}, layer {bert.layer}."]
 
 
-def _judgements(recipe: TableRecipe, runs: Runs, console: Console) -> tuple[Measured, list[str]]:
+def _judgements(recipe: TableRecipe, node: Node, runs: Runs, console: Console) -> tuple[Measured, list[str]]:
     """Scores of one judge for all systems; a reply that it could not score in one run is left out of all."""
     engine = ENGINES.build(recipe.engine) if recipe.engine else None
     kept = CachedEngine(engine, recipe.folder / "judgements.jsonl", Progress(console=console)) if engine else None
-    judge = JUDGES.build(recipe.judge, kept)
+    judge = JUDGES.build(node, kept)
     scores: dict[Key, dict[str, dict[int, dict[str, float | None]]]] = {}  # score -> system -> seed -> reply
     notes = [f"Judge: {judge.name}."]
     for name, group in runs.items():

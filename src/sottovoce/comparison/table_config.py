@@ -1,5 +1,6 @@
 """The recipe of a table of systems: their recipes, who judges, and what was published."""
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +9,19 @@ from pydantic import Field
 
 from sottovoce.config import recipe as recipes
 from sottovoce.config.recipe import Recipe
-from sottovoce.config.sections import SourceConfig
-from sottovoce.config_model import BaseRecipe, Count, Float, Int, Node, config_class, fault, located, unknown
+from sottovoce.config.sections import Published, SourceConfig
+from sottovoce.config_model import (
+    BaseRecipe,
+    Count,
+    Float,
+    Int,
+    Node,
+    config_class,
+    fault,
+    located,
+    unknown,
+    without_nulls,
+)
 from sottovoce.errors import ConfigError
 from sottovoce.evaluation import JUDGES
 from sottovoce.evaluation.reports.compare import COLUMNS
@@ -22,8 +34,12 @@ class SystemConfig:
 
     title: str
     recipe: str = Field(description="a file, relative to the table's own")
+    overrides: list[str] | None = Field(
+        default=None, description="of its recipe; its run then lies in the table's folder"
+    )
     probe: bool = Field(default=True, description="its speech tokens are its own, not its baseline's")
     paper: dict[str, list[Float]] = Field(default={}, description="column -> [value, half of the interval]")
+    published: Published = Field(default={}, description="in place of the recipe's; with overrides always")
 
 
 @config_class
@@ -48,8 +64,13 @@ class TableRecipe(BaseRecipe):
 
     name: str
     seeds: Annotated[list[Int], Field(min_length=1)]
-    systems: dict[str, SystemConfig] = Field(min_length=1, description="trained in this order")
-    judge: Annotated[Node, JUDGES] = Field(description="a component")
+    systems: Annotated[dict[str, SystemConfig], Field(min_length=1), without_nulls(SystemConfig)] = Field(
+        description="trained in this order; null leaves one out"
+    )
+    overrides: list[str] = Field(default=[], description="of every system's recipe, before its own")
+    judge: Annotated[Node, JUDGES] | None = Field(
+        default=None, description="a component; null: the recipes' own scores alone"
+    )
     engine: Annotated[Node, ENGINES] | None = Field(default=None, description="of a judge that asks an LLM")
     bert_score: BertScoreConfig | None = None
     probe: ProbeConfig | None = Field(default=None, description="null: train and test of each system's recipe")
@@ -65,6 +86,10 @@ class TableRecipe(BaseRecipe):
     def conflicts(self) -> Iterator[ConfigError]:
         """See `BaseRecipe`."""
         yield from unknown("picture", self.picture, self.systems, "system")
+        if self.judge is None:
+            for key in ("engine", "bert_score", "probe", "picture"):
+                if getattr(self, key):
+                    yield fault("conflict", key, "a table without `judge` has the recipes' own scores alone")
         for name, system in self.systems.items():
             yield from unknown(f"systems.{name}.paper", system.paper, COLUMNS, "column")
 
@@ -72,29 +97,42 @@ class TableRecipe(BaseRecipe):
 def load(path: Path, overrides: Iterable[str] = ()) -> TableRecipe:
     """Read a table's recipe and check it, and every system's recipe for every seed, before anything is trained."""
     table = TableRecipe.load(path, overrides)
+    folders: dict[Path, str] = {}
     for name, system in table.systems.items():
         system.recipe = str(path.parent / system.recipe)
         made = [system_recipe(table, name, seed) for seed in table.seeds]
-        for error in _run_conflicts(made):
+        for error in _run_conflicts(made, judged=table.judge is not None):
             raise ConfigError.of(located(error, f"systems.{name}", str(path)))
+        if (other := folders.setdefault(made[0].folder, name)) != name:
+            told = f"its runs would lie in {made[0].folder}, as those of {other}: give it `overrides` or another recipe"
+            raise ConfigError.of(located(fault("conflict", "recipe", told), f"systems.{name}", str(path)))
     return table
 
 
 def system_recipe(table: TableRecipe, name: str, seed: int) -> Recipe:
-    return recipes.load(table.systems[name].recipe, overrides_for(table, seed))
+    return recipes.load(table.systems[name].recipe, overrides_for(table, name, seed))
 
 
-def overrides_for(table: TableRecipe, seed: int) -> list[str]:
-    """What a table says to each recipe."""
+def overrides_for(table: TableRecipe, name: str, seed: int) -> list[str]:
+    """What a table says to the recipe of a system.
+
+    With overrides a recipe is another system than that which its `published` is about, and so has the row's own alone.
+    """
+    system = table.systems[name]
+    words = [*table.overrides, *(system.overrides or [])]
+    if system.overrides is not None:
+        words.append(f"name={table.name}/seed-{seed}/{name}")
+    if system.overrides or system.published:
+        words += ["published=null", f"published={json.dumps(system.published)}"]
     trusted = ["llm.trust_remote_code=true"] if table.trust_remote_code else []
-    return [f"seed={seed}", f"output_dir={table.output_dir}", *trusted]
+    return [*words, f"seed={seed}", f"output_dir={table.output_dir}", *trusted]
 
 
-def _run_conflicts(made: list[Recipe]) -> Iterator[ConfigError]:
+def _run_conflicts(made: list[Recipe], *, judged: bool) -> Iterator[ConfigError]:
     if len({recipe.name for recipe in made}) < len(made):
         told = f"all seeds would share the folder {made[0].folder}: write the seed into the name of its recipe "
         yield fault("conflict", "recipe", told + '(name: "…/seed-${seed}/…"), or take one seed')
-    for recipe in made:
+    for recipe in made if judged else ():
         asked = recipe.evaluation.tasks or recipes.used_tasks(recipe)
         for task in ("response", "emotion"):
             if task not in asked:

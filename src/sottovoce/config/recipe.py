@@ -11,7 +11,7 @@ from sottovoce.config import sections
 from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown
 from sottovoce.config_tree import read_tree
 from sottovoce.data.overrides import Overrides
-from sottovoce.data.tasks import TASKS
+from sottovoce.data.tasks import PLAIN, TASKS
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.evaluation.reports.results import METRICS
@@ -77,6 +77,11 @@ class Recipe(BaseRecipe):
         return any(LLM in (node.train or []) for node in self.stages.values())
 
     @property
+    def carries(self) -> dict[str, frozenset[str]]:
+        """What each slot carries, by its `carries` or its name."""
+        return {name: frozenset[str]([name] if s.carries is None else s.carries) for name, s in self.slots.items()}
+
+    @property
     def target_max_new_tokens(self) -> int:
         """Tokens of a target that the LLM makes, at most: one that does not end within them is left out."""
         return self.data.target_max_new_tokens or self.evaluation.max_new_tokens
@@ -105,8 +110,37 @@ class Recipe(BaseRecipe):
             yield fault("conflict", "data.corpus", f"{told}data.corpus=null takes your own")
         for name, stage in self.stages.items():
             yield from _stage_conflicts(stage, f"stages.{name}")
+            yield from self._carrier_conflicts(stage, f"stages.{name}.err")
         yield from self._tuning_conflicts()
         yield from self._complete_tasks()
+        yield from self._kind_conflicts()
+
+    def _carrier_conflicts(self, stage: sections.StageConfig, where: str) -> Iterator[ConfigError]:
+        """ERR in a stage of whose tasks no slot carries one: it would replace nothing."""
+        tasks = [name for name, weight in stage.tasks.items() if weight > 0 and name in TASKS]
+        carried = frozenset[str]().union(*self.carries.values())
+        if stage.err is not None and tasks and not any(TASKS.get(name).relies_on in carried for name in tasks):
+            told = f"no slot carries a task of this stage ({', '.join(tasks)}), so nothing would be replaced: say "
+            yield fault("conflict", where, f"{told}`carries: linguistic` or `paralinguistic` in the slots")
+
+    def _kind_conflicts(self) -> Iterator[ConfigError]:
+        """Ready targets of one kind where the LLM, which answers the slots' texts, makes those of another."""
+        slots, knobs = {name: slot.text for name, slot in self.slots.items()}, self.tasks.get("response", {})
+        heard = slots | self.evaluation.text
+        own = self.evaluation.task_overrides.get("response", {})
+        uses = [("tasks.response", slots, knobs)] if any(s.tasks.get("response") for s in self.stages.values()) else []
+        if "response" in (self.evaluation.tasks or used_tasks(self)):
+            uses += [("evaluation.task_overrides.response" if own else "tasks.response", heard, knobs | own)]
+        for place, source in self.sources():
+            texts = heard if place.startswith("data.test") else slots
+            if changed := source.task_overrides.get("response"):
+                uses += [(f"{place}.task_overrides.response", texts, knobs | changed)]
+        for where, texts, node in uses:
+            kind, styled = node.get("kind"), set(texts.values()) != {"transcript"}
+            if kind is not None and styled == (kind == PLAIN):
+                told = f"{kind} targets {'do not know' if styled else 'know'} how it was said, and "
+                told += f"{'a' if styled else 'no'} slot's text tells it: change one of the two"
+                yield fault("conflict", f"{where}.kind", told)
 
     def _parts_without_weights(self) -> Iterator[ConfigError]:
         """Parts that an untuned model would have at random."""

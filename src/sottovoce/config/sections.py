@@ -19,7 +19,8 @@ from sottovoce.config_model import (
     without_nulls,
 )
 from sottovoce.data.corpora import CORPORA
-from sottovoce.errors import ConfigError
+from sottovoce.encoders.layer_choice import LAST, readable
+from sottovoce.errors import ConfigError, brief
 from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
 from sottovoce.llms import ENGINES
 from sottovoce.llms.tuning_config import Tuning
@@ -27,6 +28,8 @@ from sottovoce.scripts import nfc
 
 CONVERSATION, RULE = {"type": "conversation"}, {"type": "rule"}  # who judges if a recipe names no `type`
 SlotText: TypeAlias = Literal["caption", "transcript", "tagged"]
+Carried: TypeAlias = Literal["linguistic", "paralinguistic"]  # what tasks rely on
+ALL: Literal["all"] = "all"  # tasks of an utterance
 Values: TypeAlias = Annotated[list[Annotated[str, AfterValidator(nfc)]], Field(min_length=1)]
 Policy: TypeAlias = Literal["error", "skip"]
 
@@ -55,14 +58,31 @@ class LLMConfig:
     )
 
 
+def _one_as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _tasks_per_utterance(value: object) -> object:
+    if value == ALL or (type(value) is int and 1 <= value <= 10_000):
+        return value
+    raise fault("bad-value", "", f"must be an integer from 1 to 10,000, or {ALL}, found {brief(repr(value), 100)}")
+
+
 @config_class
 class SlotConfig:
     """One slot of a spoken turn: the adapter that fills it from speech, and the text that is equivalent."""
 
     adapter: Annotated[Node, ADAPTERS] = Field(description="a component: `type` and its knobs")
     text: SlotText = Field(description='tagged: "<emotion> transcript"')
+    layers: Annotated[str, AfterValidator(readable)] = Field(
+        default=LAST, description="of the encoder: last, 2, 1-4, 2,5-6 or all; several are mixed by learned weights"
+    )
+    layer_norm: bool = Field(default=False, description="each layer has mean 0 and variance 1 before it is mixed")
     before: str = Field(default="", description="what the LLM's format has before speech; {number} counts clips")
     after: str = Field(default="", description="and behind it")
+    carries: Annotated[
+        list[Carried] | None, BeforeValidator(_one_as_list, json_schema_input_type=Carried | list[Carried] | None)
+    ] = Field(default=None, description="whose tasks' speech ERR keeps; null: the slot's name")
 
 
 @config_class
@@ -119,8 +139,15 @@ class StageConfig:
     epochs: Int = Field(default=3, ge=1, le=100_000)
     batch_size: Int = Field(default=48, ge=1, le=10**6, description="utterances a batch and process")
     accumulate_grad_batches: Int = Field(default=1, ge=1, le=10**6, description="batches of a process that make a step")
-    tasks_per_utterance: Int = Field(default=1, ge=1, le=10_000, description="tasks drawn from each utterance")
+    tasks_per_utterance: Annotated[int | Literal["all"], BeforeValidator(_tasks_per_utterance)] = Field(
+        default=1, description="drawn from each utterance; all: each of them"
+    )
     val_checks_per_epoch: Int = Field(default=1, ge=1, le=10_000)
+
+    @property
+    def draws(self) -> int:
+        """Of a row: where rows are utterances with one task, that is it."""
+        return self.tasks_per_utterance if isinstance(self.tasks_per_utterance, int) else 1
 
 
 @config_class

@@ -131,7 +131,7 @@ class StepSimulator:
     def examples(self, stage: str, sampler: ExampleSampler, rows: Rows) -> list[Example]:
         """The rows' examples; those whose target the LLM generates have none yet."""
         drawn = [sampler(self.utterances[row], rows.epoch, k)
-                for row in rows.numbers for k in range(self.recipe.stages[stage].tasks_per_utterance)]  # fmt: skip
+                for row in rows.numbers for k in range(self.recipe.stages[stage].draws)]  # fmt: skip
         return [example for example in drawn if example is not None]
 
     def step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> None:
@@ -153,17 +153,23 @@ class StepSimulator:
     def encode(self) -> None:
         """Encode `BATCH` clips of mean length."""
         samples = int(fmean(u.seconds for u in self.utterances) * self.module.encoder.sample_rate)
-        self.module.encoder(self.clips(BATCH, samples), torch.full((BATCH,), samples))
+        self.module.encoder.layer_frames(self.clips(BATCH, samples), torch.full((BATCH,), samples), self.module.layers)
+
+    def cached_bytes(self) -> int:
+        """Of a clip of mean length in the feature cache, which is float16; 0 where there is none."""
+        frames = math.ceil(fmean(u.seconds for u in self.utterances) * self.module.encoder.frame_rate)
+        return 2 * frames * len(self.module.layers) * self.module.encoder.dim if self.cached else 0
 
     def clips(self, *shape: int) -> Tensor:
         """Features; waveforms, (clips, samples), are real tensors: some encoders take them through NumPy first."""
         return torch.zeros(*shape) if len(shape) == 2 else MetaTensor(torch.empty(*shape, device="meta"))
 
     def _empty_clip(self, clip: Path) -> Tensor:
-        """(frames, dim) where they come from the cache, else (samples,); a clip of an earlier turn is like another."""
+        """(frames, layers * dim) where these are cached, else (samples,); a clip of an earlier turn is like another."""
         encoder, seconds = self.module.encoder, self._seconds.get(clip) or next(iter(self._seconds.values()))
         if self.cached:
-            return torch.empty(math.ceil(seconds * encoder.frame_rate), encoder.dim, device="meta")
+            width = len(self.module.layers) * encoder.dim
+            return torch.empty(math.ceil(seconds * encoder.frame_rate), width, device="meta")
         return torch.empty(int(seconds * encoder.sample_rate), device="meta")
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -74,9 +74,10 @@ def write_targets(
 ) -> Report:
     """Copy the lines of a manifest for which the engine has a target, each with its target.
 
-    `response` (emotion-conditioned, section III-A) and `plain` (the same without emotion, baseline 2) fill the key
-    `response`; `caption` (section III-B) fills `responses: {"caption": ...}`. Lines without transcript, or without the
-    label `emotion` where the prompt names it, are left out; so are refusals, answers that were cut at
+    `response` (emotion-conditioned, section III-A) fills the key `response`; `plain` (the same without emotion,
+    baseline 2) and `caption` (section III-B) fill keys of their own, `responses: {"plain": ..., "caption": ...}`.
+    Lines without transcript, or without the label `emotion` where the prompt names it, are left out; so are refusals,
+    answers that were cut at
     `max_new_tokens`, and what the engine could not answer. Thoughts before an answer are dropped. All are counted and
     named in the report. The copy appears under its name only when it is complete, in the same folder, since audio paths
     are relative to it; a killed run goes on from the answers beside it. In the paper the engine is the LLM that stays
@@ -155,9 +156,9 @@ def _problem(record: dict[str, Any]) -> str | None:
 
 
 def _with_target(record: dict[str, Any], kind: Kind, answer: str, report: Report) -> dict[str, Any]:
-    if kind == "caption":
+    if kind != "response":
         others = record.get("responses") or {}
-        report.replaced += "caption" in others
-        return {**record, "responses": {**others, "caption": answer}}
+        report.replaced += kind in others
+        return {**record, "responses": {**others, kind: answer}}
     report.replaced += record.get("response") is not None
     return {**record, "response": answer}

@@ -17,6 +17,7 @@ from sottovoce.device import on_device
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation.metrics import Prediction
 from sottovoce.evaluation.records import Record, read_predictions, read_results, score_all, write_results
+from sottovoce.evaluation.reports.plots import layer_weights_picture
 from sottovoce.evaluation.reports.results import results_table
 from sottovoce.lightning_modules.bundle import PRINTS, read_bundle
 from sottovoce.lightning_modules.curriculum import read_trained, stage_folder
@@ -38,7 +39,10 @@ from sottovoce.scoring.voicebench import AFTER as ANSWERED
 from sottovoce.scoring.voicebench import untuned_weights, voicebench
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.run_folder import recipe_file
+from sottovoce.training.slot_layers import layer_weights
 from sottovoce.training.splits import build_tasks, read_splits
+
+LAYERS = "layer_weights.png"
 
 
 def score(
@@ -68,6 +72,7 @@ def score(
             file = resolve(node.retention)
             records += retention_after(system, run.module.llm, file, folder, batch_size=node.batch_size)
     provenance.write(made_with, folder)
+    _draw_layers(run, folder)
     write_results(folder, records, predictions)  # before anybody is asked who may not be there
     if node.awareness:
         predictions = label_awareness(run.recipe, answers, test, folder, run.console)
@@ -80,6 +85,17 @@ def score(
         records += judged(system, run.recipe, predictions, test, folder, run.console)
         write_results(folder, records, predictions)
     return records
+
+
+def _draw_layers(run: Run, folder: Path) -> None:
+    """A picture of the weights of the encoder's layers, where a slot hears others than the last."""
+    module = run.module
+    if module.layers == (module.encoder.depth,):
+        return
+    try:
+        layer_weights_picture(layer_weights(module.slot_layers, module.adapters), folder / LAYERS)
+    except MissingError as error:  # matplotlib is an extra
+        run.console.print(str(error), style="yellow", markup=False)
 
 
 def _scored(system: str, predictions: Sequence[Prediction]) -> list[Record]:
@@ -192,7 +208,8 @@ def evaluate_bundle(
     recipe = replace(whole, data=data, stages={}, cascade=None, evaluation=evaluation)
     out = out or bundle.parent / "evaluation" / "-".join(stems)
     cache = Path(data.cache or out / "cache")
-    reader = AudioReader(module.encoder, cache if data.cache and not module.owns_encoder else None, data.max_seconds)
+    kept = cache if data.cache and not module.owns_encoder else None
+    reader = AudioReader(module.encoder, kept, data.max_seconds, module.layers)
     run = Run(recipe, build_tasks(whole), read_splits(recipe), module, reader, module.slots, cache, console)
     encode_clips(run)
     records = score(run, whole.name, out, unlabelled=True)

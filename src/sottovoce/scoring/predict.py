@@ -52,7 +52,7 @@ def predict(run: Run, split: str = "test", *, unlabelled: bool = False) -> list[
             (mode, _with_slots(example, mode, tags))
             for mode in recipe.modes
             for example in complete
-            if mode == "both" or task_of(run.tasks, example.task, example.utterance).serves(example.utterance)
+            if mode == "both" or _serves(run, example)
         ]
         bad = {row[1].utterance.id for row in rows if not _readable(run, row[1])}  # under all choices, to compare them
         rows = [row for row in rows if row[1].utterance.id not in bad]
@@ -61,6 +61,12 @@ def predict(run: Run, split: str = "test", *, unlabelled: bool = False) -> list[
         predictions = [_prediction(run, *row, row[1].tag or "", rivals) for row in tagged]
         predictions += _answers(run, asked, rivals, progress)
     return [replace(prediction, source=data.names.get(prediction.id)) for prediction in predictions]
+
+
+def _serves(run: Run, example: Example) -> bool:
+    """Whether its utterance has what its task is scored by."""
+    task = task_of(run.tasks, example.task, example.utterance)
+    return task.serves(example.utterance, run.slots.values())
 
 
 def _readable(run: Run, example: Example, *, teacher: bool = False) -> bool:
@@ -149,7 +155,7 @@ def _prediction(run: Run, mode: str, example: Example, response: str, rivals: Ri
         rivals=dict(utterance.answers) if category else rivals.get((example.task, utterance.id)),
         category=category,
         topic=utterance.topic if category else None,
-        unscored=not task.available(utterance),
+        unscored=not _serves(run, example),
         metric=task.rate,
     )
 

@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 
+from sottovoce.device import on_device
 from sottovoce.errors import SottovoceError, brief
 from sottovoce.evaluation import retention as measure
 from sottovoce.evaluation.records import Record
@@ -76,7 +77,8 @@ def retention_before(llm: CausalLLM, file: Path, folder: Path, **sizes: int) -> 
     `weights` it is the LLM as the run finds it: call this before the first stage. `sizes` are those of `retention`.
     """
     if not (folder / BEFORE).is_file():
-        with llm.untuned() if llm.tuning.method == "lora" else nullcontext():
+        untuned = llm.untuned() if llm.tuning.method == "lora" else nullcontext()
+        with untuned, on_device(llm):  # as the tuned one: it says other last bits on another device
             measure.write_scores(folder / BEFORE, retention(llm, read_items(file), **sizes))
 
 

@@ -214,7 +214,10 @@ def _native_parts(module: SpeechLLM) -> Iterator[tuple[str, dict[str, Tensor]]]:
     projectors = {
         f"adapters.{name}": adapter
         for name, adapter in module.adapters.items()
-        if isinstance(adapter, CheckpointProjector | KimiAudioProjector) and _same(adapter.checkpoint, checkpoint)
+        if isinstance(adapter, CheckpointProjector | KimiAudioProjector)
+        and _same(adapter.checkpoint, checkpoint)
+        and module.slot_layers[name] == (encoder.depth,)  # another layer, or a mix, has no place there
+        and not module.recipe.slots[name].layer_norm
     }
     if len(projectors) == 1:
         for name, adapter in projectors.items():

@@ -13,7 +13,7 @@ from torch import Tensor
 from sottovoce.data.audio import load_audio
 from sottovoce.data.audio_decoder import read_header
 from sottovoce.encoders import Encoder
-from sottovoce.encoders.feature_cache import FeatureCache, audio_key
+from sottovoce.encoders.feature_cache import FeatureCache, audio_key, layers_fingerprint
 from sottovoce.errors import AudioError, MissingError
 from sottovoce.frames import Frames
 
@@ -24,12 +24,14 @@ class AudioReader:
     """Reads clips, as encoder outputs from a cache, or where that is None as waveforms, encoded in every step.
 
     A clip that is longer than `max_seconds` is faulty. `silent` are those on which nothing is said, by their manifest,
-    and nothing needs to be heard.
+    and nothing needs to be heard. `layers` are those of the encoder that are kept, side by side; None: the last one.
     """
 
-    def __init__(self, encoder: Encoder, cache: Path | None, max_seconds: float) -> None:
-        self.sample_rate, self.max_seconds = encoder.sample_rate, max_seconds
-        self.cache = FeatureCache(cache / "features", encoder.fingerprint()) if cache else None
+    def __init__(
+        self, encoder: Encoder, cache: Path | None, max_seconds: float, layers: Sequence[int] | None = None
+    ) -> None:
+        self.sample_rate, self.max_seconds, self.layers = encoder.sample_rate, max_seconds, layers or (encoder.depth,)
+        self.cache = FeatureCache(cache / "features", layers_fingerprint(encoder, self.layers)) if cache else None
         self.keys: dict[Path, str] = {}  # of the content of clips that have been heard
         self.samples: dict[Path, int] = {}  # of clips, at the encoder's sample rate
         self.apart: frozenset[str] = frozenset()  # content that no other clip may have
@@ -56,7 +58,7 @@ class AudioReader:
         return faults
 
     def read(self, path: Path) -> Tensor:
-        """(frames, dim) from the cache, or (samples,) without one."""
+        """(frames, layers * dim) from the cache, or (samples,) without one."""
         if self.cache is None or path not in self.keys:
             samples = self._load(path)
             if path not in self.keys and self.apart and audio_key(samples) in self.apart:  # checked when it is drawn
@@ -83,7 +85,7 @@ class AudioReader:
     def stand_in(self, encoder: Encoder, *, cached: bool) -> Tensor:
         """A second of sound as `read` would give it, from the cache or not, for batches that have none."""
         if cached and self.cache is not None:
-            return torch.zeros(encoder.output_length(encoder.sample_rate), encoder.dim)
+            return torch.zeros(encoder.output_length(encoder.sample_rate), len(self.layers) * encoder.dim)
         return 0.1 * torch.sin(torch.arange(encoder.sample_rate) * 0.3)
 
     def _load(self, path: Path) -> NDArray[np.float32]:
@@ -101,6 +103,6 @@ class AudioReader:
             return
         device = next(encoder.parameters()).device
         with torch.no_grad():
-            out = encoder(*Frames.pad([samples for _, samples in waiting]).to(device))
+            out = encoder.layer_frames(*Frames.pad([samples for _, samples in waiting]).to(device), self.layers)
         for (key, _), frames in zip(waiting, out.rows(), strict=True):
             self.cache.put(key, frames)

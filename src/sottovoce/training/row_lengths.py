@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from sottovoce.config.recipe import Recipe, used_tasks
-from sottovoce.data.examples import Example, InstructionRole, instructions, slot_text
+from sottovoce.data.examples import Example, InstructionRole, carriers, instructions, slot_text
 from sottovoce.data.overrides import task_of
 from sottovoce.data.skipped import LineFault
 from sottovoce.data.tasks import TASKS, AttributeTask, Task
@@ -42,7 +42,8 @@ class Reading:
     def serves(self, utterance: Utterance) -> bool:
         """Whether a row is ever read so."""
         named = utterance.only is None or self.name in utterance.only
-        return named and self.task.serves(utterance) and not (self.teacher and self.task.target(utterance) is not None)
+        served = named and self.task.serves(utterance, self.slots.values())
+        return served and not (self.teacher and self.task.target(utterance) is not None)
 
 
 def stage_readings(recipe: Recipe, tasks: Mapping[str, Task], stage: str) -> list[Reading]:
@@ -51,7 +52,7 @@ def stage_readings(recipe: Recipe, tasks: Mapping[str, Task], stage: str) -> lis
     read = []
     for name, weight in node.tasks.items():
         task = tasks[name]
-        carrying = set(slots) & {task.relies_on} or set(slots)
+        carrying = carriers(task.relies_on, slots, recipe.carries)
         drawn = tuple(source for source, share in (node.err or {"speech": 1.0}).items() if share > 0)
         sources = {slot: ("speech",) if slot in carrying else drawn for slot in slots}
         if weight > 0:

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sottovoce.errors import ConfigError, MissingError, brief
 from sottovoce.io import atomic_write
 
 RECIPE, DATA = "recipe.yaml", "data.json"
+LATER = {"layers": "last", "layer_norm": False}  # keys of slots that recipes of older runs lack, and what they meant
 
 
 def open_folder(folder: Path, recipe: Tree) -> None:
@@ -149,6 +151,9 @@ def _weights_depend_on(recipe: Tree, stages: Sequence[str]) -> dict[str, Any]:
     if recipe.get("data", {}).get("target_max_new_tokens"):  # in place of the evaluation's
         bound.discard("evaluation.max_new_tokens")
     found = {key: value for key, value in _leaves(recipe) if _is_under(key, bound) or not _is_under(key, free)}
+    for slot, (key, meant) in product(recipe.get("slots", ()), LATER.items()):
+        if found.get(name := f"slots.{slot}.{key}") == meant:
+            del found[name]
     order = [name for name in recipe.get("stages", ()) if name in stages]
     return {**found, "stages": ", ".join(order)} if order else found
 

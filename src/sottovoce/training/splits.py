@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress
+from itertools import compress, repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,11 +50,19 @@ class Split:
         """(utterances,) length of each."""
         return np.array([u.seconds for u in self.utterances], np.float32)
 
-    def groups(self, drawing: ExampleSampler, draws: int, epoch: int) -> NDArray[np.int64]:
-        """(utterances,) number of each one's part of the data and drawn tasks in an epoch: batches mix these evenly."""
-        keys = [(self.names.get(u.id), *drawing.drawn_tasks(u, epoch, draws)) for u in self.utterances]
+    def groups(self, drawing: ExampleSampler) -> NDArray[np.int64]:
+        """(utterances,) number of each one's part of the data and tasks of a stage: batches mix these evenly."""
+        keys = [(self.names.get(u.id), *drawing.possible(u)) for u in self.utterances]
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         return np.array([numbers[key] for key in keys], np.int64)
+
+    def served(self, drawing: ExampleSampler) -> Iterator[list[str]]:
+        """The tasks of a stage that each utterance serves."""
+        return map(drawing.possible, self.utterances)
+
+    def parts(self) -> Iterator[str | None]:
+        """Each utterance's part of the data."""
+        return (self.names.get(u.id) for u in self.utterances)
 
     def fingerprint_rows(self) -> Iterator[tuple[str, float, float]]:
         """Id, seconds and weight of each utterance."""
@@ -95,9 +103,20 @@ class LazySplit(Split):
     def seconds(self) -> NDArray[np.float32]:
         return self._seconds
 
-    def groups(self, drawing: ExampleSampler, draws: int, epoch: int) -> NDArray[np.int64]:
+    def groups(self, drawing: ExampleSampler) -> NDArray[np.int64]:
         """See `Split`; before lines are read, only their manifests are known."""
         return self._each(range(len(self._sources))).astype(np.int64)
+
+    def served(self, drawing: ExampleSampler) -> Iterator[list[str]]:
+        """See `Split`; those that the line's manifest may serve."""
+        drawn = [task for task, weight in drawing.weights.items() if weight > 0]
+        for node, source in zip(self._nodes, self._sources, strict=True):
+            yield from repeat([task for task in drawn if node.tasks is None or task in node.tasks], len(source))
+
+    def parts(self) -> Iterator[str | None]:
+        """See `Split`."""
+        for node, source in zip(self._nodes, self._sources, strict=True):
+            yield from repeat(node.name, len(source))
 
     def stage_weights(self, stage: StageConfig, drawing: ExampleSampler, *, training: bool) -> NDArray[np.float64]:
         """See `Split`; before lines are read, only what whole manifests may serve is known."""
