@@ -8,19 +8,17 @@ order of rows and the draws of tasks are those of `sottovoce fit`. Prints Markdo
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from shared import table
 
 from sottovoce.config.recipe import Recipe, load
 from sottovoce.data.batch_sampler import BatchSampler
-from sottovoce.data.examples import Examples
 from sottovoce.data.tasks import AttributeTask
 from sottovoce.data.utterance import Utterance
 from sottovoce.lightning_modules.run import example_sampler_of
@@ -31,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TENTHS = 10
 NEUTRAL = 0.84  # of TextrolSpeech's emotion labels
 Lengths = Callable[[np.random.Generator, int], NDArray[np.float64]]
+Step = tuple[NDArray[np.float32], Counter[str]]  # lengths, and how often each task is drawn
 
 
 def read_aloud(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
@@ -74,9 +73,10 @@ def mixture(recipe: Recipe, seed: int) -> Split:
     for node in recipe.data.train:
         count, lengths = CORPORA.get(node.name or "", (0, read_aloud))
         labels = {name: task.choices for name, task in build_tasks(recipe).items() if isinstance(task, AttributeTask)}
-        for number, seconds in enumerate(lengths(rng, count)):
-            said = {name: str(rng.choice(choices)) for name, choices in labels.items() if name != "emotion"}
-            said["emotion"] = "neutral" if rng.random() < NEUTRAL else others[number % len(others)]
+        drawn = rng.random(count) < NEUTRAL
+        for number, (seconds, neutral) in enumerate(zip(lengths(rng, count), drawn, strict=True)):
+            said = {name: choices[number % len(choices)] for name, choices in labels.items()}
+            said["emotion"] = "neutral" if neutral else others[number % len(others)]
             name, only = f"{node.name}-{number}", None if node.tasks is None else tuple(node.tasks)
             split.utterances.append(Utterance(name, Path(name), "a", None, float(seconds), said, only=only))
             split.weights.append(node.weight)
@@ -92,19 +92,19 @@ def mixes(recipe: Recipe, split: Split, stage: str, ranks: int) -> list[Mix]:
         side.seconds, side.weights, node.batch_size, node.epochs, recipe.seed,
         ranks=ranks, groups=side.groups, accumulate=node.accumulate_grad_batches,
     )  # fmt: skip
-    examples = Examples(side.utterances, drawing, node.draws, None, read=lambda path: split.seconds)  # type: ignore[arg-type,return-value]
-    epochs: list[list[tuple[list[float], Counter[str]]]] = [[] for _ in range(node.epochs)]
+    epochs: list[list[Step]] = [[] for _ in range(node.epochs)]
     for rows in order.global_steps():
-        drawn = examples.examples(rows)
-        epochs[rows.epoch].append(([e.utterance.seconds for e in drawn], Counter(e.task for e in drawn)))
+        utterances = [side.utterances[row] for row in rows.numbers]
+        drawn = [drawing.draw_task(u, rows.epoch, number)[1] or "" for u in utterances for number in range(node.draws)]
+        epochs[rows.epoch].append((side.seconds[rows.numbers].repeat(node.draws), Counter(drawn)))
     return [_mix(steps) for steps in epochs if steps]
 
 
-def _mix(steps: list[tuple[list[float], Counter[str]]]) -> Mix:
+def _mix(steps: Sequence[Step]) -> Mix:
     borders = np.linspace(0, len(steps), TENTHS + 1).astype(int)
     tenths = [steps[first:last] for first, last in pairwise(borders)]
-    seconds = [[s for lengths, _ in tenth for s in lengths] for tenth in tenths]
-    counts = [sum((tasks for _, tasks in tenth), Counter()) for tenth in tenths]
+    seconds = [np.concatenate([lengths for lengths, _ in tenth]) for tenth in tenths]
+    counts = [sum((tasks for _, tasks in tenth), Counter[str]()) for tenth in tenths]
     whole = sum(counts, Counter[str]())
     return Mix(
         [float(np.mean(each)) for each in seconds],
@@ -132,14 +132,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of the quickstart, such as data.cache=FOLDER")
     arguments = parser.parse_args()
     published = load(ROOT / "conf/dual_adapter.yaml", [f"seed={arguments.seed}"])
-    processes = int(published.trainer["devices"])
-    split = mixture(published, arguments.seed)
-    told = report("Published stage 1", mixes(published, split, "joint", processes))
-    Console().print(told, markup=False, soft_wrap=True)
+    split, processes = mixture(published, arguments.seed), int(published.trainer["devices"])
+    print(report("Published stage 1", mixes(published, split, "joint", processes)), flush=True)
     quick = load(ROOT / "conf/quickstart.yaml", [f"seed={arguments.seed}", *arguments.overrides])
     split = read_splits(quick).splits["train"]
     for stage in quick.stages:
-        Console().print(report(f"Quickstart, {stage}", mixes(quick, split, stage, 1)), markup=False, soft_wrap=True)
+        print(report(f"Quickstart, {stage}", mixes(quick, split, stage, 1)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Length-bucketed batches for a stage, stratified so that every stretch of an epoch is like the whole."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
 from typing import NamedTuple
@@ -34,9 +34,9 @@ class BatchSampler:
     processes with batches of 4 train on what one does with batches of 8, or with twice 4, in the same steps.
 
     An epoch has each row `weight` times; a fraction is a chance, drawn anew each epoch. Sorted by length, it is cut
-    into buckets of ten batches. The rows of a bucket are dealt out among its batches at random, group by group, so that
-    these have like lengths and like shares of each group. The batches of a bucket are then spread evenly over the
-    epoch, so that each tenth of it is like the whole. Batches are as even in size as they can be.
+    into buckets of ten batches, which are spread evenly over the epoch. The rows of a bucket are dealt out among its
+    batches at random, but with as many of each group as are due by then, so that each tenth of the epoch is like the
+    whole, in lengths and in groups. Batches are as even in size as they can be.
 
     Raises:
         ManifestError: the weights leave no row in any epoch.
@@ -50,13 +50,12 @@ class BatchSampler:
     rank: int = 0  # of this process, of `ranks`
     ranks: int = 1  # processes
     start: int = 0  # steps to leave out at the beginning, because a killed run has done them
-    groups: ArrayLike | None = None  # (rows,) number of what is to be mixed evenly, such as parts of the data
+    groups: Callable[[int], ArrayLike] | ArrayLike | None = None  # (rows,) what is to be mixed evenly, or so by epoch
     max_steps: int | None = None  # after which the stage is over, though epochs are left
     accumulate: int = 1  # batches of a rank that make an optimizer step
 
     def __post_init__(self) -> None:
         self._seconds, self._weights = np.asarray(self.seconds, np.float32), np.asarray(self.weights, np.float64)
-        self._groups = None if self.groups is None else np.asarray(self.groups)
         fractions = bool((self._weights % 1).any())  # without, all epochs are of one size, and there may be very many
         rows = [int(self._copies(epoch).sum()) for epoch in range(self.epochs if fractions else 1)]
         step = self.batch_size * self.ranks * self.accumulate
@@ -101,19 +100,21 @@ class BatchSampler:
         rng.shuffle(rows)  # rows of equal length, too, meet others in each epoch
         rows = rows[np.argsort(self._seconds[rows], kind="stable")]
         shift = rng.random()
-        batches: list[NDArray[np.int32]] = []
-        places: list[NDArray[np.float64]] = []  # of batches, from 0 to 1
+        buckets: list[NDArray[np.int32]] = []
+        places: list[NDArray[np.float64]] = []  # of a bucket's batches, from 0 to 1
         full = min(_BUCKET, max(4, count // 10))
         sizes = [full] * (count // full)
         sizes.insert(int(rng.integers(len(sizes) + 1)), count % full)  # borders differ from epoch to epoch, too
         for number, (first, last) in enumerate(pairwise(accumulate(sizes, initial=0))):
             size = last - first
-            bucket = rng.permutation(rows[first * len(rows) // count : last * len(rows) // count])
-            if self._groups is not None:
-                bucket = bucket[np.argsort(self._groups[bucket], kind="stable")]
-            batches += [bucket[batch::size] for batch in range(size)]
+            buckets.append(rng.permutation(rows[first * len(rows) // count : last * len(rows) // count]))
             places.append((rng.permutation(size) + (number * _GOLDEN + shift) % 1) / size)
-        return [batches[batch] for batch in np.argsort(np.concatenate(places), kind="stable")]
+        order = np.argsort(np.concatenate(places), kind="stable")
+        if self.groups is not None:
+            groups = np.asarray(self.groups(epoch) if callable(self.groups) else self.groups)
+            return _dealt(buckets, np.repeat(np.arange(len(sizes)), sizes)[order], groups)
+        batches = [bucket[number::size] for bucket, size in zip(buckets, sizes, strict=True) for number in range(size)]
+        return [batches[batch] for batch in order]
 
     def _copies(self, epoch: int) -> NDArray[np.int64]:
         """(rows,) how often the epoch sees each."""
@@ -122,3 +123,34 @@ class BatchSampler:
         if rest.any():
             whole += np.random.default_rng([self.seed, epoch, 0]).random(len(whole)) < rest
         return whole
+
+
+def _dealt(
+    buckets: Sequence[NDArray[np.int32]], owners: NDArray[np.int64], groups: NDArray[np.int64]
+) -> list[NDArray[np.int32]]:
+    """Batches, each of rows of one bucket, `owners` says which; what rounding denies a group, its next batch makes up.
+
+    Each batch gets of each group what is left in its bucket, shared among the bucket's batches to come.
+    """
+    names, numbers = np.unique(groups[np.concatenate(buckets)], return_inverse=True)
+    kinds = np.split(numbers, np.cumsum([len(bucket) for bucket in buckets])[:-1])  # of rows, from 0
+    each = zip(buckets, kinds, strict=True)
+    waiting = [[bucket[kind == group] for group in range(len(names))] for bucket, kind in each]
+    left = np.array([[len(rows) for rows in each] for each in waiting])  # (buckets, groups)
+    to_come = np.bincount(owners, minlength=len(buckets))
+    owed = np.zeros(len(names))  # rows, by rounding so far
+    batches = []
+    for owner in owners:
+        have = left[owner]
+        size = -(-have.sum() // to_come[owner])
+        due = have * (size / have.sum()) + owed
+        count = np.minimum(np.maximum(np.floor(due), 0), have).astype(np.int64)
+        while missing := np.sign(size - count.sum()):
+            able = count < have if missing > 0 else count > 0
+            count[np.where(able, missing * (due - count), -np.inf).argmax()] += missing
+        owed = due - count
+        ends = [len(rows) - n for rows, n in zip(waiting[owner], have, strict=True)]
+        parts = zip(waiting[owner], ends, count, strict=True)
+        batches.append(np.concatenate([rows[end : end + n] for rows, end, n in parts]))
+        left[owner], to_come[owner] = have - count, to_come[owner] - 1
+    return batches

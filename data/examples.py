@@ -60,16 +60,10 @@ class ExampleSampler:
     per_task: bool = False  # whether utterances come once for each task, see `training.stage_rows`
 
     def __call__(self, utterance: Utterance, epoch: int, number: int) -> Example | None:
-        """Draw an example, or None for an utterance that no task of this stage can use.
-
-        `epoch` is counted from 0 within the stage, `number` tells apart several draws of one utterance in one epoch.
-        """
-        row = f"{utterance.id}/{utterance.only}" if self.per_task else utterance.id
-        rng = random.Random(f"{self.seed}/{self.stage}/{epoch}/{number}/{row}")
-        possible = self.possible(utterance)
-        if not possible:
+        """An example, None where no task can use the utterance; `number` tells apart draws in one `epoch`, from 0."""
+        rng, name = self.draw_task(utterance, epoch, number)
+        if name is None:
             return None
-        name = rng.choices(possible, [self.weights[task] for task in possible])[0]
         task = task_of(self.tasks, name, utterance)
         context = utterance.context
         if self.cut:
@@ -79,6 +73,13 @@ class ExampleSampler:
         return Example(
             utterance, name, instruction, context, sources, trains, task.target(utterance), self.place, task.teacher
         )
+
+    def draw_task(self, utterance: Utterance, epoch: int, number: int) -> tuple[random.Random, str | None]:
+        """The task of an example, None where none can use the utterance; and what all else of it is drawn with."""
+        row = f"{utterance.id}/{utterance.only}" if self.per_task else utterance.id
+        rng = random.Random(f"{self.seed}/{self.stage}/{epoch}/{number}/{row}")
+        possible = self.possible(utterance)
+        return rng, rng.choices(possible, [self.weights[task] for task in possible])[0] if possible else None
 
     def possible(self, utterance: Utterance) -> list[str]:
         """The tasks of the stage that an utterance can serve: its manifest allows them, and it has their labels."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sottovoce.data.audio import SilentError, inspect_audio
 from sottovoce.data.clip_reference import Recordings
 from sottovoce.data.manifest import (
     LONGEST_LINE,
@@ -66,16 +67,35 @@ class LazyManifest(Sequence[Utterance]):
         """Read and check one utterance; raises ManifestError as `file:line: id: problem` for line or clip."""
         if not 0 <= row < len(self):
             raise IndexError(row)
+        utterance, faults = self._read(row, LineReader(self.choices, self.root))
+        if faults or utterance is None:
+            raise ManifestError.of(faults)
+        place = f"{self.path}:{int(self._numbers[row])}"
+        return replace(utterance, only=self.only, overrides=self.overrides, place=place)
+
+    def look_through(self, count: int) -> tuple[int, list[ManifestError], list[str]]:
+        """So many lines, evenly spread, with the sound of their clips: how many are faulty, the faults, and notes."""
+        reader, faulty, faults = LineReader(self.choices, self.root), 0, list[ManifestError]()
+        rows = np.unique(np.linspace(0, len(self) - 1, count).astype(int))
+        for row in rows:
+            utterance, found = self._read(int(row), reader)
+            for clip in utterance.clips if utterance else []:
+                problem = inspect_audio(clip).problem
+                if problem and not (utterance and utterance.text == "" and isinstance(problem, SilentError)):
+                    place = f"{self.path}:{int(self._numbers[row])}"
+                    found.append(ManifestError.at(place, problem.code, f"{clip}: {problem}"))
+            faulty, faults = faulty + bool(found), faults + found
+        return faulty, faults, [f"{self.path}: of {len(rows)} lines: {note}" for note in reader.notes()]
+
+    def _read(self, row: int, reader: LineReader) -> tuple[Utterance | None, list[ManifestError]]:
         with self.path.open("rb") as stream:
             stream.seek(int(self._starts[row]))
             record = parse_line(stream.readline(LONGEST_LINE + 1))
-        utterance, problems = LineReader(self.choices, self.root).read(1, record)
+        number = int(self._numbers[row])
+        utterance, problems = reader.read(number, record)
         for clip in self.apart.shared(dict.fromkeys(utterance.clips if utterance else [])):
             problems.add(f"audio: {clip} is also in validation or test", "conflict")
-        number = int(self._numbers[row])
-        if problems or utterance is None:
-            raise ManifestError.of(line_fault(self.path, number, record, problem) for problem in problems)
-        return replace(utterance, only=self.only, overrides=self.overrides, place=f"{self.path}:{number}")
+        return utterance, [line_fault(self.path, number, record, problem) for problem in problems]
 
 
 def _index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:

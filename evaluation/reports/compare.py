@@ -30,7 +30,7 @@ COLUMNS = {  # of table I and section V-C of Kang et al. (2024): the score, and 
     "ser_unweighted": (Key("emotion", "balanced_accuracy", "both"), 0.01),
     "probe": (Key("emotion", "probe", "both"), 0.01),
 }
-CSV_HEADER = "kind system against seed task metric slots value low high lowest highest n".split()
+CSV_HEADER = "kind system against seed task metric slots value low high lowest highest n speakers".split()
 
 
 @dataclass(frozen=True)
@@ -176,15 +176,16 @@ def _lines(comparison: Comparison) -> Iterator[list[object]]:
             yield from _estimate_lines("difference", name, other, key, difference)
     for name, system in comparison.systems.items():
         for (stage, what), numbers in system.costs.items():
-            yield ["cost", name, "", "", stage, what, "", mean(numbers), "", "", min(numbers), max(numbers), ""]
+            yield ["cost", name, "", "", stage, what, "", mean(numbers), "", "", min(numbers), max(numbers), "", ""]
     for key, published in comparison.published.items():
         for name, (value, *half) in published.items():
             ends = [round(value - half[0], DECIMALS), round(value + half[0], DECIMALS)] if half else ["", ""]
-            yield ["published", name, "", "", *key, value, *ends, "", "", ""]
+            yield ["published", name, "", "", *key, value, *ends, "", "", "", ""]
 
 
 def _estimate_lines(kind: str, name: str, other: str, key: Key, score: Estimate) -> Iterator[list[object]]:
+    over = score.speakers or ""  # whom the interval is resampled over; else utterances
     ends = [min(score.each.values()), max(score.each.values())] if score.each else ["", ""]
-    yield [kind, name, other, "", *key, score.value, score.low, score.high, *ends, score.n]
+    yield [kind, name, other, "", *key, score.value, score.low, score.high, *ends, score.n, over]
     for seed, value in score.each.items():
-        yield [f"{kind} of a seed", name, other, seed, *key, value, "", "", "", "", score.n]
+        yield [f"{kind} of a seed", name, other, seed, *key, value, "", "", "", "", score.n, ""]

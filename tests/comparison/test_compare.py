@@ -314,6 +314,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"predictions": changed(said(1, 0.9), judge="llm:x", awareness=1)}, "dialogue.both.judge"),
     ({"predictions": [Prediction("u", "pitch", "both", "", "low", "low", "low", "low")]}, "evaluation.tasks"),
     ({"recipe": {"data": {"test": [{"manifest": "other.jsonl"}]}}}, "data.test"),
+    (
+        {"recipe": {"data": {"test": [{"manifest": "test.jsonl", "task_overrides": {"asr": {"metric": "cer"}}}]}}},
+        "data.test",
+    ),
+    ({"recipe": {"data": {"test": [{"manifest": "test.jsonl", "captions": "zh.txt"}]}}}, "data.test"),
     ({"recipe": {"data": {"corpus": {"type": "mine"}}}}, "data.corpus"),
     ({"recipe": {"tasks": {"dialogue": {"prompts": "x.txt"}}}}, "tasks.dialogue.prompts"),
     ({"recipe": {"evaluation": {"task_overrides": {"dialogue": {"prompts": "x"}}}}}, "tasks.dialogue.prompts"),
@@ -434,6 +439,7 @@ def test_the_file_has_every_number(make: Make) -> None:
     score = page.scores[Key("age", "pa_rate", "both")]["lora"]
     assert float(found[0]["value"]) == score.value and float(found[2]["value"]) == score.each[2]
     assert found[3]["against"] == "frozen" and float(found[0]["lowest"]) <= score.value <= float(found[0]["highest"])
+    assert [row["speakers"] for row in found[:2]] == ["12", ""] and found[3]["speakers"] == "12"
     cost = next(row for row in rows if row["kind"] == "cost" and row["metric"] == "seconds_per_step")
     assert [float(cost[key]) for key in ("value", "lowest", "highest")] == pytest.approx([0.15, 0.1, 0.2])
     assert comparison_html(page) == comparison_html(page)

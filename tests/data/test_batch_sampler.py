@@ -51,6 +51,26 @@ def test_each_tenth_of_an_epoch_is_like_the_whole(name: str, seed: int) -> None:
         assert sum(seconds[rows].max() * len(rows) for rows in batches) < 1.04 * seconds.sum()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_each_tenth_of_a_small_epoch_has_its_share_of_what_is_drawn_anew(seed: int) -> None:
+    """Tasks as in the quickstart, drawn by epoch: the rarest is 27 rows of a tenth, which chance alone varies by 5."""
+    seconds, shares = np.random.default_rng(3).uniform(1, 5, 3000), np.array([5, 1, 2, 1, 1, 1]) / 11
+
+    def drawn(epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([9, epoch]).choice(6, 3000, p=shares)
+
+    made = BatchSampler(seconds, [1.0] * 3000, 16, 2, seed, groups=drawn)
+    for epoch in range(2):
+        batches = [rows.numbers for rows in made if rows.epoch == epoch]
+        assert sorted(row for batch in batches for row in batch) == list(range(3000))
+        assert {len(batch) for batch in batches} <= {15, 16}
+        whole = np.bincount(drawn(epoch)) / 3000
+        for part in np.array_split(np.arange(len(batches)), 10):
+            rows = np.concatenate([batches[batch] for batch in part])
+            np.testing.assert_allclose(np.bincount(drawn(epoch)[rows]) / len(rows), whole, rtol=0.1)
+            assert seconds[rows].mean() == pytest.approx(seconds.mean(), rel=0.1)
+
+
 @pytest.mark.parametrize(("count", "buckets"), [(40, 2), (400, 10), (4000, 100)])
 def test_batches_are_full_and_hold_like_lengths(count: int, buckets: int) -> None:
     seconds = np.arange(count) / count

@@ -255,6 +255,21 @@ def test_a_reply_fits_the_emotion_whose_rival_is_nearest(response: str, label: s
         assert score.baseline == pytest.approx(1 / 3, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "rivals",
+    [
+        {"happy": "太好了，恭喜你", "sad": "真遗憾，别难过", "angry": "请冷静一下"},
+        {"happy": "यह बहुत अच्छा है", "sad": "मुझे बहुत दुख है", "angry": "कृपया शांत रहें"},
+        {"happy": "ดีใจด้วยนะ", "sad": "เสียใจด้วย", "angry": "ใจเย็นๆ"},
+        {"happy": "Как здорово", "sad": "Мне очень жаль", "angry": "Успокойтесь"},
+    ],
+)
+def test_a_reply_in_any_script_fits_the_rival_that_it_is(rivals: dict[str, str]) -> None:
+    for label, rival in rivals.items():
+        assert emotion_fit([replied(rival, label, rivals)]).value == 1
+        assert emotion_fit([replied(rival, next(other for other in rivals if other != label), rivals)]).value == 0
+
+
 def test_replies_that_cannot_be_judged_are_left_out_and_counted() -> None:
     rows = [replied("calm down", "angry", RIVALS), replied("calm down", "angry", None)]
     score = emotion_fit(rows)

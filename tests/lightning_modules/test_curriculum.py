@@ -1,7 +1,9 @@
 """The curriculum: the order of examples, ERR's draws, resume to the bit, and a run from recipe to bundle."""
 
+import gc
 import json
 import shutil
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -19,16 +21,18 @@ from tests.helpers.runs import Fit, Write, quiet_run, run_killed
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
-from sottovoce.data.examples import Example, ExampleSampler, collate
+from sottovoce.data.batch_sampler import BatchSampler
+from sottovoce.data.examples import Example, Examples, ExampleSampler, collate
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import MissingError
-from sottovoce.lightning_modules.bundle import read_bundle
+from sottovoce.lightning_modules.bundle import read_bundle, write_bundle
 from sottovoce.lightning_modules.checkpointing import read_checkpoint
 from sottovoce.lightning_modules.curriculum import read_trained, train_stages
 from sottovoce.lightning_modules.run import prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.answer_text import Cut
 from sottovoce.llms.causal_lm import CausalLLM
+from sottovoce.training.stage_rows import stage_rows
 
 
 @pytest.mark.parametrize(("shape", "end"), [("linear", 0), ("cosine", 0), ("constant", 1)])
@@ -278,6 +282,72 @@ def test_a_finished_run_is_scored_again_with_another_evaluation(
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert main(["fit", "--config", write_recipe()]) == 0
     assert (finished / "evaluation" / "results.json").read_text() == results
+
+
+def test_a_run_that_ran_out_of_memory_in_scoring_goes_on_with_smaller_batches(
+    write_recipe: Write, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """By the same command with `evaluation.batch_size=2`: nothing is trained again."""
+    generate, sizes = SpeechLLM.generate, []
+
+    def limited(self: SpeechLLM, batch: Any, chats: Any, most: int) -> list[str]:
+        sizes.append(len(chats))
+        if len(chats) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return generate(self, batch, chats, most)
+
+    monkeypatch.setattr(SpeechLLM, "generate", limited)
+    evaluation = {**tree["evaluation"], "tasks": ["asr"], "slots": ["both"]}
+    command = ["fit", "--config", write_recipe(stages={"joint": tree["stages"]["joint"]}, evaluation=evaluation)]
+    assert main(command) == 2 and max(sizes) == 5
+    assert "evaluation.batch_size" in capsys.readouterr().err
+    folder = tmp_path / "runs" / "tiny"
+    assert (folder / "bundle").is_dir() and not (folder / "evaluation" / "results.json").exists()
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("stages/**/*") if file.is_file()}
+    monkeypatch.setattr(SpeechLLM, "training_step", None)
+    sizes.clear()
+    assert main([*command, "evaluation.batch_size=2"]) == 0 and max(sizes) == 2
+    records = json.loads((folder / "evaluation" / "results.json").read_text())
+    assert [(r["metric"], r["n"]) for r in records] == [("wer", 6)]
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_a_moved_bundle_says_where_it_looked_for_its_llm_and_finds_it_by_an_override(
+    recipe: recipes.Recipe, tiny_llm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained beside an LLM under a relative path, and taken elsewhere."""
+    shutil.copytree(tiny_llm, tmp_path / "here" / "llm")
+    monkeypatch.chdir(tmp_path / "here")
+    tree = {**recipe.plain(), "llm": {**recipe.plain()["llm"], "checkpoint": "llm"}}
+    module = quiet_run(tree).module
+    write_bundle(tmp_path / "bundle", module, [])
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    bundle = shutil.move(tmp_path / "bundle", tmp_path / "there")
+    with refused("not-found", "llm.checkpoint", MissingError) as caught:
+        read_bundle(Path(bundle))
+    assert str(tmp_path / "there" / "llm") in str(caught.value) and "llm.checkpoint=" in str(caught.value)
+    found = read_bundle(Path(bundle), [f"llm.checkpoint={tmp_path / 'here' / 'llm'}"]).state_dict()
+    ours = module.state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in ours.items() if name.startswith("adapters."))
+
+
+def test_memory_does_not_grow_with_the_epochs(tree: dict[str, Any]) -> None:
+    """Batches of 40 epochs, from the cache: no more is kept of the second half than of the first."""
+    run = quiet_run(tree)
+    draw = run.example_sampler("joint", cut=True)
+    split = run.data.splits["train"]
+    groups = stage_rows(split, run.recipe.stages["joint"], draw, training=True).groups
+    order = BatchSampler(split.seconds, [1.0] * 12, 4, 40, 0, groups=groups)
+    data, kept = Examples(split.utterances, draw, 1, None, run.audio_reader.read), []
+    tracemalloc.start()
+    for number, rows in enumerate(order):
+        assert data[rows].audio.x.numel()
+        if number in (20, 70, 119):
+            gc.collect()
+            kept.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert kept[2] - kept[1] < 20_000 > kept[1] - kept[0]
 
 
 def test_a_bundle_answers_data_of_ones_own(finished: Path, tmp_path: Path, manifests: dict[str, Path]) -> None:

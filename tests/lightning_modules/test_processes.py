@@ -165,6 +165,28 @@ def test_processes_whose_batches_are_text_alone_stay_in_step(
     assert difference(tmp_path / "runs" / "one", tmp_path / "runs" / "deepspeed_stage_31", "1-joint") < 1e-3  # float16
 
 
+def test_two_processes_end_with_fewer_rows_than_they_are(
+    tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_path: Path
+) -> None:
+    """Three training rows and one to validate, a row a batch, and a process that reads: as one process does."""
+    few = {**manifests}
+    for split, count in (("train", 3), ("validation", 1)):
+        lines = [json.loads(text) for text in manifests[split].read_text().splitlines()][:count]
+        few[split] = write_lines(manifests[split].with_name(f"few-{split}.jsonl"), lines)
+    tree = tiny_tree(tiny_llm, tiny_whisper, few, tmp_path)
+    tree["slots"]["paralinguistic"]["adapter"]["dropout"] = 0.0
+    tree["data"]["num_workers"] = 1
+    tree["stages"] = {"joint": {"tasks": {"asr": 1}, "lr": 2e-4, "eps": 1.0, "epochs": 2, "batch_size": 2}}
+    tree["evaluation"] = {"batch_size": 5, "max_new_tokens": 2, "limit": 1, "tasks": ["asr"], "slots": ["both"]}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(OmegaConf.to_yaml(tree))
+    assert main(["fit", "--config", str(file), "name=one"]) == 0
+    two = ["name=two", "trainer.strategy=ddp", "trainer.devices=2", "stages.joint.batch_size=1"]
+    done = launch(str(file), [{"overrides": two, "kill": None}], torchrun=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert difference(tmp_path / "runs" / "one", tmp_path / "runs" / "two", "1-joint") < NEAR
+
+
 def test_a_stage_does_not_go_on_with_other_batches(tmp_path: Path) -> None:
     file = tmp_path / "last.ckpt"
     loops = {"fit_loop": {"epoch_loop.batch_progress": {"current": {"processed": 3}}}}

@@ -95,6 +95,26 @@ def test_a_run_reports_its_judges_and_lives_without_them(judged: Write, tmp_path
     assert "there is no reply of response" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_judge_of_a_bundle_on_new_data_is_asked_later_by_the_same_command(
+    judged: Write, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`judge` would look in the run's folder. Nothing is answered again."""
+    assert main(["fit", "--config", judged(away={"engine": {"type": "scripted", "says": "nothing"}})]) == 0
+    folder, test = tmp_path / "runs/tiny", json.loads(json.dumps(recipes.load(judged()).plain()["data"]["test"]))
+    own = read_results(folder / "evaluation")
+    capsys.readouterr()
+    command = ["evaluate", str(folder / "bundle"), "--test", test[0]["manifest"], "--task", "dialogue"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "no score by away" in told and "sottovoce judge" not in told
+    before = read_results(tmp_path / "out")
+    monkeypatch.setattr("sottovoce.scoring.evaluate.predict", None)
+    assert main([*command, "--out", str(tmp_path / "out"), "evaluation.judges.away.engine.says=scores"]) == 0
+    added = {(r.metric, r.slots) for r in read_results(tmp_path / "out")} - {(r.metric, r.slots) for r in before}
+    assert added == {(f"{aspect}/away", "both") for aspect in ASPECTS}
+    assert read_results(folder / "evaluation") == own
+
+
 def test_a_judge_sees_the_dialogue_as_it_was_written(judged: Write) -> None:
     test = read_splits(recipes.load(judged())).splits["test"].utterances
     spoken = next(u for u in test if len(u.context) == 4)

@@ -192,6 +192,10 @@ def _test_side(first: FinishedRun, run: FinishedRun) -> Reasons:
     if ours != theirs and not _same_bytes(first, run):
         told = " and ".join(", ".join(names) or "empty" for names in (ours, theirs))
         yield "data.test", f"other test data: data.test is {told}"
+    for key in ("task_overrides", "captions"):
+        own, other = ([node.get(key) or None for node in side.get("test") or []] for side in sides)
+        if own != other:
+            yield "data.test", f"other questions: {key} of data.test is {own} and {other}"
 
 
 def _same_bytes(*runs: FinishedRun) -> bool:

@@ -24,7 +24,15 @@ from sottovoce.lightning_modules.curriculum import read_trained, stage_folder
 from sottovoce.lightning_modules.run import Run, encode_clips, prepare_run
 from sottovoce.paths import resolve
 from sottovoce.scoring import provenance
-from sottovoce.scoring.judging import awaiting_labels, judged, label_awareness, merged, print_results
+from sottovoce.scoring.judging import (
+    asked_again,
+    awaiting_labels,
+    judged,
+    label_awareness,
+    merged,
+    own_scores,
+    print_results,
+)
 from sottovoce.scoring.predict import predict
 from sottovoce.scoring.text_retention import BEFORE, retention_after
 from sottovoce.scoring.voicebench import AFTER as ANSWERED
@@ -52,6 +60,8 @@ def score(
             said = read_predictions(folder)
             records = merged([*_scored(system, said), *records], voicebench(run, system, folder, untuned))
             write_results(folder, records, said)
+        if folder != own_scores(run.recipe):
+            records = asked_again(system, run.recipe, records, run.data.splits["test"].utterances, folder, run.console)
         return records
     with on_device(run.module):
         test = run.data.splits["test"].utterances

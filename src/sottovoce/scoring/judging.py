@@ -50,7 +50,7 @@ def judged(
     missing = recipe.evaluation.judges.keys() - {record.metric.partition("/")[2] for record in records}
     if missing:
         told = f"no score by {', '.join(sorted(missing))}; all else is kept. Once the judge can be asked: "
-        told += f"sottovoce judge {recipe.folder} evaluation.judges.{sorted(missing)[0]}.engine.base_url=…"
+        told += later(recipe, folder, f"evaluation.judges.{sorted(missing)[0]}.engine.base_url=…")
         console.print(told, highlight=False, soft_wrap=True)
     return records
 
@@ -75,9 +75,37 @@ def label_awareness(
         said = awaiting_labels(said)
     if not has_labels(said):
         told = "no PA-score and no PA-rate: no reply was labelled; all else is kept. Once the judge can be asked: "
-        told += f"sottovoce judge {recipe.folder} evaluation.awareness.engine.base_url=…"
+        told += later(recipe, folder, "evaluation.awareness.engine.base_url=…")
         console.print(told, highlight=False, soft_wrap=True)
     return list(said)
+
+
+def later(recipe: Recipe, folder: Path, override: str) -> str:
+    """The command that asks a judge later; `judge` knows the scores of a run alone, and not those of other data."""
+    return f"sottovoce judge {recipe.folder} {override}" if folder == own_scores(recipe) else f"this one, {override}"
+
+
+def own_scores(recipe: Recipe) -> Path:
+    """The folder of a run's scores on its own test side, after its last stage."""
+    return recipe.folder / "evaluation"
+
+
+def asked_again(
+    system: str, recipe: Recipe, records: list[Record], test: Sequence[Utterance], folder: Path, console: Console
+) -> list[Record]:
+    """Records that are in a folder, and those of its judges who could not be asked, as far as they can be now."""
+    node, said = recipe.evaluation, read_predictions(folder)
+    asked = {record.metric.partition("/")[2] for record in records}
+    missing = {name: judge for name, judge in node.judges.items() if name not in asked}
+    unlabelled = bool(node.awareness) and any(p.category for p in said) and not has_labels(said)
+    if not missing and not unlabelled:
+        return records
+    if unlabelled and has_labels(labels := label_awareness(recipe, said, test, folder, console)):
+        said, records = labels, merged(records, score_all(system, labels))
+    again = replace(recipe, evaluation=replace(node, judges=missing))
+    records = merged(records, judged(system, again, said, test, folder, console))
+    write_results(folder, records, said)
+    return records
 
 
 def awaiting_labels(said: Sequence[Prediction]) -> list[Prediction]:

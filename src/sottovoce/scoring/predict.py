@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
 from rich.progress import Progress
 
 from sottovoce.config.recipe import used_tasks
@@ -10,7 +11,7 @@ from sottovoce.data.examples import Example, collate
 from sottovoce.data.overrides import task_of
 from sottovoce.data.tasks import TASKS, AttributeTask, style_caption
 from sottovoce.data.utterance import Utterance
-from sottovoce.errors import ManifestError
+from sottovoce.errors import ConfigError, ManifestError, brief
 from sottovoce.evaluation.metrics import Prediction
 from sottovoce.lightning_modules.run import Run
 from sottovoce.scoring.cascade import TASK, emotion_tags
@@ -127,7 +128,12 @@ def _answers(run: Run, rows: list[Row], rivals: Rivals, progress: Progress) -> I
         part = rows[start : start + size]
         batch = collate([example for _, example in part], run.audio_reader.read).to(run.module.device)
         chats = [dialogue_of(example, run.slots) for _, example in part]
-        responses = run.module.generate(batch, chats, run.recipe.evaluation.max_new_tokens)
+        try:
+            responses = run.module.generate(batch, chats, run.recipe.evaluation.max_new_tokens)
+        except torch.OutOfMemoryError as error:
+            why = f"out of memory with {len(part)} rows at once; the same command goes on with fewer, such as "
+            why += f"evaluation.batch_size={max(1, len(part) // 4)}, and trains nothing again ({brief(error, 200)})"
+            raise ConfigError.at("evaluation.batch_size", "bad-value", why) from None
         for (mode, example), response in zip(part, responses, strict=True):
             yield _prediction(run, mode, example, response, rivals)
 

@@ -18,7 +18,7 @@ from sottovoce.data.clip_reference import Recordings
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.lazy_manifest import LazyManifest
-from sottovoce.data.manifest import Root, read_manifest
+from sottovoce.data.manifest import Root, read_manifest, refuse
 from sottovoce.data.overrides import Overrides
 from sottovoce.data.tasks import TASKS, AttributeTask, Task
 from sottovoce.data.utterance import Utterance
@@ -26,6 +26,7 @@ from sottovoce.errors import ManifestError, MissingError, SottovoceError
 from sottovoce.paths import usable
 
 _NAMED = 5  # speakers that a note names
+_LOOKED_AT = 100  # lines of each lazy manifest
 
 
 @dataclass
@@ -202,6 +203,7 @@ def read_splits(recipe: Recipe) -> DataSplits:
             for node, (own, choices) in ((node, _own(recipe, "train", node)) for node in unread)
         ]
         data.splits["train"] = LazySplit(lines, unread)
+        data.notes += [note for manifest in lines for note in _look_through(manifest, recipe.data.policy)]
     tested = data.splits["test"]
     if written := sum(u.audio is None for u in tested.utterances):
         data.notes.append(f"{written:,} lines of text alone in test are not scored: evaluation.retention scores text")
@@ -209,6 +211,19 @@ def read_splits(recipe: Recipe) -> DataSplits:
     _check_apart(data)
     data.notes += shared_speakers(data)
     return data
+
+
+def _look_through(manifest: LazyManifest, policy: str) -> list[str]:
+    """Notes on some lines of a lazy manifest; ManifestError where the policy is `error` and one of them is faulty."""
+    faulty, faults, notes = manifest.look_through(_LOOKED_AT)
+    looked = min(_LOOKED_AT, len(manifest))
+    if faults and policy == "error":
+        refuse(f"{manifest.path}: {faulty} of {looked} lines that were looked at are faulty:", faults)
+    if faults:
+        notes.append(
+            f"{manifest.path}: {faulty} of {looked} lines are faulty and will be left out, such as {faults[0]}"
+        )
+    return notes
 
 
 def _place(node: SourceConfig) -> tuple[Path, list[Path]]:

@@ -1,7 +1,8 @@
 """Rows of a stage: its utterances, or each of them once for each of its tasks; and how often a task is drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -37,7 +38,7 @@ class StageRows:
     utterances: Sequence[Utterance]
     seconds: NDArray[np.float32]  # (rows,)
     weights: NDArray[np.float64]  # (rows,) how often an epoch sees each
-    groups: NDArray[np.int64]  # (rows,) number of what batches mix evenly
+    groups: NDArray[np.int64] | Callable[[int], NDArray[np.int64]]  # (rows,) what batches mix evenly, by epoch
 
 
 def stage_rows(split: Split, stage: StageConfig, drawing: ExampleSampler, *, training: bool) -> StageRows:
@@ -49,7 +50,8 @@ def stage_rows(split: Split, stage: StageConfig, drawing: ExampleSampler, *, tra
     seconds, groups = split.seconds, split.groups(drawing)
     weights = split.stage_weights(stage, drawing, training=training)
     if stage.tasks_per_utterance != ALL:
-        return StageRows(split.utterances, seconds, weights, groups)
+        by_epoch = partial(_drawn, split, groups, drawing, stage.draws if training else 1)
+        return StageRows(split.utterances, seconds, weights, groups if isinstance(split, LazySplit) else by_epoch)
     tasks = list(stage.tasks)
     number = {name: at for at, name in enumerate(tasks)}
     pairs = [(at, number[task]) for at, served in enumerate(split.served(drawing)) for task in served]
@@ -59,6 +61,16 @@ def stage_rows(split: Split, stage: StageConfig, drawing: ExampleSampler, *, tra
     utterances = cast(Sequence[Utterance], UtterancePerTask(split.utterances, rows, tasks))
     weights, groups = weights[utterance] * often[task], groups[utterance] * len(tasks) + task
     return StageRows(utterances, seconds[utterance], weights, groups)
+
+
+def _drawn(
+    split: Split, groups: NDArray[np.int64], drawing: ExampleSampler, draws: int, epoch: int
+) -> NDArray[np.int64]:
+    """(utterances,) groups by the tasks that an epoch draws, too: of a small one, chance would be no even mix."""
+    tasks = [sorted(filter(None, (drawing.draw_task(u, epoch, k)[1] for k in range(draws)))) for u in split.utterances]
+    keys = [(group, *drawn) for group, drawn in zip(groups.tolist(), tasks, strict=True)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys], np.int64)
 
 
 class Draws(NamedTuple):
