@@ -31,7 +31,7 @@ $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q "torch>=2.6,<2.14"
-	$(BIN)/python -m pip install -q -e ".[demo,deepspeed,test]"
+	$(BIN)/python -m pip install -q -e ".[demo,test]"
 	touch $@
 
 # Exact versions with hashes, for installs that must be the same everywhere:

@@ -9,6 +9,7 @@ order of rows and the draws of tasks are those of `sottovoce fit`. Prints Markdo
 import argparse
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from sottovoce.data.tasks import AttributeTask
 from sottovoce.data.utterance import Utterance
 from sottovoce.lightning_modules.run import example_sampler_of
 from sottovoce.training.splits import Split, build_tasks, read_splits
+from sottovoce.training.stage_rows import stage_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 TENTHS = 10
@@ -85,11 +87,12 @@ def mixture(recipe: Recipe, seed: int) -> Split:
 def mixes(recipe: Recipe, split: Split, stage: str, ranks: int) -> list[Mix]:
     """Each epoch of a stage, as `sottovoce fit` draws it."""
     node, drawing = recipe.stages[stage], example_sampler_of(recipe, build_tasks(recipe), stage, cut=True)
+    side = stage_rows(split, node, drawing, training=True)
     order = BatchSampler(
-        split.seconds, split.stage_weights(node, drawing, training=True), node.batch_size, node.epochs, recipe.seed,
-        ranks=ranks, groups=split.groups(drawing), accumulate=node.accumulate_grad_batches,
+        side.seconds, side.weights, node.batch_size, node.epochs, recipe.seed,
+        ranks=ranks, groups=side.groups, accumulate=node.accumulate_grad_batches,
     )  # fmt: skip
-    examples = Examples(split.utterances, drawing, node.tasks_per_utterance, None, read=lambda path: split.seconds)  # type: ignore[arg-type,return-value]
+    examples = Examples(side.utterances, drawing, node.draws, None, read=lambda path: split.seconds)  # type: ignore[arg-type,return-value]
     epochs: list[list[tuple[list[float], Counter[str]]]] = [[] for _ in range(node.epochs)]
     for rows in order.global_steps():
         drawn = examples.examples(rows)
@@ -99,7 +102,7 @@ def mixes(recipe: Recipe, split: Split, stage: str, ranks: int) -> list[Mix]:
 
 def _mix(steps: list[tuple[list[float], Counter[str]]]) -> Mix:
     borders = np.linspace(0, len(steps), TENTHS + 1).astype(int)
-    tenths = [steps[first:last] for first, last in zip(borders, borders[1:], strict=False)]
+    tenths = [steps[first:last] for first, last in pairwise(borders)]
     seconds = [[s for lengths, _ in tenth for s in lengths] for tenth in tenths]
     counts = [sum((tasks for _, tasks in tenth), Counter()) for tenth in tenths]
     whole = sum(counts, Counter[str]())
@@ -131,7 +134,8 @@ def main() -> None:
     published = load(ROOT / "conf/dual_adapter.yaml", [f"seed={arguments.seed}"])
     processes = int(published.trainer["devices"])
     split = mixture(published, arguments.seed)
-    Console().print(report("Published stage 1", mixes(published, split, "joint", processes)), markup=False, soft_wrap=True)
+    told = report("Published stage 1", mixes(published, split, "joint", processes))
+    Console().print(told, markup=False, soft_wrap=True)
     quick = load(ROOT / "conf/quickstart.yaml", [f"seed={arguments.seed}", *arguments.overrides])
     split = read_splits(quick).splits["train"]
     for stage in quick.stages:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,7 +131,7 @@ def _measured(jobs: list[Job], workers: int) -> Iterator[tuple[dict[str, str], S
     if workers == 1:
         yield from map(_new_labels, jobs)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # a fork of running threads may hang
         yield from pool.map(_new_labels, jobs, chunksize=8)
 
 

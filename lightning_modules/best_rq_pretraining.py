@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sottovoce.config.best_rq import PretrainRecipe, load
@@ -41,6 +41,8 @@ MEASURED = 1000  # clips, whose log-mels say what is usual
 
 class Pretraining(L.LightningModule):
     """BEST-RQ under Lightning: loss, validation and optimizer."""
+
+    trained_prefixes = ("best_rq.",)  # what a checkpoint holds: with the quantizer's numbers, which were measured
 
     def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
@@ -94,8 +96,11 @@ class Pretraining(L.LightningModule):
         torch.manual_seed(hash((self.recipe.seed, step, self.global_rank)))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        weights = [weight for weight in self.parameters() if weight.requires_grad]
-        return adamw(weights, self.recipe, self.recipe.steps)
+        return adamw(self.trainable_parameters(), self.recipe, self.recipe.steps)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Encoder and heads."""
+        return [weight for weight in self.parameters() if weight.requires_grad]
 
 
 def pretrain(config: str, overrides: Sequence[str]) -> Path:

@@ -160,8 +160,9 @@ class NonFiniteGuard(Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         """After the gradients of all ranks have been added up and unscaled, before they are clipped."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-        pl_module.log("train/grad_norm", norm)
+        norm = get_total_norm(gradients := [weight.grad for weight in weights if weight.grad is not None])
+        if gradients:  # DeepSpeed keeps them to itself
+            pl_module.log("train/grad_norm", norm)
         good = bool(norm.isfinite())
         if trainer.world_size > 1:  # where ranks hold shards, one may see what the others do not
             good = bool(trainer.strategy.reduce_boolean_decision(good, all=True))

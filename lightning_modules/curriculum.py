@@ -82,7 +82,7 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
     batch_size = stage.batch_size * trainer.world_size * together
     rows, validated = _rows(run, name, "train"), _rows(run, name, "validation")
     sampler = _sampler(run, name, "train", rows, trainer, _steps_done(resume, batch_size))
-    sampler.max_steps = steps = _steps(chosen, sampler)
+    sampler.max_steps = steps = optimizer_steps(chosen, sampler)
     if not trial:
         due = max(1, steps // (stage.epochs * stage.val_checks_per_epoch))
         trainer.val_check_interval = due * together
@@ -110,7 +110,7 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
     return best
 
 
-def _steps(chosen: dict[str, Any], sampler: BatchSampler) -> int:
+def optimizer_steps(chosen: dict[str, Any], sampler: BatchSampler) -> int:
     """Optimizer steps of a stage, fewer than its sampler has where the recipe's `trainer` says so."""
     if trial := int(chosen.get("fast_dev_run") or 0):
         return min(trial, sampler.steps)
@@ -170,10 +170,10 @@ def _sampler(run: Run, stage: str, split: str, rows: StageRows, trainer: L.Train
         accumulate=node.accumulate_grad_batches if training else 1,
     )  # fmt: skip
     few = run.recipe.trainer.get("overfit_batches")
-    return _first(order, few) if training and few else order
+    return overfitted(order, few) if training and few else order
 
 
-def _first(sampler: BatchSampler, amount: float) -> BatchSampler:
+def overfitted(sampler: BatchSampler, amount: float) -> BatchSampler:
     """Batches of the same few rows in all epochs: of those with which the first one begins."""
     batches = batches_of(amount, -(-len(sampler) // sampler.epochs))
     steps = islice(sampler.global_steps(), -(-batches // sampler.accumulate))

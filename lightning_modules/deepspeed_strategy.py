@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO as Lightning runs it: also on CPU, each part in its own dtype, checkpoints in one ordinary file."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +23,14 @@ class OwnDtypes(DeepSpeedPrecision):
 
     convert_module, convert_input = Precision.convert_module, Precision.convert_input
     tensor_init_context = Precision.tensor_init_context
+
+    def val_step_context(self) -> AbstractContextManager[Any]:
+        """Of a validation outside `fit` as well, where no engine is that would enter autocast."""
+        if self.precision != "bf16-mixed":
+            return nullcontext()
+        from deepspeed.accelerator import get_accelerator
+
+        return torch.autocast(get_accelerator().device_name(), torch.bfloat16)
 
 
 class ZeRO(DeepSpeedStrategy):
@@ -85,6 +93,10 @@ class ZeRO(DeepSpeedStrategy):
             # it keeps only a weak reference
             self._told_transformers = HfDeepSpeedConfig(self.config)  # type: ignore[no-untyped-call]
         yield
+
+    def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
+        """Validation outside `fit`, which is of pre-training, needs no engine: below stage 3 weights are whole."""
+        self.model = model.to(self.root_device)
 
     def teardown(self) -> None:
         self._told_transformers = None  # or what is loaded later would be sharded, too

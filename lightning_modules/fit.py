@@ -22,7 +22,7 @@ from sottovoce.lightning_modules.curriculum import read_trained, train_stages
 from sottovoce.lightning_modules.run import example_sampler_of, frozen_fingerprints, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer import is_rank_zero
-from sottovoce.lightning_modules.trainer_settings import check_trainer
+from sottovoce.lightning_modules.trainer_settings import check_trainer, is_trial
 from sottovoce.paths import resolve
 from sottovoce.training.run_folder import only_run
 from sottovoce.training.splits import build_tasks, read_splits
@@ -39,7 +39,7 @@ def fit(config: str, overrides: Sequence[str] = ()) -> None:
 def _fit(recipe: Recipe) -> None:
     console = Console(quiet=not is_rank_zero())
     scores, node = recipe.folder / "evaluation", recipe.evaluation
-    trial = bool(recipe.stages and recipe.trainer.get("fast_dev_run"))
+    trial = is_trial(recipe)
 
     # prepare
     run = prepare_run(recipe, console)

@@ -23,7 +23,7 @@ from sottovoce.errors import ManifestError, MissingError
 from sottovoce.io import file_lock
 from sottovoce.lightning_modules.bundle import bundle_weights
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.lightning_modules.trainer_settings import check_trainer
+from sottovoce.lightning_modules.trainer_settings import check_trainer, is_trial
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.category_labels import check_head_labels
 from sottovoce.training.llm_targets import Targets
@@ -98,7 +98,8 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
         check_head_labels(recipe, data)
         module = SpeechLLM(recipe)
         module.configure_model()
-        open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
+        if not is_trial(recipe):
+            open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
     if module.llm.passed_over:
         console.print(module.llm.passed_over, highlight=False)
     if recipe.init_from:
@@ -108,7 +109,8 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
     run = Run(recipe, build_tasks(recipe), data, module, reader, module.slots, cache, console)
     with file_lock(cache):
         encode_clips(run)
-    check_data(recipe.folder, {name: run.data.splits[name].fingerprint_rows() for name in ("train", "validation")})
+    if not is_trial(recipe):
+        check_data(recipe.folder, {name: run.data.splits[name].fingerprint_rows() for name in ("train", "validation")})
     return run
 
 

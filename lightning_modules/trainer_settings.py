@@ -177,11 +177,7 @@ def _check_strategy(recipe: Recipe | PretrainRecipe, name: str) -> None:
         raise ConfigError.at("trainer.strategy", "conflict", "it trains on one device: take ddp, or devices=1")
     if not name.startswith("deepspeed"):
         return
-    if not isinstance(recipe, Recipe):
-        why = "DeepSpeed is for recipes with stages, whose frozen parts it shards: take ddp"
-        raise ConfigError.at("trainer.strategy", "conflict", why)
-    large = recipe.auxiliary_head or recipe.trains_encoder or recipe.llm.tuning.method == "weights"
-    if large and is_sharded(chosen):
+    if is_sharded(chosen) and _trains_large(recipe):
         why = f"under {name} adapters and LoRA can train, but not auxiliary_head, the encoder, or the LLM's own "
         why += "weights (llm.tuning.method=weights): take deepspeed_stage_2, or ddp"
         raise ConfigError.at("trainer.strategy", "conflict", why)
@@ -194,6 +190,13 @@ def _check_strategy(recipe: Recipe | PretrainRecipe, name: str) -> None:
         raise ConfigError.at("trainer.gradient_clip_algorithm", "conflict", why)
 
 
+def _trains_large(recipe: Recipe | PretrainRecipe) -> bool:
+    """Whether something trains that cannot be sharded: encoder, heads, or the LLM's own weights."""
+    if isinstance(recipe, PretrainRecipe):
+        return True
+    return bool(recipe.auxiliary_head or recipe.trains_encoder or recipe.llm.tuning.method == "weights")
+
+
 def processes(trainer: dict[str, Any]) -> int:
     """How many a recipe's `trainer` asks for; `auto` and -1 are 1, since what they mean depends on the machine."""
     devices = trainer.get("devices", 1)
@@ -201,6 +204,11 @@ def processes(trainer: dict[str, Any]) -> int:
         devices = [number for number in devices.split(",") if number.strip()]
     each = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
     return each * int(trainer.get("num_nodes", 1))
+
+
+def is_trial(recipe: Recipe) -> bool:
+    """Whether its stages are only tried, by `trainer.fast_dev_run`: nothing is kept."""
+    return bool(recipe.stages and recipe.trainer.get("fast_dev_run"))
 
 
 def is_sharded(trainer: dict[str, Any]) -> bool:

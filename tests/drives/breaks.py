@@ -1,5 +1,6 @@
-"""Recipes broken on purpose: one key of a published recipe is changed, and its drive must turn red."""
+"""Recipes broken on purpose: one key of a published recipe is changed, and its drive must turn red for that reason."""
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,46 +8,55 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from tests.drives.world import ROOT
+from tests.drives.world import ROOT, World
 
 
 @dataclass(frozen=True)
 class Break:
-    """A key of a recipe, the value that breaks it, and the plan that must be red."""
+    """A key of a recipe, the value that breaks it, the plan that must be red, and what it must say."""
 
     recipe: str
     key: str
     value: Any
     plan: str
-    told: str  # what the drive says, in words
+    says: str
     short: bool = False  # whether CI tries it
 
     def copy(self, folder: Path) -> Path:
         """A copy of conf/ with the broken recipe; its path."""
-        conf = folder / "conf"
+        conf = folder / "broken" / "conf"
         shutil.copytree(ROOT / "conf", conf)
         file = conf.parent / self.recipe
         tree = yaml.safe_load(file.read_text("utf-8"))
-        *parents, last = self.key.split(".")
+        *parents, last = [int(part) if part.isdigit() else part for part in self.key.split(".")]
         node = tree
         for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        node[int(last) if isinstance(node, list) else last] = self.value
+            node = node[part]
+        if node[last] == self.value:
+            raise ValueError(f"{self.key} of {self.recipe} has this value: nothing is broken")
+        node[last] = self.value
         file.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), "utf-8")
         return conf
 
+    def world(self, like: World, folder: Path) -> World:
+        """A world with this recipe, and with the data and parts of another, but none of its runs."""
+        own = ("runs", "conf", "exported", ".cache", ".driven")
+        for place in like.folder.iterdir():
+            if place.is_dir() and place.name not in own:
+                shutil.copytree(place, folder / place.name, symlinks=True, copy_function=os.link)
+            elif place.is_file():
+                os.link(place, folder / place.name)
+        return World(folder, self.copy(folder), like.start)
+
 
 BREAKS = (
-    Break("conf/dual_adapter.yaml", "data.test.0.name", "clean", "dual_adapter", "a published score is not made"),
+    Break("conf/best_rq.yaml", "data.train.0.allow", [], "best_rq", "outside of manifests/speech", short=True),
+    Break("conf/dual_adapter.yaml", "data.test.0.name", "clean", "dual_adapter", "published, and not scored: asr"),
+    Break("conf/dual_adapter.yaml", "evaluation.judges.qwen.engine.model", "Qwen", "dual_adapter", "/qwen"),
+    Break("conf/paired_data.yaml", "voices.test.gender.male", ["onyx", "cedric"], "paired_data", "were due"),
+    Break("conf/pe_ft/qwen2_5_omni.yaml", "auxiliary_head.categories.age", ["child", "grown"], "qwen2_5_omni", "grown"),
     Break(
-        "conf/dual_adapter.yaml", "evaluation.judges.qwen.engine.model", "Qwen2.5-72B", "dual_adapter",
-        "the server does not know this model",
+        "conf/speech_emotion_llama/table_8b.yaml", "bert_score.layer", 40, "speech_emotion_llama", "has no bert_score"
     ),
-    Break("conf/dual_adapter.yaml", "stages.joint.tasks", {"asr": 1}, "dual_adapter", "tensors without gradients"),
-    Break("conf/best_rq.yaml", "data.train.0.allow", [], "best_rq", "no clip may be read"),
-    Break("conf/paired_data.yaml", "voices.test.gender.male", ["onyx", "cedric"], "paired_data", "pairs are missing"),
-    Break(
-        "conf/pe_ft/qwen2_5_omni.yaml", "slots.audio.before", "<|vision_bos|>", "qwen2_5_omni", "-",
-    ),
-    Break("conf/speech_emotion_llama/v2.yaml", "name", "speech_emotion_llama_8b/v3", "speech_emotion_llama", "-"),
-)  # fmt: skip
+    Break("conf/speech_emotion_llama/v1.yaml", "name", "x/baseline_1", "speech_emotion_llama", "v1"),
+)

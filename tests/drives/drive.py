@@ -1,24 +1,29 @@
 """A drive: the commands of a plan one after another, until one is red."""
 
-from dataclasses import dataclass, field
+import json
+import re
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
-from tests.drives.plans import FIT, PLANS, Plan
-from tests.drives.world import Broken, Done, Step, World
+from tests.drives.breaks import Break
+from tests.drives.plans import PLANS, Plan
+from tests.drives.world import Step, World
 
 
 @dataclass
 class Result:
-    """What a plan's commands took and what was checked; `fault` says why it is red."""
+    """A plan's commands, the seconds of each, and what was checked; `fault` says why it is red."""
 
-    plan: Plan
-    steps: list[tuple[Done, list[str]]] = field(default_factory=list)
+    name: str
+    short: bool
+    steps: list[tuple[str, float, list[str]]] = field(default_factory=list)
     fault: str = ""
-    seconds: float = 0.0
 
 
 def drive(world: World, plan: Plan, *, short: bool = False) -> Result:
     """Drive a plan; `short`: without what is tried only, served, or done on two processes."""
-    result, mark = Result(plan), world.folder / ".driven" / plan.name
+    result = Result(plan.name, short)
     try:
         world.part(*plan.parts)
         world.corpus(*plan.corpora)
@@ -28,29 +33,50 @@ def drive(world: World, plan: Plan, *, short: bool = False) -> Result:
             if short and not in_short(step):
                 continue
             done, seen = step.take(world)
-            result.steps.append((done, seen))
+            result.steps.append((step.words, done.seconds, seen))
             print(
                 f"{plan.name:24} {done.seconds:6.1f} s  {done.words[:150]}\n{'':35}{'; '.join(seen)[:300]}", flush=True
             )
-        mark.parent.mkdir(exist_ok=True)
-        mark.touch()
-    except (Broken, Exception) as fault:
+    except Exception as fault:
         result.fault = str(fault) or repr(fault)
         print(f"{plan.name}: red\n{result.fault}", flush=True)
+    file = _record(world, plan.name)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(asdict(result)))
     return result
 
 
-def is_driven(world: World, name: str) -> bool:
+def _record(world: World, name: str) -> Path:
+    return world.folder / ".driven" / f"{name}.json"
+
+
+def driven(world: World, name: str) -> Result | None:
+    """The last drive of a plan in a folder that is kept."""
+    file = _record(world, name)
+    return Result(**json.loads(file.read_text())) if file.is_file() else None
+
+
+def is_driven(world: World, name: str, *, short: bool) -> bool:
     """Whether a folder that is kept holds all that a plan leaves."""
-    return (world.folder / ".driven" / name).is_file()
+    result = driven(world, name)
+    return result is not None and not result.fault and (short or not result.short)
+
+
+def turns_red(broken: Break, like: World, *, short: bool) -> bool:
+    """Whether the drive of a broken recipe is red, and says why."""
+    with tempfile.TemporaryDirectory(dir=like.folder.parent) as folder:
+        world = broken.world(like, Path(folder))
+        try:
+            fault = drive(world, PLANS[broken.plan], short=short).fault
+        finally:
+            world.close()
+    return broken.says in fault
+
+
+LONG = ("label", "estimate", "analyze", "export", "evaluate")  # commands that the short form leaves out
 
 
 def in_short(step: Step) -> bool:
-    return (
-        "trainer.devices=2" not in step.words
-        and "--dry-run" not in step.words
-        and "sottovoce estimate" not in step.words
-    )
-
-
-__all__ = ["FIT", "PLANS", "Result", "drive"]
+    """Whether CI takes a step: no dry run, no second process, nothing that ends in an error, no command of `LONG`."""
+    command = step.words.split()[1]
+    return command not in LONG and not step.code and not re.search(r"--dry-run|trainer\.devices=2", step.words)

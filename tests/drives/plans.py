@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import Path
 
 from tests.drives.checks import (
     analysed,
@@ -21,7 +22,7 @@ from tests.drives.checks import (
     tabled,
 )
 from tests.drives.server import MODELS, Mood
-from tests.drives.world import Check, Step, World
+from tests.drives.world import Check, Step, recipes_in
 
 FIRST, SECOND = MODELS  # addresses of the servers
 GONE: Mapping[str, Mood] = {FIRST: "absent", SECOND: "locked"}
@@ -84,9 +85,17 @@ CORPORA = Plan(
                 ),
             ),
         ),
-        Step(
-            "sottovoce label manifests/librispeech/train.jsonl --out manifests/librispeech/labelled.jsonl --allow /",
-            (every_line("manifests/librispeech/labelled.jsonl", "labels.pitch", "labels.tempo", "labels.energy"),),
+        *(
+            Step(
+                f"sottovoce label manifests/librispeech/{split}.jsonl"
+                f" --out manifests/librispeech/{split}-labelled.jsonl --allow / --workers 16",
+                (
+                    every_line(
+                        f"manifests/librispeech/{split}-labelled.jsonl", "labels.pitch", "labels.tempo", "labels.energy"
+                    ),
+                ),
+            )
+            for split in ("train", "validation")
         ),
         Step(
             "sottovoce prepare textrolspeech --source /data/TextrolSpeech --out manifests/textrolspeech",
@@ -136,7 +145,7 @@ DUAL_ADAPTER = Plan(
     [
         _tried("conf/dual_adapter.yaml"),
         Step(
-            "sottovoce estimate --config conf/dual_adapter.yaml --gpu h100 --utterances 400000 --seconds 6",
+            "sottovoce estimate --config conf/dual_adapter.yaml --gpu h100 --utterances 240000 --seconds 6",
             (says("GB"),),
         ),
         _trained("conf/dual_adapter.yaml", moods=GONE, said="sottovoce judge runs/dual_adapter"),
@@ -185,6 +194,14 @@ STYLETALK = Plan(
     [_trained("conf/qwen2_audio_styletalk.yaml", judged=True)],
     ("corpora",),
     (QWEN2_AUDIO,),
+)
+
+TABLE_IV = Plan(
+    "dual_adapter_table",
+    ("conf/table_dual_adapter.yaml",),
+    [Step("sottovoce table conf/table_dual_adapter.yaml", (tabled("conf/table_dual_adapter.yaml"),))],
+    ("dual_adapter", "other_llms", "qwen2_audio_styletalk"),
+    ("large-v3.pt", "Qwen/Qwen2.5-7B-Instruct", "meta-llama/Llama-3.1-8B-Instruct", QWEN2_AUDIO),
 )
 
 PRETRAINING = Plan(
@@ -238,6 +255,11 @@ EXPRESSIVE = Plan(
                 (TROUBLED, 0, ()),
                 ({}, 0, (says("18 targets"), every_line("manifests/expressive/targets.jsonl", "response"))),
             )
+        ),
+        Step(
+            "sottovoce targets manifests/expressive/targets.jsonl --out manifests/expressive/both.jsonl"
+            " --kind plain --engine openai base_url=http://server:8000/v1 model=NAME",
+            (says("18 targets"), every_line("manifests/expressive/both.jsonl", "response", "responses.plain")),
         ),
     ],
     corpora=("expresso", "LibriSpeech"),
@@ -319,10 +341,17 @@ PAIRED_DEMO = Plan(
 
 
 def _audio_llm(kind: str, checkpoint: str, *more: str) -> Plan:
-    """A finished audio LLM: as it is, its layers, tuned, compared, exported."""
+    """A finished audio LLM: as it is, tuned, compared, exported; the paper's table; layers by its own analysis."""
     run, config = f"runs/pe_ft_{kind}", f"conf/pe_ft/{kind}"
-    found = f"llm.tuning.analysis={run}_vanilla/analysis/layers.json"
-    layers = ("llm.tuning.layers=auto", found, "auxiliary_head.layer=LAST_OF_THEM") if kind == "qwen2_audio" else ()
+    table, runs = f"conf/pe_ft/table_{kind}.yaml", f"{run}_table/seed-0"
+    auto = (
+        f"name=pe_ft_{kind}_table/seed-0/auto",
+        "llm.tuning.layers=auto",
+        f"llm.tuning.analysis={runs}/vanilla/analysis/layers.json",
+        "auxiliary_head.layer=LAST",
+        "published=null",
+    )
+    beside = [f"{runs}/{name}" for name in ("vanilla", "pe_ft", "layers_all", "auto")]
     steps = [
         _trained(f"{config}_vanilla.yaml", moods=GONE, said=f"sottovoce judge {run}_vanilla"),
         Step(
@@ -330,22 +359,25 @@ def _audio_llm(kind: str, checkpoint: str, *more: str) -> Plan:
             (scored(f"{config}_vanilla.yaml", judged=True),),
             TROUBLED,
         ),
-        Step(
-            f"sottovoce analyze {run}_vanilla/bundle --config conf/analysis.yaml manifest=manifests/pe_ft/train.jsonl",
-            (analysed(f"{run}_vanilla/analysis"),),
-        ),
         _tried(f"{config}.yaml"),
-        _trained(f"{config}.yaml", *layers, judged=True),
+        _trained(f"{config}.yaml", judged=True),
         Step(f"sottovoce compare {run}_vanilla {run}", (compared("runs/comparison", published=kind != "qwen2_audio"),)),
         Step(
             f"sottovoce export {run}/bundle --out exported/{kind}",
-            (exported(f"exported/{kind}", checkpoint, f"{config}.yaml", *layers),),
+            (exported(f"exported/{kind}", checkpoint, f"{config}.yaml"),),
         ),
+        Step(f"sottovoce table {table}", (tabled(table), compared(f"{run}_table"))),
+        Step(
+            f"sottovoce analyze {runs}/vanilla/bundle --config conf/analysis.yaml manifest=manifests/pe_ft/train.jsonl",
+            (analysed(f"{runs}/vanilla/analysis"),),
+        ),
+        _trained(f"{config}.yaml", *auto, judged=True),
+        Step(f"sottovoce compare {' '.join(beside)}", (compared(f"{runs}/comparison"),)),
     ]
     if kind == "qwen2_5_omni":
         steps.append(Step(VOICEBENCH_RUN, (benched("runs/pe_ft_voicebench/evaluation"),), {FIRST: "troubled"}))
     needs = ("paired_data", *(("voicebench",) if kind == "qwen2_5_omni" else ()))
-    return Plan(kind, (f"{config}.yaml", f"{config}_*.yaml"), steps, needs, (checkpoint, *more))
+    return Plan(kind, (f"{config}.yaml", f"{config}_*.yaml", table), steps, needs, (checkpoint, *more))
 
 
 PE_FT_DEMO = Plan(
@@ -404,16 +436,16 @@ REAL_AGE = Plan(
 PLANS = {
     plan.name: plan
     for plan in (
-        CORPORA, DUAL_ADAPTER, OTHER_LLMS, STYLETALK, PAIRED, VOICEBENCH, _audio_llm("qwen2_5_omni", OMNI),
+        CORPORA, DUAL_ADAPTER, OTHER_LLMS, STYLETALK, TABLE_IV, PAIRED, VOICEBENCH, _audio_llm("qwen2_5_omni", OMNI),
         _audio_llm("kimi_audio", KIMI, "THUDM/glm-4-voice-tokenizer"), _audio_llm("qwen2_audio", QWEN2_AUDIO),
         PRETRAINING, EXPRESSIVE, TABLE_8B, QUICKSTART, PE_FT_DEMO, PAIRED_DEMO, TABLE_DEMO, REAL_AGE,
     )
 }  # fmt: skip
 
 
-def unknown(world: World) -> list[str]:
+def unknown(conf: Path) -> list[str]:
     """Recipes that no plan drives."""
-    return [name for name in world.recipes() if not any(plan.drives(name) for plan in PLANS.values())]
+    return [name for name in recipes_in(conf) if not any(plan.drives(name) for plan in PLANS.values())]
 
 
 def in_order(names: Sequence[str]) -> list[Plan]:

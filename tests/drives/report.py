@@ -3,6 +3,7 @@
 import datetime
 import platform
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from tests.drives.breaks import BREAKS
 from tests.drives.drive import Result
+from tests.drives.plans import PLANS
 
 WIDTH = 120
 _HEAD = """\
@@ -20,32 +22,35 @@ sizes, devices, addresses), small random parts of the true classes in place of c
 their official layouts. It types what these pages tell, in their order; `×` counts what a server that was slow, wrong or
 absent made necessary. A recipe that no plan drives is a failure. The short form runs in CI (`tests/drives`).
 
-Written by `python -m tests.drives --out docs/drives.md` on {date} ({machine}): {seconds}.
+Written by `python -m tests.drives --out docs/drives.md` on {date} ({machine}; other work beside it): {seconds}.
 
 After every command its output, rows, scores (every one that the test side or `published` promises), weights (what
 trains had gradients, the rest is the same to the bit) and pages are held against the recipe.
 """
 
 
-def write(out: Path, results: Sequence[Result], seconds: float) -> None:
+def write(out: Path, results: Sequence[Result]) -> None:
     """Write the page anew."""
     date, machine = datetime.date.today().isoformat(), f"{platform.machine()}, one thread, torch {torch.__version__}"
-    head = _HEAD.format(date=date, machine=machine, seconds=_time(seconds))
+    seconds = _time(sum(took for result in results for _, took, _ in result.steps))
+    head = _HEAD.format(date=date, machine=machine, seconds=seconds)
     rows = ["| drive | recipes | commands | time |", "| --- | --- | --- | ---: |"]
     rows += [_row(result) for result in results]
-    broken = ["", "## Broken on purpose", "", "One key is changed, and the drive turns red:", ""]
-    broken += [f"- `{b.key}` of `{b.recipe.removeprefix('conf/')}` = `{b.value}`: {b.told}" for b in BREAKS]
+    absent = [name for name in PLANS if name not in [result.name for result in results]]
+    rows += [f"\nNot driven: {', '.join(absent)}."] if absent else []
+    broken = ["", "## Broken on purpose", "", "One key is changed; the drive turns red, and says so (`--broken`):", ""]
+    broken += [f'- `{b.key}` of `{b.recipe.removeprefix("conf/")}` `{b.value}`: "{b.says}"' for b in BREAKS]
     out.write_text("\n".join([head, *rows, *broken]) + "\n", "utf-8")
 
 
 def _row(result: Result) -> str:
-    recipes = ", ".join(pattern.removeprefix("conf/") for pattern in result.plan.recipes) or "-"
-    counts: dict[str, int] = {}
-    for done, _ in result.steps:
-        counts[_called(done.words)] = counts.get(_called(done.words), 0) + 1
+    recipes = ", ".join(pattern.removeprefix("conf/") for pattern in PLANS[result.name].recipes) or "-"
+    counts = Counter(_called(words) for words, _, _ in result.steps)
     told = ", ".join(f"{name} × {count}" if count > 1 else name for name, count in counts.items())
-    state = f" **red: {result.fault.splitlines()[0][:200]}**" if result.fault else ""
-    return f"| {result.plan.name} | {recipes} | {told}{state} | {_time(sum(d.seconds for d, _ in result.steps))} |"
+    state = (" (short)" if result.short else "") + (
+        f" **red: {result.fault.splitlines()[0][:200]}**" if result.fault else ""
+    )
+    return f"| {result.name}{state} | {recipes} | {told} | {_time(sum(took for _, took, _ in result.steps))} |"
 
 
 def _called(words: str) -> str:

@@ -31,6 +31,11 @@ ROOT = Path(__file__).parents[2]
 LONGEST = 900  # seconds of a command
 
 
+def recipes_in(conf: Path) -> list[str]:
+    """The recipes of a folder, such as conf/pe_ft/full.yaml."""
+    return sorted(str(file.relative_to(conf.parent)) for file in conf.rglob("*.yaml"))
+
+
 class Broken(AssertionError):
     """A drive is red: a command failed, or what it left is not what its recipe promises."""
 
@@ -80,10 +85,6 @@ class World:
         if not (self.folder / "train.jsonl").is_file():
             real_age(self.folder)
 
-    def recipes(self) -> list[str]:
-        """The published recipes, such as conf/pe_ft/full.yaml."""
-        return sorted(str(file.relative_to(self.conf.parent)) for file in self.conf.rglob("*.yaml"))
-
     def lay(self, name: str) -> None:
         """Write a recipe anew, and those of a table's systems: the published one, and the overlay on top."""
         published, laid = self.conf.parent / name, self.folder / name
@@ -108,8 +109,9 @@ class World:
             words = words.replace(known.replace("localhost", "server"), service.url)
         if "FFMPEG" in words:
             words = words.replace("FFMPEG", importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe())
-        if "LAST_OF_THEM" in words and (analysis := re.search(r"llm\.tuning\.analysis=(\S+)", words)):
-            words = words.replace("LAST_OF_THEM", str(read_split(self.folder / analysis[1])[1]))
+        if analysis := re.search(r"llm\.tuning\.analysis=(\S+)", words):
+            last = str(read_split(self.folder / analysis[1])[1])
+            words = re.sub(r"layer=LAST\w*", f"layer={last}", words)
         return words.replace("/data/", f"{self.folder}/data/")
 
     def run(self, words: str) -> Done:

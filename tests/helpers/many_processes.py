@@ -1,9 +1,12 @@
-"""What tests/test_processes.py starts in several processes: runs of a recipe, one after another.
+"""One of several processes that train the same recipes together, one after another; see `processes.launch`.
 
-python tests/many_processes.py RECIPE JOBS, where jobs are JSON: of each, overrides, and the step that kills it, if any.
+python tests/helpers/many_processes.py RECIPE JOBS, where jobs are JSON. Of each: `overrides`; `command`, where it is
+not `fit`; `config`, where it is not RECIPE; and the training step that `kill`s it (SIGKILL, to all processes), or that
+`stop`s it (SIGTERM, to the first of them), counted from the job's beginning.
 """
 
 import gc
+import itertools
 import json
 import os
 import signal
@@ -13,38 +16,40 @@ from typing import Any
 import torch
 
 from sottovoce.cli.main import main
-from sottovoce.lightning_modules import speech_llm
+from sottovoce.lightning_modules.best_rq_pretraining import Pretraining
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
 
-step, count = speech_llm.SpeechLLM.training_step, 0
+STEPS = {kind: kind.training_step for kind in (SpeechLLM, Pretraining)}
 
 
-def kill_at(last: int) -> None:
-    """SIGKILL in the training step of this number, counted over the stages."""
+def signal_at(last: int | None, what: signal.Signals, ranks: tuple[int, ...]) -> None:
+    """Send a signal to processes of these ranks in the training step of this number; None: never."""
+    for kind, step in STEPS.items():
+        count = itertools.count(1)
 
-    def killed(self: Any, batch: Any, number: int) -> Any:
-        global count
-        count += 1
-        if count == last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(self, batch, number)
+        def signalled(self: Any, batch: Any, number: int, step: Any = step, count: Any = count) -> Any:
+            if next(count) == last and self.global_rank in ranks:
+                os.kill(os.getpid(), what)
+            return step(self, batch, number)
 
-    speech_llm.SpeechLLM.training_step = killed  # type: ignore[method-assign]
+        kind.training_step = signalled  # type: ignore[method-assign]
 
 
 def setup(self: Any, stage: str) -> None:
     """Under ZeRO's stage 3, no LLM of the run that is not sharded has weights in this process while it trains."""
     if self.recipe.trainer["strategy"] == "deepspeed_stage_3":
-        modules = [one for one in gc.get_objects() if isinstance(one, speech_llm.SpeechLLM) and one is not self]
+        modules = [one for one in gc.get_objects() if isinstance(one, SpeechLLM) and one is not self]
         weights = [w for one in modules if one.recipe.name == self.recipe.name for w in one.llm.parameters()]
         assert weights and all(weight.is_meta or hasattr(weight, "ds_id") for weight in weights)
 
 
-speech_llm.SpeechLLM.setup = setup  # type: ignore[method-assign]
+SpeechLLM.setup = setup  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for job in json.loads(sys.argv[2]):
-        if job.get("kill"):
-            kill_at(job["kill"])
-        if code := main(["fit", "--config", sys.argv[1], *job["overrides"]]):
-            sys.exit(code)
+        kill, stop = job.get("kill"), job.get("stop")
+        signal_at(kill or stop, signal.SIGKILL if kill else signal.SIGTERM, (0, 1) if kill else (0,))
+        command = [job.get("command", "fit"), "--config", job.get("config", sys.argv[1])]
+        if (code := main([*command, *job["overrides"]])) != (143 if stop else 0):
+            sys.exit(code or 1)

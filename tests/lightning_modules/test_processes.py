@@ -1,10 +1,8 @@
 """Several processes and ZeRO, on CPU: they train what one process trains, and go on with each other's checkpoints."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tests.conftest import tiny_tree, write_lines
 from tests.helpers.errors import refused
+from tests.helpers.processes import difference, launch, scores
 from tests.helpers.runs import Write
 
 from sottovoce.cli.main import main
@@ -31,8 +30,6 @@ STRATEGIES = (
     "deepspeed_stage_3", "deepspeed_stage_3_offload",
 )  # fmt: skip
 NEAR = 1e-5
-WORKER = Path(__file__).parents[1] / "helpers" / "many_processes.py"
-Jobs = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +66,6 @@ def job(name: str, strategy: str, kill: int | None = None, accumulate: int = 1) 
     return {"overrides": [*overrides, *shares(2 // accumulate, accumulate)], "kill": kill}
 
 
-def launch(config: str, jobs: Jobs, *, torchrun: bool) -> subprocess.CompletedProcess[str]:
-    """Two processes: started by torchrun, as on a cluster, or by Lightning, as on one machine."""
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if torchrun else []
-    command = [sys.executable, *start, str(WORKER), config, json.dumps(jobs)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1])}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
-
-
 @pytest.fixture(scope="module")
 def runs(folder: Path, config: str) -> Iterator[Path]:
     """`one`: in this process. Of two processes, each strategy; and one of ZeRO's stage 3 that is killed in stage 2."""
@@ -94,18 +83,6 @@ def runs(folder: Path, config: str) -> Iterator[Path]:
     assert "SIGKILL" in done.stderr or "-9" in done.stderr, done.stderr[-4000:]
     yield folder / "runs"
     torch.set_num_threads(threads)
-
-
-def difference(one: Path, other: Path, stage: str) -> float:
-    """The largest between two weights of the stage's best checkpoints, which have the same names."""
-    ours, theirs = (read_trained(run / "stages" / stage / "best.ckpt") for run in (one, other))
-    assert list(ours) == list(theirs)
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
-
-
-def scores(run: Path, stage: str) -> dict[str, float]:
-    told: dict[str, float] = json.loads((run / "stages" / stage / "done.json").read_text())
-    return {key: told[key] for key in ("steps", "batch_size", "trainable", "val/loss", "train/loss")}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -203,7 +180,7 @@ def test_a_dry_run_knows_strategies(name: str, meant: str, write_recipe: Write, 
     assert re.search(rf"no strategy '{name}'. Did you mean '{meant}'\?", capsys.readouterr().err)
 
 
-def test_without_deepspeed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_deepspeed_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with refused("unavailable", "trainer.strategy"):
         trainer_arguments({"strategy": "deepspeed_stage_2"})

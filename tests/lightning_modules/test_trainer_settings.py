@@ -170,7 +170,7 @@ def test_a_dry_run_refuses_too(command: str, write_recipe: Write, capsys: pytest
     assert "trainer.barebones" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("setting", ["strategy=deepspeed_stage_2", "overfit_batches=1", "limit_train_batches=1"])
+@pytest.mark.parametrize("setting", ["strategy=deepspeed_stage_3", "overfit_batches=1", "limit_train_batches=1"])
 def test_pretraining_refuses_what_is_for_stages(setting: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "--config", "conf/best_rq_small.yaml", "--dry-run", f"trainer.{setting}"]) == 2
     assert f"trainer.{setting.partition('=')[0]}" in capsys.readouterr().err
@@ -193,7 +193,7 @@ def test_time_that_is_over_stops_a_run_that_goes_on(
 def test_a_fast_development_run_tries_all_stages_and_keeps_nothing(fit: Fit, tree: Tree, tmp_path: Path) -> None:
     folder = fit(trainer={**tree["trainer"], "fast_dev_run": 2})
     assert not [*folder.rglob("*.ckpt"), *folder.rglob("done.json"), *folder.rglob("predictions.jsonl")]
-    assert not (folder / "bundle").exists()
+    assert not [*folder.glob("bundle"), *folder.glob("recipe.yaml"), *folder.glob("data.json")]
 
 
 def test_a_fast_development_run_leaves_a_finished_run_alone(
@@ -201,10 +201,11 @@ def test_a_fast_development_run_leaves_a_finished_run_alone(
 ) -> None:
     stages = {"joint": tree["stages"]["joint"]}
     folder = fit(stages=stages, evaluation={"batch_size": 5, "max_new_tokens": 2, "limit": 1})
-    before, steps = (folder / "bundle" / "trained.safetensors").read_bytes(), []
+    files, steps = [folder / "bundle" / "trained.safetensors", folder / "recipe.yaml", folder / "data.json"], []
+    before = [file.read_bytes() for file in files]
     monkeypatch.setattr(SpeechLLM, "on_train_batch_end", lambda *_: steps.append(1), raising=False)
     fit(stages=stages, trainer={**tree["trainer"], "fast_dev_run": True})
-    assert len(steps) == 1 and (folder / "bundle" / "trained.safetensors").read_bytes() == before
+    assert len(steps) == 1 and [file.read_bytes() for file in files] == before
 
 
 @pytest.mark.parametrize(("limit", "accumulate", "steps"), [(3, 2, 2), (0.5, 1, 3), (0.01, 1, 1)])

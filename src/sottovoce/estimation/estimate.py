@@ -1,7 +1,7 @@
 """`sottovoce estimate`: memory, time and checkpoint sizes of a recipe, before anything is trained."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from statistics import mean
 from typing import cast
@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from sottovoce.config import recipe as recipes
 from sottovoce.config.recipe import Recipe
+from sottovoce.config.sections import StageConfig
 from sottovoce.data.batch_sampler import BatchSampler, Rows
 from sottovoce.device import check_fits
 from sottovoce.errors import ConfigError, MissingError
@@ -20,9 +21,10 @@ from sottovoce.estimation.hardware import GPU, Hardware, LocalDevice, hardware_o
 from sottovoce.estimation.placeholders import placeholder_splits
 from sottovoce.estimation.step_simulator import Cost, StepSimulator, StepTimer, meta_module, uninitialized_module
 from sottovoce.lightning_modules.callbacks import peak_memory
+from sottovoce.lightning_modules.curriculum import optimizer_steps, overfitted
 from sottovoce.lightning_modules.run import example_sampler_of
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.lightning_modules.trainer_settings import check_trainer, is_sharded, processes
+from sottovoce.lightning_modules.trainer_settings import batches_of, check_trainer, is_sharded, is_trial, processes
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.training.audio_reader import BATCH
 from sottovoce.training.splits import DataSplits, build_tasks, read_splits
@@ -42,7 +44,7 @@ class StageEstimate:
 
     name: str
     steps: int  # an epoch
-    epochs: int
+    epochs: float  # part of one, where the recipe's `trainer` says that the stage has fewer steps
     step: float
     validation: float  # all validations of an epoch
     memory: dict[str, int]
@@ -102,7 +104,11 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
         together = node.accumulate_grad_batches
         order = BatchSampler(rows.seconds, rows.weights, node.batch_size, 1, recipe.seed, 0, ranks, accumulate=together)
         validated = stage_rows(validation, node, sampler, training=False).weights.sum()
-        checks = ceil(validated / (node.batch_size * ranks)) * node.val_checks_per_epoch
+        if few := recipe.trainer.get("overfit_batches"):
+            order = overfitted(order, few)
+        steps = optimizer_steps(recipe.trainer, replace(order, epochs=node.epochs))
+        epochs = steps / order.steps if steps < order.steps * node.epochs else node.epochs
+        checks = _validation_batches(recipe, ceil(validated / (node.batch_size * ranks)), node, steps) / epochs
         longest, *typical = _typical(order, rows.seconds, ranks * together, TIMED if timer else SIMULATED)
         cost = simulator.stage(name, sampler, [longest] if timer else [longest, *typical])
         step, check = timer.times(name, sampler, typical) if timer else _by_sheet(cast(GPU, hardware), cost)
@@ -111,11 +117,19 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
             timer.generate_targets(name, sampler, typical)
             memory = {strategy: int(SPARE * max(most, peak_memory())) for strategy, most in memory.items()}
         file = _trained_bytes(module) + cost.moments
-        stages.append(StageEstimate(name, order.steps, node.epochs, step * together, checks * check, memory, file))
+        stages.append(StageEstimate(name, order.steps, epochs, step * together, checks * check, memory, file))
     clips = sum(len(split.clips()) for split in data.splits.values())
     own_tokenizer, cache = isinstance(module.llm.chat, ChatFormat), clips * simulator.cached_bytes()
     encoding *= clips / BATCH
     return Estimate(hardware, ranks, stages, encoding, own_tokenizer, _trained_bytes(module), cache, module.layers)
+
+
+def _validation_batches(recipe: Recipe, most: int, node: StageConfig, steps: int) -> int:
+    """Batches of all validations of a stage, each of which has `most` where the recipe's `trainer` says no other."""
+    trial = is_trial(recipe)
+    times = 1 if trial else min(node.epochs * node.val_checks_per_epoch, steps)
+    amount = int(recipe.trainer["fast_dev_run"]) if trial else recipe.trainer.get("limit_val_batches")
+    return times * batches_of(amount, most) if most else 0
 
 
 def _by_sheet(gpu: GPU, cost: Cost) -> tuple[float, float]:
@@ -177,7 +191,7 @@ def report(estimate: Estimate, recipe: Recipe, console: Console) -> None:
     table = _table(f"{recipe.name}: {estimate.ranks} x {estimate.hardware.name}, {used}", "stage", *columns)
     for stage in estimate.stages:
         table.add_row(
-            stage.name, f"{stage.steps:,}", str(stage.epochs), f"{stage.step:.3g}", f"{stage.epoch / 3600:.3g}",
+            stage.name, f"{stage.steps:,}", f"{stage.epochs:.3g}", f"{stage.step:.3g}", f"{stage.epoch / 3600:.3g}",
             f"{stage.memory[used] / 1e9:.2f}", f"{stage.checkpoint / 1e6:.1f}",
         )  # fmt: skip
     console.print(table)
