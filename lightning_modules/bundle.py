@@ -121,10 +121,8 @@ def _layers(module: SpeechLLM) -> str:
     if module.layers == (module.encoder.depth,):
         return ""
     weights = layer_weights(module.slot_layers, module.adapters)
-    rows = [
-        "| ".join([f"| {name} ", *(f"{mine[layer]:.3f} " if layer in mine else "" for layer in module.layers), "\n"])
-        for name, mine in weights.items()
-    ]
+    cells = {name: [f"{mine[n]:.3f}" if n in mine else "" for n in module.layers] for name, mine in weights.items()}
+    rows = [f"| {name} | {' | '.join(each)} |\n" for name, each in cells.items()]
     head = f"| weight of layer | {' | '.join(map(str, module.layers))} |\n|---|{'---:|' * len(module.layers)}\n"
     told = f"Of the encoder's {module.encoder.depth} layers a slot hears the sum, weighted as learned:"
     return f"\n{told}\n\n{head}{''.join(rows)}"

@@ -28,7 +28,6 @@ from sottovoce.estimation.meta_tensor import MetaTensor, PeakMemory, observed, t
 from sottovoce.estimation.placeholders import placeholder_splits
 from sottovoce.estimation.step_simulator import StepSimulator, StepTimer, meta_module
 from sottovoce.lightning_modules.run import Run, example_sampler_of
-from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.training.splits import build_tasks, read_splits
 
@@ -169,37 +168,6 @@ def test_checkpoints_and_steps_are_those_of_the_run(whole: Estimate, fit: Fit) -
         size = (there / "last.ckpt").stat().st_size
         assert stage.checkpoint < size < stage.checkpoint + 60_000  # names, recipe and the place in the data
     assert whole.bundle < (folder / "bundle" / "trained.safetensors").stat().st_size < whole.bundle + 10_000
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"limit_train_batches": 2}, {"limit_train_batches": 0.5, "limit_val_batches": 1}, {"overfit_batches": 1},
-        {"fast_dev_run": 2},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_limits_of_the_trainer_count(
-    settings: dict[str, Any], recipe: recipes.Recipe, tree: dict[str, Any], whole: Estimate, fit: Fit,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """Steps and validation batches of a stage are those that are made."""
-    node = tree["stages"]["joint"] | {"batch_size": 3, "val_checks_per_epoch": 2}
-    tree["stages"], tree["trainer"] = {"joint": node}, tree["trainer"] | settings
-    limited = estimate(recipes.parse(tree), GPUS["h100"], read_splits(recipe)).stages[0]
-    made: Counter[bool] = Counter()
-    loss = SpeechLLM.loss
-
-    def counted(self: SpeechLLM, batch: Any) -> Any:
-        made[self.training] += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(SpeechLLM, "loss", counted)
-    fit(stages=tree["stages"], trainer=tree["trainer"], evaluation={"limit": 1, "max_new_tokens": 2})
-    assert limited.steps * limited.epochs == pytest.approx(made[True])
-    assert made[True] < 2 * whole.stages[0].steps
-    each = estimate(recipes.parse({**tree, "trainer": {}}), GPUS["h100"], read_splits(recipe)).stages[0].validation / 4
-    assert limited.validation * limited.epochs == pytest.approx(each * made[False])
 
 
 def test_strategies_share_out_what_they_say(recipe: recipes.Recipe, whole: Estimate) -> None:
