@@ -20,8 +20,8 @@ _HEAD = """\
 
 `python -m tests.drives` takes each published recipe as it is, with one overlay for all (`tests/drives/overlay.py`:
 sizes, devices, addresses), small random parts of the true classes in place of checkpoints, and corpora in miniature in
-their official layouts. It types what these pages tell, in their order; `×` counts what a server that was slow, wrong or
-absent made necessary. A recipe that no plan drives is a failure. The short form runs in CI (`tests/drives`).
+their official layouts. It types what these pages tell, in their order, and again (`×`) where a server was slow, wrong
+or absent. A recipe that no plan drives is a failure. The short form runs in CI.
 
 Written by `python -m tests.drives --out docs/drives.md` on {date}
 ({machine}; other work beside it): {seconds}.

@@ -135,7 +135,9 @@ def _judgements(recipe: TableRecipe, node: Node, runs: Runs, console: Console) -
                 key = Key(RESPONSE, f"judge_{aspect}", SLOTS)
                 scores.setdefault(key, {}).setdefault(name, {})[run.seed] = of_run
                 notes += [f"{name}, seed {run.seed}, {aspect}: {verdict.notes()}"] if verdict.notes() else []
-    return {key: judged_in_all(by_system) for key, by_system in scores.items()}, notes
+    judged = {key: judged_in_all(by_system) for key, by_system in scores.items()}
+    notes += [f"No {key.metric}: no reply has one in every run." for key, found in judged.items() if not found]
+    return {key: found for key, found in judged.items() if found}, notes
 
 
 def judged_in_all(scores: Mapping[str, Mapping[int, Mapping[str, float | None]]]) -> dict[str, dict[int, Measure]]:
