@@ -165,10 +165,10 @@ def _print_summary(
     if encoder:
         table = Table("encoder", "input of its layers", "best layer", "last layer", "chance")
         for name, curve in encoder.items():
-            last = len(curve.value) - 1
-            best = max(range(1, last + 1), key=lambda layer: curve.value[layer])
+            final = len(curve.value) - 1
+            best = max(range(1, final + 1), key=lambda layer: curve.value[layer])
             table.add_row(
-                name, _cell(curve, 0), f"{best}: {_cell(curve, best)}", _cell(curve, last), f"{curve.chance[0]:.3g}"
+                name, _cell(curve, 0), f"{best}: {_cell(curve, best)}", _cell(curve, final), f"{curve.chance[0]:.3g}"
             )
         console.print(table)
     for name, reason in left_out.items():

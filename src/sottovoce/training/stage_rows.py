@@ -28,7 +28,8 @@ class UtterancePerTask(Dataset[Utterance]):
 
     def __getitem__(self, row: int) -> Utterance:
         number, task = self.rows[row].tolist()
-        return replace(self.utterances[number], only=(self.tasks[task],))
+        utterance: Utterance = replace(self.utterances[number], only=(self.tasks[task],))
+        return utterance
 
 
 @dataclass(frozen=True)
