@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sottovoce.comparison.table_config import load, overrides_for, system_recipe
 from sottovoce.data.audio import load_audio
 from sottovoce.demo.world import NOUNS, REPLIES
 from sottovoce.errors import ConfigError
+from sottovoce.evaluation.judges.base import Judge, Reply, Verdict
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.paths import resolve
@@ -271,6 +273,28 @@ def test_a_table_without_a_judge_has_the_recipes_own_scores(write_table: Write, 
         assert [float(mine[key]) for key in numbers] == [row[key] for key in numbers]
     page = (tmp_path / "runs" / "table" / "comparison.html").read_text()
     assert "CS style (qwen)" in page and "no paired differences" in page and "linear probe" not in page
+
+
+class HalfJudge(Judge):
+    """Scores the quality of every other reply: in the second run of those that it left out in the first."""
+
+    name, run = "half", 0
+
+    def judge(self, items: Sequence[Reply]) -> dict[str, Verdict]:
+        self.run += 1
+        half = [5.0 if row % 2 == self.run % 2 else None for row in range(len(items))]
+        return {"quality": Verdict(half), "emotion": Verdict([5.0] * len(items))}
+
+
+def test_a_judge_that_scores_no_reply_in_every_run_costs_that_score(
+    write_table: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_command.JUDGES, "build", lambda *_: HalfJudge())
+    assert main(["table", write_table(picture=[], bert_score=None), "seeds=[1]"]) == 0
+    folder = tmp_path / "runs" / "table"
+    scored = {row["metric"] for row in written(folder) if row["kind"] == "score"}
+    assert "judge_emotion" in scored and "judge_quality" not in scored
+    assert "No judge_quality" in (folder / "comparison.html").read_text()
 
 
 def test_bert_score_goes_where_a_gpu_is(write_table: Write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import whisper
+from safetensors.torch import load_file, save_file
 from transformers import RobertaConfig, RobertaModel
 from whisper.model import ModelDimensions
 
@@ -37,17 +39,29 @@ def _family(name: str) -> Callable[[Path], object]:
     return lambda folder: save_family(name, folder, ends=True, positions=POSITIONS)
 
 
+def _in_bfloat16(save: Callable[..., Path], **sizes: Any) -> Callable[[Path], object]:
+    """As these are published: what is loaded and written again must have the same bits."""
+
+    def save_rounded(folder: Path) -> None:
+        save(folder, positions=POSITIONS, **sizes)
+        for file in folder.glob("*.safetensors"):
+            weights = {name: w.bfloat16() if w.is_floating_point() else w for name, w in load_file(file).items()}
+            save_file(weights, file, {"format": "pt"})
+        config = folder / "config.json"
+        config.write_text(config.read_text().replace('"float32"', '"bfloat16"'))
+
+    return save_rounded
+
+
 PARTS: dict[str, Callable[[Path], object]] = {  # as recipes name them
     "large-v3.pt": save_whisper_128,
     "Qwen/Qwen2.5-7B-Instruct": _family("qwen2"),
     "Qwen/Qwen2.5-32B-Instruct": _family("qwen2"),
     "meta-llama/Llama-3.1-8B-Instruct": _family("llama3"),
     "meta-llama/Meta-Llama-3-8B-Instruct": _family("llama3"),
-    "Qwen/Qwen2-Audio-7B-Instruct": lambda folder: audio_llms.save_qwen2_audio(folder, layers=32, positions=POSITIONS),
-    "Qwen/Qwen2.5-Omni-7B": lambda folder: audio_llms.save_whole_omni(folder, layers=28, positions=POSITIONS),
-    "moonshotai/Kimi-Audio-7B-Instruct": lambda folder: kimi_audio.save_kimi_audio(
-        folder, layers=28, positions=POSITIONS
-    ),
+    "Qwen/Qwen2-Audio-7B-Instruct": _in_bfloat16(audio_llms.save_qwen2_audio, layers=32, ends=True),
+    "Qwen/Qwen2.5-Omni-7B": _in_bfloat16(audio_llms.save_whole_omni, layers=28),
+    "moonshotai/Kimi-Audio-7B-Instruct": _in_bfloat16(kimi_audio.save_kimi_audio, layers=28),
     "THUDM/glm-4-voice-tokenizer": kimi_audio.save_speech_tokenizer,
     "roberta-large": save_roberta,
 }

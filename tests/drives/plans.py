@@ -270,17 +270,24 @@ TABLE_8B = Plan(
     ("conf/speech_emotion_llama/*.yaml",),
     [
         _tried("conf/speech_emotion_llama/baseline_1.yaml"),
-        Step(
-            "sottovoce table conf/speech_emotion_llama/table_8b.yaml engine.base_url=http://server:8000/v1",
-            (
-                tabled("conf/speech_emotion_llama/table_8b.yaml"),
-                *(
-                    scored(f"conf/speech_emotion_llama/{name}.yaml")
-                    for name in (*TRAINED, "cascade_1", "cascade_2")
+        *(
+            Step(
+                "sottovoce table conf/speech_emotion_llama/table_8b.yaml engine.base_url=http://server:8000/v1",
+                checks, moods,
+            )
+            for moods, checks in (
+                (TROUBLED, tuple(fitted(f"conf/speech_emotion_llama/{name}.yaml") for name in TRAINED)),
+                (
+                    {},
+                    (
+                        tabled("conf/speech_emotion_llama/table_8b.yaml"),
+                        *(
+                            scored(f"conf/speech_emotion_llama/{name}.yaml")
+                            for name in (*TRAINED, "cascade_1", "cascade_2")
+                        ),
+                    ),
                 ),
-                *(fitted(f"conf/speech_emotion_llama/{name}.yaml") for name in TRAINED),
-            ),
-            {FIRST: "troubled"},
+            )
         ),
     ],
     ("expressive", "best_rq"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tests.helpers.families import chat_template, tokenizer_of
+from tests.helpers.families import chat_template, let_answers_end, tokenizer_of
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, WhisperFeatureExtractor
 
@@ -49,14 +49,15 @@ _SPEAKER = {
 }  # fmt: skip
 
 
-def save_qwen2_audio(folder: Path, layers: int = 3, positions: int = 512) -> Path:
+def save_qwen2_audio(folder: Path, layers: int = 3, positions: int = 512, ends: bool = False) -> Path:
+    """`ends`: its answers have a few tokens."""
     tokenizer, text = _tokenizer(), _text(layers, positions)
     config = transformers.Qwen2AudioConfig(
         audio_config={"model_type": "qwen2_audio_encoder", **_AUDIO},
         text_config={"model_type": "qwen2", "vocab_size": len(tokenizer) + 3, "rms_norm_eps": 1e-5, **text},
         audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
     )
-    return _save(folder, transformers.Qwen2AudioForConditionalGeneration, config, tokenizer, SECONDS)
+    return _save(folder, transformers.Qwen2AudioForConditionalGeneration, config, tokenizer, SECONDS, ends)
 
 
 def save_thinker(folder: Path, layers: int = 3) -> Path:
@@ -103,12 +104,22 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _save(folder: Path, kind: Any, config: Any, tokenizer: PreTrainedTokenizerFast, seconds: int, **how: Any) -> Path:
+def _save(
+    folder: Path,
+    kind: Any,
+    config: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    seconds: int,
+    ends: bool = False,
+    **how: Any,
+) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = kind(config)
         for weight in model.parameters():  # biases and norms start at 0 and 1, where a mistake would not show
             weight.data += 0.05 * torch.randn(weight.shape)
+        if ends:
+            let_answers_end(model, tokenizer)
         model.save_pretrained(folder, **how)
     tokenizer.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=16, chunk_length=seconds, return_attention_mask=True).save_pretrained(folder)

@@ -86,14 +86,14 @@ def save_family(name: str, folder: Path, *, ends: bool = False, positions: int =
         for weight in model.get_decoder().layers.parameters():  # or tied embeddings repeat the last token for ever
             torch.nn.init.normal_(weight, std=LIVELY)
         if ends:
-            _let_answers_end(model, tokenizer)
+            let_answers_end(model, tokenizer)
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 @torch.no_grad()
-def _let_answers_end(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+def let_answers_end(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     """Three tokens of five are followed by the end of the turn: dimension 0 says which, and no layer writes to it."""
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     words = [bool(tokenizer.decode([token], skip_special_tokens=True).strip()) for token in range(len(table))]
