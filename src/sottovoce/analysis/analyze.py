@@ -58,6 +58,9 @@ def analyze(bundle: str, config: str, overrides: Sequence[str] = ()) -> None:
     instruction = wording(module, recipe.task) if recipe.instruction is None else recipe.instruction
     examples = [_example(module, utterance, instruction) for utterance in utterances]
     model = {**fingerprints(module), "trained": file_sha256(Path(bundle) / WEIGHTS)}
+    for name, slot in module.recipe.slots.items():  # which layers are heard is no weight
+        if (slot.layers, slot.layer_norm) != ("last", False):
+            model[f"slots.{name}"] = f"{slot.layers} {slot.layer_norm}"
     with Progress(console=console) as progress:
         heard: dict[str, Job] = {}
         with on_device(module):
