@@ -245,7 +245,7 @@ def test_a_mix_finds_the_layer_that_carries_the_label(
         data[split] = [{"manifest": str(write_lines(tmp_path / f"{split}.jsonl", lines))}]
     adapter = {"type": "pooled_soft_prompt", "tokens": 2, "feedforward": 16, "dropout": 0.0}
     slot = {"adapter": adapter, "text": "caption", "layers": "all"}
-    stage = {"tasks": {"gender": 1}, "lr": 1e-2, "epochs": 20, "batch_size": 8}
+    stage = {"tasks": {"gender": 1}, "lr": 1e-2, "epochs": 60, "batch_size": 8}
     changed = {"encoder": {"type": "planted"}, "slots": {"voice": slot}, "data": data, "stages": {"joint": stage}}
     module = read_bundle(fit(**changed) / "bundle")
     weights = layer_weights(module.slot_layers, module.adapters)["voice"]
