@@ -36,9 +36,9 @@ class LayerMix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map layers side by side, (batch, frames, layers * dim), to (batch, frames, dim)."""
-        layers = x.unflatten(-1, (-1, self.dim))[..., self._picked, :]  # (batch, frames, layers, dim)
+        layers: Tensor = x.reshape(*x.shape[:-1], -1, self.dim)[..., self._picked, :]  # (batch, frames, layers, dim)
         if self.normalize:
             layers = F.layer_norm(layers, (self.dim,))
         if self.logits is None:
             return layers[..., 0, :]
-        return (self.weights().to(x.dtype)[:, None] * layers).sum(-2)
+        return torch.einsum("l,...ld->...d", self.weights().to(x.dtype), layers)

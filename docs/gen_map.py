@@ -4,6 +4,7 @@
 """
 
 import ast
+import re
 from collections import defaultdict
 from functools import cache
 from glob import glob
@@ -45,7 +46,8 @@ def layers() -> list[list[str]]:
         for node in ast.walk(tree(file)) if module != ENTRY else ():
             target = node.module if isinstance(node, ast.ImportFrom) else None
             if isinstance(node, ast.Constant) and isinstance(node.value, str):  # a command's "module:function"
-                target = f"sottovoce.{node.value.partition(':')[0]}" if ":" in node.value else None
+                named = re.fullmatch(r"([\w.]+):\w+", node.value)
+                target = f"sottovoce.{named[1]}" if named else None
             if target in modules():
                 uses[own].add(package_of(str(target)))
         uses[own] -= {own}

@@ -84,7 +84,7 @@ class RandomQuantizer(nn.Module):
 
     Its input has mean 0 and variance 1 (section 3.1 again): without that the projections of all speech point the same
     way, and a few codes take everything. The mean is of the corpus, bin by bin, and not of each clip: that of a clip
-    is speaker and loudness, which an encoder forgets if codes do not depend on them (docs/architecture.md).
+    is speaker and loudness, which an encoder forgets if codes do not depend on them (docs/real_speech.md).
     """
 
     projection: Tensor  # (dim, code_dim)

@@ -77,11 +77,12 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
 
     # data
     for split in ("train", "validation"):
-        _make_targets(run, name, split, trainer)
+        _make_targets(run, name, split, trainer, chosen)
     together = stage.accumulate_grad_batches
     batch_size = stage.batch_size * trainer.world_size * together
     rows, validated = _rows(run, name, "train"), _rows(run, name, "validation")
     sampler = _sampler(run, name, "train", rows, trainer, _steps_done(resume, batch_size))
+    whole = sampler.steps
     sampler.max_steps = steps = optimizer_steps(chosen, sampler)
     if not trial:
         due = max(1, steps // (stage.epochs * stage.val_checks_per_epoch))
@@ -104,7 +105,7 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
         report = {
             "steps": trainer.global_step, "batch_size": batch_size, "skipped": len(guard.skipped),
             "trainable": trainable, **meter.report(), **scores,
-            "tasks": {task: draws._asdict() for task, draws in drawn.items()},
+            "tasks": {task: {"utterances": n, "draws": round(d * steps / whole)} for task, (n, d) in drawn.items()},
         }  # fmt: skip
         atomic_write(done, json.dumps(report, indent=2) + "\n")
     return best
@@ -116,6 +117,13 @@ def optimizer_steps(chosen: dict[str, Any], sampler: BatchSampler) -> int:
         return min(trial, sampler.steps)
     batches = batches_of(chosen.get("limit_train_batches"), len(sampler))
     return -(-batches // sampler.accumulate)
+
+
+def _validated(chosen: dict[str, Any], sampler: BatchSampler) -> int:
+    """Batches of a validation."""
+    if trial := int(chosen.get("fast_dev_run") or 0):
+        return min(trial, sampler.steps)
+    return batches_of(chosen.get("limit_val_batches"), sampler.steps)
 
 
 def _module_to_train(run: Run, trainer: L.Trainer, stage: str, steps: int) -> SpeechLLM:
@@ -187,7 +195,7 @@ def _drawing(run: Run, stage: str, split: str) -> ExampleSampler:
     return replace(sampler, barred=run.barred.get((stage, split), {}))
 
 
-def _make_targets(run: Run, stage: str, split: str, trainer: L.Trainer) -> None:
+def _make_targets(run: Run, stage: str, split: str, trainer: L.Trainer, chosen: dict[str, Any]) -> None:
     """Make the targets that only the LLM can give, for all epochs of a stage.
 
     What has none is not drawn, and the rows are drawn anew, until each that is drawn has one. `ConfigError` where not
@@ -202,9 +210,11 @@ def _make_targets(run: Run, stage: str, split: str, trainer: L.Trainer) -> None:
     while True:
         side = _rows(run, stage, split)
         drawn = Examples(side.utterances, _drawing(run, stage, split), draws, None, run.audio_reader.read)
-        steps = _sampler(run, stage, split, side, trainer).global_steps()
+        order = _sampler(run, stage, split, side, trainer)
+        order.max_steps = optimizer_steps(chosen, order) if split == "train" else _validated(chosen, order)
+        examples = (example for rows in order.global_steps() for example in drawn.examples(rows))
         with run.progress() as progress:
-            made = run.targets.make(run.module.llm, (e for rows in steps for e in drawn.examples(rows)), progress)
+            made = run.targets.make(run.module.llm, examples, progress)
         wanted, rejected = wanted | made.wanted, rejected | made.rejected
         if not made.rejected:
             break

@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO as Lightning runs it: also on CPU, each part in its own dtype, checkpoints in one ordinary file."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,13 +24,14 @@ class OwnDtypes(DeepSpeedPrecision):
     convert_module, convert_input = Precision.convert_module, Precision.convert_input
     tensor_init_context = Precision.tensor_init_context
 
-    def val_step_context(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def val_step_context(self) -> Generator[None, None, None]:
         """Of a validation outside `fit` as well, where no engine is that would enter autocast."""
-        if self.precision != "bf16-mixed":
-            return nullcontext()
         from deepspeed.accelerator import get_accelerator
 
-        return torch.autocast(get_accelerator().device_name(), torch.bfloat16)
+        mixed = self.precision == "bf16-mixed"
+        with torch.autocast(get_accelerator().device_name(), torch.bfloat16, enabled=mixed):
+            yield
 
 
 class ZeRO(DeepSpeedStrategy):

@@ -23,7 +23,7 @@ from tests.helpers.errors import refused
 
 from sottovoce.cli.main import main
 from sottovoce.comparison.compare import compare_runs, grouped
-from sottovoce.comparison.finished_runs import flat, read_run, without_seed
+from sottovoce.comparison.finished_runs import flat, read_run, settings, without_seed
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation import Prediction, Record, score_all, write_results
 from sottovoce.evaluation.metrics import accuracy, balanced_accuracy, mean_measure, word_error_rate
@@ -297,6 +297,15 @@ def test_a_seed_in_a_path_is_no_difference_and_others_are() -> None:
     assert without_seed("runs/seed-1/a-1/seed-12", 1) == "runs/seed-*/a-1/seed-12"
     assert without_seed({"a": ["x/seed3", 3]}, 3) == {"a": ["x/seed*", 3]}
     assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+
+
+def test_keys_of_slots_that_older_runs_lack_are_no_difference(make: Make) -> None:
+    slot = {"text": "caption"}
+    old = read_run(make("lora", recipe={"slots": {"paralinguistic": slot}}))
+    new = {**slot, "layers": "last", "layer_norm": False, "carries": None}
+    for said, same in ((new, True), ({**new, "layers": "2"}, False), ({**new, "carries": "linguistic"}, False)):
+        other = replace(old, recipe={**old.recipe, "slots": {"paralinguistic": said}})
+        assert (settings(other) == settings(old)) is same
 
 
 def changed(rows: list[Prediction], **changes: Any) -> list[Prediction]:

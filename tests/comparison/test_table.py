@@ -4,8 +4,9 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from sottovoce.comparison.table import _probe_sides, judged_in_all
 from sottovoce.comparison.table_config import load, overrides_for, system_recipe
 from sottovoce.data.audio import load_audio
 from sottovoce.demo.world import NOUNS, REPLIES
-from sottovoce.errors import ConfigError
+from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.evaluation.judges.base import Judge, Reply, Verdict
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import read_bundle
@@ -229,6 +230,26 @@ def test_the_table_at_scale_probes_all_systems_on_one_side() -> None:
     assert table.probe and "expressive" in table.probe.train[0].manifest and table.probe_train <= 50_000
     cascades = [system_recipe(table, f"cascade_{number}", 0) for number in (1, 2)]
     assert cascades[1].cascade and cascades[1].cascade.recognizer == str(cascades[0].folder)
+
+
+def test_a_row_of_several_processes_is_a_command_of_its_own(
+    write_table: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the others would wait in the next row while the first one scores."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(table_command, "fit", lambda *_: pytest.fail("in this process"))
+    monkeypatch.setattr(
+        table_command.subprocess, "run", lambda command: commands.append(command) or SimpleNamespace(returncode=3)
+    )
+    said = ["trainer.devices=2", "trainer.strategy=ddp"]
+    with refused("died", "baseline"):
+        table_command.table(write_table(overrides=said))
+    assert commands[0][1:4] == ["-m", "sottovoce.lightning_modules.fit", "--config"] and {*said} < {*commands[0]}
+    monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun has started them all
+    monkeypatch.setattr(table_command, "fit", lambda *_: commands.append([]))
+    with suppress(SottovoceError):
+        table_command.table(write_table(overrides=said))
+    assert commands[1:] and not any(commands[1:])
 
 
 def test_overrides_go_to_every_recipe(write_table: Write, tmp_path: Path) -> None:

@@ -77,6 +77,14 @@ def test_gap_5_targets_of_another_kind_than_the_slots_tell_are_refused(name: str
         recipes.load(CONF / f"{name}.yaml", [override])
 
 
+def test_gap_5_a_test_manifest_is_held_to_the_kind_of_the_evaluation() -> None:
+    """Which is another than that of training where a baseline is scored as all systems are."""
+    said = "data.test=[{manifest: m, task_overrides: {response: {teacher: none}}}]"
+    assert recipes.load(CONF / "baseline_1.yaml", [said])
+    with refused("conflict", "data.test[0].task_overrides.response.kind", ConfigError):
+        recipes.load(CONF / "baseline_1.yaml", [said.replace("teacher: none", "kind: plain")])
+
+
 def test_gap_5_the_readme_shows_both_commands() -> None:
     shown = re.findall(r"(?m)^    sottovoce targets .* --kind (\w+)", (ROOT / "README.md").read_text("utf-8"))
     assert {"response", "plain"} <= set(shown)

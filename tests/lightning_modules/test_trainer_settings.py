@@ -3,6 +3,7 @@
 import inspect
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sottovoce.lightning_modules.curriculum import read_trained, train_stages
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer_settings import REFUSED, batches_of, check_trainer
 from sottovoce.signals import Terminated
+from sottovoce.training.llm_targets import Targets
 
 Tree = dict[str, Any]
 SAME: list[Tree] = [  # with these a run ends in the weights that it ends in without them
@@ -194,6 +196,23 @@ def test_a_fast_development_run_tries_all_stages_and_keeps_nothing(fit: Fit, tre
     folder = fit(trainer={**tree["trainer"], "fast_dev_run": 2})
     assert not [*folder.rglob("*.ckpt"), *folder.rglob("done.json"), *folder.rglob("predictions.jsonl")]
     assert not [*folder.glob("bundle"), *folder.glob("recipe.yaml"), *folder.glob("data.json")]
+
+
+def test_a_trial_makes_the_targets_of_its_own_batches_alone(
+    fit: Fit, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    make = Targets.make
+
+    def counted(self: Targets, llm: Any, examples: Iterable[Any], progress: Any) -> Any:
+        examples = list(examples)
+        made.append(len(examples))
+        return make(self, llm, examples, progress)
+
+    monkeypatch.setattr(Targets, "make", counted)
+    stages = {"joint": {"tasks": {"dialogue": 1}, "lr": 1e-2, "epochs": 2, "batch_size": 2}}
+    fit(stages=stages, trainer={**tree["trainer"], "fast_dev_run": 2})
+    assert made and max(made) <= 4  # two batches of two, of training and of validation
 
 
 def test_a_fast_development_run_leaves_a_finished_run_alone(

@@ -17,6 +17,7 @@ from sottovoce.data.batch_sampler import BatchSampler
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.errors import ConfigError, ManifestError
 from sottovoce.lightning_modules.run import example_sampler_of, prepare_run
+from sottovoce.training import stage_rows as module
 from sottovoce.training.splits import LazySplit, build_tasks, read_splits
 from sottovoce.training.stage_rows import Draws, StageRows, count_draws, stage_rows
 
@@ -73,6 +74,20 @@ def test_every_task_of_every_utterance_is_drawn_in_every_epoch(tree: dict[str, A
     assert tasks == {task: Draws(12, 36 * weight * int(often)) for task, often in stage.tasks.items()}
     validated = stage_rows(split, stage, drawing, training=False)
     assert len(validated.utterances) == 36 and set(validated.weights) == {1.0}
+
+
+def test_many_draws_of_an_utterance_are_left_to_chance(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As groups they would be as many as rows, and the work of mixing them grows with both."""
+    tree["stages"] = {"joint": {**JOINT, "tasks_per_utterance": 5}}
+    split, stage, drawing = of_stage(tree, "joint")
+    assert len({*_groups(stage_rows(split, stage, drawing, training=True))}) > 3
+    monkeypatch.setattr(module, "_GROUPS", 3)
+    assert {*_groups(stage_rows(split, stage, drawing, training=True))} == {*split.groups(drawing).tolist()}
+
+
+def _groups(rows: StageRows) -> list[int]:
+    assert callable(rows.groups)
+    return rows.groups(0).tolist()
 
 
 def test_of_lines_that_are_not_read_their_manifest_tells_the_tasks(tree: dict[str, Any]) -> None:

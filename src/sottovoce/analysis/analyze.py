@@ -58,6 +58,9 @@ def analyze(bundle: str, config: str, overrides: Sequence[str] = ()) -> None:
     instruction = wording(module, recipe.task) if recipe.instruction is None else recipe.instruction
     examples = [_example(module, utterance, instruction) for utterance in utterances]
     model = {**fingerprints(module), "trained": file_sha256(Path(bundle) / WEIGHTS)}
+    for name, slot in module.recipe.slots.items():  # which layers are heard is no weight
+        if (slot.layers, slot.layer_norm) != ("last", False):
+            model[f"slots.{name}"] = f"{slot.layers} {slot.layer_norm}"
     with Progress(console=console) as progress:
         heard: dict[str, Job] = {}
         with on_device(module):
@@ -165,10 +168,10 @@ def _print_summary(
     if encoder:
         table = Table("encoder", "input of its layers", "best layer", "last layer", "chance")
         for name, curve in encoder.items():
-            last = len(curve.value) - 1
-            best = max(range(1, last + 1), key=lambda layer: curve.value[layer])
+            final = len(curve.value) - 1
+            best = max(range(1, final + 1), key=lambda layer: curve.value[layer])
             table.add_row(
-                name, _cell(curve, 0), f"{best}: {_cell(curve, best)}", _cell(curve, last), f"{curve.chance[0]:.3g}"
+                name, _cell(curve, 0), f"{best}: {_cell(curve, best)}", _cell(curve, final), f"{curve.chance[0]:.3g}"
             )
         console.print(table)
     for name, reason in left_out.items():

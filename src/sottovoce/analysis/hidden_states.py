@@ -94,7 +94,7 @@ def cached_encoder_states(
         clips = [e.utterance.clip for e in examples[start : start + CLIPS]]
         heard = [torch.from_numpy(load_audio(clip, encoder.sample_rate)) for clip in clips]
         frames = encoder.layer_frames(*Frames.pad(heard).to(device), layers)
-        means.append(mean_over_time(frames).unflatten(-1, (len(layers), -1)).float().cpu())
+        means.append(mean_over_time(frames).reshape(len(clips), len(layers), -1).float().cpu())
     states = torch.cat(means)
     write_tensors(file, {ENCODER: states}, {"key": key})
     return states

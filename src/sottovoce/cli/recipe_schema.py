@@ -26,8 +26,8 @@ of `slots`, `stages` and `evaluation.judges` off; of other mappings, name what i
 
 **What a stage is made of.** An epoch goes through every training manifest `weight` times, or as often as the stage's
 `parts` says for a manifest of that `name`; `parts` holds for validation, too. Of the tasks that an utterance can serve,
-one is drawn by the weights in `tasks` (`tasks_per_utterance` times); `all`: each as often as its weight says.
-Draws of every task and part are printed; one that nobody serves is refused.
+one is drawn by the weights in `tasks` (`tasks_per_utterance` times); `all`: each as often as its weight says, in
+validation once. Draws of every task and part are printed; one that nobody serves is refused.
 
 **Completion in an editor.** `sottovoce schema fit > fit.schema.json` writes a JSON Schema. With the YAML language
 server (VS Code, Neovim, Emacs), a recipe whose first line is `# yaml-language-server: $schema=fit.schema.json` is

@@ -16,7 +16,7 @@ from sottovoce.evaluation.records import Record, read_predictions, read_results
 from sottovoce.evaluation.retention import RetentionScore, read_scores
 from sottovoce.io import file_sha256
 from sottovoce.scoring.text_retention import AFTER, BEFORE
-from sottovoce.training.run_folder import recipe_file
+from sottovoce.training.run_folder import LATER, recipe_file
 
 # Keys of a recipe that say which run of a system it is, or how it is run, and not what is run.
 OF_THE_RUN = (
@@ -121,7 +121,15 @@ def flat(tree: Tree, before: str = "") -> dict[str, Any]:
 def settings(run: FinishedRun) -> dict[str, Any]:
     """What is run, by flat key: the recipe without what is the run's alone. The seed in a path is written `*`."""
     found = flat(without_seed(run.recipe, run.seed)).items()
-    return {key: value for key, value in found if key not in OF_THE_RUN and key.partition(".")[0] != "published"}
+    kept = {key: value for key, value in found if key not in OF_THE_RUN and key.partition(".")[0] != "published"}
+    return {key: value for key, value in kept.items() if not _means_nothing_new(key, value)}
+
+
+def _means_nothing_new(key: str, value: Any) -> bool:
+    """Whether a slot's key says what recipes of older runs, which lack it, meant."""
+    meant = {"carries": None, **LATER}
+    first, _, last = key.rpartition(".")
+    return bool(re.fullmatch(r"slots\.[^.]+", first)) and last in meant and value == meant[last]
 
 
 def without_seed(value: Any, seed: int) -> Any:

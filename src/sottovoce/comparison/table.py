@@ -3,6 +3,9 @@
 Judge, BERTScore and linear probe are those of Kang et al. (2024), table I and section V-C.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +25,7 @@ from sottovoce.config.recipe import Recipe
 from sottovoce.config_model import Node
 from sottovoce.data.utterance import Utterance
 from sottovoce.device import on_device
-from sottovoce.errors import SottovoceError
+from sottovoce.errors import SottovoceError, TrainingError
 from sottovoce.evaluation import JUDGES, Prediction, Reply
 from sottovoce.evaluation.linear_probe import probe
 from sottovoce.evaluation.metrics import Measure, accuracy, mean_measure
@@ -34,6 +37,7 @@ from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.fit import fit
 from sottovoce.lightning_modules.trainer import is_rank_zero
+from sottovoce.lightning_modules.trainer_settings import processes
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.scoring.provenance import is_scored
@@ -55,7 +59,7 @@ def table(config: str, overrides: Sequence[str] = ()) -> None:
             made = system_recipe(recipe, name, seed)
             if not _is_finished(made):
                 console.rule(made.name)
-                fit(recipe.systems[name].recipe, overrides_for(recipe, name, seed))
+                _train(made, recipe.systems[name].recipe, overrides_for(recipe, name, seed))
     if not is_rank_zero():
         return
     comparison = compare_systems(recipe, console)
@@ -63,6 +67,18 @@ def table(config: str, overrides: Sequence[str] = ()) -> None:
     write_comparison(comparison, recipe.folder, console, picture.read_bytes() if picture else None)
     if picture:
         console.print(f"written  {picture}", highlight=False, soft_wrap=True)
+
+
+def _train(made: Recipe, config: str, overrides: Sequence[str]) -> None:
+    """Train and score a row; one of several processes by a command of its own.
+
+    Processes that ddp starts would otherwise wait in the next row, until their time-out, while the first one scores.
+    """
+    if processes(made.trainer) == 1 or "WORLD_SIZE" in os.environ:  # a launcher has started them all
+        return fit(config, overrides)
+    command = [sys.executable, "-m", "sottovoce.lightning_modules.fit", "--config", config, *overrides]
+    if status := subprocess.run(command).returncode:
+        raise TrainingError(f"{made.name}: its training ended with exit status {status}", code="died", where=made.name)
 
 
 def _is_finished(recipe: Recipe) -> bool:

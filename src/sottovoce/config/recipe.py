@@ -132,9 +132,9 @@ class Recipe(BaseRecipe):
         if "response" in (self.evaluation.tasks or used_tasks(self)):
             uses += [("evaluation.task_overrides.response" if own else "tasks.response", heard, knobs | own)]
         for place, source in self.sources():
-            texts = heard if place.startswith("data.test") else slots
+            texts, above = (heard, knobs | own) if place.startswith("data.test") else (slots, knobs)
             if changed := source.task_overrides.get("response"):
-                uses += [(f"{place}.task_overrides.response", texts, knobs | changed)]
+                uses += [(f"{place}.task_overrides.response", texts, above | changed)]
         for where, texts, node in uses:
             kind, styled = node.get("kind"), set(texts.values()) != {"transcript"}
             if kind is not None and styled == (kind == PLAIN):

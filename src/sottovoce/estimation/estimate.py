@@ -92,7 +92,7 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
     if isinstance(hardware, LocalDevice):
         check_fits(module, f"--gpu here: {recipe.name}")
         timer = StepTimer(recipe, uninitialized_module(recipe, hardware.device), train.utterances, ranks)
-    encoding = 0.0
+    encoding, cached = 0.0, simulator.cached_bytes()  # of all clips, not of a stage's rows
     if simulator.cached:
         encoding = timer.encoding_time() if timer else cast(GPU, hardware).seconds(simulator.encoding())
     tasks, stages = build_tasks(recipe), []
@@ -119,7 +119,7 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
         file = _trained_bytes(module) + cost.moments
         stages.append(StageEstimate(name, order.steps, epochs, step * together, checks * check, memory, file))
     clips = sum(len(split.clips()) for split in data.splits.values())
-    own_tokenizer, cache = isinstance(module.llm.chat, ChatFormat), clips * simulator.cached_bytes()
+    own_tokenizer, cache = isinstance(module.llm.chat, ChatFormat), clips * cached
     encoding *= clips / BATCH
     return Estimate(hardware, ranks, stages, encoding, own_tokenizer, _trained_bytes(module), cache, module.layers)
 

@@ -157,8 +157,10 @@ class StepSimulator:
 
     def cached_bytes(self) -> int:
         """Of a clip of mean length in the feature cache, which is float16; 0 where there is none."""
+        if not self.cached:
+            return 0
         frames = math.ceil(fmean(u.seconds for u in self.utterances) * self.module.encoder.frame_rate)
-        return 2 * frames * len(self.module.layers) * self.module.encoder.dim if self.cached else 0
+        return 2 * frames * len(self.module.layers) * self.module.encoder.dim
 
     def clips(self, *shape: int) -> Tensor:
         """Features; waveforms, (clips, samples), are real tensors: some encoders take them through NumPy first."""

@@ -84,7 +84,7 @@ def _readable(run: Run, example: Example, *, teacher: bool = False) -> bool:
 def _questions(run: Run, utterance: Utterance, unlabelled: bool) -> Iterator[Example]:
     """Each task that the utterance is good for, in one wording, with its whole context."""
     for task in run.recipe.evaluation.tasks or used_tasks(run.recipe):
-        sampler = replace(run.example_sampler(None, cut=False), weights={task: 1.0})
+        sampler = replace(run.example_sampler(None, cut=False), weights={task: 1.0}, slots=run.slots)
         if (example := sampler(utterance, 0, 0)) is not None:
             yield example
         elif unlabelled and (utterance.only is None or task in utterance.only):

@@ -16,6 +16,8 @@ from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError
 from sottovoce.training.splits import LazySplit, Split
 
+_GROUPS = 100  # of rows that batches mix evenly: the work grows with them
+
 
 class UtterancePerTask(Dataset[Utterance]):
     """Utterances once for each of their tasks, which is then the only one that a row may serve."""
@@ -28,7 +30,8 @@ class UtterancePerTask(Dataset[Utterance]):
 
     def __getitem__(self, row: int) -> Utterance:
         number, task = self.rows[row].tolist()
-        return replace(self.utterances[number], only=(self.tasks[task],))
+        utterance: Utterance = replace(self.utterances[number], only=(self.tasks[task],))
+        return utterance
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ def _drawn(
     tasks = [sorted(filter(None, (drawing.draw_task(u, epoch, k)[1] for k in range(draws)))) for u in split.utterances]
     keys = [(group, *drawn) for group, drawn in zip(groups.tolist(), tasks, strict=True)]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    if len(numbers) > _GROUPS:  # so many draws an utterance that chance mixes them
+        return groups
     return np.array([numbers[key] for key in keys], np.int64)
 
 
