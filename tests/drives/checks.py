@@ -114,8 +114,9 @@ def fitted(config: str, *more: str) -> Check:
             due(not before or bool(kept), "the bundle is empty")
             if (layers := _layers(kept)) or recipe.trains_llm:
                 due(layers == _tuned(recipe, len(layers)), f"LoRA lies on layers {sorted(layers)}")
-        stages = ", ".join(recipe.stages) or "no stage"
-        return f"{stages}: all that trains had gradients; frozen prints equal; bundle"
+        if not recipe.stages:
+            return f"no stage; a bundle of {len(load_file(bundle / 'trained.safetensors'))} tensors"
+        return f"{', '.join(recipe.stages)}: all that trains had gradients; frozen prints equal; bundle"
 
     return check
 

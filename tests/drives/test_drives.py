@@ -15,7 +15,7 @@ from tests.drives.overlay import kind_of, overlay
 from tests.drives.plans import PLANS, in_order, unknown
 from tests.drives.world import ROOT, World, recipes_in
 
-SHORT = ("dual_adapter", "paired_data", "qwen2_5_omni", "kimi_audio", "best_rq", "speech_emotion_llama")
+SHORT = ("dual_adapter", "best_rq", "qwen2_5_omni")
 SIZES = re.compile(  # all that the overlay may lay over a recipe
     r"trainer\.(accelerator|devices|num_nodes|strategy|enable_progress_bar)"
     r"|data\.(num_workers|corpus\.(train|validation|test))"

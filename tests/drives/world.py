@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from omegaconf import OmegaConf
 
@@ -44,7 +46,7 @@ class Done:
     words: str
     code: int
     out: str  # standard output and error
-    seconds: float  # of a processor, where it had no process of its own
+    seconds: float  # of a processor, whatever else the machine does
 
 
 @dataclass
@@ -126,11 +128,8 @@ class World:
         for word in typed:
             if word.startswith("conf/"):
                 self.lay(word)
-        clock = time.process_time if self.start == "here" else time.monotonic
-        began = clock()
         several = any(re.match(r"trainer\.devices=[2-9]", word) for word in typed)
-        code, out = (_fresh if several else _STARTS[self.start])(typed, self.folder)
-        return Done(words, code, out, clock() - began)
+        return Done(words, *(_fresh if several else _STARTS[self.start])(typed, self.folder))
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -138,46 +137,62 @@ def _environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "huggingface"), **own}
 
 
-def _fresh(typed: list[str], folder: Path) -> tuple[int, str]:
+Outcome: TypeAlias = tuple[int, str, float]  # exit code, what it said, seconds
+
+
+def _fresh(typed: list[str], folder: Path) -> Outcome:
     program = folder / "sottovoce"  # as pip writes it
     program.write_text("import sys\nfrom sottovoce.cli.main import main\nsys.exit(main())\n")
     words = [sys.executable, *([str(program)] if typed[0] == "sottovoce" else []), *typed[1:]]
     how: dict[str, Any] = {"cwd": folder, "env": _environment(folder), "stdin": subprocess.DEVNULL}
+    before = _spent(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=LONGEST, text=True, errors="replace", **how
     )
-    return done.returncode, done.stdout
+    return done.returncode, done.stdout, _spent(resource.RUSAGE_CHILDREN) - before
+
+
+def _spent(whose: int) -> float:
+    usage = resource.getrusage(whose)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _arguments(typed: list[str]) -> list[str]:
     return ["fit", *typed[3:]] if typed[0] == "python" else typed[1:]
 
 
-def _forked(typed: list[str], folder: Path) -> tuple[int, str]:
+def _forked(typed: list[str], folder: Path) -> Outcome:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.drives.preload"])
+    receiver, sender = context.Pipe(duplex=False)
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".out") as said:
-        process = context.Process(target=_command, args=(_arguments(typed), str(folder), said.name))
+        process = context.Process(target=_command, args=(_arguments(typed), str(folder), said.name, sender))
         process.start()
         process.join(LONGEST)
         if process.exitcode is None:
             process.kill()
             process.join()
-        return process.exitcode or 0, Path(said.name).read_text("utf-8", "replace")
+        seconds = receiver.recv() if receiver.poll() else 0.0
+        return process.exitcode or 0, Path(said.name).read_text("utf-8", "replace"), seconds
 
 
-def _command(arguments: list[str], folder: str, said: str) -> None:
+def _command(arguments: list[str], folder: str, said: str, sender: Connection) -> None:
     """In the process of a command."""
     os.chdir(folder)
     os.environ.update(_environment(Path(folder)))
     where = os.open(said, os.O_WRONLY)
     os.dup2(where, 1)
     os.dup2(where, 2)
-    sys.exit(main(arguments))
+    try:
+        code = main(arguments)
+    finally:
+        sender.send(_spent(resource.RUSAGE_SELF) + _spent(resource.RUSAGE_CHILDREN))
+    sys.exit(code)
 
 
-def _here(typed: list[str], folder: Path) -> tuple[int, str]:
+def _here(typed: list[str], folder: Path) -> Outcome:
     """In this process, which has imported everything already."""
+    before = time.process_time()
     with inside(folder), contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
         try:
             code = main(_arguments(typed))
@@ -186,7 +201,7 @@ def _here(typed: list[str], folder: Path) -> tuple[int, str]:
         except Exception:
             traceback.print_exc()
             code = 1
-    return code, out.getvalue()
+    return code, out.getvalue(), time.process_time() - before
 
 
 _STARTS = {"forked": _forked, "fresh": _fresh, "here": _here}
