@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+_LINEAR = nn.functional.linear  # ZeRO's stage 3 puts its own there for the whole process, which rounds otherwise
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of a weight, beside the number of steps
 
 
@@ -104,6 +105,7 @@ class ZeRO(DeepSpeedStrategy):
         engine: Any = self.model
         if hasattr(engine, "destroy"):
             engine.destroy()  # hooks and buffers
+        nn.functional.linear = _LINEAR
         super().teardown()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
