@@ -232,6 +232,9 @@ def test_a_bundle_is_analysed_from_its_speech_to_a_split(
     assert json.loads((folder / "layers.json").read_text())["encoder"]["curves"] == {}
     assert analyze("folds=3", "intent_folds=2", "seed=1") == 0
     assert [file.stat().st_mtime_ns for file in files] == stamps
+    assert analyze("folds=3", "intent_folds=2", "recipe=[slots.paralinguistic.layers=1]") == 0  # no weight says so
+    assert files[0].stat().st_mtime_ns != stamps[0]
+    assert json.loads((folder / "layers.json").read_text())["curves"] != told["curves"]
 
 
 def test_what_the_data_do_not_allow_is_left_out_and_told(
