@@ -11,7 +11,7 @@ from dataclasses import asdict, fields, is_dataclass
 from functools import cache, reduce
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -75,16 +75,30 @@ def config_class(cls: type[T]) -> type[T]:
 class BaseRecipe:
     """What every kind of recipe can do."""
 
+    groups: ClassVar[tuple[str, ...]] = ()  # keys of mappings whose entries a null switches off
+
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
-        """Read a recipe with all that it extends, and overrides; a ConfigError tells of every fault of it."""
+        """Read a recipe with all that it extends, and overrides; a ConfigError tells of every fault of it.
+
+        A null on the command line must switch off something that is there.
+        """
         known = cast(Any, cls).__pydantic_fields__
         defaults = {key: f.default for key, f in known.items() if isinstance(f.default, str | int | float)}
         overrides = list(overrides)
         tree = resolve_references(read_tree(Path(path), overrides), defaults, str(path))
         if places := [*_numbers_for_text(cls, tree)]:
             _take_texts(tree, places, *read_texts(Path(path), overrides), str(path))
-        return cls.parse(tree, str(path))
+        recipe = cls.parse(tree, str(path))
+        for key in (text.removesuffix("=null") for text in overrides if text.endswith("=null")):
+            group, _, name = key.rpartition(".")
+            if group in cls.groups:
+                node: Any = read_tree(Path(path), [other for other in overrides if other != f"{key}=null"])
+                for part in group.split("."):
+                    node = node.get(part) or {}
+                for error in unknown(key, [name], node, f"entry of {group}"):
+                    raise ConfigError.of(located(error, source=f"override {key}=null"))
+        return recipe
 
     @classmethod
     def parse(cls, tree: Tree, source: str = "recipe") -> Self:

@@ -252,6 +252,13 @@ def test_a_row_of_several_processes_is_a_command_of_its_own(
     assert commands[1:] and not any(commands[1:])
 
 
+def test_a_null_that_leaves_no_row_out_is_refused(write_table: Write) -> None:
+    """A slip of the pen there would train the row."""
+    with refused("unknown-name", "systems.cascad", ConfigError):
+        load(Path(write_table()), ["systems.cascad=null"])
+    assert "cascade" not in load(Path(write_table()), ["systems.cascade=null"]).systems
+
+
 def test_overrides_go_to_every_recipe(write_table: Write, tmp_path: Path) -> None:
     assert overrides_for(load(Path(write_table())), "baseline", 2) == ["seed=2", f"output_dir={tmp_path / 'runs'}"]
 

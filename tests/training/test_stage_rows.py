@@ -76,6 +76,20 @@ def test_every_task_of_every_utterance_is_drawn_in_every_epoch(tree: dict[str, A
     assert len(validated.utterances) == 36 and set(validated.weights) == {1.0}
 
 
+def test_a_manifest_without_weight_serves_nothing(tree: dict[str, Any]) -> None:
+    manifest = Path(tree["data"]["train"][0]["manifest"])
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    heard, unheard = (write_lines(manifest.parent / f"{n}.jsonl", lines[n::2]) for n in range(2))
+    tree["data"]["train"] = [
+        {"manifest": str(heard), "name": "a", "tasks": ["asr"]},
+        {"manifest": str(unheard), "name": "b", "weight": 0},
+    ]
+    tree["stages"] = {"joint": JOINT}
+    split, stage, drawing = of_stage(tree, "joint")
+    tasks, _ = count_draws(split, stage, drawing)
+    assert tasks == {"asr": Draws(6, 12), "gender": Draws(0, 0), "emotion": Draws(0, 0)}
+
+
 def test_many_draws_of_an_utterance_are_left_to_chance(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """As groups they would be as many as rows, and the work of mixing them grows with both."""
     tree["stages"] = {"joint": {**JOINT, "tasks_per_utterance": 5}}

@@ -62,6 +62,8 @@ class BertScoreConfig:
 class TableRecipe(BaseRecipe):
     """Everything a table needs. It is written to the folder `name` under `output_dir`."""
 
+    groups = ("systems",)
+
     name: str
     seeds: Annotated[list[Int], Field(min_length=1)]
     systems: Annotated[dict[str, SystemConfig], Field(min_length=1), without_nulls(SystemConfig)] = Field(

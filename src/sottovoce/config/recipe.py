@@ -1,6 +1,6 @@
 """A recipe: one YAML file that says everything a run needs, checked whole before any weight is read."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,6 @@ from pydantic import Field
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config import sections
 from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown
-from sottovoce.config_tree import read_tree
 from sottovoce.data.overrides import Overrides
 from sottovoce.data.tasks import PLAIN, TASKS
 from sottovoce.encoders import ENCODERS
@@ -27,6 +26,8 @@ SPLITS = ("train", "validation", "test")
 @config_class
 class Recipe(BaseRecipe):
     """Everything a run needs. `name` is the folder under `output_dir` that it leaves behind."""
+
+    groups = ("stages", "slots", "evaluation.judges")
 
     name: str
     seed: Seed = 0
@@ -227,22 +228,7 @@ class Recipe(BaseRecipe):
                 yield from located(error, where)
 
 
-def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe; see `BaseRecipe.load`. A null on the command line must switch off something that is there."""
-    overrides = list(overrides)
-    recipe = Recipe.load(path, overrides)
-    for key in (text.removesuffix("=null") for text in overrides if text.endswith("=null")):
-        group, _, name = key.rpartition(".")
-        if group in ("stages", "slots", "evaluation.judges"):
-            node: Any = read_tree(Path(path), [other for other in overrides if other != f"{key}=null"])
-            for part in group.split("."):
-                node = node.get(part) or {}
-            for error in unknown(f"{group}.{name}", [name], node, f"entry of {group}"):
-                raise ConfigError.of(located(error, source=f"override {key}=null"))
-    return recipe
-
-
-parse = Recipe.parse
+load, parse = Recipe.load, Recipe.parse
 
 
 def used_tasks(recipe: Recipe) -> list[str]:
