@@ -25,7 +25,7 @@ from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
 from sottovoce.llms.ctc_head import CTCHead, CTCLoss
 from sottovoce.training import spoken_prompt
-from sottovoce.training.slot_layers import heard, layers_of_slots, slot_adapter
+from sottovoce.training.slot_layers import MIX, layers_of_slots, slot_adapter
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, speech_positions
 
 HEADS = ("auxiliary_head", "ctc_head")  # guide training, and are no part of the result
@@ -152,7 +152,7 @@ class SpeechLLM(L.LightningModule):
             if not wanted and not self.lockstep:
                 continue
             rows = torch.tensor([batch.clips[key.clip] for key in wanted] or [0], device=frames.x.device)
-            speech = self._adapt(slot, Frames(frames.x[rows], frames.lengths[rows]), learns)  # (rows, tokens, llm_dim)
+            speech = self.adapt(slot, Frames(frames.x[rows], frames.lengths[rows]), learns)  # (rows, tokens, llm_dim)
             if wanted:
                 embeddings.update(zip(wanted, speech.rows(), strict=True))
             if self.lockstep and learns:
@@ -166,14 +166,14 @@ class SpeechLLM(L.LightningModule):
         with torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()):
             return self.encoder.layer_frames(audio.x, audio.lengths, self.layers)
 
-    def _adapt(self, slot: str, frames: Frames, learns: bool) -> Frames:
-        adapter = self.adapters[slot]
-        if learns and self.training:
-            return cast(Frames, adapter(heard(adapter, frames)))
+    def adapt(self, slot: str, frames: Frames, learns: bool = False) -> Frames:
+        """A slot's embeddings (clips, tokens, llm_dim) of encoder output (clips, frames, layers * dim)."""
+        adapter, learns = self.adapters[slot], learns and self.training
         training = adapter.training
-        adapter.eval()  # frozen for these rows: no gradient, no dropout
-        with torch.no_grad():
-            out: Frames = adapter(heard(adapter, frames))
+        adapter.train(training and learns)  # or frozen for these rows: no gradient, no dropout
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            mix = getattr(adapter, MIX, None)
+            out: Frames = adapter(frames if mix is None else Frames(mix(frames.x), frames.lengths))
         adapter.train(training)
         return out
 

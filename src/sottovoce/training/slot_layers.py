@@ -12,7 +12,6 @@ from sottovoce.device import check_fits
 from sottovoce.encoders import Encoder
 from sottovoce.encoders.layer_choice import LAST, chosen_layers
 from sottovoce.errors import ConfigError, brief
-from sottovoce.frames import Frames
 
 MIX = "layer_mix"  # of an adapter, among its parts
 
@@ -48,12 +47,6 @@ def slot_adapter(
         raise ConfigError.at(what, "bad-value", brief(error, 200)) from None
     add_layer_mix(adapter, layers, all_layers, dims[0], node.layer_norm)
     return adapter
-
-
-def heard(adapter: nn.Module, encoded: Frames) -> Frames:
-    """Of the encoder's layers side by side, (clips, frames, layers * dim), what an adapter hears: (.., dim)."""
-    mix = getattr(adapter, MIX, None)
-    return encoded if mix is None else Frames(mix(encoded.x), encoded.lengths)
 
 
 def layer_weights(layers: Mapping[str, tuple[int, ...]], adapters: nn.ModuleDict) -> dict[str, dict[int, float]]:
