@@ -65,7 +65,7 @@ def diagnose(
 
 
 def diagnose_tasks(trained: TrainedRun, run: Run, sides: Sides, out: Path) -> list[TaskDiagnosis]:
-    """All that can be measured of each task with a test row, and its verdict; the encoder's layers are kept in `out`."""
+    """All that can be measured of each task with a test row, and a verdict; layers of the encoder are kept in `out`."""
     with run.progress() as progress, on_device(run.module):
         probed = {task for task in sides if not run.tasks[task].generated}
         rows = [e for task in sides if task in probed for side in sides[task].values() for e in side]

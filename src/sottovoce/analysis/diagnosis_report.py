@@ -44,8 +44,8 @@ def bars_of(d: TaskDiagnosis) -> Iterator[Bar]:
 
 def diagnosis_table(found: Sequence[TaskDiagnosis], losses: StageLosses | None) -> Table:
     """Tasks side by side: a row a measure."""
-    table = Table("", *(f"{d.task} ({d.test})" for d in found), title="percent; error rates ↓")
-    for name, cells in _grid(found).items():
+    table = Table("", *(f"{d.task} ({d.test})" for d in found), title="percent, chance in brackets; error rates ↓")
+    for name, cells in _grid(found, intervals=False).items():
         table.add_row(name, *(cells.get(d.task, "") for d in found))
     if losses:
         table.caption = _stage(losses)
@@ -58,7 +58,8 @@ def diagnosis_page(
     """The same in Markdown, with the sentences, what was left out, and the thresholds."""
     lines = ["# Diagnosis", "", f"Of `{source}`.", ""]
     lines += [f"- **{d.task}**: {d.sentence}" for d in found]
-    lines += ["", f"| | {' | '.join(d.task for d in found)} |", f"|---|{'---:|' * len(found)}"]
+    lines += ["", "In percent, with the 95 % interval, and chance in brackets; of error rates (↓) less is better.", ""]
+    lines += [f"| | {' | '.join(d.task for d in found)} |", f"|---|{'---:|' * len(found)}"]
     for name, cells in _grid(found).items():
         lines.append(f"| {name} | {' | '.join(cells.get(d.task, '') for d in found)} |")
     lines += ["", _stage(losses), ""] if losses else [""]
@@ -76,13 +77,13 @@ def diagnosis_page(
     return "\n".join(lines)
 
 
-def _grid(found: Sequence[TaskDiagnosis]) -> dict[str, dict[str, str]]:
+def _grid(found: Sequence[TaskDiagnosis], *, intervals: bool = True) -> dict[str, dict[str, str]]:
     """Measure -> task -> cell, in the order of the parts."""
     grid: dict[str, dict[str, str]] = {"verdict": {d.task: d.verdict for d in found}}
     for d in found:
         for bar in bars_of(d):
             name = "best layer" if "best layer" in bar.name else bar.name
-            grid.setdefault(name.removeprefix("words: ").removeprefix("probe: "), {})[d.task] = _cell(bar)
+            grid.setdefault(name.removeprefix("words: ").removeprefix("probe: "), {})[d.task] = _cell(bar, intervals)
         for side, known in d.loss.items():
             for source, value in known.items():
                 grid.setdefault(f"nats, {side}: {source}", {})[d.task] = f"{value:.3f}"
@@ -90,10 +91,11 @@ def _grid(found: Sequence[TaskDiagnosis]) -> dict[str, dict[str, str]]:
     return {name: grid[name] for name in [n for n in grid if n not in ends] + ends}
 
 
-def _cell(bar: Bar) -> str:
+def _cell(bar: Bar, interval: bool) -> str:
     score = bar.score
-    chance = f" (chance {100 * score.baseline:.0f})" if score.baseline is not None else ""
-    return f"{100 * score.value:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}]{chance}{' ↓' * bar.error}"
+    ends = f" [{100 * score.low:.1f}, {100 * score.high:.1f}]" if interval else ""
+    chance = f" ({100 * score.baseline:.0f})" if score.baseline is not None else ""
+    return f"{100 * score.value:.1f}{ends}{chance}{' ↓' * bar.error}"
 
 
 def _stage(losses: StageLosses) -> str:
