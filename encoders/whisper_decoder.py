@@ -20,7 +20,7 @@ def whisper_decoder(encoder: Encoder) -> Transcribe:
     """What transcribes clips by the decoder of an encoder's checkpoint, greedily and without timestamps.
 
     A clip longer than Whisper's window is read window by window, and the texts are joined. The language is detected
-    for each window. Radford et al. (2022).
+    for each window, where the checkpoint knows others than English. Radford et al. (2022).
 
     Raises:
         MissingError: the encoder is no Whisper, or there is no decoder in its checkpoint, or no vocabulary that
@@ -46,7 +46,8 @@ def whisper_decoder(encoder: Encoder) -> Transcribe:
         padded = [F.pad(part, (0, encoder.samples - len(part))) for parts in windows for part in parts]
         device = next(encoder.parameters()).device
         mels = torch.stack([whisper.log_mel_spectrogram(part, encoder.dims.n_mels) for part in padded])
-        options = whisper.DecodingOptions(without_timestamps=True, fp16=False)
+        language = None if model.is_multilingual else "en"  # without it, openai-whisper asks what it cannot tell
+        options = whisper.DecodingOptions(language=language, without_timestamps=True, fp16=False)
         texts = iter([result.text.strip() for result in whisper.decode(model.to(device), mels.to(device), options)])
         return [" ".join(next(texts) for _ in parts) for parts in windows]
 

@@ -42,8 +42,8 @@ CASES = {
     "overfits": attribute(0.6, 0.95, 0.95, 0.95, loss=LOST),
     "adapter": attribute(0.5, 0.95, 0.95, 0.6),
     "tokens": attribute(0.5, 0.95, 0.95, 0.95),
-    "partly": attribute(0.7, 0.95, 0.95, 0.95, frames={}, tokens={}),
-    "unknown": attribute(0.5, 0.95, 0.95, 0.95, frames={}, tokens={}),
+    "partly": replace(attribute(0.7, 0.95, 0.95, 0.95), frames={}, tokens={}),
+    "unknown": replace(attribute(0.5, 0.95, 0.95, 0.95), frames={}, tokens={}),
 }
 WORDS = {
     "learned": words(0.3, 0.25, 0.9, 0.9),

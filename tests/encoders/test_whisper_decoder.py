@@ -12,14 +12,14 @@ from sottovoce.encoders.whisper_decoder import whisper_decoder
 from sottovoce.errors import MissingError
 
 CONTEXT = 50  # frames in a window: one second
-ENGLISH = 51_864
+ENGLISH, MULTILINGUAL = 51_864, 51_865  # tokens
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+@pytest.fixture(scope="module", params=[ENGLISH, MULTILINGUAL])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random Whisper whose vocabulary is the real one."""
     torch.manual_seed(0)
-    dims = ModelDimensions(80, CONTEXT, 32, 4, 2, ENGLISH, 12, 32, 4, 2)
+    dims = ModelDimensions(80, CONTEXT, 32, 4, 2, request.param, 12, 32, 4, 2)
     file = tmp_path_factory.mktemp("whisper") / "random.pt"
     torch.save({"dims": dims.__dict__, "model_state_dict": whisper.model.Whisper(dims).state_dict()}, file)
     return str(file)
@@ -30,7 +30,9 @@ def test_texts_are_those_of_openai_whisper(checkpoint: str) -> None:
     encoder.load()
     clips = [0.1 * torch.randn(size, generator=torch.Generator().manual_seed(size)) for size in (9_000, 16_000, 20_000)]
     said = whisper_decoder(encoder)(clips)
-    model, options = whisper.load_model(checkpoint, "cpu"), whisper.DecodingOptions(without_timestamps=True, fp16=False)
+    model = whisper.load_model(checkpoint, "cpu")
+    language = None if model.is_multilingual else "en"
+    options = whisper.DecodingOptions(language=language, without_timestamps=True, fp16=False)
 
     def alone(part: torch.Tensor) -> str:
         mel = whisper.log_mel_spectrogram(torch.nn.functional.pad(part, (0, 16_000 - len(part))))

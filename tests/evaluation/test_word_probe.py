@@ -45,7 +45,8 @@ def test_a_rank_is_the_share_of_other_texts_that_are_less_alike() -> None:
     known = rows["meanings"][:10] - centre
     cosine = known @ known[3] / np.linalg.norm(known, axis=1) / np.linalg.norm(known[3])
     expected = [(cosine < cosine[row % 10]).sum() / 9 for row in range(20)]
-    assert ranks == pytest.approx(expected)
+    assert ranks == pytest.approx(expected, abs=1.01 / 9)  # the penalty may swap two texts that are nearly as alike
+    assert ranks[3] == 1.0 and min(ranks) == 0.0
 
 
 FAULTS: dict[Code, dict[str, Any]] = {

@@ -22,7 +22,6 @@ from sottovoce.analysis.verdicts import MEANING, THRESHOLDS, Kind, TaskDiagnosis
 from sottovoce.data.audio import load_audio
 from sottovoce.data.examples import Example, carriers
 from sottovoce.data.overrides import task_of
-from sottovoce.data.tasks import Task
 from sottovoce.device import on_device
 from sottovoce.encoders.whisper_decoder import whisper_decoder
 from sottovoce.errors import ConfigError, MissingError, SottovoceError
@@ -66,23 +65,16 @@ def diagnose(
 
 def diagnose_tasks(trained: TrainedRun, run: Run, sides: Sides, out: Path) -> list[TaskDiagnosis]:
     """All that can be measured of each task with a test row, and a verdict; layers of the encoder are kept in `out`."""
-    with run.progress() as progress, on_device(run.module):
-        probed = {task for task in sides if not run.tasks[task].generated}
-        rows = [e for task in sides if task in probed for side in sides[task].values() for e in side]
+    with on_device(run.module):
+        rows = [e for task in sides if not run.tasks[task].generated for side in sides[task].values() for e in side]
         clips = list(dict.fromkeys(e.utterance.clip for e in rows))
-        features = read_features(run, clips, out / FRAMES, progress) if clips else None
-        return [
-            _diagnosed(trained, run, task, sides[task], features, progress) for task in sides if sides[task]["test"]
-        ]
+        with run.progress() as progress:
+            features = read_features(run, clips, out / FRAMES, progress) if clips else None
+        return [_diagnosed(trained, run, task, sides[task], features) for task in sides if sides[task]["test"]]
 
 
 def _diagnosed(
-    trained: TrainedRun,
-    run: Run,
-    name: str,
-    sides: Mapping[str, list[Example]],
-    features: PooledFeatures | None,
-    progress: Progress,
+    trained: TrainedRun, run: Run, name: str, sides: Mapping[str, list[Example]], features: PooledFeatures | None
 ) -> TaskDiagnosis:
     task, test, train = run.tasks[name], sides["test"], sides["train"]
     carrying = carriers(task.relies_on, run.slots, run.recipe.carries)
@@ -98,14 +90,17 @@ def _diagnosed(
         shown = {next(iter(text)): next(iter(text.values()))} if text else {**run.slots}
         found.told = told_share(run, test, shown)
     own = [] if text else ["text"]  # the loss takes the slots' own texts, which here tell nothing
-    found.loss["test"] = losses_of(run, test, ["speech", *own, "none"], progress)
-    found.loss["train"] = losses_of(run, train, ["speech", "none"], progress)
+    with run.progress() as progress:  # answers show one of their own, and two at once are too many for rich
+        found.loss["test"] = losses_of(run, test, ["speech", *own, "none"], progress)
+        found.loss["train"] = losses_of(run, train, ["speech", "none"], progress)
     if kind == "generated":
         found.left_out["probes"] = "its answers have no label, and are no transcript"
     elif features is not None:
-        _probe_parts(found, run, task, train, test, features)
+        with run.progress() as progress:
+            _probe_parts(found, run, train, test, features, progress)
     if kind == "asr":
-        _decode(found, run, test, progress)
+        with run.progress() as progress:
+            _decode(found, run, test, progress)
     found.judge()
     return found
 
@@ -122,10 +117,10 @@ def _scored(found: TaskDiagnosis, what: str, score: Any, predictions: Sequence[P
 def _probe_parts(
     found: TaskDiagnosis,
     run: Run,
-    task: Task,
     train: Sequence[Example],
     test: Sequence[Example],
     features: PooledFeatures,
+    progress: Progress,
 ) -> None:
     """Probes of the encoder's last and best layer, of what slots hear, and of their tokens."""
     labels: dict[str, str] = {}
@@ -136,11 +131,13 @@ def _probe_parts(
     try:
         rows = rows_of(run, train, test, labels)
         at = [features.rows[e.utterance.clip] for e in rows.examples]
-        found.frames["last"] = part_probe(rows, features.layers[last][at], seed)
-        best, found.best_layers = best_layer_probe(rows, {n: x[at] for n, x in features.layers.items()}, seed)
-        found.frames["best"] = best
-        for slot in run.slots:
-            found.frames[slot] = part_probe(rows, features.heard[slot][at], seed)
+        layers = {number: x[at] for number, x in features.layers.items()}
+        found.frames["last"] = part_probe(rows, layers[last], seed)
+        found.frames["best"], found.best_layers = best_layer_probe(rows, layers, seed, progress)
+        for slot in progress.track(list(run.slots), description="probing slots"):
+            mix = features.heard[slot][at]
+            is_last = np.array_equal(mix, layers[last])  # as in most recipes
+            found.frames[slot] = found.frames["last"] if is_last else part_probe(rows, mix, seed)
             found.tokens[slot] = part_probe(rows, features.tokens[slot][at], seed)
         found.notes.append(f"probes: {rows.how}")
     except SottovoceError as error:  # too few speakers or classes

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.progress import Progress
 
 from sottovoce.data.examples import Example
 from sottovoce.errors import SottovoceError
@@ -100,14 +101,13 @@ def part_probe(rows: Rows, features: Array, seed: int) -> Score:
     return rows.score([rows.test(features, mask, seed) for mask in rows.masks])
 
 
-def best_layer_probe(rows: Rows, layers: Mapping[int, Array], seed: int) -> tuple[Score, list[int]]:
+def best_layer_probe(rows: Rows, layers: Mapping[int, Array], seed: int, progress: Progress) -> tuple[Score, list[int]]:
     """The layer that cross-validation on the training speakers finds best, tested; and which it was, for each fold."""
-    tested, chosen = [], []
-    for mask in rows.masks:
-        found = {layer: rows.test(features, mask, seed) for layer, features in layers.items()}
-        chosen.append(max(found, key=lambda layer: found[layer].validation))
-        tested.append(found[chosen[-1]])
-    return rows.score(tested), chosen
+    found = {}
+    for layer, features in progress.track(list(layers.items()), description="probing layers"):
+        found[layer] = [rows.test(features, mask, seed) for mask in rows.masks]
+    chosen = [max(found, key=lambda layer: found[layer][fold].validation) for fold in range(len(rows.masks))]
+    return rows.score([found[layer][fold] for fold, layer in enumerate(chosen)]), chosen
 
 
 @torch.no_grad()

@@ -61,7 +61,8 @@ def answers_of(
         wanted = {e.utterance.id for e in test}
         split = run.data.splits["test"].only(u.id in wanted for u in run.data.splits["test"].utterances)
         data = DataSplits({**run.data.splits, "test": split}, list(run.data.faults))
-        found[mode] = predict(replace(run, recipe=recipe, data=data))
+        alone = {task: run.tasks[task]}  # without `emotion`, whose rivals of each reply nobody asks for here
+        found[mode] = predict(replace(run, recipe=recipe, data=data, tasks=alone))
     return found
 
 

@@ -11,6 +11,7 @@ from sottovoce.config.recipe import Recipe, load, used_tasks
 from sottovoce.config.sections import SlotText
 from sottovoce.config_model import unknown
 from sottovoce.data.examples import Example
+from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, ManifestError, MissingError
 from sottovoce.lightning_modules.bundle import PRINTS, bundle_weights, read_bundle
@@ -97,7 +98,9 @@ def prepare_sides(
     cache = Path(whole.data.cache or trained.folder / "cache")
     kept = cache if whole.data.cache and not module.owns_encoder else None
     reader = AudioReader(module.encoder, kept, whole.data.max_seconds, module.layers)
-    run = Run(recipe, build_tasks(whole), data, module, reader, module.slots, cache, console)
+    scored = whole.evaluation.task_overrides
+    own = {name: TASKS.build({**whole.tasks[name], **knobs}) for name, knobs in scored.items()}
+    run = Run(recipe, {**build_tasks(whole), **own}, data, module, reader, module.slots, cache, console)
     sides: Sides = {task: _rows_of(run, task, limit) for task in asked}
     run.data.splits = {
         "train": _chosen(data.splits["train"], [e.utterance for task in asked for e in sides[task]["train"]]),
