@@ -25,9 +25,12 @@ from sottovoce.config import recipe as recipes
 from sottovoce.data.examples import collate
 from sottovoce.data.tasks import TASKS
 from sottovoce.encoders.whisper import WhisperEncoder
+from sottovoce.evaluation.metrics import Prediction
 from sottovoce.evaluation.records import read_results
+from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import write_bundle
 from sottovoce.lightning_modules.run import Run
+from sottovoce.scoring.predict import predict
 
 SENTENCES = ("red", "blue", "one", "two")
 SPEAKERS = {"train": 8, "validation": 2, "test": 4}
@@ -204,17 +207,26 @@ def test_layers_are_computed_once_and_others_from_the_cache(
     assert json.loads((out / "diagnosis.json").read_text()) == first
     assert [each["task"] for each in first["tasks"]] == ["gender"]
     monkeypatch.undo()
-    seen = []
+    seen: list[Any] = []
     computed = pooled_features._computed
-    monkeypatch.setattr(pooled_features, "_computed", lambda *words: seen.append(words) or computed(*words))
+
+    def counted(*given: Any) -> Frames:
+        seen.append(given)
+        return computed(*given)
+
+    monkeypatch.setattr(pooled_features, "_computed", counted)
     assert main([*words, "--limit", "8"]) == 0  # other clips
     assert seen and json.loads((out / "diagnosis.json").read_text())["tasks"][0]["test"] == 8
 
 
 def test_answers_of_another_evaluation_are_made_anew(trained: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    made = []
-    predict = task_answers.predict
-    monkeypatch.setattr(task_answers, "predict", lambda run: made.append(run.recipe.modes) or predict(run))
+    made: list[list[str]] = []
+
+    def counted(run: Run) -> list[Prediction]:
+        made.append(run.recipe.modes)
+        return predict(run)
+
+    monkeypatch.setattr(task_answers, "predict", counted)
     words = ["diagnose", str(trained), "--tasks", "gender", "--out", str(tmp_path)]
     assert main(words) == 0 and made == []
     assert main([*words, "evaluation.max_new_tokens=11"]) == 0 and made == [["both"], ["text"]]
@@ -247,13 +259,23 @@ def test_test_speakers_are_not_learned_from(world: dict[str, Any], trained: Path
     assert json.loads((tmp_path / "diagnosis.json").read_text())["tasks"][0]["train"] == 28
 
 
-def test_a_slot_that_says_words_alone_gets_a_caption_for_the_topline(world: dict[str, Any]) -> None:
+def test_a_slot_that_says_words_alone_gets_a_caption_for_the_topline(
+    world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[str], dict[str, Any]]] = []
+
+    def seen(run: Run) -> list[Prediction]:
+        asked.append((run.recipe.modes, dict(run.recipe.evaluation.text)))
+        return predict(run)
+
+    monkeypatch.setattr(task_answers, "predict", seen)
     slot = {**world["slots"]["linguistic"], "text": "transcript"}
     tuned = {**world["llm"], "tuning": TUNED}  # as in PE-FT
     stages = {"joint": {**world["stages"]["joint"], "train": ["llm", "speech"]}}
     found = verdicts(cripple(world, "one", slots={"speech": slot}, llm=tuned, stages=stages), "--tasks", "gender")
     gender = found["gender"]
-    assert gender["told"] == 1.0 and gender["topline"]["value"] == 1.0
+    assert asked == [(["both"], {}), (["text"], {"speech": "caption"})]
+    assert gender["told"] == 1.0 and gender["topline"]["n"] == 16
     assert set(gender["loss"]["test"]) == {"speech", "none"}  # the transcript tells nothing
     assert text_of_topline(TASKS.build({"type": "asr"}), {"a": "caption", "b": "caption"}) == {"a": "transcript"}
     assert text_of_topline(TASKS.build({"type": "emotion"}), {"a": "tagged"}) == {}

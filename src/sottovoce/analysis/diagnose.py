@@ -25,7 +25,7 @@ from sottovoce.data.overrides import task_of
 from sottovoce.device import on_device
 from sottovoce.encoders.whisper_decoder import whisper_decoder
 from sottovoce.errors import ConfigError, MissingError, SottovoceError
-from sottovoce.evaluation.metrics import Prediction, Score, error_rate
+from sottovoce.evaluation.metrics import Metric, Prediction, Score, error_rate
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.run import Run
 
@@ -105,13 +105,12 @@ def _diagnosed(
     return found
 
 
-def _scored(found: TaskDiagnosis, what: str, score: Any, predictions: Sequence[Prediction]) -> Score | None:
+def _scored(found: TaskDiagnosis, what: str, score: Metric, predictions: Sequence[Prediction]) -> Score | None:
     try:
-        measured: Score = score(predictions)
+        return score(predictions)
     except SottovoceError as error:
         found.left_out[what] = str(error)
         return None
-    return measured
 
 
 def _probe_parts(

@@ -37,5 +37,6 @@ def read_stage_losses(folder: Path) -> StageLosses | None:
     if not train and not val:
         return None
     tail = train[-LAST:]
-    best = min(((value, step) for step, value in curves["val/loss"].items()), default=(None, None))
-    return StageLosses(sum(tail) / len(tail) if tail else None, val[-1] if val else None, *best)
+    best = min(val, default=None)
+    at = next((step for step, value in sorted(curves["val/loss"].items()) if value == best), None)
+    return StageLosses(sum(tail) / len(tail) if tail else None, val[-1] if val else None, best, at)
