@@ -52,6 +52,9 @@ class LLMConfig:
     checkpoint: str = Field(description="a hub id, a local folder, or sottovoce:<room>/<folder>")
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     trust_remote_code: bool = Field(default=False, description="run code of the checkpoint; the command line alone")
+    attn_implementation: Literal["eager", "sdpa"] | None = Field(
+        default=None, description="of transformers, or what it takes itself; eager trains faster on a CPU in bfloat16"
+    )
     tuning: Tuning = Field(default_factory=Tuning)
     chat_template_kwargs: TemplateArguments = Field(
         default={}, description="of the chat template; enable_thinking, where it knows that, is false unless set here"
@@ -128,6 +131,10 @@ class StageConfig:
     tasks: dict[str, NonNegative] = Field(description="task -> how often it is drawn for an utterance")
     parts: dict[str, Weight] | None = Field(default=None, description="`name` in the data -> its `weight` here")
     err: dict[str, NonNegative] | None = Field(default=None, description="equivalence replacement: source -> weight")
+    ctc: dict[str, NonNegative] | None = Field(
+        default=None, description="slot -> weight of a loss that reads its transcript in its embeddings"
+    )
+    response_weight: NonNegative = Field(default=1.0, description="of the response's loss; 0: the LLM is not run")
     train: list[str] | None = Field(default=None, description="slots that learn, and `encoder`, `llm`; null: all slots")
     lr: Float = Field(gt=0)
     warmup_steps: Int = Field(default=0, ge=0, le=10**9)
