@@ -155,6 +155,16 @@ COMMANDS = (
         trust="trust_remote_code",
     ),
     Command(
+        "diagnose", "analysis.diagnose:diagnose", "is it the encoder, the adapter or the LLM: a verdict on each task",
+        arg("folder", help="of a run or a bundle, such as runs/quickstart"),
+        arg("--stage", help="of a run: whose best checkpoint; the last if absent"),
+        arg("--tasks", "--task", action="append", default=[], metavar="TASK", help="such as asr,emotion; absent: all"),
+        arg("--limit", type=int, default=600, help="test utterances a task, and four times as many to learn by; 600"),
+        arg("--test", action="append", default=[], metavar="FILE", help="a manifest in place of the run's test side"),
+        arg("--out", help="folder of diagnosis.json, diagnosis.md and a picture a task; RUN/diagnosis if absent"),
+        _overrides("llm.checkpoint=/path"), trust=TRUST,
+    ),
+    Command(
         "chat", "serving.chat:chat", "ask a bundle something by voice",
         _BUNDLE,
         arg("--audio", action="append", default=[], help="an audio file; several are turns one after another"),
