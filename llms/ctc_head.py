@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+PIECE = 8_192  # tokens whose logits are in memory at once
 
 
 class CTCLoss(NamedTuple):
@@ -34,11 +37,26 @@ class CTCHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
 
     def forward(self, speech: Tensor, table: Tensor) -> Tensor:
-        """Logits (frames, 1 + tokens) of embeddings (frames, dim), by the LLM's table (tokens, dim); 0 is the blank."""
-        x = F.normalize(speech.float(), dim=-1)
-        blank = x @ F.normalize(self.blank, dim=0)
-        by_token = F.linear(x.to(table.dtype), F.normalize(table, dim=-1)).float()
-        return self.log_scale.exp() * torch.cat([blank[:, None], by_token], 1)
+        """Logits (frames, 1 + tokens) of embeddings (frames, dim), by rows of the LLM's table; 0 is the blank."""
+        scaled = self._scaled(speech)
+        return torch.cat([self._blank(scaled), _of_tokens(scaled, table)], 1)
+
+    def _scaled(self, speech: Tensor) -> Tensor:
+        return self.log_scale.exp() * F.normalize(speech.float(), dim=-1)
+
+    def _blank(self, scaled: Tensor) -> Tensor:
+        return scaled @ F.normalize(self.blank, dim=0)[:, None]
+
+    def _log_p(self, speech: Tensor, table: Tensor, said: Tensor) -> Tensor:
+        """Log probabilities, among all classes, of the blank and of some tokens: (frames, 1 + some).
+
+        The sum over all classes is taken piece by piece, so that the logits of a whole vocabulary are never kept.
+        """
+        scaled = self._scaled(speech)
+        blank = self._blank(scaled)
+        sums = [checkpoint(_log_sum, scaled, rows, use_reentrant=False) for rows in table.split(PIECE)]
+        normalizer = torch.stack([blank[:, 0], *sums]).logsumexp(0)
+        return torch.cat([blank, _of_tokens(scaled, table[said])], 1) - normalizer[:, None]
 
     def loss(self, speech: Sequence[Tensor], texts: Sequence[Sequence[int]], table: Tensor) -> CTCLoss:
         """Of embeddings (frames, dim) of each row, given the token ids of its text.
@@ -50,18 +68,25 @@ class CTCHead(nn.Module):
         if not rows:
             return CTCLoss(0.0 * (self.log_scale + self.blank.sum()), 0, given)
         frames, sizes = (torch.tensor([len(pair[i]) for pair in rows]) for i in (0, 1))
-        logits = self(torch.cat([x for x, _ in rows]), table)  # of real frames alone
+        x = torch.cat([x for x, _ in rows])  # real frames alone
         tokens = torch.tensor([token for _, text in rows for token in text])
         said, targets = torch.unique(tokens, return_inverse=True)
-        some = torch.cat([said.new_zeros(1), said + 1]).to(logits.device)
-        log_p = logits[:, some] - logits.logsumexp(1, keepdim=True)
+        log_p = self._log_p(x, table, said.to(table.device))
         # What no text has is one class: few columns to align, and torch's gradient needs probabilities that add up to 1
         others = torch.log1p(-log_p.exp().sum(1, keepdim=True).clamp(max=1 - 1e-6))
         padded = nn.utils.rnn.pad_sequence(list(torch.split(torch.cat([log_p, others], 1), frames.tolist())))
-        total = F.ctc_loss(padded, targets.to(logits.device) + 1, frames, sizes, reduction="sum")
+        total = F.ctc_loss(padded, targets.to(x.device) + 1, frames, sizes, reduction="sum")
         return CTCLoss(total, int(sizes.sum()), given)
 
 
 def _needed(text: Sequence[int]) -> int:
     """Frames that a text needs: one a token, and a blank between two that are the same."""
     return len(text) + sum(a == b for a, b in itertools.pairwise(text))
+
+
+def _of_tokens(scaled: Tensor, table: Tensor) -> Tensor:
+    return F.linear(scaled.to(table.dtype), F.normalize(table, dim=-1)).float()
+
+
+def _log_sum(scaled: Tensor, table: Tensor) -> Tensor:
+    return _of_tokens(scaled, table).logsumexp(1)

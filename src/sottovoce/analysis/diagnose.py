@@ -21,7 +21,7 @@ from sottovoce.analysis.trained_run import Sides, TrainedRun, open_trained, prep
 from sottovoce.analysis.verdicts import MEANING, THRESHOLDS, Kind, TaskDiagnosis
 from sottovoce.data.audio import load_audio
 from sottovoce.data.examples import Example, carriers
-from sottovoce.data.overrides import task_of
+from sottovoce.data.tasks import task_of
 from sottovoce.device import on_device
 from sottovoce.encoders.whisper_decoder import whisper_decoder
 from sottovoce.errors import ConfigError, MissingError, SottovoceError

@@ -9,8 +9,7 @@ from rich.progress import Progress
 from sottovoce.analysis.trained_run import TrainedRun, recipe_of_answers, spread
 from sottovoce.config.sections import SlotText
 from sottovoce.data.examples import Example, collate, slot_text
-from sottovoce.data.overrides import task_of
-from sottovoce.data.tasks import AttributeTask, Task
+from sottovoce.data.tasks import AttributeTask, Task, task_of
 from sottovoce.errors import MissingError
 from sottovoce.evaluation.metrics import Metric, Prediction, balanced_accuracy, error_rate
 from sottovoce.evaluation.records import read_predictions
