@@ -42,7 +42,7 @@ def whisper_decoder(encoder: Encoder) -> Transcribe:
 
     @torch.no_grad()
     def transcribe(clips: Sequence[Tensor]) -> list[str]:
-        windows = [list(clip.split(encoder.samples)) for clip in clips]
+        windows = [list(torch.split(clip, encoder.samples)) for clip in clips]
         padded = [F.pad(part, (0, encoder.samples - len(part))) for parts in windows for part in parts]
         device = next(encoder.parameters()).device
         mels = torch.stack([whisper.log_mel_spectrogram(part, encoder.dims.n_mels) for part in padded])

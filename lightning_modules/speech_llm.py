@@ -25,7 +25,7 @@ from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
 from sottovoce.llms.ctc_head import CTCHead, CTCLoss
 from sottovoce.training import spoken_prompt
-from sottovoce.training.slot_layers import MIX, layers_of_slots, slot_adapter
+from sottovoce.training.slot_layers import MIX, layers_of_slots, slot_adapters
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, speech_positions
 
 HEADS = ("auxiliary_head", "ctc_head")  # guide training, and are no part of the result
@@ -51,12 +51,10 @@ class SpeechLLM(L.LightningModule):
             llm.checkpoint, llm.dtype, llm.trust_remote_code, llm.tuning, llm.chat_template_kwargs,
             llm.attn_implementation,
         )  # fmt: skip
-        self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
+        self.slots: dict[str, str] = {name: slot.text for name, slot in recipe.slots.items()}
         self.slot_layers = layers_of_slots(recipe, self.encoder)  # slot -> the encoder's layers that it hears
         self.layers = tuple(sorted({layer for layers in self.slot_layers.values() for layer in layers}))
-        dims = self.encoder.dim, self.llm.dim
-        built = {slot: slot_adapter(recipe, slot, dims, self.slot_layers[slot], self.layers) for slot in self.slots}
-        self.adapters = nn.ModuleDict(built)
+        self.adapters = nn.ModuleDict(slot_adapters(recipe, self.encoder.dim, self.llm.dim, self.slot_layers))
         head = self.recipe.auxiliary_head
         if head and not 0 <= head.layer < self.llm.depth:
             why = f"{head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}"
@@ -166,14 +164,18 @@ class SpeechLLM(L.LightningModule):
         with torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()):
             return self.encoder.layer_frames(audio.x, audio.lengths, self.layers)
 
+    def heard(self, slot: str, frames: Frames) -> Frames:
+        """What a slot hears, (.., dim), of encoder output (clips, frames, layers * dim)."""
+        mix = getattr(self.adapters[slot], MIX, None)
+        return frames if mix is None else Frames(mix(frames.x), frames.lengths)
+
     def adapt(self, slot: str, frames: Frames, learns: bool = False) -> Frames:
         """A slot's embeddings (clips, tokens, llm_dim) of encoder output (clips, frames, layers * dim)."""
         adapter, learns = self.adapters[slot], learns and self.training
         training = adapter.training
         adapter.train(training and learns)  # or frozen for these rows: no gradient, no dropout
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            mix = getattr(adapter, MIX, None)
-            out: Frames = adapter(frames if mix is None else Frames(mix(frames.x), frames.lengths))
+            out: Frames = adapter(self.heard(slot, frames))
         adapter.train(training)
         return out
 

@@ -54,7 +54,7 @@ class CTCHead(nn.Module):
         """
         scaled = self._scaled(speech)
         blank = self._blank(scaled)
-        sums = [checkpoint(_log_sum, scaled, rows, use_reentrant=False) for rows in table.split(PIECE)]
+        sums = [checkpoint(_log_sum, scaled, rows, use_reentrant=False) for rows in torch.split(table, PIECE)]
         normalizer = torch.stack([blank[:, 0], *sums]).logsumexp(0)
         return torch.cat([blank, _of_tokens(scaled, table[said])], 1) - normalizer[:, None]
 

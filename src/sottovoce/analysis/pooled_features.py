@@ -22,7 +22,6 @@ from sottovoce.frames import Frames
 from sottovoce.lightning_modules.run import Run
 from sottovoce.scoring.speech_tokens import mean_over_time
 from sottovoce.tensor_files import read_metadata, read_tensors, write_tensors
-from sottovoce.training.slot_layers import heard
 
 Array = NDArray[np.float32]
 CLIPS = 8  # at once, since all layers are kept
@@ -71,7 +70,7 @@ def read_features(run: Run, clips: Sequence[Path], file: Path, progress: Progres
                 layers[number].append(mean_and_deviation(Frames(one, frames.lengths)).cpu())
         for name, (mixes, pooled, nearest) in slots.items():
             adapter = cast(Adapter, module.adapters[name])
-            mix = heard(adapter, encoded)
+            mix = module.heard(name, encoded)
             tokens: Frames = adapter(mix)
             mixes.append(mean_and_deviation(mix).cpu())
             pooled.append(_pooled_tokens(adapter, tokens).float().cpu())

@@ -34,10 +34,17 @@ def add_layer_mix(adapter: Adapter, slot: tuple[int, ...], all_layers: tuple[int
         adapter.add_module(MIX, LayerMix(columns, dim, normalize=norm))
 
 
-def slot_adapter(
+def slot_adapters(
+    recipe: Recipe, d_audio: int, d_llm: int, layers: Mapping[str, tuple[int, ...]]
+) -> dict[str, Adapter]:
+    """The adapter of each slot with its mix of `layers`, see `layers_of_slots`; `ConfigError` for one too large."""
+    every = tuple(sorted({layer for chosen in layers.values() for layer in chosen}))
+    return {name: _slot_adapter(recipe, name, (d_audio, d_llm), layers[name], every) for name in recipe.slots}
+
+
+def _slot_adapter(
     recipe: Recipe, name: str, dims: tuple[int, int], layers: tuple[int, ...], all_layers: tuple[int, ...]
 ) -> Adapter:
-    """The adapter of a slot, for encoder and LLM of `dims`, with its mix of layers; `ConfigError` if too large."""
     node, what = recipe.slots[name], f"slots.{name}.adapter"
     try:
         with torch.device("meta"):  # a number too many in a recipe is told before it fills the memory
