@@ -203,6 +203,17 @@ COMMANDS = (
         _overrides("checkpoint=/path, a knob of the engine"), trust="trust_remote_code",
     ),
     Command(
+        "speak", "generation.spoken_texts:speak_texts", "make speech of texts: clips, and a manifest of them",
+        arg("texts", help="a file with a text a line"),
+        arg("--out", required=True, help="folder of the clips and of manifest.jsonl"),
+        arg("--synthesizer", default="espeak", help="who speaks; `sottovoce list` shows all and their knobs"),
+        arg("--voice", action="append", required=True, metavar="LABEL=VOICE,…", help="such as female=heart,kore"),
+        arg("--attribute", default="gender", help="whose labels these are; gender if absent"),
+        arg("--each", type=int, default=1, help="voices that say a text; 1 if absent"),
+        arg("--seed", type=int, default=0), arg("--workers", type=int, default=1),
+        _overrides("model=kokoro-v1.0.onnx, a knob of the synthesizer"),
+    ),
+    Command(
         "paired", "generation.paired:paired", "speak the same texts as each kind of speaker, with right answers",
         _config("conf/paired_data_demo.yaml"), _overrides("out=paired"),
         loader="generation.paired_config:load", trust="writer.engine.trust_remote_code",
