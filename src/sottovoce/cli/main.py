@@ -179,6 +179,8 @@ COMMANDS = (
         "prepare", "generation.prepare:prepare", "turn a published corpus into manifests",
         arg("corpus", help="such as librispeech; `sottovoce list` shows all of them and their knobs"),
         arg("--source", help="the folder that the corpus was unpacked in"),
+        arg("--download", action="store_true", help="what is not there yet, into --source, where a program can"),
+        arg("--mirror", metavar="URL", help="with --download: in place of the corpus's own server"),
         arg("--out", required=True, help="folder of the manifests, such as manifests/librispeech"),
         _overrides("seed=1, a knob of the corpus, or hold_out='{test: [SPEAKER]}' of any"),
     ),
