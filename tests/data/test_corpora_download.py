@@ -1,4 +1,4 @@
-"""`prepare --download`: archives of the official layout from a server on localhost, and all that such a server can do."""
+"""`prepare --download`: official archives from a server on localhost, and all that can go wrong with it."""
 
 import io
 import sys
@@ -18,6 +18,7 @@ from tests.helpers.file_server import FileServer, serving_files
 from sottovoce.cli.main import main
 from sottovoce.data.corpora import CORPORA, download
 from sottovoce.data.corpora.published import Published
+from sottovoce.errors import Code
 
 OCEAN = "101/speechocean762.tar.gz"
 
@@ -113,9 +114,10 @@ def test_what_a_server_does_not_have_is_told_by_its_address(
     name: str, serve: Callable[[FileServer, Path], None], path: str, server: FileServer, source: Path, tmp_path: Path
 ) -> None:
     serve(server, tmp_path / "theirs")
-    for status, code in ((404, "not-found"), (503, "unavailable")):
+    codes: dict[int, Code] = {404: "not-found", 503: "unavailable"}
+    for status, code in codes.items():
         server.statuses[path] = status
-        with refused(code, path):  # type: ignore[arg-type]
+        with refused(code, path):
             corpus_of(name, source).download(server.url)
     del server.statuses[path]
     corpus_of(name, source).download(server.url)

@@ -51,9 +51,8 @@ def test_speechocean762_names_what_it_cannot_use(source: Path, out: Path) -> Non
         "train/wav.scp:17: 'alone'", "train/text: no row of 000000000", "train/utt2spk: no row of 000000001",
     ]  # fmt: skip
     assert problems["unknown label"] == ["train: age and gender of speaker 0001"] * 2
-    assert sorted(problems["extra"]) == [
-        f"WAVE/SPEAKER{n}.WAV" for n in ("0000/000000000", "0000/000000001", "0002/000200009")
-    ]
+    extra = ("0000/000000000", "0000/000000001", "0002/000200009")
+    assert sorted(problems["extra"]) == [f"WAVE/SPEAKER{name}.WAV" for name in extra]
     lines = {**read(out, "train"), **read(out, "validation")}
     assert not lines["000100000"].labels and style_caption(lines["000100000"]) is None
 

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves `files`, path -> bytes; `statuses` has those that fail, `cut` those of which only so many bytes are sent."""
+    """Serves `files`, path -> bytes; `statuses` has those that fail, `cut` those that end after so many bytes."""
 
     daemon_threads = True
 

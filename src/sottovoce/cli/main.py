@@ -199,7 +199,7 @@ COMMANDS = (
     Command(
         "targets", "generation.targets:targets", "let an LLM write the targets of a manifest",
         _MANIFEST, _OUT,
-        arg("--kind", choices=["response", "plain", "caption"], default="response"),
+        arg("--kind", choices=["response", "plain", "caption", "answers"], default="response"),
         arg("--engine", default="local", help="who answers; `sottovoce list` shows engines and their knobs"),
         arg("--max-new-tokens", type=int, default=256),
         _overrides("checkpoint=/path, a knob of the engine"), trust="trust_remote_code",
