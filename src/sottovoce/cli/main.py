@@ -197,7 +197,7 @@ COMMANDS = (
         _ALLOW,
     ),
     Command(
-        "targets", "generation.targets:targets", "let an LLM write the targets of a manifest",
+        "targets", "generation.targets:targets", "let an LLM write the targets of a manifest, or take them of a table",
         _MANIFEST, _OUT,
         arg("--kind", choices=["response", "plain", "caption", "answers"], default="response"),
         arg("--engine", default="local", help="who answers; `sottovoce list` shows engines and their knobs"),
