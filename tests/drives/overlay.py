@@ -5,7 +5,7 @@ from typing import Any
 
 Tree = dict[str, Any]
 
-WHISPER = {"large-v3": "large-v3.pt"}  # the only checkpoint that is not found under its own name in the world's folder
+WHISPER = {"large-v3": "large-v3.pt", "base": "base.pt"}  # checkpoints that have other names in the world's folder
 ON_CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False}
 CONFORMER = {"layers": 2, "width": 16, "feedforward": 32, "heads": 2}
 ADAPTERS = {  # type -> its widths

@@ -68,15 +68,15 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def save_family(name: str, folder: Path, *, ends: bool = False, positions: int = 512) -> Path:
-    """A two-layer model on disk, random, but lively: it says different things after different prompts.
+def save_family(name: str, folder: Path, *, ends: bool = False, positions: int = 512, layers: int = 2) -> Path:
+    """A small model on disk, random, but lively: it says different things after different prompts.
 
     With `ends` its answers have a few tokens, where they otherwise never end.
     """
     family = FAMILIES[name]
     tokenizer = tokenizer_of(name)
     config = AutoConfig.for_model(
-        family.model_type, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        family.model_type, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=positions, initializer_range=0.1,
         pad_token_id=0, bos_token_id=0 if family.bos else None, eos_token_id=1, **family.options,
     )  # fmt: skip
