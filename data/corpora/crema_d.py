@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
+from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.corpora import CORPORA, download
 from sottovoce.data.corpora.files import Tree, find_file, read_table
 from sottovoce.data.corpora.published import Line, Published, check_share, held_out
 from sottovoce.data.corpora.report import Report
 from sottovoce.data.tasks import caption_from
-from sottovoce.errors import MissingError
+from sottovoce.errors import AudioError, MissingError
 
 TABLES_SITE = "https://raw.githubusercontent.com/CheyneyComputerScience/CREMA-D/master"
 CLIPS_SITE = "https://media.githubusercontent.com/media/CheyneyComputerScience/CREMA-D/master"  # Git LFS
@@ -73,8 +74,15 @@ class CremaD(Published):
                 pool.shutdown(cancel_futures=True)
 
     def _fetch(self, name: str, site: str) -> None:
+        """A clip; one that a server has cut short is loaded anew, once."""
+        url, file = f"{site}/AudioWAV/{name}.wav", self.source / "AudioWAV" / f"{name}.wav"
         try:
-            download.fetch(f"{site}/AudioWAV/{name}.wav", self.source / "AudioWAV" / f"{name}.wav")
+            download.fetch(url, file)
+            try:
+                read_header(file, tail=True)
+            except AudioError:
+                file.unlink()
+                download.fetch(url, file)
         except MissingError as error:
             if error.code != "not-found":  # a single clip that is not there is missing in the report
                 raise

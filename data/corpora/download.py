@@ -15,7 +15,7 @@ from urllib.error import HTTPError, URLError
 
 from sottovoce.errors import MissingError, first_line
 
-PATIENCE = 60.0  # seconds without a byte
+SILENCE = 60.0  # seconds without a byte
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
 _OUTSIDE = "Path Traversal"  # what Lhotse says of a tar file whose paths leave the folder
 
@@ -31,14 +31,23 @@ def lhotse() -> Any:
 
 
 @contextmanager
+def patience() -> Iterator[None]:
+    """Give a server up that sends nothing for a while; Lhotse would wait for ever. Sockets of the process share it."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+@contextmanager
 def downloading(url: str, file: Path) -> Iterator[None]:
     """Tell of what goes wrong on the way: `url` that is not there, or a server that does not answer.
 
     Raises:
         MissingError: `not-found` for an address that the server does not have, else `unavailable`.
     """
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)  # Lhotse has none
     try:
         yield
     except HTTPError as error:
@@ -49,7 +58,6 @@ def downloading(url: str, file: Path) -> Iterator[None]:
         told = f"{first_line(error)}; the same command goes on from where it was"
         raise MissingError.at(url, "unavailable", told) from None
     finally:
-        socket.setdefaulttimeout(before)
         if file.is_file() and not file.stat().st_size:
             file.unlink()  # Lhotse opens it before it asks
 

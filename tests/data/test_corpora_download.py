@@ -1,6 +1,7 @@
 """`prepare --download`: official archives from a server on localhost, and all that can go wrong with it."""
 
 import io
+import socket
 import sys
 import tarfile
 import zipfile
@@ -187,6 +188,27 @@ def test_a_clip_of_crema_d_that_is_not_there_is_missing_and_no_more(
     del server.files["AudioWAV/1001_DFA_SAD_XX.wav"]
     assert prepare("crema_d", source, out, server) == 0
     assert kept(out)["problems"] == {"missing": {"count": 1, "names": ["AudioWAV/1001_DFA_SAD_XX.wav"]}}
+
+
+def test_a_clip_of_crema_d_that_was_cut_short_is_loaded_anew(
+    server: FileServer, source: Path, out: Path, tmp_path: Path
+) -> None:
+    serve_crema_d(server, tmp_path / "theirs")
+    server.cut["AudioWAV/1001_DFA_SAD_XX.wav"] = 1000
+    assert prepare("crema_d", source, out, server) == 0
+    assert list(kept(out)["problems"]) == ["damaged"]  # the server sends no more, the second time either
+    server.cut.clear()
+    assert prepare("crema_d", source, out, server) == 0 and not kept(out)["problems"]
+
+
+def test_a_server_that_sends_nothing_is_given_up(
+    server: FileServer, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(download, "SILENCE", 0.2)
+    before = socket.getdefaulttimeout()
+    server.hangs.add("download.zip")
+    assert prepare("emodb", source, out, server) == 2
+    assert f"{server.url}/download.zip: " in capsys.readouterr().err and socket.getdefaulttimeout() == before
 
 
 def test_dailytalk_comes_from_its_drive(

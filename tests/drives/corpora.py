@@ -77,6 +77,10 @@ def speechocean762(source: Path) -> None:
     corpora.speechocean762(source, speakers=12)
 
 
+def crema_d(source: Path) -> None:
+    corpora.crema_d(source, actors=5)
+
+
 def texts(file: Path) -> None:
     corpora.text(file, "We left the old umbrella.", "He bought a book.")
 
@@ -84,7 +88,7 @@ def texts(file: Path) -> None:
 CORPORA: dict[str, Callable[[Path], None]] = {
     "LibriSpeech": librispeech, "TextrolSpeech": textrolspeech, "MELD.Raw": meld, "StyleTalk": styletalk,
     "dailytalk": dailytalk, "expresso": expresso, "voicebench": voicebench, "speechocean762": speechocean762,
-    "crema_d": corpora.crema_d, "emodb": corpora.emodb, "texts.txt": texts,
+    "crema_d": crema_d, "emodb": corpora.emodb, "texts.txt": texts,
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ STEPS: Sequence[Step] = [
     ),
     Step(
         "sottovoce prepare crema_d --source /data/crema_d --out manifests/crema_d",
-        (manifests("manifests/crema_d", {"train": 98, "validation": 14, "test": 28}, ["emotion", "gender"]),),
+        (manifests("manifests/crema_d", {"train": 42, "validation": 14, "test": 14}, ["emotion", "gender"]),),
     ),
     Step(
         "sottovoce prepare emodb --source /data/emodb --out manifests/emodb",

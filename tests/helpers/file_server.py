@@ -16,7 +16,12 @@ class FileServer(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.statuses: dict[str, int] = {}
         self.cut: dict[str, int] = {}
+        self.hangs: set[str] = set()  # of these nothing is sent, until `over`
+        self.over = threading.Event()
         self.asked: list[tuple[str, int]] = []  # path, and the first byte that is wanted
+
+    def handle_error(self, *_: object) -> None:
+        """A client that went away is what these tests are about."""
 
     @property
     def url(self) -> str:
@@ -30,6 +35,8 @@ class _Handler(BaseHTTPRequestHandler):
         server, path = self.server, self.path.lstrip("/")
         first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
         server.asked.append((path, first))
+        if path in server.hangs:
+            server.over.wait()
         body = server.files.get(path)
         if status := server.statuses.get(path, 404 if body is None else 0):
             self.send_error(status)
@@ -54,5 +61,6 @@ def serving_files() -> Iterator[FileServer]:
     server = FileServer()
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
+    server.over.set()
     server.shutdown()
     server.server_close()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sottovoce.config_tree import read_overrides
 from sottovoce.data.corpora import CORPORA
+from sottovoce.data.corpora.download import patience
 from sottovoce.data.corpora.published import Published
 from sottovoce.errors import ConfigError
 
@@ -33,7 +34,8 @@ def prepare(arguments: argparse.Namespace) -> None:
     if arguments.download:
         if not isinstance(corpus, Published):
             raise ConfigError.at("download", "conflict", f"{name} is no published corpus")
-        corpus.download(arguments.mirror and arguments.mirror.rstrip("/"))
+        with patience():
+            corpus.download(arguments.mirror and arguments.mirror.rstrip("/"))
     if isinstance(corpus, Published):
         print(corpus.write(out))
     else:
