@@ -74,11 +74,11 @@ def voicebench(source: Path) -> None:
 
 
 def speechocean762(source: Path) -> None:
-    corpora.speechocean762(source, speakers=12)
+    corpora.speechocean762(source, speakers=12, each=1)
 
 
 def crema_d(source: Path) -> None:
-    corpora.crema_d(source, actors=5)
+    corpora.crema_d(source, actors=5, sentences=("DFA",))
 
 
 def texts(file: Path) -> None:

@@ -57,7 +57,7 @@ def _in_bfloat16(save: Callable[..., Path], **sizes: Any) -> Callable[[Path], ob
 PARTS: dict[str, Callable[[Path], object]] = {  # as recipes name them
     "large-v3.pt": partial(save_whisper, mels=128),
     "base.pt": partial(save_whisper, mels=80),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": _family("llama3", layers=30),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _family("llama3", layers=18),
     "Qwen/Qwen2.5-7B-Instruct": _family("qwen2"),
     "Qwen/Qwen2.5-32B-Instruct": _family("qwen2"),
     "meta-llama/Llama-3.1-8B-Instruct": _family("llama3"),

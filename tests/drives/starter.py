@@ -25,11 +25,11 @@ def _paired(corpus: str, category: str) -> list[Step]:
 STEPS: Sequence[Step] = [
     Step(
         "sottovoce prepare speechocean762 --source /data/speechocean762 --out manifests/speechocean762",
-        (manifests("manifests/speechocean762", {"train": 22, "validation": 2, "test": 24}, ["age"]),),
+        (manifests("manifests/speechocean762", {"train": 11, "validation": 1, "test": 12}, ["age"]),),
     ),
     Step(
         "sottovoce prepare crema_d --source /data/crema_d --out manifests/crema_d",
-        (manifests("manifests/crema_d", {"train": 42, "validation": 14, "test": 14}, ["emotion", "gender"]),),
+        (manifests("manifests/crema_d", {"train": 21, "validation": 7, "test": 7}, ["emotion", "gender"]),),
     ),
     Step(
         "sottovoce prepare emodb --source /data/emodb --out manifests/emodb",

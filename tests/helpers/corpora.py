@@ -120,12 +120,12 @@ def emodb(source: Path, actors: Iterable[str] = ("03", "08", "09", "10", "11", "
     text(source / "erkennung.txt", "Satz Erkannt Natuerlichkeit")
 
 
-def crema_d(source: Path, actors: int = 10) -> None:
-    """Each says a sentence in all emotions, angry at three intensities; the tables as in the repository."""
+def crema_d(source: Path, actors: int = 10, sentences: Iterable[str] = ("DFA", "IEO")) -> None:
+    """Each says every sentence in all emotions, angry at three intensities; the tables as in the repository."""
     names = [
         f"{1001 + at}_{sentence}_{emotion}"
         for at in range(actors)
-        for sentence in ("DFA", "IEO")
+        for sentence in sentences
         for emotion in ("ANG_LO", "ANG_HI", "DIS_XX", "FEA_XX", "HAP_XX", "NEU_XX", "SAD_XX")
     ]
     for number, name in enumerate(names):
