@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
-from sottovoce.adapters import Adapter
+from sottovoce.adapters import ADAPTERS, Adapter
 from sottovoce.adapters.layer_mix import LayerMix
 from sottovoce.config.recipe import Recipe
+from sottovoce.device import check_fits
 from sottovoce.encoders import Encoder
 from sottovoce.encoders.layer_choice import LAST, chosen_layers
-from sottovoce.errors import ConfigError
+from sottovoce.errors import ConfigError, brief
 from sottovoce.frames import Frames
 
 MIX = "layer_mix"  # of an adapter, among its parts
@@ -31,6 +33,21 @@ def add_layer_mix(adapter: Adapter, slot: tuple[int, ...], all_layers: tuple[int
     if slot != all_layers or len(slot) > 1 or norm:
         columns = [all_layers.index(layer) for layer in slot]
         adapter.add_module(MIX, LayerMix(columns, dim, normalize=norm))
+
+
+def slot_adapter(
+    recipe: Recipe, name: str, dims: tuple[int, int], layers: tuple[int, ...], all_layers: tuple[int, ...]
+) -> Adapter:
+    """The adapter of a slot, for encoder and LLM of `dims`, with its mix of layers; `ConfigError` if too large."""
+    node, what = recipe.slots[name], f"slots.{name}.adapter"
+    try:
+        with torch.device("meta"):  # a number too many in a recipe is told before it fills the memory
+            check_fits(ADAPTERS.build(node.adapter, *dims), what)
+        adapter = ADAPTERS.build(node.adapter, *dims)
+    except (RuntimeError, OverflowError) as error:  # how torch refuses shapes
+        raise ConfigError.at(what, "bad-value", brief(error, 200)) from None
+    add_layer_mix(adapter, layers, all_layers, dims[0], node.layer_norm)
+    return adapter
 
 
 def heard(adapter: nn.Module, encoded: Frames) -> Frames:
