@@ -46,7 +46,9 @@ def _fit(recipe: Tree) -> Tree:
         "evaluation": EVALUATION,
         "checkpoint_every": 4,
         "stages": {name: STAGE for name, stage in recipe["stages"].items() if stage},
-        "slots": {name: {"adapter": ADAPTERS.get(slot["adapter"].get("type"), {})} for name, slot in slots.items()},
+        "slots": {
+            name: {"adapter": ADAPTERS.get(slot["adapter"].get("type"), {})} for name, slot in slots.items() if slot
+        },
     }
     if encoder["type"] == "whisper" and encoder["checkpoint"] in WHISPER:
         laid["encoder"] = {"checkpoint": WHISPER[encoder["checkpoint"]]}

@@ -43,7 +43,7 @@ FAMILIES = {
     "phi3": Family("phi3", "phi3", _PHI_TOKENS, "<|end|>", True, _WINDOW),
 }
 
-LIVELY = 1.0  # standard deviation of the weights of the layers
+LIVELY = 1.0  # standard deviation of the weights of two layers
 _TEXT = ["The speaker sounds happy and talks fast.", "Repeat what you hear, please.", "A low, calm voice: yes, it is."]
 
 
@@ -84,7 +84,7 @@ def save_family(name: str, folder: Path, *, ends: bool = False, positions: int =
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
         for weight in model.get_decoder().layers.parameters():  # or tied embeddings repeat the last token for ever
-            torch.nn.init.normal_(weight, std=LIVELY)
+            torch.nn.init.normal_(weight, std=LIVELY * (2 / layers) ** 0.5)  # so that deep ones end, too
         if ends:
             let_answers_end(model, tokenizer)
         model.save_pretrained(folder)
