@@ -59,7 +59,8 @@ class FixedVoices(Synthesizer):
             raise NotSpoken(f"{voice}: {first_line(error)}") from None
         if not len(audio):
             raise NotSpoken(f"{voice} said nothing for {text!r}")
-        return np.clip(soxr.resample(audio, rate_hz, self.sample_rate), -1, 1).astype(np.float32)
+        resampled: NDArray[np.float32] = soxr.resample(audio, rate_hz, self.sample_rate).astype(np.float32)
+        return np.clip(resampled, -1, 1)
 
     def faults(self, labels: Labels, voices: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
         """Voices that cannot be loaded, and voices that would say two labels of an attribute alike."""

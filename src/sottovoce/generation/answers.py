@@ -32,8 +32,9 @@ def read_answers(file: Path) -> dict[str, dict[str, str]]:
     except ValueError as error:
         raise ConfigError.at(file, "damaged", f"no JSON: {error}") from None
     for category, answers in table.items() if isinstance(table, dict) else [("", None)]:
-        good = isinstance(answers, dict) and all(isinstance(text, str) and text.strip() for text in answers.values())
-        if not good or len(set(answers.values())) < max(2, len(answers)):
+        texts = list(answers.values()) if isinstance(answers, dict) else []
+        good = all(isinstance(text, str) and text.strip() for text in texts)
+        if not good or len(set(texts)) < max(2, len(texts)):
             told = f"{category!r}: two or more labels are needed, each with an answer of its own"
             raise ConfigError.at(file, "bad-value", told)
     return dict(table)
