@@ -22,6 +22,11 @@ def _paired(corpus: str, category: str) -> list[Step]:
     ]
 
 
+def _recorded(side: str) -> str:
+    nodes = (f"{{manifest: manifests/{corpus}/{side}.jsonl, allow: [/]}}" for corpus in ("speechocean762", "emodb"))
+    return f"'data.{side}=[{', '.join(nodes)}]'"
+
+
 STEPS: Sequence[Step] = [
     Step(
         "sottovoce prepare speechocean762 --source /data/speechocean762 --out manifests/speechocean762",
@@ -39,6 +44,10 @@ STEPS: Sequence[Step] = [
     Step(
         f"{FIT} conf/starter/dual_adapter.yaml",
         (fitted("conf/starter/dual_adapter.yaml"), scored("conf/starter/dual_adapter.yaml")),
+    ),
+    Step(
+        " ".join((f"{FIT} conf/starter/recorded.yaml", *(_recorded(side) for side in ("train", "validation", "test")))),
+        (fitted("conf/starter/recorded.yaml"), scored("conf/starter/recorded.yaml")),
     ),
     *_paired("speechocean762", "age"),
     *_paired("crema_d", "emotion"),
