@@ -27,6 +27,7 @@ def _recorded(side: str) -> str:
     return f"'data.{side}=[{', '.join(nodes)}]'"
 
 
+RECORDED = tuple(_recorded(side) for side in ("train", "validation", "test"))
 STEPS: Sequence[Step] = [
     Step(
         "sottovoce prepare speechocean762 --source /data/speechocean762 --out manifests/speechocean762",
@@ -46,8 +47,8 @@ STEPS: Sequence[Step] = [
         (fitted("conf/starter/dual_adapter.yaml"), scored("conf/starter/dual_adapter.yaml")),
     ),
     Step(
-        " ".join((f"{FIT} conf/starter/recorded.yaml", *(_recorded(side) for side in ("train", "validation", "test")))),
-        (fitted("conf/starter/recorded.yaml"), scored("conf/starter/recorded.yaml")),
+        " ".join((f"{FIT} conf/starter/recorded.yaml", *RECORDED)),
+        (fitted("conf/starter/recorded.yaml", *RECORDED), scored("conf/starter/recorded.yaml", *RECORDED)),
     ),
     *_paired("speechocean762", "age"),
     *_paired("crema_d", "emotion"),
