@@ -114,8 +114,10 @@ def fitted(config: str, *more: str) -> Check:
             due(not before or bool(kept), "the bundle is empty")
             if (layers := _layers(kept)) or recipe.trains_llm:
                 due(layers == _tuned(recipe, len(layers)), f"LoRA lies on layers {sorted(layers)}")
+        elif bundle.exists():
+            raise Broken("a bundle of a run that trains nothing and takes the weights of another")
         if not recipe.stages:
-            return f"no stage; a bundle of {len(load_file(bundle / 'trained.safetensors'))} tensors"
+            return f"no stage; {f'a bundle of {len(kept)} tensors' if recipe.untuned else 'the weights of another run'}"
         return f"{', '.join(recipe.stages)}: all that trains had gradients; frozen prints equal; bundle"
 
     return check
