@@ -46,7 +46,10 @@ class SpeechLLM(L.LightningModule):
         self.recipe = recipe
         self.encoder = ENCODERS.build(recipe.encoder)
         llm = recipe.llm
-        self.llm = CausalLLM(llm.checkpoint, llm.dtype, llm.trust_remote_code, llm.tuning, llm.chat_template_kwargs)
+        self.llm = CausalLLM(
+            llm.checkpoint, llm.dtype, llm.trust_remote_code, llm.tuning, llm.chat_template_kwargs,
+            llm.attn_implementation,
+        )  # fmt: skip
         self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
         self.slot_layers = layers_of_slots(recipe, self.encoder)  # slot -> the encoder's layers that it hears
         self.layers = tuple(sorted({layer for layers in self.slot_layers.values() for layer in layers}))

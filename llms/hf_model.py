@@ -40,6 +40,7 @@ class LoadedLLM(nn.Module):
         trust_remote_code: run Python code that comes with the checkpoint.
         tuning: what may train; nothing if absent.
         chat_template_kwargs: see `ChatFormat`.
+        attn_implementation: of transformers, such as eager.
 
     Attributes:
         trainable_names: of the weights that may train, relative to this module, once it is built or loaded.
@@ -56,7 +57,7 @@ class LoadedLLM(nn.Module):
 
     def __init__(
         self, checkpoint: str, dtype: Dtype = "bfloat16", trust_remote_code: bool = False, tuning: Tuning | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None, attn_implementation: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if dtype not in get_args(Dtype):
@@ -65,6 +66,7 @@ class LoadedLLM(nn.Module):
         self.checkpoint = checkpoint
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.trust_remote_code = trust_remote_code
+        self.attn_implementation = attn_implementation
         self.config = hub_checkpoints.describe(checkpoint, trust_remote_code)
         self.dim: int = self.config.get_text_config().hidden_size
         if getattr(self.config.get_text_config(), "hidden_size_per_layer_input", 0):
@@ -87,9 +89,8 @@ class LoadedLLM(nn.Module):
         """Make the network without its weights, on the current device (meta for a dry run); no tokenizer."""
         from transformers import AutoModelForCausalLM
 
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            self.config, dtype=self.dtype, trust_remote_code=self.trust_remote_code
-        )
+        arguments: dict[str, Any] = {"dtype": self.dtype, "trust_remote_code": self.trust_remote_code}
+        model = AutoModelForCausalLM.from_config(self.config, **arguments)  # type: ignore[no-untyped-call]
         self._check_takes_embeddings(model)
         self.model = self._tuned(model)
 
@@ -144,6 +145,11 @@ class LoadedLLM(nn.Module):
 
     def _tuned(self, model: "PreTrainedModel") -> "PreTrainedModel":
         """The model with LoRA where `tuning` wants it, and without gradients yet."""
+        if self.attn_implementation:
+            try:
+                model.set_attn_implementation(self.attn_implementation)
+            except ValueError as error:
+                raise ConfigError.at("llm.attn_implementation", "mismatch", f"{self.checkpoint}: {error}") from None
         self.passed_over = passed_over(model, self.tuning)
         tuned = tune(_frozen(model), self.tuning)
         self.trainable_names = [f"model.{name}" for name in tuned]
@@ -259,8 +265,8 @@ def _frozen(model: "PreTrainedModel") -> "PreTrainedModel":
 
 def _stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """Tokens that end an answer, by any file of the checkpoint: they do not always agree, and each is right."""
-    settings = model.generation_config.eos_token_id if model.generation_config else None
-    listed = settings if isinstance(settings, list) else [settings]
+    listed = model.generation_config.eos_token_id if model.generation_config else None
+    listed = listed if isinstance(listed, list) else [listed]
     return {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
 
 
@@ -287,11 +293,10 @@ class PrefixCache:
         lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
         past: Any = DynamicCache(config=model.config)
         for layer in range(max(map(len, rows))):
-            keys, values = (
-                torch.stack([F.pad(row[layer][i], (0, 0, longest - row[layer][i].shape[1], 0)) for row in rows])
-                for i in (0, 1)
+            pairs = zip(*(row[layer] for row in rows), strict=True)  # keys of all rows, and values
+            past.update(
+                *(torch.stack([F.pad(x, (0, 0, longest - x.shape[1], 0)) for x in each]) for each in pairs), layer
             )
-            past.update(keys, values, layer)
         return past, torch.arange(longest, device=device) >= longest - lengths[:, None]
 
     @torch.no_grad()

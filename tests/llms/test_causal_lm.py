@@ -124,6 +124,28 @@ def test_gradients_reach_the_fills_alone_and_do_not_depend_on_batch_mates(llm: C
     assert all(torch.equal(weight, before[name]) for name, weight in llm.model.state_dict().items())
 
 
+def test_attention_is_chosen_and_means_the_same(llm: CausalLLM) -> None:
+    """Through padding and a prefix that is read once, too."""
+    chosen = CausalLLM(llm.checkpoint, "float32", attn_implementation="eager")
+    chosen.load()
+    assert chosen.model.config._attn_implementation == "eager"
+    (loss, grads), (other, other_grads) = map(_loss_and_gradients, (llm, chosen))
+    torch.testing.assert_close(loss, other, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(grads, other_grads, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_that_an_llm_lacks_is_refused(folders: dict[str, Path]) -> None:
+    with refused("mismatch", "llm.attn_implementation"):
+        CausalLLM(str(folders["gemma2"]), "float32", attn_implementation="sdpa").load()
+
+
+def _loss_and_gradients(llm: CausalLLM) -> tuple[Tensor, list[Tensor]]:
+    filled = speech()
+    losses = llm.loss(*batch(llm, filled), [ids_of(llm, TURNS[0])[:2]] * len(TURNS))
+    losses.total.backward()
+    return losses.per_row.detach(), [fill.grad for fill in filled.values() if fill.grad is not None]
+
+
 def test_logits_are_made_for_the_response_only(qwen: CausalLLM) -> None:
     seen: list[tuple[int, ...]] = []
     qwen.model.get_output_embeddings().register_forward_hook(lambda *args: seen.append(tuple(args[2].shape)))

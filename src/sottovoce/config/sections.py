@@ -52,6 +52,9 @@ class LLMConfig:
     checkpoint: str = Field(description="a hub id, a local folder, or sottovoce:<room>/<folder>")
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     trust_remote_code: bool = Field(default=False, description="run code of the checkpoint; the command line alone")
+    attn_implementation: Literal["eager", "sdpa"] | None = Field(
+        default=None, description="of transformers, or what it takes itself; eager trains faster on a CPU in bfloat16"
+    )
     tuning: Tuning = Field(default_factory=Tuning)
     chat_template_kwargs: TemplateArguments = Field(
         default={}, description="of the chat template; enable_thinking, where it knows that, is false unless set here"
