@@ -8,7 +8,6 @@ For each seed: the whole curriculum; its stage 1 alone; and the same curriculum 
 import argparse
 import shutil
 import statistics
-import time
 from pathlib import Path
 
 from shared import cell, origin, read, sottovoce, table
@@ -33,10 +32,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
     arguments = parser.parse_args()
     scores: dict[str, list[Scores]] = {system: [] for system in SYSTEMS}
-    minutes: list[float] = []
     for seed in arguments.seeds:
         whole, plain = RUNS / f"err-{seed}", RUNS / f"plain-{seed}"
-        minutes.append(fit(whole, seed))
+        fit(whole, seed)
         sottovoce("evaluate", str(whole), "--stage", "joint")
         if not (plain / "stages").is_dir():  # the same stage 1, so that only ERR differs
             shutil.copytree(whole / "stages" / "1-joint", plain / "stages" / "1-joint")
@@ -45,33 +43,30 @@ def main() -> None:
         scores["stages without ERR"].append(scores_of(plain / "evaluation"))
         scores["stage 1 only"].append(scores_of(whole / "evaluation" / "joint"))
     kept = "".join(arguments.out.read_text("utf-8").partition(LATER)[1:]) if arguments.out.is_file() else ""
-    text = page(scores, arguments.seeds, minutes, RUNS / f"err-{arguments.seeds[0]}")
+    text = page(scores, arguments.seeds, RUNS / f"err-{arguments.seeds[0]}")
     arguments.out.write_text(f"{text}\n{kept}" if kept else text, "utf-8")
 
 
-def fit(folder: Path, seed: int, *overrides: str) -> float:
-    """Train a run, or find it finished; returns the minutes that it took this time."""
-    start = time.time()
+def fit(folder: Path, seed: int, *overrides: str) -> None:
+    """Train a run, or find it finished."""
     run = f"output_dir={folder.parent}", f"name={folder.name}", f"seed={seed}"
     sottovoce("fit", "--config", "conf/quickstart.yaml", *run, *overrides)
-    return (time.time() - start) / 60
 
 
 def scores_of(folder: Path) -> Scores:
     return {(r["task"], r["metric"], r["slots"]): r["value"] for r in read(folder / "results.json")}
 
 
-def page(scores: dict[str, list[Scores]], seeds: list[int], minutes: list[float], run: Path) -> str:
+def page(scores: dict[str, list[Scores]], seeds: list[int], run: Path) -> str:
     """The document: a table a choice of slots, systems side by side, mean and range over seeds."""
     n = {r["n"] for r in read(run / "evaluation" / "results.json")}
-    ran = ", ".join(f"{m:.1f}" for m in minutes if m > 1)  # those that were not found finished
     head = f"""# Results on the embedded default
 
 {origin("results.py", seeds, run)}, commit {str(read(run / "environment.json")["commit"])[:12]}.
 Test side: {", ".join(map(str, sorted(n)))} utterances of speakers and sentences
 that neither the adapters nor the frozen parts have met. Each cell is the mean over {len(seeds)} seeds
 (lowest to highest), in percent; for the word error rate less is better. `fits` is the share of replies that fit the
-speaker's emotion.{f" A whole run took {ran} minutes." if ran else ""}
+speaker's emotion.
 
 Three systems: all three stages; the same stages without ERR, from the same stage 1; and stage 1 alone, which hears
 everything, but not where it should: without one slot it loses what the other is supposed to carry. The last table says

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sottovoce.data.batch_sampler import Rows
-from sottovoce.data.overrides import task_of
-from sottovoce.data.tasks import Task, style_caption
+from sottovoce.data.tasks import Task, style_caption, task_of
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import AudioError, ManifestError
 from sottovoce.frames import Frames

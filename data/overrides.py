@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sottovoce.data.tasks import TASKS, AttributeTask, Task
-from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError
 from sottovoce.paths import resolve
 from sottovoce.templates import Template, uncommented_lines
@@ -65,9 +64,3 @@ def _built(name: str, node: dict[str, Any]) -> Task:
         rest = str(fault.where).removeprefix(f"tasks.{name}").strip(".")
         where = f"task_overrides.{name}.{rest}".rstrip(".")
         raise ConfigError(str(fault), code=fault.code or "bad-value", where=where) from None
-
-
-def task_of(tasks: Mapping[str, Task], name: str, utterance: Utterance) -> Task:
-    """The task called `name` as it is for an utterance."""
-    own = utterance.overrides.tasks if utterance.overrides else {}
-    return own.get(name) or tasks[name]

@@ -308,3 +308,9 @@ def caption_from(labels: Mapping[str, str]) -> str:
     voice = " ".join([*before, "voice"])
     article = "An" if voice[0].lower() in "aeiou" else "A"
     return f"{article} {voice}{' with ' if after else ''}{after}."
+
+
+def task_of(tasks: Mapping[str, Task], name: str, utterance: Utterance) -> Task:
+    """The task called `name` as it is for an utterance."""
+    own = utterance.overrides.tasks if utterance.overrides else {}
+    return own.get(name) or tasks[name]

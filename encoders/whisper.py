@@ -90,7 +90,7 @@ def _damage_reported(path: Path) -> Iterator[None]:
 
 @ENCODERS.register("whisper")
 class WhisperEncoder(Encoder):
-    """Frozen, in float32: 50 frames per second, each (dim,).
+    """Frozen: 50 frames per second, each (dim,).
 
     Radford et al. (2022). Audio longer than the checkpoint's window (30 s for the published ones) is encoded window
     by window, and the windows' frames are joined in time.
@@ -104,18 +104,24 @@ class WhisperEncoder(Encoder):
             published Whisper was trained like that: frames of clips shorter than a window differ from those of `full`
             (the fingerprint, and with it the feature cache, tells them apart), and what that costs in quality has to
             be measured.
+        dtype: of what is multiplied; weights, log-mels and what is added up stay in float32.
 
     Raises:
-        ConfigError: `checkpoint` or `window` is unknown.
+        ConfigError: `checkpoint`, `window` or `dtype` is unknown.
         MissingError: `checkpoint` is a file that is missing, damaged, or no Whisper.
     """
 
-    def __init__(self, *, checkpoint: str, window: Literal["full", "longest"] = "full") -> None:
+    def __init__(
+        self, *, checkpoint: str, window: Literal["full", "longest"] = "full",
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:  # fmt: skip
         super().__init__()
-        if window not in ("full", "longest"):
-            why = f"no window is called {window!r}.{nearest(window, ('full', 'longest'))}"
-            raise ConfigError.at("encoder.window", "unknown-name", why)
+        for key, value, known in (("window", window, ("full", "longest")), ("dtype", dtype, ("float32", "bfloat16"))):
+            if value not in known:
+                why = f"no {key} is called {value!r}.{nearest(value, known)}"
+                raise ConfigError.at(f"encoder.{key}", "unknown-name", why)
         self.checkpoint, self.window = checkpoint, window
+        self.dtype: torch.dtype = getattr(torch, dtype)
         self.dims = PUBLISHED[checkpoint] if checkpoint in PUBLISHED else read_dims(_local(checkpoint))
         self.sample_rate, self.frame_rate = SAMPLE_RATE, SAMPLE_RATE / SAMPLES_PER_FRAME
         self.dim, self.depth = self.dims.n_audio_state, self.dims.n_audio_layer
@@ -143,12 +149,16 @@ class WhisperEncoder(Encoder):
         self.loaded = True
 
     def fingerprint(self) -> str:
-        return fingerprint(self.loaded_network(), "whisper", *self.dims, self.window)
+        return fingerprint(self.loaded_network(), "whisper", *self.dims, self.window, *self._rounded)
+
+    @property
+    def _rounded(self) -> tuple[str, ...]:
+        return () if self.dtype == torch.float32 else (str(self.dtype),)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
         """See `Encoder.forward`: ceil(samples / 320) frames for a clip at 16 kHz.
 
-        Always in float32: a log-mel in bfloat16 is no longer Whisper's, and the fingerprint would not tell.
+        Whatever the trainer's precision: a log-mel in bfloat16 is no longer Whisper's, nor would the fingerprint tell.
         """
         return self._read_layers(waveform, lengths, (self.depth,))
 
@@ -160,6 +170,7 @@ class WhisperEncoder(Encoder):
         counts = [-(-len(piece) // SAMPLES_PER_FRAME) for piece in pieces]
         with torch.autocast(waveform.device.type, enabled=False):
             mels = [self._log_mel(piece) for piece in pieces]
+        with torch.autocast(waveform.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             if self.window == "full":
                 x = _encode(encoder, torch.stack(mels), None, layers)
             else:

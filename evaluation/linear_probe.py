@@ -31,6 +31,7 @@ class ProbeResult:
     balanced_accuracy: Score
     predictions: tuple[Prediction, ...]  # one a tested row, in the order of the rows; `id` is the row's number
     strengths: tuple[float, ...]  # scikit-learn's C as chosen on the training side, one for each fold
+    validation: tuple[float, ...]  # accuracy of that strength in cross-validation on the training side, of each fold
 
 
 def probe(
@@ -69,17 +70,19 @@ def probe(
     truth, who = _names("labels", labels), _names("speakers", speakers)
     x = _checked(np.asarray(features), truth, who)
     tested: dict[int, str] = {}
-    chosen = []
+    chosen, validation = [], []
     for name, train, test in _sides(truth, who, held_out, folds, seed):
         _require_fair(name, truth, who, train, test)
         search = _search(name, truth[train], who[train], strengths, inner_folds, seed).fit(x[train], truth[train])
         chosen.append(float(search.best_params_["logisticregression__C"]))
+        validation.append(float(search.best_score_))
         tested |= zip(test.tolist(), search.predict(x[test]).tolist(), strict=True)
     predictions = tuple(
         Prediction(str(row), "probe", "", "", tested[row], str(truth[row]), str(truth[row]), tested[row], str(who[row]))
         for row in sorted(tested)
     )
-    return ProbeResult(accuracy(predictions), balanced_accuracy(predictions), predictions, tuple(chosen))
+    rest = predictions, tuple(chosen), tuple(validation)
+    return ProbeResult(accuracy(predictions), balanced_accuracy(predictions), *rest)
 
 
 def _names(what: str, values: Sequence[str]) -> Names:

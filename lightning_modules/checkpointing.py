@@ -1,8 +1,8 @@
 """Checkpoint files: written whole with a digest, checked when read, and the latest one that is not damaged."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from sottovoce import checkpoint_digest
-from sottovoce.errors import CheckpointError
+from sottovoce.errors import BundleError, CheckpointError, brief
 from sottovoce.io import atomic_open, file_lock
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -123,3 +123,29 @@ def with_prefixes(prefixes: Iterable[str], weights: Mapping[str, Tensor]) -> dic
 def part_of(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The weights of a submodule, by their names within it."""
     return {key.removeprefix(f"{name}."): value for key, value in with_prefixes([f"{name}."], weights).items()}
+
+
+def load_trained(
+    module: nn.Module, weights: Mapping[str, Tensor], parts: Sequence[str], needed: Collection[str], source: str
+) -> None:
+    """Give a module's parts their trained weights, named as in a checkpoint.
+
+    Every weight of a needed part must be there, and none that belongs to no part. What does not fit is a `BundleError`
+    about `source`.
+    """
+    strays = [name for name in weights if not name.startswith(tuple(f"{part}." for part in parts))]
+    if strays:
+        raise BundleError.at(source, "mismatch", f"{', '.join(strays[:3])} is no weight of anything that trains")
+    try:
+        for name in parts:
+            own, found = getattr(module, name), part_of(weights, name)
+            if own is not None and (found or name in needed):
+                (own.load_trained if hasattr(own, "load_trained") else own.load_state_dict)(found)
+    except RuntimeError as error:
+        raise BundleError.at(source, "mismatch", f"its weights do not fit this recipe: {brief(error)}") from None
+
+
+def frozen_may_be_absent(module: nn.Module, keys: Any) -> None:
+    """Keep loading strict where it matters: every weight that trains must be there, frozen ones need not."""
+    prefixes = cast(Any, module).trained_prefixes
+    keys.missing_keys[:] = [key for key in keys.missing_keys if key.startswith(prefixes)]

@@ -10,25 +10,26 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from sottovoce.adapters import ADAPTERS, Adapter
+from sottovoce.adapters import Adapter
 from sottovoce.config.recipe import ENCODER, LLM, Recipe
 from sottovoce.config.sections import StageConfig
 from sottovoce.data.examples import Batch
-from sottovoce.device import check_fits
 from sottovoce.encoders import ENCODERS
-from sottovoce.errors import BundleError, ConfigError, brief
+from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.callbacks import propagate_nonfinite
-from sottovoce.lightning_modules.checkpointing import part_of, with_prefixes
+from sottovoce.lightning_modules.checkpointing import frozen_may_be_absent, load_trained, part_of, with_prefixes
 from sottovoce.lightning_modules.trainer import adamw
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
 from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
-from sottovoce.training.slot_layers import add_layer_mix, heard, layers_of_slots
-from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, mark_speech, speech_positions
+from sottovoce.llms.ctc_head import CTCHead, CTCLoss
+from sottovoce.training import spoken_prompt
+from sottovoce.training.slot_layers import MIX, layers_of_slots, slot_adapters
+from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, speech_positions
 
-HEADS = "auxiliary_head"  # guides training, and is no part of the result
-PARTS = ("adapters", "encoder", "llm", HEADS)  # what may be trained: that is saved, and insisted on when loading
+HEADS = ("auxiliary_head", "ctc_head")  # guide training, and are no part of the result
+PARTS = ("adapters", "encoder", "llm", *HEADS)  # what may be trained: that is saved, and insisted on when loading
 
 
 class SpeechLLM(L.LightningModule):
@@ -50,32 +51,22 @@ class SpeechLLM(L.LightningModule):
             llm.checkpoint, llm.dtype, llm.trust_remote_code, llm.tuning, llm.chat_template_kwargs,
             llm.attn_implementation,
         )  # fmt: skip
-        self.slots: dict[str, str] = {name: slot.text for name, slot in self.recipe.slots.items()}
+        self.slots: dict[str, str] = {name: slot.text for name, slot in recipe.slots.items()}
         self.slot_layers = layers_of_slots(recipe, self.encoder)  # slot -> the encoder's layers that it hears
         self.layers = tuple(sorted({layer for layers in self.slot_layers.values() for layer in layers}))
-        self.adapters = nn.ModuleDict({name: self._adapter(name) for name in self.recipe.slots})
+        self.adapters = nn.ModuleDict(slot_adapters(recipe, self.encoder.dim, self.llm.dim, self.slot_layers))
         head = self.recipe.auxiliary_head
         if head and not 0 <= head.layer < self.llm.depth:
             why = f"{head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}"
             raise ConfigError.at("auxiliary_head.layer", "bad-value", why)
         self.auxiliary_head = AuxiliaryHead(self.llm.dim, head.categories) if head else None
+        self.ctc_head = CTCHead(self.llm.dim) if any(node.ctc for node in recipe.stages.values()) else None
         self.encoder_learns = self.llm_learns = False
         self.owns_encoder = self.recipe.trains_encoder  # or has taken one that another run trained, which is kept, too
         self.row_losses: Tensor | None = None  # of the step at hand, (rows,)
         self._begins: dict[str, Tensor] | None = None
         self._so_far = torch.zeros(2)  # loss and response tokens of the step at hand, over all ranks
-        self.register_load_state_dict_post_hook(_frozen_weights_may_be_absent)  # type: ignore[no-untyped-call]
-
-    def _adapter(self, slot: str) -> Adapter:
-        node, wiring, what = self.recipe.slots[slot], (self.encoder.dim, self.llm.dim), f"slots.{slot}.adapter"
-        try:
-            with torch.device("meta"):  # a number too many in a recipe is told before it fills the memory
-                check_fits(ADAPTERS.build(node.adapter, *wiring), what)
-            adapter = ADAPTERS.build(node.adapter, *wiring)
-        except (RuntimeError, OverflowError) as error:  # how torch refuses shapes
-            raise ConfigError.at(what, "bad-value", brief(error, 200)) from None
-        add_layer_mix(adapter, self.slot_layers[slot], self.layers, self.encoder.dim, node.layer_norm)
-        return adapter
+        self.register_load_state_dict_post_hook(frozen_may_be_absent)  # type: ignore[no-untyped-call]
 
     def start_stage(self, stage: str, steps: int) -> None:
         """Get ready to train a stage of so many optimizer steps: its adapters learn, the others are frozen."""
@@ -106,7 +97,7 @@ class SpeechLLM(L.LightningModule):
         for adapter in self.adapters.values():
             cast(Adapter, adapter).load()
         self.llm.load()
-        mark_speech(self.llm.chat, self.recipe.slots)
+        spoken_prompt.mark_speech(self.llm.chat, self.recipe.slots)
 
     def _set_requires_grad(self) -> None:
         """Gradients for what this stage trains of the large parts, and for the heads if the LLM learns."""
@@ -114,12 +105,15 @@ class SpeechLLM(L.LightningModule):
         self.llm.set_trainable(self.llm_learns)
         if self.auxiliary_head:
             self.auxiliary_head.requires_grad_(self.llm_learns)
+        if self.ctc_head:
+            self.ctc_head.requires_grad_(bool(getattr(self, "node", None) and self.node.ctc))
 
     @property
     def trained_prefixes(self) -> tuple[str, ...]:
         """What some stage trains: the beginnings of names in the state dict. Of the LLM, once it is loaded."""
-        parts = ["adapters."] + ["encoder."] * self.owns_encoder + [f"{HEADS}."] * (self.auxiliary_head is not None)
-        return (*parts, *(f"llm.{name}" for name in self.llm.trainable_names))
+        heads = [f"{name}." for name in HEADS if getattr(self, name) is not None]
+        tuned = [f"llm.{name}" for name in self.llm.trainable_names]
+        return ("adapters.", *["encoder."] * self.owns_encoder, *heads, *tuned)
 
     def train(self, mode: bool = True) -> "SpeechLLM":
         """What learns follows `mode`; frozen parts stay in eval."""
@@ -156,7 +150,7 @@ class SpeechLLM(L.LightningModule):
             if not wanted and not self.lockstep:
                 continue
             rows = torch.tensor([batch.clips[key.clip] for key in wanted] or [0], device=frames.x.device)
-            speech = self._adapt(slot, Frames(frames.x[rows], frames.lengths[rows]), learns)  # (rows, tokens, llm_dim)
+            speech = self.adapt(slot, Frames(frames.x[rows], frames.lengths[rows]), learns)  # (rows, tokens, llm_dim)
             if wanted:
                 embeddings.update(zip(wanted, speech.rows(), strict=True))
             if self.lockstep and learns:
@@ -170,14 +164,18 @@ class SpeechLLM(L.LightningModule):
         with torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()):
             return self.encoder.layer_frames(audio.x, audio.lengths, self.layers)
 
-    def _adapt(self, slot: str, frames: Frames, learns: bool) -> Frames:
-        adapter = self.adapters[slot]
-        if learns and self.training:
-            return cast(Frames, adapter(heard(adapter, frames)))
+    def heard(self, slot: str, frames: Frames) -> Frames:
+        """What a slot hears, (.., dim), of encoder output (clips, frames, layers * dim)."""
+        mix = getattr(self.adapters[slot], MIX, None)
+        return frames if mix is None else Frames(mix(frames.x), frames.lengths)
+
+    def adapt(self, slot: str, frames: Frames, learns: bool = False) -> Frames:
+        """A slot's embeddings (clips, tokens, llm_dim) of encoder output (clips, frames, layers * dim)."""
+        adapter, learns = self.adapters[slot], learns and self.training
         training = adapter.training
-        adapter.eval()  # frozen for these rows: no gradient, no dropout
-        with torch.no_grad():
-            out: Frames = adapter(heard(adapter, frames))
+        adapter.train(training and learns)  # or frozen for these rows: no gradient, no dropout
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            out: Frames = adapter(self.heard(slot, frames))
         adapter.train(training)
         return out
 
@@ -193,15 +191,32 @@ class SpeechLLM(L.LightningModule):
         return self.llm.embed_all(prompts, self.speech_embeddings(batch, prompts)[0])
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Negative log-likelihood of the response tokens, given prompt and speech."""
+        """Negative log-likelihood of the response tokens, given prompt and speech; and CTC, where the stage has it."""
         chat = self.llm.chat
         dialogues = [dialogue_of(example, self.slots) for example in batch.examples]
         prompts = [chat.prompt(dialogue) for dialogue in dialogues]  # token ids and speech placeholders
         responses = [chat.response(d, e.target or "") for d, e in zip(dialogues, batch.examples, strict=True)]
         speech, anchor = self.speech_embeddings(batch, prompts)
+        ctc = self._ctc_loss(batch, speech)
+        if ctc and not self.node.response_weight:
+            rows = ctc.total.new_zeros(len(prompts))
+            return TokenLoss(rows.sum() + anchor, sum(map(len, responses)), rows, ctc=ctc)
         inputs = [prompt + anchor for prompt in self.llm.embed_all(prompts, speech)]  # rows of (prompt_tokens, llm_dim)
         prefixes = [constant(prompt) for prompt in prompts]  # text before the first speech: its keys can be cached
-        return self.llm.loss(inputs, responses, prefixes, self._pool(batch, prompts, speech))
+        return self.llm.loss(inputs, responses, prefixes, self._pool(batch, prompts, speech))._replace(ctc=ctc)
+
+    def _ctc_loss(self, batch: Batch, speech: dict[Hashable, Tensor]) -> CTCLoss | None:
+        """Weighted CTC of transcripts in the embeddings that learn, a row for each clip; None without `ctc`."""
+        if self.ctc_head is None or not self.node.ctc:
+            return None
+        table, losses = cast(nn.Embedding, self.llm.model.get_input_embeddings()).weight.detach(), []
+        for slot, weight in self.node.ctc.items():
+            texts = spoken_prompt.transcripts(batch.examples, slot, speech)
+            ids = [self.llm.chat.token_ids(text) for text in texts.values()]
+            found = self.ctc_head.loss([speech[key] for key in texts], ids, table)
+            losses.append(found._replace(total=weight * found.total))
+        totals, *counts = zip(*losses, strict=True)
+        return CTCLoss(torch.stack(totals).sum(), *map(sum, counts))
 
     def _pool(self, batch: Batch, prompts: list[list[Segment]], speech: dict[Hashable, Tensor]) -> PooledLayer | None:
         """The positions whose hidden states the auxiliary heads classify; None where these do not train."""
@@ -243,7 +258,12 @@ class SpeechLLM(L.LightningModule):
         self._so_far = torch.stack([total, tokens]) + (0.0 if first else self._so_far)  # of the step
         mean = self._so_far[0] / self._so_far[1].clamp(min=1)  # there are none where no process has a row that counts
         self.log("train/loss", mean, prog_bar=True, batch_size=len(batch.examples))
-        loss: Tensor = out.total * batch.counts * self._averaged / in_step.clamp(min=1)
+        nll = self.node.response_weight * out.total
+        if out.ctc:  # divided by the tokens of the responses, too, so that shares of a step add up to the whole
+            nll = nll + out.ctc.total
+            self.log("train/ctc", out.ctc.total.detach() / max(out.ctc.tokens, 1), batch_size=len(batch.examples))
+            self.log("train/ctc_aligned", out.ctc.tokens / max(out.ctc.given, 1), batch_size=len(batch.examples))
+        loss: Tensor = nll * batch.counts * self._averaged / in_step.clamp(min=1)
         # a gradient for every weight on every rank, if only 0; in lockstep the loss has an anchor of its own
         anchor = 0.0 if self.lockstep else 0.0 * sum(weight.sum() for weight in self.trainable_parameters())
         return propagate_nonfinite(loss + self._auxiliary_loss(batch, out) + anchor)
@@ -265,7 +285,8 @@ class SpeechLLM(L.LightningModule):
     def validation_step(self, batch: Batch, number: int) -> None:
         out = self.loss(batch)
         self.row_losses = out.per_row
-        self._validation_sums += torch.tensor([out.total.item(), out.tokens], dtype=torch.float64) * batch.counts
+        total, tokens = out[:2] if self.node.response_weight or not out.ctc else out.ctc[:2]
+        self._validation_sums += torch.tensor([total.item(), tokens], dtype=torch.float64) * batch.counts
 
     def on_validation_epoch_end(self) -> None:
         total, tokens = self.trainer.strategy.reduce(self._validation_sums.to(self.device), reduce_op="sum").tolist()
@@ -284,39 +305,15 @@ class SpeechLLM(L.LightningModule):
 
     def trained(self) -> dict[str, Tensor]:
         """The weights that some stage trains, named as in a checkpoint; without the heads, which are only a help."""
-        prefixes = [name for name in self.trained_prefixes if name != f"{HEADS}."]
+        prefixes = [name for name in self.trained_prefixes if name.removesuffix(".") not in HEADS]
         return {} if self.recipe.untuned else with_prefixes(prefixes, self.state_dict())
 
     def load_trained(self, weights: dict[str, Tensor], source: str, *, begins: bool = False) -> None:
-        """Take trained weights, named as in a checkpoint; every one must be there but the heads', and no other.
-
-        With `begins`, those of encoder and LLM may be absent, and adapters that come with a checkpoint. What does not
-        fit is a `BundleError` about `source`.
-        """
+        """Take trained weights; see `checkpointing.load_trained`."""
         self._load_llm()  # what of it trains is known then, and nothing that comes later overwrites these weights
-        needed = {name for name in PARTS if any(key.startswith(f"{name}.") for key in self.trained_prefixes)} - {HEADS}
-        needed -= {ENCODER, LLM} if begins else set()
+        needed = {name for name in PARTS if any(key.startswith(f"{name}.") for key in self.trained_prefixes)}
+        needed -= {*HEADS, *((ENCODER, LLM) if begins else ())}
         if not weights and (begins or self.recipe.untuned):
             needed -= {"adapters"} if all(cast(Adapter, each).pretrained for each in self.adapters.values()) else set()
-        parts = {name: part_of(weights, name) for name in PARTS if name in needed or part_of(weights, name)}
-        strays = [name for name in weights if not name.startswith(tuple(f"{part}." for part in PARTS))]
-        if strays:
-            raise BundleError.at(source, "mismatch", f"{', '.join(strays[:3])} is no weight of anything that trains")
-        try:
-            if "adapters" in parts:
-                self.adapters.load_state_dict(parts["adapters"])
-            if ENCODER in parts:
-                self.encoder.load_trained(parts[ENCODER])
-                self.owns_encoder = True
-            if LLM in parts:
-                self.llm.load_trained(parts[LLM])
-            if HEADS in parts and self.auxiliary_head:
-                self.auxiliary_head.load_state_dict(parts[HEADS])
-        except RuntimeError as error:
-            raise BundleError.at(source, "mismatch", f"its weights do not fit this recipe: {brief(error)}") from None
-
-
-def _frozen_weights_may_be_absent(module: nn.Module, keys: Any) -> None:
-    """Keep loading strict where it matters: every weight that trains must be there, frozen ones need not."""
-    prefixes = cast(SpeechLLM, module).trained_prefixes
-    keys.missing_keys[:] = [key for key in keys.missing_keys if key.startswith(prefixes)]
+        load_trained(self, weights, PARTS, needed, source)
+        self.owns_encoder |= bool(part_of(weights, ENCODER))

@@ -178,7 +178,7 @@ def _check_strategy(recipe: Recipe | PretrainRecipe, name: str) -> None:
     if not name.startswith("deepspeed"):
         return
     if is_sharded(chosen) and _trains_large(recipe):
-        why = f"under {name} adapters and LoRA can train, but not auxiliary_head, the encoder, or the LLM's own "
+        why = f"under {name} adapters and LoRA can train, but not auxiliary_head, ctc, the encoder, or the LLM's own "
         why += "weights (llm.tuning.method=weights): take deepspeed_stage_2, or ddp"
         raise ConfigError.at("trainer.strategy", "conflict", why)
     precision = chosen.get("precision")
@@ -194,7 +194,8 @@ def _trains_large(recipe: Recipe | PretrainRecipe) -> bool:
     """Whether something trains that cannot be sharded: encoder, heads, or the LLM's own weights."""
     if isinstance(recipe, PretrainRecipe):
         return True
-    return bool(recipe.auxiliary_head or recipe.trains_encoder or recipe.llm.tuning.method == "weights")
+    heads = recipe.auxiliary_head or any(stage.ctc for stage in recipe.stages.values())
+    return bool(heads or recipe.trains_encoder or recipe.llm.tuning.method == "weights")
 
 
 def processes(trainer: dict[str, Any]) -> int:

@@ -14,6 +14,7 @@ from sottovoce.errors import SottovoceError, TrainingError
 from sottovoce.llms.answer_text import Cut as Cut
 from sottovoce.llms.answer_text import without_thoughts
 from sottovoce.llms.chat_template import Placeholder, Segment
+from sottovoce.llms.ctc_head import CTCLoss
 from sottovoce.llms.hf_model import LoadedLLM, PrefixCache, cache_argument
 
 _IGNORE = -100  # target of a position that is not in the loss
@@ -40,13 +41,14 @@ class TokenLoss(NamedTuple):
     """Negative log-likelihood in nats and float32, summed over response tokens.
 
     `total` is (), `tokens` counts the response tokens, `per_row` is (batch,). The mean is left to the caller, who
-    knows the other ranks. `pooled` is (batch, dim) where a `PooledLayer` was given.
+    knows the other ranks. `pooled` is (batch, dim) where a `PooledLayer` was given; `ctc` is the caller's to add.
     """
 
     total: Tensor
     tokens: int
     per_row: Tensor
     pooled: Tensor | None = None
+    ctc: CTCLoss | None = None
 
 
 class PooledLayer(NamedTuple):

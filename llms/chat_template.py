@@ -80,7 +80,7 @@ class ChatFormat:
         self._has_system_role = self._may_begin_with("system")  # Gemma's template raises, others drop the turn
         self._assistant_may_begin = self._may_begin_with("assistant")  # the templates of Gemma and Mistral raise
         self.thought = opens_thought(self._render([_message("user", "x")], answer=None))
-        self._marks_starts = str(tokenizer.convert_ids_to_tokens(self._ids(":"))[0]).startswith("▁")
+        self._marks_starts = str(tokenizer.convert_ids_to_tokens(self.token_ids(":"))[0]).startswith("▁")
 
     def prompt(self, turns: Sequence[ChatTurn]) -> list[Segment]:
         """The dialogue up to where the assistant starts to answer, as tokens and placeholders in their order.
@@ -96,7 +96,7 @@ class ChatFormat:
             raise _unfit(self.tokenizer, "mismatch", f"{why}{parts[1::2]} came out")
         segments: list[Segment] = []
         for i, text in enumerate(parts[::2]):
-            segments += [self._ids_within(text) if i else self._ids(text)] if text else []
+            segments += [self._ids_within(text) if i else self.token_ids(text)] if text else []
             segments += keys[i : i + 1]
         return segments
 
@@ -119,7 +119,7 @@ class ChatFormat:
             before, after = self._render(messages, answer=None), self._render(messages, answer=text)
             if after.startswith(before):
                 return self._until_stop(self._after(before, after))
-        return self._until_stop(self._ids(text))
+        return self._until_stop(self.token_ids(text))
 
     def check_text(self, text: str) -> None:
         """`SottovoceError` where a text holds control tokens, or characters that mark placeholders."""
@@ -131,14 +131,14 @@ class ChatFormat:
     def control_tokens_in(self, text: str) -> list[str]:
         """The control tokens that this text would become, each once."""
         found = list(dict.fromkeys(self._border.findall(text)))
-        ids = set(self._ids(text)) if found else set()
+        ids = set(self.token_ids(text)) if found else set()
         return [token for token in found if self._control[token] in ids]
 
     def _control_tokens(self) -> dict[str, int]:
         """Special tokens, and the tokens of its own that the template writes around turns, by their text."""
         mark = f"{_OPEN}0{_CLOSE}"
         talk = [_message("user", "x"), _message("assistant", "x"), _message("user", mark)]
-        around = set(self._ids(self._render(talk, answer=None).rpartition(mark)[0]))
+        around = set(self.token_ids(self._render(talk, answer=None).rpartition(mark)[0]))
         added = self.tokenizer.added_tokens_decoder
         ids = {*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special or i in around)}
         texts = {str(self.tokenizer.convert_ids_to_tokens(i)): i for i in ids}
@@ -147,15 +147,15 @@ class ChatFormat:
     def _after(self, before: str, after: str) -> list[int]:
         """Tokens that `after` adds to `before`, in context: some tokenizers write the start of a text otherwise."""
         since = max((mark.end() for mark in _MARK.finditer(before)), default=0)
-        known, whole = self._ids(before[since:]), self._ids(after[since:])
-        return whole[len(known) :] if whole[: len(known)] == known else self._ids(after[len(before) :])
+        known, whole = self.token_ids(before[since:]), self.token_ids(after[since:])
+        return whole[len(known) :] if whole[: len(known)] == known else self.token_ids(after[len(before) :])
 
     def _ids_within(self, text: str) -> list[int]:
         """Tokens of a text that speech comes before: SentencePiece marks the start of a text, which this is not."""
         if not self._marks_starts:
-            return self._ids(text)
-        known, whole = self._ids(_CLOSE), self._ids(_CLOSE + text)
-        return whole[len(known) :] if whole[: len(known)] == known else self._ids(text)
+            return self.token_ids(text)
+        known, whole = self.token_ids(_CLOSE), self.token_ids(_CLOSE + text)
+        return whole[len(known) :] if whole[: len(known)] == known else self.token_ids(text)
 
     def _until_stop(self, ids: list[int]) -> list[int]:
         if (at := next((at for at, token in enumerate(ids) if token in self.stop_ids), None)) is not None:
@@ -201,7 +201,7 @@ class ChatFormat:
             raise _unfit(self.tokenizer, "mismatch", why) from None
         return cast(str, text)
 
-    def _ids(self, text: str) -> list[int]:
+    def token_ids(self, text: str) -> list[int]:
         return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _end_of_turn(self) -> frozenset[int]:
@@ -210,7 +210,7 @@ class ChatFormat:
         tail = self._render([_message("user", "x")], answer=mark).rpartition(mark)[2]
         added = self.tokenizer.added_tokens_decoder.items()
         special = {*self.tokenizer.all_special_ids, *(i for i, token in added if token.special)}
-        return frozenset([token for token in self._ids(tail) if token in special][:1])
+        return frozenset([token for token in self.token_ids(tail) if token in special][:1])
 
     def _may_begin_with(self, role: Role) -> bool:
         mark = f"{_OPEN}0{_CLOSE}"

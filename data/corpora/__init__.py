@@ -17,5 +17,8 @@ class Corpus(ABC):
         """
 
 
-_OURS = ("dailytalk", "expresso", "librispeech", "meld", "styletalk", "textrolspeech", "voicebench")
+_OURS = (
+    "crema_d", "dailytalk", "emodb", "expresso", "librispeech", "meld", "speechocean762", "styletalk", "textrolspeech",
+    "voicebench",
+)  # fmt: skip
 CORPORA: Registry[Corpus] = Registry("corpus", {name: f"{__name__}.{name}" for name in _OURS})

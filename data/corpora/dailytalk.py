@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from sottovoce.data.corpora import CORPORA
+from sottovoce.data.corpora import CORPORA, download
 from sottovoce.data.corpora.files import Tree, find_file, read_text
 from sottovoce.data.corpora.published import Line, Published
 from sottovoce.data.corpora.report import Report
 from sottovoce.data.tasks import caption_from
-from sottovoce.errors import ManifestError
+from sottovoce.errors import ConfigError, ManifestError
 
 VALIDATION = frozenset(  # of the authors' own code: preprocessed_data/DailyTalk/val_frame.txt
     int(number)
@@ -67,6 +67,11 @@ class DailyTalk(Published):
     def __init__(self, *, source: str, context: Literal["written", "spoken"] = "written") -> None:
         super().__init__(source=source)
         self.context = context
+
+    def download(self, mirror: str | None = None) -> None:
+        if mirror:
+            raise ConfigError.at("mirror", "conflict", "DailyTalk is on its authors' Google Drive alone")
+        download.daily_talk(self.source)
 
     def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
         file = find_file(self.source, "metadata.json")

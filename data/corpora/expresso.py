@@ -10,13 +10,14 @@ from pathlib import Path
 import soundfile
 import soxr
 
-from sottovoce.data.corpora import CORPORA
+from sottovoce.data.corpora import CORPORA, download
 from sottovoce.data.corpora.files import Tree, find_file, read_text, write_clip
 from sottovoce.data.corpora.published import CLIPS, Line, Published
 from sottovoce.data.corpora.report import Report
 from sottovoce.data.tasks import Emotion
 from sottovoce.errors import AudioError
 
+SITE = "https://dl.fbaipublicfiles.com/textless_nlp/expresso/data"
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}  # official -> ours
 GENDERS = {"ex01": "male", "ex02": "female", "ex03": "male", "ex04": "female"}
 NAMES = {"default": "neutral", "animaldir": "animal_directed", "childdir": "child_directed", "nonverbal": "non_verbal"}
@@ -62,6 +63,9 @@ class Expresso(Published):
     ) -> None:
         super().__init__(source=source)
         self.conversations, self.emotions = conversations, list(emotions)
+
+    def download(self, mirror: str | None = None) -> None:
+        download.fetch_archive(f"{mirror or SITE}/expresso.tar", self.source)
 
     def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
         home = find_file(self.source, "read_transcriptions.txt").parent

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from sottovoce.data.corpora import CORPORA
+from sottovoce.data.corpora import CORPORA, download
 from sottovoce.data.corpora.files import Tree, read_text
 from sottovoce.data.corpora.published import Line, Published
 from sottovoce.data.corpora.report import Report
-from sottovoce.errors import MissingError
+from sottovoce.errors import ConfigError, MissingError, nearest
 
 PARTS = {  # official part -> our split, utterances
     "train-clean-100": ("train", 28_539),
@@ -22,6 +22,7 @@ PARTS = {  # official part -> our split, utterances
 SPEAKERS = "SPEAKERS.TXT"
 GENDERS = {"F": "female", "M": "male"}
 MINI = {"train-clean-5": ("train", 1_519), "dev-clean-2": ("validation", 1_089)}
+SITE = "http://www.openslr.org/resources"
 
 
 def _expected(parts: Mapping[str, tuple[str, int]]) -> dict[str, int | None]:
@@ -38,23 +39,41 @@ class LibriSpeech(Published):
     Args:
         source: the folder with the parts, or the one that holds `LibriSpeech`.
         case: of the transcripts, which are in capitals: lower, as an LLM reads most easily, or as they are.
+        parts: official ones to use, and to download, such as [train-clean-100, dev-clean], or [mini], which is Mini
+            LibriSpeech; those that are there if absent, and of downloads Mini LibriSpeech.
+
+    Raises:
+        ConfigError: a part is unknown.
     """
 
     name = "librispeech"
     expected: ClassVar[Mapping[str, int | None]] = _expected(PARTS)
     suffixes = (".flac",)
 
-    def __init__(self, *, source: str, case: Literal["lower", "original"] = "lower") -> None:
+    def __init__(
+        self, *, source: str, case: Literal["lower", "original"] = "lower", parts: list[str] | None = None
+    ) -> None:
         super().__init__(source=source)
         self.case = case
+        self.parts = [part for name in parts or () for part in (MINI if name == "mini" else (name,))]
+        for part in self.parts:
+            if part not in PARTS and part not in MINI:
+                told = f"LibriSpeech has no part {part!r}.{nearest(part, (*PARTS, *MINI, 'mini'))}"
+                raise ConfigError.at("parts", "unknown-name", told)
         self._homes = (self.source, self.source / "LibriSpeech")
+
+    def download(self, mirror: str | None = None) -> None:
+        download.librispeech(self.parts or list(MINI), self.source, mirror or SITE)
 
     def lines(self, report: Report, tree: Tree) -> Iterator[Line]:
         places = [home / part for home in self._homes for part in (*PARTS, *MINI)]
         folders = {folder.name: folder for folder in places if folder.is_dir()}
         if not folders:
             raise MissingError(f"{self.source} has none of the parts {', '.join(PARTS)}", where=self.source)
-        parts = PARTS if folders.keys() & PARTS.keys() else MINI
+        parts: Mapping[str, tuple[str, int]] = PARTS if folders.keys() & PARTS.keys() else MINI
+        if self.parts:
+            known = {**PARTS, **MINI}
+            parts = {part: known[part] for part in self.parts}
         report.expected = _expected(parts)
         genders = self._genders(report)
         for part, (split, _) in parts.items():

@@ -40,6 +40,7 @@ class MELD(Published):
     """
 
     name = "meld"
+    site = "github.com/declare-lab/MELD"
     expected: ClassVar[Mapping[str, int | None]] = {ours: count for ours, count, _ in PARTS.values()}
     suffixes = (".mp4",)
 

@@ -45,6 +45,7 @@ class Published(Corpus):
     name: ClassVar[str]
     expected: ClassVar[Mapping[str, int | None]]  # split -> lines of the whole corpus; None where it does not say
     suffixes: ClassVar[tuple[str, ...]] = AUDIO  # of what the corpus ships
+    site: ClassVar[str] = ""  # where it is from
 
     def __init__(self, *, source: str) -> None:
         self.source = Path(source).expanduser()
@@ -61,6 +62,19 @@ class Published(Corpus):
         Raises:
             MissingError: an annotation file, or a program that is needed, is missing.
         """
+
+    def download(self, mirror: str | None = None) -> None:
+        """Download what is not there yet into the source, as `lines` reads it; a corpus that can be had overrides it.
+
+        Args:
+            mirror: address in place of the corpus's own server.
+
+        Raises:
+            ConfigError: it cannot be downloaded by a program.
+            MissingError: what was to be had is not there, damaged, or cannot be reached.
+        """
+        told = f"{self.name} cannot be downloaded by a program; get it from {self.site or 'its authors'}, and give the "
+        raise ConfigError.at("download", "conflict", f"{told}folder by --source (docs/corpora.md has its layout)")
 
     def knobs(self) -> dict[str, Any]:
         """What decides the manifests."""

@@ -42,6 +42,7 @@ class StyleTalk(Published):
     """
 
     name = "styletalk"
+    site = "github.com/DanielLin94144/StyleTalk"
     expected: ClassVar[Mapping[str, int | None]] = {
         "train": None, "validation": None, "test": ROWS["eval"], "test-reversed": ROWS["eval"],
     }  # fmt: skip

@@ -44,6 +44,7 @@ class TextrolSpeech(Published):
     """
 
     name = "textrolspeech"
+    site = "github.com/jishengpeng/TextrolSpeech"
     expected: ClassVar[Mapping[str, int | None]] = {
         "train": None, "validation": None, "test": None, "official-test": 200,
     }  # fmt: skip

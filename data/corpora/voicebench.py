@@ -33,6 +33,7 @@ class VoiceBench(Published):
     """
 
     name = "voicebench"
+    site = "huggingface.co/datasets/hlt-lab/voicebench"
     expected: ClassVar[Mapping[str, int | None]] = {
         name: count for name, count in SUBSETS.items() if name not in ("sd-qa", "mmsu")
     }

@@ -1,4 +1,4 @@
-"""Text to speech: eSpeak NG, OpenAI-compatible servers, voice effects."""
+"""Text to speech: eSpeak NG, neural voices, OpenAI-compatible servers, voice effects."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,12 @@ if TYPE_CHECKING:
     from sottovoce.data.tts.base import Synthesizer
 
 SYNTHESIZERS: "Registry[Synthesizer]" = Registry(
-    "synthesizer", {"espeak": "sottovoce.data.tts.espeak_voices", "openai_speech": "sottovoce.data.tts.openai"}
+    "synthesizer",
+    {
+        "espeak": "sottovoce.data.tts.espeak_voices",
+        "openai_speech": "sottovoce.data.tts.openai",
+        **dict.fromkeys(("hibari", "kokoro", "piper"), "sottovoce.data.tts.neural"),
+    },
 )
 __all__ = ["SYNTHESIZERS", "Synthesizer"]
 __getattr__ = lazy_attributes(__name__, {"Synthesizer": "base"})

@@ -122,9 +122,7 @@ def test_a_wrong_command_is_told_in_a_line(words: str, message: str, tmp_path: P
     assert "Traceback" not in told and message in " ".join(told.split())
 
 
-@pytest.mark.parametrize(
-    "name", ["librispeech", "textrolspeech", "meld", "styletalk", "dailytalk", "expresso", "voicebench"]
-)
+@pytest.mark.parametrize("name", [name for name in CORPORA.names() if "source" in CORPORA.knobs(name)])
 def test_a_folder_without_the_corpus_is_refused(name: str, source: Path, out: Path) -> None:
     source.mkdir()
     with pytest.raises(MissingError) as caught:
@@ -264,7 +262,8 @@ def test_held_out_speakers_are_on_one_side_alone(source: Path, out: Path) -> Non
     ):  # fmt: skip
         with refused(code, where, ConfigError):
             overrides = [f"hold_out={wanted}"]
-            prepare(Namespace(corpus="expresso", out=str(out), source=str(source), overrides=overrides))
+            given = {"source": str(source), "out": str(out), "download": False, "mirror": None}
+            prepare(Namespace(corpus="expresso", overrides=overrides, **given))
 
 
 def test_a_share_of_the_speakers_of_any_corpus_is_held_out(source: Path, out: Path) -> None:

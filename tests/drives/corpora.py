@@ -73,9 +73,22 @@ def voicebench(source: Path) -> None:
     corpora.voicebench(source)
 
 
+def speechocean762(source: Path) -> None:
+    corpora.speechocean762(source, speakers=12, each=1)
+
+
+def crema_d(source: Path) -> None:
+    corpora.crema_d(source, actors=5, sentences=("DFA",))
+
+
+def texts(file: Path) -> None:
+    corpora.text(file, "We left the old umbrella.", "He bought a book.")
+
+
 CORPORA: dict[str, Callable[[Path], None]] = {
     "LibriSpeech": librispeech, "TextrolSpeech": textrolspeech, "MELD.Raw": meld, "StyleTalk": styletalk,
-    "dailytalk": dailytalk, "expresso": expresso, "voicebench": voicebench,
+    "dailytalk": dailytalk, "expresso": expresso, "voicebench": voicebench, "speechocean762": speechocean762,
+    "crema_d": crema_d, "emodb": corpora.emodb, "texts.txt": texts,
 }  # fmt: skip
 
 
@@ -93,7 +106,7 @@ def save_corpus(name: str, folder: Path) -> None:
 
 
 def _clips(folder: Path) -> Iterator[Path]:
-    yield from (file for file in sorted(folder.rglob("*")) if file.suffix in (".wav", ".flac"))
+    yield from (file for file in sorted(folder.rglob("*")) if file.suffix.lower() in (".wav", ".flac"))
 
 
 def _voice(name: str, seconds: float, rate: int) -> NDArray[np.float32]:

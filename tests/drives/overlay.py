@@ -5,7 +5,7 @@ from typing import Any
 
 Tree = dict[str, Any]
 
-WHISPER = {"large-v3": "large-v3.pt"}  # the only checkpoint that is not found under its own name in the world's folder
+WHISPER = {"large-v3": "large-v3.pt", "base": "base.pt"}  # checkpoints that have other names in the world's folder
 ON_CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False}
 CONFORMER = {"layers": 2, "width": 16, "feedforward": 32, "heads": 2}
 ADAPTERS = {  # type -> its widths
@@ -46,7 +46,9 @@ def _fit(recipe: Tree) -> Tree:
         "evaluation": EVALUATION,
         "checkpoint_every": 4,
         "stages": {name: STAGE for name, stage in recipe["stages"].items() if stage},
-        "slots": {name: {"adapter": ADAPTERS.get(slot["adapter"].get("type"), {})} for name, slot in slots.items()},
+        "slots": {
+            name: {"adapter": ADAPTERS.get(slot["adapter"].get("type"), {})} for name, slot in slots.items() if slot
+        },
     }
     if encoder["type"] == "whisper" and encoder["checkpoint"] in WHISPER:
         laid["encoder"] = {"checkpoint": WHISPER[encoder["checkpoint"]]}

@@ -1,6 +1,7 @@
 """Checkpoints in miniature: random parts of the true classes, in folders that have the names of the published ones."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from tests.helpers.families import save_family, tokenizer_of
 POSITIONS = 8192  # prompts are as long as they are, whatever the tokenizer
 
 
-def save_whisper_128(file: Path) -> None:
-    """A Whisper of 128 mel bins with windows of two seconds, in openai-whisper's own format."""
+def save_whisper(file: Path, mels: int) -> None:
+    """A Whisper with windows of two seconds, in openai-whisper's own format."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        dims = ModelDimensions(128, 100, 32, 4, 2, 100, 16, 32, 4, 1)
+        dims = ModelDimensions(mels, 100, 32, 4, 2, 100, 16, 32, 4, 1)
         torch.save({"dims": dims.__dict__, "model_state_dict": whisper.model.Whisper(dims).state_dict()}, file)
 
 
@@ -35,8 +36,8 @@ def save_roberta(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _family(name: str) -> Callable[[Path], object]:
-    return lambda folder: save_family(name, folder, ends=True, positions=POSITIONS)
+def _family(name: str, layers: int = 2) -> Callable[[Path], object]:
+    return lambda folder: save_family(name, folder, ends=True, positions=POSITIONS, layers=layers)
 
 
 def _in_bfloat16(save: Callable[..., Path], **sizes: Any) -> Callable[[Path], object]:
@@ -54,7 +55,9 @@ def _in_bfloat16(save: Callable[..., Path], **sizes: Any) -> Callable[[Path], ob
 
 
 PARTS: dict[str, Callable[[Path], object]] = {  # as recipes name them
-    "large-v3.pt": save_whisper_128,
+    "large-v3.pt": partial(save_whisper, mels=128),
+    "base.pt": partial(save_whisper, mels=80),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _family("llama3", layers=18),
     "Qwen/Qwen2.5-7B-Instruct": _family("qwen2"),
     "Qwen/Qwen2.5-32B-Instruct": _family("qwen2"),
     "meta-llama/Llama-3.1-8B-Instruct": _family("llama3"),

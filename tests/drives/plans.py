@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from tests.drives import starter
 from tests.drives.checks import (
     analysed,
     answers,
@@ -440,12 +441,14 @@ REAL_AGE = Plan(
     recordings=True,
 )
 
+STARTER = Plan("starter", ("conf/starter/*.yaml",), starter.STEPS, ("corpora",), starter.PARTS, starter.CORPORA)
+
 PLANS = {
     plan.name: plan
     for plan in (
         CORPORA, DUAL_ADAPTER, OTHER_LLMS, STYLETALK, TABLE_IV, PAIRED, VOICEBENCH, _audio_llm("qwen2_5_omni", OMNI),
         _audio_llm("kimi_audio", KIMI, "THUDM/glm-4-voice-tokenizer"), _audio_llm("qwen2_audio", QWEN2_AUDIO),
-        PRETRAINING, EXPRESSIVE, TABLE_8B, QUICKSTART, PE_FT_DEMO, PAIRED_DEMO, TABLE_DEMO, REAL_AGE,
+        PRETRAINING, EXPRESSIVE, TABLE_8B, QUICKSTART, PE_FT_DEMO, PAIRED_DEMO, TABLE_DEMO, REAL_AGE, STARTER,
     )
 }  # fmt: skip
 

@@ -60,8 +60,10 @@ Save = Callable[[Whisper, Path], str]
 BOTH_FORMATS = pytest.mark.parametrize(("save", "name"), [(save_pt, "w.pt"), (save_safetensors, "w.safetensors")])
 
 
-def loaded(checkpoint: str, window: Window = "full") -> WhisperEncoder:
-    encoder = WhisperEncoder(checkpoint=checkpoint, window=window)
+def loaded(
+    checkpoint: str, window: Window = "full", dtype: Literal["float32", "bfloat16"] = "float32"
+) -> WhisperEncoder:
+    encoder = WhisperEncoder(checkpoint=checkpoint, window=window, dtype=dtype)
     encoder.load()
     return encoder
 
@@ -230,6 +232,16 @@ def test_autocast_does_not_reach_the_encoder(checkpoint: str) -> None:
     assert mixed.dtype == torch.float32 and torch.equal(mixed, encode(encoder, clip).x)
 
 
+@pytest.mark.parametrize("window", ["full", "longest"])
+def test_half_precision_rounds_what_is_multiplied(checkpoint: str, window: Window) -> None:
+    """Log-mels do not lose digits by it, and caches tell the frames apart."""
+    encoder, rounded = loaded(checkpoint, window), loaded(checkpoint, window, "bfloat16")
+    exact, near = (encode(each, *clips(5_000, 12_000)).x for each in (encoder, rounded))
+    assert near.dtype == torch.float32 and not torch.equal(exact, near)
+    assert (exact - near).norm() < 0.02 * exact.norm()
+    assert encoder.fingerprint() != rounded.fingerprint()
+
+
 def test_large_v3_is_described_without_weights() -> None:
     encoder = WhisperEncoder(checkpoint="large-v3")
     assert (encoder.dim, encoder.dims.n_mels, encoder.samples) == (1280, 128, 480_000)
@@ -326,6 +338,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({"checkpoint": "larg-v3"}, "unknown-name", "encoder.checkpoint", "Did you mean 'large-v3'"),
         ({"checkpoint": "absent.pt"}, "not-found", "encoder.checkpoint", "quickstart"),
         ({"checkpoint": "tiny", "window": "longst"}, "unknown-name", "encoder.window", "Did you mean 'longest'"),
+        ({"checkpoint": "tiny", "dtype": "bfloat"}, "unknown-name", "encoder.dtype", "Did you mean 'bfloat16'"),
     ],
 )
 def test_unknown_names_get_the_nearest(knobs: dict[str, Any], code: Any, where: str, message: str) -> None:

@@ -255,6 +255,22 @@ def test_heads_of_pe_ft_are_in_the_step(tree: dict[str, Any]) -> None:
     assert with_heads.stages[0].step >= without.stages[0].step
 
 
+def test_ctc_is_in_the_step(tree: dict[str, Any]) -> None:
+    """And the LLM is not, where the response has no weight."""
+    tree["slots"]["linguistic"]["adapter"]["stack"] = 1
+    joint = {**tree["stages"]["joint"], "tasks": {"asr": 1}}
+    plain, both, alone = (
+        _flops(recipes.parse({**tree, "stages": {"joint": {**joint, **changes}}}))
+        for changes in ({}, {"ctc": {"linguistic": 1}}, {"ctc": {"linguistic": 1}, "response_weight": 0})
+    )
+    assert alone < plain < both
+
+
+def _flops(recipe: recipes.Recipe) -> int:
+    work: OpCounter = simulate(recipe, "joint").steps[0]
+    return sum(kind.flops * work.times[key] for key, kind in work.kinds.items())
+
+
 @pytest.mark.parametrize("kind", ["qwen2_audio", "thinker"])
 def test_finished_audio_llms_are_estimated(kind: str, checkpoints: dict[str, Path]) -> None:
     whole = of_placeholders(audio_llms.recipe(kind, checkpoints[kind]))

@@ -93,6 +93,48 @@ def librispeech(source: Path) -> None:
             tone(source / part / f"{at}/7/{name}.flac", hertz=110.0 + 120 * i)
 
 
+def speechocean762(source: Path, speakers: int = 8, each: int = 2) -> None:
+    """Of each side four speakers in a row are a boy, a girl, a man and a woman; ids have the official form."""
+    for side, part in enumerate(("train", "test")):
+        rows: dict[str, list[str]] = {name: [] for name in ("wav.scp", "text", "utt2spk", "spk2age", "spk2gender")}
+        for at in range(speakers):
+            speaker = f"{side}{at:03}"
+            rows["spk2age"].append(f"{speaker}\t{(6, 15, 18, 30)[at % 4]}")
+            rows["spk2gender"].append(f"{speaker}\t{'mf'[at % 2]}")
+            for number in range(each):
+                name = f"{speaker}{number:05}"
+                file = f"WAVE/SPEAKER{speaker}/{name}.WAV"
+                tone(source / file, hertz=200.0 + 10 * at + number)
+                rows["wav.scp"].append(f"{name}\t{file}")
+                rows["text"].append(f"{name}\tWE CALL IT BEAR {number}")
+                rows["utt2spk"].append(f"{name}\t{speaker}")
+        for name, lines in rows.items():
+            text(source / part / name, *lines)
+
+
+def emodb(source: Path, actors: Iterable[str] = ("03", "08", "09", "10", "11", "12", "13")) -> None:
+    """Each says one sentence in all emotions, and another twice."""
+    for actor in actors:
+        for name in (*(f"a01{letter}a" for letter in "WLEAFTN"), "b10Fa", "b10Fb"):
+            tone(source / "wav" / f"{actor}{name}.wav", hertz=150.0 + int(actor))
+    text(source / "erkennung.txt", "Satz Erkannt Natuerlichkeit")
+
+
+def crema_d(source: Path, actors: int = 10, sentences: Iterable[str] = ("DFA", "IEO")) -> None:
+    """Each says every sentence in all emotions, angry at three intensities; the tables as in the repository."""
+    names = [
+        f"{1001 + at}_{sentence}_{emotion}"
+        for at in range(actors)
+        for sentence in sentences
+        for emotion in ("ANG_LO", "ANG_HI", "DIS_XX", "FEA_XX", "HAP_XX", "NEU_XX", "SAD_XX")
+    ]
+    for number, name in enumerate(names):
+        tone(source / "AudioWAV" / f"{name}.wav", hertz=150.0 + number)
+    ages = [{"ActorID": 1001 + at, "Age": 20 + at, "Sex": ("Male", "Female")[at % 2]} for at in range(actors)]
+    table(source / "VideoDemographics.csv", ages)
+    table(source / "SentenceFilenames.csv", [{"Stimulus_Number": i, "Filename": n} for i, n in enumerate(names, 1)])
+
+
 def textrolspeech(source: Path, speakers: int = 8) -> list[dict[str, Any]]:
     rows = []
     for at in range(speakers):

@@ -43,7 +43,7 @@ FAMILIES = {
     "phi3": Family("phi3", "phi3", _PHI_TOKENS, "<|end|>", True, _WINDOW),
 }
 
-LIVELY = 1.0  # standard deviation of the weights of the layers
+LIVELY = 1.0  # standard deviation of the weights of two layers
 _TEXT = ["The speaker sounds happy and talks fast.", "Repeat what you hear, please.", "A low, calm voice: yes, it is."]
 
 
@@ -68,15 +68,15 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def save_family(name: str, folder: Path, *, ends: bool = False, positions: int = 512) -> Path:
-    """A two-layer model on disk, random, but lively: it says different things after different prompts.
+def save_family(name: str, folder: Path, *, ends: bool = False, positions: int = 512, layers: int = 2) -> Path:
+    """A small model on disk, random, but lively: it says different things after different prompts.
 
     With `ends` its answers have a few tokens, where they otherwise never end.
     """
     family = FAMILIES[name]
     tokenizer = tokenizer_of(name)
     config = AutoConfig.for_model(
-        family.model_type, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        family.model_type, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=positions, initializer_range=0.1,
         pad_token_id=0, bos_token_id=0 if family.bos else None, eos_token_id=1, **family.options,
     )  # fmt: skip
@@ -84,7 +84,7 @@ def save_family(name: str, folder: Path, *, ends: bool = False, positions: int =
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
         for weight in model.get_decoder().layers.parameters():  # or tied embeddings repeat the last token for ever
-            torch.nn.init.normal_(weight, std=LIVELY)
+            torch.nn.init.normal_(weight, std=LIVELY * (2 / layers) ** 0.5)  # so that deep ones end, too
         if ends:
             let_answers_end(model, tokenizer)
         model.save_pretrained(folder)

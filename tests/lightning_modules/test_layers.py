@@ -88,7 +88,7 @@ def test_a_slot_hears_its_own_layers_alone(tree: dict[str, Any]) -> None:
         expected = {"paralinguistic": share * norm[1] + rest * norm[2], "linguistic": states[1].x}
         encoded = module._encoded(batch)
         for slot, x in expected.items():
-            out, by_hand = module._adapt(slot, encoded, False), module.adapters[slot](Frames(x, encoded.lengths))
+            out, by_hand = module.adapt(slot, encoded, False), module.adapters[slot](Frames(x, encoded.lengths))
             for row, other in zip(out.rows(), by_hand.rows(), strict=True):
                 torch.testing.assert_close(row, other, rtol=1e-4, atol=1e-5)
 

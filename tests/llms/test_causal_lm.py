@@ -258,6 +258,7 @@ PARAMETERS = {
     "mistralai/Mistral-7B-Instruct-v0.3": 7_248_023_552,
     "google/gemma-2-2b-it": 2_614_341_888,
     "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
     "Qwen/Qwen2-Audio-7B": 7_754_878_976,  # of these five, the text model
     "Qwen/Qwen2-Audio-7B-Instruct": 7_754_878_976,
     "Qwen/Qwen2.5-Omni-7B": 7_615_616_512,

@@ -1,1 +1,1 @@
-"""Layer-wise analyses of a bundle's LLM."""
+"""Layer-wise analyses of a bundle's LLM, and diagnoses of runs."""

@@ -112,6 +112,10 @@ class Recipe(BaseRecipe):
         for name, stage in self.stages.items():
             yield from _stage_conflicts(stage, f"stages.{name}")
             yield from self._carrier_conflicts(stage, f"stages.{name}.err")
+            for slot in (slot for slot in stage.ctc or {} if slot in self.slots):
+                if self.slots[slot].text == "caption":
+                    told = f"the text of {slot} is a caption, which nobody says: take a slot with `text: transcript`"
+                    yield fault("conflict", f"stages.{name}.ctc.{slot}", told)
         yield from self._tuning_conflicts()
         yield from self._complete_tasks()
         yield from self._kind_conflicts()
@@ -161,6 +165,7 @@ class Recipe(BaseRecipe):
             yield from unknown(f"stages.{name}.tasks", stage.tasks, TASKS, "task")
             yield from unknown(f"stages.{name}.train", stage.train or [], [*self.slots, ENCODER, LLM], "slot")
             yield from unknown(f"stages.{name}.err", stage.err or {}, SOURCES, "source")
+            yield from unknown(f"stages.{name}.ctc", stage.ctc or {}, self.slots, "slot")
             yield from unknown(f"stages.{name}.parts", stage.parts or {}, parts, "part, `name` of a manifest,")
         yield from unknown("evaluation.slots", evaluation.slots or [], ["both", "text", *self.slots], "choice of slots")
         yield from unknown("evaluation.tasks", evaluation.tasks or [], TASKS, "task")
@@ -250,3 +255,5 @@ def _stage_conflicts(stage: sections.StageConfig, where: str) -> Iterator[Config
     if stage.err is not None and ENCODER in (stage.train or []):
         told = "it freezes adapters example by example, but the encoder serves them all"
         yield fault("conflict", f"{where}.err", f"{told}: take `{ENCODER}` out of `train`, or err out of the stage")
+    if not stage.response_weight and not sum((stage.ctc or {}).values()):
+        yield fault("bad-value", f"{where}.response_weight", "0 leaves no loss: give a slot a weight in `ctc`")

@@ -131,6 +131,10 @@ class StageConfig:
     tasks: dict[str, NonNegative] = Field(description="task -> how often it is drawn for an utterance")
     parts: dict[str, Weight] | None = Field(default=None, description="`name` in the data -> its `weight` here")
     err: dict[str, NonNegative] | None = Field(default=None, description="equivalence replacement: source -> weight")
+    ctc: dict[str, NonNegative] | None = Field(
+        default=None, description="slot -> weight of a loss that reads its transcript in its embeddings"
+    )
+    response_weight: NonNegative = Field(default=1.0, description="of the response's loss; 0: the LLM is not run")
     train: list[str] | None = Field(default=None, description="slots that learn, and `encoder`, `llm`; null: all slots")
     lr: Float = Field(gt=0)
     warmup_steps: Int = Field(default=0, ge=0, le=10**9)

@@ -17,6 +17,7 @@ make_wrapper = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _aten = torch.ops.aten
 INDEXING = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._unsafe_index.Tensor)
 CHOOSE_ATTENTION = _aten._fused_sdp_choice.default
+CTC_BACKWARD = (_aten._ctc_loss_backward.default, _aten._ctc_loss_backward.Tensor)
 CPU_ATTENTION = {  # of what argument on queries, keys and values stand, and how many products are computed of them
     _aten._scaled_dot_product_flash_attention_for_cpu: (0, 2),
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: (1, 5),
@@ -110,6 +111,8 @@ def _compute(function: Any, arguments: Any, keywords: Any) -> Any:
     if key in _layouts:
         shape, stride, dtype = _layouts[key]
         return torch.empty_strided(shape, stride, dtype=dtype, device=_META)
+    if function in CTC_BACKWARD:  # which the meta device lacks: a gradient of (frames, rows, classes)
+        return torch.empty_like(arguments[1])
     result = function(*arguments, **keywords)
     if isinstance(result, Tensor) and not returns_view(function):
         _layouts[key] = layout(result)

@@ -164,7 +164,7 @@ def _write(
             wanted, got = recipe.texts.get(split, 0), report.texts[split][category]
             if got < wanted:
                 report.short.append(f"{split}: {got} texts on {category}, {wanted} were asked for")
-        _write_manifest(report.out / f"{split}.jsonl", [_line(report.out, clip) for clip in good], recipe.values)
+        write_manifest(report.out / f"{split}.jsonl", [_line(report.out, clip) for clip in good], recipe.values)
     if not any(counts.total() for counts in report.made.values()):
         raise ManifestError(f"nothing could be made\n{report}", code="empty", where=report.out)
 
@@ -180,7 +180,7 @@ def _line(out: Path, clip: Clip) -> dict[str, Any]:
     return {key: value for key, value in line.items() if value is not None}
 
 
-def _write_manifest(file: Path, lines: list[dict[str, Any]], values: Mapping[str, Sequence[str]]) -> None:
+def write_manifest(file: Path, lines: list[dict[str, Any]], values: Mapping[str, Sequence[str]]) -> None:
     """A manifest appears whole, and only if it can be read; one without a line is taken away, were it from before."""
     if not lines:
         file.unlink(missing_ok=True)

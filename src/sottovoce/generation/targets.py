@@ -16,6 +16,7 @@ from sottovoce.config_tree import read_overrides
 from sottovoce.data.manifest import check_copy, line_fault, read_lines, refuse
 from sottovoce.data.skipped import Skipped
 from sottovoce.errors import ConfigError, ManifestError, nearest
+from sottovoce.generation.answers import answers
 from sottovoce.generation.chat_prompt import ChatPrompt
 from sottovoce.io import atomic_write
 from sottovoce.llms import ENGINES
@@ -118,6 +119,9 @@ def write_targets(
 
 def targets(arguments: argparse.Namespace) -> None:
     """The command: build the engine that `--engine` and its knobs (key=value) describe, and write the manifest."""
+    if arguments.kind == "answers":
+        answers(Path(arguments.manifest), Path(arguments.out), read_overrides(arguments.overrides))
+        return
     engine = ENGINES.build({"type": arguments.engine, **read_overrides(arguments.overrides)})
     source, out, limit = Path(arguments.manifest), Path(arguments.out), arguments.max_new_tokens
     with Progress() as progress:

@@ -166,6 +166,20 @@ def evaluate(
     run.console.print(results_table(records))
 
 
+def test_sources(manifests: Sequence[str]) -> list[SourceConfig]:
+    """Manifests of a command line, as a recipe's test side; MissingError where one is not there."""
+    absent = [name for name in manifests if not Path(name).is_file()]
+    if absent:
+        raise MissingError(f"--test {absent[0]}: there is no such manifest (docs/manifest.md)", where="--test")
+    named = len(manifests) > 1
+    return [SourceConfig(manifest=name, name=Path(name).stem if named else None, allow=["/"]) for name in manifests]
+
+
+def scores_of(run: Path, manifests: Sequence[str]) -> Path:
+    """The folder of a run's scores on manifests of the user's own."""
+    return run / "evaluation" / "-".join(Path(name).stem for name in manifests)
+
+
 def evaluate_bundle(
     bundle: Path,
     manifests: Sequence[str],
@@ -189,22 +203,15 @@ def evaluate_bundle(
     Raises:
         SottovoceError: bundle or manifests cannot be used; or there is no such task.
     """
-    absent = [name for name in manifests if not Path(name).is_file()]
-    if absent:
-        raise MissingError(f"--test {absent[0]}: there is no such manifest (docs/manifest.md)", where="--test")
+    sources = test_sources(manifests)
     module = read_bundle(bundle, overrides)
     whole = module.recipe
     for error in unknown("--task", tasks, used_tasks(whole), "task of this bundle"):
         raise error
-    stems = [Path(name).stem for name in manifests]
-    sources = [
-        SourceConfig(manifest=name, name=stem if len(manifests) > 1 else None, allow=["/"])
-        for name, stem in zip(manifests, stems, strict=True)
-    ]
     data = replace(whole.data, corpus=None, train=[], validation=[], test=sources, validate="eager")
     evaluation = replace(whole.evaluation, tasks=list(tasks) or used_tasks(whole), retention=None, voicebench=None)
     recipe = replace(whole, data=data, stages={}, cascade=None, evaluation=evaluation)
-    out = out or bundle.parent / "evaluation" / "-".join(stems)
+    out = out or scores_of(bundle.parent, manifests)
     cache = Path(data.cache or out / "cache")
     kept = cache if data.cache and not module.owns_encoder else None
     reader = AudioReader(module.encoder, kept, data.max_seconds, module.layers)

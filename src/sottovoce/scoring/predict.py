@@ -8,8 +8,7 @@ from rich.progress import Progress
 
 from sottovoce.config.recipe import used_tasks
 from sottovoce.data.examples import Example, collate
-from sottovoce.data.overrides import task_of
-from sottovoce.data.tasks import TASKS, AttributeTask, style_caption
+from sottovoce.data.tasks import TASKS, AttributeTask, style_caption, task_of
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, ManifestError, brief
 from sottovoce.evaluation.metrics import Prediction

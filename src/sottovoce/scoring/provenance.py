@@ -15,6 +15,7 @@ from sottovoce.training.splits import Split
 FILE = "made_with.json"
 FREE = ("batch_size", "judges")  # they change no answer; `sottovoce judge` asks other judges about the same ones
 FREE_OF_VOICEBENCH = ("engine", "open_rubric", "qa_rubric", "panda")
+OF_ANSWERS = ("max_new_tokens", "text", "task_overrides", "sources")  # what an answer depends on, of an evaluation
 KEPT = ("predictions.jsonl", "results.json", "results.md", FILE)
 
 
@@ -28,6 +29,12 @@ def is_scored(recipe: Recipe) -> bool:
     folder = recipe.folder / "evaluation"
     before = _read(folder)
     return (folder / "results.json").is_file() and (before is None or before["evaluation"] == _evaluation(recipe))
+
+
+def answers_are(recipe: Recipe, folder: Path) -> bool:
+    """Whether each answer in a folder is the one that this evaluation gives; it may ask other tasks of other rows."""
+    before, now = _read(folder), _evaluation(recipe)
+    return before is None or all(before["evaluation"].get(key) == now.get(key) for key in OF_ANSWERS)
 
 
 def results_are(made_with: dict[str, Any], folder: Path, console: Console) -> bool:

@@ -10,7 +10,6 @@ from sottovoce.data.utterance import Utterance
 from sottovoce.device import on_device
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.training.slot_layers import heard
 
 BATCH = 16  # clips that are encoded together
 
@@ -29,7 +28,7 @@ def pooled_tokens(module: SpeechLLM, utterances: Sequence[Utterance]) -> Tensor:
             clips = [load_audio(u.clip, module.encoder.sample_rate) for u in utterances[start : start + BATCH]]
             waveforms = Frames.pad([torch.from_numpy(clip) for clip in clips]).to(device)
             encoded = module.encoder.layer_frames(*waveforms, module.layers)
-            tokens = [adapter(heard(adapter, encoded)) for adapter in module.adapters.values()]
+            tokens = [module.adapt(slot, encoded) for slot in module.slots]
             means.append(torch.cat([mean_over_time(frames) for frames in tokens], dim=1).float().cpu())
     return torch.cat(means)
 

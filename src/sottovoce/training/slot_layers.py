@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
-from sottovoce.adapters import Adapter
+from sottovoce.adapters import ADAPTERS, Adapter
 from sottovoce.adapters.layer_mix import LayerMix
 from sottovoce.config.recipe import Recipe
+from sottovoce.device import check_fits
 from sottovoce.encoders import Encoder
 from sottovoce.encoders.layer_choice import LAST, chosen_layers
-from sottovoce.errors import ConfigError
-from sottovoce.frames import Frames
+from sottovoce.errors import ConfigError, brief
 
 MIX = "layer_mix"  # of an adapter, among its parts
 
@@ -33,10 +34,26 @@ def add_layer_mix(adapter: Adapter, slot: tuple[int, ...], all_layers: tuple[int
         adapter.add_module(MIX, LayerMix(columns, dim, normalize=norm))
 
 
-def heard(adapter: nn.Module, encoded: Frames) -> Frames:
-    """Of the encoder's layers side by side, (clips, frames, layers * dim), what an adapter hears: (.., dim)."""
-    mix = getattr(adapter, MIX, None)
-    return encoded if mix is None else Frames(mix(encoded.x), encoded.lengths)
+def slot_adapters(
+    recipe: Recipe, d_audio: int, d_llm: int, layers: Mapping[str, tuple[int, ...]]
+) -> dict[str, Adapter]:
+    """The adapter of each slot with its mix of `layers`, see `layers_of_slots`; `ConfigError` for one too large."""
+    every = tuple(sorted({layer for chosen in layers.values() for layer in chosen}))
+    return {name: _slot_adapter(recipe, name, (d_audio, d_llm), layers[name], every) for name in recipe.slots}
+
+
+def _slot_adapter(
+    recipe: Recipe, name: str, dims: tuple[int, int], layers: tuple[int, ...], all_layers: tuple[int, ...]
+) -> Adapter:
+    node, what = recipe.slots[name], f"slots.{name}.adapter"
+    try:
+        with torch.device("meta"):  # a number too many in a recipe is told before it fills the memory
+            check_fits(ADAPTERS.build(node.adapter, *dims), what)
+        adapter = ADAPTERS.build(node.adapter, *dims)
+    except (RuntimeError, OverflowError) as error:  # how torch refuses shapes
+        raise ConfigError.at(what, "bad-value", brief(error, 200)) from None
+    add_layer_mix(adapter, layers, all_layers, dims[0], node.layer_norm)
+    return adapter
 
 
 def layer_weights(layers: Mapping[str, tuple[int, ...]], adapters: nn.ModuleDict) -> dict[str, dict[int, float]]:

@@ -98,6 +98,17 @@ def speech_positions(chat: list[Segment], fills: dict[Hashable, Tensor], example
     ]
 
 
+def transcripts(
+    examples: Iterable[Example], slot: str, embeddings: Mapping[Hashable, Tensor]
+) -> dict[SpeechPlaceholder, str]:
+    """What is said, where that is known, in each clip whose embeddings are those of a slot that learns."""
+    turns: list[Utterance | Turn] = []
+    for example in examples:
+        turns += [example.utterance, *example.context]
+    known = {SpeechPlaceholder(slot, turn.audio, True): turn.text for turn in turns if turn.audio and turn.text}
+    return {key: text for key, text in known.items() if key in embeddings}
+
+
 def constant(chat: list[Segment]) -> list[int]:
     """The text before the first speech: what no adapter can change. Its last token stays, to be answered from."""
     return chat[0][:-1] if isinstance(chat[0], list) else []

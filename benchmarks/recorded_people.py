@@ -1,0 +1,254 @@
+"""Recorded people whom nobody heard in training, by a frozen Whisper and a frozen chat LLM: docs/real_speech.md.
+
+    python benchmarks/recorded_people.py --data DIR --whisper FILE --llm FOLDER [--made FILE] [--parts 1 2 3 4 5]
+        [--seeds 1 2 3] [--systems err plain last] [--runs DIR] [key=value ...]
+
+DIR holds the folders speechocean762, speechocean762_more, emodb_2s and fsdd, each with a `manifest.jsonl`; FILE of
+--made is a manifest of `sottovoce speak`, more words for training. Every reader of speechocean762 is tested in one of
+five parts, EmoDB's six actors in pairs of a man and a woman in the first three, one man of the digits in each of four;
+nobody who is tested is in training. Answers of all parts are scored together, with intervals over speakers.
+
+`err` is conf/starter/recorded.yaml, changed by `key=value`; `plain` is the same from its stage `joint`, without ERR;
+`last` has the last layer of Whisper for both slots. Against them: Whisper's own greedy decoder on the same clips, and
+linear probes of mean and deviation over time of each of its layers, without the speakers tested.
+
+It leaves results.md in the folder of --runs; what was trained before is not trained again.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from real_speech import DIGITS, DIGITS_EVERY, PAIRS, PARTS, Row, _every, read
+from rich.progress import track
+from shared import sottovoce, table
+
+from sottovoce.data.audio import load_audio
+from sottovoce.encoders import ENCODERS
+from sottovoce.encoders.whisper import WhisperEncoder
+from sottovoce.errors import AudioError
+from sottovoce.evaluation.linear_probe import probe
+from sottovoce.evaluation.metrics import Prediction
+from sottovoce.evaluation.records import read_predictions, score_all
+from sottovoce.io import atomic_write
+
+READERS, ACTORS = ("speechocean762", "speechocean762_more"), "emodb_2s"
+SYSTEMS = {"err": "with ERR", "plain": "without ERR", "last": "last layer"}
+EMOTIONS = {
+    "happiness": "happy", "sadness": "sad", "anger": "angry", "fear": "fearful", "disgust": "disgusted",
+    "boredom": "bored", "neutral": "neutral",
+}  # fmt: skip
+ASR_EVERY = 3  # of the test clips, so that words do not take all of the time
+LABELS = ("age", "gender", "emotion")
+ROWS = [("asr", "wer"), ("asr (digits)", "wer"), *((task, "balanced_accuracy") for task in LABELS)]
+SLOTS = ("both", "paralinguistic", "linguistic")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("data", "whisper", "llm"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--made", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs/recorded"))
+    parser.add_argument("--parts", type=int, nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["err"])
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
+    arguments = parser.parse_args()
+    data = {name: read(arguments.data, name) for name in (*READERS, ACTORS, DIGITS)}
+    sides = {part: Sides(data, part) for part in arguments.parts}
+    answers: dict[str, list[Prediction]] = {}
+    for seed in arguments.seeds:
+        for part, side in sides.items():
+            base = [f"encoder.checkpoint={arguments.whisper}", f"llm.checkpoint={arguments.llm}", f"seed={seed}"]
+            base += [*side.overrides(arguments, part), *arguments.overrides]
+            for system in arguments.systems:
+                folder = train(arguments.runs, system, seed, part, base)
+                answers.setdefault(SYSTEMS[system], []).extend(read_predictions(folder / "evaluation"))
+    references = [*decoded(arguments, sides), *probed(arguments, sides)]
+    page = results(answers, references)
+    atomic_write(arguments.runs / "results.md", page)
+    print(page)
+
+
+class Sides:
+    """Lines of the manifests of one part: training, validation, and the people who are tested."""
+
+    def __init__(self, data: dict[str, list[Row]], part: int) -> None:
+        readers = [row for name in READERS for row in data[name]]
+        tested = _every(readers, len(PARTS), part - 1)
+        training = [row for row in readers if row["speaker"] not in tested]
+        held_out, men = _every(training, 12, 3), sorted({row["speaker"] for row in data[DIGITS]})
+        man, pair = men[(part - 1) % len(men)], {*PAIRS[part - 1]} if part <= len(PAIRS) else set()
+        actors = [row for row in data[ACTORS] if row["speaker"] not in pair]
+        self.train = {
+            "readers": _lines(row for row in training if row["speaker"] not in held_out),
+            "actors": _lines(row for i, row in enumerate(actors) if i % 10),
+            "digits": _lines([row for row in data[DIGITS] if row["speaker"] != man][::DIGITS_EVERY]),
+        }
+        self.validation = {
+            "readers": _lines(row for row in training if row["speaker"] in held_out),
+            "actors": _lines(actors[::10]),  # other takes of people who are in training: six are few
+        }
+        self.test = {
+            "readers": [*_tested(row for row in readers if row["speaker"] in tested)],
+            "digits": _lines([row for row in data[DIGITS] if row["speaker"] == man][::DIGITS_EVERY]),
+        }
+        if pair:
+            self.test["actors"] = _lines((row for row in data[ACTORS] if row["speaker"] in pair), ("emotion",))
+
+    def overrides(self, arguments: argparse.Namespace, part: int) -> Iterator[str]:
+        """The three sides as a recipe has them, their manifests written."""
+        for side in ("train", "validation", "test"):
+            nodes = []
+            for name, lines in getattr(self, side).items():
+                file = arguments.runs / f"{side}-{name}-{part}.jsonl"
+                atomic_write(file, "".join(json.dumps(line) + "\n" for line in lines))
+                named = name if side != "test" or name == "digits" else None
+                nodes.append({"manifest": str(file), "root": str(arguments.data), "name": named})
+            if side == "train" and arguments.made:
+                nodes.append({"manifest": str(arguments.made), "name": "made", "tasks": ["asr"]})
+            yield f"data.{side}={json.dumps(nodes)}"
+
+
+def _lines(rows: Iterable[Row], only: Sequence[str] = LABELS) -> list[dict[str, Any]]:
+    """As a manifest has them; a child has no gender, which small ones do not show, and German no English words."""
+    lines = []
+    for row in rows:
+        group, emotion = row.get("age_group"), row.get("emotion")
+        labels = {"gender": None if group == "child" else row["gender"], "emotion": EMOTIONS.get(emotion)}
+        labels["age"] = group if row["audio"].startswith(READERS[0]) else None
+        lines.append({
+            "id": row["audio"], "audio": row["audio"], "speaker": row["speaker"],
+            "labels": {key: value for key, value in labels.items() if value and key in only},
+            "text": row["text"].lower() if row["language"] == "en" else None,
+        })  # fmt: skip
+    return lines
+
+
+def _tested(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+    """Age where the text of a child and of an adult are alike, since words alone would tell; a share of the words."""
+    for number, (row, line) in enumerate((row, _lines([row])[0]) for row in rows):
+        labels = line["labels"]
+        if not row.get("text_match"):
+            labels.pop("age", None)
+        yield {**line, "labels": labels, "text": line["text"] if number % ASR_EVERY == 0 else None}
+
+
+def train(runs: Path, system: str, seed: int, part: int, overrides: Sequence[str]) -> Path:
+    """Train a run, or find it finished; returns its folder."""
+    name, began = f"{system}-{seed}-{part}", runs / f"err-{seed}-{part}" / "stages"
+    own = {"err": [], "plain": ["stages.disentangle.err=null"], "last": ["slots.paralinguistic.layers=last"]}[system]
+    stages = runs / name / "stages"
+    if system == "plain" and not stages.is_dir():  # the same stages before, so that only ERR differs
+        for stage in ("1-align", "2-joint"):
+            shutil.copytree(began / stage, stages / stage)
+    sottovoce("fit", "--config", "conf/starter/recorded.yaml", f"output_dir={runs}", f"name={name}", *overrides, *own)
+    return runs / name
+
+
+def decoded(arguments: argparse.Namespace, sides: dict[int, Sides]) -> list[tuple[str, str, str]]:
+    """Error rates of Whisper's own greedy decoder, on the clips whose words are asked for."""
+    import whisper
+
+    model = whisper.load_model(str(arguments.whisper), device="cpu")
+    options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
+    predictions = []
+    clips = [
+        (line, name if name == "digits" else None)
+        for side in sides.values() for name, lines in side.test.items() for line in lines if line["text"]
+    ]  # fmt: skip
+    for line, source in track(clips, "Whisper's own decoder"):
+        if (audio := _audio(arguments.data / line["audio"])) is None:
+            continue
+        mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(audio), model.dims.n_mels)
+        said = whisper.decode(model, mel, options).text
+        predictions.append(
+            Prediction(line["id"], "asr", "both", "", said, line["text"], speaker=line["speaker"], source=source)
+        )
+    return [(record.task, "Whisper's own decoder", _shown(record)) for record in score_all("", predictions)]
+
+
+def probed(arguments: argparse.Namespace, sides: dict[int, Sides]) -> list[tuple[str, str, str]]:
+    """Balanced accuracies of linear probes: of the layer that is best on training speakers, and of the last."""
+    encoder = ENCODERS.build({"type": "whisper", "checkpoint": str(arguments.whisper), "window": "longest"})
+    encoder.load()
+    known: dict[str, NDArray[np.float32] | None] = {}
+    found: dict[tuple[str, str], list[Prediction]] = {}
+    for part, side in sides.items():
+        heard = [line for lines in (*side.train.values(), *side.validation.values()) for line in lines]
+        tested = [line for lines in side.test.values() for line in lines]
+        for task in LABELS:
+            rows = [(line, held) for held, lines in ((False, heard), (True, tested)) for line in lines]
+            rows = [(line, held) for line, held in rows if task in line["labels"]]
+            if not any(held for _, held in rows):
+                continue
+            for line, _ in track(rows, f"layers: {task}, part {part}"):
+                if line["id"] not in known:
+                    known[line["id"]] = _statistics(encoder, arguments.data / line["audio"])
+            rows = [(line, held) for line, held in rows if known[line["id"]] is not None]
+            x = np.stack([known[line["id"]] for line, _ in rows])  # type: ignore[arg-type]
+            labels, speakers = [line["labels"][task] for line, _ in rows], [line["speaker"] for line, _ in rows]
+            for name, layer in (("best", _best(x, labels, speakers, rows)), ("last", x.shape[1] - 1)):
+                held_out = np.array([held for _, held in rows])
+                told = probe(x[:, layer], labels, speakers, held_out=held_out).predictions
+                found.setdefault((task, f"linear probe, {name} layer"), []).extend(told)
+    return [(task, system, _shown(_balanced(told))) for (task, system), told in found.items()]
+
+
+def _best(x: NDArray[np.float32], labels: list[str], speakers: list[str], rows: Sequence[tuple[Any, bool]]) -> int:
+    """The layer whose probe is best by cross-validation over training speakers."""
+    seen = [i for i, (_, held) in enumerate(rows) if not held]
+    own, who = [labels[i] for i in seen], [speakers[i] for i in seen]
+    folds = min(4, len(set(who)))
+    scores = [probe(x[seen, layer], own, who, folds=folds).balanced_accuracy.value for layer in range(x.shape[1])]
+    return int(np.argmax(scores))
+
+
+def _audio(file: Path) -> torch.Tensor | None:
+    try:
+        return torch.from_numpy(load_audio(file))
+    except AudioError:  # one of the readers' clips is cut off
+        return None
+
+
+def _statistics(encoder: WhisperEncoder, file: Path) -> NDArray[np.float32] | None:
+    """(layers, 2 * dim): mean and deviation over time of each layer."""
+    if (audio := _audio(file)) is None:
+        return None
+    with torch.no_grad():
+        frames = encoder.layer_frames(audio[None], torch.tensor([len(audio)]), range(1, encoder.depth + 1)).x[0]
+    layers = frames.unflatten(1, (encoder.depth, -1))  # (frames, layers, dim)
+    return torch.cat([layers.mean(0), layers.std(0, correction=0)], 1).numpy()
+
+
+def _balanced(predictions: Sequence[Prediction]) -> Any:
+    return next(record for record in score_all("", predictions) if record.metric == "balanced_accuracy")
+
+
+def _shown(record: Any) -> str:
+    return f"{100 * record.value:.1f} [{100 * record.low:.1f}-{100 * record.high:.1f}]"
+
+
+def results(answers: dict[str, list[Prediction]], references: Sequence[tuple[str, str, str]]) -> str:
+    """Markdown: each task by every system and choice of slots, and what it stands against."""
+    lines = []
+    for system, predictions in answers.items():
+        records = {(r.task, r.metric, r.slots): r for r in score_all(system, predictions)}
+        for task, metric in ROWS:
+            cells = [records.get((task, metric, slots)) for slots in SLOTS]
+            if any(cells):
+                lines.append((task, system, *(_shown(record) if record else "" for record in cells)))
+    lines += [(task, system, shown, "", "") for task, system, shown in references]
+    lines.sort(key=lambda line: [task for task, _ in ROWS].index(line[0]))
+    return table(("task", "system", *SLOTS), lines, words=2) + "\n"
+
+
+if __name__ == "__main__":
+    main()

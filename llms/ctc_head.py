@@ -1,0 +1,92 @@
+"""Connectionist temporal classification (CTC) of speech embeddings, whose classes are an LLM's own token embeddings."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+PIECE = 8_192  # tokens whose logits are in memory at once
+
+
+class CTCLoss(NamedTuple):
+    """Negative log-likelihood in nats, (), summed over rows; how many tokens of text those have, and all that came."""
+
+    total: Tensor
+    tokens: int
+    given: int
+
+
+class CTCHead(nn.Module):
+    """A frame's logits are its cosines with a learned blank and with each token's embedding, times a learned scale.
+
+    Graves et al. (ICML 2006). What the head has learned serves training and is no part of the trained model: it asks an
+    adapter for embeddings in which the LLM's own tokens can be read, in their order.
+
+    Args:
+        dim: of the LLM's embeddings.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.blank = nn.Parameter(torch.randn(dim))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+
+    def forward(self, speech: Tensor, table: Tensor) -> Tensor:
+        """Logits (frames, 1 + tokens) of embeddings (frames, dim), by rows of the LLM's table; 0 is the blank."""
+        scaled = self._scaled(speech)
+        return torch.cat([self._blank(scaled), _of_tokens(scaled, table)], 1)
+
+    def _scaled(self, speech: Tensor) -> Tensor:
+        return self.log_scale.exp() * F.normalize(speech.float(), dim=-1)
+
+    def _blank(self, scaled: Tensor) -> Tensor:
+        return scaled @ F.normalize(self.blank, dim=0)[:, None]
+
+    def _log_p(self, speech: Tensor, table: Tensor, said: Tensor) -> Tensor:
+        """Log probabilities, among all classes, of the blank and of some tokens: (frames, 1 + some).
+
+        The sum over all classes is taken piece by piece, so that the logits of a whole vocabulary are never kept.
+        """
+        scaled = self._scaled(speech)
+        blank = self._blank(scaled)
+        sums = [checkpoint(_log_sum, scaled, rows, use_reentrant=False) for rows in torch.split(table, PIECE)]
+        normalizer = torch.stack([blank[:, 0], *sums]).logsumexp(0)
+        return torch.cat([blank, _of_tokens(scaled, table[said])], 1) - normalizer[:, None]
+
+    def loss(self, speech: Sequence[Tensor], texts: Sequence[Sequence[int]], table: Tensor) -> CTCLoss:
+        """Of embeddings (frames, dim) of each row, given the token ids of its text.
+
+        A text that needs more frames than its row has cannot be aligned, and is not counted.
+        """
+        given = sum(map(len, texts))
+        rows = [(x, text) for x, text in zip(speech, texts, strict=True) if text and _needed(text) <= len(x)]
+        if not rows:
+            return CTCLoss(0.0 * (self.log_scale + self.blank.sum()), 0, given)
+        frames, sizes = (torch.tensor([len(pair[i]) for pair in rows]) for i in (0, 1))
+        x = torch.cat([x for x, _ in rows])  # real frames alone
+        tokens = torch.tensor([token for _, text in rows for token in text])
+        said, targets = torch.unique(tokens, return_inverse=True)
+        log_p = self._log_p(x, table, said.to(table.device))
+        # What no text has is one class: few columns to align, and torch's gradient needs probabilities that add up to 1
+        others = torch.log1p(-log_p.exp().sum(1, keepdim=True).clamp(max=1 - 1e-6))
+        padded = nn.utils.rnn.pad_sequence(list(torch.split(torch.cat([log_p, others], 1), frames.tolist())))
+        total = F.ctc_loss(padded, targets.to(x.device) + 1, frames, sizes, reduction="sum")
+        return CTCLoss(total, int(sizes.sum()), given)
+
+
+def _needed(text: Sequence[int]) -> int:
+    """Frames that a text needs: one a token, and a blank between two that are the same."""
+    return len(text) + sum(a == b for a, b in itertools.pairwise(text))
+
+
+def _of_tokens(scaled: Tensor, table: Tensor) -> Tensor:
+    return F.linear(scaled.to(table.dtype), F.normalize(table, dim=-1)).float()
+
+
+def _log_sum(scaled: Tensor, table: Tensor) -> Tensor:
+    return _of_tokens(scaled, table).logsumexp(1)
