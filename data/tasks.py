@@ -15,6 +15,7 @@ from sottovoce.templates import Template, read_wordings
 
 PROMPTS = Path(__file__).parent / "prompts"
 PLAIN = "plain"  # ready replies that know no emotion: `responses: {"plain": ...}`
+PLAIN_TEACHER = "sottovoce:data/prompts/speech_emotion_llama/companion_plain.txt"
 TEXTS = ("caption", "transcript")  # equivalent to speech in the slots, where nothing else is said
 
 
@@ -136,7 +137,8 @@ class Response(Dialogue):
     system prompt, the teacher's, which is never shown in training.
 
     Args:
-        teacher: a file with the system prompt, in one line; `none` for no system prompt.
+        teacher: a file with the system prompt, in one line; `none` for no system prompt. Beside `kind: plain` a recipe
+            that names none has the companion's without its sentence on emotions.
         kind: of the targets, as `sottovoce targets` calls it. `plain`: not conditioned on emotion; ready ones are in
             `responses: {"plain": ...}`. `response`: conditioned; ready ones are in `response`. If absent, those in
             `response` are taken for whatever they are.

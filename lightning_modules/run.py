@@ -28,7 +28,7 @@ from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.category_labels import check_head_labels
 from sottovoce.training.llm_targets import Targets
 from sottovoce.training.row_lengths import RowLengths, check_prompts, scored_readings, stage_readings
-from sottovoce.training.run_folder import check_data, check_folder, open_folder
+from sottovoce.training.run_folder import begun, check_data, check_folder, open_folder
 from sottovoce.training.splits import DataSplits, LazySplit, build_tasks, check_content_apart, read_splits
 from sottovoce.training.stage_rows import check_draws
 
@@ -83,8 +83,11 @@ def example_sampler_of(recipe: Recipe, tasks: dict[str, Task], stage: str | None
     )  # fmt: skip
 
 
-def prepare_run(recipe: Recipe, console: Console) -> Run:
-    """Everything that must be right before training, or `SottovoceError`: folder, data, every clip, frozen parts."""
+def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run:
+    """Everything that must be right before training, or `SottovoceError`: folder, data, every clip, frozen parts.
+
+    `trains`: whether stages that have not begun will; if not, nothing need serve their tasks.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
     check_trainer(recipe)
     if recipe.init_from and not Path(recipe.init_from).is_dir():
@@ -108,13 +111,13 @@ def prepare_run(recipe: Recipe, console: Console) -> Run:
     reader = AudioReader(module.encoder, cache if kept else None, recipe.data.max_seconds, module.layers)
     run = Run(recipe, build_tasks(recipe), data, module, reader, module.slots, cache, console)
     with file_lock(cache):
-        encode_clips(run)
+        encode_clips(run, trains=trains)
     if not is_trial(recipe):
         check_data(recipe.folder, {name: run.data.splits[name].fingerprint_rows() for name in ("train", "validation")})
     return run
 
 
-def encode_clips(run: Run) -> None:
+def encode_clips(run: Run, *, trains: bool = True) -> None:
     """Check every row, check and encode every clip; leave out what is faulty, or stop by an error, as the recipe says.
 
     Raises:
@@ -148,14 +151,16 @@ def encode_clips(run: Run) -> None:
     check_content_apart(run.data, heard)
     others = [clip for name in ("validation", "test") for clip in run.data.splits[name].clips()]
     reader.apart = frozenset(reader.keys[clip] for clip in others)
+    old = set() if is_trial(run.recipe) else set(begun(run.recipe.folder))  # they need no more than they had
+    ahead = [stage for stage in run.recipe.stages if trains and stage not in old]
     learns = run.recipe.stages or (run.recipe.cascade and not run.recipe.cascade.recognizer)
     for name in ("train", "validation") if learns else ():
         if not run.data.splits[name].utterances:
             told = f"no utterance is left in {name!r}: data.{name} must name a manifest with usable lines"
             raise ManifestError(told, code="empty", where=f"data.{name}")
-        for stage in run.recipe.stages:
+        for stage in ahead:
             _check_serves(run, stage, name)
-    for stage in run.recipe.stages:
+    for stage in ahead:
         told = check_draws(stage, run.recipe, run.data.splits["train"], run.example_sampler(stage, cut=True))
         run.console.print(told, markup=False, highlight=False, soft_wrap=True)
 

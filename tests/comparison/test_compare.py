@@ -382,6 +382,11 @@ def test_a_reply_that_one_judge_call_lost_is_left_out_of_all_runs(make: Make) ->
     page = page_of(make("frozen", predictions=judged(0.5, {"u2"})), make("lora", predictions=judged(0.9, {"u2", "u5"})))
     scores = page.scores[Key("age", "pa_score", "both")]
     assert {score.n for score in scores.values()} == {14} and scores["frozen"].value == scores["lora"].value
+    declined = {f"u{i}" for i in range(16, 24)}  # all of a topic: which costs the scores of that alone
+    page = page_of(make("part", predictions=judged(0.5, declined)), make("whole", predictions=judged(0.9, set())))
+    rated = {key.task for key in page.scores if key.metric == "pa_score"}
+    assert rated == {"age"}
+    assert [remark.partition(":")[0] for remark in page.remarks] == ["child safety, both", "child safety, text"]
 
 
 def test_what_is_no_finished_run_is_named(make: Make, tmp_path: Path) -> None:

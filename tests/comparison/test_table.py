@@ -232,6 +232,19 @@ def test_the_table_at_scale_probes_all_systems_on_one_side() -> None:
     assert cascades[1].cascade and cascades[1].cascade.recognizer == str(cascades[0].folder)
 
 
+@pytest.mark.parametrize("name", ["table", "table_8b"])
+def test_systems_stand_on_those_of_their_own_table(name: str) -> None:
+    """And of their own seed: what a recipe takes of another run is in the folder of one that stands before it."""
+    table = load(resolve(f"sottovoce:conf/speech_emotion_llama/{name}.yaml"))
+    before: list[Path] = []
+    for system in table.systems:
+        recipe = system_recipe(table, system, table.seeds[-1])
+        taken = [Path(recipe.init_from).parent] if recipe.init_from else []
+        taken += [Path(recipe.cascade.recognizer)] if recipe.cascade and recipe.cascade.recognizer else []
+        assert set(taken) <= set(before), system
+        before.append(recipe.folder)
+
+
 def test_a_row_of_several_processes_is_a_command_of_its_own(
     write_table: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,8 +114,10 @@ def fitted(config: str, *more: str) -> Check:
             due(not before or bool(kept), "the bundle is empty")
             if (layers := _layers(kept)) or recipe.trains_llm:
                 due(layers == _tuned(recipe, len(layers)), f"LoRA lies on layers {sorted(layers)}")
+        elif bundle.exists():
+            raise Broken("a bundle of a run that trains nothing and takes the weights of another")
         if not recipe.stages:
-            return f"no stage; a bundle of {len(load_file(bundle / 'trained.safetensors'))} tensors"
+            return f"no stage; {f'a bundle of {len(kept)} tensors' if recipe.untuned else 'the weights of another run'}"
         return f"{', '.join(recipe.stages)}: all that trains had gradients; frozen prints equal; bundle"
 
     return check
@@ -357,11 +359,13 @@ def pretrained(config: str, *more: str) -> Check:
 
 
 def benched(folder: str) -> Check:
-    """VoiceBench's overall score and one for each of its nine subsets."""
+    """VoiceBench's overall score and one for each of its nine subsets, which is a rating where answers are open."""
 
     def check(world: World, done: Done) -> str:
         records = json.loads((world.folder / folder / "results.json").read_text("utf-8"))
-        found = {r["task"] for r in records if r["task"].startswith("voicebench") and r["metric"] == "score"}
+        found = {
+            r["task"] for r in records if r["task"].startswith("voicebench") and r["metric"] in ("score", "rating")
+        }
         due("voicebench" in found and len(found) == 10, f"scores of {sorted(found)}")
         return "VoiceBench: nine subsets and their mean"
 

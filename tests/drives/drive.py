@@ -2,30 +2,35 @@
 
 import json
 import re
+import subprocess
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.drives.breaks import Break
 from tests.drives.plans import PLANS, Plan
-from tests.drives.world import Step, World
+from tests.drives.world import ROOT, Step, World
 
 BROKEN = "broken.json"  # what became of the breaks, beside the results of plans
 
 
 @dataclass
 class Result:
-    """A plan's commands, the seconds of each, and what was checked; `fault` says why it is red."""
+    """A plan's commands, the seconds of each, and what was checked; `fault` says why it is red.
+
+    `commit` is what was checked out, with a + where files had changed.
+    """
 
     name: str
     short: bool
     steps: list[tuple[str, float, list[str]]] = field(default_factory=list)
     fault: str = ""
+    commit: str = ""
 
 
 def drive(world: World, plan: Plan, *, short: bool = False) -> Result:
     """Drive a plan; `short`: without what is tried only, served, or done on two processes."""
-    result = Result(plan.name, short)
+    result = Result(plan.name, short, commit=_commit())
     try:
         world.part(*plan.parts)
         world.corpus(*plan.corpora)
@@ -46,6 +51,12 @@ def drive(world: World, plan: Plan, *, short: bool = False) -> Result:
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(asdict(result)))
     return result
+
+
+def _commit() -> str:
+    words = ("git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty=+")
+    done = subprocess.run(words, capture_output=True, text=True)
+    return done.stdout.strip() if not done.returncode else "no repository"
 
 
 def _record(world: World, name: str) -> Path:

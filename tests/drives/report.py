@@ -23,8 +23,8 @@ sizes, devices, addresses), small random parts of the true classes in place of c
 their official layouts. It types what these pages tell, in their order, and again (`×`) where a server was slow, wrong
 or absent. A recipe that no plan drives is a failure. The short form runs in CI.
 
-Written by `python -m tests.drives --out docs/drives.md` on {date}
-({machine}; other work beside it): {seconds}.
+Written by `python -m tests.drives --broken --out docs/drives.md` on {date} at commit {commit}
+({machine}; seconds of a processor, other work beside it): {seconds}.
 
 After every command its output, rows, scores (every one that the test side or `published` promises), weights (what
 trains had gradients, the rest is the same to the bit) and pages are held against the recipe.
@@ -35,7 +35,8 @@ def write(out: Path, results: Sequence[Result], tried: Mapping[str, bool]) -> No
     """Write the page anew; `tried` says which breaks were red."""
     date, machine = datetime.date.today().isoformat(), f"{platform.machine()}, one thread, torch {torch.__version__}"
     seconds = _time(sum(took for result in results for _, took, _ in result.steps))
-    head = _HEAD.format(date=date, machine=machine, seconds=seconds)
+    commit = " and ".join(dict.fromkeys(result.commit for result in results if result.commit)) or "?"
+    head = _HEAD.format(date=date, machine=machine, seconds=seconds, commit=commit)
     rows = ["| drive | recipes | commands | time |", "| --- | --- | --- | ---: |"]
     rows += [_row(result) for result in results]
     absent = [name for name in PLANS if name not in [result.name for result in results]]

@@ -10,9 +10,10 @@ from omegaconf import OmegaConf
 
 from sottovoce.config_tree import read_tree
 from tests.drives.breaks import BREAKS, Break
-from tests.drives.drive import drive, is_driven, turns_red
+from tests.drives.drive import Result, drive, is_driven, turns_red
 from tests.drives.overlay import kind_of, overlay
 from tests.drives.plans import PLANS, in_order, unknown
+from tests.drives.report import write
 from tests.drives.world import ROOT, World, recipes_in
 
 SHORT = ("dual_adapter", "best_rq", "qwen2_5_omni")
@@ -84,6 +85,25 @@ def _commands(text: str) -> set[tuple[str, str]]:
         kind = f"{command or fit}, dry" if "--dry-run" in rest else command or fit
         found.add((kind, what))
     return found
+
+
+def test_the_report_says_what_was_red_what_was_not_driven_and_of_which_commits(tmp_path: Path) -> None:
+    steps = [(step.words, 60.0, ["seen"]) for step in PLANS["corpora"].steps]
+    green = Result("corpora", False, steps, commit="abc")
+    red = Result("real_age", False, [], "python: exit code 1\nand why", commit="def+")
+    first, second = BREAKS[:2]
+    write(
+        tmp_path / "page.md",
+        [green, red],
+        {f"{first.recipe} {first.key}": True, f"{second.recipe} {second.key}": False},
+    )
+    page = (tmp_path / "page.md").read_text()
+    assert "at commit abc and def+\n" in page
+    assert "| corpora | - | prepare librispeech, label × 2, prepare textrolspeech, " in page and "| 7.0 min |" in page
+    assert "| real_age **red: python: exit code 1** |" in page and "and why" not in page
+    assert "Not driven in that run: dual_adapter, " in page
+    states = re.findall(r'": (red|\*\*not red\*\*|not tried)$', page, re.M)
+    assert states == ["red", "**not red**", *["not tried"] * (len(BREAKS) - 2)]
 
 
 @pytest.mark.parametrize("name", SHORT)

@@ -59,6 +59,22 @@ def test_gap_5_the_run_and_the_command_ask_for_targets_alike(name: str, kind: st
     assert asked == ChatPrompt(PROMPTS / f"targets_{kind}.txt", FIELDS, "transcript").chat(values)
 
 
+def test_plain_targets_have_a_teacher_that_says_nothing_of_emotions() -> None:
+    """Wherever a recipe names none beside the kind; one that it names stays."""
+    plain = (PROMPTS / "companion_plain.txt").read_text().splitlines()[1]
+    said = [
+        "tasks.response.kind=plain",
+        "slots.speech.text=transcript",
+        "evaluation.task_overrides.response.kind=response",
+    ]
+    assert build_tasks(recipes.load(CONF / "v1.yaml", said))["response"].teacher == plain
+    named = recipes.load(CONF / "baseline_2.yaml", ["tasks.response.teacher=none"])
+    assert build_tasks(named)["response"].teacher is None
+    other = "data.train=[{manifest: m, task_overrides: {response: {kind: plain}}}]"
+    own = recipes.load(CONF / "baseline_1.yaml", [other]).data.train[0].task_overrides["response"]
+    assert TASKS.build({"type": "response", **own}).teacher == plain
+
+
 @pytest.mark.parametrize(
     ("name", "override", "where"),
     [

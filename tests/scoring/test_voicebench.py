@@ -118,6 +118,25 @@ def test_a_judge_that_is_absent_is_asked_later(
     assert scores(folder)["", "score"] == later["", "score"]
 
 
+def test_of_one_stage_the_same_command_asks_later(
+    tuned: Write, prepared: str, serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`judge` knows the scores of the whole run alone."""
+    assert main(["fit", "--config", tuned(manifests=prepared, limit=1)]) == 0
+    capsys.readouterr()
+    command, folder = ["evaluate", str(tmp_path / "runs/tiny"), "--stage", "tune"], tmp_path / "runs/tiny"
+    for _ in range(2):
+        assert main(command) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert "asked: this one, evaluation.voicebench.engine=" in told and "sottovoce judge" not in told
+    own = scores(folder / "evaluation")
+    engine = {"type": "openai", "base_url": serve(judgement).url, "model": "m"}
+    assert main([*command, f"evaluation.voicebench.engine={json.dumps(engine)}"]) == 0
+    of_stage = scores(folder / "evaluation/tune")
+    assert of_stage["", "score"].value > 0 and of_stage["alpacaeval", "rating"].value == 3
+    assert scores(folder / "evaluation") == own and ("", "score") not in own
+
+
 def test_what_has_failed_is_made_up_for_by_the_same_command(
     tuned: Write, prepared: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

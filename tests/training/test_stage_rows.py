@@ -1,6 +1,7 @@
 """What a stage draws: counted by task and part, refused where nobody serves one, and each task of each utterance."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from tests.conftest import write_lines
 from tests.helpers.errors import refused
 from tests.helpers.runs import Fit, Write, quiet_run
 
+import sottovoce.lightning_modules.run
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
 from sottovoce.data.batch_sampler import BatchSampler
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.errors import ConfigError, ManifestError
+from sottovoce.evaluation import read_results
 from sottovoce.lightning_modules.run import example_sampler_of, prepare_run
 from sottovoce.training import stage_rows as module
 from sottovoce.training.splits import LazySplit, build_tasks, read_splits
@@ -151,6 +154,23 @@ def test_a_task_that_no_utterance_serves_is_refused(tree: dict[str, Any]) -> Non
         quiet_run(tree)
     tree["stages"]["holistic"]["tasks"]["age"] = 0
     quiet_run({**tree, "name": "off"})
+
+
+def test_what_has_begun_goes_on_though_nobody_serves_a_task(
+    fit: Fit, write_recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As runs of versions that did not ask; what has not begun is refused, and is no matter to `evaluate`."""
+    stages = {name: {"tasks": {"asr": 1, "age": 1}, "lr": 1e-3, "batch_size": 8} for name in ("first", "second")}
+    with monkeypatch.context() as patch:
+        patch.setattr(sottovoce.lightning_modules.run, "check_draws", lambda *_: "")
+        folder = fit(stages=stages)
+    shutil.rmtree(folder / "evaluation")
+    config = write_recipe(stages=stages)
+    assert main(["fit", "--config", config]) == 0
+    shutil.rmtree(folder / "stages/2-second")
+    assert main(["fit", "--config", config]) == 2
+    assert main(["evaluate", str(folder), "--stage", "first"]) == 0
+    assert read_results(folder / "evaluation/first")
 
 
 def test_a_part_that_a_stage_weights_and_nobody_serves_is_refused(tree: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import yaml  # type: ignore[import-untyped]
 from rich.console import Console
 
 from sottovoce.comparison.finished_runs import FinishedRun, Reply, read_run, refuse_incomparable, reply_of, settings
-from sottovoce.errors import ConfigError, MissingError, SottovoceError
+from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation.awareness import AWARENESS
 from sottovoce.evaluation.metrics import Measure, Score
 from sottovoce.evaluation.paired_bootstrap import Estimate, Key, Seeds, reported
@@ -179,8 +179,8 @@ def _scores(run: FinishedRun, labelled: set[Reply]) -> dict[Key, Measure]:
             raise ConfigError(told, code="mismatch", where=run.folder / "evaluation" / "results.json")
         if due.name in AWARENESS:
             rows = [row for row in due.rows if reply_of(row) in labelled]
-            if not rows:
-                raise SottovoceError(f"{due.task}, {due.slots}: no reply was labelled in every run", code="empty")
+            if not rows:  # which costs this score, and `remarks_on` says so
+                continue
             measure = due.metric.measure(rows)
         found[key] = measure
     kept = retention_measures(*run.text) if run.text else {}
@@ -195,6 +195,10 @@ def remarks_on(systems: Systems) -> Iterator[str]:
     if len({tuple(run.seed for run in group) for group in systems.values()}) > 1:
         yield "The systems have other seeds, or not equally many: their spreads are not of the same kind."
     runs = [run for group in systems.values() for run in group]
+    labelled, judged = _labelled(runs), (due for run in runs for due in scores_due(run.predictions))
+    rated = [due for due in judged if due.name in AWARENESS and labelled.isdisjoint(map(reply_of, due.rows))]
+    for told in dict.fromkeys(f"{due.task}, {due.slots}" for due in rated):
+        yield f"{told}: no PA-score and no PA-rate, for no reply was labelled in every run."
     for what in ("device", "threads"):
         values = sorted({str(run.environment.get(what)) for run in runs})
         if len(values) > 1:

@@ -10,7 +10,7 @@ from sottovoce.adapters import ADAPTERS
 from sottovoce.config import sections
 from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown
 from sottovoce.data.overrides import Overrides
-from sottovoce.data.tasks import PLAIN, TASKS
+from sottovoce.data.tasks import PLAIN, PLAIN_TEACHER, TASKS
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.evaluation.reports.results import METRICS
@@ -215,6 +215,9 @@ class Recipe(BaseRecipe):
 
     def _complete_tasks(self) -> Iterator[ConfigError]:
         """Fill in the knobs of every task that is used, and see that it can be built."""
+        for knobs in (self.tasks, self.evaluation.task_overrides, *(node.task_overrides for _, node in self.sources())):
+            if (knobs.get("response") or {}).get("kind") == PLAIN:
+                knobs["response"].setdefault("teacher", PLAIN_TEACHER)
         for name in sorted(name for name in {*self.tasks, *used_tasks(self)} if name in TASKS):
             node = {"type": name, **self.tasks.get(name, {})}
             changed = self.evaluation.task_overrides.get(name)

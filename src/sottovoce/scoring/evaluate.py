@@ -19,23 +19,18 @@ from sottovoce.evaluation.metrics import Prediction
 from sottovoce.evaluation.records import Record, read_predictions, read_results, score_all, write_results
 from sottovoce.evaluation.reports.plots import layer_weights_picture
 from sottovoce.evaluation.reports.results import results_table
+from sottovoce.evaluation.voicebench import TASK as BENCH
 from sottovoce.lightning_modules.bundle import PRINTS, read_bundle
 from sottovoce.lightning_modules.curriculum import read_trained, stage_folder
 from sottovoce.lightning_modules.run import Run, encode_clips, prepare_run
 from sottovoce.paths import resolve
 from sottovoce.scoring import provenance
-from sottovoce.scoring.judging import (
-    asked_again,
-    awaiting_labels,
-    judged,
-    label_awareness,
-    merged,
-    own_scores,
-    print_results,
-)
+from sottovoce.scoring.ask_later import own_scores
+from sottovoce.scoring.judging import asked_again, awaiting_labels, judged, label_awareness, merged, print_results
 from sottovoce.scoring.predict import predict
 from sottovoce.scoring.text_retention import BEFORE, retention_after
 from sottovoce.scoring.voicebench import AFTER as ANSWERED
+from sottovoce.scoring.voicebench import scored as benched
 from sottovoce.scoring.voicebench import untuned_weights, voicebench
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.run_folder import recipe_file
@@ -56,11 +51,14 @@ def score(
     node = run.recipe.evaluation
     if provenance.results_are(made_with, folder, run.console):
         records = read_results(folder)
+        own, said = folder == own_scores(run.recipe), read_predictions(folder)
         if node.voicebench and not (folder / ANSWERED).is_file():  # it has failed, or was killed
-            said = read_predictions(folder)
             records = merged([*_scored(system, said), *records], voicebench(run, system, folder, untuned))
             write_results(folder, records, said)
-        if folder != own_scores(run.recipe):
+        elif node.voicebench and not own and all(record.task != BENCH for record in records):  # its judge was away
+            records = merged(records, benched(system, run.recipe, folder, run.console))
+            write_results(folder, records, said)
+        if not own:
             records = asked_again(system, run.recipe, records, run.data.splits["test"].utterances, folder, run.console)
         return records
     with on_device(run.module):
@@ -161,7 +159,7 @@ def evaluate(
     best = stage_folder(recipe, name) / "best.ckpt"
     if not best.is_file():
         raise MissingError(f"{best} is not there: stage {name!r} of this run has not been trained", where=best)
-    run = prepare_run(recipe, Console())
+    run = prepare_run(recipe, Console(), trains=False)
     untuned = untuned_weights(run)
     run.module.load_trained(read_trained(best), str(best))
     records = score(run, f"{recipe.name}/{name}", recipe.folder / "evaluation" / name, untuned=untuned)

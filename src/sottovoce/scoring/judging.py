@@ -21,6 +21,7 @@ from sottovoce.lightning_modules.trainer import is_rank_zero
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.scoring import voicebench
+from sottovoce.scoring.ask_later import later
 from sottovoce.training.run_folder import recipe_file
 from sottovoce.training.splits import read_splits
 
@@ -78,16 +79,6 @@ def label_awareness(
         told += later(recipe, folder, "evaluation.awareness.engine.base_url=…")
         console.print(told, highlight=False, soft_wrap=True)
     return list(said)
-
-
-def later(recipe: Recipe, folder: Path, override: str) -> str:
-    """The command that asks a judge later; `judge` knows the scores of a run alone, and not those of other data."""
-    return f"sottovoce judge {recipe.folder} {override}" if folder == own_scores(recipe) else f"this one, {override}"
-
-
-def own_scores(recipe: Recipe) -> Path:
-    """The folder of a run's scores on its own test side, after its last stage."""
-    return recipe.folder / "evaluation"
 
 
 def asked_again(

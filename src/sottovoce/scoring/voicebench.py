@@ -26,6 +26,7 @@ from sottovoce.lightning_modules.trainer import is_rank_zero
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.paths import usable
+from sottovoce.scoring.ask_later import later
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.spoken_prompt import dialogue_of
 
@@ -189,8 +190,8 @@ def scored(system: str, recipe: Recipe, folder: Path, console: Console) -> list[
     if missing := [name for name in KINDS if name not in after or not after[name].main]:
         told = f"{TASK}: no overall score, for {', '.join(missing)} has none"
         if any(KINDS[name] in ("open", "qa") for name in missing if name in after):
-            told += f". Once a judge can be asked: sottovoce judge {recipe.folder} "
-            told += "evaluation.voicebench.engine='{type: openai, base_url: …, model: …}'"
+            engine = "evaluation.voicebench.engine='{type: openai, base_url: …, model: …}'"
+            told += f". Once a judge can be asked: {later(recipe, folder, engine)}"
         console.print(told, markup=False, highlight=False, soft_wrap=True)
     found = measures(after, before or None)
     return [Record(system, task, metric, "both", **m.score()._asdict()) for (task, metric), m in found.items()]
