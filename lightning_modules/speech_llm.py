@@ -214,9 +214,9 @@ class SpeechLLM(L.LightningModule):
             texts = spoken_prompt.transcripts(batch.examples, slot, speech)
             ids = [self.llm.chat.token_ids(text) for text in texts.values()]
             found = self.ctc_head.loss([speech[key] for key in texts], ids, table)
-            losses.append(found._replace(total=weight * found.total))
-        totals, *counts = zip(*losses, strict=True)
-        return CTCLoss(torch.stack(totals).sum(), *map(sum, counts))
+            losses.append(found._replace(total=weight * found.total, size=weight * found.size))
+        totals, tokens, given, sizes = zip(*losses, strict=True)
+        return CTCLoss(torch.stack(totals).sum(), sum(tokens), sum(given), torch.stack(sizes).sum())
 
     def _pool(self, batch: Batch, prompts: list[list[Segment]], speech: dict[Hashable, Tensor]) -> PooledLayer | None:
         """The positions whose hidden states the auxiliary heads classify; None where these do not train."""
@@ -260,7 +260,7 @@ class SpeechLLM(L.LightningModule):
         self.log("train/loss", mean, prog_bar=True, batch_size=len(batch.examples))
         nll = self.node.response_weight * out.total
         if out.ctc:  # divided by the tokens of the responses, too, so that shares of a step add up to the whole
-            nll = nll + out.ctc.total
+            nll = nll + out.ctc.total + out.ctc.size
             self.log("train/ctc", out.ctc.total.detach() / max(out.ctc.tokens, 1), batch_size=len(batch.examples))
             self.log("train/ctc_aligned", out.ctc.tokens / max(out.ctc.given, 1), batch_size=len(batch.examples))
         loss: Tensor = nll * batch.counts * self._averaged / in_step.clamp(min=1)

@@ -11,14 +11,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 PIECE = 8_192  # tokens whose logits are in memory at once
+SIZE = 0.1  # weight of how long embeddings are, which cosines leave open, and which grew to ten times that of words
 
 
 class CTCLoss(NamedTuple):
-    """Negative log-likelihood in nats, (), summed over rows; how many tokens of text those have, and all that came."""
+    """Negative log-likelihood in nats, (), summed over rows; how many tokens of text those have, and all that came.
+
+    `size` is the sum over frames, times `SIZE`, of the squared logarithm of how much longer they are than the tokens.
+    """
 
     total: Tensor
     tokens: int
     given: int
+    size: Tensor
 
 
 class CTCHead(nn.Module):
@@ -66,7 +71,8 @@ class CTCHead(nn.Module):
         given = sum(map(len, texts))
         rows = [(x, text) for x, text in zip(speech, texts, strict=True) if text and _needed(text) <= len(x)]
         if not rows:
-            return CTCLoss(0.0 * (self.log_scale + self.blank.sum()), 0, given)
+            nothing = 0.0 * (self.log_scale + self.blank.sum())
+            return CTCLoss(nothing, 0, given, nothing)
         frames, sizes = (torch.tensor([len(pair[i]) for pair in rows]) for i in (0, 1))
         x = torch.cat([x for x, _ in rows])  # real frames alone
         tokens = torch.tensor([token for _, text in rows for token in text])
@@ -76,7 +82,9 @@ class CTCHead(nn.Module):
         others = torch.log1p(-log_p.exp().sum(1, keepdim=True).clamp(max=1 - 1e-6))
         padded = nn.utils.rnn.pad_sequence(list(torch.split(torch.cat([log_p, others], 1), frames.tolist())))
         total = F.ctc_loss(padded, targets.to(x.device) + 1, frames, sizes, reduction="sum")
-        return CTCLoss(total, int(sizes.sum()), given)
+        words = table[said.to(table.device)].float().norm(dim=1).mean()
+        size = SIZE * (x.float().norm(dim=1).clamp(min=1e-6) / words).log().square().sum()
+        return CTCLoss(total, int(sizes.sum()), given, size)
 
 
 def _needed(text: Sequence[int]) -> int:

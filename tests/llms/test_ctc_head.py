@@ -51,6 +51,16 @@ def test_loss_and_gradients_are_those_of_the_whole_vocabulary(
     assert loss.tokens == 8 and all(gradient.abs().max() > 1e-3 for gradient in wanted)
 
 
+def test_embeddings_are_drawn_to_the_size_of_words(head: CTCHead, table: Tensor) -> None:
+    """Cosines do not know it; what is as long as the mean of the text's tokens costs nothing."""
+    size = table[[3, 7]].norm(dim=1).mean()
+    x = F.normalize(torch.randn(6, 8), dim=1) * size
+    losses = [head.loss([(factor * x).requires_grad_()], [[3, 3, 7]], table) for factor in (1, 10, 0.1)]
+    same, longer, shorter = (float(loss.size) for loss in losses)
+    assert same == pytest.approx(0, abs=1e-6) and longer == pytest.approx(shorter, rel=1e-4) and longer > 1
+    assert all(loss.total.item() == pytest.approx(losses[0].total.item(), rel=1e-4) for loss in losses)
+
+
 def test_a_token_that_is_said_has_the_greater_logit(head: CTCHead, table: Tensor) -> None:
     assert head(5.0 * table, table)[:, 1:].argmax(1).tolist() == list(range(11))  # whatever its length
     assert head(head.blank.detach()[None], table).argmax().item() == 0
