@@ -9,8 +9,8 @@ import pytest
 from tests.helpers.errors import refused
 
 from sottovoce.data.examples import ExampleSampler, slot_text
-from sottovoce.data.overrides import Overrides, task_of
-from sottovoce.data.tasks import TASKS, AttributeTask, style_caption
+from sottovoce.data.overrides import Overrides
+from sottovoce.data.tasks import TASKS, AttributeTask, style_caption, task_of
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import Code, ConfigError
 

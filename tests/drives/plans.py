@@ -425,6 +425,10 @@ QUICKSTART = Plan(
             "sottovoce analyze runs/quickstart/bundle --config conf/analysis.yaml",
             (analysed("runs/quickstart/analysis"),),
         ),
+        Step(
+            "sottovoce diagnose runs/quickstart --limit 40",
+            (files(*(f"runs/quickstart/diagnosis/diagnosis.{kind}" for kind in ("json", "md"))),),
+        ),
     ],
     ("corpora",),
 )
