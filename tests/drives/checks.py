@@ -93,7 +93,8 @@ def fitted(config: str, *more: str) -> Check:
             told = (f"stage {number} of {len(recipe.stages)}: {name}", f"stage {name} is done")
             due(any(words in done.out for words in told), f"stage {name} is not told")
             best: dict[str, Tensor] = torch.load(place / "best.ckpt", weights_only=False)["state_dict"]
-            learns = [weight for key, weight in best.items() if _learns(key, stage.train or list(recipe.slots))]
+            train = [*(stage.train or recipe.slots), *(["ctc_head"] if stage.ctc else [])]
+            learns = [weight for key, weight in best.items() if _learns(key, train)]
             due(sum(w.numel() for w in learns) == report["trainable"], f"stage {name} trains {report['trainable']}")
             moments = _moments(place / "last.ckpt")
             due(len(moments) == len(learns), f"stage {name}: {len(moments)} of {len(learns)} tensors were optimised")
@@ -103,8 +104,7 @@ def fitted(config: str, *more: str) -> Check:
             )
             for key in before.keys() & best.keys():
                 moved = not torch.equal(before[key], best[key])
-                trains = _learns(key, stage.train or list(recipe.slots))
-                due(trains or not moved, f"stage {name}: {key} moved, and does not train")
+                due(_learns(key, train) or not moved, f"stage {name}: {key} moved, and does not train")
             due(not before or any(not torch.equal(before[k], best[k]) for k in before), f"stage {name} moved nothing")
             before = best
         bundle = folder / "bundle"
