@@ -90,6 +90,29 @@ def test_its_gradient_adds_to_that_of_the_response(tree: dict[str, Any], monkeyp
     assert not any(ctc[name].any() for name in ctc if name.startswith("adapters.paralinguistic"))
 
 
+@pytest.mark.parametrize("weight", [0, 2])
+def test_a_step_adds_them_up_and_validation_tells_what_chooses(
+    weight: int, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is divided by the tokens of the responses; the best checkpoint is that of the response, if it trains."""
+    run, logged = started(tree, response_weight=weight), dict[str, float]()
+    batch = batch_of(run)
+    gradients(run, batch, monkeypatch)
+    monkeypatch.setattr(run.module, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    run.module.eval()
+    with torch.no_grad():
+        out = run.module.loss(batch)
+    assert out.ctc is not None and out.ctc.size > 0
+    whole = weight * out.total + out.ctc.total + out.ctc.size
+    torch.testing.assert_close(run.module.training_step(batch, 0), whole / out.tokens)
+    assert logged["train/ctc"] == pytest.approx(float(out.ctc.total) / out.ctc.tokens, rel=1e-5)
+    run.module.on_validation_epoch_start()
+    run.module.validation_step(batch, 0)
+    run.module.on_validation_epoch_end()
+    total, tokens = out[:2] if weight else out.ctc[:2]
+    assert logged["val/loss"] == pytest.approx(float(total) / tokens, rel=1e-5)
+
+
 def test_without_a_response_the_llm_is_not_run(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def unwanted(*_: Any, **__: Any) -> None:
         raise AssertionError("the LLM was run")
