@@ -4,7 +4,6 @@ import json
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from multiprocessing import get_context
@@ -22,7 +21,7 @@ from sottovoce.demo.voices import SAMPLE_RATE, Audio, say, speakers
 from sottovoce.demo.world import CHOICES, Style, draw_sentence, draw_small_talk, draw_style, reply
 from sottovoce.io import atomic_write
 
-CHUNK = 50  # utterances a task of a process: long enough to outweigh its overhead, short enough for a smooth bar
+CHUNK = 100  # utterances a process: enough to outweigh its start, few enough for a smooth bar
 Record = dict[str, Any]  # a line of a manifest, or a turn in it
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,9 +29,12 @@ synthesizer = cache(ESpeak)  # one a process
 
 
 def in_processes(speak: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """`speak(item)` of every item, in their order, computed by `workers` processes."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(speak, items, chunksize=CHUNK)
+    """`speak(item)` of every item, in their order, computed by `workers` processes at a time.
+
+    Each has one chunk: eSpeak NG remembers what it has said, so that the same items in the same process sound the same.
+    """
+    with get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
+        yield from pool.imap(speak, items, chunksize=CHUNK)
 
 
 class SpokenCorpus(Corpus):
@@ -94,9 +96,7 @@ class Spoken:
 def speak_corpus(count: int, split: str, seed: int, workers: int = 2, every_emotion: bool = False) -> Iterator[Spoken]:
     """Yield `count` utterances of `split`; words and style of utterance i depend on (seed, split, i) alone.
 
-    With `every_emotion`, each sentence is said by one voice in every emotion, one after another. The samples differ in
-    their last digits from one synthesis to the next: eSpeak NG lets voices flutter, from a state that outlives an
-    utterance and cannot be set.
+    With `every_emotion`, each sentence is said by one voice in every emotion, one after another.
     """
     return in_processes(partial(speak_one, split, seed, every_emotion=every_emotion), range(count), workers)
 

@@ -28,6 +28,7 @@ def _started() -> tuple[ctypes.CDLL, int, list[NDArray[np.int16]], Any]:
         raise ModuleNotFoundError("speech synthesis needs eSpeak NG: pip install espeakng-loader (GPL-3)") from error
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     rate_hz = library.espeak_Initialize(_RETRIEVAL, 0, espeakng_loader.get_data_path().encode(), 0)
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else by the time; the first is as good as any
     chunks: list[NDArray[np.int16]] = []
 
     def collect(samples: "ctypes._Pointer[ctypes.c_short]", count: int, _events: int | None) -> int:
@@ -41,7 +42,10 @@ def _started() -> tuple[ctypes.CDLL, int, list[NDArray[np.int16]], Any]:
 
 
 class ESpeak:
-    """A synthesizer; all of a process are one. Raises ModuleNotFoundError where the extra is not installed."""
+    """A synthesizer; all of a process are one, and sounds depend in their last digits on what it has said before.
+
+    Raises ModuleNotFoundError where the extra is not installed.
+    """
 
     def __init__(self) -> None:
         self._library, self._rate_hz, self._chunks, _ = _started()

@@ -48,8 +48,8 @@ STYLES: dict[str, dict[str, Style]] = {
 class ESpeakSynthesizer(Synthesizer):
     """eSpeak NG, within this process: no network, no weights, and it sounds like a machine.
 
-    A voice is written language+variant, such as `en-us+f2`. The samples differ in their last digits from one synthesis
-    to the next: eSpeak NG lets voices flutter, from a state that outlives an utterance and cannot be set.
+    A voice is written language+variant, such as `en-us+f2`. The samples differ in their last digits by what the
+    process has said before: eSpeak NG lets voices flutter, from a state that outlives an utterance.
 
     Raises:
         ModuleNotFoundError: the extra `demo` is not installed.

@@ -14,8 +14,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from sottovoce.data.acoustic_labels import levels, measure
 from sottovoce.data.tts.espeak import ESpeak
-from sottovoce.demo import pretrain_conformer, pretrain_llm_deep
-from sottovoce.demo.corpus import DemoWorld, speak_one
+from sottovoce.demo import corpus, pretrain_conformer, pretrain_llm_deep
+from sottovoce.demo.corpus import DemoWorld, speak_corpus, speak_one
 from sottovoce.demo.paired_lessons import KINDS
 from sottovoce.demo.paired_words import VALUES, answers, category_of, draw_text, plain
 from sottovoce.demo.voices import MEN, WOMEN, speakers
@@ -48,6 +48,13 @@ def test_an_utterance_is_a_function_of_its_number() -> None:
     assert abs(len(first.audio) - len(again.audio)) < 320 and np.isclose(
         first.audio.std(), again.audio.std(), rtol=0.02
     )
+
+
+def test_a_corpus_sounds_the_same_whoever_speaks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit: by one process or by two, which take turns as they come."""
+    monkeypatch.setattr(corpus, "CHUNK", 2)
+    alone, together = ([u.audio for u in speak_corpus(5, "test", 0, workers)] for workers in (1, 2))
+    assert all(map(np.array_equal, alone, together))
 
 
 def test_labels_are_what_is_measured() -> None:
