@@ -4,6 +4,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -19,11 +20,12 @@ from sottovoce.data.manifest import refuse
 from sottovoce.data.skipped import LineFault
 from sottovoce.data.tasks import Task
 from sottovoce.device import on_device
-from sottovoce.errors import ManifestError, MissingError
+from sottovoce.errors import ConfigError, ManifestError, MissingError
 from sottovoce.io import file_lock
 from sottovoce.lightning_modules.bundle import bundle_weights
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer_settings import check_trainer, is_trial
+from sottovoce.llms.ctc_head import frames_needed
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.category_labels import check_head_labels
 from sottovoce.training.llm_targets import Targets
@@ -31,6 +33,8 @@ from sottovoce.training.row_lengths import RowLengths, check_prompts, scored_rea
 from sottovoce.training.run_folder import begun, check_data, check_folder, open_folder
 from sottovoce.training.splits import DataSplits, LazySplit, build_tasks, check_content_apart, read_splits
 from sottovoce.training.stage_rows import check_draws
+
+ALIGNED = 1_000  # transcripts that are held against their clips
 
 
 @dataclass
@@ -163,6 +167,18 @@ def encode_clips(run: Run, *, trains: bool = True) -> None:
     for stage in ahead:
         told = check_draws(stage, run.recipe, run.data.splits["train"], run.example_sampler(stage, cut=True))
         run.console.print(told, markup=False, highlight=False, soft_wrap=True)
+        _check_aligns(run, stage)
+
+
+def _check_aligns(run: Run, stage: str) -> None:
+    """`ConfigError` where CTC can align none of the first transcripts, so that the stage would not train by it."""
+    spoken = (u for u in run.data.splits["train"].utterances if u.audio and u.text)
+    some = [(u.clip, run.module.llm.chat.token_ids(str(u.text))) for u in islice(spoken, ALIGNED)]
+    for slot, weight in (run.recipe.stages[stage].ctc or {}).items():
+        fit = sum(frames_needed(text) <= run.row_lengths.speech(slot, clip) for clip, text in some)
+        if weight and some and not fit:
+            told = f"no transcript of {len(some)} has as few tokens as {slot} has embeddings of its clip: lower the "
+            raise ConfigError.at(f"stages.{stage}.ctc.{slot}", "conflict", f"{told}adapter's `stack`")
 
 
 def _leave_out_unreadable(run: Run, clips: set[Path] | None = None) -> None:

@@ -69,7 +69,7 @@ class CTCHead(nn.Module):
         A text that needs more frames than its row has cannot be aligned, and is not counted.
         """
         given = sum(map(len, texts))
-        rows = [(x, text) for x, text in zip(speech, texts, strict=True) if text and _needed(text) <= len(x)]
+        rows = [(x, text) for x, text in zip(speech, texts, strict=True) if text and frames_needed(text) <= len(x)]
         if not rows:
             nothing = 0.0 * (self.log_scale + self.blank.sum())
             return CTCLoss(nothing, 0, given, nothing)
@@ -87,7 +87,7 @@ class CTCHead(nn.Module):
         return CTCLoss(total, int(sizes.sum()), given, size)
 
 
-def _needed(text: Sequence[int]) -> int:
+def frames_needed(text: Sequence[int]) -> int:
     """Frames that a text needs: one a token, and a blank between two that are the same."""
     return len(text) + sum(a == b for a, b in itertools.pairwise(text))
 

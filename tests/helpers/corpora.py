@@ -93,7 +93,7 @@ def librispeech(source: Path) -> None:
             tone(source / part / f"{at}/7/{name}.flac", hertz=110.0 + 120 * i)
 
 
-def speechocean762(source: Path, speakers: int = 8, each: int = 2) -> None:
+def speechocean762(source: Path, speakers: int = 8, each: int = 2, seconds: float = 0.4) -> None:
     """Of each side four speakers in a row are a boy, a girl, a man and a woman; ids have the official form."""
     for side, part in enumerate(("train", "test")):
         rows: dict[str, list[str]] = {name: [] for name in ("wav.scp", "text", "utt2spk", "spk2age", "spk2gender")}
@@ -104,7 +104,7 @@ def speechocean762(source: Path, speakers: int = 8, each: int = 2) -> None:
             for number in range(each):
                 name = f"{speaker}{number:05}"
                 file = f"WAVE/SPEAKER{speaker}/{name}.WAV"
-                tone(source / file, hertz=200.0 + 10 * at + number)
+                tone(source / file, seconds, hertz=200.0 + 10 * at + number)
                 rows["wav.scp"].append(f"{name}\t{file}")
                 rows["text"].append(f"{name}\tWE CALL IT BEAR {number}")
                 rows["utt2spk"].append(f"{name}\t{speaker}")

@@ -151,3 +151,9 @@ def test_a_table_in_shards_is_refused(tree: dict[str, Any]) -> None:
     zero = {"accelerator": "cpu", "devices": 2, "strategy": "deepspeed_stage_3", "precision": "32-true"}
     with refused("conflict", "trainer.strategy", ConfigError):
         quiet_run({**tree, "stages": {"align": ALIGN}, "trainer": zero})
+
+
+def test_a_stack_too_large_for_every_transcript_is_refused(tree: dict[str, Any], write_recipe: Write) -> None:
+    tree["slots"]["linguistic"]["adapter"]["stack"] = 50
+    with refused("conflict", "stages.align.ctc.linguistic", ConfigError):
+        fit(write_recipe(slots=tree["slots"], stages={"align": ALIGN}))
