@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 from tests.conftest import write_lines, write_tone
-from tests.encoders.test_hf_conformer import save_parakeet, save_w2v_bert
+from tests.encoders.test_hf import save_parakeet, save_w2v_bert
 from tests.helpers.errors import refused
 from tests.helpers.runs import quiet_run
 
