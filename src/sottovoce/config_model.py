@@ -78,15 +78,17 @@ class BaseRecipe:
     groups: ClassVar[tuple[str, ...]] = ()  # keys of mappings whose entries a null switches off
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+    def load(cls, path: str | Path, overrides: Iterable[str] = (), *, own: bool = True) -> Self:
         """Read a recipe with all that it extends, and overrides; a ConfigError tells of every fault of it.
+
+        `own`: whether the user wrote it; of a bundle or a run, code that it names needs consent.
 
         A null on the command line must switch off something that is there.
         """
         known = cast(Any, cls).__pydantic_fields__
         defaults = {key: f.default for key, f in known.items() if isinstance(f.default, str | int | float)}
         overrides = list(overrides)
-        tree = resolve_references(read_tree(Path(path), overrides), defaults, str(path))
+        tree = resolve_references(read_tree(Path(path), overrides, own=own), defaults, str(path))
         if places := [*_numbers_for_text(cls, tree)]:
             _take_texts(tree, places, *read_texts(Path(path), overrides), str(path))
         recipe = cls.parse(tree, str(path))

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sottovoce.errors import ConfigError, brief
+from sottovoce.own_parts import BUNDLE_MARK, check_consent, located_in, name_by_user
 from sottovoce.paths import resolve
 
 Tree = dict[str, Any]
@@ -28,17 +29,21 @@ _DEPTH = 50
 _FILES = 100  # that one recipe extends, counted each time
 
 
-def read_tree(path: Path, overrides: Iterable[str] = ()) -> Tree:
+def read_tree(path: Path, overrides: Iterable[str] = (), *, own: bool | None = None) -> Tree:
     """Read a YAML file with all that it extends, then apply `key.sub=value` overrides in order.
+
+    `own`: whether the user wrote it, who may name code in it; if not, that needs consent. None: nothing of it will run.
 
     Raises:
         ConfigError: a file is missing, is not a mapping, is no recipe by its size, or extends itself; an override is
             not `key=value`; or a file asks for trust that no override gives.
     """
-    tree = _read(resolve(path), (), count(1))
+    changes = [located_in(_change(override), Path.cwd()) for override in overrides]
+    if own is not None:
+        name_by_user(changes)
+    tree = _read(resolve(path), (), count(1), own=own)
     asks = [*_trusting(tree)]
-    for override in overrides:
-        change = _change(override)
+    for change in changes:
         asks = [key for key in asks if key not in _trusting(change)]
         tree = merge(tree, change)
     if granted := [key for key in asks if key in _trusting(tree)]:
@@ -185,7 +190,10 @@ def _packaged(stem: str) -> str:
     return f"; the package has {', '.join(f'sottovoce:conf/{name}' for name in found)}" if found else ""
 
 
-def _read(path: Path, above: tuple[Path, ...], files: Iterator[int], read: Callable[[Path], Any] = read_yaml) -> Tree:
+def _read(
+    path: Path, above: tuple[Path, ...], files: Iterator[int], read: Callable[[Path], Any] = read_yaml,
+    own: bool | None = None,
+) -> Tree:  # fmt: skip
     """One recipe and what it extends; the files are counted, since a few that name each other often are very many."""
     asked = f" (extended by {above[-1]})" if above else ""
     if not os.path.isfile(path):  # which does not fail for a name that no file can have
@@ -195,13 +203,16 @@ def _read(path: Path, above: tuple[Path, ...], files: Iterator[int], read: Calla
         raise ConfigError(told, code="conflict", where=path)
     if next(files) > _FILES:
         raise ConfigError.at(path, "unsafe", f"no recipe extends more than {_FILES} files{asked}")
-    child = _plain(read(path), path)
+    child = located_in(_plain(read(path), path), path.parent)
+    if own is not None:
+        own = own and not (above and (path.parent / BUNDLE_MARK).is_file())  # to extend a bundle is to open it
+        name_by_user(child) if own else check_consent(child, path)
     parents = child.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         told = f"{path}: extends: a file or a list of files is needed, found {brief(parents, 100)}"
         raise ConfigError(told, code="bad-value", where="extends")
-    trees = [_read(path.parent / resolve(parent), (*above, path), files, read) for parent in parents]
+    trees = [_read(path.parent / resolve(parent), (*above, path), files, read, own) for parent in parents]
     return cast(Tree, reduce(merge, [*trees, child], {}))
 
 

@@ -14,6 +14,7 @@ from pkgutil import resolve_name
 from typing import Any, TypeAlias
 
 from sottovoce.errors import SottovoceError, printable
+from sottovoce.own_parts import allow_code
 from sottovoce.signals import EXIT, Terminated, handle_sigterm
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk says that takes no more
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that are the user's to mend are printed as one message and exit with 2."""
     silence_libraries()
     arguments = _arguments(argv)
+    if arguments.allow_code:
+        allow_code()
     try:
         with handle_sigterm():
             arguments.run(arguments)
@@ -242,6 +245,8 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=partial(_run, command), overrides=[], dry_run=False, print_config=False, trusted="")
         for names, options in command.words:
             sub.add_argument(*names, **options)
+        told = "run code that a bundle or a run names (files and import paths as `type`)"
+        sub.add_argument("--allow-code", action="store_true", help=told)
         if command.loader:
             sub.add_argument("--dry-run", action="store_true", help="check the recipe, and count what it builds")
             sub.add_argument("--print-config", action="store_true", help="print the whole resolved recipe and stop")

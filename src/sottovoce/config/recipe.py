@@ -10,7 +10,7 @@ from sottovoce.adapters import ADAPTERS
 from sottovoce.config import sections
 from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown
 from sottovoce.data.overrides import Overrides
-from sottovoce.data.tasks import PLAIN, PLAIN_TEACHER, TASKS
+from sottovoce.data.tasks import PLAIN, PLAIN_TEACHER, TASKS, build_task
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.evaluation.reports.results import METRICS
@@ -122,11 +122,21 @@ class Recipe(BaseRecipe):
 
     def _carrier_conflicts(self, stage: sections.StageConfig, where: str) -> Iterator[ConfigError]:
         """ERR in a stage of whose tasks no slot carries one: it would replace nothing."""
-        tasks = [name for name, weight in stage.tasks.items() if weight > 0 and name in TASKS]
+        tasks = [name for name, weight in stage.tasks.items() if weight > 0 and name in self._known_tasks()]
         carried = frozenset[str]().union(*self.carries.values())
-        if stage.err is not None and tasks and not any(TASKS.get(name).relies_on in carried for name in tasks):
+        if stage.err is not None and tasks and not any(self._relies_on(name) in carried for name in tasks):
             told = f"no slot carries a task of this stage ({', '.join(tasks)}), so nothing would be replaced: say "
             yield fault("conflict", where, f"{told}`carries: linguistic` or `paralinguistic` in the slots")
+
+    def _known_tasks(self) -> list[str]:
+        """Tasks by the name of their type, and those of the recipe's own names."""
+        return [*TASKS.names(), *(name for name, knobs in self.tasks.items() if "type" in knobs)]
+
+    def _relies_on(self, task: str) -> str:
+        try:
+            return TASKS.get(str(self.tasks.get(task, {}).get("type", task))).relies_on
+        except ConfigError:  # told elsewhere
+            return ""
 
     def _kind_conflicts(self) -> Iterator[ConfigError]:
         """Ready targets of one kind where the LLM, which answers the slots' texts, makes those of another."""
@@ -160,18 +170,20 @@ class Recipe(BaseRecipe):
     def _unknown_names(self) -> Iterator[ConfigError]:
         evaluation = self.evaluation
         parts = sorted({node.name for node in (*self.data.train, *self.data.validation) if node.name})
-        yield from unknown("tasks", self.tasks, TASKS, "task")
+        known = self._known_tasks()
+        for error in unknown("tasks", self.tasks, known, "task"):
+            yield fault("unknown-name", error.where, f"{error}. One of your own has a type, such as `type: attribute`")
         for name, stage in self.stages.items():
-            yield from unknown(f"stages.{name}.tasks", stage.tasks, TASKS, "task")
+            yield from unknown(f"stages.{name}.tasks", stage.tasks, known, "task")
             yield from unknown(f"stages.{name}.train", stage.train or [], [*self.slots, ENCODER, LLM], "slot")
             yield from unknown(f"stages.{name}.err", stage.err or {}, SOURCES, "source")
             yield from unknown(f"stages.{name}.ctc", stage.ctc or {}, self.slots, "slot")
             yield from unknown(f"stages.{name}.parts", stage.parts or {}, parts, "part, `name` of a manifest,")
         yield from unknown("evaluation.slots", evaluation.slots or [], ["both", "text", *self.slots], "choice of slots")
-        yield from unknown("evaluation.tasks", evaluation.tasks or [], TASKS, "task")
+        yield from unknown("evaluation.tasks", evaluation.tasks or [], known, "task")
         for split in SPLITS:
             for i, node in enumerate(getattr(self.data, split)):
-                yield from unknown(f"data.{split}[{i}].tasks", node.tasks or [], TASKS, "task")
+                yield from unknown(f"data.{split}[{i}].tasks", node.tasks or [], known, "task")
         own = [*self.tasks, *used_tasks(self)]
         yield from unknown("evaluation.task_overrides", evaluation.task_overrides, own, "task of this recipe")
         yield from unknown("evaluation.text", evaluation.text, self.slots, "slot")
@@ -218,14 +230,14 @@ class Recipe(BaseRecipe):
         for knobs in (self.tasks, self.evaluation.task_overrides, *(node.task_overrides for _, node in self.sources())):
             if (knobs.get("response") or {}).get("kind") == PLAIN:
                 knobs["response"].setdefault("teacher", PLAIN_TEACHER)
-        for name in sorted(name for name in {*self.tasks, *used_tasks(self)} if name in TASKS):
+        for name in sorted(name for name in {*self.tasks, *used_tasks(self)} if name in self._known_tasks()):
             node = {"type": name, **self.tasks.get(name, {})}
             changed = self.evaluation.task_overrides.get(name)
             try:
                 self.tasks[name] = TASKS.filled(node)
-                TASKS.build(self.tasks[name])
+                build_task(name, self.tasks[name])
                 if changed is not None:
-                    TASKS.build({**self.tasks[name], **changed})
+                    build_task(name, {**self.tasks[name], **changed})
             except ConfigError as error:
                 yield from located(error, "" if str(error.where).startswith("tasks.") else f"tasks.{name}")
         for where, source in self.sources():

@@ -148,7 +148,7 @@ def evaluate(
             raise ConfigError.at(name, "conflict", "it goes with --test; a run's own test side has tasks and a folder")
     if bundle == Path(folder):
         raise ConfigError.at("--test", "missing-key", f"{folder} is a bundle: say what it is to answer, --test FILE")
-    recipe = load(recipe_file(Path(folder)), overrides)
+    recipe = load(recipe_file(Path(folder)), overrides, own=False)
     if not recipe.stages:
         told = "this run trains nothing, and `sottovoce fit` has scored it; --test FILE takes another test side"
         raise ConfigError.at("stages", "empty", told)

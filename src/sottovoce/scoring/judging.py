@@ -166,7 +166,7 @@ def reply(prediction: Prediction, utterance: Utterance) -> Reply:
 def command(folder: str, overrides: Sequence[str]) -> None:
     """Command `sottovoce judge`: judge and label the replies of a finished run, and write its results anew."""
     file = recipe_file(Path(folder))
-    recipe = recipes.load(file, overrides)
+    recipe = recipes.load(file, overrides, own=False)
     node = recipe.evaluation
     if not (node.judges or node.awareness or (node.voicebench and node.voicebench.engine)):
         message = f"{file}: there is no judge in it: name one, such as "

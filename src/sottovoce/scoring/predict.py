@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 from sottovoce.config.recipe import used_tasks
 from sottovoce.data.examples import Example, collate
-from sottovoce.data.tasks import TASKS, AttributeTask, style_caption, task_of
+from sottovoce.data.tasks import AttributeTask, build_task, style_caption, task_of
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, ManifestError, brief
 from sottovoce.evaluation.metrics import Prediction
@@ -28,7 +28,7 @@ def predict(run: Run, split: str = "test", *, unlabelled: bool = False) -> list[
     """
     recipe, data = run.recipe, run.data.splits[split]
     overrides = recipe.evaluation.task_overrides.items()
-    changed = {name: TASKS.build({**recipe.tasks[name], **knobs}) for name, knobs in overrides}
+    changed = {name: build_task(name, {**recipe.tasks[name], **knobs}) for name, knobs in overrides}
     run = replace(run, tasks={**run.tasks, **changed}, slots={**run.slots, **recipe.evaluation.text})
     examples = [example for utterance in data.utterances for example in _questions(run, utterance, unlabelled)]
     if not examples:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from sottovoce.data.audio import inspect_audio, load_audio
 from sottovoce.data.examples import NOTHING, Batch
-from sottovoce.data.tasks import TASKS
+from sottovoce.data.tasks import TASKS, build_task
 from sottovoce.data.utterance import Turn
 from sottovoce.device import on_device
 from sottovoce.errors import AudioError, ConfigError, SottovoceError, nearest
@@ -124,9 +124,10 @@ def spoken_file(line: str) -> Path | None:
 def wording(model: SpeechLLM, task: str | None) -> str:
     """A task's first wording, with the choices of the model's own recipe; of the task that replies if None."""
     task = task or ("response" if "response" in model.recipe.tasks else "dialogue")
-    if task not in TASKS.names():
-        raise ConfigError(f"--task {task}:{nearest(task, TASKS.names())}", code="unknown-name", where="--task")
-    return TASKS.build(model.recipe.tasks.get(task, {"type": task})).instructions()[0]
+    known = list(dict.fromkeys([*model.recipe.tasks, *TASKS.names()]))
+    if task not in known:
+        raise ConfigError(f"--task {task}:{nearest(task, known)}", code="unknown-name", where="--task")
+    return build_task(task, model.recipe.tasks.get(task, {})).instructions()[0]
 
 
 def _read_line() -> str:
