@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sottovoce.data.tasks import TASKS, AttributeTask, Task, attribute_names, build_task
+from sottovoce.data.own_attribute import attribute_names, build_task
+from sottovoce.data.tasks import TASKS, AttributeTask, Task
 from sottovoce.errors import ConfigError
 from sottovoce.paths import resolve
 from sottovoce.templates import Template, uncommented_lines

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, brief, nearest
@@ -74,7 +74,7 @@ class Task(ABC):
         return None
 
 
-TASKS: Registry[Task] = Registry("task")
+TASKS: Registry[Task] = Registry("task", {"attribute": "sottovoce.data.own_attribute"})
 
 
 @TASKS.register("asr")
@@ -281,67 +281,6 @@ Emotion = _attribute(
     "emotion", "How the speaker feels.", "The speaker sounds {label}.",
     "neutral", "happy", "sad", "angry", "surprised", "disgusted", "fearful", "contemptuous",
 )  # fmt: skip
-
-
-@TASKS.register("attribute")
-class OwnAttribute(AttributeTask):
-    """An attribute of one's own, by the key of this task in `tasks`, such as `accent`.
-
-    Args:
-        choices: the labels to choose from; two or more.
-        ask: the question, or several; may say {choices}. General ones if absent.
-        says: the answer to learn, with {label} in it; "The accent is {label}." if absent.
-        prompts: a file of questions, in place of `ask`.
-        words: see `AttributeTask`.
-    """
-
-    name = "attribute"
-
-    def __init__(
-        self, *, choices: tuple[str, ...], ask: str | list[str] | None = None, says: str | None = None,
-        prompts: str | None = None, words: dict[str, str] | None = None,
-    ) -> None:  # fmt: skip
-        if ask and prompts:
-            told = "the questions come from `ask` or from the file `prompts`, not from both"
-            raise ConfigError(told, code="conflict", where=f"tasks.{self.name}.ask")
-        self._ask = [ask] if isinstance(ask, str) else ask
-        self._spoken = self.name.replace("_", " ")
-        sentence = says or f"The {self._spoken} is {{label}}."
-        super().__init__(choices=choices, prompts=prompts, sentence=sentence, words=words)
-
-    def _read_wordings(self, prompts: str | None, fields: Mapping[str, str]) -> list[str]:
-        if self._ask:
-            return [Template(text, fields, where=f"tasks.{self.name}.ask").fill(fields) for text in self._ask]
-        if prompts:
-            return super()._read_wordings(prompts, fields)
-        return read_wordings(PROMPTS / "attribute.txt", {**fields, "attribute": self._spoken})
-
-
-def build_task(name: str, node: Mapping[str, Any]) -> Task:
-    """The task that a recipe calls `name`: of that type, or of the `type` of its node.
-
-    Raises:
-        ConfigError: knobs are wrong; or a type of ours that is no attribute has another name than its own, by which it
-            is scored.
-    """
-    knobs = TASKS.check({"type": name, **node}, f"tasks.{name}")
-    kind = str(knobs.pop("type"))
-    made = TASKS.get(kind)
-    if kind in TASKS and kind != name and not issubclass(made, AttributeTask):
-        told = f"{kind} is scored by its name: call it so"
-        raise ConfigError.at(f"tasks.{name}.type", "conflict", told)
-    task = made.__new__(made)
-    if made.name != name:
-        task.__dict__["name"] = name  # before knobs are checked: messages and wordings tell it
-    made.__init__(task, **knobs)
-    return task
-
-
-def attribute_names(tasks: Mapping[str, Task]) -> list[str]:
-    """Attributes that utterances may have labels of: ours, those among some tasks, and plug-ins that may be some."""
-    ours = [made.name for made in (Gender, Pitch, Tempo, Energy, Age, Emotion)]
-    own = [name for name, task in tasks.items() if isinstance(task, AttributeTask)]
-    return list(dict.fromkeys([*ours, *own, *(name for name in TASKS.plugins() if name not in tasks)]))
 
 
 def _is_known(utterance: Utterance, text: str) -> bool:

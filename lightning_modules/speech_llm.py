@@ -49,7 +49,7 @@ class SpeechLLM(L.LightningModule):
         llm = recipe.llm
         self.llm = CausalLLM(
             llm.checkpoint, llm.dtype, llm.trust_remote_code, llm.tuning, llm.chat_template_kwargs,
-            llm.attn_implementation,
+            llm.attn_implementation, llm.chat_template, llm.quantization,
         )  # fmt: skip
         self.slots: dict[str, str] = {name: slot.text for name, slot in recipe.slots.items()}
         self.slot_layers = layers_of_slots(recipe, self.encoder)  # slot -> the encoder's layers that it hears

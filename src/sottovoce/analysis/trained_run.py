@@ -11,7 +11,7 @@ from sottovoce.config.recipe import Recipe, load, used_tasks
 from sottovoce.config.sections import SlotText
 from sottovoce.config_model import unknown
 from sottovoce.data.examples import Example
-from sottovoce.data.tasks import build_task
+from sottovoce.data.own_attribute import build_task
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, ManifestError, MissingError
 from sottovoce.lightning_modules.bundle import PRINTS, bundle_weights, read_bundle

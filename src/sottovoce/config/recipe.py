@@ -10,7 +10,8 @@ from sottovoce.adapters import ADAPTERS
 from sottovoce.config import sections
 from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown
 from sottovoce.data.overrides import Overrides
-from sottovoce.data.tasks import PLAIN, PLAIN_TEACHER, TASKS, build_task
+from sottovoce.data.own_attribute import build_task
+from sottovoce.data.tasks import PLAIN, PLAIN_TEACHER, TASKS
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.evaluation.reports.results import METRICS

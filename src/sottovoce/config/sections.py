@@ -24,6 +24,7 @@ from sottovoce.errors import ConfigError, brief
 from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
 from sottovoce.llms import ENGINES
 from sottovoce.llms.tuning_config import Tuning
+from sottovoce.paths import read_text, resolve
 from sottovoce.scripts import nfc
 
 CONVERSATION, RULE = {"type": "conversation"}, {"type": "rule"}  # who judges if a recipe names no `type`
@@ -45,6 +46,16 @@ def _of_template(arguments: dict[str, Any]) -> dict[str, Any]:
 TemplateArguments: TypeAlias = Annotated[dict[str, Any], AfterValidator(_of_template)]
 
 
+def _template_text(template: str) -> str:
+    """A text in Jinja as it is; that of a file, so that a bundle needs no file."""
+    if "{" in template:
+        return template
+    try:
+        return read_text(resolve(template))
+    except (OSError, UnicodeDecodeError) as error:
+        raise fault("not-found", "", f"it is neither Jinja, which has braces, nor a file of it: {error}") from None
+
+
 @config_class
 class LLMConfig:
     """The LLM, in a dtype of its own, frozen but for `tuning`."""
@@ -55,7 +66,13 @@ class LLMConfig:
     attn_implementation: Literal["eager", "sdpa"] | None = Field(
         default=None, description="of transformers, or what it takes itself; eager trains faster on a CPU in bfloat16"
     )
+    quantization: Literal["8bit", "4bit"] | None = Field(
+        default=None, description="of the frozen weights, by bitsandbytes: LLM.int8() or NF4"
+    )
     tuning: Tuning = Field(default_factory=Tuning)
+    chat_template: Annotated[str, AfterValidator(_template_text)] | None = Field(
+        default=None, description="in Jinja, or a file of it; null: the checkpoint's own"
+    )
     chat_template_kwargs: TemplateArguments = Field(
         default={}, description="of the chat template; enable_thinking, where it knows that, is false unless set here"
     )

@@ -8,7 +8,8 @@ from rich.progress import Progress
 
 from sottovoce.config.recipe import used_tasks
 from sottovoce.data.examples import Example, collate
-from sottovoce.data.tasks import AttributeTask, build_task, style_caption, task_of
+from sottovoce.data.own_attribute import build_task
+from sottovoce.data.tasks import AttributeTask, style_caption, task_of
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, ManifestError, brief
 from sottovoce.evaluation.metrics import Prediction

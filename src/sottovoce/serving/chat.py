@@ -9,7 +9,8 @@ from rich.console import Console
 
 from sottovoce.data.audio import inspect_audio, load_audio
 from sottovoce.data.examples import NOTHING, Batch
-from sottovoce.data.tasks import TASKS, build_task
+from sottovoce.data.own_attribute import build_task
+from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Turn
 from sottovoce.device import on_device
 from sottovoce.errors import AudioError, ConfigError, SottovoceError, nearest

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from sottovoce.config.recipe import Recipe, used_tasks
 from sottovoce.data.examples import Example, InstructionRole, carriers, instructions, slot_text
+from sottovoce.data.own_attribute import build_task
 from sottovoce.data.skipped import LineFault
-from sottovoce.data.tasks import AttributeTask, Task, build_task, task_of
+from sottovoce.data.tasks import AttributeTask, Task, task_of
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.llms.chat_template import ChatFormat, ChatTurn, Placeholder

@@ -20,7 +20,8 @@ from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.lazy_manifest import LazyManifest
 from sottovoce.data.manifest import Root, read_manifest, refuse
 from sottovoce.data.overrides import Overrides
-from sottovoce.data.tasks import TASKS, AttributeTask, Task, attribute_names, build_task
+from sottovoce.data.own_attribute import build_task, choices_of
+from sottovoce.data.tasks import Task
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ManifestError, MissingError, SottovoceError
 from sottovoce.paths import usable
@@ -166,27 +167,6 @@ class DataSplits:
 def build_tasks(recipe: Recipe) -> dict[str, Task]:
     """Every task that the recipe uses, by name."""
     return {name: build_task(name, node) for name, node in recipe.tasks.items()}
-
-
-def choices_of(tasks: dict[str, Task]) -> dict[str, Sequence[str]]:
-    """The labels that each attribute may have, by the recipe's tasks; by a task's defaults where it is not used.
-
-    Those of a plug-in that the recipe does not name may be any: it is not imported.
-    """
-    choices: dict[str, Sequence[str]] = {}
-    for name in attribute_names(tasks):
-        if name not in tasks and name in TASKS.plugins():
-            choices[name] = _Any()
-        elif isinstance(task := tasks.get(name) or TASKS.build({"type": name}), AttributeTask):
-            choices[name] = task.choices
-    return choices
-
-
-class _Any(tuple[str, ...]):
-    """Choices that hold every label."""
-
-    def __contains__(self, label: object) -> bool:
-        return True
 
 
 def read_splits(recipe: Recipe) -> DataSplits:
