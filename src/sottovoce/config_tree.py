@@ -5,6 +5,7 @@ it cannot grant what only the command line may grant: to run code that comes wit
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from io import StringIO
@@ -38,14 +39,19 @@ def read_tree(path: Path, overrides: Iterable[str] = (), *, own: bool | None = N
         ConfigError: a file is missing, is not a mapping, is no recipe by its size, or extends itself; an override is
             not `key=value`; or a file asks for trust that no override gives.
     """
+    overrides = list(overrides)
     changes = [located_in(_change(override), Path.cwd()) for override in overrides]
     if own is not None:
         name_by_user(changes)
     tree = _read(resolve(path), (), count(1), own=own)
     asks = [*_trusting(tree)]
-    for change in changes:
+    for override, change in zip(overrides, changes, strict=True):
         asks = [key for key in asks if key not in _trusting(change)]
-        tree = merge(tree, change)
+        try:
+            tree = merge(tree, change)
+        except ConfigError as error:
+            told = f"override {override!r}: {error}"
+            raise ConfigError(told, code="unknown-name", where=_key(override)[0]) from None
     if granted := [key for key in asks if key in _trusting(tree)]:
         raise ConfigError(
             f"{path}: {granted[0]}: the file asks to run code that comes with the checkpoint. If you trust that code, "
@@ -72,7 +78,7 @@ def _as_written(path: Path) -> Any:
 
 
 def _change_as_written(override: str) -> Tree:
-    key, _, value = override.partition("=")
+    key, value = _key(override)
     leaf = yaml.load(value, Loader=yaml.BaseLoader)
     return cast(Tree, reduce(lambda node, part: {part: node}, reversed(key.split(".")), leaf))
 
@@ -95,13 +101,19 @@ def resolve_references(tree: Tree, defaults: Tree, source: str) -> Tree:
 
 def _change(override: str) -> Tree:
     if "=" not in override:
-        told = f"override {override!r}: write key=value, such as stages.joint.lr=1e-4"
+        told = f"override {override!r}: write key=value without spaces, such as stages.joint.lr=1e-4"
         raise ConfigError(told, code="bad-value", where=override)
     try:
-        return _plain(OmegaConf.from_dotlist([override]))
+        return _plain(OmegaConf.from_dotlist(["=".join(_key(override))]))
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError) as error:
         key = override.partition("=")[0]
         raise ConfigError(f"override {override!r}: {_first(error)}", code="bad-value", where=key) from None
+
+
+def _key(override: str) -> tuple[str, str]:
+    """Key and value of `data.train[0].name=x`, where an entry of a list is a key like others: `data.train.0.name`."""
+    key, _, value = override.partition("=")
+    return re.sub(r"\[(\d+)\]", r".\1", key), value
 
 
 def children(node: Any) -> Iterable[tuple[Any, Any]]:
@@ -175,7 +187,16 @@ def _measure(text: str, path: Path) -> None:
 
 
 def merge(base: Any, child: Any) -> Any:
-    """The child wins. Mappings merge, lists are replaced, a node that changes `type` starts afresh."""
+    """The child wins. Mappings merge, a node that changes `type` starts afresh, lists are replaced.
+
+    A mapping of numbers, from 0, changes entries of a list; `ConfigError` where the list has no such entry.
+    """
+    if isinstance(base, list) and isinstance(child, dict) and child and all(str(key).isdigit() for key in child):
+        if (last := max(map(int, child))) >= len(base):
+            told = f"there is no entry {last}; the list has {len(base)}, counted from 0"
+            raise ConfigError(told, code="unknown-name", where=last)
+        changed = {int(key): value for key, value in child.items()}
+        return [merge(entry, changed[at]) if at in changed else entry for at, entry in enumerate(base)]
     if not (isinstance(base, dict) and isinstance(child, dict)):
         return child
     if "type" in base and child.get("type", base["type"]) != base["type"]:

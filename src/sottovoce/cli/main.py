@@ -52,9 +52,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `key=value` may stand anywhere, where argparse wants all positional arguments together."""
     known = parser()
     arguments, rest = known.parse_known_args(argv)
-    overrides = [word for word in rest if re.match(r"[\w.]+=", word)]
+    overrides = [word for word in rest if re.match(r"[\w.\[\]]+=", word)]
     if strays := [word for word in rest if word not in overrides]:
-        known.error(f"unrecognized arguments: {' '.join(strays)}")
+        keys = [word.lstrip("-") for word in strays if re.match(r"--\w+[.\[][\w.\[\]]*=", word)]
+        hint = f". Keys of the recipe have no dashes: {' '.join(keys)}" if keys else ""
+        known.error(f"unrecognized arguments: {' '.join(strays)}{hint}")
     trust = [f"{arguments.trusted}=true"] if arguments.trusted else []
     arguments.overrides = [*arguments.overrides, *overrides, *trust]
     return arguments
