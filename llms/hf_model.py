@@ -19,7 +19,7 @@ from sottovoce.hub import WEIGHTS
 from sottovoce.llms import hub_checkpoints
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.llms.hub_checkpoints import HUB, SETTINGS
-from sottovoce.llms.quantization import Quantization, check_fits_tuning, loading_arguments, stand_in
+from sottovoce.llms.quantization import Quantization, check_fits_tuning, loading_arguments, source_of, stand_in
 from sottovoce.llms.tuning import base_name, decoder_layers, layer_numbers, lora_layers, passed_over, tune
 from sottovoce.llms.tuning_config import Tuning
 from sottovoce.tensor_files import update_digest
@@ -131,7 +131,7 @@ class LoadedLLM(nn.Module):
             do_sample=False, eos_token_id=sorted(chat.stop_ids), pad_token_id=min(chat.stop_ids)
         )
         self.model, self.config = self._tuned(model), model.config
-        self._settings = hub_checkpoints.settings(folder)
+        self._settings = hub_checkpoints.settings(folder) | source_of(self.quantization, folder)
         self.tokenizer, self.chat = tokenizer, chat
 
     def chat_format(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]) -> ChatFormat:
@@ -224,7 +224,7 @@ class LoadedLLM(nn.Module):
             digest.update(json.dumps(self.chat.arguments, sort_keys=True).encode())
         bases = {base_name(name): (name, weight) for name, weight in self.model.named_parameters()}
         for base, (name, weight) in sorted((base, pair) for base, pair in bases.items() if base is not None):
-            if not frozen or f"model.{name}" not in self.trainable_names:
+            if not self.quantization and (not frozen or f"model.{name}" not in self.trainable_names):
                 digest.update(f"{base} {self._pretrained.get(name) or _digest(weight)}".encode())
         return digest.hexdigest()
 
@@ -250,8 +250,7 @@ class LoadedLLM(nn.Module):
                 more = loading_arguments(self.quantization, self.dtype) if self.quantization else {}
                 model, absent = hub_checkpoints.read_model(folder, self.dtype, self.trust_remote_code, more)
             elif self.quantization:
-                why = f"{self.checkpoint} is an audio LLM, whose text model is not quantised"
-                raise ConfigError.at("llm.quantization", "conflict", why)
+                raise ConfigError.at("llm.quantization", "conflict", "the text model of an audio LLM is not quantised")
             else:
                 model, absent = hub_checkpoints.read_text(folder, self.dtype, HUB)
         if absent:  # transformers would go on with random numbers

@@ -2,12 +2,15 @@
 
 import logging
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from sottovoce.errors import ConfigError
+from sottovoce.hub import WEIGHTS
+from sottovoce.io import file_sha256
 from sottovoce.llms.tuning import decoder_layers
 
 if TYPE_CHECKING:
@@ -47,6 +50,15 @@ def loading_arguments(quantization: Quantization, dtype: torch.dtype) -> dict[st
         bnb_4bit_compute_dtype=dtype,
     )  # fmt: skip
     return {"quantization_config": chosen, "device_map": {"": "cpu"}}
+
+
+def source_of(quantization: Quantization | None, folder: Path) -> dict[str, Any]:
+    """What tells quantised weights from others: the files that they are made of, since 4 bits are not always the same.
+
+    Bytes that no value needs are left as the memory was.
+    """
+    files = {file.name: file_sha256(file) for file in sorted(folder.glob(WEIGHTS[0]))} if quantization else {}
+    return {"quantization": quantization, "files": files} if quantization else {}
 
 
 def stand_in(model: "PreTrainedModel", quantization: Quantization) -> None:
