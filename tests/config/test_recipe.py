@@ -281,7 +281,7 @@ def test_an_entry_of_a_list_is_overridden_by_its_number(entry: str, write_recipe
 
 def test_dashes_before_a_key_get_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["fit", "--config", QUICKSTART, "--stages.joint.lr=1"])
+        main(["fit", "--config", str(QUICKSTART), "--stages.joint.lr=1"])
     assert "no dashes: stages.joint.lr=1" in capsys.readouterr().err
 
 
