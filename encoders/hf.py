@@ -20,7 +20,7 @@ from sottovoce.frames import Frames
 from sottovoce.hub import Hub
 
 _KEY = "encoder.checkpoint"
-_LARGE = {
+_LARGE: dict[str, Any] = {
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
     "feat_extract_norm": "layer", "do_stable_layer_norm": True,
 }  # fmt: skip
@@ -190,7 +190,7 @@ class HFEncoder(HubEncoder):
                 why = f"has {length} samples; {self.checkpoint} needs at least {self.shortest} "
                 why += f"({self.shortest / self.sample_rate * 1000:g} ms). Leave the clip out"
                 raise AudioError.at(f"row {row}", "bad-value", why)
-        clips = [clip.split(self._window(len(clip))) for clip in Frames(waveform, lengths).rows()]
+        clips = [torch.split(clip, self._window(len(clip))) for clip in Frames(waveform, lengths).rows()]
         pieces = [piece for clip in clips for piece in clip]
         heard: dict[int, Tensor] = {}
         for numbers in self._batches([len(piece) for piece in pieces]):

@@ -154,10 +154,11 @@ def read_model(
     """A causal LM with its weights, and the names of those that the files lack; `more` is for `from_pretrained`."""
     from transformers import AutoModelForCausalLM
 
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code,
         output_loading_info=True, **more,
     )  # fmt: skip
+    model, report = loaded
     return model, sorted(report["missing_keys"])
 
 
