@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from sottovoce.data.manifest_schema import EXTRA
 from sottovoce.data.sources.kinds import AUDIO_COLUMNS
 from sottovoce.data.sources.rows import Row
 from sottovoce.data.tasks import TASKS, AttributeTask
 from sottovoce.errors import ConfigError, nearest
 from sottovoce.scripts import nfc
 
-EXTRA = "extra"
 USUAL: dict[str, tuple[str, ...]] = {  # key -> columns that are taken where none is named, the first that is there
     "id": ("id", "utt_id", "utterance_id"),
     "audio": AUDIO_COLUMNS,
