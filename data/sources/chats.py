@@ -33,10 +33,7 @@ def read_chats(source: Path, choice: Choice, report: Report) -> Iterator[Row]:
         if clips:
             report.add(MALFORMED, f"{place}: more audio than <audio> in the turns")
             continue
-        rows = list(_rows(place, read, others, report))
-        if not rows:
-            report.add("no answered user turn", place)
-        yield from rows
+        yield from _rows(place, read, others, report)
 
 
 def _rows(place: str, turns: list[tuple[str, str, list[Any]]], others: dict[str, Any], report: Report) -> Iterator[Row]:
@@ -44,6 +41,8 @@ def _rows(place: str, turns: list[tuple[str, str, list[Any]]], others: dict[str,
     spoken = [turn for turn in turns if turn[0] != "system"]
     context: list[dict[str, Any]] = []
     answered = [(a, b) for a, b in pairwise(spoken) if (a[0], b[0]) == ("user", "assistant")]
+    if not answered:
+        report.add("no answered user turn", place)
     known: dict[str, Any] = {**others, **({"system": system} if system else {})}
     for number, ((_, said, clips), (_, answer, _)) in enumerate(answered, 1):
         where = place if len(answered) == 1 else f"{place}, turn {number}"

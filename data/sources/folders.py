@@ -24,16 +24,21 @@ def read_audiofolder(source: Path, choice: Choice, report: Report) -> Iterator[R
     Raises:
         MissingError: there is no clip in the folder.
     """
+    named = set[str]()
     tables = sorted(file for name in METADATA for file in source.rglob(name))
     for table in tables:
         split = _split(table.parent, source)
         for row in (read_json if table.suffix == ".jsonl" else read_csv)(table, choice, report):
             row.place = f"{table.parent.relative_to(source) / row.place}"
             row.folder, row.split = table.parent, row.split or split
+            named |= {os.path.abspath(table.parent / value) for value in row.values.values() if isinstance(value, str)}
             yield row
-    if tables:
-        return
     files = Tree(source, SUFFIXES).files
+    if tables:
+        for file in files:
+            if os.path.abspath(file) not in named:
+                report.add("extra", str(file.relative_to(source)))
+        return
     if not files:
         raise MissingError(f"{source}: there is no audio in this folder", code="empty", where=source)
     for file in files:

@@ -13,7 +13,7 @@ from sottovoce.data.corpora.report import Report
 from sottovoce.data.sources.kinds import CUTS, is_lhotse_name
 from sottovoce.data.sources.rows import Choice, Row, side
 from sottovoce.data.sources.tables import read_objects
-from sottovoce.errors import MissingError
+from sottovoce.errors import MissingError, SottovoceError
 
 _LIKE = 0.01  # seconds within which a cut is all of its recording
 
@@ -113,6 +113,8 @@ def _cuts(file: Path, split: str, choice: Choice, report: Report) -> Iterator[Ro
                 yield Row(place, values, split, file.parent)
         except _Unusable as why:
             report.add(str(why), place)
+        except SottovoceError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError):
             report.add("malformed row", place)
 

@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from itertools import chain
@@ -19,6 +20,9 @@ from sottovoce.data.sources.rows import Choice, Row, placed
 from sottovoce.errors import AudioError, ManifestError
 
 MALFORMED = "malformed row"
+_QUOTED = re.compile(
+    r'""|\A"|(?m:(?:^|\t)"[^"\t\n]*\t[^"\n]*"(?:\t|\r?$))'
+)  # Common Voice's TSV has quotes that quote nothing
 
 
 def read_csv(source: Path, choice: Choice, report: Report) -> Iterator[Row]:
@@ -32,7 +36,7 @@ def read_csv(source: Path, choice: Choice, report: Report) -> Iterator[Row]:
     text = raw.decode("utf-16", "replace") if utf16 else read_text(source)
     sign = "\t" if source.suffix.lower() == ".tsv" else delimiter(text.split("\n", 1)[0])
     csv.field_size_limit(sys.maxsize)
-    quoting = csv.QUOTE_NONE if sign == "\t" and '"\t' not in text else csv.QUOTE_MINIMAL  # Common Voice quotes nothing
+    quoting = csv.QUOTE_NONE if sign == "\t" and not _QUOTED.search(text) else csv.QUOTE_MINIMAL
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, restval=None)
     if not any((name or "").strip() for name in rows.fieldnames or []):
         raise ManifestError.at(source, "empty", "the first line of a table names its columns, and there is none")
