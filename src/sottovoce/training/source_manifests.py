@@ -53,7 +53,7 @@ def _read(recipe: Recipe, name: str, number: int, notes: list[str]) -> SourceCon
     if node.manifest:
         return node
     several = sum(not other.manifest for other in nodes) > 1  # whose ids may be alike
-    prefix = "-".join(filter(None, [Path(node.place).name.partition(".")[0], node.subset, ""])) if several else ""
+    prefix = "".join(f"{part}-" for part in (Path(node.place).name.partition(".")[0], node.subset) if part and several)
     request = Request(
         node.place, "lhotse" if node.cuts else None, split=node.split, subset=node.subset, columns=node.columns,
         labels=node.labels, values=node.map, root=node.root, prefix=prefix,
