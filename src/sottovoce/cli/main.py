@@ -109,6 +109,7 @@ def _config(example: str) -> Argument:
 
 _BUNDLE = arg("bundle", help="folder, such as runs/quickstart/bundle")
 _MANIFEST, _OUT = arg("manifest"), arg("--out", required=True, help="the manifest to write")
+_ROOT = arg("--root", metavar="DIR", help="where its paths of clips start; its own folder if absent")
 _ALLOW = arg("--allow", action="append", default=[], metavar="DIR", help="clips may lie there, too")
 
 COMMANDS = (
@@ -200,8 +201,27 @@ COMMANDS = (
         _overrides("seed=1, a knob of the corpus, or hold_out='{test: [SPEAKER]}' of any"),
     ),
     Command(
+        "manifest", "generation.manifest:manifest", "turn data in another format into manifests",
+        arg("source", help="a file, a folder, or a dataset on the hub of Hugging Face"),
+        arg("--out", required=True, help="folder of the manifests, such as manifests/mine"),
+        arg("--format", metavar="KIND", help="csv, json, messages, nemo, lhotse, kaldi, datasets or audiofolder"),
+        *(arg(f"--{key}", metavar="COLUMN", help=f"the column that is `{key}`")
+          for key in ("audio", "text", "speaker", "caption", "response", "id")),
+        arg("--column", action="append", default=[], metavar="KEY=COLUMN", help="of another key, such as start=begin"),
+        arg("--label", action="append", default=[], metavar="ATTRIBUTE=COLUMN", help="such as age=age_group"),
+        arg("--map", action="append", default=[], metavar="ATTRIBUTE:VALUE=LABEL",
+            help="such as age:kid=child or age:0-12=child; without a label: none"),
+        arg("--root", metavar="DIR", help="where relative paths of clips start; beside the source if absent"),
+        arg("--split", help="of a dataset: this one alone"), arg("--subset", help="of a dataset: its configuration"),
+        arg("--split-column", metavar="COLUMN", help="names each row's split; `split` if absent"),
+        arg("--split-by", metavar="KEY", help="make splits by it, such as speaker, each of whom is on one side"),
+        arg("--validation", type=float, default=0.0, metavar="SHARE", help="with --split-by, such as 0.1"),
+        arg("--test", type=float, default=0.0, metavar="SHARE", help="with --split-by, such as 0.1"),
+        arg("--seed", type=int, default=0, help="of --split-by; 0"),
+    ),
+    Command(
         "label", "cli.main:label", "add pitch, energy and tempo labels to a manifest, by measuring",
-        _MANIFEST, _OUT, _ALLOW,
+        _MANIFEST, _OUT, _ROOT, _ALLOW,
         arg("--workers", type=int, default=1, help="processes that measure"),
     ),
     Command(
@@ -209,7 +229,7 @@ COMMANDS = (
         _MANIFEST,
         arg("--out", required=True, help="the folder to write; its manifest.jsonl is what a recipe names"),
         arg("--size", type=int, default=1000, help="clips a tar file"),
-        _ALLOW,
+        _ROOT, _ALLOW,
     ),
     Command(
         "targets", "generation.targets:targets", "let an LLM write the targets of a manifest, or take them of a table",
@@ -271,13 +291,18 @@ def _run(command: Command, arguments: argparse.Namespace) -> None:
     call(arguments) if "arguments" in names else call(**{name: getattr(arguments, name) for name in names})
 
 
-def label(manifest: str, out: str, allow: list[str], workers: int) -> None:
+def label(manifest: str, out: str, root: str | None, allow: list[str], workers: int) -> None:
     from sottovoce.data.acoustic_labels import label_manifest
 
-    print(label_manifest(Path(manifest), Path(out), allow=[Path(folder) for folder in allow], workers=workers))
+    print(label_manifest(Path(manifest), Path(out), **_within(root, allow), workers=workers))
 
 
-def shards(manifest: str, out: str, size: int, allow: list[str]) -> None:
+def shards(manifest: str, out: str, size: int, root: str | None, allow: list[str]) -> None:
     from sottovoce.data.tar_shards import write_shards
 
-    print(write_shards(Path(manifest), Path(out), size=size, allow=[Path(folder) for folder in allow]))
+    print(write_shards(Path(manifest), Path(out), size=size, **_within(root, allow)))
+
+
+def _within(root: str | None, allow: list[str]) -> dict[str, Any]:
+    """Where clips of a manifest may lie."""
+    return {"root": Path(root) if root else None, "allow": [Path(folder) for folder in allow]}

@@ -196,7 +196,7 @@ def _test_side(first: FinishedRun, run: FinishedRun) -> Reasons:
     corpora = [(side.get("corpus") or {}).get("type") for side in sides]
     if corpora[0] != corpora[1]:
         yield "data.corpus", f"other test data: data.corpus is {corpora[0]} and {corpora[1]}"
-    ours, theirs = ([str(node.get("manifest")) for node in side.get("test") or []] for side in sides)
+    ours, theirs = ([_named(node) for node in side.get("test") or []] for side in sides)
     if ours != theirs and not _same_bytes(first, run):
         told = " and ".join(", ".join(names) or "empty" for names in (ours, theirs))
         yield "data.test", f"other test data: data.test is {told}"
@@ -204,6 +204,12 @@ def _test_side(first: FinishedRun, run: FinishedRun) -> Reasons:
         own, other = ([node.get(key) or None for node in side.get("test") or []] for side in sides)
         if own != other:
             yield "data.test", f"other questions: {key} of data.test is {own} and {other}"
+
+
+def _named(source: dict[str, Any]) -> str:
+    """What a part of the data is called: a manifest, or data in another format and its split."""
+    names = [source.get(key) for key in ("manifest", "dataset", "cuts", "subset", "split")]
+    return " ".join(str(name) for name in names if name)
 
 
 def _same_bytes(*runs: FinishedRun) -> bool:

@@ -7,7 +7,19 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from sottovoce.config.sections import TrainerArguments
-from sottovoce.config_model import BaseRecipe, Betas, Count, Float, Int, Node, NonNegative, Seed, config_class, fault
+from sottovoce.config_model import (
+    BaseRecipe,
+    Betas,
+    Count,
+    Float,
+    Int,
+    Node,
+    NonNegative,
+    Seed,
+    config_class,
+    fault,
+    locate_paths,
+)
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError
 
@@ -91,6 +103,11 @@ class PretrainRecipe(BaseRecipe):
     @property
     def folder(self) -> Path:
         return Path(self.output_dir) / self.name
+
+    def locate(self, folder: Path) -> None:
+        """See `BaseRecipe`."""
+        for node in (*self.data.train, *self.data.validation):
+            locate_paths(node, folder, "manifest", "folder", "root", "allow")
 
     def conflicts(self) -> Iterator[ConfigError]:
         """See `BaseRecipe`."""

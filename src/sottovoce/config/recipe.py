@@ -8,6 +8,7 @@ from pydantic import Field
 
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config import sections
+from sottovoce.config.sources import SourceConfig
 from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown
 from sottovoce.data.overrides import Overrides
 from sottovoce.data.own_attribute import build_task
@@ -58,10 +59,15 @@ class Recipe(BaseRecipe):
     def folder(self) -> Path:
         return Path(self.output_dir) / self.name
 
-    def sources(self) -> Iterator[tuple[str, sections.SourceConfig]]:
+    def sources(self) -> Iterator[tuple[str, SourceConfig]]:
         """Every manifest of the data, and where the recipe names it."""
         for split in SPLITS:
             yield from ((f"data.{split}[{i}]", node) for i, node in enumerate(getattr(self.data, split)))
+
+    def locate(self, folder: Path) -> None:
+        """See `BaseRecipe`."""
+        for _, node in self.sources():
+            node.locate(folder)
 
     @property
     def untuned(self) -> bool:
@@ -194,6 +200,7 @@ class Recipe(BaseRecipe):
                 names = [score.partition("/")[0] for score in scores]  # `cs_content/qwen` is by a judge of that name
                 yield from unknown(f"published.{slots}.{task}", names, METRICS, "score")
         for where, node in self.sources():
+            yield from node.conflicts(where)
             yield from unknown(f"{where}.task_overrides", node.task_overrides, own, "task of this recipe")
 
     def _tuning_conflicts(self) -> Iterator[ConfigError]:

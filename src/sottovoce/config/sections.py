@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from sottovoce.adapters import ADAPTERS
+from sottovoce.config.sources import Sources
 from sottovoce.config_model import (
     Betas,
     Count,
@@ -106,29 +107,13 @@ class SlotConfig:
 
 
 @config_class
-class SourceConfig:
-    """A manifest, how many times an epoch goes through it, and which tasks it may serve."""
-
-    manifest: str = Field(description="a JSONL file")
-    weight: Weight = Field(default=1.0, description="2: twice an epoch; 0.25: another quarter each epoch")
-    tasks: list[str] | None = Field(default=None, description="null: every task that its utterances have labels for")
-    root: str | None = Field(default=None, description="folder of the manifest's paths; null: its own")
-    allow: list[str] = Field(default=[], description="further folders that its paths and links may lead to; [/]: any")
-    name: str | None = Field(default=None, description="of a part, for `parts` of stages; scored apart")
-    task_overrides: dict[str, dict[str, Any]] = Field(
-        default={}, description="task -> knobs for this manifest: prompts, words or the metric of its language"
-    )
-    captions: str | None = Field(default=None, description="file of captions with attributes in braces; null: English")
-
-
-@config_class
 class DataConfig:
     """Where utterances come from and how they are read."""
 
     corpus: Annotated[Node, CORPORA] | None = Field(default=None, description="makes the manifests, not these lists")
-    train: list[SourceConfig] = Field(default=[])
-    validation: list[SourceConfig] = Field(default=[])
-    test: list[SourceConfig] = Field(default=[])
+    train: Sources = Field(default=[])
+    validation: Sources = Field(default=[])
+    test: Sources = Field(default=[])
     policy: Policy = Field(default="error", description="of faulty lines, rows and clips: stop, or leave out")
     cache: str | None = Field(default=".cache/sottovoce", description="for encoder outputs and LLM targets; null: none")
     validate: Literal["eager", "lazy"] = Field(

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from sottovoce.config.recipe import load, used_tasks
-from sottovoce.config.sections import SourceConfig
+from sottovoce.config.sources import SourceConfig
 from sottovoce.config_model import unknown
 from sottovoce.data.skipped import listed, summary
 from sottovoce.device import on_device
@@ -168,7 +168,7 @@ def evaluate(
 
 def test_sources(manifests: Sequence[str]) -> list[SourceConfig]:
     """Manifests of a command line, as a recipe's test side; MissingError where one is not there."""
-    absent = [name for name in manifests if not Path(name).is_file()]
+    absent = [name for name in manifests if not Path(name).exists()]
     if absent:
         raise MissingError(f"--test {absent[0]}: there is no such manifest (docs/manifest.md)", where="--test")
     named = len(manifests) > 1

@@ -67,7 +67,7 @@ def _evaluation(recipe: Recipe) -> dict[str, Any]:
     if bench := node.pop("voicebench"):  # recipes of older runs have no such key
         node["voicebench"] = {key: value for key, value in bench.items() if key not in FREE_OF_VOICEBENCH}
     if any(source.task_overrides or source.captions for source in recipe.data.test):
-        node["sources"] = [[source.manifest, source.task_overrides, source.captions] for source in recipe.data.test]
+        node["sources"] = [[source.place, source.task_overrides, source.captions] for source in recipe.data.test]
     whole: dict[str, Any] = json.loads(json.dumps(node))
     return whole
 
