@@ -31,7 +31,7 @@ def write_bundle(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -
     weights = {name: value.detach().cpu().contiguous() for name, value in module.trained().items()}
     with atomic_folder(folder) as draft:
         save_file(weights, draft / WEIGHTS)
-        atomic_write(draft / RECIPE, OmegaConf.to_yaml(module.recipe.plain()))
+        atomic_write(draft / RECIPE, OmegaConf.to_yaml({**module.recipe.plain(), "callbacks": []}))  # code
         prints = {**fingerprints(module), TRAINED: file_sha256(draft / WEIGHTS)}
         atomic_write(draft / PRINTS, json.dumps(prints, indent=2) + "\n")
         write_card(draft, module, records)

@@ -23,6 +23,7 @@ from sottovoce.device import on_device
 from sottovoce.errors import ConfigError, ManifestError, MissingError
 from sottovoce.io import file_lock
 from sottovoce.lightning_modules.bundle import bundle_weights
+from sottovoce.lightning_modules.own_callbacks import own_callbacks
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer_settings import check_trainer, is_trial
 from sottovoce.llms.ctc_head import frames_needed
@@ -94,6 +95,7 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
     check_trainer(recipe)
+    own_callbacks(recipe)
     if recipe.init_from and not Path(recipe.init_from).is_dir():
         why = f"there is no bundle {recipe.init_from}: train the recipe that leaves it first"
         raise MissingError.at("init_from", "not-found", why)

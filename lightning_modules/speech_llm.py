@@ -17,13 +17,14 @@ from sottovoce.data.examples import Batch
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
+from sottovoce.lightning_modules.auxiliary_losses import ctc_loss, head_loss
 from sottovoce.lightning_modules.callbacks import propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import frozen_may_be_absent, load_trained, part_of, with_prefixes
 from sottovoce.lightning_modules.trainer import adamw
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
 from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
-from sottovoce.llms.ctc_head import CTCHead, CTCLoss
+from sottovoce.llms.ctc_head import CTCHead
 from sottovoce.training import spoken_prompt
 from sottovoce.training.slot_layers import MIX, layers_of_slots, slot_adapters
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, speech_positions
@@ -197,7 +198,7 @@ class SpeechLLM(L.LightningModule):
         prompts = [chat.prompt(dialogue) for dialogue in dialogues]  # token ids and speech placeholders
         responses = [chat.response(d, e.target or "") for d, e in zip(dialogues, batch.examples, strict=True)]
         speech, anchor = self.speech_embeddings(batch, prompts)
-        ctc = self._ctc_loss(batch, speech)
+        ctc = ctc_loss(self, batch, speech)
         if ctc and not self.node.response_weight:
             rows = ctc.total.new_zeros(len(prompts))
             return TokenLoss(rows.sum() + anchor, sum(map(len, responses)), rows, ctc=ctc)
@@ -205,45 +206,12 @@ class SpeechLLM(L.LightningModule):
         prefixes = [constant(prompt) for prompt in prompts]  # text before the first speech: its keys can be cached
         return self.llm.loss(inputs, responses, prefixes, self._pool(batch, prompts, speech))._replace(ctc=ctc)
 
-    def _ctc_loss(self, batch: Batch, speech: dict[Hashable, Tensor]) -> CTCLoss | None:
-        """Weighted CTC of transcripts in the embeddings that learn, a row for each clip; None without `ctc`."""
-        if self.ctc_head is None or not self.node.ctc:
-            return None
-        table, losses = cast(nn.Embedding, self.llm.model.get_input_embeddings()).weight.detach(), []
-        for slot, weight in self.node.ctc.items():
-            texts = spoken_prompt.transcripts(batch.examples, slot, speech)
-            ids = [self.llm.chat.token_ids(text) for text in texts.values()]
-            found = self.ctc_head.loss([speech[key] for key in texts], ids, table)
-            losses.append(found._replace(total=weight * found.total, size=weight * found.size))
-        totals, tokens, given, sizes = zip(*losses, strict=True)
-        return CTCLoss(torch.stack(totals).sum(), sum(tokens), sum(given), torch.stack(sizes).sum())
-
     def _pool(self, batch: Batch, prompts: list[list[Segment]], speech: dict[Hashable, Tensor]) -> PooledLayer | None:
         """The positions whose hidden states the auxiliary heads classify; None where these do not train."""
         if self.recipe.auxiliary_head is None or not self.llm_learns:
             return None
         rows = [speech_positions(prompt, speech, e) for prompt, e in zip(prompts, batch.examples, strict=True)]
         return PooledLayer(self.recipe.auxiliary_head.layer, rows)
-
-    def _auxiliary_loss(self, batch: Batch, out: TokenLoss) -> Tensor | float:
-        """Weighted loss of the heads (PE-FT, section 5): category + attribute, over all ranks' rows with one."""
-        config = self.recipe.auxiliary_head
-        if self.auxiliary_head is None or config is None or out.pooled is None:
-            return 0.0
-        rows = [i for i, example in enumerate(batch.examples) if batch.counts and example.utterance.category]
-        truth = [(str(u.category), u.labels[str(u.category)]) for u in (batch.examples[i].utterance for i in rows)]
-        here = float(len(rows) if batch.step is None else batch.step.categories)
-        count = self.trainer.strategy.reduce(torch.tensor(here, device=self.device), reduce_op="sum")
-        if not rows and not self.lockstep:
-            return 0.0
-        category, values = next(iter(config.categories.items()))  # a stand-in, where no row of this process has one
-        head = self.auxiliary_head.loss(out.pooled[rows or [0]], truth or [(category, values[0])])
-        share = self._averaged / count.clamp(min=1) if rows else 0.0
-        both: Tensor = (head.category + head.attribute) * share
-        if rows:
-            self.log("train/auxiliary_head_accuracy", head.right / head.rows, batch_size=head.rows)
-            self.log("train/auxiliary_head", both, batch_size=head.rows)
-        return config.weight * both
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
         """The mean over response tokens of all ranks (not a mean of the ranks' means)."""
@@ -263,13 +231,13 @@ class SpeechLLM(L.LightningModule):
             nll = nll + out.ctc.total + out.ctc.size
             self.log("train/ctc", out.ctc.total.detach() / max(out.ctc.tokens, 1), batch_size=len(batch.examples))
             self.log("train/ctc_aligned", out.ctc.tokens / max(out.ctc.given, 1), batch_size=len(batch.examples))
-        loss: Tensor = nll * batch.counts * self._averaged / in_step.clamp(min=1)
+        loss: Tensor = nll * batch.counts * self.averaged / in_step.clamp(min=1)
         # a gradient for every weight on every rank, if only 0; in lockstep the loss has an anchor of its own
         anchor = 0.0 if self.lockstep else 0.0 * sum(weight.sum() for weight in self.trainable_parameters())
-        return propagate_nonfinite(loss + self._auxiliary_loss(batch, out) + anchor)
+        return propagate_nonfinite(loss + head_loss(self, batch, out) + anchor)
 
     @property
-    def _averaged(self) -> int:
+    def averaged(self) -> int:
         """By what a gradient is divided, the mean over ranks and batches; DeepSpeed and Lightning both take it."""
         times = 1 + self.trainer.strategy.handles_gradient_accumulation
         return int(self.trainer.world_size * self.trainer.accumulate_grad_batches**times)
@@ -278,6 +246,18 @@ class SpeechLLM(L.LightningModule):
         """The weights that this stage trains, heads included."""
         parts = (getattr(self, part) for part in PARTS)
         return [weight for part in parts if part is not None for weight in part.parameters() if weight.requires_grad]
+
+    def _parts(self) -> dict[str, list[nn.Parameter]]:
+        """The same by slot, `encoder`, `llm` and head, in the same order."""
+        slots = {name: self.adapters[name] for name in self.adapters}
+        parts = {**slots, **{name: getattr(self, name) for name in PARTS[1:]}}
+        there = {name: part for name, part in parts.items() if part is not None}
+        learns = {name: [w for w in part.parameters() if w.requires_grad] for name, part in there.items()}
+        return {name: weights for name, weights in learns.items() if weights}
+
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """The groups in which an optimizer has them: one, or one for each part that has a learning rate."""
+        return list(self._parts().values()) if isinstance(self.node.lr, dict) else [self.trainable_parameters()]
 
     def on_validation_epoch_start(self) -> None:
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
@@ -294,7 +274,7 @@ class SpeechLLM(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what this stage trains, with its schedule (section IV-C)."""
-        return adamw(self.trainable_parameters(), self.node, self.steps, self.node.eps)
+        return adamw(self.trainable_parameters(), self.node, self.steps, self.node.eps, self._parts())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds what was trained and nothing that was frozen, recipe and batch size."""
