@@ -306,8 +306,8 @@ class PrefixCache:
         entry = self._entries.get(prefix)
         if entry is None or entry[0][0].device != device:
             past: Any = DynamicCache(config=model.config)
-            ids = torch.tensor([prefix], device=device)
-            model(input_ids=ids, use_cache=True, logits_to_keep=1, **{cache_argument(model): past})
+            ids, last = (torch.tensor(each, device=device) for each in ([prefix], [-1]))
+            model(input_ids=ids, use_cache=True, logits_to_keep=last, **{cache_argument(model): past})
             entry = self._entries[prefix] = [(layer.keys[0], layer.values[0]) for layer in past.layers]
         self._entries.move_to_end(prefix)
         while len(self._entries) > 1 and sum(map(len, self._entries)) > self.max_tokens:
