@@ -46,6 +46,11 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False, save_on_train_epoch_end=False,
         )  # fmt: skip
 
+    @property
+    def best(self) -> float | None:
+        """The metric's best value so far."""
+        return None if self.best_model_score is None else float(self.best_model_score)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning forgets the best score where the folder is another one."""
         before = str(state_dict["dirpath"])

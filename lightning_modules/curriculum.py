@@ -72,7 +72,8 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
     resumable = ResumeCheckpoint(folder / LAST, run.recipe.checkpoint_every, deadline)
     scores, stops = validation_scores(run, name), early_stopping(stage)
     callbacks: list[Callback] = [*([scores] if scores else []), *stops, *own_callbacks(run.recipe)]
-    callbacks += [BestCheckpoint(best, *monitored(stage)), meter, guard, resumable, SkippedRows(run.data.faults)]
+    kept = BestCheckpoint(best, *monitored(stage))
+    callbacks += [kept, meter, guard, resumable, SkippedRows(run.data.faults)]
     own = {
         "gradient_clip_val": stage.grad_clip, "accumulate_grad_batches": stage.accumulate_grad_batches,
         "default_root_dir": run.recipe.folder,
@@ -110,7 +111,7 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
         drawn, _ = count_draws(run.data.splits["train"], stage, _drawing(run, name, "train"))
         report = {
             "steps": steps, "batch_size": batch_size, "skipped": len(guard.skipped),
-            "trainable": trainable, **meter.report(), **metrics,
+            "trainable": trainable, "best": kept.best, **meter.report(), **metrics,
             "tasks": {task: {"utterances": n, "draws": round(d * steps / whole)} for task, (n, d) in drawn.items()},
         }  # fmt: skip
         atomic_write(done, json.dumps(report, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable
 from itertools import product
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -26,6 +27,7 @@ from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
 from sottovoce.llms.ctc_head import CTCHead
 from sottovoce.training import spoken_prompt
+from sottovoce.training.distillation import Distiller
 from sottovoce.training.slot_layers import MIX, layers_of_slots, slot_adapters
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, speech_positions
 
@@ -65,6 +67,7 @@ class SpeechLLM(L.LightningModule):
         self.encoder_learns = self.llm_learns = False
         self.owns_encoder = self.recipe.trains_encoder  # or has taken one that another run trained, which is kept, too
         self.row_losses: Tensor | None = None  # of the step at hand, (rows,)
+        self.distiller: Distiller | None = None  # of the stage at hand
         self._begins: dict[str, Tensor] | None = None
         self._so_far = torch.zeros(2)  # loss and response tokens of the step at hand, over all ranks
         self.register_load_state_dict_post_hook(frozen_may_be_absent)  # type: ignore[no-untyped-call]
@@ -72,6 +75,9 @@ class SpeechLLM(L.LightningModule):
     def start_stage(self, stage: str, steps: int) -> None:
         """Get ready to train a stage of so many optimizer steps: its adapters learn, the others are frozen."""
         self.node, self.steps = self.recipe.stages[stage], steps
+        cache = Path(self.recipe.data.cache or self.recipe.folder / "cache")
+        taught = self.node.distill if self.node.distill and self.node.distill.weight else None
+        self.distiller = Distiller(self.llm, cache, self.slots, taught) if taught else None
         self.llm_learns = LLM in (self.node.train or ())
         for name, adapter in self.adapters.items():
             adapter.requires_grad_(name in (self.node.train or self.slots))
@@ -192,19 +198,21 @@ class SpeechLLM(L.LightningModule):
         return self.llm.embed_all(prompts, self.speech_embeddings(batch, prompts)[0])
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Negative log-likelihood of the response tokens, given prompt and speech; and CTC, where the stage has it."""
+        """Negative log-likelihood of the response tokens, given prompt and speech; CTC and a teacher's KL, if any."""
         chat = self.llm.chat
         dialogues = [dialogue_of(example, self.slots) for example in batch.examples]
         prompts = [chat.prompt(dialogue) for dialogue in dialogues]  # token ids and speech placeholders
         responses = [chat.response(d, e.target or "") for d, e in zip(dialogues, batch.examples, strict=True)]
         speech, anchor = self.speech_embeddings(batch, prompts)
         ctc = ctc_loss(self, batch, speech)
-        if ctc and not self.node.response_weight:
+        teaching = self.distiller.teaching(batch.examples, responses) if self.distiller else None
+        if ctc and not self.node.response_weight and not teaching:
             rows = ctc.total.new_zeros(len(prompts))
             return TokenLoss(rows.sum() + anchor, sum(map(len, responses)), rows, ctc=ctc)
         inputs = [prompt + anchor for prompt in self.llm.embed_all(prompts, speech)]  # rows of (prompt_tokens, llm_dim)
         prefixes = [constant(prompt) for prompt in prompts]  # text before the first speech: its keys can be cached
-        return self.llm.loss(inputs, responses, prefixes, self._pool(batch, prompts, speech))._replace(ctc=ctc)
+        pool = self._pool(batch, prompts, speech)
+        return self.llm.loss(inputs, responses, prefixes, pool, teaching)._replace(ctc=ctc)
 
     def _pool(self, batch: Batch, prompts: list[list[Segment]], speech: dict[Hashable, Tensor]) -> PooledLayer | None:
         """The positions whose hidden states the auxiliary heads classify; None where these do not train."""
@@ -227,6 +235,9 @@ class SpeechLLM(L.LightningModule):
         mean = self._so_far[0] / self._so_far[1].clamp(min=1)  # there are none where no process has a row that counts
         self.log("train/loss", mean, prog_bar=True, batch_size=len(batch.examples))
         nll = self.node.response_weight * out.total
+        if out.divergence is not None and self.node.distill:
+            nll = nll + self.node.distill.weight * out.divergence
+            self.log("train/distill", out.divergence.detach() / out.tokens, batch_size=len(batch.examples))
         if out.ctc:  # divided by the tokens of the responses, too, so that shares of a step add up to the whole
             nll = nll + out.ctc.total + out.ctc.size
             self.log("train/ctc", out.ctc.total.detach() / max(out.ctc.tokens, 1), batch_size=len(batch.examples))
@@ -265,7 +276,11 @@ class SpeechLLM(L.LightningModule):
     def validation_step(self, batch: Batch, number: int) -> None:
         out = self.loss(batch)
         self.row_losses = out.per_row
-        total, tokens = out[:2] if self.node.response_weight or not out.ctc else out.ctc[:2]
+        total, tokens = out[:2]
+        if not self.node.response_weight and out.divergence is not None:
+            total = out.divergence
+        elif not self.node.response_weight and out.ctc:
+            total, tokens = out.ctc[:2]
         self._validation_sums += torch.tensor([total.item(), tokens], dtype=torch.float64) * batch.counts
 
     def on_validation_epoch_end(self) -> None:

@@ -120,6 +120,7 @@ class StepSimulator:
 
     def start(self, stage: str, steps: int) -> torch.optim.Optimizer:
         self.module.start_stage(stage, steps)
+        self.module.distiller = None  # a pass more where its answers are not on the disk yet
         return self.module.configure_optimizers()["optimizer"]
 
     def batch(self, stage: str, sampler: ExampleSampler, rows: Rows) -> Batch:
