@@ -26,7 +26,7 @@ from sottovoce.lightning_modules.monitors import early_stopping, monitored, tell
 from sottovoce.lightning_modules.own_callbacks import own_callbacks
 from sottovoce.lightning_modules.run import Run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.lightning_modules.trainer import build_trainer, loader, train_to_end
+from sottovoce.lightning_modules.trainer import build_trainer, loader, tell_profile, train_to_end
 from sottovoce.lightning_modules.trainer_settings import batches_of, is_sharded, seconds_of
 from sottovoce.training.llm_targets import Made, Name
 from sottovoce.training.row_lengths import stage_readings
@@ -101,6 +101,7 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
     run.console.rule(f"stage {number} of {len(run.recipe.stages)}: {name}, {steps} steps")
     train_to_end(trainer, module, training, validation, resume, resumable)
     trainer.strategy.barrier()
+    tell_profile(trainer, run.console)
     if trial:
         return None
     tell_early_stop(stops, name, run.console)

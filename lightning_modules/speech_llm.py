@@ -54,6 +54,7 @@ class SpeechLLM(L.LightningModule):
             llm.checkpoint, llm.dtype, llm.trust_remote_code, llm.tuning, llm.chat_template_kwargs,
             llm.attn_implementation,
         )  # fmt: skip
+        self.llm.compiles = recipe.compile
         self.slots: dict[str, str] = {name: slot.text for name, slot in recipe.slots.items()}
         self.slot_layers = layers_of_slots(recipe, self.encoder)  # slot -> the encoder's layers that it hears
         self.layers = tuple(sorted({layer for layers in self.slot_layers.values() for layer in layers}))

@@ -16,6 +16,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from rich.console import Console
 from torch import nn
 from torch.distributed import DistError
 from torch.utils.data import DataLoader
@@ -60,6 +61,16 @@ def build_trainer(chosen: dict[str, Any], folder: Path, callbacks: list[Callback
         raise ConfigError.at("trainer.devices", "conflict", why)
     write_checkpoints_atomically(trainer)
     return trainer
+
+
+def tell_profile(trainer: L.Trainer, console: Console) -> None:
+    """Where the profiler's report lies; that of `simple`, which is a page long, is printed."""
+    profiler: Any = trainer.profiler
+    folder = Path(str(getattr(profiler, "dirpath", None) or "."))
+    for file in sorted(folder.glob("fit-profile*")) if type(profiler) in PROFILERS.values() else ():
+        if isinstance(profiler, SimpleProfiler):
+            console.print(file.read_text("utf-8"), markup=False, highlight=False, soft_wrap=True)
+        console.print(f"profile  {file}", markup=False, highlight=False, soft_wrap=True)
 
 
 def train_to_end(

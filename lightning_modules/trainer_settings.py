@@ -156,7 +156,8 @@ def _check_names(chosen: dict[str, Any]) -> None:
         if key not in chosen or (key == "precision" and value is None):
             continue
         if name not in known or not isinstance(value, str | int):
-            why = f"there is no {key} {value!r}.{nearest(name, known)}"
+            usable = sorted({one for one in known if one not in refused}, key=known.index)
+            why = f"there is no {key} {value!r}.{nearest(name, usable)}"
             raise ConfigError.at(f"trainer.{key}", "unknown-name", why)
         if why := refused.get(name, ""):
             raise ConfigError.at(f"trainer.{key}", "conflict", f"{name} cannot work: {why}")

@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,16 @@ class PooledLayer(NamedTuple):
 
 
 class CausalLLM(LoadedLLM):
-    """Loss of, and greedy generation after, prompts of text and speech embeddings."""
+    """Loss of, and greedy generation after, prompts of text and speech embeddings.
+
+    With `compiles`, losses run through `torch.compile`; generation, whose shapes change with each token, does not.
+    """
+
+    compiles = False
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return torch.compile(self.model, dynamic=True)
 
     @cached_property
     def prefix_cache(self) -> PrefixCache:
@@ -130,7 +139,7 @@ class CausalLLM(LoadedLLM):
         for rows in groups:
             group, replies = [tails[i] for i in rows], [responses[i] for i in rows]
             with self._pooled(pool, rows, group) as pooled:
-                logits = self._response_logits(group, replies, [known[i] for i in rows])
+                logits = self._response_logits(group, replies, [known[i] for i in rows], hooked=pool is not None)
             nll.append(_response_nll(logits, replies))
             apart += (
                 [_divergence(logits, replies, [teaching.rows[i] for i in rows], teaching.temperature)]
@@ -179,13 +188,19 @@ class CausalLLM(LoadedLLM):
             handle.remove()
         means += [masked_mean(state, mask) for state in states]
 
-    def _response_logits(self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]]) -> Tensor:
-        """(tokens, vocabulary), for all tokens of all responses. A tail is (tokens, dim): all after the prefix."""
+    def _response_logits(
+        self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]], *, hooked: bool = False
+    ) -> Tensor:
+        """(tokens, vocabulary), for all tokens of all responses. A tail is (tokens, dim): all after the prefix.
+
+        `hooked`: a layer has a hook of this call, which a compiled model would not see.
+        """
         x, real = pad_left(tails)
         past, before = self.prefix_cache.batch(self.model, prefixes) if any(prefixes) else (None, real[:, :0])
         longest = max(len(response) for response in responses)
         kept = kept_logits(longest, 1, device=x.device)  # the last position predicts nothing
-        logits = self.model(
+        model = self._compiled if self.compiles and not hooked else self.model
+        logits = model(
             inputs_embeds=x,
             attention_mask=torch.cat([before, real], 1).long(),
             position_ids=(before.sum(1, keepdim=True) + real.cumsum(1) - 1).clamp(min=0),
