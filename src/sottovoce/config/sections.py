@@ -33,6 +33,7 @@ ALL: Literal["all"] = "all"  # tasks of an utterance
 LOSS = "loss"  # a stage's `monitor`
 ANSWERED = 4  # batches of a task in a validation, where a score is monitored
 Values: TypeAlias = Annotated[list[Annotated[str, AfterValidator(nfc)]], Field(min_length=1)]
+Rate: TypeAlias = Annotated[float, Field(gt=0)]  # of learning
 Policy: TypeAlias = Literal["error", "skip"]
 
 _OF_CHATS = ("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize")
@@ -159,9 +160,9 @@ class StageConfig:
     response_weight: NonNegative = Field(default=1.0, description="of the response's loss; 0: the LLM is not run")
     train: list[str] | None = Field(default=None, description="slots that learn, and `encoder`, `llm`; null: all slots")
     distill: DistillConfig | None = Field(default=None, description="from the LLM that reads the equivalent text")
-    lr: Annotated[
-        float | dict[str, float], BeforeValidator(_rates, json_schema_input_type=float | dict[str, float])
-    ] = Field(description="or one for each of `train`; heads then have the highest")
+    lr: Annotated[float | dict[str, float], BeforeValidator(_rates, json_schema_input_type=Rate | dict[str, Rate])] = (
+        Field(description="or one for each of `train`; heads then have the highest")
+    )
     warmup_steps: Int = Field(default=0, ge=0, le=10**9)
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: NonNegative = 0.05
