@@ -98,10 +98,6 @@ class Pretraining(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return adamw(self.trainable_parameters(), self.recipe, self.recipe.steps)
 
-    def parameter_groups(self) -> list[list[nn.Parameter]]:
-        """The groups in which an optimizer has them."""
-        return [self.trainable_parameters()]
-
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Encoder and heads."""
         return [weight for weight in self.parameters() if weight.requires_grad]

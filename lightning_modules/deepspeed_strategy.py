@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -131,18 +130,14 @@ class ZeRO(DeepSpeedStrategy):
         for i, weight in enumerate(weights):
             moments = {key: safe_get_full_optimizer_state(weight, key).cpu().clone() for key in MOMENTS}
             state[i] = {"step": steps.cpu().clone(), **moments}  # its own count: whoever goes on adds to it in place
-        sizes = [len(part) for part in self._module().parameter_groups()]
-        groups = []
-        for group, (first, last) in zip(inner.param_groups, pairwise(accumulate(sizes, initial=0)), strict=True):
-            groups.append({**_settings(group), "params": list(range(first, last))})
-        return {"state": state, "param_groups": groups}
+        group = {key: value for key, value in inner.param_groups[0].items() if key != "params"}
+        return {"state": state, "param_groups": [{**group, "params": list(range(len(weights)))}]}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """After `setup`: each process takes its share."""
         zero: Any = self.optimizers[0]
         inner, saved = _inner(zero), checkpoint["optimizer_states"][0]
-        for group, before in zip(inner.param_groups, saved["param_groups"], strict=True):
-            group |= _settings(before)
+        inner.param_groups[0] |= {key: value for key, value in saved["param_groups"][0].items() if key != "params"}
         for flat in _flat(zero):
             moments = {key: torch.zeros_like(flat) for key in MOMENTS}
             inner.state[flat] = {"step": saved["state"][0]["step"].clone(), **moments}
@@ -163,15 +158,9 @@ class ZeRO(DeepSpeedStrategy):
         safe_set_local_optimizer_state(weight, padded[share * self.global_rank :][:share], key)
 
     def _learning(self) -> list[nn.Parameter]:
-        return [weight for part in self._module().parameter_groups() for weight in part]
-
-    def _module(self) -> Any:
-        return self.lightning_module
-
-
-def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a group of an optimizer's weights: its learning rate and whatever else is no weight."""
-    return {key: value for key, value in group.items() if key != "params"}
+        module: Any = self.lightning_module
+        weights: list[nn.Parameter] = module.trainable_parameters()
+        return weights
 
 
 def _no_compiling() -> None:

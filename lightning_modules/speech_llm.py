@@ -267,10 +267,6 @@ class SpeechLLM(L.LightningModule):
         learns = {name: [w for w in part.parameters() if w.requires_grad] for name, part in there.items()}
         return {name: weights for name, weights in learns.items() if weights}
 
-    def parameter_groups(self) -> list[list[nn.Parameter]]:
-        """The groups in which an optimizer has them: one, or one for each part that has a learning rate."""
-        return list(self._parts().values()) if isinstance(self.node.lr, dict) else [self.trainable_parameters()]
-
     def on_validation_epoch_start(self) -> None:
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
 

@@ -178,6 +178,10 @@ def _check_strategy(recipe: Recipe | PretrainRecipe, name: str) -> None:
         raise ConfigError.at("trainer.strategy", "conflict", "it trains on one device: take ddp, or devices=1")
     if not name.startswith("deepspeed"):
         return
+    for stage, node in recipe.stages.items() if isinstance(recipe, Recipe) else ():
+        if isinstance(node.lr, dict):  # DeepSpeed 0.19 ties moments to weights after the step of the first group alone
+            why = f"{name} has one learning rate for all: take ddp, or a number"
+            raise ConfigError.at(f"stages.{stage}.lr", "conflict", why)
     if is_sharded(chosen) and isinstance(recipe, Recipe):
         for key in _of_whole_weights(recipe):
             raise ConfigError.at(key, "conflict", f"{name} shards the LLM: take deepspeed_stage_2, or ddp")

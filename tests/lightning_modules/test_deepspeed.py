@@ -97,8 +97,6 @@ def runs(folder: Path, shipped: Path, tiny_llm: str, tiny_whisper: str, manifest
     torch.set_num_threads(1)
     assert main(["fit", "--config", str(tuned), "name=tuned-one"]) == 0
     assert main(["fit", "--config", str(tuned), "name=lora-one", "auxiliary_head=null"]) == 0
-    rates = "stages.tune.lr={linguistic: 5e-4, llm: 2e-3}", "auxiliary_head=null"
-    assert main(["fit", "--config", str(tuned), "name=rates-one", *rates]) == 0
     halves = "trainer.devices=2", "stages.tune.batch_size=2"
     before, bf16 = {"command": "pretrain"}, "trainer.precision=bf16-mixed"
     jobs: Jobs = [
@@ -110,11 +108,6 @@ def runs(folder: Path, shipped: Path, tiny_llm: str, tiny_whisper: str, manifest
         job(pretrain, "pretrain-stopped", ZERO[1], stop=5, **before),
         job(pretrain, "pretrain-stopped", ZERO[1], **before),
         job(tuned, f"lora-{SHARDED}", SHARDED, *halves, "auxiliary_head=null"),
-        *(
-            job(tuned, f"rates-{name}", name, *halves, *rates, **more)
-            for name in (ZERO[1], SHARDED)
-            for more in ({"stop": 2}, {})
-        ),
         *(job(shipped, name, name) for name in (SHARDED, "ddp", ZERO[1])),  # what stage 3 changes is put back
         job(shipped, "killed", ZERO[1], kill=6),
     ]
@@ -176,12 +169,6 @@ def test_lora_and_auxiliary_heads_train_under_deepspeed_what_one_process_trains(
 def test_lora_trains_under_stage_3_what_one_process_trains(runs: Path) -> None:
     assert difference(runs / "lora-one", runs / f"lora-{SHARDED}", "1-tune") < NEAR_TUNED
     assert scores(runs / f"lora-{SHARDED}", "1-tune") == pytest.approx(scores(runs / "lora-one", "1-tune"), rel=1e-4)
-
-
-@pytest.mark.parametrize("strategy", [ZERO[1], SHARDED])
-def test_a_learning_rate_for_each_part_is_kept_when_a_run_goes_on(runs: Path, strategy: str) -> None:
-    assert difference(runs / "rates-one", runs / f"rates-{strategy}", "1-tune") < NEAR_TUNED
-    assert difference(runs / "rates-one", runs / "lora-one", "1-tune") > 10 * NEAR_TUNED
 
 
 def test_lora_and_auxiliary_heads_go_on_to_the_same_bits(runs: Path) -> None:

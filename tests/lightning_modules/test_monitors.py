@@ -154,6 +154,12 @@ def test_a_score_that_is_none_is_refused(monitor: str, tree: Tree) -> None:
         recipes.parse(one_stage(tree, monitor=monitor))
 
 
+def test_deepspeed_has_one_rate(tree: Tree) -> None:
+    rates = {"linguistic": 1e-2, "paralinguistic": 1e-3}
+    with refused("conflict", "stages.joint.lr"):
+        check_trainer(recipes.parse({**one_stage(tree, lr=rates), "trainer": {"strategy": "deepspeed_stage_2"}}))
+
+
 @pytest.mark.parametrize("changes", [{"monitor": "asr/wer"}, {"distill": {}}])
 def test_what_needs_the_whole_llm_is_refused_where_it_is_sharded(changes: Tree, tree: Tree) -> None:
     tree = {**one_stage(tree, **changes), "trainer": {"strategy": "deepspeed_stage_3"}}
