@@ -52,8 +52,9 @@ def _with_code(recipe: Recipe, draft: Path) -> tuple[Tree, list[dict[str, str]]]
 
     That is of each a file's or module's SHA-256, or a plug-in's package and version.
     """
+    plain: Tree = {**recipe.plain(), "callbacks": []}  # those were for training
     copied: dict[str, str] = {}
-    for name in dict.fromkeys(names_in(recipe.plain())):
+    for name in dict.fromkeys(names_in(plain)):
         place, _, attribute = name.rpartition(":")
         if place.endswith(".py"):
             (draft / OWN).mkdir(exist_ok=True)
@@ -65,10 +66,10 @@ def _with_code(recipe: Recipe, draft: Path) -> tuple[Tree, list[dict[str, str]]]
     named = [(str(recipe.encoder["type"]), ENCODERS.group)]
     named += [(str(slot.adapter["type"]), ADAPTERS.group) for slot in recipe.slots.values()]
     named += [(str(node["type"]), TASKS.group) for node in recipe.tasks.values()]
-    named += [(name, "") for name in names_in(recipe.plain())]
+    named += [(name, "") for name in names_in(plain)]
     origins = [made for name, group in named if (made := origin(name, group))]
     unique = list({made["type"]: {**made, "type": copied.get(made["type"], made["type"])} for made in origins}.values())
-    return cast(Tree, _renamed(recipe.plain(), copied)), unique
+    return cast(Tree, _renamed(plain, copied)), unique
 
 
 def _renamed(node: Any, names: Mapping[str, str]) -> Any:

@@ -36,7 +36,7 @@ class ResumeCheckpoint(Checkpoint):
 
     Where a validation is due the checkpoint waits for its end: Lightning would skip that validation after a resume, and
     the best checkpoint could be another one. Another is written a step before, so that a validation that is broken off
-    costs one step. After a validation in the last step none is needed, since the stage is over.
+    costs one step. After a validation in the last step, or one that ends the stage, none is needed.
 
     A warning (SIGTERM) waits for the end of the step, which is then checkpointed. With several processes one that is
     warned stops all of them at the same step. Beside `file`, a folder's `last.ckpt`, `previous.ckpt` will stand.
@@ -81,7 +81,7 @@ class ResumeCheckpoint(Checkpoint):
         self._leave(self.warned and trainer.world_size == 1)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if 0 < trainer.global_step < self._steps(trainer):
+        if 0 < trainer.global_step < self._steps(trainer) and not trainer.should_stop:
             warned, late = self.agreed(trainer, self.warned), self._late(trainer)
             self._save(trainer, module)
             self._leave(warned, late)

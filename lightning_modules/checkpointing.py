@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -35,13 +35,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """The checkpoint of the lowest validation loss; a run whose folder was moved knows which one that was."""
+    """The checkpoint of the best validation; a run whose folder was moved knows which one that was.
 
-    def __init__(self, file: Path) -> None:
+    The best is the lowest (`mode` min) or highest (max) of the metric `monitor`.
+    """
+
+    def __init__(self, file: Path, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
         super().__init__(
-            file.parent, file.stem, monitor="val/loss", save_weights_only=True, auto_insert_metric_name=False,
+            file.parent, file.stem, monitor=monitor, mode=mode, save_weights_only=True, auto_insert_metric_name=False,
             enable_version_counter=False, save_on_train_epoch_end=False,
         )  # fmt: skip
+
+    @property
+    def best(self) -> float | None:
+        """The metric's best value so far."""
+        return None if self.best_model_score is None else float(self.best_model_score)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning forgets the best score where the folder is another one."""

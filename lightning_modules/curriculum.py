@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch.utils.data import DataLoader
 
@@ -21,9 +22,11 @@ from sottovoce.errors import ConfigError
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, SkippedRows, ThroughputMeter
 from sottovoce.lightning_modules.checkpointing import LAST, BestCheckpoint, latest, read_checkpoint
+from sottovoce.lightning_modules.monitors import early_stopping, monitored, tell_early_stop, validation_scores
+from sottovoce.lightning_modules.own_callbacks import own_callbacks
 from sottovoce.lightning_modules.run import Run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.lightning_modules.trainer import build_trainer, loader, train_to_end
+from sottovoce.lightning_modules.trainer import build_trainer, loader, tell_profile, train_to_end
 from sottovoce.lightning_modules.trainer_settings import batches_of, is_sharded, seconds_of
 from sottovoce.training.llm_targets import Made, Name
 from sottovoce.training.row_lengths import stage_readings
@@ -67,8 +70,10 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
     limit = chosen.get("max_time")
     deadline = math.inf if limit is None else run.began + seconds_of(limit)
     resumable = ResumeCheckpoint(folder / LAST, run.recipe.checkpoint_every, deadline)
-    lowest = BestCheckpoint(best)
-    callbacks = [lowest, meter, guard, resumable, SkippedRows(run.data.faults)]
+    scores, stops = validation_scores(run, name), early_stopping(stage)
+    callbacks: list[Callback] = [*([scores] if scores else []), *stops, *own_callbacks(run.recipe)]
+    kept = BestCheckpoint(best, *monitored(stage))
+    callbacks += [kept, meter, guard, resumable, SkippedRows(run.data.faults)]
     own = {
         "gradient_clip_val": stage.grad_clip, "accumulate_grad_batches": stage.accumulate_grad_batches,
         "default_root_dir": run.recipe.folder,
@@ -96,15 +101,18 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
     run.console.rule(f"stage {number} of {len(run.recipe.stages)}: {name}, {steps} steps")
     train_to_end(trainer, module, training, validation, resume, resumable)
     trainer.strategy.barrier()
+    tell_profile(trainer, run.console)
     if trial:
         return None
+    tell_early_stop(stops, name, run.console)
     if trainer.is_global_zero:
-        scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        steps = trainer.global_step
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
         trainable = sum(weight.numel() for weight in run.module.trainable_parameters())
         drawn, _ = count_draws(run.data.splits["train"], stage, _drawing(run, name, "train"))
         report = {
-            "steps": trainer.global_step, "batch_size": batch_size, "skipped": len(guard.skipped),
-            "trainable": trainable, **meter.report(), **scores,
+            "steps": steps, "batch_size": batch_size, "skipped": len(guard.skipped),
+            "trainable": trainable, "best": kept.best, **meter.report(), **metrics,
             "tasks": {task: {"utterances": n, "draws": round(d * steps / whole)} for task, (n, d) in drawn.items()},
         }  # fmt: skip
         atomic_write(done, json.dumps(report, indent=2) + "\n")

@@ -19,6 +19,8 @@ from sottovoce.config.recipe import Recipe, load
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.lightning_modules.bundle import write_bundle, write_card
 from sottovoce.lightning_modules.curriculum import read_trained, train_stages
+from sottovoce.lightning_modules.own_callbacks import own_callbacks
+from sottovoce.lightning_modules.preflight import check_devices, check_room, check_sides, unscored
 from sottovoce.lightning_modules.run import example_sampler_of, frozen_fingerprints, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer import is_rank_zero
@@ -83,10 +85,15 @@ def _fit(recipe: Recipe) -> None:
 def dry_run(config: str, overrides: Sequence[str]) -> None:
     """Build the recipe on the meta device and print what trains and what is frozen; nothing is downloaded.
 
-    Where its manifests are there, they are read, and each stage's draws are counted.
+    Where its manifests are there, they are read: each stage's draws are counted, and the disk's room.
+
+    Raises:
+        SottovoceError: `fit` would refuse the recipe, its callbacks or its data, or the disk has too little room. That
+            devices are not here is told, since a recipe may be looked at elsewhere.
     """
     recipe = load(config, overrides)
     check_trainer(recipe)
+    own_callbacks(recipe)
     with torch.device("meta"):
         module = SpeechLLM(recipe)
         module.encoder.build()
@@ -113,19 +120,26 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     Console().print(table)
     if module.llm.passed_over:
         Console().print(module.llm.passed_over, highlight=False)
-    _print_draws(recipe, Console())
+    _print_draws(recipe, module, Console())
 
 
-def _print_draws(recipe: Recipe, console: Console) -> None:
-    """How often each stage draws its tasks, or why that is not known yet."""
+def _print_draws(recipe: Recipe, module: SpeechLLM, console: Console) -> None:
+    """How often each stage draws its tasks, or why that is not known yet; disk and devices."""
     told = ["draws of tasks: not counted, since the recipe names no manifests"] if recipe.stages else []
-    if recipe.stages and recipe.data.train:
+    if recipe.stages and any(recipe.sources()):
         try:
-            train, tasks = read_splits(recipe).splits["train"], build_tasks(recipe)
+            data, tasks = read_splits(recipe), build_tasks(recipe)
+            train = data.splits["train"]
+            check_sides(recipe, data, tasks, list(recipe.stages))
             drawings = {name: example_sampler_of(recipe, tasks, name, cut=True) for name in recipe.stages}
             told = [check_draws(name, recipe, train, drawing) for name, drawing in drawings.items()]
+            told += [note for note in (unscored(recipe, data, tasks), check_room(recipe, module, data)) if note]
         except MissingError as error:
             told = [f"draws of tasks: not counted, since there is no {error.where}"]
+    try:
+        check_devices(recipe.trainer)
+    except ConfigError as error:
+        told.append(f"here `fit` would stop: {error}")
     for line in told:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -14,15 +14,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sottovoce.adapters import Adapter
 from sottovoce.config.recipe import Recipe
-from sottovoce.config.sections import ALL, StageConfig
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.manifest import refuse
 from sottovoce.data.skipped import LineFault
 from sottovoce.data.tasks import Task
 from sottovoce.device import on_device
-from sottovoce.errors import ConfigError, ManifestError, MissingError
+from sottovoce.errors import ConfigError, MissingError
 from sottovoce.io import file_lock
 from sottovoce.lightning_modules.bundle import bundle_weights
+from sottovoce.lightning_modules.own_callbacks import own_callbacks
+from sottovoce.lightning_modules.preflight import check_devices, check_room, check_sides, served, unscored
+from sottovoce.lightning_modules.preflight import example_sampler_of as example_sampler_of
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer_settings import check_trainer, is_trial
 from sottovoce.llms.ctc_head import frames_needed
@@ -76,17 +78,6 @@ class Run:
         return example_sampler_of(self.recipe, self.tasks, stage, cut=cut)
 
 
-def example_sampler_of(recipe: Recipe, tasks: dict[str, Task], stage: str | None, *, cut: bool) -> ExampleSampler:
-    """How examples of a stage are drawn; None: for scoring, where the task and the slots are given."""
-    node = recipe.stages[stage] if stage else StageConfig(tasks={}, lr=1.0)
-    slots = {name: slot.text for name, slot in recipe.slots.items()}
-    trains = frozenset(node.train or slots)
-    return ExampleSampler(
-        tasks, node.tasks, slots, trains, node.err, recipe.seed, stage or "evaluation", cut, recipe.instructions,
-        carries=recipe.carries, per_task=node.tasks_per_utterance == ALL,
-    )  # fmt: skip
-
-
 def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run:
     """Everything that must be right before training, or `SottovoceError`: folder, data, every clip, frozen parts.
 
@@ -94,6 +85,8 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
     check_trainer(recipe)
+    check_devices(recipe.trainer)
+    own_callbacks(recipe)
     if recipe.init_from and not Path(recipe.init_from).is_dir():
         why = f"there is no bundle {recipe.init_from}: train the recipe that leaves it first"
         raise MissingError.at("init_from", "not-found", why)
@@ -101,7 +94,8 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
     with file_lock(cache):  # the first process reads weights from disk, and makes what a corpus makes
         check_folder(recipe.folder, recipe.plain())
         L.seed_everything(recipe.seed, workers=True, verbose=False)
-        data = read_splits(recipe)
+        data, tasks = read_splits(recipe), build_tasks(recipe)
+        check_sides(recipe, data, tasks, _ahead(recipe, trains=trains))
         check_head_labels(recipe, data)
         module = SpeechLLM(recipe)
         module.configure_model()
@@ -113,7 +107,11 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
         module.load_trained(bundle_weights(Path(recipe.init_from)), recipe.init_from, begins=True)
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
     reader = AudioReader(module.encoder, cache if kept else None, recipe.data.max_seconds, module.layers)
-    run = Run(recipe, build_tasks(recipe), data, module, reader, module.slots, cache, console)
+    run = Run(recipe, tasks, data, module, reader, module.slots, cache, console)
+    if trains:
+        check_room(recipe, module, data)
+        if note := unscored(recipe, data, tasks):
+            console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     with file_lock(cache):
         encode_clips(run, trains=trains)
     if not is_trial(recipe):
@@ -155,15 +153,11 @@ def encode_clips(run: Run, *, trains: bool = True) -> None:
     check_content_apart(run.data, heard)
     others = [clip for name in ("validation", "test") for clip in run.data.splits[name].clips()]
     reader.apart = frozenset(reader.keys[clip] for clip in others)
-    old = set() if is_trial(run.recipe) else set(begun(run.recipe.folder))  # they need no more than they had
-    ahead = [stage for stage in run.recipe.stages if trains and stage not in old]
-    learns = run.recipe.stages or (run.recipe.cascade and not run.recipe.cascade.recognizer)
-    for name in ("train", "validation") if learns else ():
-        if not run.data.splits[name].utterances:
-            told = f"no utterance is left in {name!r}: data.{name} must name a manifest with usable lines"
-            raise ManifestError(told, code="empty", where=f"data.{name}")
-        for stage in ahead:
-            _check_serves(run, stage, name)
+    ahead = _ahead(run.recipe, trains=trains)
+    check_sides(run.recipe, run.data, run.tasks, ahead)  # again: clips and rows may have been left out
+    for stage in ahead:
+        for name in ("train", "validation"):
+            _tell_served(run, stage, name)
     for stage in ahead:
         told = check_draws(stage, run.recipe, run.data.splits["train"], run.example_sampler(stage, cut=True))
         run.console.print(told, markup=False, highlight=False, soft_wrap=True)
@@ -205,23 +199,24 @@ def _leave_out_unreadable(run: Run, clips: set[Path] | None = None) -> None:
         run.data.splits[name] = split.only(u.place not in places for u in split.utterances) if each else split
 
 
-def _check_serves(run: Run, stage: str, split: str) -> None:
-    """Say how many utterances a stage leaves aside; `ManifestError` for all, before the stages before it train."""
-    node, data, training = run.recipe.stages[stage], run.data.splits[split], split == "train"
-    weights = data.stage_weights(node, run.example_sampler(stage, cut=training), training=training)
-    served, count = int((weights > 0).sum()), len(data.utterances)
-    if not served:
-        told = f"stage {stage!r}: of the {count} utterances of {split!r} none can serve its tasks "
-        told += f"({', '.join(node.tasks)}), or none has a weight: look at the manifests' labels, and at `tasks`, "
-        told += "`weight` and `parts` in the recipe"
-        raise ManifestError(told, code="empty", where=f"stages.{stage}.tasks")
-    if served < count:
-        run.console.print(f"stage {stage}: {served:,} of {count:,} utterances of {split} serve its tasks")
+def _ahead(recipe: Recipe, *, trains: bool) -> list[str]:
+    """Stages that will train: those that have begun need no more than they had."""
+    old = set() if is_trial(recipe) else set(begun(recipe.folder))
+    return [stage for stage in recipe.stages if trains and stage not in old]
+
+
+def _tell_served(run: Run, stage: str, split: str) -> None:
+    """Say how many utterances a stage leaves aside."""
+    data = run.data.splits[split]
+    weights = served(run.recipe, data, run.tasks, stage, split)
+    drawn, count = sum(weights), len(data.utterances)
+    if drawn < count:
+        run.console.print(f"stage {stage}: {drawn:,} of {count:,} utterances of {split} serve its tasks")
     if isinstance(data, LazySplit):
         return  # which of its lines are text alone shows when they are drawn
-    written = sum(u.audio is None and weight > 0 for u, weight in zip(data.utterances, weights, strict=True))
+    written = sum(u.audio is None and wanted for u, wanted in zip(data.utterances, weights, strict=True))
     if written:
-        run.console.print(f"stage {stage}: {written:,} of {served:,} utterances of {split} are text alone")
+        run.console.print(f"stage {stage}: {written:,} of {drawn:,} utterances of {split} are text alone")
 
 
 def frozen_fingerprints(module: SpeechLLM) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from rich.console import Console
 from torch import nn
 from torch.distributed import DistError
 from torch.utils.data import DataLoader
@@ -62,6 +63,16 @@ def build_trainer(chosen: dict[str, Any], folder: Path, callbacks: list[Callback
     return trainer
 
 
+def tell_profile(trainer: L.Trainer, console: Console) -> None:
+    """Where the profiler's report lies; that of `simple`, which is a page long, is printed."""
+    profiler: Any = trainer.profiler
+    folder = Path(str(getattr(profiler, "dirpath", None) or "."))
+    for file in sorted(folder.glob("fit-profile*")) if type(profiler) in PROFILERS.values() else ():
+        if isinstance(profiler, SimpleProfiler):
+            console.print(file.read_text("utf-8"), markup=False, highlight=False, soft_wrap=True)
+        console.print(f"profile  {file}", markup=False, highlight=False, soft_wrap=True)
+
+
 def train_to_end(
     trainer: L.Trainer, module: L.LightningModule, training: DataLoader[Any], validation: DataLoader[Any],
     resume: Path | None, checkpoint: ResumeCheckpoint,
@@ -82,12 +93,21 @@ def train_to_end(
 
 
 def adamw(
-    weights: list[nn.Parameter], node: StageConfig | PretrainRecipe, steps: int, eps: float = 1e-8
-) -> OptimizerLRSchedulerConfig:
-    """AdamW over weights, with the schedule that a recipe or stage of so many steps asks for."""
+    weights: list[nn.Parameter], node: StageConfig | PretrainRecipe, steps: int, eps: float = 1e-8,
+    parts: Mapping[str, list[nn.Parameter]] | None = None,
+) -> OptimizerLRSchedulerConfig:  # fmt: skip
+    """AdamW over weights, with the schedule that a recipe or stage of so many steps asks for.
+
+    `parts` are those weights by part, in the same order, for a stage that has a learning rate for each.
+    """
     from transformers import get_scheduler  # late: it takes seconds
 
-    optimizer = torch.optim.AdamW(weights, node.lr, (node.betas[0], node.betas[1]), eps, node.weight_decay)
+    groups: Any = weights
+    highest = max(node.lr.values()) if isinstance(node.lr, dict) else node.lr
+    if isinstance(node.lr, dict) and parts is not None:
+        rates = {part: node.lr.get(part, highest) for part in parts}
+        groups = [{"params": parts[part], "lr": rate, "name": part} for part, rate in rates.items()]
+    optimizer = torch.optim.AdamW(groups, highest, (node.betas[0], node.betas[1]), eps, node.weight_decay)
     scheduler = get_scheduler(SCHEDULES[node.lr_schedule], optimizer, node.warmup_steps, steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -150,6 +150,12 @@ COMMANDS = (
         trust="trust_remote_code",
     ),
     Command(
+        "sweep", "comparison.sweep:sweep", "train a recipe with each of several values, and compare the runs",
+        arg("config", help="the recipe, such as conf/quickstart.yaml"),
+        arg("--trials", type=int, help="as many runs, whose values Optuna proposes; a grid if absent"),
+        _overrides("stages.joint.lr=1e-3,3e-4 seed=1,2, or 'stages.joint.lr=1e-4..1e-2 log'"), trust=TRUST,
+    ),
+    Command(
         "compare", "comparison.compare:compare", "finished runs side by side, on the same utterances",
         arg("runs", nargs="+", help="folders, such as runs/pe_ft/seed-*/selective runs/pe_ft/seed-*/full"),
         arg("--out", help="folder of comparison.html and comparison.csv; beside the runs if absent"),

@@ -57,9 +57,9 @@ def table(config: str, overrides: Sequence[str] = ()) -> None:
     for seed in recipe.seeds:
         for name in recipe.systems:
             made = system_recipe(recipe, name, seed)
-            if not _is_finished(made):
+            if not is_finished(made):
                 console.rule(made.name)
-                _train(made, recipe.systems[name].recipe, overrides_for(recipe, name, seed))
+                train_run(made, recipe.systems[name].recipe, overrides_for(recipe, name, seed))
     if not is_rank_zero():
         return
     comparison = compare_systems(recipe, console)
@@ -69,10 +69,10 @@ def table(config: str, overrides: Sequence[str] = ()) -> None:
         console.print(f"written  {picture}", highlight=False, soft_wrap=True)
 
 
-def _train(made: Recipe, config: str, overrides: Sequence[str]) -> None:
-    """Train and score a row; one of several processes by a command of its own.
+def train_run(made: Recipe, config: str, overrides: Sequence[str]) -> None:
+    """Train and score a run; one of several processes by a command of its own.
 
-    Processes that ddp starts would otherwise wait in the next row, until their time-out, while the first one scores.
+    Processes that ddp starts would otherwise wait in the next run, until their time-out, while the first one scores.
     """
     if processes(made.trainer) == 1 or "WORLD_SIZE" in os.environ:  # a launcher has started them all
         return fit(config, overrides)
@@ -81,7 +81,7 @@ def _train(made: Recipe, config: str, overrides: Sequence[str]) -> None:
         raise TrainingError(f"{made.name}: its training ended with exit status {status}", code="died", where=made.name)
 
 
-def _is_finished(recipe: Recipe) -> bool:
+def is_finished(recipe: Recipe) -> bool:
     """Whether the run of this very recipe has been scored; a folder of another recipe is an error."""
     check_folder(recipe.folder, recipe.plain())
     return is_scored(recipe)

@@ -9,6 +9,9 @@ from pydantic import Field
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config import sections
 from sottovoce.config.sources import SourceConfig
+from sottovoce.config.stage_conflicts import ENCODER as ENCODER
+from sottovoce.config.stage_conflicts import LLM as LLM
+from sottovoce.config.stage_conflicts import stage_conflicts
 from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown
 from sottovoce.data.overrides import Overrides
 from sottovoce.data.own_attribute import build_task
@@ -21,7 +24,6 @@ from sottovoce.llms.tuning_config import AUTO
 Source = Literal["speech", "text", "none"]  # what fills a slot
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}  # as transformers call them
 SOURCES: tuple[Source, ...] = ("speech", "text", "none")
-ENCODER, LLM = "encoder", "llm"  # among the names of what a stage trains, beside the slots
 SPLITS = ("train", "validation", "test")
 
 
@@ -49,6 +51,10 @@ class Recipe(BaseRecipe):
     trainer: sections.TrainerArguments = Field(
         default={}, description="keyword arguments of lightning.Trainer, to which a stage is one epoch"
     )
+    callbacks: sections.Callbacks = Field(
+        default=[], description="of your own: module:Class, ./file.py:Class, or `type` and arguments"
+    )
+    compile: bool = Field(default=False, description="torch.compile of the LLM, as stages run it")
     checkpoint_every: Count = Field(default=50, description="steps between checkpoints to resume from")
     output_dir: str = "runs"
     published: sections.Published = Field(
@@ -117,7 +123,7 @@ class Recipe(BaseRecipe):
             told = f"the corpus makes the manifests, so those of {', '.join(named)} would not be read: "
             yield fault("conflict", "data.corpus", f"{told}data.corpus=null takes your own")
         for name, stage in self.stages.items():
-            yield from _stage_conflicts(stage, f"stages.{name}")
+            yield from stage_conflicts(stage, f"stages.{name}", self)
             yield from self._carrier_conflicts(stage, f"stages.{name}.err")
             for slot in (slot for slot in stage.ctc or {} if slot in self.slots):
                 if self.slots[slot].text == "caption":
@@ -263,17 +269,3 @@ def used_tasks(recipe: Recipe) -> list[str]:
     """Every task that a stage trains or the evaluation scores, in order of first use."""
     used = [task for stage in recipe.stages.values() for task in stage.tasks]
     return list(dict.fromkeys([*used, *(recipe.evaluation.tasks or [])]))
-
-
-def _stage_conflicts(stage: sections.StageConfig, where: str) -> Iterator[ConfigError]:
-    for key, weights in (("tasks", stage.tasks), ("err", stage.err)):
-        if weights is not None and not sum(weights.values()) > 0:
-            yield fault("bad-value", f"{where}.{key}", f"one weight must be positive, found {weights}")
-    if stage.err and not any(stage.err.get(source, 0) > 0 for source in ("speech", "none")):
-        told = "an utterance may lack the text of a slot, so `speech` or `none` needs a weight, too"
-        yield fault("bad-value", f"{where}.err", f"{told}; found {stage.err}")
-    if stage.err is not None and ENCODER in (stage.train or []):
-        told = "it freezes adapters example by example, but the encoder serves them all"
-        yield fault("conflict", f"{where}.err", f"{told}: take `{ENCODER}` out of `train`, or err out of the stage")
-    if not stage.response_weight and not sum((stage.ctc or {}).values()):
-        yield fault("bad-value", f"{where}.response_weight", "0 leaves no loss: give a slot a weight in `ctc`")

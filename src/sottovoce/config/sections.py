@@ -32,7 +32,10 @@ CONVERSATION, RULE = {"type": "conversation"}, {"type": "rule"}  # who judges if
 SlotText: TypeAlias = Literal["caption", "transcript", "tagged"]
 Carried: TypeAlias = Literal["linguistic", "paralinguistic"]  # what tasks rely on
 ALL: Literal["all"] = "all"  # tasks of an utterance
+LOSS = "loss"  # a stage's `monitor`
+ANSWERED = 4  # batches of a task in a validation, where a score is monitored
 Values: TypeAlias = Annotated[list[Annotated[str, AfterValidator(nfc)]], Field(min_length=1)]
+Rate: TypeAlias = Annotated[float, Field(gt=0)]  # of learning
 Policy: TypeAlias = Literal["error", "skip"]
 
 _OF_CHATS = ("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize")
@@ -89,6 +92,17 @@ def _tasks_per_utterance(value: object) -> object:
     raise fault("bad-value", "", f"must be an integer from 1 to 10,000, or {ALL}, found {brief(repr(value), 100)}")
 
 
+def _rates(value: object) -> object:
+    """A learning rate, or one for each part."""
+    rates = value if isinstance(value, dict) else {"": value}
+    for part, rate in rates.items():
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
+            raise fault("bad-value", str(part), f"must be a positive number, found {brief(repr(rate), 100)}")
+    if not rates:
+        raise fault("bad-value", "", "must be a positive number, or one for each part that learns")
+    return value
+
+
 @config_class
 class SlotConfig:
     """One slot of a spoken turn: the adapter that fills it from speech, and the text that is equivalent."""
@@ -127,6 +141,15 @@ class DataConfig:
 
 
 @config_class
+class DistillConfig:
+    """KL divergence, over response tokens, from the frozen LLM that reads the text that is equivalent to the speech."""
+
+    weight: NonNegative = Field(default=1.0, description="of the divergence beside the response's loss")
+    top_k: Count = Field(default=100, description="likeliest tokens that are kept of the LLM; the rest is one number")
+    temperature: Float = Field(default=2.0, gt=0, le=1000, description="of both; its square is a factor of the loss")
+
+
+@config_class
 class StageConfig:
     """One stage of the curriculum. It starts from the best checkpoint of the stage before it."""
 
@@ -138,7 +161,10 @@ class StageConfig:
     )
     response_weight: NonNegative = Field(default=1.0, description="of the response's loss; 0: the LLM is not run")
     train: list[str] | None = Field(default=None, description="slots that learn, and `encoder`, `llm`; null: all slots")
-    lr: Float = Field(gt=0)
+    distill: DistillConfig | None = Field(default=None, description="from the LLM that reads the equivalent text")
+    lr: Annotated[float | dict[str, float], BeforeValidator(_rates, json_schema_input_type=Rate | dict[str, Rate])] = (
+        Field(description="or one for each of `train`; heads then have the highest")
+    )
     warmup_steps: Int = Field(default=0, ge=0, le=10**9)
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: NonNegative = 0.05
@@ -152,6 +178,18 @@ class StageConfig:
         default=1, description="drawn from each utterance; all: each of them"
     )
     val_checks_per_epoch: Int = Field(default=1, ge=1, le=10_000)
+    monitor: str | None = Field(
+        default=None, description="whose best checkpoint is kept: loss (null), or a score, such as asr/wer"
+    )
+    monitor_batches: Count | None = Field(
+        default=None, description="batches of each task answered in a validation, for scores; null: 4 if one is needed"
+    )
+    patience: Count | None = Field(default=None, description="validations without a better one that end the stage")
+
+    @property
+    def answered(self) -> int:
+        """Batches of each task that a validation answers."""
+        return self.monitor_batches or (ANSWERED if self.monitor not in (None, LOSS) else 0)
 
     @property
     def draws(self) -> int:
@@ -248,7 +286,8 @@ RESERVED = {  # argument of lightning.Trainer -> what decides about it
     "accumulate_grad_batches": "accumulate_grad_batches of a stage", "gradient_clip_val": "grad_clip",
     "val_check_interval": "val_checks_per_epoch or validate_every", "num_sanity_val_steps": "no key",
     "enable_checkpointing": "checkpoint_every", "default_root_dir": "output_dir and name",
-    "callbacks": "no key", "logger": "no key: metrics.csv is written", "use_distributed_sampler": "no key",
+    "callbacks": "the recipe's own `callbacks`",
+    "logger": "no key: metrics.csv is written", "use_distributed_sampler": "no key",
     "enable_model_summary": "no key: see `fit --dry-run`",
 }  # fmt: skip
 
@@ -263,4 +302,14 @@ def _free_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
     return trainer
 
 
+def _callback(value: object) -> object:
+    node = {"type": value} if isinstance(value, str) else value
+    path = node.get("type") if isinstance(node, dict) else None
+    if not isinstance(path, str) or not all(path.rpartition(":")[::2]):
+        told = "must be the import path of a Lightning callback, module:Class or ./file.py:Class, or a mapping with "
+        raise fault("bad-value", "", f"{told}such a `type` and its arguments, found {brief(repr(value), 100)}")
+    return node
+
+
+Callbacks: TypeAlias = list[Annotated[Node, BeforeValidator(_callback, json_schema_input_type=str | dict[str, Any])]]
 TrainerArguments: TypeAlias = Annotated[dict[str, Any], AfterValidator(_free_arguments)]
