@@ -1,5 +1,4 @@
-"""A run as one page that opens from disk: scores with intervals, confusions, learning curves, answers with their audio.
-"""
+"""A run as one page that opens from disk: scores with intervals, confusions, learning curves, answers with their audio."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +37,7 @@ class RunReport:
 
 
 def run_html(report: RunReport) -> str:
-    """One HTML file, which needs nothing but itself and the clips that it refers to; tables alone without matplotlib."""
+    """One HTML file, which needs nothing but itself and clips that it refers to; tables alone without matplotlib."""
     rows = [p for p in report.predictions if not p.unscored]
     confusions = confusions_of(rows)
     try:
@@ -95,7 +94,7 @@ def _cell(record: Record) -> Cell:
 
 
 def score_panels(rows: Sequence[Prediction]) -> Iterator[Panel]:
-    """A panel for each score, a bar for each choice of slots; beside the interval over speakers that over utterances."""
+    """A panel for each score, a bar for each choice of slots; below the interval over speakers that over utterances."""
     due: dict[tuple[str, str], dict[str, Measure]] = {}
     for each in scores_due(rows) if rows else ():
         if each.name != "accuracy":  # balanced says it better
@@ -103,7 +102,10 @@ def score_panels(rows: Sequence[Prediction]) -> Iterator[Panel]:
     names = list(dict.fromkeys(slots for found in due.values() for slots in found))
     for (task, metric), found in due.items():
         share = metric not in NATS and not metric.startswith(POINTS)
-        bars = [_bar(name, found.get(name), COLOURS[at % len(COLOURS)], 100 if share else 1) for at, name in enumerate(names)]
+        bars = [
+            _bar(name, found.get(name), COLOURS[at % len(COLOURS)], 100 if share else 1)
+            for at, name in enumerate(names)
+        ]
         yield Panel(f"{task}: {label_of(metric)}" + (", %" if share else ""), bars)
 
 

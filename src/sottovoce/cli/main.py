@@ -190,6 +190,15 @@ COMMANDS = (
         trust=TRUST, device=True,
     ),
     Command(
+        "show", "scoring.show:show", "answers of a run, with clip, words and what would be right; or its page",
+        arg("folder", help="of a run, or of scores, such as runs/quickstart"),
+        arg("--task", action="append", default=[], help="whose answers, such as age; all if absent"),
+        arg("--slots", help="which took speech; both if absent"),
+        arg("--wrong", action="store_true", help="the wrong ones alone"),
+        arg("--limit", type=int, default=20, help="answers, at most; 20"),
+        arg("--html", action="store_true", help="write report.html: scores, confusions, curves, answers with audio"),
+    ),
+    Command(
         "export", "serving.export:command", "write what a run has trained in its checkpoint's own format",
         _BUNDLE, arg("--out", required=True, help="the folder to write, which plain transformers then opens"),
         arg("--dtype", choices=["float32", "bfloat16", "float16"], help="of all weights; the checkpoint's if absent"),
