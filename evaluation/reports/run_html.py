@@ -1,4 +1,4 @@
-"""A run as one page that opens from disk: scores with intervals, confusions, learning curves, answers with their audio."""
+"""A run as one page that opens from disk: scores with intervals, confusions, learning curves, answers with audio."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,16 @@ from sottovoce.evaluation.metrics import Measure, Prediction
 from sottovoce.evaluation.records import GENERATED, Record, is_wrong, scores_due
 from sottovoce.evaluation.reports.pages import NO_PLOTS, data_uri, render
 from sottovoce.evaluation.reports.plots import COLOURS, Bar, Panel, interval_plot
-from sottovoce.evaluation.reports.results import NATS, POINTS, in_order, label_of, shown, shown_range, speakers_note
+from sottovoce.evaluation.reports.results import (
+    NATS,
+    POINTS,
+    in_order,
+    label_of,
+    order_of,
+    shown,
+    shown_range,
+    speakers_note,
+)
 from sottovoce.evaluation.reports.run_plots import Confusion, Curve, confusion_plot, curve_plot
 from sottovoce.evaluation.reports.tables import Cell, Grid
 
@@ -39,11 +48,10 @@ class RunReport:
 def run_html(report: RunReport) -> str:
     """One HTML file, which needs nothing but itself and clips that it refers to; tables alone without matplotlib."""
     rows = [p for p in report.predictions if not p.unscored]
-    confusions = confusions_of(rows)
+    confusions, panels = confusions_of(rows), list(score_panels(rows))
     try:
         plots = {slots: data_uri(confusion_plot(each)) for slots, each in confusions.items()}
         curves = data_uri(curve_plot(report.curves)) if report.curves else ""
-        panels = list(score_panels(rows))
         scores, missing = data_uri(interval_plot(panels)) if panels else "", ""
     except MissingError:
         plots, curves, scores, missing = {}, "", "", NO_PLOTS
@@ -53,7 +61,7 @@ def run_html(report: RunReport) -> str:
         made=report.made,
         notes=list(dict.fromkeys(f"{r.task}, {r.slots}: {r.notes}" for r in report.records if r.notes)),
         missing=missing,
-        legend=" ".join([LEGEND, resampled(report.records)]),
+        legend=" ".join([LEGEND, resampled(report.records, panels)]),
         score_plot=scores,
         scores=score_table(report.records),
         confusions=list(plots.items()),
@@ -64,13 +72,14 @@ def run_html(report: RunReport) -> str:
     )
 
 
-def resampled(records: Sequence[Record]) -> str:
-    """What the intervals are over, in words."""
+def resampled(records: Sequence[Record], panels: Sequence[Panel]) -> str:
+    """What the intervals are over, in words: those of the table, and of the picture."""
     note = speakers_note(record.speakers for record in records)
-    if not note:
-        return "Utterances are resampled: speakers are not known, and of few speakers the intervals are too narrow."
-    told = "In the picture the thick line resamples speakers, the pale one utterances, as if all were independent"
-    return f"{note[0].upper()}{note[1:]}. {told}: speakers differ where the thick one is longer."
+    table = f"In the table, {note}." if note else "In the table utterances are resampled, as if all were independent."
+    if any(bar.other for panel in panels for bar in panel.bars):
+        told = "In the picture the thick line resamples speakers, the pale one below it utterances; where the thick one"
+        return f"{table} {told} is longer, speakers differ, and the pale one is too narrow."
+    return f"{table} Speakers are not known: of few of them the intervals are too narrow."
 
 
 def score_table(records: Sequence[Record]) -> Grid:
@@ -99,8 +108,8 @@ def score_panels(rows: Sequence[Prediction]) -> Iterator[Panel]:
     for each in scores_due(rows) if rows else ():
         if each.name != "accuracy":  # balanced says it better
             due.setdefault((each.task, each.name), {})[each.slots] = each.metric.measure(each.rows)
-    names = list(dict.fromkeys(slots for found in due.values() for slots in found))
-    for (task, metric), found in due.items():
+    names = sorted({slots for found in due.values() for slots in found}, key=lambda slots: order_of(("", "", slots)))
+    for (task, metric), found in sorted(due.items(), key=lambda each: order_of((*each[0], ""))):
         share = metric not in NATS and not metric.startswith(POINTS)
         bars = [
             _bar(name, found.get(name), COLOURS[at % len(COLOURS)], 100 if share else 1)

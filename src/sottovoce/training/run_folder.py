@@ -51,7 +51,7 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     recipe = load(recipe_file(folder), overrides)
     here = Path(os.path.abspath(folder))
-    if os.path.abspath(recipe.folder) == str(here):
+    if os.path.abspath(recipe.folder) == str(here) and _working_directory(folder) in (Path(), Path.cwd()):
         return recipe
     name = Path(recipe.name)
     moved = here.parts[-len(name.parts) :] == name.parts  # or it was renamed
