@@ -70,7 +70,7 @@ def test_what_cannot_be_shown_is_refused(run: Path, tmp_path: Path) -> None:
     [
         (Prediction("u", "asr", "both", "", "A cat.", "a cat"), False),
         (Prediction("u", "asr", "both", "", "a dog", "a cat"), True),
-        (Prediction("u", "asr", "both", "", "hm", ""), False),
+        (Prediction("u", "asr", "both", "", "hmm", ""), False),
         (Prediction("u", "asr", "both", "", "a dog", "a cat", unscored=True), None),
         (Prediction("u", "age", "both", "", "?", "", "child", None), True),
         (Prediction("u", "age", "both", "", "child", "", "child", "child"), False),

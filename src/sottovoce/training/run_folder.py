@@ -51,12 +51,17 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     recipe = load(recipe_file(folder), overrides)
     here = Path(os.path.abspath(folder))
-    if os.path.abspath(recipe.folder) == str(here) and _working_directory(folder) in (Path(), Path.cwd()):
+    if os.path.abspath(recipe.folder) == str(here) and not trained_elsewhere(folder):
         return recipe
     name = Path(recipe.name)
     moved = here.parts[-len(name.parts) :] == name.parts  # or it was renamed
     home = here.parents[len(name.parts) - 1] if moved else here.parent
     return replace(recipe, output_dir=str(home), name=recipe.name if moved else here.name)
+
+
+def trained_elsewhere(folder: Path) -> bool:
+    """Whether a run was trained in another working directory than this, which its relative paths are relative to."""
+    return _working_directory(folder) not in (Path(), Path.cwd())
 
 
 @contextmanager
