@@ -131,9 +131,9 @@ class SpeechLLM(L.LightningModule):
         return self._trainer is not None and isinstance(self._trainer.strategy, DeepSpeedStrategy)
 
     def speech_embeddings(
-        self, batch: Batch, prompts: Iterable[list[Segment]]
+        self, batch: Batch, prompts: Iterable[list[Segment]], slots: Iterable[str] | None = None
     ) -> tuple[dict[Hashable, Tensor], Tensor | float]:
-        """Adapter outputs (tokens, llm_dim) by placeholder, and a zero that ties idle adapters to the loss.
+        """Adapter outputs (tokens, llm_dim) by placeholder, of some slots or all; a zero that ties idle adapters.
 
         An adapter runs once over the clips that it learns from and once, without gradient, over those it is frozen
         for. In lockstep every process makes the same calls, so an adapter that nothing asks for runs on a stand-in row.
@@ -145,7 +145,7 @@ class SpeechLLM(L.LightningModule):
         keys = {part.key for prompt in prompts for part in prompt if isinstance(part, Placeholder)}
         placeholders = sorted((k for k in keys if isinstance(k, SpeechPlaceholder)), key=lambda k: batch.clips[k.clip])
         embeddings: dict[Hashable, Tensor] = {}
-        for slot, learns in product(self.slots, (True, False)):
+        for slot, learns in product(self.slots if slots is None else slots, (True, False)):
             wanted = [key for key in placeholders if (key.slot, key.learns) == (slot, learns)]
             if not wanted and not self.lockstep:
                 continue
@@ -196,9 +196,10 @@ class SpeechLLM(L.LightningModule):
         dialogues = [dialogue_of(example, self.slots) for example in batch.examples]
         prompts = [chat.prompt(dialogue) for dialogue in dialogues]  # token ids and speech placeholders
         responses = [chat.response(d, e.target or "") for d, e in zip(dialogues, batch.examples, strict=True)]
-        speech, anchor = self.speech_embeddings(batch, prompts)
+        alone = self.node.ctc if not self.node.response_weight else None  # CTC without the LLM: its slots are enough
+        speech, anchor = self.speech_embeddings(batch, prompts, alone)
         ctc = self._ctc_loss(batch, speech)
-        if ctc and not self.node.response_weight:
+        if ctc and alone:
             rows = ctc.total.new_zeros(len(prompts))
             return TokenLoss(rows.sum() + anchor, sum(map(len, responses)), rows, ctc=ctc)
         inputs = [prompt + anchor for prompt in self.llm.embed_all(prompts, speech)]  # rows of (prompt_tokens, llm_dim)

@@ -162,18 +162,17 @@ def _recipe(world: World, config: str, more: Iterable[str]) -> Recipe:
 def promised(recipe: Recipe, world: World) -> dict[tuple[str, str, str], int]:
     """(task, metric, slots) -> how many rows, by the recipe's test side and the labels in its manifests."""
     tasks = recipe.evaluation.tasks or recipes.used_tasks(recipe)
-    found: Counter[tuple[str, str, str]] = Counter()
+    serving: Counter[tuple[str, str]] = Counter()  # (task, part) -> utterances; manifests of one name are one part
     for node in recipe.data.test:
         rows = lines_of(world.folder / node.manifest)
         for task in tasks:
             if node.tasks is not None and task not in node.tasks:
                 continue
-            title = f"{task} ({node.name})" if node.name else task
-            count = min(LIMIT, sum(_serves(row, task) for row in rows))
-            for metric in _metrics(task) if count else ():
-                for mode in recipe.modes:
-                    found[title, metric, mode] += count
-    return dict(found)
+            serving[task, node.name or ""] += sum(_serves(row, task) for row in rows)
+    return {
+        (f"{task} ({part})" if part else task, metric, mode): min(LIMIT, count)
+        for (task, part), count in serving.items() if count for metric in _metrics(task) for mode in recipe.modes
+    }  # fmt: skip
 
 
 def _metrics(task: str) -> list[str]:
