@@ -1,6 +1,7 @@
 """Clips as models want them: one channel, one sample rate, and never an unusable one without a word."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from sottovoce.data.audio_decoder import MAX_SECONDS, AudioStream, open_audio
+from sottovoce.data.audio_decoder import MAX_SECONDS, MIN_SECONDS, open_audio
 from sottovoce.errors import AudioError
 
 MIN_RMS = 1e-4  # -80 dBFS, three steps of 16 bits: quieter is silence
@@ -52,8 +53,30 @@ def load_audio(
             not scaled to [-1, 1].
     """
     report, samples = _decode(Path(path), max_seconds)
+    return _resampled(report, samples, sample_rate, silent)
+
+
+def checked_samples(samples: NDArray[np.float32], rate: int, sample_rate: int = 16000) -> NDArray[np.float32]:
+    """Samples of a clip in memory, (samples,) at `rate` Hz with full scale 1, as `load_audio` gives those of a file.
+
+    Raises:
+        AudioError: see `load_audio`; the place is `audio`.
+    """
+    report = AudioReport(Path("audio"), sample_rate=rate, channels=1)
+    problem = None if rate > 0 else AudioError(f"its sample rate is {rate} Hz", code="bad-value")
+    if problem is None and len(samples) < MIN_SECONDS * rate:
+        told = f"it has {len(samples)} samples at {rate} Hz; at least {MIN_SECONDS:g} s are needed"
+        problem = AudioError(told, code="empty" if not len(samples) else "bad-value")
+    if problem is not None:
+        raise AudioError.at("audio", problem.code, problem)
+    return _resampled(*_measure(report, [samples[:, None].astype(np.float32)]), sample_rate)
+
+
+def _resampled(
+    report: AudioReport, samples: NDArray[np.float32], sample_rate: int, silent: bool = False
+) -> NDArray[np.float32]:
     if report.problem and not (silent and isinstance(report.problem, SilentError)):
-        raise AudioError(f"{path}: {report.problem}", code=report.problem.code, where=path)
+        raise AudioError.at(report.path, report.problem.code, report.problem)
     if report.sample_rate == sample_rate:
         return samples
     resampled: NDArray[np.float32] = soxr.resample(samples, report.sample_rate, sample_rate, quality="HQ")
@@ -71,16 +94,16 @@ def _decode(path: Path, max_seconds: float) -> tuple[AudioReport, NDArray[np.flo
         with open_audio(path, max_seconds) as stream:
             header = stream.header
             report = replace(report, sample_rate=header.sample_rate, channels=header.channels, subtype=header.subtype)
-            return _measure(report, stream)
+            return _measure(report, stream.blocks())
     except AudioError as error:
         return replace(report, problem=error), np.zeros(0, np.float32)
 
 
-def _measure(report: AudioReport, stream: AudioStream) -> tuple[AudioReport, NDArray[np.float32]]:
+def _measure(report: AudioReport, blocks: Iterable[NDArray[np.float32]]) -> tuple[AudioReport, NDArray[np.float32]]:
     peak, clipped, squares, mono = 0.0, 0, 0.0, []
     channels = report.channels
     of_each = np.zeros(channels)
-    for block in stream.blocks():
+    for block in blocks:
         level = np.abs(block)
         peak, clipped = float(np.maximum(peak, level.max())), clipped + int((level >= _FULL_SCALE).sum())
         mono.append(block.mean(axis=1, dtype=np.float32))

@@ -44,6 +44,8 @@ class Prediction:
     source: str | None = None  # the part of the test side, where the recipe names one that is scored apart
     unscored: bool = False  # there is no reference to hold it against
     metric: str | None = None  # asr: its error rate, such as `cer/basic`; None: `wer`, by the English normalizer
+    audio: str | None = None  # its clip: an absolute path, or relative to the run's folder where it lies in that
+    text: str | None = None  # its transcript, where that is known
 
     @property
     def title(self) -> str:

@@ -18,6 +18,7 @@ from sottovoce.evaluation.metrics import (
     hallucination_rate,
     is_silent,
 )
+from sottovoce.evaluation.normalizers import NORMALIZERS, rate_of
 from sottovoce.evaluation.reports.results import in_order, results_markdown
 from sottovoce.evaluation.text_similarity import ROUGE, rouge_l
 from sottovoce.io import atomic_write
@@ -56,6 +57,8 @@ OPTIONAL = (
     "source",
     "unscored",
     "metric",
+    "audio",
+    "text",
 )  # keys of a prediction that older runs lack
 
 
@@ -106,6 +109,22 @@ def scores_due(predictions: Sequence[Prediction]) -> list[Due]:
     due += [Due(title, "hallucinated", slots, hallucination_rate, rows) for (title, slots), rows in silent.items()]
     aware = groups(predictions)
     return [*due, *(Due(g.name, name, g.slots, metric, g.rows) for g in aware for name, metric in AWARENESS.items())]
+
+
+def is_wrong(prediction: Prediction) -> bool | None:
+    """Whether an answer is not the right one; None for a reply or a caption, which nothing says of it alone.
+
+    Of `asr`: whether an error is left after normalising; of paired data: whether the reply was judged to suit the
+    speaker.
+    """
+    if prediction.unscored:
+        return None
+    if prediction.task == "asr":
+        normalize = NORMALIZERS[rate_of(prediction.metric or "wer")[1]]
+        return normalize(prediction.response).split() != normalize(prediction.target).split()
+    if prediction.task in GENERATED or prediction.category is not None:
+        return None if prediction.awareness is None else prediction.awareness < 1
+    return None if prediction.label is None else prediction.predicted != prediction.label
 
 
 def write_results(folder: Path, records: Sequence[Record], predictions: Sequence[Prediction]) -> None:

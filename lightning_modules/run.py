@@ -81,13 +81,15 @@ class Run:
 def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run:
     """Everything that must be right before training, or `SottovoceError`: folder, data, every clip, frozen parts.
 
-    `trains`: whether stages that have not begun will; if not, nothing need serve their tasks.
+    `trains`: whether stages that have not begun will; if not, nothing need serve their tasks, and the bundle that the
+    run began from may be gone: its weights are in the run's own.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
     check_trainer(recipe)
     check_devices(recipe.trainer)
     own_callbacks(recipe)
-    if recipe.init_from and not Path(recipe.init_from).is_dir():
+    begins = bool(recipe.init_from) and Path(recipe.init_from or "").is_dir()
+    if recipe.init_from and not begins and (trains or recipe.evaluation.voicebench):
         why = f"there is no bundle {recipe.init_from}: train the recipe that leaves it first"
         raise MissingError.at("init_from", "not-found", why)
     cache = Path(recipe.data.cache or recipe.folder / "cache")
@@ -103,7 +105,7 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
             open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
     if module.llm.passed_over:
         console.print(module.llm.passed_over, highlight=False)
-    if recipe.init_from:
+    if recipe.init_from and begins:
         module.load_trained(bundle_weights(Path(recipe.init_from)), recipe.init_from, begins=True)
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
     reader = AudioReader(module.encoder, cache if kept else None, recipe.data.max_seconds, module.layers)

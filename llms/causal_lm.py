@@ -232,16 +232,23 @@ class CausalLLM(LoadedLLM):
         if not prompts:
             return []
         self.check_lengths(prompts, [max_new_tokens] * len(prompts))
+        return [self.text_of(row) for row in self.generated_ids(prompts, max_new_tokens, processors).tolist()]
+
+    @torch.no_grad()
+    def generated_ids(
+        self, prompts: list[Tensor], max_new_tokens: int, processors: LogitsProcessorList | None = None, **more: Any
+    ) -> Tensor:
+        """The token ids of each answer, (rows, tokens); `more` are arguments of transformers' own `generate`."""
         x, real = pad_left(prompts)
         finite = FiniteLogits(f"{self.checkpoint} in {str(self.dtype).removeprefix('torch.')}")
-        ids = self.model.generate(  # type: ignore[operator]  # GenerationMixin is not in PreTrainedModel's type
+        ids: Tensor = self.model.generate(  # type: ignore[operator]  # GenerationMixin is not in PreTrainedModel's type
             inputs_embeds=x, attention_mask=real.long(), max_new_tokens=max_new_tokens,
             logits_to_keep=kept_logits(1, device=x.device),
-            logits_processor=LogitsProcessorList([finite, *(processors or [])]),
+            logits_processor=LogitsProcessorList([finite, *(processors or [])]), **more,
         )  # fmt: skip
-        return [self._decode(row) for row in ids.tolist()]
+        return ids
 
-    def _decode(self, ids: list[int]) -> str:
+    def text_of(self, ids: list[int]) -> str:
         """The text of generated tokens up to the end of the turn; a `Cut` where the turn did not end."""
         end = next((at for at, token in enumerate(ids) if token in self.chat.stop_ids), None)
         text = str(self.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from sottovoce.device import best_device
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_text import Cut as Cut
@@ -63,7 +64,7 @@ class LocalEngine(Engine):
         dtype: of the weights.
         trust_remote_code: run Python code that comes with the checkpoint.
         batch_size: chats that are answered together.
-        device: of PyTorch; the first GPU, if there is one, where absent.
+        device: of PyTorch; where absent that of --device, else the first GPU, if there is one.
         chat_template_kwargs: see `ChatFormat`.
     """
 
@@ -81,7 +82,7 @@ class LocalEngine(Engine):
             raise ConfigError(message, code="bad-value", where="device") from None
         llm = CausalLLM(checkpoint, dtype, trust_remote_code, chat_template_kwargs=chat_template_kwargs)
         llm.load()
-        self.llm = llm.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.llm = llm.to(device or best_device())
         self.batch_size, self.name = batch_size, f"local:{llm.fingerprint()[:16]}"
 
     def answer(

@@ -194,6 +194,23 @@ def fit(write_recipe: Callable[..., str]) -> Callable[..., Path]:
     return run
 
 
+@pytest.fixture(scope="session")
+def tiny_run(
+    tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a finished run that learned `asr`, `gender` and `emotion`; not to be changed, but to be copied."""
+    from omegaconf import OmegaConf
+
+    folder = tmp_path_factory.mktemp("trained")
+    tree = tiny_tree(tiny_llm, tiny_whisper, manifests, folder)
+    tree["stages"] = {"joint": tree["stages"]["joint"] | {"epochs": 1}}
+    tree["evaluation"] = {"max_new_tokens": 3, "slots": ["both", "text"], "batch_size": 5}
+    file = folder / "recipe.yaml"
+    file.write_text(OmegaConf.to_yaml(tree))
+    assert main(["fit", "--config", str(file)]) == 0
+    return recipes.load(str(file)).folder
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """Where a published corpus lies in miniature."""

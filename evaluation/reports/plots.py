@@ -115,12 +115,16 @@ def tsne_picture(panels: Mapping[str, Labelled], file: Path, *, seed: int = 0) -
 
 
 class Bar(NamedTuple):
-    """A row of a panel: a value with its interval (value, low, high), and the values of single seeds."""
+    """A row of a panel: a value with its interval (value, low, high), and the values of single seeds.
+
+    `other` is a second interval, (low, high), drawn pale below the first.
+    """
 
     name: str
     value: tuple[float, float, float] | None = None
     seeds: Sequence[float] = ()
     colour: str = ""
+    other: tuple[float, float] | None = None
 
 
 class Panel(NamedTuple):
@@ -157,6 +161,9 @@ def _intervals(axes: Axes, panel: Panel) -> None:
             seeds = axes.plot(bar.seeds, [at] * len(bar.seeds), "o", color=bar.colour, markersize=4.5)
             seeds[0].set(markerfacecolor="white", markeredgewidth=0.8)
             axes.plot(value, at, "o", color=bar.colour, markersize=6)
+        if bar.other:
+            below = at + 0.28
+            axes.plot(bar.other, [below, below], color=bar.colour, linewidth=2, alpha=0.35, solid_capstyle="round")
     if panel.zero:
         axes.axvline(0, color="0.4", linewidth=1, zorder=1)
     axes.set_title(panel.title, loc="left")

@@ -60,9 +60,9 @@ def test_an_answer_that_begins_within_a_thought(tmp_path: Path) -> None:
     llm = CausalLLM(str(folder), "float32")
     llm.load()
     ids = llm.tokenizer("Okay, six.\n</think>\n\nsix")["input_ids"]
-    assert llm.chat.thought == "<think>" and llm._decode([*ids, *llm.chat.stop_ids]) == "six"
-    unfinished = llm._decode(llm.tokenizer("Okay, si")["input_ids"])
+    assert llm.chat.thought == "<think>" and llm.text_of([*ids, *llm.chat.stop_ids]) == "six"
+    unfinished = llm.text_of(llm.tokenizer("Okay, si")["input_ids"])
     assert unfinished == "" and isinstance(unfinished, Cut)
     llm.chat.thought = ""
     special = llm.tokenizer("[THINK]a<|im_start|>[/THINK]<|im_start|>six")["input_ids"]
-    assert llm._decode([*special, *llm.chat.stop_ids]) == "six"
+    assert llm.text_of([*special, *llm.chat.stop_ids]) == "six"

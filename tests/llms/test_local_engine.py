@@ -79,8 +79,8 @@ def test_a_local_answer_that_was_cut_says_so(local: LocalEngine, monkeypatch: py
     (answer,) = local.answer(CHATS[:1], max_new_tokens=3)
     assert isinstance(answer, Cut)  # a random model does not end so soon
     stop = min(local.llm.chat.stop_ids)
-    whole = local.llm._decode([65, 66, stop, 67])
-    assert not isinstance(whole, Cut) and whole == local.llm._decode([65, 66])
+    whole = local.llm.text_of([65, 66, stop, 67])
+    assert not isinstance(whole, Cut) and whole == local.llm.text_of([65, 66])
 
 
 def test_a_local_engine_is_called_by_its_weights(local: LocalEngine, checkpoint: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from tests.helpers.errors import refused
 from tests.helpers.runs import Fit
 
+from sottovoce.cli.main import main
 from sottovoce.data.examples import Batch
-from sottovoce.errors import AudioError
+from sottovoce.errors import AudioError, ConfigError
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.chat_template import Placeholder
@@ -146,3 +148,35 @@ def test_a_full_context_forgets_the_oldest_turns(dialogue: Callable[..., list[st
     long = " ".join(["on"] * int(0.35 * most / tokens))  # two have room, three have not
     said = dialogue(long, long, long, " ".join(["on"] * most), "and now?")
     assert [line.split()[0] for line in said] == ["answer", "answer", "sottovoce:", "answer", "sottovoce:", "answer"]
+
+
+class Piped(StringIO):
+    """Standard input that is no terminal."""
+
+    def isatty(self) -> bool:
+        return False
+
+
+def test_once_answers_what_is_piped_in_or_says_what_is_missing(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", Piped("hello\n"))
+    assert main(["chat", str(tiny_run / "bundle"), "--once", "--task", "asr"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["answer"]
+    monkeypatch.setattr("sys.stdin", Piped(""))
+    with refused("missing-key", "--once", ConfigError):
+        chat(str(tiny_run / "bundle"), [], None, "Reply.", True, [])
+
+
+def test_a_folder_is_no_clip(tmp_path: Path) -> None:
+    with refused("bad-value", tmp_path, AudioError):
+        chat("bundle", [str(tmp_path)], None, "Reply.", True, [])
+
+
+def test_chat_tells_what_a_bundle_never_learned(model: SpeechLLM, capsys: pytest.CaptureFixture[str]) -> None:
+    wording(model, "age")
+    assert "age" in capsys.readouterr().err
+    wording(model, "asr")
+    assert not capsys.readouterr().err
+    with refused("unknown-name", "--task", ConfigError):
+        wording(model, "weather")

@@ -1,6 +1,7 @@
 """`sottovoce diagnose`: is it the encoder, the adapter or the LLM? For each task of a run, measures and a verdict."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,7 @@ from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.evaluation.metrics import Metric, Prediction, Score, error_rate
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.run import Run
+from sottovoce.training.run_folder import trained_elsewhere, where_trained
 
 LIMIT = 600  # test utterances a task, if the command line does not say
 RESULT, PAGE, FRAMES = "diagnosis.json", "diagnosis.md", "encoder_layers.safetensors"
@@ -51,12 +53,17 @@ def diagnose(
     if limit < 2:
         raise ConfigError.at("--limit", "bad-value", f"{limit} utterances cannot be compared: at least 2")
     console = Console()
-    trained = open_trained(Path(folder), stage, overrides)
+    home = Path(folder)
+    if trained_elsewhere(home):  # its relative paths may lead elsewhere than ours
+        home = Path(os.path.abspath(home))
+        test, out = [os.path.abspath(name) for name in test], os.path.abspath(out) if out else None
+    trained = open_trained(home, stage, overrides)
     asked = [name for each in tasks for name in each.split(",") if name]
-    run, sides = prepare_sides(trained, asked, limit, test, console)
     target = Path(out) if out else trained.folder / "diagnosis"
-    losses = read_stage_losses(trained.stage) if trained.stage else None
-    found = diagnose_tasks(trained, run, sides, target)
+    with where_trained(home, trained.module.recipe):
+        run, sides = prepare_sides(trained, asked, limit, test, console)
+        losses = read_stage_losses(trained.stage) if trained.stage else None
+        found = diagnose_tasks(trained, run, sides, target)
     console.print(diagnosis_table(found, losses))
     for each in found:
         console.print(f"{each.task}: {each.sentence}", markup=False, highlight=False, soft_wrap=True)

@@ -20,7 +20,7 @@ from sottovoce.lightning_modules.run import Run, encode_clips
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.scoring.evaluate import test_sources
 from sottovoce.training.audio_reader import AudioReader
-from sottovoce.training.run_folder import recipe_file
+from sottovoce.training.run_folder import load_run
 from sottovoce.training.splits import DataSplits, LazySplit, Split, build_tasks, read_splits
 
 LOOKED_AT = 10  # lines of a lazy manifest that are read for each row that is wanted
@@ -53,7 +53,7 @@ def open_trained(folder: Path, stage: str | None, overrides: Sequence[str]) -> T
         raise ConfigError.at("--stage", "conflict", f"{folder} is a bundle; name the run's folder")
     home = folder.parent if is_bundle else folder
     bundle = folder if is_bundle else folder / "bundle"
-    recipe = load(bundle / "recipe.yaml" if is_bundle else recipe_file(folder), overrides, own=False)
+    recipe = load(bundle / "recipe.yaml", overrides, own=False) if is_bundle else load_run(folder, overrides)
     if stage is not None:
         for error in unknown("--stage", [stage], list(recipe.stages), "stage of this run"):
             raise error

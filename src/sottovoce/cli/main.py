@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -94,9 +95,11 @@ class Command:
     the key of the recipe that lets code of a checkpoint run.
     """
 
-    def __init__(self, name: str, call: str, help: str, *words: Argument, loader: str = "", trust: str = "") -> None:
+    def __init__(
+        self, name: str, call: str, help: str, *words: Argument, loader: str = "", trust: str = "", device: bool = False
+    ) -> None:
         self.name, self.call, self.help, self.words = name, call, help, words
-        self.loader, self.trust = loader, trust
+        self.loader, self.trust, self.device = loader, trust, device
 
 
 def _overrides(example: str) -> Argument:
@@ -138,11 +141,12 @@ COMMANDS = (
         arg("--test", action="append", default=[], metavar="FILE", help="a manifest that the bundle answers"),
         arg("--task", action="append", default=[], help="with --test: what is asked; all of its tasks if absent"),
         arg("--out", help="with --test: folder of predictions.jsonl and scores"),
-        _overrides("evaluation.batch_size=8"), trust=TRUST,
+        _overrides("evaluation.batch_size=8"), trust=TRUST, device=True,
     ),
     Command(
         "judge", "scoring.judging:command", "let the judges of a finished run's recipe score its replies",
         arg("folder", help="of the run, such as runs/dual_adapter"), _overrides("evaluation.judges.qwen=null"),
+        device=True,
     ),
     Command(
         "table", "comparison.table:table", "train or reuse every system of a paper's table, and compare them",
@@ -164,7 +168,7 @@ COMMANDS = (
     Command(
         "analyze", "analysis.analyze:analyze", "layer-wise analyses of a bundle's LLM: where voice and meaning are",
         _BUNDLE, arg("--config", required=True, help="such as conf/analysis.yaml"), _overrides("limit=200"),
-        trust="trust_remote_code",
+        trust="trust_remote_code", device=True,
     ),
     Command(
         "diagnose", "analysis.diagnose:diagnose", "is it the encoder, the adapter or the LLM: a verdict on each task",
@@ -174,7 +178,7 @@ COMMANDS = (
         arg("--limit", type=int, default=600, help="test utterances a task, and four times as many to learn by; 600"),
         arg("--test", action="append", default=[], metavar="FILE", help="a manifest in place of the run's test side"),
         arg("--out", help="folder of diagnosis.json, diagnosis.md and a picture a task; RUN/diagnosis if absent"),
-        _overrides("llm.checkpoint=/path"), trust=TRUST,
+        _overrides("llm.checkpoint=/path"), trust=TRUST, device=True,
     ),
     Command(
         "chat", "serving.chat:chat", "ask a bundle something by voice",
@@ -182,8 +186,29 @@ COMMANDS = (
         arg("--audio", action="append", default=[], help="an audio file; several are turns one after another"),
         arg("--task", help="whose instruction the model is given; a reply if absent"),
         arg("--instruction", help="instead of a task's own wording"),
-        arg("--once", action="store_true", help="answer and stop, even at a terminal"),
-        _overrides("llm.checkpoint=/path"), trust=TRUST,
+        arg("--once", action="store_true", help="answer and stop: --audio, or words on standard input"),
+        _overrides("llm.checkpoint=/path"), trust=TRUST, device=True,
+    ),
+    Command(
+        "predict", "serving.predict:predict", "answers of a bundle to files, folders and manifests, as a table",
+        _BUNDLE, arg("inputs", nargs="+", metavar="FILE",
+            help="audio files, folders of them, manifests (.jsonl); also key=value, such as llm.checkpoint=/path"),
+        arg("--task", action="append", default=[], help="what is asked, such as age; several are rows of their own"),
+        arg("--ask", help="a question of your own, in place of a task"),
+        arg("--slots", default="both", help="which take speech: both (all), or names joined by commas"),
+        arg("--probabilities", action="store_true", help="of each label, too"),
+        arg("--out", help=".csv, .jsonl or .json; printed as CSV if absent; exit code 2 if a clip was unreadable"),
+        arg("--batch-size", type=int, default=8), arg("--max-new-tokens", type=int, default=200),
+        trust=TRUST, device=True,
+    ),
+    Command(
+        "show", "scoring.show:show", "answers of a run, with clip, words and what would be right; or its page",
+        arg("folder", help="of a run, or of scores, such as runs/quickstart"),
+        arg("--task", action="append", default=[], help="whose answers, such as age; all if absent"),
+        arg("--slots", help="which took speech; both if absent"),
+        arg("--wrong", action="store_true", help="the wrong ones alone"),
+        arg("--limit", type=int, default=20, help="answers, at most; 20"),
+        arg("--html", action="store_true", help="write report.html: scores, confusions, curves, answers with audio"),
     ),
     Command(
         "export", "serving.export:command", "write what a run has trained in its checkpoint's own format",
@@ -243,7 +268,7 @@ COMMANDS = (
         arg("--kind", choices=["response", "plain", "caption", "answers"], default="response"),
         arg("--engine", default="local", help="who answers; `sottovoce list` shows engines and their knobs"),
         arg("--max-new-tokens", type=int, default=256),
-        _overrides("checkpoint=/path, a knob of the engine"), trust="trust_remote_code",
+        _overrides("checkpoint=/path, a knob of the engine"), trust="trust_remote_code", device=True,
     ),
     Command(
         "speak", "generation.spoken_texts:speak_texts", "make speech of texts: clips, and a manifest of them",
@@ -259,7 +284,7 @@ COMMANDS = (
     Command(
         "paired", "generation.paired:paired", "speak the same texts as each kind of speaker, with right answers",
         _config("conf/paired_data_demo.yaml"), _overrides("out=paired"),
-        loader="generation.paired_config:load", trust="writer.engine.trust_remote_code",
+        loader="generation.paired_config:load", trust="writer.engine.trust_remote_code", device=True,
     ),
 )  # fmt: skip
 
@@ -278,6 +303,8 @@ def parser() -> argparse.ArgumentParser:
         if command.loader:
             sub.add_argument("--dry-run", action="store_true", help="check the recipe, and count what it builds")
             sub.add_argument("--print-config", action="store_true", help="print the whole resolved recipe and stop")
+        if command.device:
+            sub.add_argument("--device", help="cpu, cuda, cuda:1, ...; the first GPU if there is one")
         if key := command.trust:  # only the command line can: a recipe or a bundle may be somebody else's
             told = f"run Python code that comes with the LLM's checkpoint; the same as {key}=true"
             sub.add_argument("--trust-remote-code", dest="trusted", action="store_const", const=key, help=told)
@@ -294,7 +321,13 @@ def _run(command: Command, arguments: argparse.Namespace) -> None:
     module, _, name = command.call.partition(":")
     call = resolve_name(f"sottovoce.{module}:{'dry_run' if arguments.dry_run else name}")
     names = inspect.signature(call).parameters
-    call(arguments) if "arguments" in names else call(**{name: getattr(arguments, name) for name in names})
+    with _device(getattr(arguments, "device", None)):
+        call(arguments) if "arguments" in names else call(**{name: getattr(arguments, name) for name in names})
+
+
+def _device(name: str | None) -> AbstractContextManager[None]:
+    """What models of the command answer on; PyTorch is imported only where somebody asks for a device."""
+    return resolve_name("sottovoce.device:use_device")(name) if name else nullcontext()
 
 
 def label(manifest: str, out: str, root: str | None, allow: list[str], workers: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
-from sottovoce.config.recipe import load, used_tasks
+from sottovoce.config.recipe import used_tasks
 from sottovoce.config.sources import SourceConfig
 from sottovoce.config_model import unknown
 from sottovoce.data.skipped import listed, summary
@@ -28,12 +28,13 @@ from sottovoce.scoring import provenance
 from sottovoce.scoring.ask_later import own_scores
 from sottovoce.scoring.judging import asked_again, awaiting_labels, judged, label_awareness, merged, print_results
 from sottovoce.scoring.predict import predict
+from sottovoce.scoring.run_report import PAGE, write_report
 from sottovoce.scoring.text_retention import BEFORE, retention_after
 from sottovoce.scoring.voicebench import AFTER as ANSWERED
 from sottovoce.scoring.voicebench import scored as benched
 from sottovoce.scoring.voicebench import untuned_weights, voicebench
 from sottovoce.training.audio_reader import AudioReader
-from sottovoce.training.run_folder import recipe_file
+from sottovoce.training.run_folder import RECIPE, load_run, where_trained
 from sottovoce.training.slot_layers import layer_weights
 from sottovoce.training.splits import build_tasks, read_splits
 
@@ -111,6 +112,7 @@ def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
         file = stage_folder(run.recipe, name) / "skipped.jsonl"
         console.print(f"stage {name}: {count} steps left out, loss or gradient not finite ({file})", highlight=False)
     console.print(f"scores  {folder / 'evaluation' / 'results.md'}", highlight=False)
+    console.print(f"report  {write_report(folder / 'evaluation', folder / PAGE, folder)}", highlight=False)
     if bundle is None:  # nothing was trained that a bundle would hold
         return
     size = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
@@ -148,7 +150,7 @@ def evaluate(
             raise ConfigError.at(name, "conflict", "it goes with --test; a run's own test side has tasks and a folder")
     if bundle == Path(folder):
         raise ConfigError.at("--test", "missing-key", f"{folder} is a bundle: say what it is to answer, --test FILE")
-    recipe = load(recipe_file(Path(folder)), overrides, own=False)
+    recipe = load_run(Path(folder), overrides)
     if not recipe.stages:
         told = "this run trains nothing, and `sottovoce fit` has scored it; --test FILE takes another test side"
         raise ConfigError.at("stages", "empty", told)
@@ -159,10 +161,13 @@ def evaluate(
     best = stage_folder(recipe, name) / "best.ckpt"
     if not best.is_file():
         raise MissingError(f"{best} is not there: stage {name!r} of this run has not been trained", where=best)
-    run = prepare_run(recipe, Console(), trains=False)
-    untuned = untuned_weights(run)
-    run.module.load_trained(read_trained(best), str(best))
-    records = score(run, f"{recipe.name}/{name}", recipe.folder / "evaluation" / name, untuned=untuned)
+    with where_trained(Path(folder), recipe):
+        run = prepare_run(recipe, Console(), trains=False)
+        untuned = untuned_weights(run)
+        run.module.load_trained(read_trained(best), str(best))
+        scores = recipe.folder / "evaluation" / name
+        records = score(run, f"{recipe.name}/{name}", scores, untuned=untuned)
+    write_report(scores, scores / PAGE, recipe.folder)
     run.console.print(results_table(records))
 
 
@@ -218,5 +223,7 @@ def evaluate_bundle(
     run = Run(recipe, build_tasks(whole), read_splits(recipe), module, reader, module.slots, cache, console)
     encode_clips(run)
     records = score(run, whole.name, out, unlabelled=True)
+    if records:
+        write_report(out, out / PAGE, bundle.parent if (bundle.parent / RECIPE).is_file() else None)
     console.print(f"answers {out / 'predictions.jsonl'}", highlight=False, soft_wrap=True)
     return records

@@ -7,7 +7,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from sottovoce.config import recipe as recipes
 from sottovoce.config.recipe import Recipe
 from sottovoce.config.sections import AwarenessConfig, JudgeConfig
 from sottovoce.data.tasks import style_caption
@@ -22,7 +21,7 @@ from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.scoring import voicebench
 from sottovoce.scoring.ask_later import later
-from sottovoce.training.run_folder import recipe_file
+from sottovoce.training.run_folder import load_run, recipe_file, where_trained
 from sottovoce.training.splits import read_splits
 
 ANSWERS = "judgements.jsonl"  # cache of the engines' answers, beside the results
@@ -166,7 +165,7 @@ def reply(prediction: Prediction, utterance: Utterance) -> Reply:
 def command(folder: str, overrides: Sequence[str]) -> None:
     """Command `sottovoce judge`: judge and label the replies of a finished run, and write its results anew."""
     file = recipe_file(Path(folder))
-    recipe = recipes.load(file, overrides, own=False)
+    recipe = load_run(Path(folder), overrides)
     node = recipe.evaluation
     if not (node.judges or node.awareness or (node.voicebench and node.voicebench.engine)):
         message = f"{file}: there is no judge in it: name one, such as "
@@ -175,7 +174,9 @@ def command(folder: str, overrides: Sequence[str]) -> None:
         raise ConfigError(message, code="missing-key", where="evaluation.judges")
     scores, console = Path(folder) / "evaluation", Console()
     predictions, before = read_predictions(scores), read_results(scores)
-    test = read_splits(replace(recipe, data=replace(recipe.data, train=[], validation=[]))).splits["test"].utterances
+    with where_trained(Path(folder), recipe):
+        side = read_splits(replace(recipe, data=replace(recipe.data, train=[], validation=[]))).splits["test"]
+    test = side.utterances
     system = before[0].system
     labelled_now = label_awareness(recipe, predictions, test, scores, console)
     predictions = labelled_now if has_labels(labelled_now) else predictions  # a judge that is away takes none back

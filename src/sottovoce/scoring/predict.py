@@ -1,7 +1,9 @@
 """Predictions on the test side: an answer to every task under every choice of slots."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from rich.progress import Progress
@@ -157,7 +159,17 @@ def _prediction(run: Run, mode: str, example: Example, response: str, rivals: Ri
         topic=utterance.topic if category else None,
         unscored=not _serves(run, example),
         metric=task.rate,
+        audio=shown_clip(utterance.audio, run.recipe.folder),
+        text=utterance.text,
     )
+
+
+def shown_clip(clip: Path | None, folder: Path) -> str | None:
+    """A clip as predictions have it: relative to the run's folder where it lies in that, which may be moved."""
+    if clip is None:
+        return None
+    path, home = os.path.abspath(clip), os.path.abspath(folder)
+    return os.path.relpath(path, home) if path.startswith(home + os.sep) else path
 
 
 def _rivals(run: Run, examples: list[Example], progress: Progress) -> Rivals:

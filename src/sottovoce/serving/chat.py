@@ -1,23 +1,24 @@
 """`sottovoce chat`: a dialogue with a bundle, spoken and written."""
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from sottovoce.data.audio import inspect_audio, load_audio
+from sottovoce.data.audio import inspect_audio
 from sottovoce.data.examples import NOTHING, Batch
-from sottovoce.data.own_attribute import build_task
-from sottovoce.data.tasks import TASKS
 from sottovoce.data.utterance import Turn
 from sottovoce.device import on_device
-from sottovoce.errors import AudioError, ConfigError, SottovoceError, nearest
+from sottovoce.errors import AudioError, ConfigError, SottovoceError
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.chat_template import ChatTurn, Piece, Placeholder
+from sottovoce.serving.audio_input import Audio, audio_file, waveform
+from sottovoce.serving.questions import UntrainedTaskWarning, question
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, between, instructed
 
 
@@ -33,10 +34,11 @@ class Conversation:
         self.forgotten = 0  # turns and answers that the LLM's context had no room for
         self.waveforms: dict[Path, torch.Tensor] = {}  # (samples,) at the encoder's sample rate
 
-    def answer_audio(self, audio: Path) -> str:
-        """Answer a spoken turn: any format, sample rate and number of channels that libsndfile reads, or AudioError."""
-        samples = torch.from_numpy(load_audio(audio, self.model.encoder.sample_rate))
-        turn = Path(f"{audio}#{len(self.waveforms)}")  # a file that is recorded anew is another turn
+    def answer_audio(self, audio: Audio, sample_rate: int | None = None) -> str:
+        """Answer a spoken turn: a file, or samples with their rate in Hz, see `audio_input.waveform`; or AudioError."""
+        samples = waveform(audio, self.model.encoder.sample_rate, sample_rate)
+        name = audio if isinstance(audio, (str, Path)) else "audio"
+        turn = Path(f"{name}#{len(self.waveforms)}")  # a file that is recorded anew is another turn
         self.waveforms[turn] = samples
         return self._answer(Turn("user", "", audio=turn))
 
@@ -57,16 +59,18 @@ class Conversation:
             return answer
         raise AssertionError("the new turn alone was answered, or raised")
 
+    @property
+    def history(self) -> list[tuple[str, str]]:
+        """Who said what so far: `user` or `assistant`, and the words; of a spoken turn the name of its file."""
+        return [(turn.role, str(turn.audio).rpartition("#")[0] if turn.audio else turn.text) for turn in self.turns]
+
     def _prompt(self, turns: Sequence[Turn]) -> list[ChatTurn]:
         system, before = instructed(self.instruction, self.model.recipe.instructions)
         chat = [ChatTurn("system", (text,)) for text in system]
         for turn in turns:
-            pieces = self._speech(turn.audio) if turn.audio else (turn.text,)
+            pieces = speech(turn.audio, self.model.slots) if turn.audio else (turn.text,)
             chat.append(ChatTurn(turn.role, (*before, *pieces) if turn is turns[-1] else pieces))
         return chat
-
-    def _speech(self, audio: Path) -> tuple[Piece, ...]:
-        return between(Placeholder(SpeechPlaceholder(slot, audio, False)) for slot in self.model.slots)
 
     def _batch(self, turns: Sequence[Turn]) -> Batch:
         heard = [turn.audio for turn in turns if turn.audio]
@@ -75,21 +79,47 @@ class Conversation:
         return batch.to(self.model.device)
 
 
+def speech(clip: Path, slots: Iterable[str]) -> tuple[Piece, ...]:
+    """What fills a spoken turn: the clip's embeddings in each of these slots."""
+    return between(Placeholder(SpeechPlaceholder(slot, clip, False)) for slot in slots)
+
+
+def spoken_turn(model: SpeechLLM, clip: Path, instruction: str, slots: Iterable[str]) -> list[ChatTurn]:
+    """The prompt that asks about one clip, in these slots."""
+    system, before = instructed(instruction, model.recipe.instructions)
+    return [*(ChatTurn("system", (text,)) for text in system), ChatTurn("user", (*before, *speech(clip, slots)))]
+
+
 def chat(
     bundle: str, audio: Sequence[str], task: str | None, instruction: str | None, once: bool, overrides: Sequence[str]
 ) -> None:
-    """The command: answer the given clips in turn, then whatever is typed, until an empty line or the end of input."""
-    clips = [Path(name) for name in audio]
+    """The command: answer the given clips in turn, then whatever is typed, until an empty line or the end of input.
+
+    With `once` and no clip it answers the line on standard input.
+    """
+    clips = [audio_file(name) for name in audio]
     for clip in clips:  # all of them before the model is loaded
         report = inspect_audio(clip)
         if report.problem:
             raise AudioError.at(clip, "damaged", str(report.problem))
         if report.warning:
             print(f"sottovoce: {clip}: {report.warning}", file=sys.stderr)
+    line = "" if clips or not once else _piped_line()
     model = read_bundle(Path(bundle), overrides)
     conversation = Conversation(model, wording(model, task) if instruction is None else instruction)
     with on_device(model):
-        _converse(conversation, clips, once)
+        if line:
+            _answer_line(conversation, line, Console(highlight=False))
+        else:
+            _converse(conversation, clips, once)
+
+
+def _piped_line() -> str:
+    """What was piped in for `--once`; ConfigError where nothing was."""
+    line = "" if sys.stdin.isatty() else sys.stdin.readline().strip()
+    if not line:
+        raise ConfigError.at("--once", "missing-key", "nothing to answer: --audio FILE, or words on standard input")
+    return line
 
 
 def _converse(conversation: Conversation, clips: Sequence[Path], once: bool) -> None:
@@ -103,15 +133,20 @@ def _converse(conversation: Conversation, clips: Sequence[Path], once: bool) -> 
     while line := _read_line():
         forgotten = conversation.forgotten
         try:
-            spoken = spoken_file(line)
-            answer = conversation.answer_audio(spoken) if spoken else conversation.answer_text(line)
+            _answer_line(conversation, line, console)
         except SottovoceError as error:  # a slip of the hand does not end a dialogue
-            place = f"{spoken}: " if isinstance(error, AudioError) else ""
+            spoken = spoken_file(line)
+            place = f"{spoken}: " if isinstance(error, AudioError) and str(spoken) not in str(error) else ""
             console.print(f"sottovoce: {place}{error}", markup=False)
             continue
         if more := (conversation.forgotten - forgotten) // 2:
             console.print(f"sottovoce: the context is full; the oldest turns are forgotten ({more})", markup=False)
-        console.print(f"answer   {answer}", markup=False)
+
+
+def _answer_line(conversation: Conversation, line: str, console: Console) -> None:
+    spoken = spoken_file(line)
+    answer = conversation.answer_audio(spoken) if spoken else conversation.answer_text(line)
+    console.print(f"answer   {answer}", markup=False)
 
 
 def spoken_file(line: str) -> Path | None:
@@ -123,12 +158,16 @@ def spoken_file(line: str) -> Path | None:
 
 
 def wording(model: SpeechLLM, task: str | None) -> str:
-    """A task's first wording, with the choices of the model's own recipe; of the task that replies if None."""
-    task = task or ("response" if "response" in model.recipe.tasks else "dialogue")
-    known = list(dict.fromkeys([*model.recipe.tasks, *TASKS.names()]))
-    if task not in known:
-        raise ConfigError(f"--task {task}:{nearest(task, known)}", code="unknown-name", where="--task")
-    return build_task(task, model.recipe.tasks.get(task, {})).instructions()[0]
+    """A task's first wording, with the choices of the model's own recipe; see `questions.default_task` for None.
+
+    What a bundle was not trained on is said on standard error.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UntrainedTaskWarning)
+        instruction = question(model.recipe, task, None, "--task").instruction
+    for warning in caught:
+        print(f"sottovoce: {warning.message}", file=sys.stderr)
+    return instruction
 
 
 def _read_line() -> str:

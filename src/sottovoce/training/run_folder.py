@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from sottovoce.config.recipe import Recipe, load
 from sottovoce.config_tree import Tree, read_tree
 from sottovoce.errors import ConfigError, MissingError, brief
 from sottovoce.io import atomic_write
@@ -37,6 +40,52 @@ def recipe_file(folder: Path) -> Path:
     if not (file := folder / RECIPE).is_file():
         raise MissingError(f"{folder} is not a run: there is no {RECIPE} in it. `sottovoce fit` makes one", where=file)
     return file
+
+
+def load_run(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run whose folder lies here now, whatever it was called and wherever it was trained.
+
+    Raises:
+        MissingError: the folder is no run.
+        ConfigError: recipe or overrides are faulty.
+    """
+    recipe = load(recipe_file(folder), overrides, own=False)
+    here = Path(os.path.abspath(folder))
+    if os.path.abspath(recipe.folder) == str(here) and not trained_elsewhere(folder):
+        return recipe
+    name = Path(recipe.name)
+    moved = here.parts[-len(name.parts) :] == name.parts  # or it was renamed
+    home = here.parents[len(name.parts) - 1] if moved else here.parent
+    return replace(recipe, output_dir=str(home), name=recipe.name if moved else here.name)
+
+
+def trained_elsewhere(folder: Path) -> bool:
+    """Whether a run was trained in another working directory than this, which its relative paths are relative to."""
+    return _working_directory(folder) not in (Path(), Path.cwd())
+
+
+@contextmanager
+def where_trained(folder: Path, recipe: Recipe) -> Iterator[None]:
+    """Within the block a run's relative paths lead where they led in training: to the working directory of then.
+
+    Only where its manifests are not here and are there; paths of the command line must be absolute before.
+    """
+    named = [source.manifest for _, source in recipe.sources() if not Path(source.manifest).is_absolute()]
+    then, now = _working_directory(folder), os.getcwd()
+    if all(map(os.path.exists, named)) or not all((then / name).exists() for name in named):
+        yield
+        return
+    os.chdir(then)
+    try:
+        yield
+    finally:
+        os.chdir(now)
+
+
+def _working_directory(folder: Path) -> Path:
+    with suppress(OSError, ValueError, AttributeError):
+        return Path(json.loads((folder / "environment.json").read_text("utf-8")).get("folder") or ".")
+    return Path()
 
 
 @contextmanager
@@ -200,6 +249,7 @@ def environment() -> dict[str, object]:
         "changed files": len((_git("status", "--porcelain") or "").splitlines()),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
         "threads": torch.get_num_threads(),
+        "folder": os.getcwd(),  # which relative paths of the recipe are relative to
     }
 
 
