@@ -34,7 +34,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "facebook/hubert-large-ll60k": {"model_type": "hubert", "conv_bias": True, **_LARGE},
     "facebook/wav2vec2-base": {"model_type": "wav2vec2"},
     "facebook/wav2vec2-large-lv60": {"model_type": "wav2vec2", "conv_bias": True, **_LARGE},
-} | {
+}
+PUBLISHED |= {
     f"{HUB_PREFIX}{name}": {
         "model_type": "whisper", "num_mel_bins": dims.n_mels, "max_source_positions": dims.n_audio_ctx,
         "d_model": dims.n_audio_state, "encoder_attention_heads": dims.n_audio_head,

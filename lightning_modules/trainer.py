@@ -65,7 +65,7 @@ def build_trainer(chosen: dict[str, Any], folder: Path, callbacks: list[Callback
 
 def tell_profile(trainer: L.Trainer, console: Console) -> None:
     """Where the profiler's report lies; that of `simple`, which is a page long, is printed."""
-    profiler: Any = trainer.profiler
+    profiler: Any = trainer.profiler  # type: ignore[attr-defined]  # set by a connector
     folder = Path(str(getattr(profiler, "dirpath", None) or "."))
     for file in sorted(folder.glob("fit-profile*")) if type(profiler) in PROFILERS.values() else ():
         if isinstance(profiler, SimpleProfiler):

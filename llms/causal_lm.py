@@ -165,7 +165,7 @@ class CausalLLM(LoadedLLM):
         for rows in group_by_length([len(tail) for tail in tails]):
             replies = [responses[i] for i in rows]
             logits = self._response_logits([tails[i] for i in rows], replies, [[]] * len(rows))
-            parts = logits.split([len(reply) for reply in replies])
+            parts = torch.split(logits, [len(reply) for reply in replies])
             found |= {i: top_tokens(part, top_k, temperature) for i, part in zip(rows, parts, strict=True)}
         return [found[i] for i in range(len(prompts))]
 
@@ -305,7 +305,7 @@ def _divergence(
     logits: Tensor, responses: list[list[int]], teachers: Sequence[TopTokens | None], temperature: float
 ) -> Tensor:
     """Sum over the tokens of rows with a teacher, ()."""
-    parts = zip(logits.split([len(response) for response in responses]), teachers, strict=True)
+    parts = zip(torch.split(logits, [len(response) for response in responses]), teachers, strict=True)
     found = [divergence(part, t.to(part.device), temperature).sum() for part, t in parts if t is not None]
     return torch.stack(found).sum() if found else logits.new_zeros((), dtype=torch.float32)
 

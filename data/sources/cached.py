@@ -41,5 +41,5 @@ def _state(source: Path) -> Iterator[tuple[object, ...]]:
         folders.sort()
         for name in sorted(files):
             text = name.endswith((".csv", ".tsv", ".json", ".jsonl", ".gz", ".parquet", ".scp")) or "." not in name
-            found = os.stat(os.path.join(here, name)) if text else None
-            yield here, name, found and found.st_size, found and found.st_mtime_ns
+            stat = os.stat(os.path.join(here, name)) if text else None
+            yield here, name, stat and stat.st_size, stat and stat.st_mtime_ns

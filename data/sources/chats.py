@@ -22,7 +22,7 @@ def read_chats(source: Path, choice: Choice, report: Report) -> Iterator[Row]:
     """
     for place, found in read_objects(source, report):
         turns = found.get("messages") or found.get("conversations")
-        clips = next((found[key] for key in ("audios", "audio") if found.get(key)), [])
+        clips: Any = next((found[key] for key in ("audios", "audio") if found.get(key)), [])
         clips = list(clips) if isinstance(clips, list) else [clips]
         others = {k: v for k, v in found.items() if k not in ("messages", "conversations", "audios", "audio")}
         try:

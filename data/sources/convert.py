@@ -214,10 +214,10 @@ def _name(lines: list[_Line], prefix: str, report: Report) -> None:
 
 def _split(lines: Sequence[_Line], request: Request, report: Report) -> list[_Line]:
     """Sides by what must not be on two of them, such as speakers; lines that do not say it are left out."""
-    kept, keys = [], []
+    kept, keys, by = [], [], str(request.split_by)
     for line in lines:
         extra, labels = line.record.get("extra", {}), line.record.get("labels", {})
-        key = next((d[request.split_by] for d in (line.record, extra, labels) if d.get(request.split_by)), None)
+        key = next((d[by] for d in (line.record, extra, labels) if d.get(by)), None)
         if key is None:
             report.add(f"no {request.split_by} to split by", f"{line.place}: {line.record['id']}")
         else:

@@ -36,8 +36,8 @@ def read_csv(source: Path, choice: Choice, report: Report) -> Iterator[Row]:
     text = raw.decode("utf-16", "replace") if utf16 else read_text(source)
     sign = "\t" if source.suffix.lower() == ".tsv" else delimiter(text.split("\n", 1)[0])
     csv.field_size_limit(sys.maxsize)
-    quoting = csv.QUOTE_NONE if sign == "\t" and not _QUOTED.search(text) else csv.QUOTE_MINIMAL
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, restval=None)
+    quoting: Any = csv.QUOTE_NONE if sign == "\t" and not _QUOTED.search(text) else csv.QUOTE_MINIMAL
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting)
     if not any((name or "").strip() for name in rows.fieldnames or []):
         raise ManifestError.at(source, "empty", "the first line of a table names its columns, and there is none")
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sottovoce.errors import ConfigError, first_line
+from sottovoce.errors import Code, ConfigError, first_line
 
 
 def load_object(path: str, where: str) -> Any:
@@ -24,7 +24,7 @@ def load_object(path: str, where: str) -> Any:
     except Exception as error:  # the user's code may raise anything
         kind = type(error).__name__
         missing = isinstance(error, ModuleNotFoundError) and source.startswith(str(error.name))
-        code = "not-found" if missing else "bad-value"
+        code: Code = "not-found" if missing else "bad-value"
         raise ConfigError.at(where, code, f"{source} cannot be imported: {kind}: {first_line(error)}") from error
     if not hasattr(module, name):
         raise ConfigError.at(where, "unknown-name", f"{source} has no {name!r}")

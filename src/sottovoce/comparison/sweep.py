@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from rich.console import Console
 from rich.table import Table
@@ -36,6 +36,7 @@ class Range(NamedTuple):
     log: bool
 
 
+Runs: TypeAlias = list[tuple[Recipe, Mapping[str, Any]]]  # with the values of each
 Axes = dict[str, list[str] | Range]  # key -> what it may be
 
 
@@ -56,9 +57,10 @@ def sweep(config: str, overrides: Sequence[str] = (), trials: int | None = None)
     if trials is None:
         if ranges := [key for key, axis in axes.items() if isinstance(axis, Range)]:
             raise ConfigError.at(ranges[0], "conflict", "a range needs --trials N; a grid needs values: key=a,b")
-        texts = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+        grid = product(*(axis for axis in axes.values() if not isinstance(axis, Range)))
+        texts: list[dict[str, str]] = [dict(zip(axes, values, strict=True)) for values in grid]
         made = [_trial(config, fixed, base, values, grid_name(values)) for values in texts]
-        runs = [(_finished(*one, console), values) for one, values in zip(made, texts, strict=True)]
+        runs: Runs = [(_finished(*one, console), values) for one, values in zip(made, texts, strict=True)]
     else:
         runs = _by_optuna(config, fixed, base, axes, trials, console)
     if not is_rank_zero():
@@ -143,9 +145,7 @@ def best_of(recipe: Recipe) -> float:
     return float(json.loads(done.read_text("utf-8"))["best"])
 
 
-def _by_optuna(
-    config: str, fixed: Sequence[str], base: Recipe, axes: Axes, trials: int, console: Console
-) -> list[tuple[Recipe, Mapping[str, Any]]]:
+def _by_optuna(config: str, fixed: Sequence[str], base: Recipe, axes: Axes, trials: int, console: Console) -> Runs:
     """Trials that Optuna proposes, until there are so many; those that a killed sweep has begun are finished first."""
     try:
         import optuna
@@ -174,7 +174,7 @@ def _by_optuna(
     def finish(number: int, values: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
         return _finished(*_trial(config, fixed, base, values, f"trial-{number:03}"), console), values
 
-    runs = []
+    runs: Runs = []
     waiting = [trial for trial in study.trials if not trial.state.is_finished()]
     done = [trial for trial in study.trials if trial.state.is_finished()]
     runs += [finish(trial.number, trial.params) for trial in done]

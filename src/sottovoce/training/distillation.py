@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sottovoce.config.sections import DistillConfig
 from sottovoce.data.examples import Example, slot_text
+from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.llms.answer_cache import digest_key
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.top_tokens import Teaching, TopTokenCache, TopTokens
@@ -71,6 +72,6 @@ class Distiller:
 
 def teachable(example: Example, slots: Mapping[str, str]) -> bool:
     """Whether speech is heard, and the text that is equivalent to it is known in every slot of every spoken turn."""
-    turns = [turn for turn in (example.utterance, *example.context) if turn.audio is not None]
-    known = all(slot_text(turn, text) for turn in turns for text in slots.values())
+    turns: tuple[Utterance | Turn, ...] = (example.utterance, *example.context)
+    known = all(slot_text(turn, text) for turn in turns if turn.audio is not None for text in slots.values())
     return example.utterance.audio is not None and "speech" in example.sources.values() and known
