@@ -42,6 +42,7 @@ class TokenLoss(NamedTuple):
 
     `total` is (), `tokens` counts the response tokens, `per_row` is (batch,). The mean is left to the caller, who
     knows the other ranks. `pooled` is (batch, dim) where a `PooledLayer` was given; `ctc` is the caller's to add.
+    `row_tokens` has for each row the tokens of its response, and all that the LLM reads.
     """
 
     total: Tensor
@@ -49,6 +50,7 @@ class TokenLoss(NamedTuple):
     per_row: Tensor
     pooled: Tensor | None = None
     ctc: CTCLoss | None = None
+    row_tokens: Sequence[tuple[int, int]] = ()
 
 
 class PooledLayer(NamedTuple):
@@ -128,7 +130,9 @@ class CausalLLM(LoadedLLM):
         order = torch.tensor([i for rows in groups for i in rows]).argsort().to(nll[0].device)
         per_row = torch.cat(nll)[order]
         tokens = sum(len(response) for response in responses)
-        return TokenLoss(per_row.sum(), tokens, per_row, torch.cat(means)[order] if means else None)
+        read = [(len(reply), len(prompt) + len(reply)) for prompt, reply in zip(prompts, responses, strict=True)]
+        pooled_rows = torch.cat(means)[order] if means else None
+        return TokenLoss(per_row.sum(), tokens, per_row, pooled_rows, row_tokens=read)
 
     @contextmanager
     def _pooled(self, pool: PooledLayer | None, rows: list[int], tails: list[Tensor]) -> Iterator[list[Tensor]]:

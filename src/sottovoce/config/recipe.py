@@ -8,6 +8,7 @@ from pydantic import Field
 
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config import sections
+from sottovoce.config.logging_config import LoggingConfig
 from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown
 from sottovoce.data.overrides import Overrides
 from sottovoce.data.tasks import PLAIN, PLAIN_TEACHER, TASKS
@@ -47,6 +48,7 @@ class Recipe(BaseRecipe):
     trainer: sections.TrainerArguments = Field(
         default={}, description="keyword arguments of lightning.Trainer, to which a stage is one epoch"
     )
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
     checkpoint_every: Count = Field(default=50, description="steps between checkpoints to resume from")
     output_dir: str = "runs"
     published: sections.Published = Field(
