@@ -32,9 +32,9 @@ class Task:
     done: float = 0
     bars: rich.progress.Progress | None = None  # that show it; None: it is told in lines
     mute: bool = False
-    told: bool = False  # whether a line of it was written
     _shown: rich.progress.TaskID | None = None
     _mark: tuple[float, float] | None = None  # when the first one was done, and how many were then
+    _written: float = field(default=-1, init=False)  # how many were done by the last line
     _last: float = field(init=False)  # when something of it was last shown
 
     def __post_init__(self) -> None:
@@ -59,11 +59,11 @@ class Task:
 
     def end(self, tell: Callable[[], str] | None = None) -> None:
         """All is done. A task that took less than a line's time leaves none."""
-        if self.told and self.bars is None:
+        if self.bars is None and self._written not in (-1, self.done):
             self._write(tell() if tell else "", self.clock())
 
     def _write(self, told: str, now: float) -> None:
-        self.told = True
+        self._written = self.done
         if not self.mute:
             _log.info(self.line(told, now))
 
