@@ -1,5 +1,6 @@
 """Checkpoint files: written whole with a digest, checked when read, and the latest one that is not damaged."""
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -9,7 +10,6 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
-from rich.console import Console
 from torch import Tensor, nn
 
 from sottovoce import checkpoint_digest
@@ -17,6 +17,7 @@ from sottovoce.errors import BundleError, CheckpointError, brief
 from sottovoce.io import atomic_open, file_lock
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+_log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -84,7 +85,7 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         raise CheckpointError(told, where=path) from None
 
 
-def latest(folder: Path, console: Console) -> Path | None:
+def latest(folder: Path) -> Path | None:
     """The checkpoint that a run goes on from; None where there is none yet.
 
     A damaged one is named and set aside for the one before it. Which of them a run goes on from changes how long it
@@ -96,10 +97,10 @@ def latest(folder: Path, console: Console) -> Path | None:
     if not any((folder / name).exists() for name in (LAST, PREVIOUS)):
         return None
     with file_lock(folder):  # one process sets aside what the others then do not find
-        return _whole(folder, console)
+        return _whole(folder)
 
 
-def _whole(folder: Path, console: Console) -> Path | None:
+def _whole(folder: Path) -> Path | None:
     faults: list[tuple[Path, CheckpointError]] = []
     for file in (folder / LAST, folder / PREVIOUS):
         if file.is_dir():
@@ -114,7 +115,7 @@ def _whole(folder: Path, console: Console) -> Path | None:
         for damaged, fault in faults:
             aside = damaged.with_name(f"{damaged.name}.damaged")
             damaged.replace(aside)
-            console.print(f"{fault}. It is set aside as {aside.name}; {file.name} is whole", soft_wrap=True)
+            _log.warning(f"{fault}. It is set aside as {aside.name}; {file.name} is whole")
         return file
     if faults:
         told = "; ".join(str(fault) for _, fault in faults)

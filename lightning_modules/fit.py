@@ -7,6 +7,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds that 
 
     sys.exit(main(["fit", *sys.argv[1:]]))
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -23,6 +24,7 @@ from sottovoce.lightning_modules.own_callbacks import own_callbacks
 from sottovoce.lightning_modules.preflight import check_devices, check_room, check_sides, unscored
 from sottovoce.lightning_modules.run import example_sampler_of, frozen_fingerprints, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.lightning_modules.trackers import Trackers, check_logging, opened
 from sottovoce.lightning_modules.trainer import is_rank_zero
 from sottovoce.lightning_modules.trainer_settings import check_trainer, is_trial
 from sottovoce.paths import resolve
@@ -30,21 +32,25 @@ from sottovoce.training.run_folder import only_run
 from sottovoce.training.splits import build_tasks, read_splits
 from sottovoce.training.stage_rows import check_draws
 
+_log = logging.getLogger(__name__)
+
 
 def fit(config: str, overrides: Sequence[str] = ()) -> None:
     """Train all stages, score, write the bundle, print the table. The same command again goes on where it stopped."""
     recipe = load(config, overrides)
-    with only_run(recipe.folder) if is_rank_zero() else nullcontext():
-        _fit(recipe)
+    check_logging(recipe.logging)
+    with only_run(recipe.folder) if is_rank_zero() else nullcontext(), opened(recipe) as trackers:
+        _fit(recipe, trackers)
 
 
-def _fit(recipe: Recipe) -> None:
+def _fit(recipe: Recipe, trackers: Trackers) -> None:
     console = Console(quiet=not is_rank_zero())
     scores, node = recipe.folder / "evaluation", recipe.evaluation
     trial = is_trial(recipe)
 
     # prepare
     run = prepare_run(recipe, console)
+    run.trackers = trackers
     before = frozen_fingerprints(run.module) if is_rank_zero() else {}
     if node.retention and is_rank_zero() and not trial:
         from sottovoce.scoring.text_retention import retention_before
@@ -60,7 +66,7 @@ def _fit(recipe: Recipe) -> None:
     best = train_stages(run)
     if trial:
         told = "trainer.fast_dev_run: every stage has been tried; nothing was kept or scored, and there is no bundle"
-        console.print(told, highlight=False, soft_wrap=True)
+        _log.info(told)
         return
     if not is_rank_zero():  # the others are done; what is left is written by one
         return
@@ -79,6 +85,7 @@ def _fit(recipe: Recipe) -> None:
     records = score(run, recipe.name, scores, untuned=untuned)
     if bundle:
         write_card(bundle, run.module, records)
+    trackers.log_scores(records)
     report(run, records, bundle)
 
 
@@ -94,6 +101,7 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     recipe = load(config, overrides)
     check_trainer(recipe)
     own_callbacks(recipe)
+    check_logging(recipe.logging)
     with torch.device("meta"):
         module = SpeechLLM(recipe)
         module.encoder.build()

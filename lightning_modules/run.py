@@ -10,9 +10,9 @@ from typing import cast
 
 import lightning as L
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sottovoce.adapters import Adapter
+from sottovoce.cache_notes import note_use
 from sottovoce.config.recipe import Recipe
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.manifest import refuse
@@ -26,8 +26,10 @@ from sottovoce.lightning_modules.own_callbacks import own_callbacks
 from sottovoce.lightning_modules.preflight import check_devices, check_room, check_sides, served, unscored
 from sottovoce.lightning_modules.preflight import example_sampler_of as example_sampler_of
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.lightning_modules.trackers import Trackers
 from sottovoce.lightning_modules.trainer_settings import check_trainer, is_trial
 from sottovoce.llms.ctc_head import frames_needed
+from sottovoce.progress import Progress
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.category_labels import check_head_labels
 from sottovoce.training.llm_targets import Targets
@@ -36,6 +38,7 @@ from sottovoce.training.run_folder import begun, check_data, check_folder, open_
 from sottovoce.training.splits import DataSplits, LazySplit, build_tasks, check_content_apart, read_splits
 from sottovoce.training.stage_rows import check_draws
 
+_log = logging.getLogger(__name__)
 ALIGNED = 1_000  # transcripts that are held against their clips
 
 
@@ -50,14 +53,17 @@ class Run:
     audio_reader: AudioReader
     slots: dict[str, str]  # slot -> the text equivalent to its speech
     cache: Path  # folder of encoder outputs and of targets
-    console: Console
+    console: Console  # of the command's result, and of progress
     began: float = field(default_factory=time.monotonic)  # seconds, from which `trainer.max_time` counts
     barred: dict[tuple[str, str], dict[str, frozenset[str]]] = field(default_factory=dict)  # see `ExampleSampler`
+    trackers: Trackers = field(default_factory=Trackers)  # none, unless `fit` opens those of the recipe
 
     @cached_property
     def targets(self) -> Targets:
         """Targets that the LLM makes itself, from the texts in the slots."""
-        return Targets(self.cache, self.module.llm.fingerprint(), self.slots, self.recipe.target_max_new_tokens)
+        made = Targets(self.cache, self.module.llm.fingerprint(), self.slots, self.recipe.target_max_new_tokens)
+        note_use(made.cache.file, self.recipe.llm.checkpoint, self.recipe.folder)
+        return made
 
     @cached_property
     def row_lengths(self) -> RowLengths:
@@ -71,8 +77,7 @@ class Run:
         return RowLengths(llm.chat, llm.context_length, llm.checkpoint, speech, most, made, self.recipe.instructions)
 
     def progress(self) -> Progress:
-        columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        return Progress(*columns, console=self.console)
+        return Progress(self.console, bars=self.recipe.trainer.get("enable_progress_bar") is not False)
 
     def example_sampler(self, stage: str | None, *, cut: bool) -> ExampleSampler:
         return example_sampler_of(self.recipe, self.tasks, stage, cut=cut)
@@ -104,7 +109,7 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
         if not is_trial(recipe):
             open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
     if module.llm.passed_over:
-        console.print(module.llm.passed_over, highlight=False)
+        _log.info(module.llm.passed_over)
     if recipe.init_from and begins:
         module.load_trained(bundle_weights(Path(recipe.init_from)), recipe.init_from, begins=True)
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
@@ -129,8 +134,9 @@ def encode_clips(run: Run, *, trains: bool = True) -> None:
             sides, under whatever names.
         ConfigError: a prompt holds a control token of the LLM's chat.
     """
+    _note_features(run)
     for note in run.data.notes:
-        run.console.print(note, markup=False, highlight=False, soft_wrap=True)
+        _log.warning(note)
     scored = {reading.name: reading.task for reading in scored_readings(run.recipe, run.tasks)}
     own = [overrides.tasks for split in run.data.splits.values() for overrides in split.overrides]
     for tasks in (run.tasks, scored, *own):
@@ -162,8 +168,16 @@ def encode_clips(run: Run, *, trains: bool = True) -> None:
             _tell_served(run, stage, name)
     for stage in ahead:
         told = check_draws(stage, run.recipe, run.data.splits["train"], run.example_sampler(stage, cut=True))
-        run.console.print(told, markup=False, highlight=False, soft_wrap=True)
+        _log.info(told)
         _check_aligns(run, stage)
+
+
+def _note_features(run: Run) -> None:
+    """Beside the encoder outputs: of which encoder they are, and that this run uses them."""
+    if (cache := run.audio_reader.cache) is not None:
+        node, layers = run.recipe.encoder, ", ".join(map(str, run.audio_reader.layers))
+        of = f"{node['type']} {node.get('checkpoint') or ''}".strip()
+        note_use(cache.folder, f"{of}, layer{'s' * (len(run.audio_reader.layers) > 1)} {layers}", run.recipe.folder)
 
 
 def _check_aligns(run: Run, stage: str) -> None:
@@ -213,12 +227,12 @@ def _tell_served(run: Run, stage: str, split: str) -> None:
     weights = served(run.recipe, data, run.tasks, stage, split)
     drawn, count = sum(weights), len(data.utterances)
     if drawn < count:
-        run.console.print(f"stage {stage}: {drawn:,} of {count:,} utterances of {split} serve its tasks")
+        _log.info(f"stage {stage}: {drawn:,} of {count:,} utterances of {split} serve its tasks")
     if isinstance(data, LazySplit):
         return  # which of its lines are text alone shows when they are drawn
     written = sum(u.audio is None and wanted for u, wanted in zip(data.utterances, weights, strict=True))
     if written:
-        run.console.print(f"stage {stage}: {written:,} of {drawn:,} utterances of {split} are text alone")
+        _log.info(f"stage {stage}: {written:,} of {drawn:,} utterances of {split} are text alone")
 
 
 def frozen_fingerprints(module: SpeechLLM) -> dict[str, str]:

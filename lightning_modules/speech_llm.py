@@ -1,6 +1,6 @@
 """SpeechLLM, the LightningModule of every recipe: encoder -> adapters -> LLM, loss, optimizer, trained weights."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -69,6 +69,7 @@ class SpeechLLM(L.LightningModule):
         self.owns_encoder = self.recipe.trains_encoder  # or has taken one that another run trained, which is kept, too
         self.row_losses: Tensor | None = None  # of the step at hand, (rows,)
         self.distiller: Distiller | None = None  # of the stage at hand
+        self.row_tokens: Sequence[tuple[int, int]] = ()  # see `TokenLoss`
         self._begins: dict[str, Tensor] | None = None
         self._so_far = torch.zeros(2)  # loss and response tokens of the step at hand, over all ranks
         self.register_load_state_dict_post_hook(frozen_may_be_absent)  # type: ignore[no-untyped-call]
@@ -227,7 +228,7 @@ class SpeechLLM(L.LightningModule):
         """The mean over response tokens of all ranks (not a mean of the ranks' means)."""
         torch.manual_seed(hash((self.recipe.seed, number, self.global_rank)))  # dropout, also when resumed
         out = self.loss(batch)
-        self.row_losses = out.per_row.detach()
+        self.row_losses, self.row_tokens = out.per_row.detach(), out.row_tokens
         # sums over all ranks, of which each then divides by the tokens of all, in all batches of the step
         here = torch.stack([out.total.detach(), out.total.new_tensor(out.tokens)]) * batch.counts
         step = here[1] if batch.step is None else here.new_tensor(batch.step.tokens)
@@ -273,7 +274,7 @@ class SpeechLLM(L.LightningModule):
 
     def validation_step(self, batch: Batch, number: int) -> None:
         out = self.loss(batch)
-        self.row_losses = out.per_row
+        self.row_losses, self.row_tokens = out.per_row, out.row_tokens
         total, tokens = out[:2]
         if not self.node.response_weight and out.divergence is not None:
             total = out.divergence

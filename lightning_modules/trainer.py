@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
@@ -38,21 +39,23 @@ PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": 
 _DEFAULTS: dict[str, Any] = {"accelerator": "auto", "devices": 1, "log_every_n_steps": 10}
 
 
-def build_trainer(chosen: dict[str, Any], folder: Path, callbacks: list[Callback], **own: Any) -> L.Trainer:
+def build_trainer(
+    chosen: dict[str, Any], folder: Path, callbacks: list[Callback], loggers: Sequence[Logger] = (), **own: Any
+) -> L.Trainer:
     """A Trainer whose one epoch is the whole training: its sampler goes through all epochs, so a place is one number.
 
     `chosen` is the recipe's `trainer`; `own` are further arguments of lightning.Trainer, which a recipe may not set.
-    Metrics go to `folder`. An argument that Lightning does not take, or a strategy that cannot be, is a `ConfigError`.
+    Metrics go to `folder`, and to `loggers`. An argument that Lightning does not take, or a strategy that cannot be,
+    is a `ConfigError`.
     """
-    chosen = {**_DEFAULTS, **chosen}
+    chosen = {**_DEFAULTS, **chosen, "enable_progress_bar": False}  # see `StageProgress`: all is one epoch to Lightning
     if profiler := chosen.get("profiler"):  # with a file of its own, since Lightning's notices are not shown
         chosen["profiler"] = PROFILERS[profiler](dirpath=folder, filename="profile")
-    shown = [RichProgressBar(leave=True)] if chosen.get("enable_progress_bar") is not False else []
     try:
         trainer = L.Trainer(
             **trainer_arguments(chosen), max_epochs=1, num_sanity_val_steps=0, use_distributed_sampler=False,
-            enable_model_summary=False, callbacks=[*callbacks, LearningRateMonitor("step"), *shown],
-            logger=CSVLogger(folder, name="metrics"), **own,
+            enable_model_summary=False, callbacks=[*callbacks, LearningRateMonitor("step")],
+            logger=[CSVLogger(folder, name="metrics"), *loggers], **own,
         )  # fmt: skip
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError.at("trainer", "bad-value", f"Lightning refuses these arguments: {error}") from None

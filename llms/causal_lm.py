@@ -47,6 +47,7 @@ class TokenLoss(NamedTuple):
     `total` is (), `tokens` counts the response tokens, `per_row` is (batch,). The mean is left to the caller, who
     knows the other ranks. `pooled` is (batch, dim) where a `PooledLayer` was given; `ctc` is the caller's to add;
     `divergence` is (), the sum of KL over the tokens of rows with a teacher, where a `Teaching` was given.
+    `row_tokens` has for each row the tokens of its response, and all that the LLM reads.
     """
 
     total: Tensor
@@ -55,6 +56,7 @@ class TokenLoss(NamedTuple):
     pooled: Tensor | None = None
     ctc: CTCLoss | None = None
     divergence: Tensor | None = None
+    row_tokens: Sequence[tuple[int, int]] = ()
 
 
 class PooledLayer(NamedTuple):
@@ -150,9 +152,10 @@ class CausalLLM(LoadedLLM):
         order = torch.tensor([i for rows in groups for i in rows]).argsort().to(nll[0].device)
         per_row = torch.cat(nll)[order]
         tokens = sum(len(response) for response in responses)
+        read = [(len(reply), len(prompt) + len(reply)) for prompt, reply in zip(prompts, responses, strict=True)]
         pooled_rows = torch.cat(means)[order] if means else None
         whole = torch.stack(apart).sum() if apart else None
-        return TokenLoss(per_row.sum(), tokens, per_row, pooled_rows, divergence=whole)
+        return TokenLoss(per_row.sum(), tokens, per_row, pooled_rows, divergence=whole, row_tokens=read)
 
     @torch.no_grad()
     def top_tokens(

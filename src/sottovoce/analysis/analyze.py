@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from sottovoce.analysis.analyses import (
@@ -40,6 +39,7 @@ from sottovoce.evaluation.layers.split import LAYERS, RULE, Curve, Split, propos
 from sottovoce.io import atomic_write, file_sha256
 from sottovoce.lightning_modules.bundle import WEIGHTS, fingerprints, read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.progress import Progress
 from sottovoce.serving.chat import wording
 from sottovoce.training.splits import build_tasks, read_splits
 

@@ -5,6 +5,7 @@ import errno
 import inspect
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, TypeAlias
 
+from sottovoce import __version__
 from sottovoce.errors import SottovoceError, printable
+from sottovoce.logs import LEVELS, VARIABLE, set_up_logging
 from sottovoce.own_parts import allow_code
 from sottovoce.signals import EXIT, Terminated, handle_sigterm
 
@@ -28,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.allow_code:
         allow_code()
     try:
+        set_up_logging(arguments.log_level)
         with handle_sigterm():
             arguments.run(arguments)
     except SottovoceError as error:
@@ -40,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = f"stopped by {str(stop) or 'a warning (SIGTERM)'}; the same command goes on where it was"
         print(f"sottovoce: {told}", file=sys.stderr)
         return EXIT
+    except BrokenPipeError:  # who reads has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        return 128 + signal.SIGPIPE
     except OSError as error:  # a full disk, a folder that is not ours to write in, a file where a folder should be
         if error.errno is None:
             raise
@@ -52,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `key=value` may stand anywhere, where argparse wants all positional arguments together."""
     known = parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+        import argcomplete
+
+        argcomplete.autocomplete(known)
     arguments, rest = known.parse_known_args(argv)
     overrides = [word for word in rest if re.match(r"[\w.\[\]]+=", word)]
     if strays := [word for word in rest if word not in overrides]:
@@ -114,6 +125,10 @@ _BUNDLE = arg("bundle", help="folder, such as runs/quickstart/bundle")
 _MANIFEST, _OUT = arg("manifest"), arg("--out", required=True, help="the manifest to write")
 _ROOT = arg("--root", metavar="DIR", help="where its paths of clips start; its own folder if absent")
 _ALLOW = arg("--allow", action="append", default=[], metavar="DIR", help="clips may lie there, too")
+
+KINDS = (  # of components
+    "encoder", "adapter", "task", "corpus", "synthesizer", "engine", "judge", "awareness_judge", "metric",
+)  # fmt: skip
 
 COMMANDS = (
     Command(
@@ -221,7 +236,22 @@ COMMANDS = (
         "schema", "cli.recipe_schema:print_schema", "print the JSON Schema of a kind of recipe, for editors",
         arg("kind", choices=["fit", "pretrain", "paired", "analyze", "table"], help="whose recipes"),
     ),
-    Command("list", "cli.components:print_components", "show every registered component with its knobs"),
+    Command(
+        "list", "cli.components:list_components", "show every registered component with its knobs",
+        arg("kind", nargs="?", choices=KINDS, help="absent: all"),
+        arg("--json", action="store_true", dest="as_json", help="for programs"),
+    ),
+    Command(
+        "cache", "cli.cache:command", "show what lies in a cache, how large it is and whose, or delete it",
+        arg("folder", nargs="?", default=".cache/sottovoce", help="`data.cache`; .cache/sottovoce if absent"),
+        arg("--clean", action="store_true", help="delete it, after a question"),
+        arg("--older", type=float, metavar="DAYS", help="with --clean: what nobody has used for so long"),
+        arg("--yes", action="store_true", help="with --clean: without a question"),
+    ),
+    Command(
+        "completion", "cli.completion:print_completion", "print a script by which a shell completes commands",
+        arg("shell", choices=["bash", "zsh", "fish"], help='eval "$(sottovoce completion bash)" in ~/.bashrc'),
+    ),
     Command(
         "prepare", "generation.prepare:prepare", "turn a published corpus into manifests",
         arg("corpus", help="such as librispeech; `sottovoce list` shows all of them and their knobs"),
@@ -292,9 +322,13 @@ COMMANDS = (
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; the namespace's `run` calls the command."""
     whole = argparse.ArgumentParser("sottovoce", description="Speech adapters for frozen LLMs.")
+    whole.add_argument("--version", action="version", version=f"sottovoce {__version__}")
+    told = f"of messages on standard error; {VARIABLE} or info if absent"
+    whole.add_argument("--log-level", choices=LEVELS, help=told)
     subparsers = whole.add_subparsers(metavar="command", required=True)
     for command in COMMANDS:
         sub = subparsers.add_parser(command.name, help=command.help, description=command.help)
+        sub.add_argument("--log-level", choices=LEVELS, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         sub.set_defaults(run=partial(_run, command), overrides=[], dry_run=False, print_config=False, trusted="")
         for names, options in command.words:
             sub.add_argument(*names, **options)

@@ -121,7 +121,8 @@ def flat(tree: Tree, before: str = "") -> dict[str, Any]:
 def settings(run: FinishedRun) -> dict[str, Any]:
     """What is run, by flat key: the recipe without what is the run's alone. The seed in a path is written `*`."""
     found = flat(without_seed(run.recipe, run.seed)).items()
-    kept = {key: value for key, value in found if key not in OF_THE_RUN and key.partition(".")[0] != "published"}
+    aside = {*OF_THE_RUN, "published", "logging"}
+    kept = {key: value for key, value in found if key not in aside and key.partition(".")[0] not in aside}
     return {key: value for key, value in kept.items() if not _means_nothing_new(key, value)}
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from sottovoce.config.logging_config import LoggingConfig
 from sottovoce.config.sections import TrainerArguments
 from sottovoce.config_model import (
     BaseRecipe,
@@ -98,6 +99,7 @@ class PretrainRecipe(BaseRecipe):
     validate_every: Count = Field(default=1000, description="steps")
     checkpoint_every: Count = Field(default=1000, description="steps between checkpoints to resume from")
     trainer: TrainerArguments = Field(default={}, description="keyword arguments of lightning.Trainer")
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
     output_dir: str = "runs"
 
     @property

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config import sections
+from sottovoce.config.logging_config import LoggingConfig
 from sottovoce.config.sources import SourceConfig
 from sottovoce.config.stage_conflicts import ENCODER as ENCODER
 from sottovoce.config.stage_conflicts import LLM as LLM
@@ -55,6 +56,7 @@ class Recipe(BaseRecipe):
         default=[], description="of your own: module:Class, ./file.py:Class, or `type` and arguments"
     )
     compile: bool = Field(default=False, description="torch.compile of the LLM, as stages run it")
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
     checkpoint_every: Count = Field(default=50, description="steps between checkpoints to resume from")
     output_dir: str = "runs"
     published: sections.Published = Field(

@@ -287,7 +287,7 @@ RESERVED = {  # argument of lightning.Trainer -> what decides about it
     "val_check_interval": "val_checks_per_epoch or validate_every", "num_sanity_val_steps": "no key",
     "enable_checkpointing": "checkpoint_every", "default_root_dir": "output_dir and name",
     "callbacks": "the recipe's own `callbacks`",
-    "logger": "no key: metrics.csv is written", "use_distributed_sampler": "no key",
+    "logger": "`logging` of the recipe", "use_distributed_sampler": "no key",
     "enable_model_summary": "no key: see `fit --dry-run`",
 }  # fmt: skip
 

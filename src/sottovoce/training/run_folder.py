@@ -143,7 +143,7 @@ def digest_rows(rows: Iterable[object]) -> str:
 FREE = (
     "name", "output_dir", "checkpoint_every", "trainer", "evaluation", "data.test", "data.num_workers", "data.cache",
     "data.policy", "data.max_seconds", "data.target_max_new_tokens", "tasks.asr.metric", "tasks.asr.normalizer",
-    "published", "llm.attn_implementation", "callbacks", "compile",
+    "published", "llm.attn_implementation", "callbacks", "compile", "logging",
 )  # fmt: skip
 FREE_IN_STAGES = ("batch_size", "accumulate_grad_batches")  # checkpoints hold their product
 # Of tasks whose targets the run's LLM makes
