@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 PAGE, MAP = ROOT / "docs" / "architecture.md", ROOT / "docs" / "map.txt"
 BEGIN, END = "<!-- packages: python docs/gen_map.py -->\n", "<!-- end of packages -->\n"
-ENTRY = "sottovoce.lightning_modules.fit"  # an entry: it may import what stands above its own package
+ENTRIES = ("sottovoce.lightning_modules.fit", "sottovoce.__main__")  # they may import what stands above them
 
 
 @cache
@@ -43,7 +43,7 @@ def layers() -> list[list[str]]:
     uses: dict[str, set[str]] = defaultdict(set)
     for module, file in modules().items():
         own = package_of(module)
-        for node in ast.walk(tree(file)) if module != ENTRY else ():
+        for node in ast.walk(tree(file)) if module not in ENTRIES else ():
             target = node.module if isinstance(node, ast.ImportFrom) else None
             if isinstance(node, ast.Constant) and isinstance(node.value, str):  # a command's "module:function"
                 named = re.fullmatch(r"([\w.]+):\w+", node.value)

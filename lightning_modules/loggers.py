@@ -3,7 +3,7 @@
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -72,9 +72,8 @@ class TensorBoard(Tracker, TensorBoardLogger):
     """Event files in `tensorboard` of the run's folder, unless the arguments say otherwise."""
 
     def __init__(self, folder: Path, name: str, known: str | None, **arguments: Any) -> None:
-        TensorBoardLogger.__init__(
-            self, **{"save_dir": folder, "name": "", "version": "tensorboard", "default_hp_metric": False, **arguments}
-        )
+        own: dict[str, Any] = {"save_dir": folder, "name": "", "version": "tensorboard", "default_hp_metric": False}
+        TensorBoardLogger.__init__(self, **own | arguments)
         self._heard: set[str] = set()
 
     def begin_stage(self, first: int, done: int) -> None:
@@ -89,7 +88,8 @@ class TensorBoard(Tracker, TensorBoardLogger):
 
         values = {key: value for key, value in _leaves(recipe) if isinstance(value, bool | int | float | str)}
         writer = self.experiment
-        for summary in hparams(values, {"val/loss": 0.0}):
+        made: Any = hparams
+        for summary in made(values, {"val/loss": 0.0}):
             writer._get_file_writer().add_summary(summary)
         text = OmegaConf.to_yaml(recipe)
         writer.add_text("recipe", "".join(f"    {line}\n" for line in text.splitlines()), self.first)
@@ -109,8 +109,9 @@ class Wandb(Tracker, WandbLogger):
     """A run of Weights & Biases; its own environment variables hold, such as WANDB_MODE=offline."""
 
     def __init__(self, folder: Path, name: str, known: str | None, **arguments: Any) -> None:
-        own = {"name": name, "project": PROJECT, "save_dir": folder, "id": known or uuid.uuid4().hex[:8]}
-        WandbLogger.__init__(self, **{**own, **arguments})
+        own: dict[str, Any] = {"name": name, "save_dir": folder, "id": known or uuid.uuid4().hex[:8]}
+        own["project"] = os.environ.get("WANDB_PROJECT", PROJECT)
+        WandbLogger.__init__(self, **own | arguments)
 
     def log_samples(self, samples: Sequence[Sample], step: int) -> None:
         """A table with a player in each row."""
@@ -136,12 +137,12 @@ class MLflow(Tracker, MLFlowLogger):
 
     def __init__(self, folder: Path, name: str, known: str | None, **arguments: Any) -> None:
         runs = folder.parent.absolute()
-        own = {"run_name": name, "experiment_name": PROJECT, "run_id": known}
+        own: dict[str, Any] = {"run_name": name, "experiment_name": PROJECT, "run_id": known}
         if os.environ.get("MLFLOW_TRACKING_URI"):  # Lightning reads it when it is imported
             own["tracking_uri"] = os.environ["MLFLOW_TRACKING_URI"]
         else:  # MLflow itself has left plain files
             own |= {"tracking_uri": f"sqlite:///{runs}/mlflow.db", "artifact_location": (runs / "mlartifacts").as_uri()}
-        MLFlowLogger.__init__(self, **{**own, **arguments})
+        MLFlowLogger.__init__(self, **own | arguments)
         self._heard: set[str] = set()
 
     def log_recipe(self, recipe: dict[str, Any]) -> None:
@@ -165,7 +166,7 @@ class MLflow(Tracker, MLFlowLogger):
         return self.run_id
 
 
-KINDS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow}
+KINDS: dict[str, Callable[..., Tracker]] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow}
 
 
 def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -104,7 +104,8 @@ class Trackers:
         known: dict[str, str | None] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         for name, arguments in self.recipe.logging.chosen.items():
             try:
-                logger = KINDS[name](self.recipe.folder, self.recipe.name, known.get(name), **arguments)
+                kind: Any = KINDS[name]
+                logger = kind(self.recipe.folder, self.recipe.name, known.get(name), **arguments)
                 logger.begin_stage(first, done)
                 self.loggers.append(logger)
                 if name not in known:

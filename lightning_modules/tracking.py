@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sottovoce.data.audio import load_audio
 from sottovoce.data.examples import Example, collate
+from sottovoce.data.utterance import Utterance
 from sottovoce.errors import SottovoceError
 from sottovoce.lightning_modules.callbacks import peak_memory
 from sottovoce.lightning_modules.loggers import Sample
@@ -150,7 +151,8 @@ class AnswerSamples(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        run, module, found = self.run, _speech_llm(pl_module), []
+        module: Any = pl_module
+        run, found = self.run, []
         rate = module.encoder.sample_rate
         for example in self.examples:  # one at a time: they are few, and of any length
             batch = collate([example], run.audio_reader.read).to(module.device)
@@ -161,10 +163,6 @@ class AnswerSamples(L.Callback):
             audio = load_audio(clip, rate, silent=True)
             found.append(Sample(example.utterance.id, example.task, example.instruction, target, answer, audio, rate))
         run.trackers.log_samples(found, trainer.fit_loop.epoch_loop._batches_that_stepped)
-
-
-def _speech_llm(module: L.LightningModule) -> Any:
-    return module
 
 
 def samples_of(run: Run, stage: str, count: int) -> list[Example]:
@@ -180,7 +178,7 @@ def samples_of(run: Run, stage: str, count: int) -> list[Example]:
     return found
 
 
-def _readable(run: Run, most: int) -> Any:
+def _readable(run: Run, most: int) -> Iterator[Utterance]:
     """The first spoken utterances of the validation side."""
     utterances = run.data.splits["validation"].utterances
     for number in range(min(most, len(utterances))):

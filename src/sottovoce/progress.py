@@ -32,8 +32,8 @@ class Task:
     done: float = 0
     bars: rich.progress.Progress | None = None  # that show it; None: it is told in lines
     mute: bool = False
-    _shown: rich.progress.TaskID | None = None
-    _mark: tuple[float, float] | None = None  # when the first one was done, and how many were then
+    _shown: rich.progress.TaskID | None = field(default=None, init=False)
+    _mark: tuple[float, float] | None = field(default=None, init=False)  # when the first was done, and how many were
     _written: float = field(default=-1, init=False)  # how many were done by the last line
     _last: float = field(init=False)  # when something of it was last shown
 

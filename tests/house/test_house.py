@@ -33,7 +33,7 @@ def sources() -> Iterator[tuple[str, Path]]:
 
 
 MODULES = dict(sources())
-GROUND = {name for name in MODULES if name.count(".") == 1 and not MODULES[name].name.startswith("__")}
+GROUND = {name for name in MODULES if name.count(".") == 1 and MODULES[name].name != "__init__.py"}
 
 
 def package_of(module: str) -> str:

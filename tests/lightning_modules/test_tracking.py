@@ -234,10 +234,11 @@ def test_the_trackers_are_told_how_a_run_has_ended(recipe: recipes.Recipe) -> No
             told.append(status)
 
     told: list[str] = []
+    ended: list[Any] = [Ended()]
     for error in (None, Terminated(), KeyboardInterrupt()):
         try:
             with opened(recipe) as kept:
-                kept.loggers = [Ended()]  # type: ignore[list-item]
+                kept.loggers = list(ended)
                 if error is not None:
                     raise error
         except (Terminated, KeyboardInterrupt):
