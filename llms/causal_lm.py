@@ -21,7 +21,7 @@ from sottovoce.llms.row_batches import kept_logits as kept_logits
 from sottovoce.llms.row_batches import masked_mean as masked_mean
 from sottovoce.llms.row_batches import pad_left as pad_left
 from sottovoce.llms.row_batches import position_mask as position_mask
-from sottovoce.llms.top_tokens import Teaching, TopTokens, divergence, top_tokens
+from sottovoce.llms.top_tokens import Teaching, TopTokens, summed_divergence, top_tokens
 
 
 class FiniteLogits(LogitsProcessor):
@@ -144,7 +144,7 @@ class CausalLLM(LoadedLLM):
                 logits = self._response_logits(group, replies, [known[i] for i in rows], hooked=pool is not None)
             nll.append(_response_nll(logits, replies))
             apart += (
-                [_divergence(logits, replies, [teaching.rows[i] for i in rows], teaching.temperature)]
+                [summed_divergence(logits, replies, [teaching.rows[i] for i in rows], teaching.temperature)]
                 if teaching
                 else []
             )
@@ -302,15 +302,6 @@ def _response_nll(logits: Tensor, responses: list[list[int]]) -> Tensor:
     targets = torch.tensor([token for response in responses for token in response], device=logits.device)
     nll = F.cross_entropy(logits.float(), targets, reduction="none")
     return nll.new_zeros(counted.shape).masked_scatter(counted, nll).sum(1)
-
-
-def _divergence(
-    logits: Tensor, responses: list[list[int]], teachers: Sequence[TopTokens | None], temperature: float
-) -> Tensor:
-    """Sum over the tokens of rows with a teacher, ()."""
-    parts = zip(torch.split(logits, [len(response) for response in responses]), teachers, strict=True)
-    found = [divergence(part, t.to(part.device), temperature).sum() for part, t in parts if t is not None]
-    return torch.stack(found).sum() if found else logits.new_zeros((), dtype=torch.float32)
 
 
 def placeholder_spans(segments: list[Segment], embeddings: Mapping[Hashable, Tensor]) -> dict[Hashable, range]:

@@ -90,3 +90,12 @@ class TopTokenCache:
         if not _KEY.fullmatch(key):
             raise ValueError(f"a key is hexadecimal, got {key!r}")
         return self.folder / key[:2] / f"{key}.safetensors"
+
+
+def summed_divergence(
+    logits: Tensor, responses: list[list[int]], teachers: Sequence[TopTokens | None], temperature: float
+) -> Tensor:
+    """Divergence summed over the tokens of rows with a teacher, (), by logits (tokens of all rows, vocabulary)."""
+    parts = zip(torch.split(logits, [len(response) for response in responses]), teachers, strict=True)
+    found = [divergence(part, t.to(part.device), temperature).sum() for part, t in parts if t is not None]
+    return torch.stack(found).sum() if found else logits.new_zeros((), dtype=torch.float32)

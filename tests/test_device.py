@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from sottovoce import device
-from sottovoce.cli.main import COMMANDS, parser
+from sottovoce.cli.commands import COMMANDS
+from sottovoce.cli.main import parser
 from sottovoce.errors import ConfigError
 from tests.helpers.errors import refused
 

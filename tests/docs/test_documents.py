@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sottovoce.cli.main import COMMANDS
+from sottovoce.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 gen_map = SimpleNamespace(**runpy.run_path(str(ROOT / "docs/gen_map.py")))
