@@ -1,12 +1,10 @@
 """Callbacks of the user's own, which a recipe names by import path."""
 
-from collections.abc import Callable
-
 from lightning.pytorch.callbacks import Callback
 
 from sottovoce.config.recipe import Recipe
 from sottovoce.errors import ConfigError, first_line
-from sottovoce.import_path import load_object
+from sottovoce.own_parts import load_part
 
 
 def own_callbacks(recipe: Recipe) -> list[Callback]:
@@ -19,8 +17,11 @@ def own_callbacks(recipe: Recipe) -> list[Callback]:
     made = []
     for i, node in enumerate(recipe.callbacks):
         where, arguments = f"callbacks[{i}]", {key: value for key, value in node.items() if key != "type"}
-        kind: Callable[..., Callback] = load_object(node["type"], where)
-        if not (isinstance(kind, type) and issubclass(kind, Callback)):
+        try:
+            kind = load_part(node["type"], "callback")
+        except ConfigError as error:
+            raise ConfigError.at(where, error.code, error) from None
+        if not issubclass(kind, Callback):
             why = f"{node['type']} is no subclass of lightning.pytorch.callbacks.Callback"
             raise ConfigError.at(where, "bad-value", why)
         try:

@@ -37,12 +37,12 @@ def allow_code() -> None:
 
 
 def names_in(node: Any) -> Iterator[str]:
-    """The `type`s of a tree that name files or import paths."""
+    """The `type`s of a tree that name files or import paths; entries of `callbacks` may be names alone."""
     if isinstance(node, dict):
         if is_own(name := node.get("type")):
             yield str(name)
-        for value in node.values():
-            yield from names_in(value)
+        for key, value in node.items():
+            yield from names_in(_callbacks(value) if key == "callbacks" else value)
     elif isinstance(node, list):
         for value in node:
             yield from names_in(value)
@@ -54,12 +54,16 @@ def located_in(node: Any, folder: Path) -> Any:
         return [located_in(value, folder) for value in node]
     if not isinstance(node, dict):
         return node
-    tree = {key: located_in(value, folder) for key, value in node.items()}
+    tree = {key: located_in(_callbacks(value) if key == "callbacks" else value, folder) for key, value in node.items()}
     if is_own(name := node.get("type")) and (place := str(name).rpartition(":")[0]).endswith(".py"):
         given = Path(place).expanduser()
         file = next((at / given for at in (folder, Path.cwd()) if (at / given).is_file()), given)
         tree["type"] = f"{os.path.abspath(file)}:{str(name).rpartition(':')[2]}"
     return tree
+
+
+def _callbacks(nodes: Any) -> Any:
+    return [{"type": node} if isinstance(node, str) else node for node in nodes] if isinstance(nodes, list) else nodes
 
 
 def name_by_user(tree: Any) -> None:

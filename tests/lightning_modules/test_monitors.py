@@ -226,9 +226,9 @@ def test_callbacks_come_by_module_or_file(tree: Tree, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("code", "node"),
     [
-        ("not-found", "no_such_lab.cb:Mine"), ("not-found", "./none.py:Mine"), ("unknown-name", "./cb.py:Theirs"),
+        ("not-found", "no_such_lab.cb:Mine"), ("not-found", "./none.py:Mine"), ("damaged", "./cb.py:Theirs"),
         ("bad-value", "./cb.py:Other"), ("bad-value", {"type": "./cb.py:Mine", "colour": 1}),
-        ("bad-value", "./broken.py:Mine"), ("bad-value", "json:dumps"),
+        ("damaged", "./broken.py:Mine"), ("bad-value", "json:dumps"),
     ],
 )  # fmt: skip
 def test_what_is_no_callback_is_refused_before_anything_is_read(
