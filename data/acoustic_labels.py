@@ -21,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sottovoce.data.audio import load_audio
+from sottovoce.data.clip_reference import file_of
 from sottovoce.data.manifest import Root, check_copy, line_fault, read_lines
 from sottovoce.data.manifest_schema import clip_of, is_written
+from sottovoce.data.skipped import listed, summary
 from sottovoce.errors import AudioError, ConfigError, ManifestError, SottovoceError
 from sottovoce.io import atomic_open
 
@@ -57,7 +59,7 @@ class Labelled:
 
     def __str__(self) -> str:
         head = f"{self.out}: {self.added} labels added, {self.kept} kept, {len(self.faults)} clips not fully measured"
-        return "\n".join([head, *map(str, self.faults)])
+        return "\n".join([head, *([listed(summary(self.faults))] if self.faults else [])])
 
 
 def measure(samples: NDArray[np.float32], sample_rate: int, text: str | None) -> Measured:
@@ -89,12 +91,13 @@ def label_manifest(
     """Copy a manifest, adding the labels `pitch`, `tempo` and `energy` to the lines that lack them.
 
     Labels that are there stay. A clip that cannot be measured keeps its line as it was, and is named in the result.
+    Where clips are not there at all, nothing is measured.
     The copy appears only when it is whole; it lies in the same folder unless `root` is given, since audio paths are
     relative to it. `root` and `allow` are those of `read_manifest`, `workers` the processes that measure.
 
     Raises:
-        ManifestError: the manifest cannot be read, has a broken line, or is the copy itself; or the copy would lie in
-            another folder.
+        ManifestError: the manifest cannot be read, has a broken line, or is the copy itself; the copy would lie in
+            another folder; or clips are missing: how many, and the first.
         ConfigError: `workers` is not positive.
     """
     if workers < 1:
@@ -103,6 +106,7 @@ def label_manifest(
     check_copy(source, out, root)
     lines = [_checked(source, number, record) for number, record in read_lines(source)]
     within = Root(source.parent if root is None else Path(root), allow)
+    _require_clips(source, lines, within)
     result = Labelled(out)
     with atomic_open(out) as stream:
         jobs = [(within, record) for _, record in lines]
@@ -125,6 +129,24 @@ def _checked(source: Path, number: int, record: dict[str, Any] | ManifestError) 
         problem = ManifestError("audio and text must be strings, and labels an object", code="bad-value")
         raise line_fault(source, number, None, problem)
     return number, record
+
+
+def _require_clips(source: Path, lines: Sequence[tuple[int, dict[str, Any]]], within: Root) -> None:
+    """Raise one ManifestError where clips that are to be measured are not there, or lie where they may not."""
+    faults = []
+    for number, record in lines:
+        if not is_written(record) and not (record.get("labels") or {}).keys() >= set(MEASURED):
+            try:
+                if not file_of(clip := clip_of(record, within)).exists():
+                    raise AudioError(f"{clip}: there is no such file", code="not-found")
+            except AudioError as problem:
+                faults.append(line_fault(source, number, record, problem))
+            except ManifestError:
+                pass  # a part that is none: told with what could not be measured
+    if faults:
+        told = f"{len(faults):,} of {len(lines):,} clips cannot be found, such as {faults[0]}"
+        hint = f"; paths start in {within.folder}: --root names another folder"
+        raise ManifestError(f"{source}: {told}{hint}", code=faults[0].code, where=faults[0].where, faults=faults)
 
 
 def _measured(jobs: list[Job], workers: int) -> Iterator[tuple[dict[str, str], SottovoceError | None]]:

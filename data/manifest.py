@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn
 from sottovoce.data.clip_reference import file_of
 from sottovoce.data.manifest_schema import LineReader, kind_of
 from sottovoce.data.skipped import LineFault, listed, summary
+from sottovoce.data.sources.kinds import foreign_kind, told_kind
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import AudioError, ManifestError, SottovoceError, brief
 
@@ -102,7 +103,9 @@ def no_utterance(path: Path) -> ManifestError:
 
 
 def open_manifest(path: Path) -> BufferedReader:
-    """The file, for reading. Raises ManifestError where it cannot be opened, or is in UTF-16."""
+    """The file, for reading. Raises ManifestError where it cannot be opened, is of another kind, or is in UTF-16."""
+    if kind := foreign_kind(path):
+        raise ManifestError.at(path, "mismatch", told_kind(path, kind))
     try:
         stream = path.open("rb")
     except OSError as error:

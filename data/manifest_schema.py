@@ -18,14 +18,15 @@ if TYPE_CHECKING:  # it imports this module
 
 C = TypeVar("C", dict[str, Any], list[Any])
 PART_KEYS = Part._fields  # of a line or turn, beside `audio`
-_KEYS = [*(f.name for f in fields(Utterance) if f.name not in ("only", "overrides", "place")), *PART_KEYS]
+EXTRA = "extra"  # an object of a user's own, which nobody reads
+_KEYS = [*(f.name for f in fields(Utterance) if f.name not in ("only", "overrides", "place")), *PART_KEYS, EXTRA]
 _OF_VOICE = ("seconds", "labels", "caption", "category", "answers", *PART_KEYS)  # keys that tell of a clip
 _TURN_KEYS = [*(f.name for f in fields(Turn)), *PART_KEYS]
 _TURNS = ("user", "assistant")
 _TASK_NAMES: set[str] = set()  # that have been asked for
 _NAMED = 20  # unknown names that are told of one line or file
 _COUNTED = 10_000  # unknown keys that are told apart
-_LIKE = 0.75  # share of letters, above which an unknown key is taken for a misspelt one
+_LIKE = 0.8  # share of letters, above which an unknown key is taken for a misspelt one
 _SAID = 15.0  # characters of a text that are spoken in a second
 _MOST_TURNS = 10_000  # in a context
 
@@ -53,15 +54,19 @@ class LineReader:
         self._unread: dict[str, list[int]] = {}  # key -> the first line that has it, and how many do
 
     def notes(self) -> list[str]:
-        """Keys that nobody reads, with the first line and their number; those that may be misspelt come first."""
+        """Keys that nobody reads, with the first line and their number: those that may be misspelt, and the others."""
         first = list(self._unread)[: 10 * _NAMED]
         similar = {key: get_close_matches(key[:100], _KEYS, n=1, cutoff=_LIKE) for key in first}
-        told = []
-        for key in sorted(similar, key=lambda key: not similar[key])[:_NAMED]:
-            line, count = self._unread[key]
-            hint = f". Did you mean {similar[key][0]!r}?" if similar[key] else ""
-            told.append(f"key {brief(repr(key), 100)} is not read: {count:,} times, first in line {line}{hint}")
-        return told + ([f"{len(self._unread) - _NAMED:,} more keys are not read"] if len(self._unread) > _NAMED else [])
+        typos = [f"{self._told(key)}: did you mean {known[0]!r}?" for key, known in similar.items() if known]
+        others = [self._told(key) for key, known in similar.items() if not known]
+        more = len(self._unread) - len(typos[:_NAMED]) - len(others[:_NAMED])
+        rest = [f"{more:,} more"] if more else []
+        notes = [f"not read, and perhaps misspelt: {', '.join(typos[:_NAMED])}"] if typos else []
+        return notes + ([f"keys of your own, not read: {', '.join(others[:_NAMED] + rest)}"] if others or rest else [])
+
+    def _told(self, key: str) -> str:
+        line, count = self._unread[key]
+        return f"{brief(repr(key), 100)} ({count:,} times, first in line {line})"
 
     def _leave_unread(self, line: int, record: Iterable[str], known: Collection[str]) -> None:
         for key in record:
@@ -94,6 +99,7 @@ class LineReader:
         if not _TASK_NAMES.issuperset(ready):  # asking the registry takes milliseconds, for each of a million lines
             _TASK_NAMES.update([*TASKS.names(), PLAIN])
         _check_texts("responses", "task", ready, _TASK_NAMES, problems)
+        _of_kind(dict, record, EXTRA, problems)
         context = self._context(record, problems, line)
         category = self._category(record, labels, problems)
         answers = self._paired(record, category, labels, response, problems)

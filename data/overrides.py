@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sottovoce.data.own_attribute import attribute_names, build_task
 from sottovoce.data.tasks import TASKS, AttributeTask, Task
 from sottovoce.errors import ConfigError
 from sottovoce.paths import resolve
@@ -19,7 +20,7 @@ class Captions:
 
     def __init__(self, file: str, tasks: Mapping[str, Task]) -> None:
         lines = [(n, line.strip()) for n, line in uncommented_lines(resolve(file)) if line.strip()]
-        attributes = [name for name in TASKS.names() if issubclass(TASKS.get(name), AttributeTask)]
+        attributes = attribute_names(tasks)
         self._templates = [Template(line, attributes, where=f"{file}:{n}") for n, line in lines]
         if not lines:
             raise ConfigError.at(file, "empty", "there is no caption in it; write at least one, one a line")
@@ -52,13 +53,13 @@ class Overrides:
         if not knobs and captions is None:
             return None
         tasks = {name: _built(name, {**nodes[name], **own}) for name, own in knobs.items()}
-        every = {**{name: TASKS.build(node) for name, node in nodes.items()}, **tasks}
+        every = {**{name: build_task(name, node) for name, node in nodes.items()}, **tasks}
         return cls(tasks, Captions(captions, every) if captions else None)
 
 
 def _built(name: str, node: dict[str, Any]) -> Task:
     try:
-        return TASKS.build(TASKS.filled(node))
+        return build_task(name, TASKS.filled(node))
     except ConfigError as error:
         fault = (error.faults or (error,))[0]
         rest = str(fault.where).removeprefix(f"tasks.{name}").strip(".")

@@ -22,7 +22,8 @@ TEXTS = ("caption", "transcript")  # equivalent to speech in the slots, where no
 class Task(ABC):
     """A question about an utterance, in several wordings, with the answer to learn.
 
-    A subclass sets `name` and `relies_on`, and takes its knobs as keyword-only parameters.
+    A subclass sets `name` and `relies_on`, and takes its knobs as keyword-only parameters. `name` is what the recipe
+    calls it, where that is another one.
 
     Args:
         prompts: a file of wordings, one a line, `#` for comments; the project's own `prompts/<name>.txt` if absent.
@@ -40,7 +41,10 @@ class Task(ABC):
     teacher: str | None = None  # a system prompt that the run's own LLM is given when it makes targets, and only then
 
     def __init__(self, *, prompts: str | None = None, **fields: str) -> None:
-        self._wordings = read_wordings(resolve(prompts) if prompts else PROMPTS / f"{self.name}.txt", fields)
+        self._wordings = self._read_wordings(prompts, fields)
+
+    def _read_wordings(self, prompts: str | None, fields: Mapping[str, str]) -> list[str]:
+        return read_wordings(resolve(prompts) if prompts else PROMPTS / f"{self.name}.txt", fields)
 
     @abstractmethod
     def available(self, utterance: Utterance) -> bool:
@@ -70,7 +74,7 @@ class Task(ABC):
         return None
 
 
-TASKS: Registry[Task] = Registry("task")
+TASKS: Registry[Task] = Registry("task", {"attribute": "sottovoce.data.own_attribute"})
 
 
 @TASKS.register("asr")

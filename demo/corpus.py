@@ -12,7 +12,6 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import soundfile
-from rich.progress import track
 
 from sottovoce.data.corpora import Corpus
 from sottovoce.data.tasks import caption_from
@@ -20,6 +19,7 @@ from sottovoce.data.tts.espeak import ESpeak
 from sottovoce.demo.voices import SAMPLE_RATE, Audio, say, speakers
 from sottovoce.demo.world import CHOICES, Style, draw_sentence, draw_small_talk, draw_style, reply
 from sottovoce.io import atomic_write
+from sottovoce.progress import track
 
 CHUNK = 100  # utterances a process: enough to outweigh its start, few enough for a smooth bar
 Record = dict[str, Any]  # a line of a manifest, or a turn in it
@@ -142,7 +142,7 @@ class DemoWorld(SpokenCorpus):
         """See `SpokenCorpus.utterances`."""
         earlier: list[Record] = []
         spoken = speak_corpus(self.size(split), split, self.seed, self.workers, self.every_emotion)
-        for number, one in enumerate(track(spoken, f"speaking {split:<7}", self.size(split))):
+        for number, one in enumerate(track(spoken, f"speaking {split}", self.size(split), "clip")):
             rng, labels = random.Random(f"{self.seed} {split} {number} talk"), asdict(one.style)
             record = dict(text=one.sentence, speaker=one.speaker, labels=labels, caption=caption_from(labels))
             context = draw_context(earlier, rng) if rng.random() < 0.33 else []

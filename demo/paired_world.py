@@ -10,12 +10,11 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
-from rich.progress import track
-
 from sottovoce.demo.corpus import SpokenCorpus, in_processes, synthesizer
 from sottovoce.demo.paired_words import SAFETY_TOPICS, TOPICS, VALUES, answers, category_of, draw_text, plain, topic_of
 from sottovoce.demo.voices import Audio, say, speakers
 from sottovoce.demo.world import VERBS, Style, draw_style
+from sottovoce.progress import track
 
 CALM = {"emotion": "neutral", "pitch": "low"}  # how adults speak where age or gender matters: taken for nothing else
 
@@ -130,7 +129,7 @@ class PairedWorld(SpokenCorpus):
         """See `SpokenCorpus.utterances`."""
         lines = self.lines(split)
         spoken = in_processes(partial(speak_line, self.seed), enumerate(lines), self.workers)
-        for line, audio in zip(lines, track(spoken, f"speaking {split:<7}", len(lines)), strict=True):
+        for line, audio in zip(lines, track(spoken, f"speaking {split}", len(lines), "clip"), strict=True):
             yield line.record(), audio
 
     def lines(self, split: str) -> list[Line]:

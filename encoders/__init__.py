@@ -11,7 +11,8 @@ ENCODERS: "Registry[Encoder]" = Registry(
     "encoder",
     {
         "conformer": "sottovoce.encoders.conformer",
-        "hf_conformer": "sottovoce.encoders.hf_conformer",
+        "hf": "sottovoce.encoders.hf",
+        "hf_conformer": "sottovoce.encoders.hf",
         "kimi_audio": "sottovoce.encoders.kimi_audio",
         "qwen2_audio": "sottovoce.encoders.qwen_audio",
         "qwen2_5_omni": "sottovoce.encoders.qwen_audio",

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from sottovoce.encoders.base import Encoder, fingerprint
 from sottovoce.encoders.layer_taps import tapped
-from sottovoce.errors import ConfigError
+from sottovoce.errors import ConfigError, MissingError
 from sottovoce.frames import Frames
 from sottovoce.hub import BOOKKEEPING, WEIGHTS, Hub
 
@@ -28,8 +29,8 @@ class HubEncoder(Encoder):
     """
 
     hub: ClassVar[Hub]
-    kind: ClassVar[str]  # first word of the fingerprint
-    norm: ClassVar[str | None] = None  # what `_stack` calls its final norm
+    kind: str  # first word of the fingerprint
+    norm: str | None = None  # what `_stack` calls its final norm
     config: Any  # the encoder's own
     extractor: Any  # of features
 
@@ -72,11 +73,26 @@ class HubEncoder(Encoder):
         """See `Encoder.load`; `ConfigError` where the checkpoint's own files differ from what was published."""
         if self.loaded:
             return
-        folder = self.hub.snapshot(self.checkpoint, (*SETTINGS, *WEIGHTS))
+        folder = self._folder()
         self._describe_by(folder)
         self.encoder = self._with_weights(folder)
         self.loaded = True
         self.eval()
+
+    def _weights_pattern(self) -> tuple[str, ...]:
+        """Files that may hold the weights; those of the first pattern are taken where there are such."""
+        return WEIGHTS
+
+    def _folder(self) -> Path:
+        """The folder of the whole checkpoint; `MissingError` about the first pattern where it has none of them."""
+        first, *others = self._weights_pattern()
+        try:
+            return self.hub.snapshot(self.checkpoint, (*SETTINGS, first))
+        except MissingError as error:
+            for pattern in others:
+                with suppress(MissingError):
+                    return self.hub.snapshot(self.checkpoint, (*SETTINGS, pattern))
+            raise error
 
     def load_trained(self, weights: dict[str, Tensor]) -> None:
         """See `Encoder.load_trained`; of the checkpoint, only its JSON files are needed."""

@@ -16,11 +16,13 @@ from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.base import Encoder, fingerprint
 from sottovoce.encoders.layer_taps import side_by_side
 from sottovoce.encoders.log_mel import check_waveforms
+from sottovoce.encoders.whisper_hub import is_hub_checkpoint, read_hub_weights, read_sizes
 from sottovoce.errors import ConfigError, MissingError, nearest
 from sottovoce.frames import Frames
 from sottovoce.paths import resolve
 from sottovoce.tensor_files import read_metadata, read_tensors
 
+HUB_PREFIX = "openai/whisper-"  # of the published checkpoints' hub ids
 SAMPLE_RATE = 16_000  # Hz
 SAMPLES_PER_FRAME = 320  # 20 ms: two log-mel frames of 10 ms
 _KEY = "encoder.checkpoint"
@@ -97,7 +99,8 @@ class WhisperEncoder(Encoder):
 
     Args:
         checkpoint: a name that openai-whisper knows (`large-v3`), or a file: `.pt` as openai-whisper ships it, or
-            `.safetensors` with tensors `encoder.*` and `dims` in its metadata.
+            `.safetensors` with tensors `encoder.*` and `dims` in its metadata; or, in transformers' format, a folder
+            or a hub id (`openai/whisper-large-v3`).
         window: how much silence follows a clip. `full` pads every window to the length that Whisper was trained on,
             and keeps the frames that hold audio: a clip of 3 s costs as much as one of 30 s. `longest` pads to the
             longest window of the batch only and masks the padding in attention, so that cost follows duration. No
@@ -122,7 +125,7 @@ class WhisperEncoder(Encoder):
                 raise ConfigError.at(f"encoder.{key}", "unknown-name", why)
         self.checkpoint, self.window = checkpoint, window
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self.dims = PUBLISHED[checkpoint] if checkpoint in PUBLISHED else read_dims(_local(checkpoint))
+        self.dims = _dims(checkpoint)
         self.sample_rate, self.frame_rate = SAMPLE_RATE, SAMPLE_RATE / SAMPLES_PER_FRAME
         self.dim, self.depth = self.dims.n_audio_state, self.dims.n_audio_layer
         self.samples = self.dims.n_audio_ctx * SAMPLES_PER_FRAME  # of a window
@@ -137,8 +140,11 @@ class WhisperEncoder(Encoder):
     def load(self) -> None:
         if self.loaded:
             return
-        path = _download(self.checkpoint) if self.checkpoint in PUBLISHED else _local(self.checkpoint)
-        weights = read_weights(path)
+        if self.checkpoint not in PUBLISHED and is_hub_checkpoint(self.checkpoint):
+            path, weights = read_hub_weights(self.checkpoint)
+        else:
+            path = _download(self.checkpoint) if self.checkpoint in PUBLISHED else _local(self.checkpoint)
+            weights = read_weights(path)
         with torch.device("meta"):  # random numbers for 635 million parameters would be drawn only to be thrown away
             self.build()
         try:
@@ -230,13 +236,21 @@ def _attend(attention: Any, x: Tensor, real: Tensor) -> Tensor:
     return cast(Tensor, attention.out(mixed.transpose(1, 2).flatten(2)))
 
 
+def _dims(checkpoint: str) -> Dims:
+    if (known := PUBLISHED.get(checkpoint) or PUBLISHED.get(checkpoint.removeprefix(HUB_PREFIX))) is not None:
+        return known
+    return Dims(*read_sizes(checkpoint)) if is_hub_checkpoint(checkpoint) else read_dims(_local(checkpoint))
+
+
 def _local(checkpoint: str) -> Path:
     path = resolve(checkpoint)
     if path.is_file():
         return path
     if path.suffix in (".pt", ".safetensors"):
         raise MissingError(f"{_KEY}: there is no file {path.absolute()}. {_REMEDY}", where=_KEY)
-    why = f"{checkpoint!r} is neither a file nor a name of Whisper's.{nearest(checkpoint, PUBLISHED)}"
+    why = (
+        f"{checkpoint!r} is neither a file, a folder, a hub id nor a name of Whisper's.{nearest(checkpoint, PUBLISHED)}"
+    )
     raise ConfigError.at(_KEY, "unknown-name", why)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sottovoce.encoders.base import Encoder
 from sottovoce.encoders.whisper import PUBLISHED, WhisperEncoder, _download, _local
+from sottovoce.encoders.whisper_hub import is_hub_checkpoint
 from sottovoce.errors import MissingError
 
 SMALLEST = 51_864  # tokens of the vocabulary that openai-whisper's tokenizer has, in English alone
@@ -29,6 +30,10 @@ def whisper_decoder(encoder: Encoder) -> Transcribe:
     if not isinstance(encoder, WhisperEncoder):
         raise MissingError("the encoder is no Whisper, and has no decoder", code="unavailable", where="encoder.type")
     named = encoder.checkpoint in PUBLISHED
+    if not named and is_hub_checkpoint(encoder.checkpoint):
+        raise MissingError(
+            "of transformers' format, only the encoder is read", code="unavailable", where="encoder.checkpoint"
+        )
     path = str(_download(encoder.checkpoint) if named else _local(encoder.checkpoint))
     if os.path.splitext(path)[1] != ".pt":
         raise MissingError("its checkpoint holds the encoder alone", code="unavailable", where="encoder.checkpoint")

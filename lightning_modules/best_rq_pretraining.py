@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from rich.console import Console
-from rich.progress import track
 from rich.table import Column, Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -31,11 +30,16 @@ from sottovoce.encoders.log_mel import log_mel
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import LAST, latest, read_checkpoint
+from sottovoce.lightning_modules.stage_progress import StageProgress
+from sottovoce.lightning_modules.trackers import Trackers, check_logging, opened
+from sottovoce.lightning_modules.tracking import StepLog
 from sottovoce.lightning_modules.trainer import adamw, build_trainer, is_rank_zero, loader, train_to_end
 from sottovoce.lightning_modules.trainer_settings import check_trainer, seconds_of
+from sottovoce.progress import track
 from sottovoce.training.best_rq_data import Batch, Clip, Crops, Speech, read_splits
 from sottovoce.training.run_folder import only_run, open_folder
 
+_log = logging.getLogger(__name__)
 MEASURED = 1000  # clips, whose log-mels say what is usual
 
 
@@ -110,12 +114,14 @@ def pretrain(config: str, overrides: Sequence[str]) -> Path:
     """
     recipe = load(config, overrides)
     check_trainer(recipe)
+    check_logging(recipe.logging)
     console = Console(quiet=not is_rank_zero())
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
     with only_run(recipe.folder) if is_rank_zero() else nullcontext():
         open_folder(recipe.folder, recipe.plain())
         if not (recipe.folder / "done.json").is_file():
-            train(recipe, console)
+            with opened(recipe) as trackers:
+                train(recipe, console, trackers)
         report(recipe, console)
     return recipe.folder / "encoder"
 
@@ -124,6 +130,7 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     """Build the recipe on the meta device and print what trains; no clip is read."""
     recipe = load(config, overrides)
     check_trainer(recipe)
+    check_logging(recipe.logging)
     with torch.device("meta"):
         module = Pretraining(recipe)
         module.best_rq.encoder.build()
@@ -148,28 +155,29 @@ def begin(recipe: PretrainRecipe) -> Pretraining:
     return module.train()  # an encoder is born in eval mode, and Lightning leaves modes alone
 
 
-def train(recipe: PretrainRecipe, console: Console) -> None:
+def train(recipe: PretrainRecipe, console: Console, trackers: Trackers | None = None) -> None:
     """All steps, or those that a killed run has left; then the encoder and the last validation's scores."""
-    speech = read_splits(
-        recipe.data, lambda rows, total: track(rows, "reading clips", total, console=console, disable=console.quiet)
-    )
+    speech = read_splits(recipe.data, lambda rows, total: track(rows, "reading clips", total, "clip", console))
     if speech.faults:
-        console.print(f"left out, {len(speech.faults)} in all:\n{listed(speech.faults)}", markup=False, highlight=False)
-    module, resume = begin(recipe), latest(recipe.folder, console)
+        _log.warning(f"left out, {len(speech.faults)} in all:\n{listed(speech.faults)}")
+    module, resume = begin(recipe), latest(recipe.folder)
     if resume is None:  # a checkpoint has them
         measure(recipe, module, speech.train, console)
     limit = recipe.trainer.get("max_time")
     deadline = math.inf if limit is None else time.monotonic() + seconds_of(limit)
     resumable = ResumeCheckpoint(recipe.folder / LAST, recipe.checkpoint_every, deadline)
-    guard = NonFiniteGuard(recipe.folder / "skipped.jsonl", recipe.name, console)
+    guard = NonFiniteGuard(recipe.folder / "skipped.jsonl", recipe.name)
+    done_steps = int(read_checkpoint(resume, mapped=True)["global_step"]) if resume else 0
+    bars = recipe.trainer.get("enable_progress_bar") is not False
+    callbacks = [guard, resumable, StepLog(), StageProgress(recipe.name, console, bars=bars)]
+    loggers = trackers.begin_stage(0, done_steps) if trackers else []
     trainer = build_trainer(
-        recipe.trainer, recipe.folder, [guard, resumable], val_check_interval=min(recipe.validate_every, recipe.steps),
+        recipe.trainer, recipe.folder, callbacks, loggers, val_check_interval=min(recipe.validate_every, recipe.steps),
         gradient_clip_val=recipe.grad_clip, default_root_dir=recipe.folder,
     )  # fmt: skip
-    done_steps = int(read_checkpoint(resume, mapped=True)["global_step"]) if resume else 0
     training = training_loader(recipe, speech.train, trainer, done_steps)
     validation = validation_loader(recipe, speech.validation, trainer)
-    _announce(recipe, speech, console)
+    _announce(recipe, speech)
     train_to_end(trainer, module, training, validation, resume, resumable)
     scores = trainer.validate(module, validation, verbose=False)[0]
     if trainer.is_global_zero:
@@ -183,7 +191,7 @@ def measure(recipe: PretrainRecipe, module: Pretraining, clips: Sequence[Clip], 
     """Tell the quantizer mean and deviation of `MEASURED` clips, evenly from the whole list; each process by itself."""
     some = clips[:: ceil(len(clips) / MEASURED)]
     crops = Crops(some, recipe.data.crop_seconds, Masking(), recipe.seed, "measured")
-    cut = (crops.draw(clip, 0)[0] for clip in track(some, "measuring", console=console, disable=console.quiet))
+    cut = (crops.draw(clip, 0)[0] for clip in track(some, "measuring", unit="clip", console=console))
     module.best_rq.quantizer.fit_normalization(log_mel(x[None], torch.tensor([len(x)])).x[0] for x in cut)
 
 
@@ -211,11 +219,11 @@ def _loader(
     return loader(crops, sampler, recipe.data.num_workers)
 
 
-def _announce(recipe: PretrainRecipe, speech: Speech, console: Console) -> None:
-    console.rule(f"{recipe.name}: {recipe.steps:,} steps")
+def _announce(recipe: PretrainRecipe, speech: Speech) -> None:
+    _log.info(f"{recipe.name}: {recipe.steps:,} steps")
     for what, clips in (("learns from", speech.train), ("held out", speech.validation)):
         hours = sum(clip.seconds for clip in clips) / 3600
-        console.print(f"{what}: {len(clips):,} clips, {hours:.2f} h", highlight=False)
+        _log.info(f"{what}: {len(clips):,} clips, {hours:.2f} h")
 
 
 def report(recipe: PretrainRecipe, console: Console) -> None:

@@ -1,9 +1,10 @@
 """The deliverable: what was trained as safetensors, the recipe, a model card, and fingerprints of encoder and LLM."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from shutil import copyfile
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -12,10 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sottovoce import __version__
+from sottovoce.adapters import ADAPTERS
 from sottovoce.config.recipe import Recipe, load
+from sottovoce.config_tree import Tree
+from sottovoce.data.tasks import TASKS
+from sottovoce.encoders import ENCODERS
 from sottovoce.errors import BundleError, brief
 from sottovoce.io import atomic_folder, atomic_write, file_sha256
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.own_parts import names_in, origin
 from sottovoce.training.run_folder import environment
 from sottovoce.training.slot_layers import layer_weights
 
@@ -24,6 +30,8 @@ if TYPE_CHECKING:
 
 WEIGHTS, RECIPE, PRINTS, CARD = "trained.safetensors", "recipe.yaml", "fingerprints.json", "README.md"
 TRAINED = "trained"  # in PRINTS, SHA-256 of WEIGHTS
+CODE = "code"  # in PRINTS, where parts come from that are not ours
+OWN = "code"  # folder of copies of files that a recipe's `type`s name
 
 
 def write_bundle(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -> Path:
@@ -31,11 +39,54 @@ def write_bundle(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -
     weights = {name: value.detach().cpu().contiguous() for name, value in module.trained().items()}
     with atomic_folder(folder) as draft:
         save_file(weights, draft / WEIGHTS)
-        atomic_write(draft / RECIPE, OmegaConf.to_yaml(module.recipe.plain()))
-        prints = {**fingerprints(module), TRAINED: file_sha256(draft / WEIGHTS)}
+        tree, code = _with_code(module.recipe, draft)
+        atomic_write(draft / RECIPE, OmegaConf.to_yaml(tree))
+        prints = {**fingerprints(module), TRAINED: file_sha256(draft / WEIGHTS), **({CODE: code} if code else {})}
         atomic_write(draft / PRINTS, json.dumps(prints, indent=2) + "\n")
         write_card(draft, module, records)
     return folder
+
+
+def _with_code(recipe: Recipe, draft: Path) -> tuple[Tree, list[dict[str, str]]]:
+    """The recipe with its parts of one's own in `draft`, where their files are copied, and where parts come from.
+
+    That is of each a file's or module's SHA-256, or a plug-in's package and version.
+    """
+    plain: Tree = {**recipe.plain(), "callbacks": []}  # those were for training
+    copied: dict[str, str] = {}
+    for name in dict.fromkeys(names_in(plain)):
+        place, _, attribute = name.rpartition(":")
+        if place.endswith(".py"):
+            (draft / OWN).mkdir(exist_ok=True)
+            target = draft / OWN / Path(place).name
+            if target.exists() and file_sha256(target) != file_sha256(Path(place)):
+                target = target.with_stem(f"{target.stem}_{file_sha256(Path(place))[:8]}")
+            copyfile(place, target)
+            copied[name] = f"./{OWN}/{target.name}:{attribute}"
+    named = [(str(recipe.encoder["type"]), ENCODERS.group)]
+    named += [(str(slot.adapter["type"]), ADAPTERS.group) for slot in recipe.slots.values()]
+    named += [(str(node["type"]), TASKS.group) for node in recipe.tasks.values()]
+    named += [(name, "") for name in names_in(plain)]
+    origins = [made for name, group in named if (made := origin(name, group))]
+    unique = list({made["type"]: {**made, "type": copied.get(made["type"], made["type"])} for made in origins}.values())
+    return cast(Tree, _renamed(plain, copied)), unique
+
+
+def _renamed(node: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(node, list):
+        return [_renamed(value, names) for value in node]
+    if not isinstance(node, dict):
+        return node
+    tree = {key: _renamed(value, names) for key, value in node.items()}
+    return {**tree, "type": names.get(tree["type"], tree["type"])} if isinstance(tree.get("type"), str) else tree
+
+
+def _check_code(folder: Path, code: object) -> None:
+    """`BundleError` where a file of a bundle's own parts has changed since it was written."""
+    for part in code if isinstance(code, list) else []:
+        place = str(part.get("type")).rpartition(":")[0] if isinstance(part, dict) else ""
+        if place.startswith(f"./{OWN}/") and (file := folder / place).is_file() and file_sha256(file) != part["sha256"]:
+            raise _damaged(file, "it has changed since the bundle was written")
 
 
 def fingerprints(module: SpeechLLM) -> dict[str, str]:
@@ -81,7 +132,9 @@ def _check_shapes(recipe: Recipe, folder: Path) -> None:
 
 
 def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
-    """Load a bundle and the frozen parts that it was trained with; nothing in it is executed.
+    """Load a bundle and the frozen parts that it was trained with.
+
+    Code that it names is executed only by consent, see `own_parts`.
 
     Args:
         folder: of the bundle.
@@ -89,19 +142,21 @@ def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
 
     Raises:
         BundleError: a file is missing or damaged, or a frozen part is another one than in training.
+        ConfigError: it names code, and nobody has consented.
         MissingError: a frozen part cannot be reached.
     """
     absent = [name for name in (WEIGHTS, RECIPE, PRINTS) if not (folder / name).is_file()]
     if absent:
         told = f"{folder} is not a bundle: {', '.join(absent)} is not there. A run leaves one in runs/<name>/bundle"
         raise BundleError(told, code="not-found", where=folder)
-    recipe = load(folder / RECIPE, overrides)
     try:
         expected = json.loads((folder / PRINTS).read_text("utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise _damaged(folder / PRINTS, error) from None
     if not isinstance(expected, dict):
         raise _damaged(folder / PRINTS, "a JSON object is needed")
+    _check_code(folder, expected.get(CODE))
+    recipe = load(folder / RECIPE, overrides, own=False)
     _check_shapes(recipe, folder)
     module = SpeechLLM(recipe)
     module.load_trained(bundle_weights(folder), str(folder / WEIGHTS))

@@ -1,6 +1,7 @@
 """Callbacks of a training: resume checkpoints, the guard against non-finite steps, throughput, skipped rows."""
 
 import json
+import logging
 import math
 import resource
 import shutil
@@ -16,7 +17,6 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from rich.console import Console
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
@@ -28,6 +28,7 @@ from sottovoce.signals import WARNINGS, Terminated
 MAX_SKIPS = 3  # steps that may be left out one after another; more say that it is not the data
 MAX_SKIPS_SCALED = 20  # with fp16, whose scale begins too high on purpose and is halved each time
 _MAXRSS = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of `ru_maxrss`
+_log = logging.getLogger(__name__)
 _REMEDY = "lower the stage's lr, or train in bfloat16 or float32"
 
 
@@ -36,7 +37,7 @@ class ResumeCheckpoint(Checkpoint):
 
     Where a validation is due the checkpoint waits for its end: Lightning would skip that validation after a resume, and
     the best checkpoint could be another one. Another is written a step before, so that a validation that is broken off
-    costs one step. After a validation in the last step none is needed, since the stage is over.
+    costs one step. After a validation in the last step, or one that ends the stage, none is needed.
 
     A warning (SIGTERM) waits for the end of the step, which is then checkpointed. With several processes one that is
     warned stops all of them at the same step. Beside `file`, a folder's `last.ckpt`, `previous.ckpt` will stand.
@@ -81,7 +82,7 @@ class ResumeCheckpoint(Checkpoint):
         self._leave(self.warned and trainer.world_size == 1)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if 0 < trainer.global_step < self._steps(trainer):
+        if 0 < trainer.global_step < self._steps(trainer) and not trainer.should_stop:
             warned, late = self.agreed(trainer, self.warned), self._late(trainer)
             self._save(trainer, module)
             self._leave(warned, late)
@@ -141,8 +142,8 @@ class NonFiniteGuard(Callback):
         TrainingError: too many steps in a row would be left out, or a validation's loss is not finite.
     """
 
-    def __init__(self, file: Path, stage: str, console: Console) -> None:
-        self.file, self.stage, self.console = file, stage, console
+    def __init__(self, file: Path, stage: str) -> None:
+        self.file, self.stage = file, stage
         self.skipped: list[dict[str, Any]] = []
         self.in_a_row = 0
         self.lost: list[str] = []  # of this validation
@@ -208,7 +209,7 @@ class NonFiniteGuard(Callback):
             told += f". It is step {self.in_a_row} in a row ({self.file} has all), so it is not one clip. Weights are "
             raise TrainingError(f"{told}as before them; {_REMEDY}", code="nonfinite", where=f"stages.{self.stage}")
         if scaler is None:
-            self.console.print(f"{told}. The step is left out", markup=False, highlight=False, soft_wrap=True)
+            _log.warning(f"{told}. The step is left out")
 
 
 def _suspects(module: Any, batch: Any) -> tuple[str, list[str]]:

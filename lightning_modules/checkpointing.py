@@ -1,15 +1,15 @@
 """Checkpoint files: written whole with a digest, checked when read, and the latest one that is not damaged."""
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
-from rich.console import Console
 from torch import Tensor, nn
 
 from sottovoce import checkpoint_digest
@@ -17,6 +17,7 @@ from sottovoce.errors import BundleError, CheckpointError, brief
 from sottovoce.io import atomic_open, file_lock
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+_log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -35,13 +36,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """The checkpoint of the lowest validation loss; a run whose folder was moved knows which one that was."""
+    """The checkpoint of the best validation; a run whose folder was moved knows which one that was.
 
-    def __init__(self, file: Path) -> None:
+    The best is the lowest (`mode` min) or highest (max) of the metric `monitor`.
+    """
+
+    def __init__(self, file: Path, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
         super().__init__(
-            file.parent, file.stem, monitor="val/loss", save_weights_only=True, auto_insert_metric_name=False,
+            file.parent, file.stem, monitor=monitor, mode=mode, save_weights_only=True, auto_insert_metric_name=False,
             enable_version_counter=False, save_on_train_epoch_end=False,
         )  # fmt: skip
+
+    @property
+    def best(self) -> float | None:
+        """The metric's best value so far."""
+        return None if self.best_model_score is None else float(self.best_model_score)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning forgets the best score where the folder is another one."""
@@ -76,7 +85,7 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         raise CheckpointError(told, where=path) from None
 
 
-def latest(folder: Path, console: Console) -> Path | None:
+def latest(folder: Path) -> Path | None:
     """The checkpoint that a run goes on from; None where there is none yet.
 
     A damaged one is named and set aside for the one before it. Which of them a run goes on from changes how long it
@@ -88,10 +97,10 @@ def latest(folder: Path, console: Console) -> Path | None:
     if not any((folder / name).exists() for name in (LAST, PREVIOUS)):
         return None
     with file_lock(folder):  # one process sets aside what the others then do not find
-        return _whole(folder, console)
+        return _whole(folder)
 
 
-def _whole(folder: Path, console: Console) -> Path | None:
+def _whole(folder: Path) -> Path | None:
     faults: list[tuple[Path, CheckpointError]] = []
     for file in (folder / LAST, folder / PREVIOUS):
         if file.is_dir():
@@ -106,7 +115,7 @@ def _whole(folder: Path, console: Console) -> Path | None:
         for damaged, fault in faults:
             aside = damaged.with_name(f"{damaged.name}.damaged")
             damaged.replace(aside)
-            console.print(f"{fault}. It is set aside as {aside.name}; {file.name} is whole", soft_wrap=True)
+            _log.warning(f"{fault}. It is set aside as {aside.name}; {file.name} is whole")
         return file
     if faults:
         told = "; ".join(str(fault) for _, fault in faults)

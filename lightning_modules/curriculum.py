@@ -1,6 +1,7 @@
 """The curriculum: one stage after another, each from the best checkpoint of the one before; a killed stage goes on."""
 
 import json
+import logging
 import math
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch.utils.data import DataLoader
 
@@ -21,15 +23,22 @@ from sottovoce.errors import ConfigError
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, SkippedRows, ThroughputMeter
 from sottovoce.lightning_modules.checkpointing import LAST, BestCheckpoint, latest, read_checkpoint
+from sottovoce.lightning_modules.loggers import Tracker
+from sottovoce.lightning_modules.monitors import early_stopping, monitored, tell_early_stop, validation_scores
+from sottovoce.lightning_modules.own_callbacks import own_callbacks
 from sottovoce.lightning_modules.run import Run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.lightning_modules.trainer import build_trainer, loader, train_to_end
+from sottovoce.lightning_modules.stage_progress import StageProgress
+from sottovoce.lightning_modules.tracking import AnswerSamples, StepLog, samples_of
+from sottovoce.lightning_modules.trainer import build_trainer, loader, tell_profile, train_to_end
 from sottovoce.lightning_modules.trainer_settings import batches_of, is_sharded, seconds_of
 from sottovoce.training.llm_targets import Made, Name
 from sottovoce.training.row_lengths import stage_readings
 from sottovoce.training.splits import LazySplit
 from sottovoce.training.spoken_prompt import response_tokens
 from sottovoce.training.stage_rows import StageRows, count_draws, stage_rows
+
+_log = logging.getLogger(__name__)
 
 
 def train_stages(run: Run) -> Path | None:
@@ -56,24 +65,28 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
     trial = bool(chosen.get("fast_dev_run"))
     if done.is_file() and not trial:
         steps = json.loads(done.read_text("utf-8"))["steps"]
-        run.console.print(f"stage {name} is done: {steps} steps, {best}", highlight=False, soft_wrap=True)
+        _log.info(f"stage {name} is done: {steps} steps, {best}")
         return best
     if before is not None:
         run.module.load_trained(read_trained(before), str(before))
 
     # trainer
-    resume = None if trial else latest(folder, run.console)
-    meter, guard = ThroughputMeter(), NonFiniteGuard(folder / "skipped.jsonl", name, run.console)
+    resume = None if trial else latest(folder)
+    meter, guard = ThroughputMeter(), NonFiniteGuard(folder / "skipped.jsonl", name)
     limit = chosen.get("max_time")
     deadline = math.inf if limit is None else run.began + seconds_of(limit)
     resumable = ResumeCheckpoint(folder / LAST, run.recipe.checkpoint_every, deadline)
-    lowest = BestCheckpoint(best)
-    callbacks = [lowest, meter, guard, resumable, SkippedRows(run.data.faults)]
+    scores, stops = validation_scores(run, name), early_stopping(stage)
+    callbacks: list[Callback] = [*([scores] if scores else []), *stops, *own_callbacks(run.recipe)]
+    kept = BestCheckpoint(best, *monitored(stage))
+    callbacks += [kept, meter, guard, resumable, SkippedRows(run.data.faults)]
+    loggers, told = _tracked(run, name, resume)
+    callbacks += told
     own = {
         "gradient_clip_val": stage.grad_clip, "accumulate_grad_batches": stage.accumulate_grad_batches,
         "default_root_dir": run.recipe.folder,
     }  # fmt: skip
-    trainer = build_trainer(chosen, folder, callbacks, **own)
+    trainer = build_trainer(chosen, folder, callbacks, loggers, **own)
 
     # data
     for split in ("train", "validation"):
@@ -93,22 +106,49 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
     # training
     module = _module_to_train(run, trainer, name, steps)
     number = list(run.recipe.stages).index(name) + 1
-    run.console.rule(f"stage {number} of {len(run.recipe.stages)}: {name}, {steps} steps")
+    _log.info(f"stage {number} of {len(run.recipe.stages)}: {name}, {steps} steps")
     train_to_end(trainer, module, training, validation, resume, resumable)
     trainer.strategy.barrier()
+    tell_profile(trainer, run.console)
     if trial:
         return None
+    tell_early_stop(stops, name, run.console)
+    run.trackers.steps += trainer.global_step
     if trainer.is_global_zero:
-        scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        steps = trainer.global_step
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
         trainable = sum(weight.numel() for weight in run.module.trainable_parameters())
         drawn, _ = count_draws(run.data.splits["train"], stage, _drawing(run, name, "train"))
         report = {
-            "steps": trainer.global_step, "batch_size": batch_size, "skipped": len(guard.skipped),
-            "trainable": trainable, **meter.report(), **scores,
+            "steps": steps, "batch_size": batch_size, "skipped": len(guard.skipped),
+            "trainable": trainable, "best": kept.best, **meter.report(), **metrics,
             "tasks": {task: {"utterances": n, "draws": round(d * steps / whole)} for task, (n, d) in drawn.items()},
         }  # fmt: skip
         atomic_write(done, json.dumps(report, indent=2) + "\n")
     return best
+
+
+def _tracked(run: Run, stage: str, resume: Path | None) -> tuple[list[Tracker], list[Callback]]:
+    """The trackers of a stage, whose steps go on from those of the stages before it; and callbacks that log and show.
+
+    Under DeepSpeed's stage 3, where one process cannot answer alone, there are no samples.
+    """
+    recipe, trackers = run.recipe, run.trackers
+    bars = recipe.trainer.get("enable_progress_bar") is not False
+    callbacks: list[Callback] = [StepLog(), StageProgress(stage, run.console, bars=bars)]
+    if recipe.trainer.get("fast_dev_run") or not trackers.on:
+        return [], callbacks
+    earlier = list(recipe.stages)[: list(recipe.stages).index(stage)]
+    reports = [stage_folder(recipe, name) / "done.json" for name in earlier]
+    trackers.steps = sum(int(json.loads(report.read_text("utf-8"))["steps"]) for report in reports)
+    if recipe.logging.samples and not is_sharded(recipe.trainer):
+        callbacks.append(AnswerSamples(run, samples_of(run, stage, recipe.logging.samples)))
+    return trackers.begin_stage(trackers.steps, _steps_made(resume)), callbacks
+
+
+def _steps_made(checkpoint: Path | None) -> int:
+    """Optimizer steps that are in a checkpoint."""
+    return int(read_checkpoint(checkpoint, mapped=True)["global_step"]) if checkpoint else 0
 
 
 def optimizer_steps(chosen: dict[str, Any], sampler: BatchSampler) -> int:
@@ -225,7 +265,7 @@ def _make_targets(run: Run, stage: str, split: str, trainer: L.Trainer, chosen: 
             why = f"stage {stage!r}: not one target of {', '.join(gone)} in {split!r} can be learned.\n{told}"
             raise ConfigError.at("data.target_max_new_tokens", "empty", why)
     if rejected:
-        run.console.print(f"stage {stage}, {split}: {told}", markup=False, highlight=False, soft_wrap=True)
+        _log.warning(f"stage {stage}, {split}: {told}")
 
 
 def _generates(run: Run, stage: str) -> bool:

@@ -7,6 +7,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds that 
 
     sys.exit(main(["fit", *sys.argv[1:]]))
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -19,8 +20,11 @@ from sottovoce.config.recipe import Recipe, load
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.lightning_modules.bundle import write_bundle, write_card
 from sottovoce.lightning_modules.curriculum import read_trained, train_stages
+from sottovoce.lightning_modules.own_callbacks import own_callbacks
+from sottovoce.lightning_modules.preflight import check_devices, check_room, check_sides, unscored
 from sottovoce.lightning_modules.run import example_sampler_of, frozen_fingerprints, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.lightning_modules.trackers import Trackers, check_logging, opened
 from sottovoce.lightning_modules.trainer import is_rank_zero
 from sottovoce.lightning_modules.trainer_settings import check_trainer, is_trial
 from sottovoce.paths import resolve
@@ -28,21 +32,25 @@ from sottovoce.training.run_folder import only_run
 from sottovoce.training.splits import build_tasks, read_splits
 from sottovoce.training.stage_rows import check_draws
 
+_log = logging.getLogger(__name__)
+
 
 def fit(config: str, overrides: Sequence[str] = ()) -> None:
     """Train all stages, score, write the bundle, print the table. The same command again goes on where it stopped."""
     recipe = load(config, overrides)
-    with only_run(recipe.folder) if is_rank_zero() else nullcontext():
-        _fit(recipe)
+    check_logging(recipe.logging)
+    with only_run(recipe.folder) if is_rank_zero() else nullcontext(), opened(recipe) as trackers:
+        _fit(recipe, trackers)
 
 
-def _fit(recipe: Recipe) -> None:
+def _fit(recipe: Recipe, trackers: Trackers) -> None:
     console = Console(quiet=not is_rank_zero())
     scores, node = recipe.folder / "evaluation", recipe.evaluation
     trial = is_trial(recipe)
 
     # prepare
     run = prepare_run(recipe, console)
+    run.trackers = trackers
     before = frozen_fingerprints(run.module) if is_rank_zero() else {}
     if node.retention and is_rank_zero() and not trial:
         from sottovoce.scoring.text_retention import retention_before
@@ -58,7 +66,7 @@ def _fit(recipe: Recipe) -> None:
     best = train_stages(run)
     if trial:
         told = "trainer.fast_dev_run: every stage has been tried; nothing was kept or scored, and there is no bundle"
-        console.print(told, highlight=False, soft_wrap=True)
+        _log.info(told)
         return
     if not is_rank_zero():  # the others are done; what is left is written by one
         return
@@ -77,16 +85,23 @@ def _fit(recipe: Recipe) -> None:
     records = score(run, recipe.name, scores, untuned=untuned)
     if bundle:
         write_card(bundle, run.module, records)
+    trackers.log_scores(records)
     report(run, records, bundle)
 
 
 def dry_run(config: str, overrides: Sequence[str]) -> None:
     """Build the recipe on the meta device and print what trains and what is frozen; nothing is downloaded.
 
-    Where its manifests are there, they are read, and each stage's draws are counted.
+    Where its manifests are there, they are read: each stage's draws are counted, and the disk's room.
+
+    Raises:
+        SottovoceError: `fit` would refuse the recipe, its callbacks or its data, or the disk has too little room. That
+            devices are not here is told, since a recipe may be looked at elsewhere.
     """
     recipe = load(config, overrides)
     check_trainer(recipe)
+    own_callbacks(recipe)
+    check_logging(recipe.logging)
     with torch.device("meta"):
         module = SpeechLLM(recipe)
         module.encoder.build()
@@ -113,19 +128,26 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     Console().print(table)
     if module.llm.passed_over:
         Console().print(module.llm.passed_over, highlight=False)
-    _print_draws(recipe, Console())
+    _print_draws(recipe, module, Console())
 
 
-def _print_draws(recipe: Recipe, console: Console) -> None:
-    """How often each stage draws its tasks, or why that is not known yet."""
+def _print_draws(recipe: Recipe, module: SpeechLLM, console: Console) -> None:
+    """How often each stage draws its tasks, or why that is not known yet; disk and devices."""
     told = ["draws of tasks: not counted, since the recipe names no manifests"] if recipe.stages else []
-    if recipe.stages and recipe.data.train:
+    if recipe.stages and any(recipe.sources()):
         try:
-            train, tasks = read_splits(recipe).splits["train"], build_tasks(recipe)
+            data, tasks = read_splits(recipe), build_tasks(recipe)
+            train = data.splits["train"]
+            check_sides(recipe, data, tasks, list(recipe.stages))
             drawings = {name: example_sampler_of(recipe, tasks, name, cut=True) for name in recipe.stages}
             told = [check_draws(name, recipe, train, drawing) for name, drawing in drawings.items()]
+            told += [note for note in (unscored(recipe, data, tasks), check_room(recipe, module, data)) if note]
         except MissingError as error:
             told = [f"draws of tasks: not counted, since there is no {error.where}"]
+    try:
+        check_devices(recipe.trainer)
+    except ConfigError as error:
+        told.append(f"here `fit` would stop: {error}")
     for line in told:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -10,22 +10,26 @@ from typing import cast
 
 import lightning as L
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sottovoce.adapters import Adapter
+from sottovoce.cache_notes import note_use
 from sottovoce.config.recipe import Recipe
-from sottovoce.config.sections import ALL, StageConfig
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.manifest import refuse
 from sottovoce.data.skipped import LineFault
 from sottovoce.data.tasks import Task
 from sottovoce.device import on_device
-from sottovoce.errors import ConfigError, ManifestError, MissingError
+from sottovoce.errors import ConfigError, MissingError
 from sottovoce.io import file_lock
 from sottovoce.lightning_modules.bundle import bundle_weights
+from sottovoce.lightning_modules.own_callbacks import own_callbacks
+from sottovoce.lightning_modules.preflight import check_devices, check_room, check_sides, served, unscored
+from sottovoce.lightning_modules.preflight import example_sampler_of as example_sampler_of
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.lightning_modules.trackers import Trackers
 from sottovoce.lightning_modules.trainer_settings import check_trainer, is_trial
 from sottovoce.llms.ctc_head import frames_needed
+from sottovoce.progress import Progress
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.category_labels import check_head_labels
 from sottovoce.training.llm_targets import Targets
@@ -34,6 +38,7 @@ from sottovoce.training.run_folder import begun, check_data, check_folder, open_
 from sottovoce.training.splits import DataSplits, LazySplit, build_tasks, check_content_apart, read_splits
 from sottovoce.training.stage_rows import check_draws
 
+_log = logging.getLogger(__name__)
 ALIGNED = 1_000  # transcripts that are held against their clips
 
 
@@ -48,14 +53,17 @@ class Run:
     audio_reader: AudioReader
     slots: dict[str, str]  # slot -> the text equivalent to its speech
     cache: Path  # folder of encoder outputs and of targets
-    console: Console
+    console: Console  # of the command's result, and of progress
     began: float = field(default_factory=time.monotonic)  # seconds, from which `trainer.max_time` counts
     barred: dict[tuple[str, str], dict[str, frozenset[str]]] = field(default_factory=dict)  # see `ExampleSampler`
+    trackers: Trackers = field(default_factory=Trackers)  # none, unless `fit` opens those of the recipe
 
     @cached_property
     def targets(self) -> Targets:
         """Targets that the LLM makes itself, from the texts in the slots."""
-        return Targets(self.cache, self.module.llm.fingerprint(), self.slots, self.recipe.target_max_new_tokens)
+        made = Targets(self.cache, self.module.llm.fingerprint(), self.slots, self.recipe.target_max_new_tokens)
+        note_use(made.cache.file, self.recipe.llm.checkpoint, self.recipe.folder)
+        return made
 
     @cached_property
     def row_lengths(self) -> RowLengths:
@@ -69,22 +77,10 @@ class Run:
         return RowLengths(llm.chat, llm.context_length, llm.checkpoint, speech, most, made, self.recipe.instructions)
 
     def progress(self) -> Progress:
-        columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        return Progress(*columns, console=self.console)
+        return Progress(self.console, bars=self.recipe.trainer.get("enable_progress_bar") is not False)
 
     def example_sampler(self, stage: str | None, *, cut: bool) -> ExampleSampler:
         return example_sampler_of(self.recipe, self.tasks, stage, cut=cut)
-
-
-def example_sampler_of(recipe: Recipe, tasks: dict[str, Task], stage: str | None, *, cut: bool) -> ExampleSampler:
-    """How examples of a stage are drawn; None: for scoring, where the task and the slots are given."""
-    node = recipe.stages[stage] if stage else StageConfig(tasks={}, lr=1.0)
-    slots = {name: slot.text for name, slot in recipe.slots.items()}
-    trains = frozenset(node.train or slots)
-    return ExampleSampler(
-        tasks, node.tasks, slots, trains, node.err, recipe.seed, stage or "evaluation", cut, recipe.instructions,
-        carries=recipe.carries, per_task=node.tasks_per_utterance == ALL,
-    )  # fmt: skip
 
 
 def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run:
@@ -95,6 +91,8 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
     check_trainer(recipe)
+    check_devices(recipe.trainer)
+    own_callbacks(recipe)
     begins = bool(recipe.init_from) and Path(recipe.init_from or "").is_dir()
     if recipe.init_from and not begins and (trains or recipe.evaluation.voicebench):
         why = f"there is no bundle {recipe.init_from}: train the recipe that leaves it first"
@@ -103,19 +101,24 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
     with file_lock(cache):  # the first process reads weights from disk, and makes what a corpus makes
         check_folder(recipe.folder, recipe.plain())
         L.seed_everything(recipe.seed, workers=True, verbose=False)
-        data = read_splits(recipe)
+        data, tasks = read_splits(recipe), build_tasks(recipe)
+        check_sides(recipe, data, tasks, _ahead(recipe, trains=trains))
         check_head_labels(recipe, data)
         module = SpeechLLM(recipe)
         module.configure_model()
         if not is_trial(recipe):
             open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
     if module.llm.passed_over:
-        console.print(module.llm.passed_over, highlight=False)
+        _log.info(module.llm.passed_over)
     if recipe.init_from and begins:
         module.load_trained(bundle_weights(Path(recipe.init_from)), recipe.init_from, begins=True)
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
     reader = AudioReader(module.encoder, cache if kept else None, recipe.data.max_seconds, module.layers)
-    run = Run(recipe, build_tasks(recipe), data, module, reader, module.slots, cache, console)
+    run = Run(recipe, tasks, data, module, reader, module.slots, cache, console)
+    if trains:
+        check_room(recipe, module, data)
+        if note := unscored(recipe, data, tasks):
+            console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     with file_lock(cache):
         encode_clips(run, trains=trains)
     if not is_trial(recipe):
@@ -131,8 +134,9 @@ def encode_clips(run: Run, *, trains: bool = True) -> None:
             sides, under whatever names.
         ConfigError: a prompt holds a control token of the LLM's chat.
     """
+    _note_features(run)
     for note in run.data.notes:
-        run.console.print(note, markup=False, highlight=False, soft_wrap=True)
+        _log.warning(note)
     scored = {reading.name: reading.task for reading in scored_readings(run.recipe, run.tasks)}
     own = [overrides.tasks for split in run.data.splits.values() for overrides in split.overrides]
     for tasks in (run.tasks, scored, *own):
@@ -157,19 +161,23 @@ def encode_clips(run: Run, *, trains: bool = True) -> None:
     check_content_apart(run.data, heard)
     others = [clip for name in ("validation", "test") for clip in run.data.splits[name].clips()]
     reader.apart = frozenset(reader.keys[clip] for clip in others)
-    old = set() if is_trial(run.recipe) else set(begun(run.recipe.folder))  # they need no more than they had
-    ahead = [stage for stage in run.recipe.stages if trains and stage not in old]
-    learns = run.recipe.stages or (run.recipe.cascade and not run.recipe.cascade.recognizer)
-    for name in ("train", "validation") if learns else ():
-        if not run.data.splits[name].utterances:
-            told = f"no utterance is left in {name!r}: data.{name} must name a manifest with usable lines"
-            raise ManifestError(told, code="empty", where=f"data.{name}")
-        for stage in ahead:
-            _check_serves(run, stage, name)
+    ahead = _ahead(run.recipe, trains=trains)
+    check_sides(run.recipe, run.data, run.tasks, ahead)  # again: clips and rows may have been left out
+    for stage in ahead:
+        for name in ("train", "validation"):
+            _tell_served(run, stage, name)
     for stage in ahead:
         told = check_draws(stage, run.recipe, run.data.splits["train"], run.example_sampler(stage, cut=True))
-        run.console.print(told, markup=False, highlight=False, soft_wrap=True)
+        _log.info(told)
         _check_aligns(run, stage)
+
+
+def _note_features(run: Run) -> None:
+    """Beside the encoder outputs: of which encoder they are, and that this run uses them."""
+    if (cache := run.audio_reader.cache) is not None:
+        node, layers = run.recipe.encoder, ", ".join(map(str, run.audio_reader.layers))
+        of = f"{node['type']} {node.get('checkpoint') or ''}".strip()
+        note_use(cache.folder, f"{of}, layer{'s' * (len(run.audio_reader.layers) > 1)} {layers}", run.recipe.folder)
 
 
 def _check_aligns(run: Run, stage: str) -> None:
@@ -207,23 +215,24 @@ def _leave_out_unreadable(run: Run, clips: set[Path] | None = None) -> None:
         run.data.splits[name] = split.only(u.place not in places for u in split.utterances) if each else split
 
 
-def _check_serves(run: Run, stage: str, split: str) -> None:
-    """Say how many utterances a stage leaves aside; `ManifestError` for all, before the stages before it train."""
-    node, data, training = run.recipe.stages[stage], run.data.splits[split], split == "train"
-    weights = data.stage_weights(node, run.example_sampler(stage, cut=training), training=training)
-    served, count = int((weights > 0).sum()), len(data.utterances)
-    if not served:
-        told = f"stage {stage!r}: of the {count} utterances of {split!r} none can serve its tasks "
-        told += f"({', '.join(node.tasks)}), or none has a weight: look at the manifests' labels, and at `tasks`, "
-        told += "`weight` and `parts` in the recipe"
-        raise ManifestError(told, code="empty", where=f"stages.{stage}.tasks")
-    if served < count:
-        run.console.print(f"stage {stage}: {served:,} of {count:,} utterances of {split} serve its tasks")
+def _ahead(recipe: Recipe, *, trains: bool) -> list[str]:
+    """Stages that will train: those that have begun need no more than they had."""
+    old = set() if is_trial(recipe) else set(begun(recipe.folder))
+    return [stage for stage in recipe.stages if trains and stage not in old]
+
+
+def _tell_served(run: Run, stage: str, split: str) -> None:
+    """Say how many utterances a stage leaves aside."""
+    data = run.data.splits[split]
+    weights = served(run.recipe, data, run.tasks, stage, split)
+    drawn, count = sum(weights), len(data.utterances)
+    if drawn < count:
+        _log.info(f"stage {stage}: {drawn:,} of {count:,} utterances of {split} serve its tasks")
     if isinstance(data, LazySplit):
         return  # which of its lines are text alone shows when they are drawn
-    written = sum(u.audio is None and weight > 0 for u, weight in zip(data.utterances, weights, strict=True))
+    written = sum(u.audio is None and wanted for u, wanted in zip(data.utterances, weights, strict=True))
     if written:
-        run.console.print(f"stage {stage}: {written:,} of {served:,} utterances of {split} are text alone")
+        _log.info(f"stage {stage}: {written:,} of {drawn:,} utterances of {split} are text alone")
 
 
 def frozen_fingerprints(module: SpeechLLM) -> dict[str, str]:

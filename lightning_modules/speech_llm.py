@@ -1,7 +1,8 @@
 """SpeechLLM, the LightningModule of every recipe: encoder -> adapters -> LLM, loss, optimizer, trained weights."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -17,14 +18,16 @@ from sottovoce.data.examples import Batch
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
+from sottovoce.lightning_modules.auxiliary_losses import ctc_loss, head_loss
 from sottovoce.lightning_modules.callbacks import propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import frozen_may_be_absent, load_trained, part_of, with_prefixes
 from sottovoce.lightning_modules.trainer import adamw
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
 from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
-from sottovoce.llms.ctc_head import CTCHead, CTCLoss
+from sottovoce.llms.ctc_head import CTCHead
 from sottovoce.training import spoken_prompt
+from sottovoce.training.distillation import Distiller
 from sottovoce.training.slot_layers import MIX, layers_of_slots, slot_adapters
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, speech_positions
 
@@ -49,8 +52,9 @@ class SpeechLLM(L.LightningModule):
         llm = recipe.llm
         self.llm = CausalLLM(
             llm.checkpoint, llm.dtype, llm.trust_remote_code, llm.tuning, llm.chat_template_kwargs,
-            llm.attn_implementation,
+            llm.attn_implementation, llm.chat_template, llm.quantization,
         )  # fmt: skip
+        self.llm.compiles = recipe.compile
         self.slots: dict[str, str] = {name: slot.text for name, slot in recipe.slots.items()}
         self.slot_layers = layers_of_slots(recipe, self.encoder)  # slot -> the encoder's layers that it hears
         self.layers = tuple(sorted({layer for layers in self.slot_layers.values() for layer in layers}))
@@ -64,6 +68,8 @@ class SpeechLLM(L.LightningModule):
         self.encoder_learns = self.llm_learns = False
         self.owns_encoder = self.recipe.trains_encoder  # or has taken one that another run trained, which is kept, too
         self.row_losses: Tensor | None = None  # of the step at hand, (rows,)
+        self.distiller: Distiller | None = None  # of the stage at hand
+        self.row_tokens: Sequence[tuple[int, int]] = ()  # see `TokenLoss`
         self._begins: dict[str, Tensor] | None = None
         self._so_far = torch.zeros(2)  # loss and response tokens of the step at hand, over all ranks
         self.register_load_state_dict_post_hook(frozen_may_be_absent)  # type: ignore[no-untyped-call]
@@ -71,6 +77,9 @@ class SpeechLLM(L.LightningModule):
     def start_stage(self, stage: str, steps: int) -> None:
         """Get ready to train a stage of so many optimizer steps: its adapters learn, the others are frozen."""
         self.node, self.steps = self.recipe.stages[stage], steps
+        cache = Path(self.recipe.data.cache or self.recipe.folder / "cache")
+        taught = self.node.distill if self.node.distill and self.node.distill.weight else None
+        self.distiller = Distiller(self.llm, cache, self.slots, taught) if taught else None
         self.llm_learns = LLM in (self.node.train or ())
         for name, adapter in self.adapters.items():
             adapter.requires_grad_(name in (self.node.train or self.slots))
@@ -191,33 +200,22 @@ class SpeechLLM(L.LightningModule):
         return self.llm.embed_all(prompts, self.speech_embeddings(batch, prompts)[0])
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Negative log-likelihood of the response tokens, given prompt and speech; and CTC, where the stage has it."""
+        """Negative log-likelihood of the response tokens, given prompt and speech; CTC and a teacher's KL, if any."""
         chat = self.llm.chat
         dialogues = [dialogue_of(example, self.slots) for example in batch.examples]
         prompts = [chat.prompt(dialogue) for dialogue in dialogues]  # token ids and speech placeholders
         responses = [chat.response(d, e.target or "") for d, e in zip(dialogues, batch.examples, strict=True)]
-        alone = self.node.ctc if not self.node.response_weight else None  # CTC without the LLM: its slots are enough
+        teaching = self.distiller.teaching(batch.examples, responses) if self.distiller else None
+        alone = None if self.node.response_weight or teaching else self.node.ctc  # without the LLM: its slots do
         speech, anchor = self.speech_embeddings(batch, prompts, alone)
-        ctc = self._ctc_loss(batch, speech)
+        ctc = ctc_loss(self, batch, speech)
         if ctc and alone:
             rows = ctc.total.new_zeros(len(prompts))
             return TokenLoss(rows.sum() + anchor, sum(map(len, responses)), rows, ctc=ctc)
         inputs = [prompt + anchor for prompt in self.llm.embed_all(prompts, speech)]  # rows of (prompt_tokens, llm_dim)
         prefixes = [constant(prompt) for prompt in prompts]  # text before the first speech: its keys can be cached
-        return self.llm.loss(inputs, responses, prefixes, self._pool(batch, prompts, speech))._replace(ctc=ctc)
-
-    def _ctc_loss(self, batch: Batch, speech: dict[Hashable, Tensor]) -> CTCLoss | None:
-        """Weighted CTC of transcripts in the embeddings that learn, a row for each clip; None without `ctc`."""
-        if self.ctc_head is None or not self.node.ctc:
-            return None
-        table, losses = cast(nn.Embedding, self.llm.model.get_input_embeddings()).weight.detach(), []
-        for slot, weight in self.node.ctc.items():
-            texts = spoken_prompt.transcripts(batch.examples, slot, speech)
-            ids = [self.llm.chat.token_ids(text) for text in texts.values()]
-            found = self.ctc_head.loss([speech[key] for key in texts], ids, table)
-            losses.append(found._replace(total=weight * found.total, size=weight * found.size))
-        totals, tokens, given, sizes = zip(*losses, strict=True)
-        return CTCLoss(torch.stack(totals).sum(), sum(tokens), sum(given), torch.stack(sizes).sum())
+        pool = self._pool(batch, prompts, speech)
+        return self.llm.loss(inputs, responses, prefixes, pool, teaching)._replace(ctc=ctc)
 
     def _pool(self, batch: Batch, prompts: list[list[Segment]], speech: dict[Hashable, Tensor]) -> PooledLayer | None:
         """The positions whose hidden states the auxiliary heads classify; None where these do not train."""
@@ -226,31 +224,11 @@ class SpeechLLM(L.LightningModule):
         rows = [speech_positions(prompt, speech, e) for prompt, e in zip(prompts, batch.examples, strict=True)]
         return PooledLayer(self.recipe.auxiliary_head.layer, rows)
 
-    def _auxiliary_loss(self, batch: Batch, out: TokenLoss) -> Tensor | float:
-        """Weighted loss of the heads (PE-FT, section 5): category + attribute, over all ranks' rows with one."""
-        config = self.recipe.auxiliary_head
-        if self.auxiliary_head is None or config is None or out.pooled is None:
-            return 0.0
-        rows = [i for i, example in enumerate(batch.examples) if batch.counts and example.utterance.category]
-        truth = [(str(u.category), u.labels[str(u.category)]) for u in (batch.examples[i].utterance for i in rows)]
-        here = float(len(rows) if batch.step is None else batch.step.categories)
-        count = self.trainer.strategy.reduce(torch.tensor(here, device=self.device), reduce_op="sum")
-        if not rows and not self.lockstep:
-            return 0.0
-        category, values = next(iter(config.categories.items()))  # a stand-in, where no row of this process has one
-        head = self.auxiliary_head.loss(out.pooled[rows or [0]], truth or [(category, values[0])])
-        share = self._averaged / count.clamp(min=1) if rows else 0.0
-        both: Tensor = (head.category + head.attribute) * share
-        if rows:
-            self.log("train/auxiliary_head_accuracy", head.right / head.rows, batch_size=head.rows)
-            self.log("train/auxiliary_head", both, batch_size=head.rows)
-        return config.weight * both
-
     def training_step(self, batch: Batch, number: int) -> Tensor:
         """The mean over response tokens of all ranks (not a mean of the ranks' means)."""
         torch.manual_seed(hash((self.recipe.seed, number, self.global_rank)))  # dropout, also when resumed
         out = self.loss(batch)
-        self.row_losses = out.per_row.detach()
+        self.row_losses, self.row_tokens = out.per_row.detach(), out.row_tokens
         # sums over all ranks, of which each then divides by the tokens of all, in all batches of the step
         here = torch.stack([out.total.detach(), out.total.new_tensor(out.tokens)]) * batch.counts
         step = here[1] if batch.step is None else here.new_tensor(batch.step.tokens)
@@ -260,17 +238,20 @@ class SpeechLLM(L.LightningModule):
         mean = self._so_far[0] / self._so_far[1].clamp(min=1)  # there are none where no process has a row that counts
         self.log("train/loss", mean, prog_bar=True, batch_size=len(batch.examples))
         nll = self.node.response_weight * out.total
+        if out.divergence is not None and self.node.distill:
+            nll = nll + self.node.distill.weight * out.divergence
+            self.log("train/distill", out.divergence.detach() / out.tokens, batch_size=len(batch.examples))
         if out.ctc:  # divided by the tokens of the responses, too, so that shares of a step add up to the whole
             nll = nll + out.ctc.total + out.ctc.size
             self.log("train/ctc", out.ctc.total.detach() / max(out.ctc.tokens, 1), batch_size=len(batch.examples))
             self.log("train/ctc_aligned", out.ctc.tokens / max(out.ctc.given, 1), batch_size=len(batch.examples))
-        loss: Tensor = nll * batch.counts * self._averaged / in_step.clamp(min=1)
+        loss: Tensor = nll * batch.counts * self.averaged / in_step.clamp(min=1)
         # a gradient for every weight on every rank, if only 0; in lockstep the loss has an anchor of its own
         anchor = 0.0 if self.lockstep else 0.0 * sum(weight.sum() for weight in self.trainable_parameters())
-        return propagate_nonfinite(loss + self._auxiliary_loss(batch, out) + anchor)
+        return propagate_nonfinite(loss + head_loss(self, batch, out) + anchor)
 
     @property
-    def _averaged(self) -> int:
+    def averaged(self) -> int:
         """By what a gradient is divided, the mean over ranks and batches; DeepSpeed and Lightning both take it."""
         times = 1 + self.trainer.strategy.handles_gradient_accumulation
         return int(self.trainer.world_size * self.trainer.accumulate_grad_batches**times)
@@ -280,13 +261,25 @@ class SpeechLLM(L.LightningModule):
         parts = (getattr(self, part) for part in PARTS)
         return [weight for part in parts if part is not None for weight in part.parameters() if weight.requires_grad]
 
+    def _parts(self) -> dict[str, list[nn.Parameter]]:
+        """The same by slot, `encoder`, `llm` and head, in the same order."""
+        slots = {name: self.adapters[name] for name in self.adapters}
+        parts = {**slots, **{name: getattr(self, name) for name in PARTS[1:]}}
+        there = {name: part for name, part in parts.items() if part is not None}
+        learns = {name: [w for w in part.parameters() if w.requires_grad] for name, part in there.items()}
+        return {name: weights for name, weights in learns.items() if weights}
+
     def on_validation_epoch_start(self) -> None:
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
 
     def validation_step(self, batch: Batch, number: int) -> None:
         out = self.loss(batch)
-        self.row_losses = out.per_row
-        total, tokens = out[:2] if self.node.response_weight or not out.ctc else out.ctc[:2]
+        self.row_losses, self.row_tokens = out.per_row, out.row_tokens
+        total, tokens = out[:2]
+        if not self.node.response_weight and out.divergence is not None:
+            total = out.divergence
+        elif not self.node.response_weight and out.ctc:
+            total, tokens = out.ctc[:2]
         self._validation_sums += torch.tensor([total.item(), tokens], dtype=torch.float64) * batch.counts
 
     def on_validation_epoch_end(self) -> None:
@@ -295,7 +288,7 @@ class SpeechLLM(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what this stage trains, with its schedule (section IV-C)."""
-        return adamw(self.trainable_parameters(), self.node, self.steps, self.node.eps)
+        return adamw(self.trainable_parameters(), self.node, self.steps, self.node.eps, self._parts())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds what was trained and nothing that was frozen, recipe and batch size."""

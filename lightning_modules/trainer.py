@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from rich.console import Console
 from torch import nn
 from torch.distributed import DistError
 from torch.utils.data import DataLoader
@@ -37,21 +39,23 @@ PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": 
 _DEFAULTS: dict[str, Any] = {"accelerator": "auto", "devices": 1, "log_every_n_steps": 10}
 
 
-def build_trainer(chosen: dict[str, Any], folder: Path, callbacks: list[Callback], **own: Any) -> L.Trainer:
+def build_trainer(
+    chosen: dict[str, Any], folder: Path, callbacks: list[Callback], loggers: Sequence[Logger] = (), **own: Any
+) -> L.Trainer:
     """A Trainer whose one epoch is the whole training: its sampler goes through all epochs, so a place is one number.
 
     `chosen` is the recipe's `trainer`; `own` are further arguments of lightning.Trainer, which a recipe may not set.
-    Metrics go to `folder`. An argument that Lightning does not take, or a strategy that cannot be, is a `ConfigError`.
+    Metrics go to `folder`, and to `loggers`. An argument that Lightning does not take, or a strategy that cannot be,
+    is a `ConfigError`.
     """
-    chosen = {**_DEFAULTS, **chosen}
+    chosen = {**_DEFAULTS, **chosen, "enable_progress_bar": False}  # see `StageProgress`: all is one epoch to Lightning
     if profiler := chosen.get("profiler"):  # with a file of its own, since Lightning's notices are not shown
         chosen["profiler"] = PROFILERS[profiler](dirpath=folder, filename="profile")
-    shown = [RichProgressBar(leave=True)] if chosen.get("enable_progress_bar") is not False else []
     try:
         trainer = L.Trainer(
             **trainer_arguments(chosen), max_epochs=1, num_sanity_val_steps=0, use_distributed_sampler=False,
-            enable_model_summary=False, callbacks=[*callbacks, LearningRateMonitor("step"), *shown],
-            logger=CSVLogger(folder, name="metrics"), **own,
+            enable_model_summary=False, callbacks=[*callbacks, LearningRateMonitor("step")],
+            logger=[CSVLogger(folder, name="metrics"), *loggers], **own,
         )  # fmt: skip
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError.at("trainer", "bad-value", f"Lightning refuses these arguments: {error}") from None
@@ -60,6 +64,16 @@ def build_trainer(chosen: dict[str, Any], folder: Path, callbacks: list[Callback
         raise ConfigError.at("trainer.devices", "conflict", why)
     write_checkpoints_atomically(trainer)
     return trainer
+
+
+def tell_profile(trainer: L.Trainer, console: Console) -> None:
+    """Where the profiler's report lies; that of `simple`, which is a page long, is printed."""
+    profiler: Any = trainer.profiler  # type: ignore[attr-defined]  # set by a connector
+    folder = Path(str(getattr(profiler, "dirpath", None) or "."))
+    for file in sorted(folder.glob("fit-profile*")) if type(profiler) in PROFILERS.values() else ():
+        if isinstance(profiler, SimpleProfiler):
+            console.print(file.read_text("utf-8"), markup=False, highlight=False, soft_wrap=True)
+        console.print(f"profile  {file}", markup=False, highlight=False, soft_wrap=True)
 
 
 def train_to_end(
@@ -82,12 +96,21 @@ def train_to_end(
 
 
 def adamw(
-    weights: list[nn.Parameter], node: StageConfig | PretrainRecipe, steps: int, eps: float = 1e-8
-) -> OptimizerLRSchedulerConfig:
-    """AdamW over weights, with the schedule that a recipe or stage of so many steps asks for."""
+    weights: list[nn.Parameter], node: StageConfig | PretrainRecipe, steps: int, eps: float = 1e-8,
+    parts: Mapping[str, list[nn.Parameter]] | None = None,
+) -> OptimizerLRSchedulerConfig:  # fmt: skip
+    """AdamW over weights, with the schedule that a recipe or stage of so many steps asks for.
+
+    `parts` are those weights by part, in the same order, for a stage that has a learning rate for each.
+    """
     from transformers import get_scheduler  # late: it takes seconds
 
-    optimizer = torch.optim.AdamW(weights, node.lr, (node.betas[0], node.betas[1]), eps, node.weight_decay)
+    groups: Any = weights
+    highest = max(node.lr.values()) if isinstance(node.lr, dict) else node.lr
+    if isinstance(node.lr, dict) and parts is not None:
+        rates = {part: node.lr.get(part, highest) for part in parts}
+        groups = [{"params": parts[part], "lr": rate, "name": part} for part, rate in rates.items()]
+    optimizer = torch.optim.AdamW(groups, highest, (node.betas[0], node.betas[1]), eps, node.weight_decay)
     scheduler = get_scheduler(SCHEDULES[node.lr_schedule], optimizer, node.warmup_steps, steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -5,7 +5,7 @@ checkpoints that hold what trains in one file; parts have dtypes of their own. W
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning as L
@@ -156,7 +156,8 @@ def _check_names(chosen: dict[str, Any]) -> None:
         if key not in chosen or (key == "precision" and value is None):
             continue
         if name not in known or not isinstance(value, str | int):
-            why = f"there is no {key} {value!r}.{nearest(name, known)}"
+            usable = sorted({one for one in known if one not in refused}, key=known.index)
+            why = f"there is no {key} {value!r}.{nearest(name, usable)}"
             raise ConfigError.at(f"trainer.{key}", "unknown-name", why)
         if why := refused.get(name, ""):
             raise ConfigError.at(f"trainer.{key}", "conflict", f"{name} cannot work: {why}")
@@ -177,6 +178,13 @@ def _check_strategy(recipe: Recipe | PretrainRecipe, name: str) -> None:
         raise ConfigError.at("trainer.strategy", "conflict", "it trains on one device: take ddp, or devices=1")
     if not name.startswith("deepspeed"):
         return
+    for stage, node in recipe.stages.items() if isinstance(recipe, Recipe) else ():
+        if isinstance(node.lr, dict):  # DeepSpeed 0.19 ties moments to weights after the step of the first group alone
+            why = f"{name} has one learning rate for all: take ddp, or a number"
+            raise ConfigError.at(f"stages.{stage}.lr", "conflict", why)
+    if is_sharded(chosen) and isinstance(recipe, Recipe):
+        for key in _of_whole_weights(recipe):
+            raise ConfigError.at(key, "conflict", f"{name} shards the LLM: take deepspeed_stage_2, or ddp")
     if is_sharded(chosen) and _trains_large(recipe):
         why = f"under {name} adapters and LoRA can train, but not auxiliary_head, ctc, the encoder, or the LLM's own "
         why += "weights (llm.tuning.method=weights): take deepspeed_stage_2, or ddp"
@@ -188,6 +196,17 @@ def _check_strategy(recipe: Recipe | PretrainRecipe, name: str) -> None:
     if chosen.get("gradient_clip_algorithm") == "value":
         why = f"{name} clips gradients by their norm alone"
         raise ConfigError.at("trainer.gradient_clip_algorithm", "conflict", why)
+
+
+def _of_whole_weights(recipe: Recipe) -> Iterator[str]:
+    """Keys of what needs the whole LLM in each process: answers in validation, a teacher, a compiled LLM."""
+    for name, stage in recipe.stages.items():
+        if stage.answered:
+            yield f"stages.{name}.{'monitor_batches' if stage.monitor_batches else 'monitor'}"
+        if stage.distill:
+            yield f"stages.{name}.distill"
+    if recipe.compile:
+        yield "compile"
 
 
 def _trains_large(recipe: Recipe | PretrainRecipe) -> bool:

@@ -7,11 +7,10 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from rich.progress import Progress
-
 from sottovoce.errors import SottovoceError
 from sottovoce.io import storage_errors
 from sottovoce.llms.engines import Chat, Cut, Engine, Failure, answered
+from sottovoce.progress import Progress
 
 PART = 256  # chats after which answers are written down
 
@@ -101,7 +100,7 @@ class CachedEngine(Engine):
 
     def _parts(self, keys: list[str]) -> Iterable[list[str]]:
         parts = [keys[start : start + PART] for start in range(0, len(keys), PART)]
-        return self.progress.track(parts, description=self.label) if self.progress else parts
+        return self.progress.track(parts, description=self.label, unit="batch") if self.progress else parts
 
 
 def digest_key(*parts: object) -> str:

@@ -16,8 +16,12 @@ from sottovoce.llms.answer_text import without_thoughts
 from sottovoce.llms.chat_template import Placeholder, Segment
 from sottovoce.llms.ctc_head import CTCLoss
 from sottovoce.llms.hf_model import LoadedLLM, PrefixCache, cache_argument
-
-_IGNORE = -100  # target of a position that is not in the loss
+from sottovoce.llms.row_batches import group_by_length, response_mask
+from sottovoce.llms.row_batches import kept_logits as kept_logits
+from sottovoce.llms.row_batches import masked_mean as masked_mean
+from sottovoce.llms.row_batches import pad_left as pad_left
+from sottovoce.llms.row_batches import position_mask as position_mask
+from sottovoce.llms.top_tokens import Teaching, TopTokens, divergence, top_tokens
 
 
 class FiniteLogits(LogitsProcessor):
@@ -41,7 +45,9 @@ class TokenLoss(NamedTuple):
     """Negative log-likelihood in nats and float32, summed over response tokens.
 
     `total` is (), `tokens` counts the response tokens, `per_row` is (batch,). The mean is left to the caller, who
-    knows the other ranks. `pooled` is (batch, dim) where a `PooledLayer` was given; `ctc` is the caller's to add.
+    knows the other ranks. `pooled` is (batch, dim) where a `PooledLayer` was given; `ctc` is the caller's to add;
+    `divergence` is (), the sum of KL over the tokens of rows with a teacher, where a `Teaching` was given.
+    `row_tokens` has for each row the tokens of its response, and all that the LLM reads.
     """
 
     total: Tensor
@@ -49,6 +55,8 @@ class TokenLoss(NamedTuple):
     per_row: Tensor
     pooled: Tensor | None = None
     ctc: CTCLoss | None = None
+    divergence: Tensor | None = None
+    row_tokens: Sequence[tuple[int, int]] = ()
 
 
 class PooledLayer(NamedTuple):
@@ -62,7 +70,16 @@ class PooledLayer(NamedTuple):
 
 
 class CausalLLM(LoadedLLM):
-    """Loss of, and greedy generation after, prompts of text and speech embeddings."""
+    """Loss of, and greedy generation after, prompts of text and speech embeddings.
+
+    With `compiles`, losses run through `torch.compile`; generation, whose shapes change with each token, does not.
+    """
+
+    compiles = False
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return torch.compile(self.model, dynamic=True)
 
     @cached_property
     def prefix_cache(self) -> PrefixCache:
@@ -88,7 +105,7 @@ class CausalLLM(LoadedLLM):
 
     def loss(
         self, prompts: list[Tensor], responses: list[list[int]], prefixes: list[list[int]] | None = None,
-        pool: PooledLayer | None = None,
+        pool: PooledLayer | None = None, teaching: Teaching | None = None,
     ) -> TokenLoss:  # fmt: skip
         """Negative log-likelihood of the responses, given their prompts.
 
@@ -102,6 +119,7 @@ class CausalLLM(LoadedLLM):
                 constants: they are computed without gradient, and cached. The result is the same; it is left out for
                 models that attend through sliding windows, and for those that train.
             pool: hidden states to average; prefixes are then ignored, since a cache has none.
+            teaching: of each response, the tokens that a teacher finds likely.
 
         Raises:
             SottovoceError: no rows, a row without prompt or response, or one that the LLM's context cannot hold.
@@ -118,17 +136,41 @@ class CausalLLM(LoadedLLM):
             torch.cat([prompt[len(prefix) :], reply])
             for prompt, prefix, reply in zip(prompts, known, self._embed_text(responses), strict=True)
         ]
-        groups = [list(range(len(tails)))] if sharded else _group_by_length([len(tail) for tail in tails])
-        nll, means = [], []
+        groups = [list(range(len(tails)))] if sharded else group_by_length([len(tail) for tail in tails])
+        nll, means, apart = [], [], []
         for rows in groups:
-            group = [tails[i] for i in rows]
+            group, replies = [tails[i] for i in rows], [responses[i] for i in rows]
             with self._pooled(pool, rows, group) as pooled:
-                nll.append(self._response_nll(group, [responses[i] for i in rows], [known[i] for i in rows]))
+                logits = self._response_logits(group, replies, [known[i] for i in rows], hooked=pool is not None)
+            nll.append(_response_nll(logits, replies))
+            apart += (
+                [_divergence(logits, replies, [teaching.rows[i] for i in rows], teaching.temperature)]
+                if teaching
+                else []
+            )
             means += pooled
         order = torch.tensor([i for rows in groups for i in rows]).argsort().to(nll[0].device)
         per_row = torch.cat(nll)[order]
         tokens = sum(len(response) for response in responses)
-        return TokenLoss(per_row.sum(), tokens, per_row, torch.cat(means)[order] if means else None)
+        read = [(len(reply), len(prompt) + len(reply)) for prompt, reply in zip(prompts, responses, strict=True)]
+        pooled_rows = torch.cat(means)[order] if means else None
+        whole = torch.stack(apart).sum() if apart else None
+        return TokenLoss(per_row.sum(), tokens, per_row, pooled_rows, divergence=whole, row_tokens=read)
+
+    @torch.no_grad()
+    def top_tokens(
+        self, prompts: list[Tensor], responses: list[list[int]], top_k: int, temperature: float
+    ) -> list[TopTokens]:
+        """What each response's tokens might have been instead, given its prompt, by this LLM; errors as in `loss`."""
+        self.check_lengths(prompts, [len(response) for response in responses])
+        tails = [torch.cat(pair) for pair in zip(prompts, self._embed_text(responses), strict=True)]
+        found: dict[int, TopTokens] = {}
+        for rows in group_by_length([len(tail) for tail in tails]):
+            replies = [responses[i] for i in rows]
+            logits = self._response_logits([tails[i] for i in rows], replies, [[]] * len(rows))
+            parts = torch.split(logits, [len(reply) for reply in replies])
+            found |= {i: top_tokens(part, top_k, temperature) for i, part in zip(rows, parts, strict=True)}
+        return [found[i] for i in range(len(prompts))]
 
     @contextmanager
     def _pooled(self, pool: PooledLayer | None, rows: list[int], tails: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -149,13 +191,19 @@ class CausalLLM(LoadedLLM):
             handle.remove()
         means += [masked_mean(state, mask) for state in states]
 
-    def _response_nll(self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]]) -> Tensor:
-        """Negative log-likelihood of each response, (rows,). A tail is (tokens, dim): all after the prefix."""
+    def _response_logits(
+        self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]], *, hooked: bool = False
+    ) -> Tensor:
+        """(tokens, vocabulary), for all tokens of all responses. A tail is (tokens, dim): all after the prefix.
+
+        `hooked`: a layer has a hook of this call, which a compiled model would not see.
+        """
         x, real = pad_left(tails)
         past, before = self.prefix_cache.batch(self.model, prefixes) if any(prefixes) else (None, real[:, :0])
         longest = max(len(response) for response in responses)
         kept = kept_logits(longest, 1, device=x.device)  # the last position predicts nothing
-        logits = self.model(
+        model = self._compiled if self.compiles and not hooked else self.model
+        logits = model(
             inputs_embeds=x,
             attention_mask=torch.cat([before, real], 1).long(),
             position_ids=(before.sum(1, keepdim=True) + real.cumsum(1) - 1).clamp(min=0),
@@ -163,11 +211,8 @@ class CausalLLM(LoadedLLM):
             logits_to_keep=kept,
             **{cache_argument(self.model): past},
         ).logits  # (rows, longest, vocabulary)
-        padded = [[_IGNORE] * (longest - len(response)) + response for response in responses]
-        targets = torch.tensor(padded, device=logits.device)
-        counted = targets != _IGNORE
-        nll = F.cross_entropy(logits[counted].float(), targets[counted], reduction="none")
-        return nll.new_zeros(counted.shape).masked_scatter(counted, nll).sum(1)
+        kept_of: Tensor = logits[response_mask(responses, logits.device)]
+        return kept_of
 
     def _attends_to_all(self) -> bool:
         """Whether every layer attends to the whole past, so that padding inside the cache does no harm."""
@@ -251,6 +296,23 @@ class CausalLLM(LoadedLLM):
                 raise SottovoceError(why, code="bad-value")
 
 
+def _response_nll(logits: Tensor, responses: list[list[int]]) -> Tensor:
+    """Negative log-likelihood of each response, (rows,), by logits (tokens, vocabulary)."""
+    counted = response_mask(responses, logits.device)
+    targets = torch.tensor([token for response in responses for token in response], device=logits.device)
+    nll = F.cross_entropy(logits.float(), targets, reduction="none")
+    return nll.new_zeros(counted.shape).masked_scatter(counted, nll).sum(1)
+
+
+def _divergence(
+    logits: Tensor, responses: list[list[int]], teachers: Sequence[TopTokens | None], temperature: float
+) -> Tensor:
+    """Sum over the tokens of rows with a teacher, ()."""
+    parts = zip(torch.split(logits, [len(response) for response in responses]), teachers, strict=True)
+    found = [divergence(part, t.to(part.device), temperature).sum() for part, t in parts if t is not None]
+    return torch.stack(found).sum() if found else logits.new_zeros((), dtype=torch.float32)
+
+
 def placeholder_spans(segments: list[Segment], embeddings: Mapping[Hashable, Tensor]) -> dict[Hashable, range]:
     """Positions of each placeholder's embeddings in the prompt that `CausalLLM.embed` makes of these segments."""
     spans: dict[Hashable, range] = {}
@@ -260,45 +322,3 @@ def placeholder_spans(segments: list[Segment], embeddings: Mapping[Hashable, Ten
         if isinstance(part, Placeholder):
             spans[part.key] = range(start, end)
     return spans
-
-
-def _group_by_length(lengths: list[int]) -> list[list[int]]:
-    """Row numbers in groups within which the shortest row is at least 3/4 as long as the longest."""
-    groups: list[list[int]] = []
-    for row in reversed(sorted(range(len(lengths)), key=lambda row: lengths[row])):
-        if groups and lengths[row] >= 0.75 * lengths[groups[-1][0]]:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
-
-
-def pad_left(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows of (tokens, dim) as (batch, tokens, dim) that end together, and (batch, tokens), True where real."""
-    longest = max(len(row) for row in rows)
-    x = torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
-    lengths = torch.tensor([len(row) for row in rows], device=x.device)
-    return x, torch.arange(longest, device=x.device) >= longest - lengths[:, None]
-
-
-def position_mask(rows: list[Tensor], positions: Sequence[Sequence[int]]) -> Tensor:
-    """(batch, tokens), 1.0 at these positions of each row of (tokens, dim), after `pad_left`."""
-    longest = max(len(row) for row in rows)
-    mask = torch.zeros(len(rows), longest, device=rows[0].device)
-    for i, (row, chosen) in enumerate(zip(rows, positions, strict=True)):
-        mask[i, [longest - len(row) + position for position in chosen]] = 1.0
-    return mask
-
-
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """The mean in float32 of (batch, tokens, dim) where the mask (batch, tokens) is 1: (batch, dim), 0 for none."""
-    return torch.einsum("rtd,rt->rd", x.float(), mask) / mask.sum(1, keepdim=True).clamp(min=1)
-
-
-def kept_logits(count: int, before_end: int = 0, *, device: torch.device) -> Tensor:
-    """Of a row's positions the last `count`, or those up to `before_end` positions sooner, for `logits_to_keep`.
-
-    By indices, since what a number keeps is a slice: not contiguous, so that torch multiplies row by row, in bfloat16
-    on a CPU with a copy of the whole vocabulary's weights for each row (findings/frozen_linear_of_a_slice.sh).
-    """
-    return torch.arange(-count - before_end, -before_end, device=device)

@@ -65,8 +65,8 @@ class ChatFormat:
         arguments: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         if not tokenizer.chat_template:
-            why = "no chat template, so turns cannot be told apart: name an instruction-tuned checkpoint, or set "
-            raise _unfit(tokenizer, "unavailable", why + "`chat_template` in its tokenizer_config.json")
+            why = "no chat template, so turns cannot be told apart: name an instruction-tuned checkpoint, or write one "
+            raise _unfit(tokenizer, "unavailable", why + "in Jinja and name it in `llm.chat_template`")
         self.tokenizer = tokenizer
         known = {"enable_thinking": False, "strftime_now": TODAY.date().isoformat()}
         written = str(tokenizer.chat_template)

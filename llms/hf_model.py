@@ -19,6 +19,7 @@ from sottovoce.hub import WEIGHTS
 from sottovoce.llms import hub_checkpoints
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.llms.hub_checkpoints import HUB, SETTINGS
+from sottovoce.llms.quantization import Quantization, check_fits_tuning, loading_arguments, source_of, stand_in
 from sottovoce.llms.tuning import base_name, decoder_layers, layer_numbers, lora_layers, passed_over, tune
 from sottovoce.llms.tuning_config import Tuning
 from sottovoce.tensor_files import update_digest
@@ -41,13 +42,14 @@ class LoadedLLM(nn.Module):
         tuning: what may train; nothing if absent.
         chat_template_kwargs: see `ChatFormat`.
         attn_implementation: of transformers, such as eager.
+        chat_template, quantization: in Jinja, in place of the checkpoint's; of the frozen weights.
 
     Attributes:
         trainable_names: of the weights that may train, relative to this module, once it is built or loaded.
         passed_over: what of the tuned layers stays frozen, in words; None where nothing worth a word does.
 
     Raises:
-        ConfigError: `dtype` is unknown, transformers does not know the architecture, or it cannot answer embeddings.
+        ConfigError: `dtype` or architecture is unknown or cannot answer embeddings; quantised weights would train.
         MissingError: the checkpoint is neither on this machine, nor published, nor on a hub that can be reached.
     """
 
@@ -58,6 +60,7 @@ class LoadedLLM(nn.Module):
     def __init__(
         self, checkpoint: str, dtype: Dtype = "bfloat16", trust_remote_code: bool = False, tuning: Tuning | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None, attn_implementation: str | None = None,
+        chat_template: str | None = None, quantization: Quantization | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if dtype not in get_args(Dtype):
@@ -65,8 +68,8 @@ class LoadedLLM(nn.Module):
             raise ConfigError.at("llm.dtype", "unknown-name", why)
         self.checkpoint = checkpoint
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self.trust_remote_code = trust_remote_code
-        self.attn_implementation = attn_implementation
+        self.trust_remote_code, self.attn_implementation = trust_remote_code, attn_implementation
+        self.chat_template, self.quantization = chat_template, quantization
         self.config = hub_checkpoints.describe(checkpoint, trust_remote_code)
         self.dim: int = self.config.get_text_config().hidden_size
         if getattr(self.config.get_text_config(), "hidden_size_per_layer_input", 0):
@@ -83,6 +86,7 @@ class LoadedLLM(nn.Module):
             why = f"weights in {dtype} lose the small steps of training; set llm.dtype=float32 (with "
             why += "trainer.precision=bf16-mixed for speed), or llm.tuning.method=lora"
             raise ConfigError.at("llm.dtype", "conflict", why)
+        check_fits_tuning(quantization, self.tuning.method, self.config)
         self._pretrained: dict[str, str] = {}  # digests of the weights that train, before training
 
     def build(self) -> None:
@@ -92,6 +96,8 @@ class LoadedLLM(nn.Module):
         arguments: dict[str, Any] = {"dtype": self.dtype, "trust_remote_code": self.trust_remote_code}
         model = AutoModelForCausalLM.from_config(self.config, **arguments)  # type: ignore[no-untyped-call]
         self._check_takes_embeddings(model)
+        if self.quantization:
+            stand_in(model, self.quantization)
         self.model = self._tuned(model)
 
     def load(self) -> None:
@@ -112,7 +118,7 @@ class LoadedLLM(nn.Module):
             why = f"{self.checkpoint} has embeddings of {dim}, but was published with {self.dim}"
             raise ConfigError.at(HUB.key, "mismatch", why)
         self._check_takes_embeddings(model)
-        chat = self.chat_format(tokenizer, _stop_ids(model, tokenizer))
+        chat = self.chat_format(tokenizer, hub_checkpoints.stop_ids(model, tokenizer))
         embeddings: Any = model.get_input_embeddings()
         count = embeddings.num_embeddings
         if (largest := chat.largest_id()) >= count:
@@ -125,7 +131,7 @@ class LoadedLLM(nn.Module):
             do_sample=False, eos_token_id=sorted(chat.stop_ids), pad_token_id=min(chat.stop_ids)
         )
         self.model, self.config = self._tuned(model), model.config
-        self._settings = hub_checkpoints.settings(folder)
+        self._settings = hub_checkpoints.settings(folder) | source_of(self.quantization, folder)
         self.tokenizer, self.chat = tokenizer, chat
 
     def chat_format(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]) -> ChatFormat:
@@ -141,6 +147,9 @@ class LoadedLLM(nn.Module):
 
     def unload(self) -> None:
         """Free the memory of the weights, trained ones included; `load` fetches the checkpoint's again."""
+        if self.quantization:  # those cannot be moved there
+            with torch.device("meta"):
+                return self.build()
         self.model.to("meta")  # type: ignore[arg-type]  # of one overload of several
 
     def _tuned(self, model: "PreTrainedModel") -> "PreTrainedModel":
@@ -215,7 +224,7 @@ class LoadedLLM(nn.Module):
             digest.update(json.dumps(self.chat.arguments, sort_keys=True).encode())
         bases = {base_name(name): (name, weight) for name, weight in self.model.named_parameters()}
         for base, (name, weight) in sorted((base, pair) for base, pair in bases.items() if base is not None):
-            if not frozen or f"model.{name}" not in self.trainable_names:
+            if not self.quantization and (not frozen or f"model.{name}" not in self.trainable_names):
                 digest.update(f"{base} {self._pretrained.get(name) or _digest(weight)}".encode())
         return digest.hexdigest()
 
@@ -231,21 +240,19 @@ class LoadedLLM(nn.Module):
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=self.trust_remote_code
             )
-            tokenizer.chat_template = tokenizer.chat_template or hub_checkpoints.processor_template(folder)
+            own = tokenizer.chat_template or hub_checkpoints.processor_template(folder)
+            tokenizer.chat_template = self.chat_template or own
         return cast("PreTrainedTokenizerBase", tokenizer)
 
     def _read_model(self, folder: Path) -> "PreTrainedModel":
-        from transformers import AutoModelForCausalLM
-
         with hub_checkpoints.loading(self.checkpoint):
-            if hub_checkpoints.is_composite(folder):
-                model, absent = hub_checkpoints.read_text(folder, self.dtype, HUB)
+            if not hub_checkpoints.is_composite(folder):
+                more = loading_arguments(self.quantization, self.dtype) if self.quantization else {}
+                model, absent = hub_checkpoints.read_model(folder, self.dtype, self.trust_remote_code, more)
+            elif self.quantization:
+                raise ConfigError.at("llm.quantization", "conflict", "the text model of an audio LLM is not quantised")
             else:
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=self.dtype, use_safetensors=True, local_files_only=True,
-                    trust_remote_code=self.trust_remote_code, output_loading_info=True,
-                )  # fmt: skip
-                model, absent = loaded[0], sorted(loaded[1]["missing_keys"])
+                model, absent = hub_checkpoints.read_text(folder, self.dtype, HUB)
         if absent:  # transformers would go on with random numbers
             raise HUB.missing(self.checkpoint, f"its files lack {len(absent)} weights, such as {absent[0]}")
         return model
@@ -261,13 +268,6 @@ def _frozen(model: "PreTrainedModel") -> "PreTrainedModel":
     model.requires_grad_(False)
     model.train(False)
     return model
-
-
-def _stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """Tokens that end an answer, by any file of the checkpoint: they do not always agree, and each is right."""
-    listed = model.generation_config.eos_token_id if model.generation_config else None
-    listed = listed if isinstance(listed, list) else [listed]
-    return {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
 
 
 KeyValues: TypeAlias = list[tuple[Tensor, Tensor]]  # of each layer, both (heads, tokens, dim)

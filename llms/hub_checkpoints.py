@@ -23,7 +23,7 @@ from sottovoce.paths import resolve
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 HUB = Hub("LLM", "config.json, *.safetensors and the tokenizer", PUBLISHED)
 SETTINGS = ("config.json", "*.txt", "*.model", "*.jinja", "*.py", "*.json")  # patterns; the tokenizer's files included
@@ -87,7 +87,7 @@ def loading(checkpoint: str) -> Iterator[None]:
 
     try:
         yield
-    except MissingError:
+    except (MissingError, ConfigError):
         raise
     except (OSError, SafetensorError) as error:
         raise HUB.missing(checkpoint, first_line(error)) from None
@@ -146,6 +146,27 @@ def read_text(folder: Path, dtype: "torch.dtype", hub: Hub) -> "tuple[PreTrained
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, sorted(report["missing_keys"])
+
+
+def read_model(
+    folder: Path, dtype: "torch.dtype", trust_remote_code: bool, more: dict[str, Any]
+) -> "tuple[PreTrainedModel, list[str]]":
+    """A causal LM with its weights, and the names of those that the files lack; `more` is for `from_pretrained`."""
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code,
+        output_loading_info=True, **more,
+    )  # fmt: skip
+    model, report = loaded
+    return model, sorted(report["missing_keys"])
+
+
+def stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Tokens that end an answer, by any file of the checkpoint: they do not always agree, and each is right."""
+    listed = model.generation_config.eos_token_id if model.generation_config else None
+    listed = listed if isinstance(listed, list) else [listed]
+    return {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
 
 
 def processor_template(folder: Path) -> str | None:

@@ -14,11 +14,13 @@ from whisper.model import ModelDimensions
 
 from sottovoce.cli.main import main, silence_libraries
 from sottovoce.config import recipe as recipes
+from sottovoce.logs import set_up_logging
 from tests.helpers.families import save_family
 from tests.helpers.servers import Serve, serving
 
 torch.set_num_threads(1)  # models this small gain nothing by a second, and the workers of the suite share the cores
 silence_libraries()
+set_up_logging()
 
 CONFORMER = {"type": "conformer", "layers": 2, "width": 16, "feedforward": 32, "heads": 2, "kernel": 3}
 EMOTIONS = ("neutral", "happy", "sad", "angry")

@@ -128,7 +128,7 @@ class Published(Corpus):
         """Seconds of every clip that is whole; the others go into the report."""
         lengths: dict[Path, float] = {}
         with ThreadPoolExecutor(self._threads) as pool:
-            for file, found in zip(clips, pool.map(_length, clips), strict=True):
+            for file, found in zip(clips, pool.map(clip_seconds, clips), strict=True):
                 if isinstance(found, float):
                     lengths[file] = found
                 elif file.exists():
@@ -176,7 +176,8 @@ class Published(Corpus):
         return (Path(LINK) / file.relative_to(self.source) if inside else file.relative_to(out)).as_posix()
 
 
-def _length(file: Path) -> float | str:
+def clip_seconds(file: Path) -> float | str:
+    """Seconds of a clip that is whole; else what is wrong with it."""
     try:
         return read_header(file, tail=True).seconds
     except AudioError as error:

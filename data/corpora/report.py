@@ -43,6 +43,7 @@ class Report:
     splits: dict[str, Written] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)  # what was done to lines that are there -> how often
+    clips: Path | None = None  # the folder that a recipe must allow, where manifests of a user's own source lead to it
 
     def add(self, kind: str, what: str) -> None:
         """Name one file or row that cannot be used."""

@@ -19,6 +19,7 @@ from typing_extensions import Self, dataclass_transform
 
 from sottovoce.config_tree import Tree, children, read_texts, read_tree, resolve_references
 from sottovoce.errors import Code, ConfigError, brief, nearest
+from sottovoce.paths import beside, resolve
 
 T = TypeVar("T")
 Node: TypeAlias = dict[str, Any]  # a component: `type` and its knobs
@@ -78,18 +79,21 @@ class BaseRecipe:
     groups: ClassVar[tuple[str, ...]] = ()  # keys of mappings whose entries a null switches off
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+    def load(cls, path: str | Path, overrides: Iterable[str] = (), *, own: bool = True) -> Self:
         """Read a recipe with all that it extends, and overrides; a ConfigError tells of every fault of it.
+
+        `own`: whether the user wrote it; of a bundle or a run, code that it names needs consent.
 
         A null on the command line must switch off something that is there.
         """
         known = cast(Any, cls).__pydantic_fields__
         defaults = {key: f.default for key, f in known.items() if isinstance(f.default, str | int | float)}
         overrides = list(overrides)
-        tree = resolve_references(read_tree(Path(path), overrides), defaults, str(path))
+        tree = resolve_references(read_tree(Path(path), overrides, own=own), defaults, str(path))
         if places := [*_numbers_for_text(cls, tree)]:
             _take_texts(tree, places, *read_texts(Path(path), overrides), str(path))
         recipe = cls.parse(tree, str(path))
+        recipe.locate(resolve(path).parent)
         for key in (text.removesuffix("=null") for text in overrides if text.endswith("=null")):
             group, _, name = key.rpartition(".")
             if group in cls.groups:
@@ -114,6 +118,9 @@ class BaseRecipe:
     def conflicts(self) -> Iterator[ConfigError]:
         """What is wrong between keys; also fills in what hangs on several of them."""
         yield from ()
+
+    def locate(self, folder: Path) -> None:
+        """Find paths of data that are not in the working directory beside the recipe, whose folder this is."""
 
     def plain(self) -> Tree:
         """The whole recipe as nested dicts, to print, to save, and to put into checkpoints."""
@@ -161,6 +168,15 @@ def _at(tree: Any, place: Iterable[str | int]) -> Any:
             return None
         tree = found[key]
     return tree
+
+
+def locate_paths(node: Any, folder: Path, *keys: str) -> None:
+    """Set those keys of a config class that are paths, or lists of them, to where they are beside a recipe."""
+    for key in keys:
+        value = getattr(node, key)
+        if isinstance(value, str | list):
+            found = beside(value, folder) if isinstance(value, str) else [beside(text, folder) for text in value]
+            setattr(node, key, found)
 
 
 def fault(code: Code, where: str, text: str) -> ConfigError:

@@ -5,6 +5,7 @@ it cannot grant what only the command line may grant: to run code that comes wit
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from io import StringIO
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sottovoce.errors import ConfigError, brief
+from sottovoce.own_parts import BUNDLE_MARK, check_consent, located_in, name_by_user
 from sottovoce.paths import resolve
 
 Tree = dict[str, Any]
@@ -28,19 +30,28 @@ _DEPTH = 50
 _FILES = 100  # that one recipe extends, counted each time
 
 
-def read_tree(path: Path, overrides: Iterable[str] = ()) -> Tree:
+def read_tree(path: Path, overrides: Iterable[str] = (), *, own: bool | None = None) -> Tree:
     """Read a YAML file with all that it extends, then apply `key.sub=value` overrides in order.
+
+    `own`: whether the user wrote it, who may name code in it; if not, that needs consent. None: nothing of it will run.
 
     Raises:
         ConfigError: a file is missing, is not a mapping, is no recipe by its size, or extends itself; an override is
             not `key=value`; or a file asks for trust that no override gives.
     """
-    tree = _read(resolve(path), (), count(1))
+    overrides = list(overrides)
+    changes = [located_in(_change(override), Path.cwd()) for override in overrides]
+    if own is not None:
+        name_by_user(changes)
+    tree = _read(resolve(path), (), count(1), own=own)
     asks = [*_trusting(tree)]
-    for override in overrides:
-        change = _change(override)
+    for override, change in zip(overrides, changes, strict=True):
         asks = [key for key in asks if key not in _trusting(change)]
-        tree = merge(tree, change)
+        try:
+            tree = merge(tree, change)
+        except ConfigError as error:
+            told = f"override {override!r}: {error}"
+            raise ConfigError(told, code="unknown-name", where=_key(override)[0]) from None
     if granted := [key for key in asks if key in _trusting(tree)]:
         raise ConfigError(
             f"{path}: {granted[0]}: the file asks to run code that comes with the checkpoint. If you trust that code, "
@@ -67,7 +78,7 @@ def _as_written(path: Path) -> Any:
 
 
 def _change_as_written(override: str) -> Tree:
-    key, _, value = override.partition("=")
+    key, value = _key(override)
     leaf = yaml.load(value, Loader=yaml.BaseLoader)
     return cast(Tree, reduce(lambda node, part: {part: node}, reversed(key.split(".")), leaf))
 
@@ -90,13 +101,19 @@ def resolve_references(tree: Tree, defaults: Tree, source: str) -> Tree:
 
 def _change(override: str) -> Tree:
     if "=" not in override:
-        told = f"override {override!r}: write key=value, such as stages.joint.lr=1e-4"
+        told = f"override {override!r}: write key=value without spaces, such as stages.joint.lr=1e-4"
         raise ConfigError(told, code="bad-value", where=override)
     try:
-        return _plain(OmegaConf.from_dotlist([override]))
+        return _plain(OmegaConf.from_dotlist(["=".join(_key(override))]))
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError) as error:
         key = override.partition("=")[0]
         raise ConfigError(f"override {override!r}: {_first(error)}", code="bad-value", where=key) from None
+
+
+def _key(override: str) -> tuple[str, str]:
+    """Key and value of `data.train[0].name=x`, where an entry of a list is a key like others: `data.train.0.name`."""
+    key, _, value = override.partition("=")
+    return re.sub(r"\[(\d+)\]", r".\1", key), value
 
 
 def children(node: Any) -> Iterable[tuple[Any, Any]]:
@@ -170,7 +187,16 @@ def _measure(text: str, path: Path) -> None:
 
 
 def merge(base: Any, child: Any) -> Any:
-    """The child wins. Mappings merge, lists are replaced, a node that changes `type` starts afresh."""
+    """The child wins. Mappings merge, a node that changes `type` starts afresh, lists are replaced.
+
+    A mapping of numbers, from 0, changes entries of a list; `ConfigError` where the list has no such entry.
+    """
+    if isinstance(base, list) and isinstance(child, dict) and child and all(str(key).isdigit() for key in child):
+        if (last := max(map(int, child))) >= len(base):
+            told = f"there is no entry {last}; the list has {len(base)}, counted from 0"
+            raise ConfigError(told, code="unknown-name", where=last)
+        changed = {int(key): value for key, value in child.items()}
+        return [merge(entry, changed[at]) if at in changed else entry for at, entry in enumerate(base)]
     if not (isinstance(base, dict) and isinstance(child, dict)):
         return child
     if "type" in base and child.get("type", base["type"]) != base["type"]:
@@ -185,7 +211,10 @@ def _packaged(stem: str) -> str:
     return f"; the package has {', '.join(f'sottovoce:conf/{name}' for name in found)}" if found else ""
 
 
-def _read(path: Path, above: tuple[Path, ...], files: Iterator[int], read: Callable[[Path], Any] = read_yaml) -> Tree:
+def _read(
+    path: Path, above: tuple[Path, ...], files: Iterator[int], read: Callable[[Path], Any] = read_yaml,
+    own: bool | None = None,
+) -> Tree:  # fmt: skip
     """One recipe and what it extends; the files are counted, since a few that name each other often are very many."""
     asked = f" (extended by {above[-1]})" if above else ""
     if not os.path.isfile(path):  # which does not fail for a name that no file can have
@@ -195,13 +224,16 @@ def _read(path: Path, above: tuple[Path, ...], files: Iterator[int], read: Calla
         raise ConfigError(told, code="conflict", where=path)
     if next(files) > _FILES:
         raise ConfigError.at(path, "unsafe", f"no recipe extends more than {_FILES} files{asked}")
-    child = _plain(read(path), path)
+    child = located_in(_plain(read(path), path), path.parent)
+    if own is not None:
+        own = own and not (above and (path.parent / BUNDLE_MARK).is_file())  # to extend a bundle is to open it
+        name_by_user(child) if own else check_consent(child, path)
     parents = child.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         told = f"{path}: extends: a file or a list of files is needed, found {brief(parents, 100)}"
         raise ConfigError(told, code="bad-value", where="extends")
-    trees = [_read(path.parent / resolve(parent), (*above, path), files, read) for parent in parents]
+    trees = [_read(path.parent / resolve(parent), (*above, path), files, read, own) for parent in parents]
     return cast(Tree, reduce(merge, [*trees, child], {}))
 
 

@@ -40,6 +40,12 @@ def usable(text: str) -> Path:
     raise MissingError(f"{brief(text, 100)!r}: no file can have this name")
 
 
+def beside(text: str, folder: Path) -> str:
+    """A path that leads nowhere from the working directory, but from `folder`, from there; any other as it is."""
+    there = folder / text
+    return str(there) if text and not os.path.exists(os.path.expanduser(text)) and os.path.exists(there) else text
+
+
 def read_text(file: Path, most: int = 1 << 24) -> str:
     """The text of a UTF-8 file that a recipe names; an OSError for devices and pipes, which never end, and big ones."""
     if file.exists() and not file.is_file():

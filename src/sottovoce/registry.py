@@ -15,6 +15,7 @@ from pydantic_core.core_schema import CoreSchema, no_info_after_validator_functi
 
 from sottovoce.config_model import Count, Float, Int, Node, Share, config_class, fault, located, validated
 from sottovoce.errors import ConfigError, nearest
+from sottovoce.own_parts import is_own, load_part, told
 
 T = TypeVar("T")
 Knob: TypeAlias = tuple[str, Any, Any]  # name, type and default
@@ -28,6 +29,8 @@ _NAMES = {  # that annotations of knobs may use
 
 class Registry(Generic[T]):
     """Short names for classes, open to third-party packages through entry points, such as `sottovoce.adapter`.
+
+    Any `type` may also name a class of one's own: `./file.py:Class` or `package.module:Class`.
 
     A class's signature is its schema: positional parameters are wiring that the framework supplies, keyword-only
     parameters are the knobs that a YAML node may set. Nothing is imported until a component is built, or a plug-in is
@@ -69,14 +72,29 @@ class Registry(Generic[T]):
         return sorted({*self._classes, *self._modules, *(plugin.name for plugin in entry_points(group=self.group))})
 
     def get(self, name: str) -> type[T]:
-        """The class called `name`, or a ConfigError; a broken plug-in fails here, only for those who named it."""
+        """The class called `name`, by short name, file or import path; a ConfigError, also where somebody's is broken.
+
+        A plug-in is imported here, so that a broken one fails only for those who named it.
+        """
+        if is_own(name):
+            return cast(type[T], load_part(name, self.kind))
         if name in self._modules:
             import_module(self._modules[name])
         if name in self._classes:
             return self._classes[name]
         for plugin in entry_points(group=self.group, name=name):
-            return cast(type[T], plugin.load())
-        raise fault("unknown-name", "type", f"no {self.kind} is called {name!r}.{nearest(name, self.names())}")
+            try:
+                return cast(type[T], plugin.load())
+            except Exception as error:  # a stranger's package may raise anything
+                why = f"the {self.kind} {name} of {plugin.value} cannot be loaded: {told(error)}"
+                raise fault("unavailable", "type", why) from error
+        more = " Or a class of yours: ./file.py:Class or package.module:Class" if "." in name or "/" in name else ""
+        raise fault("unknown-name", "type", f"no {self.kind} is called {name!r}.{nearest(name, self.names())}{more}")
+
+    def plugins(self) -> list[str]:
+        """Names of plug-ins, which may not have been imported."""
+        taken = {*self._classes, *self._modules}
+        return sorted({plugin.name for plugin in entry_points(group=self.group)} - taken)
 
     def knobs(self, name: str) -> dict[str, inspect.Parameter]:
         """The keyword-only parameters of a component, by name."""
@@ -128,7 +146,8 @@ class Registry(Generic[T]):
                 named = {"properties": {"type": {"const": name}}, "required": ["type"]}
                 then = {"properties": {"type": {}, **knobs}, "additionalProperties": False}
                 rules.append({"if": named, "then": then})  # which demands no knob, since `extends` may bring any
-        return {"type": "object", "properties": {"type": {"enum": self.names()}}, "allOf": rules}
+        known = {"anyOf": [{"enum": self.names()}, {"type": "string", "pattern": ":"}]}  # or a class of one's own
+        return {"type": "object", "properties": {"type": known}, "allOf": rules}
 
 
 def _written_knobs(module: str, name: str) -> list[Knob] | None:

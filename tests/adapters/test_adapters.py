@@ -20,6 +20,8 @@ FITTED = {"kimi_audio_projector"}  # to the sizes of one model: tests/llms/test_
 EVERY = pytest.mark.parametrize("name", sorted({*ADAPTERS.names()} - FITTED))
 SMALL: dict[str, dict[str, Any]] = {
     "emotion_aligned": {"width": 32, "feedforward": 48, "heads": 2},  # a hundred million parameters otherwise
+    "qformer": {"width": 24, "feedforward": 48, "heads": 2},
+    "windowed_qformer": {"tokens": 2, "width": 24, "feedforward": 48, "heads": 2},  # one has nobody to attend to
     "checkpoint_projector": {"checkpoint": "Qwen/Qwen2.5-Omni-7B"},  # whose weights are not fetched here
 }
 
@@ -27,6 +29,41 @@ SMALL: dict[str, dict[str, Any]] = {
 def build(name: str, seed: int = 0, **knobs: Any) -> Adapter:
     torch.manual_seed(seed)
     return ADAPTERS.build({"type": name, **SMALL.get(name, {}), **knobs}, D_AUDIO, D_LLM).eval()
+
+
+@pytest.mark.parametrize("node", [{"type": name, "width": 30, "heads": 4} for name in ("qformer", "windowed_qformer")])
+def test_heads_that_do_not_divide_the_width_are_refused(node: dict[str, Any]) -> None:
+    with refused("bad-value", "adapter.heads"):
+        ADAPTERS.build(node, D_AUDIO, D_LLM)
+
+
+def test_a_convolution_that_skips_frames_is_refused() -> None:
+    with refused("bad-value", "adapter.kernel"):
+        build("conv1d", stride=3, kernel=2)
+
+
+@torch.no_grad()
+def test_a_window_of_the_windowed_qformer_hears_itself_alone() -> None:
+    """And the whole clip as one window is what the Q-Former without windows makes of it."""
+    (clip,) = rows(40)
+    adapter = build("windowed_qformer", window=10, tokens=2)
+    out = adapter(Frames.pad([clip])).x
+    changed = clip.clone()
+    changed[10:20] = -changed[10:20]
+    differs = (adapter(Frames.pad([changed])).x != out).any(-1)[0]
+    assert differs.tolist() == [False, False, True, True, False, False, False, False]
+    whole, plain = build("windowed_qformer", window=40, tokens=3), build("qformer", tokens=3)
+    plain.load_state_dict(whole.state_dict())
+    torch.testing.assert_close(plain(Frames.pad([clip])).x, whole(Frames.pad([clip])).x)
+
+
+@torch.no_grad()
+def test_a_convolution_as_wide_as_its_stride_is_a_map_of_stacked_frames() -> None:
+    (clip,) = rows(20)
+    adapter = build("conv1d", stride=4)
+    kernel = adapter.convolve.weight.transpose(1, 2).flatten(1)
+    stacked = clip.reshape(5, 4 * D_AUDIO) @ kernel.T + adapter.convolve.bias
+    torch.testing.assert_close(adapter(Frames.pad([clip])).x[0], adapter.mlp(stacked))
 
 
 def rows(*lengths: int) -> list[Tensor]:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from tests.conftest import write_lines, write_tone
 from tests.helpers.errors import refused
 from tests.helpers.families import FAMILIES, save_family
@@ -40,6 +39,7 @@ from sottovoce.lightning_modules.bundle import write_bundle
 from sottovoce.lightning_modules.run import Run
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.hidden_states import HiddenStates, read_hidden_states
+from sottovoce.progress import Progress
 
 CONF = Path(__file__).parents[2] / "conf" / "analysis.yaml"
 Analyze = Callable[..., int]

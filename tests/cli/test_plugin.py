@@ -75,8 +75,9 @@ def test_plugins_are_listed_checked_and_fail_alone(my_lab: Path, capsys: pytest.
     with refused("unknown-key", "adapter.widht", ConfigError) as caught:
         ADAPTERS.check({"type": "prosody", "widht": 3})
     assert "'width'" in str(caught.value)
-    with pytest.raises(AttributeError):
+    with refused("unavailable", "type", ConfigError) as caught:
         ADAPTERS.get("broken")
+    assert "my_lab:Nothing" in str(caught.value)
     main(["list"])
     shown = capsys.readouterr().out
     assert "prosody" in shown and "cannot be loaded" in shown and "frame_stacking_mlp" in shown

@@ -269,6 +269,31 @@ def test_a_recipe_of_the_package_asked_for_by_its_bare_name_is_pointed_at(tmp_pa
     assert "sottovoce:conf/speech_emotion_llama/table.yaml" in str(caught.value)
 
 
+@pytest.mark.parametrize("entry", ["data.train.0", "data.train[0]"])
+def test_an_entry_of_a_list_is_overridden_by_its_number(entry: str, write_recipe: Write, tree: dict[str, Any]) -> None:
+    first, second = {"manifest": "a", "weight": 2.0}, {"manifest": "b", "name": "b"}
+    file = write_recipe(data={**tree["data"], "train": [first, second]})
+    recipe = recipes.load(file, [f"{entry}.manifest=x", f"{entry}.name=7"])
+    assert [(n.manifest, n.name, n.weight) for n in recipe.data.train] == [("x", "7", 2.0), ("b", "b", 1.0)]
+    with refused("unknown-name", "data.train.2.manifest", ConfigError):
+        recipes.load(file, ["data.train[2].manifest=x"])
+
+
+def test_dashes_before_a_key_get_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(QUICKSTART), "--stages.joint.lr=1"])
+    assert "no dashes: stages.joint.lr=1" in capsys.readouterr().err
+
+
+def test_a_chat_template_is_text_or_a_file_of_it(tree: dict[str, Any], tmp_path: Path) -> None:
+    text = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    (tmp_path / "chat.jinja").write_text(text)
+    for given in (text, str(tmp_path / "chat.jinja")):
+        assert recipes.parse({**tree, "llm": {**tree["llm"], "chat_template": given}}).llm.chat_template == text
+    with refused("not-found", "llm.chat_template", ConfigError):
+        recipes.parse({**tree, "llm": {**tree["llm"], "chat_template": "absent.jinja"}})
+
+
 def test_an_override_needs_a_value() -> None:
     with refused("bad-value", "stages.joint.lr", ConfigError):
         read_tree(QUICKSTART, ["stages.joint.lr"])

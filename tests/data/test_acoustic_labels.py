@@ -9,6 +9,7 @@ import soundfile
 from numpy.typing import NDArray
 from tests.helpers.errors import refused
 
+from sottovoce.cli.main import main
 from sottovoce.data import acoustic_labels
 from sottovoce.data.acoustic_labels import Measured, label_manifest, levels, measure
 from sottovoce.errors import Code, ManifestError
@@ -124,13 +125,15 @@ def test_clips_that_cannot_be_measured_are_named_and_kept(tmp_path: Path) -> Non
         tmp_path,
         {"id": "a", "audio": "silent.wav"},
         {"id": "b", "audio": "noise.wav"},
-        {"id": "c", "audio": "none.wav", "labels": {"emotion": "sad"}},
+        {"id": "c", "audio": "text.wav", "labels": {"emotion": "sad"}},
     )
+    (tmp_path / "text.wav").write_text("no audio")
     result = label_manifest(source, tmp_path / "out.jsonl")
-    assert [str(fault).removeprefix(f"{source}:") for fault in result.faults] == [
+    *found, last = [str(fault).removeprefix(f"{source}:") for fault in result.faults]
+    assert last.startswith(f"3: c: not measured: {tmp_path}/text.wav: not readable as audio")
+    assert found == [
         f"1: a: not measured: {tmp_path}/silent.wav: silent: its RMS is 0.0e+00, below 0.0001 of full scale",
         "2: b: pitch: no frame is voiced; tempo: no word in a transcript",
-        f"3: c: not measured: {tmp_path}/none.wav: there is no such file",
     ]
     told = str(result).splitlines()
     assert told[0] == f"{result.out}: 1 labels added, 0 kept, 3 clips not fully measured"
@@ -155,7 +158,29 @@ def test_a_broken_manifest_is_refused_and_nothing_is_written(line: object, code:
     assert [path.name for path in tmp_path.iterdir()] == ["m.jsonl"]
 
 
+def test_clips_that_are_not_there_are_refused_in_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever their number; --root says where they are, and then the copy may lie anywhere."""
+    (tmp_path / "clips").mkdir()
+    soundfile.write(tmp_path / "clips/a.wav", np.random.default_rng(0).normal(0, 0.05, RATE), RATE)
+    source = manifest(tmp_path, *({"id": f"u{i}", "audio": "a.wav"} for i in range(300)))
+    out = tmp_path / "lists/out.jsonl"
+    out.parent.mkdir()
+    with refused("not-found", f"{source}:1", ManifestError):
+        label_manifest(source, out.with_name("x.jsonl"), root=tmp_path)
+    assert main(["label", str(source), "--out", str(tmp_path / "out.jsonl")]) == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1 and "300 of 300" in told and "--root" in told
+    assert not (tmp_path / "out.jsonl").exists()
+    source = manifest(tmp_path, {"id": "u", "audio": "a.wav", "own": 1})
+    assert main(["label", str(source), "--out", str(out), "--root", str(tmp_path / "clips")]) == 0
+    (line,) = lines_of(out)
+    assert line["own"] == 1 and "energy" in str(line["labels"])
+
+
 def test_the_copy_is_another_file_in_the_same_folder(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", voice(110, 0.04, 0.3), RATE)
     source = manifest(tmp_path, {"id": "a", "audio": "a.wav"})
     (tmp_path / "sub").mkdir()
     for out in (tmp_path / "sub" / ".." / "m.jsonl", tmp_path / "sub" / "out.jsonl"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import CONFORMER, save_tiny_whisper
-from tests.encoders.test_hf_conformer import save_parakeet, save_w2v_bert
+from tests.encoders.test_hf import save_hf_whisper, save_parakeet, save_w2v_bert, save_waveform_encoder
 from tests.helpers.audio_llms import KINDS
 from tests.helpers.errors import refused
 from tests.helpers.kimi_audio import save_kimi_audio, save_speech_tokenizer
@@ -36,6 +36,11 @@ MAKE: dict[str, tuple[str, Callable[[Path], dict[str, Any]]]] = {
     "conformer": ("conformer", lambda folder: {k: v for k, v in CONFORMER.items() if k != "type"}),
     "w2v-bert": ("hf_conformer", _saved(save_w2v_bert)),
     "parakeet": ("hf_conformer", _saved(save_parakeet)),
+    "hf whisper": ("hf", _saved(save_hf_whisper)),
+    **{
+        kind: ("hf", _saved(save_waveform_encoder(kind)))
+        for kind in ("wav2vec2", "wav2vec2, layer norm", "hubert", "wavlm", "wavlm, layer norm", "data2vec")
+    },
     "qwen2_audio": ("qwen2_audio", _saved(KINDS["qwen2_audio"][1])),
     "qwen2_5_omni": ("qwen2_5_omni", _saved(KINDS["thinker"][1])),
     "kimi_audio": ("kimi_audio", lambda folder: {"checkpoint": str(save_kimi_audio(folder / "model"))}),

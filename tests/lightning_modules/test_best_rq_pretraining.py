@@ -86,8 +86,8 @@ def test_a_run_leaves_an_encoder_that_recipes_can_name(write: Write, tmp_path: P
     assert any(not torch.equal(value, untrained[name]) for name, value in kept.state_dict().items())
     weights = torch.load(folder.parent / "last.ckpt", weights_only=True)
     assert weights["global_step"] == 6  # the validation after it was the last occasion before the end
-    shown = capsys.readouterr().out
-    assert f"checkpoint: {folder}" in shown and "7 steps" in shown and "10 clips" in shown
+    shown = capsys.readouterr()
+    assert f"checkpoint: {folder}" in shown.out and "7 steps" in shown.out and "10 clips" in shown.err
 
 
 def test_the_kept_encoder_returns_the_frames_of_the_one_that_was_trained(write: Write, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_faulty_clips_are_named_or_left_out(write: Write, speech: Path, tmp_path
     kept = found(write(data={**data, "policy": "skip"}))
     assert [clip.id for clip in kept.train] == ["fair.wav", "good.wav"] and len(kept.faults) == 2
     pretrain(write(data={**data, "policy": "skip"}, steps=1), [])
-    assert "left out, 2 in all" in capsys.readouterr().out
+    assert "left out, 2 in all" in capsys.readouterr().err
     for name in ("fair", "good"):
         (tmp_path / f"{name}.wav").unlink()
     with refused("empty", "data.train", ManifestError):

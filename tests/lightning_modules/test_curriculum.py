@@ -168,7 +168,7 @@ def test_what_has_no_target_is_not_drawn_for_its_task(
     replies = [e for e in seen if e.task == "dialogue"]
     assert replies and all(e.target == "I see." and e.utterance.id not in barred for e in replies)
     assert barred & {e.utterance.id for e in seen if e.task == "asr"}
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "stage holistic, train: " in told and f"cut at max_new_tokens: {sorted(barred)[0]}" in told
 
 
@@ -192,7 +192,7 @@ def test_a_mended_recipe_begins_in_the_folder_of_one_that_could_not(tree: dict[s
     file = write_lines(Path(good[0]["manifest"]).with_name("some.jsonl"), some)
     tree["data"]["train"] = [{"manifest": str(file)}]
     prepare_run(recipes.parse(tree), Console(width=200))
-    assert "stage joint: 7 of 12 utterances of train serve its tasks" in capsys.readouterr().out
+    assert "stage joint: 7 of 12 utterances of train serve its tasks" in capsys.readouterr().err
     with refused("not-found", "init_from"):
         quiet_run({**tree, "init_from": "runs/none"})
 

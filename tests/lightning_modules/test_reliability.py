@@ -133,13 +133,13 @@ def test_any_changed_bit_of_cached_features_is_named_or_does_no_harm(tmp_path: P
 
 
 def test_the_checkpoint_before_steps_in_for_a_damaged_one(tmp_path: Path, capsys: Any) -> None:
-    assert latest(tmp_path, QUIET) is None
+    assert latest(tmp_path) is None
     for name, step in ((PREVIOUS, 4), (LAST, 8)):
         AtomicCheckpointIO().save_checkpoint({"step": step}, tmp_path / name)
-    assert latest(tmp_path, QUIET) == tmp_path / LAST
+    assert latest(tmp_path) == tmp_path / LAST
     (tmp_path / LAST).write_bytes(b"PK")
-    assert latest(tmp_path, Console(width=400)) == tmp_path / PREVIOUS
-    assert "last.ckpt is damaged" in capsys.readouterr().out
+    assert latest(tmp_path) == tmp_path / PREVIOUS
+    assert "last.ckpt is damaged" in capsys.readouterr().err
     assert {file.name for file in tmp_path.iterdir()} == {".lock", PREVIOUS, "last.ckpt.damaged"}
 
 
@@ -156,7 +156,7 @@ def test_processes_that_find_a_damaged_checkpoint_agree(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(checkpointing, "read_checkpoint", slowly)
     with ThreadPoolExecutor(3) as pool:
-        assert set(pool.map(lambda _: latest(tmp_path, QUIET), range(3))) == {tmp_path / PREVIOUS}
+        assert set(pool.map(lambda _: latest(tmp_path), range(3))) == {tmp_path / PREVIOUS}
 
 
 def test_a_folder_without_a_whole_checkpoint_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_folder_without_a_whole_checkpoint_is_refused_and_left_alone(tmp_path:
         (tmp_path / name).write_bytes(b"PK")
     for _ in range(2):  # the second time, too
         with refused("damaged", PREVIOUS):
-            latest(tmp_path, QUIET)
+            latest(tmp_path)
 
 
 class Slope(L.LightningModule):
@@ -187,7 +187,7 @@ class Slope(L.LightningModule):
 
 def slide(factors: list[float], folder: Path, **options: Any) -> tuple[Slope, NonFiniteGuard]:
     batches = [SimpleNamespace(ids=[f"clip-{i}"], factors=torch.tensor([factor])) for i, factor in enumerate(factors)]
-    module, guard = Slope(), NonFiniteGuard(folder / "skipped.jsonl", "joint", QUIET)
+    module, guard = Slope(), NonFiniteGuard(folder / "skipped.jsonl", "joint")
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[guard], default_root_dir=folder, **options,
@@ -229,7 +229,7 @@ def test_an_overflow_of_fp16_is_counted_and_lowers_the_scale(tmp_path: Path) -> 
 
 def test_what_was_left_out_is_kept_in_checkpoints(tmp_path: Path) -> None:
     _, guard = slide([1, float("nan")], tmp_path)
-    again = NonFiniteGuard(tmp_path / "skipped.jsonl", "joint", QUIET)
+    again = NonFiniteGuard(tmp_path / "skipped.jsonl", "joint")
     again.load_state_dict(guard.state_dict())
     assert again.skipped == guard.skipped and again.in_a_row == 1
 
@@ -273,7 +273,7 @@ def test_an_error_of_the_program_keeps_its_traceback() -> None:
 
 def test_a_warning_unwinds_a_command_and_is_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(components, "print_components", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(components, "list_components", lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert main.main(["list"]) == 143 and "same command" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -128,7 +128,7 @@ def test_a_run_of_both_says_how_many_and_scores_speech(
     mixed: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = prepare_run(recipes.parse(mixed), Console(width=200))
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "3 of 15 utterances of train are text alone" in told and "3 of 8 utterances of validation" in told
     assert "3 lines of text alone in test are not scored" in told
     train_stages(run)

@@ -146,7 +146,7 @@ def test_pa_by_a_judge_who_is_away_costs_pa_alone_and_comes_later(
     evaluation = {"tasks": ["response"], "slots": ["both"], "batch_size": 6, "max_new_tokens": 4}
     assert main(["fit", "--config", config(evaluation={**evaluation, "awareness": judge(locked.url)})]) == 0
     folder = tmp_path / "runs" / "vanilla"
-    told = " ".join(capsys.readouterr().out.split())
+    told = " ".join(capsys.readouterr().err.split())
     assert f"sottovoce judge {folder} evaluation.awareness" in told
     answers = read_predictions(folder / "evaluation")
     assert len(answers) == 12 and all(p.awareness is None for p in answers)

@@ -65,7 +65,7 @@ def test_a_run_reports_its_judges_and_lives_without_them(judged: Write, tmp_path
     """One judge answers in the run; the other is gone, is told, and is asked later."""
     config = judged(here={"engine": {"type": "scripted"}}, away={"engine": {"type": "scripted", "says": "nothing"}})
     assert main(["fit", "--config", config]) == 0
-    told = " ".join(capsys.readouterr().out.split())
+    told = " ".join(capsys.readouterr().err.split())
     assert "no score by away" in told and "sottovoce judge" in told and "the server is gone" in told
     folder = tmp_path / "runs/tiny/evaluation"
     records = {(r.task, r.metric): r for r in read_results(folder) if r.slots == "both"}
@@ -92,7 +92,7 @@ def test_a_run_reports_its_judges_and_lives_without_them(judged: Write, tmp_path
     assert all(again[key].value == pytest.approx(record.value) for key, record in records.items())
     assert "CS content (away) ↑" in results_markdown(list(again.values()))
     assert main(["judge", str(tmp_path / "runs/tiny"), "evaluation.judges.here.tasks=[response]"]) == 0
-    assert "there is no reply of response" in " ".join(capsys.readouterr().out.split())
+    assert "there is no reply of response" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_judge_of_a_bundle_on_new_data_is_asked_later_by_the_same_command(
@@ -105,7 +105,7 @@ def test_a_judge_of_a_bundle_on_new_data_is_asked_later_by_the_same_command(
     capsys.readouterr()
     command = ["evaluate", str(folder / "bundle"), "--test", test[0]["manifest"], "--task", "dialogue"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
-    told = " ".join(capsys.readouterr().out.split())
+    told = " ".join(capsys.readouterr().err.split())
     assert "no score by away" in told and "sottovoce judge" not in told
     before = read_results(tmp_path / "out")
     monkeypatch.setattr("sottovoce.scoring.evaluate.predict", None)

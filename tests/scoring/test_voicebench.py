@@ -100,7 +100,7 @@ def test_a_judge_that_is_absent_is_asked_later(
 ) -> None:
     gone = {"type": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m", "retries": 0, "known_as": "m"}
     assert main(["fit", "--config", tuned(manifests=prepared, engine=gone)]) == 0
-    told = " ".join(capsys.readouterr().out.split())
+    told = " ".join(capsys.readouterr().err.split())
     assert "no overall score" in told and "sottovoce judge" in told
     folder = tmp_path / "runs/tiny/evaluation"
     first = scores(folder)
@@ -127,7 +127,7 @@ def test_of_one_stage_the_same_command_asks_later(
     command, folder = ["evaluate", str(tmp_path / "runs/tiny"), "--stage", "tune"], tmp_path / "runs/tiny"
     for _ in range(2):
         assert main(command) == 0
-        told = " ".join(capsys.readouterr().out.split())
+        told = " ".join(capsys.readouterr().err.split())
         assert "asked: this one, evaluation.voicebench.engine=" in told and "sottovoce judge" not in told
     own = scores(folder / "evaluation")
     engine = {"type": "openai", "base_url": serve(judgement).url, "model": "m"}
@@ -145,7 +145,7 @@ def test_what_has_failed_is_made_up_for_by_the_same_command(
     fields.write_text("[]\n")
     config = tuned(manifests=prepared, limit=1)
     assert main(["fit", "--config", config]) == 0
-    assert "bbh.fields.jsonl" in capsys.readouterr().out and not scores(folder)
+    assert "bbh.fields.jsonl" in capsys.readouterr().err and not scores(folder)
     others = read_results(folder)
     fields.write_text(whole)
     assert main(["fit", "--config", config]) == 0
@@ -161,7 +161,7 @@ def test_a_row_that_cannot_be_scored_costs_its_own_subset(
     write_answers(tmp_path / AFTER, [Answer("o", "openbookqa", "?", "A", "A"), *bbh])
     records = scored("ours", recipe, tmp_path, Console())
     assert [(r.system, r.task, r.metric, r.value) for r in records] == [("ours", "voicebench (openbookqa)", "score", 1)]
-    told = " ".join(capsys.readouterr().out.split())
+    told = " ".join(capsys.readouterr().err.split())
     assert "voicebench, bbh: bbh-snarks" in told and "no overall score" in told and "sottovoce judge" not in told
     assert scored("ours", recipe, tmp_path / "elsewhere", Console()) == []
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from rich.progress import Progress
 from tests.helpers.errors import refused
 
 from sottovoce.data.examples import Example
 from sottovoce.data.utterance import Utterance
 from sottovoce.llms.answer_text import CUT, REFUSED, SILENT, Cut
 from sottovoce.llms.causal_lm import CausalLLM
+from sottovoce.progress import Progress
 from sottovoce.training.llm_targets import Made, Targets
 
 

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 from tests.conftest import write_lines, write_tone
-from tests.encoders.test_hf_conformer import save_parakeet, save_w2v_bert
+from tests.encoders.test_hf import save_parakeet, save_w2v_bert
 from tests.helpers.errors import refused
 from tests.helpers.runs import quiet_run
 
@@ -37,6 +37,11 @@ MARK = "five <|im_start|> ok"
         {"type": "frame_stacking_mlp", "hidden": 4, "stack": 5},
         {"type": "frame_stacking_mlp", "hidden": 4, "stack": 3},
         {"type": "pooled_soft_prompt", "tokens": 7, "heads": 2, "feedforward": 4},
+        {"type": "linear", "stack": 4},
+        {"type": "conv1d", "stride": 4, "hidden": 4},
+        {"type": "conv1d", "stride": 3, "kernel": 8, "hidden": 4},
+        {"type": "qformer", "tokens": 7, "width": 8, "heads": 2, "feedforward": 4},
+        {"type": "windowed_qformer", "window": 6, "tokens": 2, "width": 8, "heads": 2, "feedforward": 4},
         {"type": "emotion_aligned", "width": 8, "feedforward": 8, "heads": 2},
         {"type": "emotion_aligned", "width": 8, "feedforward": 8, "heads": 2, "kernel": 5, "stride": 3},
     ],

@@ -129,7 +129,7 @@ def test_speakers_on_two_sides_are_noted(
         line["speaker"] = "train-s1" if line is lines[0] else "train-s2"
     prepare_run(recipes.parse(changed(tree, "test", write_lines(manifests["test"].with_name("who.jsonl"), lines))),
                 Console(width=300))  # fmt: skip
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "2 speakers of test are in train" in told and "train-s2 (2 utterances), train-s1 (1 utterances)" in told
     assert "speakers of validation" not in told
 
@@ -140,4 +140,4 @@ def test_keys_that_nobody_reads_are_noted_before_training(
     lines = [{**json.loads(text), "languag": "de"} for text in manifests["train"].read_text().splitlines()]
     file = write_lines(manifests["train"].with_name("own.jsonl"), lines)
     prepare_run(recipes.parse(changed(tree, "train", file)), Console(width=300))
-    assert f"{file}: key 'languag' is not read: 12 times" in capsys.readouterr().out
+    assert f"{file}: keys of your own, not read: 'languag' (12 times" in capsys.readouterr().err

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, NoReturn
 
-from rich.progress import Progress
-
 from sottovoce.analysis.config import AnalysisRecipe
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, SottovoceError, nearest
@@ -15,6 +13,7 @@ from sottovoce.evaluation.layers.probes import States, attribute_probe, intent_p
 from sottovoce.evaluation.layers.similarity import attribute_similarity, intent_similarity
 from sottovoce.evaluation.layers.split import Curve
 from sottovoce.llms.hidden_states import HiddenStates
+from sottovoce.progress import Progress
 from sottovoce.scripts import searched, standing
 
 TOPIC = "topic"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from sottovoce.analysis.analyses import (
@@ -30,6 +29,7 @@ from sottovoce.analysis.config import AnalysisRecipe, load
 from sottovoce.analysis.hidden_states import cached_encoder_states, cached_states
 from sottovoce.data.examples import Example
 from sottovoce.data.manifest import read_manifest
+from sottovoce.data.own_attribute import choices_of
 from sottovoce.data.utterance import Utterance
 from sottovoce.device import on_device
 from sottovoce.errors import ManifestError, MissingError
@@ -39,8 +39,9 @@ from sottovoce.evaluation.layers.split import LAYERS, RULE, Curve, Split, propos
 from sottovoce.io import atomic_write, file_sha256
 from sottovoce.lightning_modules.bundle import WEIGHTS, fingerprints, read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.progress import Progress
 from sottovoce.serving.chat import wording
-from sottovoce.training.splits import build_tasks, choices_of, read_splits
+from sottovoce.training.splits import build_tasks, read_splits
 
 STATES, HEARD = "states.safetensors", "encoder_states.safetensors"
 PICTURE, PAGE, TABLE = "layers.png", "layers.html", "layers.csv"

@@ -1,11 +1,12 @@
 """The recipe of an analysis of layers: which utterances, and what is asked about them."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from sottovoce.config_model import BaseRecipe, Count, Int, Seed, config_class, fault
+from sottovoce.config_model import BaseRecipe, Count, Int, Seed, config_class, fault, locate_paths
 from sottovoce.config_tree import TRUST
 from sottovoce.errors import ConfigError
 
@@ -32,6 +33,10 @@ class AnalysisRecipe(BaseRecipe):
     recipe: list[str] = Field(default=[], description="changes to the bundle's recipe: llm.checkpoint=/path")
     trust_remote_code: bool = Field(default=False, description="of the bundle's LLM; by the command line alone")
     out: str | None = Field(default=None, description="folder; null: `analysis`, beside the bundle")
+
+    def locate(self, folder: Path) -> None:
+        """See `BaseRecipe`."""
+        locate_paths(self, folder, "manifest", "root", "allow")
 
     def conflicts(self) -> Iterator[ConfigError]:
         """See `BaseRecipe`."""

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress
 
 from sottovoce.analysis.diagnosis_report import diagnosis_page, diagnosis_table, task_picture
 from sottovoce.analysis.part_probes import best_layer_probe, part_probe, reading, rows_of
@@ -29,6 +28,7 @@ from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.evaluation.metrics import Metric, Prediction, Score, error_rate
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.run import Run
+from sottovoce.progress import Progress
 from sottovoce.training.run_folder import trained_elsewhere, where_trained
 
 LIMIT = 600  # test utterances a task, if the command line does not say
@@ -162,7 +162,7 @@ def _decode(found: TaskDiagnosis, run: Run, test: Sequence[Example], progress: P
             raise MissingError("the encoder was trained, away from its decoder", code="unavailable")
         transcribe = whisper_decoder(encoder)
         said: list[str] = []
-        for start in progress.track(range(0, len(test), DECODED), description="Whisper's decoder"):
+        for start in progress.track(range(0, len(test), DECODED), description="Whisper's decoder", unit="batch"):
             clips = [load_audio(e.utterance.clip, encoder.sample_rate) for e in test[start : start + DECODED]]
             said += transcribe([torch.from_numpy(clip) for clip in clips])
     except MissingError as error:

@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from sottovoce.data.manifest import refuse
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.hidden_states import HiddenStates, read_hidden_states
+from sottovoce.progress import Progress
 from sottovoce.scoring.speech_tokens import mean_over_time
 from sottovoce.tensor_files import read_metadata, read_tensors, write_tensors
 from sottovoce.training.audio_reader import AudioReader
@@ -44,7 +44,7 @@ def collect_states(
     module.eval()
     order = sorted(range(len(examples)), key=lambda row: examples[row].utterance.seconds)
     batches = []
-    for start in progress.track(range(0, len(order), batch_size), description="reading hidden states"):
+    for start in progress.track(range(0, len(order), batch_size), description="reading hidden states", unit="batch"):
         rows = [examples[row] for row in order[start : start + batch_size]]
         batches.append(batch_states(module, collate(rows, read).to(module.device)))
     back = torch.tensor(order).argsort()
@@ -90,7 +90,7 @@ def cached_encoder_states(
             return read_tensors(file)[ENCODER]
     encoder.eval()
     layers, device, means = range(encoder.depth + 1), next(encoder.parameters()).device, []
-    for start in progress.track(range(0, len(examples), CLIPS), description="reading the encoder"):
+    for start in progress.track(range(0, len(examples), CLIPS), description="reading the encoder", unit="batch"):
         clips = [e.utterance.clip for e in examples[start : start + CLIPS]]
         heard = [torch.from_numpy(load_audio(clip, encoder.sample_rate)) for clip in clips]
         frames = encoder.layer_frames(*Frames.pad(heard).to(device), layers)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import Progress
 
 from sottovoce.data.examples import Example
 from sottovoce.errors import SottovoceError
@@ -16,6 +15,7 @@ from sottovoce.evaluation.linear_probe import folds_by_speaker, most_folds, prob
 from sottovoce.evaluation.metrics import Prediction, Score, balanced_accuracy, mean_measure
 from sottovoce.evaluation.word_probe import CHANCE, word_probe
 from sottovoce.lightning_modules.run import Run
+from sottovoce.progress import Progress
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # weak penalties are slow to converge
 INNER_FOLDS = 3  # of the training speakers, to choose layer and penalty by

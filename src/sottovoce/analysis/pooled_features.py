@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from rich.progress import Progress
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from sottovoce.adapters import Adapter
 from sottovoce.data.audio import load_audio
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.run import Run
+from sottovoce.progress import Progress
 from sottovoce.scoring.speech_tokens import mean_over_time
 from sottovoce.tensor_files import read_metadata, read_tensors, write_tensors
 
@@ -59,7 +59,7 @@ def read_features(run: Run, clips: Sequence[Path], file: Path, progress: Progres
     kept = _kept(run, clips, others, file)
     layers: dict[int, list[Tensor]] = {layer: [] for layer in (*module.layers, *(others if kept is None else ()))}
     slots: dict[str, tuple[list[Tensor], list[Tensor], list[list[int]]]] = {name: ([], [], []) for name in module.slots}
-    for start in progress.track(range(0, len(clips), CLIPS), description="reading features"):
+    for start in progress.track(range(0, len(clips), CLIPS), description="reading features", unit="batch"):
         part = clips[start : start + CLIPS]
         encoded = module._encoded(Frames.pad([run.audio_reader.read(clip) for clip in part]).to(module.device))
         columns = [(encoded, module.layers)]

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from rich.progress import Progress
 
 from sottovoce.analysis.trained_run import TrainedRun, recipe_of_answers, spread
 from sottovoce.config.sections import SlotText
@@ -15,6 +14,7 @@ from sottovoce.evaluation.metrics import Metric, Prediction, balanced_accuracy, 
 from sottovoce.evaluation.records import read_predictions
 from sottovoce.evaluation.text_similarity import rouge_l
 from sottovoce.lightning_modules.run import Run
+from sottovoce.progress import Progress
 from sottovoce.scoring.predict import predict
 from sottovoce.scoring.provenance import answers_are
 from sottovoce.scripts import searched, standing

@@ -11,7 +11,7 @@ from sottovoce.config.recipe import Recipe, load, used_tasks
 from sottovoce.config.sections import SlotText
 from sottovoce.config_model import unknown
 from sottovoce.data.examples import Example
-from sottovoce.data.tasks import TASKS
+from sottovoce.data.own_attribute import build_task
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, ManifestError, MissingError
 from sottovoce.lightning_modules.bundle import PRINTS, bundle_weights, read_bundle
@@ -53,7 +53,7 @@ def open_trained(folder: Path, stage: str | None, overrides: Sequence[str]) -> T
         raise ConfigError.at("--stage", "conflict", f"{folder} is a bundle; name the run's folder")
     home = folder.parent if is_bundle else folder
     bundle = folder if is_bundle else folder / "bundle"
-    recipe = load(bundle / "recipe.yaml", overrides) if is_bundle else load_run(folder, overrides)
+    recipe = load(bundle / "recipe.yaml", overrides, own=False) if is_bundle else load_run(folder, overrides)
     if stage is not None:
         for error in unknown("--stage", [stage], list(recipe.stages), "stage of this run"):
             raise error
@@ -102,7 +102,7 @@ def prepare_sides(
     kept = cache if whole.data.cache and not module.owns_encoder else None
     reader = AudioReader(module.encoder, kept, whole.data.max_seconds, module.layers)
     scored = whole.evaluation.task_overrides
-    own = {name: TASKS.build({**whole.tasks[name], **knobs}) for name, knobs in scored.items()}
+    own = {name: build_task(name, {**whole.tasks[name], **knobs}) for name, knobs in scored.items()}
     run = Run(recipe, {**build_tasks(whole), **own}, data, module, reader, module.slots, cache, console)
     sides: Sides = {task: _rows_of(run, task, limit) for task in asked}
     run.data.splits = {

@@ -5,6 +5,7 @@ import errno
 import inspect
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,7 +15,10 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, TypeAlias
 
+from sottovoce import __version__
 from sottovoce.errors import SottovoceError, printable
+from sottovoce.logs import LEVELS, VARIABLE, set_up_logging
+from sottovoce.own_parts import allow_code
 from sottovoce.signals import EXIT, Terminated, handle_sigterm
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk says that takes no more
@@ -24,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that are the user's to mend are printed as one message and exit with 2."""
     silence_libraries()
     arguments = _arguments(argv)
+    if arguments.allow_code:
+        allow_code()
     try:
+        set_up_logging(arguments.log_level)
         with handle_sigterm():
             arguments.run(arguments)
     except SottovoceError as error:
@@ -37,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = f"stopped by {str(stop) or 'a warning (SIGTERM)'}; the same command goes on where it was"
         print(f"sottovoce: {told}", file=sys.stderr)
         return EXIT
+    except BrokenPipeError:  # who reads has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        return 128 + signal.SIGPIPE
     except OSError as error:  # a full disk, a folder that is not ours to write in, a file where a folder should be
         if error.errno is None:
             raise
@@ -49,10 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `key=value` may stand anywhere, where argparse wants all positional arguments together."""
     known = parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+        import argcomplete
+
+        argcomplete.autocomplete(known)
     arguments, rest = known.parse_known_args(argv)
-    overrides = [word for word in rest if re.match(r"[\w.]+=", word)]
+    overrides = [word for word in rest if re.match(r"[\w.\[\]]+=", word)]
     if strays := [word for word in rest if word not in overrides]:
-        known.error(f"unrecognized arguments: {' '.join(strays)}")
+        keys = [word.lstrip("-") for word in strays if re.match(r"--\w+[.\[][\w.\[\]]*=", word)]
+        hint = f". Keys of the recipe have no dashes: {' '.join(keys)}" if keys else ""
+        known.error(f"unrecognized arguments: {' '.join(strays)}{hint}")
     trust = [f"{arguments.trusted}=true"] if arguments.trusted else []
     arguments.overrides = [*arguments.overrides, *overrides, *trust]
     return arguments
@@ -107,7 +123,12 @@ def _config(example: str) -> Argument:
 
 _BUNDLE = arg("bundle", help="folder, such as runs/quickstart/bundle")
 _MANIFEST, _OUT = arg("manifest"), arg("--out", required=True, help="the manifest to write")
+_ROOT = arg("--root", metavar="DIR", help="where its paths of clips start; its own folder if absent")
 _ALLOW = arg("--allow", action="append", default=[], metavar="DIR", help="clips may lie there, too")
+
+KINDS = (  # of components
+    "encoder", "adapter", "task", "corpus", "synthesizer", "engine", "judge", "awareness_judge", "metric",
+)  # fmt: skip
 
 COMMANDS = (
     Command(
@@ -146,6 +167,12 @@ COMMANDS = (
         "table", "comparison.table:table", "train or reuse every system of a paper's table, and compare them",
         arg("config", help="such as conf/speech_emotion_llama/table.yaml"), _overrides("seeds=[1]"),
         trust="trust_remote_code",
+    ),
+    Command(
+        "sweep", "comparison.sweep:sweep", "train a recipe with each of several values, and compare the runs",
+        arg("config", help="the recipe, such as conf/quickstart.yaml"),
+        arg("--trials", type=int, help="as many runs, whose values Optuna proposes; a grid if absent"),
+        _overrides("stages.joint.lr=1e-3,3e-4 seed=1,2, or 'stages.joint.lr=1e-4..1e-2 log'"), trust=TRUST,
     ),
     Command(
         "compare", "comparison.compare:compare", "finished runs side by side, on the same utterances",
@@ -209,7 +236,22 @@ COMMANDS = (
         "schema", "cli.recipe_schema:print_schema", "print the JSON Schema of a kind of recipe, for editors",
         arg("kind", choices=["fit", "pretrain", "paired", "analyze", "table"], help="whose recipes"),
     ),
-    Command("list", "cli.components:print_components", "show every registered component with its knobs"),
+    Command(
+        "list", "cli.components:list_components", "show every registered component with its knobs",
+        arg("kind", nargs="?", choices=KINDS, help="absent: all"),
+        arg("--json", action="store_true", dest="as_json", help="for programs"),
+    ),
+    Command(
+        "cache", "cli.cache:command", "show what lies in a cache, how large it is and whose, or delete it",
+        arg("folder", nargs="?", default=".cache/sottovoce", help="`data.cache`; .cache/sottovoce if absent"),
+        arg("--clean", action="store_true", help="delete it, after a question"),
+        arg("--older", type=float, metavar="DAYS", help="with --clean: what nobody has used for so long"),
+        arg("--yes", action="store_true", help="with --clean: without a question"),
+    ),
+    Command(
+        "completion", "cli.completion:print_completion", "print a script by which a shell completes commands",
+        arg("shell", choices=["bash", "zsh", "fish"], help='eval "$(sottovoce completion bash)" in ~/.bashrc'),
+    ),
     Command(
         "prepare", "generation.prepare:prepare", "turn a published corpus into manifests",
         arg("corpus", help="such as librispeech; `sottovoce list` shows all of them and their knobs"),
@@ -220,8 +262,27 @@ COMMANDS = (
         _overrides("seed=1, a knob of the corpus, or hold_out='{test: [SPEAKER]}' of any"),
     ),
     Command(
+        "manifest", "generation.manifest:manifest", "turn data in another format into manifests",
+        arg("source", help="a file, a folder, or a dataset on the hub of Hugging Face"),
+        arg("--out", required=True, help="folder of the manifests, such as manifests/mine"),
+        arg("--format", metavar="KIND", help="csv, json, messages, nemo, lhotse, kaldi, datasets or audiofolder"),
+        *(arg(f"--{key}", metavar="COLUMN", help=f"the column that is `{key}`")
+          for key in ("audio", "text", "speaker", "caption", "response", "id")),
+        arg("--column", action="append", default=[], metavar="KEY=COLUMN", help="of another key, such as start=begin"),
+        arg("--label", action="append", default=[], metavar="ATTRIBUTE=COLUMN", help="such as age=age_group"),
+        arg("--map", action="append", default=[], metavar="ATTRIBUTE:VALUE=LABEL",
+            help="such as age:kid=child or age:0-12=child; without a label: none"),
+        arg("--root", metavar="DIR", help="where relative paths of clips start; beside the source if absent"),
+        arg("--split", help="of a dataset: this one alone"), arg("--subset", help="of a dataset: its configuration"),
+        arg("--split-column", metavar="COLUMN", help="names each row's split; `split` if absent"),
+        arg("--split-by", metavar="KEY", help="make splits by it, such as speaker, each of whom is on one side"),
+        arg("--validation", type=float, default=0.0, metavar="SHARE", help="with --split-by, such as 0.1"),
+        arg("--test", type=float, default=0.0, metavar="SHARE", help="with --split-by, such as 0.1"),
+        arg("--seed", type=int, default=0, help="of --split-by; 0"),
+    ),
+    Command(
         "label", "cli.main:label", "add pitch, energy and tempo labels to a manifest, by measuring",
-        _MANIFEST, _OUT, _ALLOW,
+        _MANIFEST, _OUT, _ROOT, _ALLOW,
         arg("--workers", type=int, default=1, help="processes that measure"),
     ),
     Command(
@@ -229,7 +290,7 @@ COMMANDS = (
         _MANIFEST,
         arg("--out", required=True, help="the folder to write; its manifest.jsonl is what a recipe names"),
         arg("--size", type=int, default=1000, help="clips a tar file"),
-        _ALLOW,
+        _ROOT, _ALLOW,
     ),
     Command(
         "targets", "generation.targets:targets", "let an LLM write the targets of a manifest, or take them of a table",
@@ -261,12 +322,18 @@ COMMANDS = (
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; the namespace's `run` calls the command."""
     whole = argparse.ArgumentParser("sottovoce", description="Speech adapters for frozen LLMs.")
+    whole.add_argument("--version", action="version", version=f"sottovoce {__version__}")
+    told = f"of messages on standard error; {VARIABLE} or info if absent"
+    whole.add_argument("--log-level", choices=LEVELS, help=told)
     subparsers = whole.add_subparsers(metavar="command", required=True)
     for command in COMMANDS:
         sub = subparsers.add_parser(command.name, help=command.help, description=command.help)
+        sub.add_argument("--log-level", choices=LEVELS, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         sub.set_defaults(run=partial(_run, command), overrides=[], dry_run=False, print_config=False, trusted="")
         for names, options in command.words:
             sub.add_argument(*names, **options)
+        told = "run code that a bundle or a run names (files and import paths as `type`)"
+        sub.add_argument("--allow-code", action="store_true", help=told)
         if command.loader:
             sub.add_argument("--dry-run", action="store_true", help="check the recipe, and count what it builds")
             sub.add_argument("--print-config", action="store_true", help="print the whole resolved recipe and stop")
@@ -297,13 +364,18 @@ def _device(name: str | None) -> AbstractContextManager[None]:
     return resolve_name("sottovoce.device:use_device")(name) if name else nullcontext()
 
 
-def label(manifest: str, out: str, allow: list[str], workers: int) -> None:
+def label(manifest: str, out: str, root: str | None, allow: list[str], workers: int) -> None:
     from sottovoce.data.acoustic_labels import label_manifest
 
-    print(label_manifest(Path(manifest), Path(out), allow=[Path(folder) for folder in allow], workers=workers))
+    print(label_manifest(Path(manifest), Path(out), **_within(root, allow), workers=workers))
 
 
-def shards(manifest: str, out: str, size: int, allow: list[str]) -> None:
+def shards(manifest: str, out: str, size: int, root: str | None, allow: list[str]) -> None:
     from sottovoce.data.tar_shards import write_shards
 
-    print(write_shards(Path(manifest), Path(out), size=size, allow=[Path(folder) for folder in allow]))
+    print(write_shards(Path(manifest), Path(out), size=size, **_within(root, allow)))
+
+
+def _within(root: str | None, allow: list[str]) -> dict[str, Any]:
+    """Where clips of a manifest may lie."""
+    return {"root": Path(root) if root else None, "allow": [Path(folder) for folder in allow]}

@@ -121,7 +121,8 @@ def flat(tree: Tree, before: str = "") -> dict[str, Any]:
 def settings(run: FinishedRun) -> dict[str, Any]:
     """What is run, by flat key: the recipe without what is the run's alone. The seed in a path is written `*`."""
     found = flat(without_seed(run.recipe, run.seed)).items()
-    kept = {key: value for key, value in found if key not in OF_THE_RUN and key.partition(".")[0] != "published"}
+    aside = {*OF_THE_RUN, "published", "logging"}
+    kept = {key: value for key, value in found if key not in aside and key.partition(".")[0] not in aside}
     return {key: value for key, value in kept.items() if not _means_nothing_new(key, value)}
 
 
@@ -196,7 +197,7 @@ def _test_side(first: FinishedRun, run: FinishedRun) -> Reasons:
     corpora = [(side.get("corpus") or {}).get("type") for side in sides]
     if corpora[0] != corpora[1]:
         yield "data.corpus", f"other test data: data.corpus is {corpora[0]} and {corpora[1]}"
-    ours, theirs = ([str(node.get("manifest")) for node in side.get("test") or []] for side in sides)
+    ours, theirs = ([_named(node) for node in side.get("test") or []] for side in sides)
     if ours != theirs and not _same_bytes(first, run):
         told = " and ".join(", ".join(names) or "empty" for names in (ours, theirs))
         yield "data.test", f"other test data: data.test is {told}"
@@ -204,6 +205,12 @@ def _test_side(first: FinishedRun, run: FinishedRun) -> Reasons:
         own, other = ([node.get(key) or None for node in side.get("test") or []] for side in sides)
         if own != other:
             yield "data.test", f"other questions: {key} of data.test is {own} and {other}"
+
+
+def _named(source: dict[str, Any]) -> str:
+    """What a part of the data is called: a manifest, or data in another format and its split."""
+    names = [source.get(key) for key in ("manifest", "dataset", "cuts", "subset", "split")]
+    return " ".join(str(name) for name in names if name)
 
 
 def _same_bytes(*runs: FinishedRun) -> bool:

@@ -3,6 +3,7 @@
 Judge, BERTScore and linear probe are those of Kang et al. (2024), table I and section V-C.
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from rich.console import Console
-from rich.progress import Progress
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -40,6 +40,7 @@ from sottovoce.lightning_modules.trainer import is_rank_zero
 from sottovoce.lightning_modules.trainer_settings import processes
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
+from sottovoce.progress import Progress
 from sottovoce.scoring.provenance import is_scored
 from sottovoce.scoring.speech_tokens import pooled_tokens
 from sottovoce.training.run_folder import check_folder, digest_rows
@@ -48,31 +49,33 @@ from sottovoce.training.splits import read_splits
 EMOTION, RESPONSE, SLOTS = "emotion", "response", "both"  # tasks, and the choice of slots that is compared
 PICTURE = "tokens.png"
 Runs: TypeAlias = dict[str, list[FinishedRun]]  # system -> its run of each seed
+_log = logging.getLogger(__name__)
 
 
 def table(config: str, overrides: Sequence[str] = ()) -> None:
     """The command. What is there already is used; the same command again goes on where it stopped."""
     console = Console(quiet=not is_rank_zero())
     recipe = load(Path(config), overrides)
-    for seed in recipe.seeds:
-        for name in recipe.systems:
+    with Progress(console) as progress:
+        runs = [(seed, name) for seed in recipe.seeds for name in recipe.systems]
+        for seed, name in progress.track(runs, description="table", unit="run"):
             made = system_recipe(recipe, name, seed)
-            if not _is_finished(made):
+            if not is_finished(made):
                 console.rule(made.name)
-                _train(made, recipe.systems[name].recipe, overrides_for(recipe, name, seed))
+                train_run(made, recipe.systems[name].recipe, overrides_for(recipe, name, seed))
     if not is_rank_zero():
         return
     comparison = compare_systems(recipe, console)
-    picture = draw_tokens(recipe, console)
+    picture = draw_tokens(recipe)
     write_comparison(comparison, recipe.folder, console, picture.read_bytes() if picture else None)
     if picture:
         console.print(f"written  {picture}", highlight=False, soft_wrap=True)
 
 
-def _train(made: Recipe, config: str, overrides: Sequence[str]) -> None:
-    """Train and score a row; one of several processes by a command of its own.
+def train_run(made: Recipe, config: str, overrides: Sequence[str]) -> None:
+    """Train and score a run; one of several processes by a command of its own.
 
-    Processes that ddp starts would otherwise wait in the next row, until their time-out, while the first one scores.
+    Processes that ddp starts would otherwise wait in the next run, until their time-out, while the first one scores.
     """
     if processes(made.trainer) == 1 or "WORLD_SIZE" in os.environ:  # a launcher has started them all
         return fit(config, overrides)
@@ -81,7 +84,7 @@ def _train(made: Recipe, config: str, overrides: Sequence[str]) -> None:
         raise TrainingError(f"{made.name}: its training ended with exit status {status}", code="died", where=made.name)
 
 
-def _is_finished(recipe: Recipe) -> bool:
+def is_finished(recipe: Recipe) -> bool:
     """Whether the run of this very recipe has been scored; a folder of another recipe is an error."""
     check_folder(recipe.folder, recipe.plain())
     return is_scored(recipe)
@@ -111,7 +114,7 @@ def compare_systems(recipe: TableRecipe, console: Console) -> Comparison:
         try:
             found, notes = score()
         except SottovoceError as error:  # costs itself: the others, and what was trained for days, are there
-            console.print(f"{what}: {error}", style="red", markup=False, highlight=False)
+            _log.warning(f"{what}: {error}")
             notes, found = [f"No {what}: {error}"], {}
         for key, by_system in found.items():
             scores[key] = {**scores.get(key, {}), **by_system}
@@ -217,7 +220,7 @@ def _tokens(made: Recipe, utterances: Sequence[Utterance]) -> Tensor:
     return load_file(file)["tokens"]
 
 
-def draw_tokens(recipe: TableRecipe, console: Console) -> Path | None:
+def draw_tokens(recipe: TableRecipe) -> Path | None:
     """Figure 2: the speech tokens of the test side, coloured by emotion; None where no system is to be drawn."""
     panels = {}
     try:
@@ -229,6 +232,6 @@ def draw_tokens(recipe: TableRecipe, console: Console) -> Path | None:
             return None
         tsne_picture(panels, recipe.folder / PICTURE)
     except SottovoceError as error:  # matplotlib is an extra; a picture costs no table
-        console.print(str(error), style="yellow", markup=False)
+        _log.warning(str(error))
         return None
     return recipe.folder / PICTURE

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from sottovoce.config import recipe as recipes
 from sottovoce.config.recipe import Recipe
-from sottovoce.config.sections import Published, SourceConfig
+from sottovoce.config.sections import Published
+from sottovoce.config.sources import Sources
 from sottovoce.config_model import (
     BaseRecipe,
     Count,
@@ -46,8 +47,8 @@ class SystemConfig:
 class ProbeConfig:
     """Utterances of the linear probe, the same for all systems; no speaker on both sides."""
 
-    train: list[SourceConfig] = Field(min_length=1, description="manifests with emotion labels")
-    test: list[SourceConfig] = Field(min_length=1, description="the same, of other speakers")
+    train: Sources = Field(min_length=1, description="manifests with emotion labels")
+    test: Sources = Field(min_length=1, description="the same, of other speakers")
 
 
 @config_class
@@ -85,8 +86,16 @@ class TableRecipe(BaseRecipe):
     def folder(self) -> Path:
         return Path(self.output_dir) / self.name
 
+    def locate(self, folder: Path) -> None:
+        """See `BaseRecipe`."""
+        for node in (*self.probe.train, *self.probe.test) if self.probe else ():
+            node.locate(folder)
+
     def conflicts(self) -> Iterator[ConfigError]:
         """See `BaseRecipe`."""
+        for side in ("train", "test") if self.probe else ():
+            for i, node in enumerate(getattr(self.probe, side)):
+                yield from node.conflicts(f"probe.{side}[{i}]")
         yield from unknown("picture", self.picture, self.systems, "system")
         if self.judge is None:
             for key in ("engine", "bert_score", "probe", "picture"):

@@ -6,8 +6,21 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from sottovoce.config.logging_config import LoggingConfig
 from sottovoce.config.sections import TrainerArguments
-from sottovoce.config_model import BaseRecipe, Betas, Count, Float, Int, Node, NonNegative, Seed, config_class, fault
+from sottovoce.config_model import (
+    BaseRecipe,
+    Betas,
+    Count,
+    Float,
+    Int,
+    Node,
+    NonNegative,
+    Seed,
+    config_class,
+    fault,
+    locate_paths,
+)
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError
 
@@ -86,11 +99,17 @@ class PretrainRecipe(BaseRecipe):
     validate_every: Count = Field(default=1000, description="steps")
     checkpoint_every: Count = Field(default=1000, description="steps between checkpoints to resume from")
     trainer: TrainerArguments = Field(default={}, description="keyword arguments of lightning.Trainer")
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
     output_dir: str = "runs"
 
     @property
     def folder(self) -> Path:
         return Path(self.output_dir) / self.name
+
+    def locate(self, folder: Path) -> None:
+        """See `BaseRecipe`."""
+        for node in (*self.data.train, *self.data.validation):
+            locate_paths(node, folder, "manifest", "folder", "root", "allow")
 
     def conflicts(self) -> Iterator[ConfigError]:
         """See `BaseRecipe`."""

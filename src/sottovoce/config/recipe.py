@@ -8,8 +8,14 @@ from pydantic import Field
 
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config import sections
+from sottovoce.config.logging_config import LoggingConfig
+from sottovoce.config.sources import SourceConfig
+from sottovoce.config.stage_conflicts import ENCODER as ENCODER
+from sottovoce.config.stage_conflicts import LLM as LLM
+from sottovoce.config.stage_conflicts import stage_conflicts
 from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown
 from sottovoce.data.overrides import Overrides
+from sottovoce.data.own_attribute import build_task
 from sottovoce.data.tasks import PLAIN, PLAIN_TEACHER, TASKS
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError, SottovoceError
@@ -19,7 +25,6 @@ from sottovoce.llms.tuning_config import AUTO
 Source = Literal["speech", "text", "none"]  # what fills a slot
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}  # as transformers call them
 SOURCES: tuple[Source, ...] = ("speech", "text", "none")
-ENCODER, LLM = "encoder", "llm"  # among the names of what a stage trains, beside the slots
 SPLITS = ("train", "validation", "test")
 
 
@@ -47,6 +52,11 @@ class Recipe(BaseRecipe):
     trainer: sections.TrainerArguments = Field(
         default={}, description="keyword arguments of lightning.Trainer, to which a stage is one epoch"
     )
+    callbacks: sections.Callbacks = Field(
+        default=[], description="of your own: module:Class, ./file.py:Class, or `type` and arguments"
+    )
+    compile: bool = Field(default=False, description="torch.compile of the LLM, as stages run it")
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
     checkpoint_every: Count = Field(default=50, description="steps between checkpoints to resume from")
     output_dir: str = "runs"
     published: sections.Published = Field(
@@ -57,10 +67,15 @@ class Recipe(BaseRecipe):
     def folder(self) -> Path:
         return Path(self.output_dir) / self.name
 
-    def sources(self) -> Iterator[tuple[str, sections.SourceConfig]]:
+    def sources(self) -> Iterator[tuple[str, SourceConfig]]:
         """Every manifest of the data, and where the recipe names it."""
         for split in SPLITS:
             yield from ((f"data.{split}[{i}]", node) for i, node in enumerate(getattr(self.data, split)))
+
+    def locate(self, folder: Path) -> None:
+        """See `BaseRecipe`."""
+        for _, node in self.sources():
+            node.locate(folder)
 
     @property
     def untuned(self) -> bool:
@@ -110,7 +125,7 @@ class Recipe(BaseRecipe):
             told = f"the corpus makes the manifests, so those of {', '.join(named)} would not be read: "
             yield fault("conflict", "data.corpus", f"{told}data.corpus=null takes your own")
         for name, stage in self.stages.items():
-            yield from _stage_conflicts(stage, f"stages.{name}")
+            yield from stage_conflicts(stage, f"stages.{name}", self)
             yield from self._carrier_conflicts(stage, f"stages.{name}.err")
             for slot in (slot for slot in stage.ctc or {} if slot in self.slots):
                 if self.slots[slot].text == "caption":
@@ -122,11 +137,21 @@ class Recipe(BaseRecipe):
 
     def _carrier_conflicts(self, stage: sections.StageConfig, where: str) -> Iterator[ConfigError]:
         """ERR in a stage of whose tasks no slot carries one: it would replace nothing."""
-        tasks = [name for name, weight in stage.tasks.items() if weight > 0 and name in TASKS]
+        tasks = [name for name, weight in stage.tasks.items() if weight > 0 and name in self._known_tasks()]
         carried = frozenset[str]().union(*self.carries.values())
-        if stage.err is not None and tasks and not any(TASKS.get(name).relies_on in carried for name in tasks):
+        if stage.err is not None and tasks and not any(self._relies_on(name) in carried for name in tasks):
             told = f"no slot carries a task of this stage ({', '.join(tasks)}), so nothing would be replaced: say "
             yield fault("conflict", where, f"{told}`carries: linguistic` or `paralinguistic` in the slots")
+
+    def _known_tasks(self) -> list[str]:
+        """Tasks by the name of their type, and those of the recipe's own names."""
+        return [*TASKS.names(), *(name for name, knobs in self.tasks.items() if "type" in knobs)]
+
+    def _relies_on(self, task: str) -> str:
+        try:
+            return TASKS.get(str(self.tasks.get(task, {}).get("type", task))).relies_on
+        except ConfigError:  # told elsewhere
+            return ""
 
     def _kind_conflicts(self) -> Iterator[ConfigError]:
         """Ready targets of one kind where the LLM, which answers the slots' texts, makes those of another."""
@@ -160,18 +185,20 @@ class Recipe(BaseRecipe):
     def _unknown_names(self) -> Iterator[ConfigError]:
         evaluation = self.evaluation
         parts = sorted({node.name for node in (*self.data.train, *self.data.validation) if node.name})
-        yield from unknown("tasks", self.tasks, TASKS, "task")
+        known = self._known_tasks()
+        for error in unknown("tasks", self.tasks, known, "task"):
+            yield fault("unknown-name", error.where, f"{error}. One of your own has a type, such as `type: attribute`")
         for name, stage in self.stages.items():
-            yield from unknown(f"stages.{name}.tasks", stage.tasks, TASKS, "task")
+            yield from unknown(f"stages.{name}.tasks", stage.tasks, known, "task")
             yield from unknown(f"stages.{name}.train", stage.train or [], [*self.slots, ENCODER, LLM], "slot")
             yield from unknown(f"stages.{name}.err", stage.err or {}, SOURCES, "source")
             yield from unknown(f"stages.{name}.ctc", stage.ctc or {}, self.slots, "slot")
             yield from unknown(f"stages.{name}.parts", stage.parts or {}, parts, "part, `name` of a manifest,")
         yield from unknown("evaluation.slots", evaluation.slots or [], ["both", "text", *self.slots], "choice of slots")
-        yield from unknown("evaluation.tasks", evaluation.tasks or [], TASKS, "task")
+        yield from unknown("evaluation.tasks", evaluation.tasks or [], known, "task")
         for split in SPLITS:
             for i, node in enumerate(getattr(self.data, split)):
-                yield from unknown(f"data.{split}[{i}].tasks", node.tasks or [], TASKS, "task")
+                yield from unknown(f"data.{split}[{i}].tasks", node.tasks or [], known, "task")
         own = [*self.tasks, *used_tasks(self)]
         yield from unknown("evaluation.task_overrides", evaluation.task_overrides, own, "task of this recipe")
         yield from unknown("evaluation.text", evaluation.text, self.slots, "slot")
@@ -181,6 +208,7 @@ class Recipe(BaseRecipe):
                 names = [score.partition("/")[0] for score in scores]  # `cs_content/qwen` is by a judge of that name
                 yield from unknown(f"published.{slots}.{task}", names, METRICS, "score")
         for where, node in self.sources():
+            yield from node.conflicts(where)
             yield from unknown(f"{where}.task_overrides", node.task_overrides, own, "task of this recipe")
 
     def _tuning_conflicts(self) -> Iterator[ConfigError]:
@@ -218,14 +246,14 @@ class Recipe(BaseRecipe):
         for knobs in (self.tasks, self.evaluation.task_overrides, *(node.task_overrides for _, node in self.sources())):
             if (knobs.get("response") or {}).get("kind") == PLAIN:
                 knobs["response"].setdefault("teacher", PLAIN_TEACHER)
-        for name in sorted(name for name in {*self.tasks, *used_tasks(self)} if name in TASKS):
+        for name in sorted(name for name in {*self.tasks, *used_tasks(self)} if name in self._known_tasks()):
             node = {"type": name, **self.tasks.get(name, {})}
             changed = self.evaluation.task_overrides.get(name)
             try:
                 self.tasks[name] = TASKS.filled(node)
-                TASKS.build(self.tasks[name])
+                build_task(name, self.tasks[name])
                 if changed is not None:
-                    TASKS.build({**self.tasks[name], **changed})
+                    build_task(name, {**self.tasks[name], **changed})
             except ConfigError as error:
                 yield from located(error, "" if str(error.where).startswith("tasks.") else f"tasks.{name}")
         for where, source in self.sources():
@@ -243,17 +271,3 @@ def used_tasks(recipe: Recipe) -> list[str]:
     """Every task that a stage trains or the evaluation scores, in order of first use."""
     used = [task for stage in recipe.stages.values() for task in stage.tasks]
     return list(dict.fromkeys([*used, *(recipe.evaluation.tasks or [])]))
-
-
-def _stage_conflicts(stage: sections.StageConfig, where: str) -> Iterator[ConfigError]:
-    for key, weights in (("tasks", stage.tasks), ("err", stage.err)):
-        if weights is not None and not sum(weights.values()) > 0:
-            yield fault("bad-value", f"{where}.{key}", f"one weight must be positive, found {weights}")
-    if stage.err and not any(stage.err.get(source, 0) > 0 for source in ("speech", "none")):
-        told = "an utterance may lack the text of a slot, so `speech` or `none` needs a weight, too"
-        yield fault("bad-value", f"{where}.err", f"{told}; found {stage.err}")
-    if stage.err is not None and ENCODER in (stage.train or []):
-        told = "it freezes adapters example by example, but the encoder serves them all"
-        yield fault("conflict", f"{where}.err", f"{told}: take `{ENCODER}` out of `train`, or err out of the stage")
-    if not stage.response_weight and not sum((stage.ctc or {}).values()):
-        yield fault("bad-value", f"{where}.response_weight", "0 leaves no loss: give a slot a weight in `ctc`")

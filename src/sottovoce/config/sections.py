@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from sottovoce.adapters import ADAPTERS
+from sottovoce.config.sources import Sources
 from sottovoce.config_model import (
     Betas,
     Count,
@@ -24,13 +25,17 @@ from sottovoce.errors import ConfigError, brief
 from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
 from sottovoce.llms import ENGINES
 from sottovoce.llms.tuning_config import Tuning
+from sottovoce.paths import read_text, resolve
 from sottovoce.scripts import nfc
 
 CONVERSATION, RULE = {"type": "conversation"}, {"type": "rule"}  # who judges if a recipe names no `type`
 SlotText: TypeAlias = Literal["caption", "transcript", "tagged"]
 Carried: TypeAlias = Literal["linguistic", "paralinguistic"]  # what tasks rely on
 ALL: Literal["all"] = "all"  # tasks of an utterance
+LOSS = "loss"  # a stage's `monitor`
+ANSWERED = 4  # batches of a task in a validation, where a score is monitored
 Values: TypeAlias = Annotated[list[Annotated[str, AfterValidator(nfc)]], Field(min_length=1)]
+Rate: TypeAlias = Annotated[float, Field(gt=0)]  # of learning
 Policy: TypeAlias = Literal["error", "skip"]
 
 _OF_CHATS = ("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize")
@@ -45,6 +50,16 @@ def _of_template(arguments: dict[str, Any]) -> dict[str, Any]:
 TemplateArguments: TypeAlias = Annotated[dict[str, Any], AfterValidator(_of_template)]
 
 
+def _template_text(template: str) -> str:
+    """A text in Jinja as it is; that of a file, so that a bundle needs no file."""
+    if "{" in template:
+        return template
+    try:
+        return read_text(resolve(template))
+    except (OSError, UnicodeDecodeError) as error:
+        raise fault("not-found", "", f"it is neither Jinja, which has braces, nor a file of it: {error}") from None
+
+
 @config_class
 class LLMConfig:
     """The LLM, in a dtype of its own, frozen but for `tuning`."""
@@ -55,7 +70,13 @@ class LLMConfig:
     attn_implementation: Literal["eager", "sdpa"] | None = Field(
         default=None, description="of transformers, or what it takes itself; eager trains faster on a CPU in bfloat16"
     )
+    quantization: Literal["8bit", "4bit"] | None = Field(
+        default=None, description="of the frozen weights, by bitsandbytes: LLM.int8() or NF4"
+    )
     tuning: Tuning = Field(default_factory=Tuning)
+    chat_template: Annotated[str, AfterValidator(_template_text)] | None = Field(
+        default=None, description="in Jinja, or a file of it; null: the checkpoint's own"
+    )
     chat_template_kwargs: TemplateArguments = Field(
         default={}, description="of the chat template; enable_thinking, where it knows that, is false unless set here"
     )
@@ -69,6 +90,17 @@ def _tasks_per_utterance(value: object) -> object:
     if value == ALL or (type(value) is int and 1 <= value <= 10_000):
         return value
     raise fault("bad-value", "", f"must be an integer from 1 to 10,000, or {ALL}, found {brief(repr(value), 100)}")
+
+
+def _rates(value: object) -> object:
+    """A learning rate, or one for each part."""
+    rates = value if isinstance(value, dict) else {"": value}
+    for part, rate in rates.items():
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
+            raise fault("bad-value", str(part), f"must be a positive number, found {brief(repr(rate), 100)}")
+    if not rates:
+        raise fault("bad-value", "", "must be a positive number, or one for each part that learns")
+    return value
 
 
 @config_class
@@ -89,29 +121,13 @@ class SlotConfig:
 
 
 @config_class
-class SourceConfig:
-    """A manifest, how many times an epoch goes through it, and which tasks it may serve."""
-
-    manifest: str = Field(description="a JSONL file")
-    weight: Weight = Field(default=1.0, description="2: twice an epoch; 0.25: another quarter each epoch")
-    tasks: list[str] | None = Field(default=None, description="null: every task that its utterances have labels for")
-    root: str | None = Field(default=None, description="folder of the manifest's paths; null: its own")
-    allow: list[str] = Field(default=[], description="further folders that its paths and links may lead to; [/]: any")
-    name: str | None = Field(default=None, description="of a part, for `parts` of stages; scored apart")
-    task_overrides: dict[str, dict[str, Any]] = Field(
-        default={}, description="task -> knobs for this manifest: prompts, words or the metric of its language"
-    )
-    captions: str | None = Field(default=None, description="file of captions with attributes in braces; null: English")
-
-
-@config_class
 class DataConfig:
     """Where utterances come from and how they are read."""
 
     corpus: Annotated[Node, CORPORA] | None = Field(default=None, description="makes the manifests, not these lists")
-    train: list[SourceConfig] = Field(default=[])
-    validation: list[SourceConfig] = Field(default=[])
-    test: list[SourceConfig] = Field(default=[])
+    train: Sources = Field(default=[])
+    validation: Sources = Field(default=[])
+    test: Sources = Field(default=[])
     policy: Policy = Field(default="error", description="of faulty lines, rows and clips: stop, or leave out")
     cache: str | None = Field(default=".cache/sottovoce", description="for encoder outputs and LLM targets; null: none")
     validate: Literal["eager", "lazy"] = Field(
@@ -122,6 +138,15 @@ class DataConfig:
         default=None, description="of targets that the LLM makes; null: evaluation's"
     )
     num_workers: Int = Field(default=0, ge=0, le=1024, description="processes that read audio")
+
+
+@config_class
+class DistillConfig:
+    """KL divergence, over response tokens, from the frozen LLM that reads the text that is equivalent to the speech."""
+
+    weight: NonNegative = Field(default=1.0, description="of the divergence beside the response's loss")
+    top_k: Count = Field(default=100, description="likeliest tokens that are kept of the LLM; the rest is one number")
+    temperature: Float = Field(default=2.0, gt=0, le=1000, description="of both; its square is a factor of the loss")
 
 
 @config_class
@@ -136,7 +161,10 @@ class StageConfig:
     )
     response_weight: NonNegative = Field(default=1.0, description="of the response's loss; 0: the LLM is not run")
     train: list[str] | None = Field(default=None, description="slots that learn, and `encoder`, `llm`; null: all slots")
-    lr: Float = Field(gt=0)
+    distill: DistillConfig | None = Field(default=None, description="from the LLM that reads the equivalent text")
+    lr: Annotated[float | dict[str, float], BeforeValidator(_rates, json_schema_input_type=Rate | dict[str, Rate])] = (
+        Field(description="or one for each of `train`; heads then have the highest")
+    )
     warmup_steps: Int = Field(default=0, ge=0, le=10**9)
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: NonNegative = 0.05
@@ -150,6 +178,18 @@ class StageConfig:
         default=1, description="drawn from each utterance; all: each of them"
     )
     val_checks_per_epoch: Int = Field(default=1, ge=1, le=10_000)
+    monitor: str | None = Field(
+        default=None, description="whose best checkpoint is kept: loss (null), or a score, such as asr/wer"
+    )
+    monitor_batches: Count | None = Field(
+        default=None, description="batches of each task answered in a validation, for scores; null: 4 if one is needed"
+    )
+    patience: Count | None = Field(default=None, description="validations without a better one that end the stage")
+
+    @property
+    def answered(self) -> int:
+        """Batches of each task that a validation answers."""
+        return self.monitor_batches or (ANSWERED if self.monitor not in (None, LOSS) else 0)
 
     @property
     def draws(self) -> int:
@@ -246,7 +286,8 @@ RESERVED = {  # argument of lightning.Trainer -> what decides about it
     "accumulate_grad_batches": "accumulate_grad_batches of a stage", "gradient_clip_val": "grad_clip",
     "val_check_interval": "val_checks_per_epoch or validate_every", "num_sanity_val_steps": "no key",
     "enable_checkpointing": "checkpoint_every", "default_root_dir": "output_dir and name",
-    "callbacks": "no key", "logger": "no key: metrics.csv is written", "use_distributed_sampler": "no key",
+    "callbacks": "the recipe's own `callbacks`",
+    "logger": "`logging` of the recipe", "use_distributed_sampler": "no key",
     "enable_model_summary": "no key: see `fit --dry-run`",
 }  # fmt: skip
 
@@ -261,4 +302,14 @@ def _free_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
     return trainer
 
 
+def _callback(value: object) -> object:
+    node = {"type": value} if isinstance(value, str) else value
+    path = node.get("type") if isinstance(node, dict) else None
+    if not isinstance(path, str) or not all(path.rpartition(":")[::2]):
+        told = "must be the import path of a Lightning callback, module:Class or ./file.py:Class, or a mapping with "
+        raise fault("bad-value", "", f"{told}such a `type` and its arguments, found {brief(repr(value), 100)}")
+    return node
+
+
+Callbacks: TypeAlias = list[Annotated[Node, BeforeValidator(_callback, json_schema_input_type=str | dict[str, Any])]]
 TrainerArguments: TypeAlias = Annotated[dict[str, Any], AfterValidator(_free_arguments)]

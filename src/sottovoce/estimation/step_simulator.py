@@ -93,6 +93,7 @@ class StepSimulator:
         alone = SimpleNamespace(reduce=lambda x, reduce_op: x, handles_gradient_accumulation=False)
         trainer = SimpleNamespace(world_size=ranks, global_rank=0, accumulate_grad_batches=1, strategy=alone)
         module._trainer = cast(Any, trainer)
+        module.llm.compiles = False  # its operations are counted one by one
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
 
     def stage(self, name: str, sampler: ExampleSampler, order: Sequence[Rows]) -> Cost:
@@ -120,6 +121,7 @@ class StepSimulator:
 
     def start(self, stage: str, steps: int) -> torch.optim.Optimizer:
         self.module.start_stage(stage, steps)
+        self.module.distiller = None  # a pass more where its answers are not on the disk yet
         return self.module.configure_optimizers()["optimizer"]
 
     def batch(self, stage: str, sampler: ExampleSampler, rows: Rows) -> Batch:

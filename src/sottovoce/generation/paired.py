@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.progress import Progress
 
 from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.manifest import read_manifest
@@ -29,6 +28,7 @@ from sottovoce.io import atomic_open, atomic_write
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.paths import resolve
+from sottovoce.progress import Progress
 
 
 @dataclass

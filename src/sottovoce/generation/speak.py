@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
-from rich.progress import Progress
 
 from sottovoce.config_model import Node
 from sottovoce.data.audio_decoder import read_header
@@ -18,6 +17,7 @@ from sottovoce.data.tts import SYNTHESIZERS
 from sottovoce.data.tts.base import NotSpoken, Synthesizer, checked
 from sottovoce.errors import AudioError
 from sottovoce.io import atomic_open
+from sottovoce.progress import Progress
 
 _own: Synthesizer | None = None  # of a worker process
 
@@ -53,7 +53,7 @@ def speak(
     missing = [clip for clip in clips if not _exists(out / clip.file)]
     results: Iterable[tuple[Clip, str | None]] = _all(node, synthesizer, missing, out, workers)
     if progress:
-        results = progress.track(results, total=len(missing), description="synthesizing speech")
+        results = progress.track(results, total=len(missing), description="synthesizing speech", unit="clip")
     return {clip: reason for clip, reason in results if reason}, len(clips) - len(missing)
 
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from sottovoce.config_model import Node
 from sottovoce.config_tree import read_overrides
 from sottovoce.data.audio_decoder import read_header
@@ -17,6 +15,7 @@ from sottovoce.data.tts.base import digest
 from sottovoce.errors import ConfigError, ManifestError
 from sottovoce.generation.paired import write_manifest
 from sottovoce.generation.speak import Clip, speak
+from sottovoce.progress import Progress
 
 MANIFEST = "manifest.jsonl"
 

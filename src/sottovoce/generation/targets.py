@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from rich.progress import Progress
-
 from sottovoce.config_tree import read_overrides
 from sottovoce.data.manifest import check_copy, line_fault, read_lines, refuse
 from sottovoce.data.skipped import Skipped
@@ -24,6 +22,7 @@ from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.llms.answer_text import no_target
 from sottovoce.llms.engines import Chat, Engine, Failure
 from sottovoce.paths import resolve
+from sottovoce.progress import Progress
 
 Kind: TypeAlias = Literal["response", "plain", "caption"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -3,6 +3,7 @@
 Kang et al. (2024), section IV-B: the two baselines, message what they cannot hear.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,6 @@ from typing import overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import Progress
 from torch import Tensor
 
 from sottovoce.config.recipe import load
@@ -27,6 +27,7 @@ from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import bundle_weights
 from sottovoce.lightning_modules.run import Run
+from sottovoce.progress import Progress
 from sottovoce.training.run_folder import recipe_file
 
 BATCH = 8  # clips that go through the encoder together
@@ -34,6 +35,7 @@ TASK = "emotion"  # whose labels are recognised
 FILE = "ser.safetensors"  # the classifier, in the run's folder
 PREFIX = "encoder."  # of its weights in a bundle
 MOST_CLIPS = 50_000  # of a side: 1,500 numbers of 25 states each 0.8 s are some 400 kB a clip
+_log = logging.getLogger(__name__)
 
 
 def emotion_tags(run: Run, split: str) -> dict[str, str]:
@@ -96,7 +98,7 @@ def _classifier(run: Run, node: CascadeConfig, progress: Progress) -> EmotionCla
         )  # fmt: skip
     classifier.save(file)
     told = f"emotion classifier: balanced accuracy {max(scores):.3f} on the validation side"
-    run.console.print(told, highlight=False)
+    _log.info(told)
     return classifier
 
 
@@ -144,7 +146,7 @@ def _labelled(
         raise ConfigError(f"cascade: no utterance of {split!r} has an {TASK}", code="empty", where=f"data.{split}")
     if len(known) > most:
         known = [known[row * len(known) // most] for row in range(most)]  # spread over the whole side
-        run.console.print(f"emotion classifier: {most:,} utterances of {split} (cascade.most_clips)", highlight=False)
+        _log.info(f"emotion classifier: {most:,} utterances of {split} (cascade.most_clips)")
     clips = StoredStates(file)
     for part in _batches(known, progress, f"encoding {split}"):
         clips.extend(classifier.tltr.pooled(_states(run.module.encoder, part)).rows())
@@ -159,5 +161,5 @@ def _states(encoder: Encoder, utterances: Sequence[Utterance]) -> list[Frames]:
 
 
 def _batches(utterances: Sequence[Utterance], progress: Progress, what: str) -> Iterator[Sequence[Utterance]]:
-    for start in progress.track(range(0, len(utterances), BATCH), description=what):
+    for start in progress.track(range(0, len(utterances), BATCH), description=what, unit="batch"):
         yield utterances[start : start + BATCH]

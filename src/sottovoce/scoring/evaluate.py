@@ -1,6 +1,7 @@
 """Scores of a run on its test side, in its folder: predictions, metrics, judges, text retention, and the report."""
 
 import json
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from sottovoce.config.recipe import used_tasks
-from sottovoce.config.sections import SourceConfig
+from sottovoce.config.sources import SourceConfig
 from sottovoce.config_model import unknown
 from sottovoce.data.skipped import listed, summary
 from sottovoce.device import on_device
@@ -39,6 +40,7 @@ from sottovoce.training.slot_layers import layer_weights
 from sottovoce.training.splits import build_tasks, read_splits
 
 LAYERS = "layer_weights.png"
+_log = logging.getLogger(__name__)
 
 
 def score(
@@ -50,7 +52,7 @@ def score(
     """
     made_with = provenance.provenance(run.recipe, run.data.splits["test"])
     node = run.recipe.evaluation
-    if provenance.results_are(made_with, folder, run.console):
+    if provenance.results_are(made_with, folder):
         records = read_results(folder)
         own, said = folder == own_scores(run.recipe), read_predictions(folder)
         if node.voicebench and not (folder / ANSWERED).is_file():  # it has failed, or was killed
@@ -94,7 +96,7 @@ def _draw_layers(run: Run, folder: Path) -> None:
     try:
         layer_weights_picture(layer_weights(module.slot_layers, module.adapters), folder / LAYERS)
     except MissingError as error:  # matplotlib is an extra
-        run.console.print(str(error), style="yellow", markup=False)
+        _log.warning(str(error))
 
 
 def _scored(system: str, predictions: Sequence[Prediction]) -> list[Record]:
@@ -173,7 +175,7 @@ def evaluate(
 
 def test_sources(manifests: Sequence[str]) -> list[SourceConfig]:
     """Manifests of a command line, as a recipe's test side; MissingError where one is not there."""
-    absent = [name for name in manifests if not Path(name).is_file()]
+    absent = [name for name in manifests if not Path(name).exists()]
     if absent:
         raise MissingError(f"--test {absent[0]}: there is no such manifest (docs/manifest.md)", where="--test")
     named = len(manifests) > 1

@@ -1,11 +1,11 @@
 """Judging of a run's replies, once they are on disk: within the run, or later by `sottovoce judge`."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 
 from sottovoce.config.recipe import Recipe
 from sottovoce.config.sections import AwarenessConfig, JudgeConfig
@@ -19,6 +19,7 @@ from sottovoce.evaluation.reports.tables import published_beside
 from sottovoce.lightning_modules.trainer import is_rank_zero
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
+from sottovoce.progress import Progress
 from sottovoce.scoring import voicebench
 from sottovoce.scoring.ask_later import later
 from sottovoce.training.run_folder import load_run, recipe_file, where_trained
@@ -26,6 +27,7 @@ from sottovoce.training.splits import read_splits
 
 ANSWERS = "judgements.jsonl"  # cache of the engines' answers, beside the results
 NOBODY = "nobody yet"  # as the judge of a reply that an LLM is to label
+_log = logging.getLogger(__name__)
 
 
 def judged(
@@ -44,14 +46,14 @@ def judged(
             with Progress(console=console, transient=True) as progress:
                 judge = JUDGES.build(node.judge, _engine(node, folder, progress))
                 verdicts = judge.judge(replies)
-            records += _records(system, name, judge.name, rows, verdicts, console)
+            records += _records(system, name, judge.name, rows, verdicts)
         except SottovoceError as error:
-            console.print(f"judge {name}: {error}", style="red", markup=False, highlight=False)
+            _log.warning(f"judge {name}: {error}")
     missing = recipe.evaluation.judges.keys() - {record.metric.partition("/")[2] for record in records}
     if missing:
         told = f"no score by {', '.join(sorted(missing))}; all else is kept. Once the judge can be asked: "
         told += later(recipe, folder, f"evaluation.judges.{sorted(missing)[0]}.engine.base_url=…")
-        console.print(told, highlight=False, soft_wrap=True)
+        _log.warning(told)
     return records
 
 
@@ -71,12 +73,12 @@ def label_awareness(
             judge = AWARENESS_JUDGES.build(node.judge, _engine(node, folder, progress))
             said = labelled(said, judge, {u.id: u.text or "" for u in test})
     except SottovoceError as error:
-        console.print(f"awareness: {error}", style="red", markup=False, highlight=False)
+        _log.warning(f"awareness: {error}")
         said = awaiting_labels(said)
     if not has_labels(said):
         told = "no PA-score and no PA-rate: no reply was labelled; all else is kept. Once the judge can be asked: "
         told += later(recipe, folder, "evaluation.awareness.engine.base_url=…")
-        console.print(told, highlight=False, soft_wrap=True)
+        _log.warning(told)
     return list(said)
 
 
@@ -113,7 +115,7 @@ def _engine(node: JudgeConfig | AwarenessConfig, folder: Path, progress: Progres
 
 
 def _records(
-    system: str, name: str, judge: str, rows: list[Prediction], verdicts: Mapping[str, Verdict], console: Console
+    system: str, name: str, judge: str, rows: list[Prediction], verdicts: Mapping[str, Verdict]
 ) -> list[Record]:
     """Records of one judge, for each part of the test side apart."""
     places = [(p.title, p.slots) for p in rows]
@@ -130,7 +132,7 @@ def _records(
             score = Score(part.mean, *part.interval, len(part.scored), None, notes, part.clusters)
             records.append(Record(system, title, f"{aspect}/{name}", slots, **score._asdict()))
     for message in unjudged:
-        console.print(message, markup=False, highlight=False)
+        _log.warning(message)
     return records
 
 

@@ -1,25 +1,28 @@
 """Predictions on the test side: an answer to every task under every choice of slots."""
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 
 from sottovoce.config.recipe import used_tasks
 from sottovoce.data.examples import Example, collate
-from sottovoce.data.tasks import TASKS, AttributeTask, style_caption, task_of
+from sottovoce.data.own_attribute import build_task
+from sottovoce.data.tasks import AttributeTask, style_caption, task_of
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, ManifestError, brief
 from sottovoce.evaluation.metrics import Prediction
 from sottovoce.lightning_modules.run import Run
+from sottovoce.progress import Progress
 from sottovoce.scoring.cascade import TASK, emotion_tags
 from sottovoce.training.spoken_prompt import dialogue_of
 
 Row = tuple[str, Example]  # (choice of slots, example)
 Rivals = dict[tuple[str, str], dict[str, str]]  # (task, utterance) -> emotion -> reply
+_log = logging.getLogger(__name__)
 
 
 def predict(run: Run, split: str = "test", *, unlabelled: bool = False) -> list[Prediction]:
@@ -30,7 +33,7 @@ def predict(run: Run, split: str = "test", *, unlabelled: bool = False) -> list[
     """
     recipe, data = run.recipe, run.data.splits[split]
     overrides = recipe.evaluation.task_overrides.items()
-    changed = {name: TASKS.build({**recipe.tasks[name], **knobs}) for name, knobs in overrides}
+    changed = {name: build_task(name, {**recipe.tasks[name], **knobs}) for name, knobs in overrides}
     run = replace(run, tasks={**run.tasks, **changed}, slots={**run.slots, **recipe.evaluation.text})
     examples = [example for utterance in data.utterances for example in _questions(run, utterance, unlabelled)]
     if not examples:
@@ -46,7 +49,7 @@ def predict(run: Run, split: str = "test", *, unlabelled: bool = False) -> list[
         made = run.targets.make(run.module.llm, examples, progress)
         if made.rejected:
             told = f"{split}: {made.told(recipe.target_max_new_tokens)}"
-            run.console.print(told, markup=False, highlight=False, soft_wrap=True)
+            _log.warning(told)
             examples = [e for e in examples if (e.task, e.utterance.id) not in made.rejected]
         complete = [run.targets.complete(example) for example in examples]
         rows = [
@@ -77,7 +80,7 @@ def _readable(run: Run, example: Example, *, teacher: bool = False) -> bool:
     except ManifestError as fault:
         if str(fault) not in map(str, run.data.faults):
             run.data.faults.append(fault)
-            run.console.print(f"left out  {fault}", markup=False, highlight=False, soft_wrap=True)
+            _log.warning(f"left out  {fault}")
         return False
     return True
 
@@ -125,7 +128,7 @@ def _answers(run: Run, rows: list[Row], rivals: Rivals, progress: Progress) -> I
     """Generate in batches of like length."""
     rows = sorted(rows, key=lambda row: (row[0], row[1].task, row[1].utterance.seconds))
     size = run.recipe.evaluation.batch_size
-    for start in progress.track(range(0, len(rows), size), description="generating answers"):
+    for start in progress.track(range(0, len(rows), size), description="generating answers", unit="batch"):
         part = rows[start : start + size]
         batch = collate([example for _, example in part], run.audio_reader.read).to(run.module.device)
         chats = [dialogue_of(example, run.slots) for _, example in part]

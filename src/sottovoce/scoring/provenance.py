@@ -1,11 +1,10 @@
 """What the results of a run were made with: its evaluation and test side; with another one they are made again."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from sottovoce.config.recipe import Recipe
 from sottovoce.io import atomic_write
@@ -17,6 +16,7 @@ FREE = ("batch_size", "judges")  # they change no answer; `sottovoce judge` asks
 FREE_OF_VOICEBENCH = ("engine", "open_rubric", "qa_rubric", "panda")
 OF_ANSWERS = ("max_new_tokens", "text", "task_overrides", "sources")  # what an answer depends on, of an evaluation
 KEPT = ("predictions.jsonl", "results.json", "results.md", FILE)
+_log = logging.getLogger(__name__)
 
 
 def provenance(recipe: Recipe, test: Split) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def answers_are(recipe: Recipe, folder: Path) -> bool:
     return before is None or all(before["evaluation"].get(key) == now.get(key) for key in OF_ANSWERS)
 
 
-def results_are(made_with: dict[str, Any], folder: Path, console: Console) -> bool:
+def results_are(made_with: dict[str, Any], folder: Path) -> bool:
     """Whether there are results that were made with this; others are set aside as `earlier-<number>`."""
     if not (folder / "results.json").is_file():
         return False
@@ -50,10 +50,7 @@ def results_are(made_with: dict[str, Any], folder: Path, console: Console) -> bo
         if (folder / name).is_file():
             shutil.copy2(folder / name, aside / name)
     (folder / "results.json").unlink()
-    console.print(
-        f"another evaluation or test side than before: scored again; the earlier results are in {aside}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    _log.info(f"another evaluation or test side than before: scored again; the earlier results are in {aside}")
     return False
 
 
@@ -67,7 +64,7 @@ def _evaluation(recipe: Recipe) -> dict[str, Any]:
     if bench := node.pop("voicebench"):  # recipes of older runs have no such key
         node["voicebench"] = {key: value for key, value in bench.items() if key not in FREE_OF_VOICEBENCH}
     if any(source.task_overrides or source.captions for source in recipe.data.test):
-        node["sources"] = [[source.manifest, source.task_overrides, source.captions] for source in recipe.data.test]
+        node["sources"] = [[source.place, source.task_overrides, source.captions] for source in recipe.data.test]
     whole: dict[str, Any] = json.loads(json.dumps(node))
     return whole
 

@@ -1,12 +1,12 @@
 """VoiceBench of a run: spoken prompts answered before the LLM is tuned and after, scored, and judged now or later."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from sottovoce.config.recipe import Recipe
@@ -26,6 +26,7 @@ from sottovoce.lightning_modules.trainer import is_rank_zero
 from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_cache import CachedEngine
 from sottovoce.paths import usable
+from sottovoce.progress import Progress
 from sottovoce.scoring.ask_later import later
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.spoken_prompt import dialogue_of
@@ -36,6 +37,7 @@ _KEPT = ("original_id", "instruction_id_list", "kwargs")  # of a row's further f
 _WHERE = "evaluation.voicebench.manifests"
 
 Prompt = tuple[str, Utterance, dict[str, Any]]  # subset, what is spoken, fields
+_log = logging.getLogger(__name__)
 
 
 def untuned_weights(run: Run) -> dict[str, Tensor] | None:
@@ -78,7 +80,7 @@ def voicebench(run: Run, system: str, folder: Path, untuned: Mapping[str, Tensor
                     run.module.load_trained(tuned, "the run's own weights")
         write_answers(folder / AFTER, answers)  # last: where it is, all of it has been answered
     except SottovoceError as error:
-        run.console.print(f"{TASK}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _log.warning(f"{TASK}: {error}")
         return []
     return scored(system, run.recipe, folder, run.console)
 
@@ -146,11 +148,11 @@ def _answers(run: Run, node: VoiceBenchConfig, prompts: list[Prompt]) -> list[An
         faults = reader.prepare(run.module.encoder, [u.clip for _, u, _ in prompts], progress)
         if faults:
             told = f"{TASK}: {len(faults)} of {len(prompts)} prompts cannot be heard and are left out: {faults[0]}"
-            run.console.print(told, markup=False, highlight=False, soft_wrap=True)
+            _log.warning(told)
         bad = {Path(fault.where) for fault in faults}
         asked = sorted((p for p in prompts if p[1].audio not in bad), key=lambda prompt: prompt[1].seconds)
         size = run.recipe.evaluation.batch_size
-        for start in progress.track(range(0, len(asked), size), description=TASK):
+        for start in progress.track(range(0, len(asked), size), description=TASK, unit="batch"):
             rows = asked[start : start + size]
             examples = [Example(u, TASK, "", (), sources, frozenset(), target="") for _, u, _ in rows]
             batch = collate(examples, reader.read).to(run.module.device)
@@ -179,12 +181,10 @@ def scored(system: str, recipe: Recipe, folder: Path, console: Console) -> list[
                 try:
                     parts[subset] = part_of(subset, [a for a in answers if a.subset == subset], panda)
                 except SottovoceError as error:
-                    console.print(
-                        f"{TASK}, {subset}: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-                    )
+                    _log.warning(f"{TASK}, {subset}: {error}")
             sides.append(parts)
     except SottovoceError as error:
-        console.print(f"{TASK}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _log.warning(f"{TASK}: {error}")
         return []
     after, before = sides
     if missing := [name for name in KINDS if name not in after or not after[name].main]:
@@ -192,7 +192,7 @@ def scored(system: str, recipe: Recipe, folder: Path, console: Console) -> list[
         if any(KINDS[name] in ("open", "qa") for name in missing if name in after):
             engine = "evaluation.voicebench.engine='{type: openai, base_url: …, model: …}'"
             told += f". Once a judge can be asked: {later(recipe, folder, engine)}"
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        _log.warning(told)
     found = measures(after, before or None)
     return [Record(system, task, metric, "both", **m.score()._asdict()) for (task, metric), m in found.items()]
 
@@ -208,10 +208,10 @@ def _judged(node: VoiceBenchConfig, folder: Path, file: Path, console: Console) 
             judge = VoiceBenchJudge(engine, open_rubric=node.open_rubric, qa_rubric=node.qa_rubric)
             done = judge.judge(answers)
     except SottovoceError as error:
-        console.print(f"{TASK}, judge: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _log.warning(f"{TASK}, judge: {error}")
         return answers
     if done.notes():
-        console.print(f"{TASK}, judge: {done.notes()}", markup=False, highlight=False, soft_wrap=True)
+        _log.warning(f"{TASK}, judge: {done.notes()}")
     if not any(answer.judged for answer in done.answers):  # earlier judgements are worth more than none
         return answers
     write_answers(file, done.answers)

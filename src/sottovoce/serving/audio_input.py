@@ -42,7 +42,8 @@ def waveform(audio: Audio, sample_rate: int, given: int | None = None, *, max_se
         if "array" not in audio or "sampling_rate" not in audio:
             why = f"a mapping needs `array` and `sampling_rate`, found {', '.join(map(str, audio)) or 'nothing'}"
             raise AudioError.at("audio", "missing-key", why)
-        audio, given = audio["array"], int(audio["sampling_rate"])
+        clip: Mapping[str, Any] = audio
+        audio, given = clip["array"], int(clip["sampling_rate"])
     if given is None:
         raise AudioError.at("sample_rate", "missing-key", "an array does not know its sample rate: sample_rate=16000")
     samples = checked_samples(_mono(audio), given, sample_rate)

@@ -93,7 +93,7 @@ class Model:
         return self
 
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]  # text is a sequence, too: the first is meant
         self, audio: Audio, task: str | None = ..., *, ask: str | None = ..., slots: Slots = ...,
         sample_rate: int | None = ..., max_new_tokens: int = ..., batch_size: int = ...,
     ) -> Answer: ...  # fmt: skip
@@ -144,7 +144,9 @@ class Model:
         return stream(self.module.llm, prompt, max_new_tokens)
 
     @overload
-    def tokens(self, audio: Audio, *, sample_rate: int | None = ..., batch_size: int = ...) -> dict[str, Tensor]: ...
+    def tokens(  # type: ignore[overload-overlap]
+        self, audio: Audio, *, sample_rate: int | None = ..., batch_size: int = ...
+    ) -> dict[str, Tensor]: ...
     @overload
     def tokens(
         self, audio: Sequence[Audio], *, sample_rate: int | None = ..., batch_size: int = ...
@@ -168,7 +170,7 @@ class Model:
         return found if is_batch(audio) else found[0]
 
     @overload
-    def probabilities(
+    def probabilities(  # type: ignore[overload-overlap]
         self, audio: Audio, task: str | None = ..., *, ask: str | None = ..., choices: Sequence[str] | None = ...,
         slots: Slots = ..., sample_rate: int | None = ..., batch_size: int = ...,
     ) -> dict[str, float]: ...  # fmt: skip

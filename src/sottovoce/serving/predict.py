@@ -17,13 +17,14 @@ from rich.progress import Progress
 from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.corpora.files import AUDIO, Tree
 from sottovoce.data.manifest import read_manifest
+from sottovoce.data.own_attribute import choices_of
 from sottovoce.data.tasks import AttributeTask
 from sottovoce.errors import AudioError, ConfigError, ManifestError, MissingError, SottovoceError, brief
 from sottovoce.io import atomic_write
 from sottovoce.serving.audio_input import audio_file
 from sottovoce.serving.model import BATCH_SIZE, MAX_NEW_TOKENS, Model, load
 from sottovoce.serving.questions import chosen_slots, question
-from sottovoce.training.splits import build_tasks, choices_of
+from sottovoce.training.splits import build_tasks
 
 SUFFIXES = (*AUDIO, ".aac", ".aif", ".aiff", ".amr", ".ape", ".au", ".caf", ".mka", ".oga", ".webm", ".wma", ".wv")
 FORMATS = (".csv", ".jsonl", ".json")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from sottovoce.config.recipe import Recipe
 from sottovoce.config_tree import read_tree
+from sottovoce.data.own_attribute import build_task
 from sottovoce.data.tasks import TASKS, Task
 from sottovoce.errors import ConfigError, nearest
 
@@ -48,7 +49,7 @@ def task_called(recipe: Recipe, name: str | None, where: str = "task") -> Task:
     if not recipe.untuned and name not in learned:  # a finished model's checkpoint does not say what it has learned
         told = f"this bundle was not trained on {name!r}: its answers to that mean nothing. It has learned "
         warnings.warn(f"{told}{', '.join(learned) or 'no task'}", UntrainedTaskWarning, stacklevel=4)
-    return TASKS.build(recipe.tasks.get(name, {"type": name}))
+    return build_task(name, recipe.tasks.get(name, {}))
 
 
 class Question(NamedTuple):

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import Progress
 from torch import Tensor
 
 from sottovoce.data.audio import load_audio
@@ -16,6 +15,7 @@ from sottovoce.encoders import Encoder
 from sottovoce.encoders.feature_cache import FeatureCache, audio_key, layers_fingerprint
 from sottovoce.errors import AudioError, MissingError
 from sottovoce.frames import Frames
+from sottovoce.progress import Progress
 
 BATCH = 16  # clips that go through the encoder together
 
@@ -41,7 +41,7 @@ class AudioReader:
         """Check every clip and, with a cache, encode those that are not in it yet. Returns what is wrong with which."""
         faults: list[AudioError] = []
         waiting: list[tuple[str, Tensor]] = []
-        for path in progress.track(clips, description="encoding clips"):
+        for path in progress.track(clips, description="encoding clips", unit="clip"):
             try:
                 samples = torch.from_numpy(self._load(path))
             except AudioError as error:

@@ -26,7 +26,7 @@ def check_head_labels(recipe: Recipe, data: DataSplits) -> None:
         if head is None or isinstance(split, LazySplit):
             continue
         told = {u.id: fault for u in split.utterances if (fault := _fault(u, head.categories))}
-        faults = list(_placed(told, [Path(node.manifest) for node in getattr(recipe.data, side)]))
+        faults = list(_placed(told, [Path(node.manifest) for node in getattr(recipe.data, side) if node.manifest]))
         if faults and recipe.data.policy == "error":
             head_line = f"{len(faults)} utterances of {side!r} have a label that auxiliary_head.categories lacks"
             refuse(f"{head_line} (data.policy=skip leaves them out):", faults)

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.progress import Progress
-
 from sottovoce.data.examples import Example
 from sottovoce.device import on_device
 from sottovoce.errors import SottovoceError
@@ -19,6 +17,7 @@ from sottovoce.llms.answer_cache import AnswerCache, digest_key
 from sottovoce.llms.answer_text import no_target, without_thoughts
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.chat_template import ChatTurn
+from sottovoce.progress import Progress
 from sottovoce.training.spoken_prompt import dialogue_of
 
 BATCH = 64  # prompts that are answered together
@@ -101,7 +100,7 @@ class Targets:
 
     def _make(self, llm: CausalLLM, missing: Mapping[str, Example], progress: Progress) -> None:
         keys = list(missing)
-        for start in progress.track(range(0, len(keys), BATCH), description="generating targets"):
+        for start in progress.track(range(0, len(keys), BATCH), description="generating targets", unit="batch"):
             part = keys[start : start + BATCH]
             chats = [teacher_dialogue(missing[key], self.slots) for key in part]
             prompts = [llm.embed(llm.chat.prompt(chat), {}) for chat in chats]

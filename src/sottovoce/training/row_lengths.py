@@ -7,8 +7,9 @@ from pathlib import Path
 
 from sottovoce.config.recipe import Recipe, used_tasks
 from sottovoce.data.examples import Example, InstructionRole, carriers, instructions, slot_text
+from sottovoce.data.own_attribute import build_task
 from sottovoce.data.skipped import LineFault
-from sottovoce.data.tasks import TASKS, AttributeTask, Task, task_of
+from sottovoce.data.tasks import AttributeTask, Task, task_of
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.llms.chat_template import ChatFormat, ChatTurn, Placeholder
@@ -67,7 +68,7 @@ def scored_readings(recipe: Recipe, tasks: Mapping[str, Task]) -> list[Reading]:
     read = []
     for name in recipe.evaluation.tasks or used_tasks(recipe):
         knobs = recipe.evaluation.task_overrides.get(name)
-        task = tasks[name] if knobs is None else TASKS.build({**recipe.tasks[name], **knobs})
+        task = tasks[name] if knobs is None else build_task(name, {**recipe.tasks[name], **knobs})
         for mode in recipe.modes:
             fills = {slot: {"both": "speech", "text": "text"}.get(mode, "speech" if slot == mode else "none")
                      for slot in slots}  # fmt: skip

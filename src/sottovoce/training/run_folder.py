@@ -49,7 +49,7 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
         MissingError: the folder is no run.
         ConfigError: recipe or overrides are faulty.
     """
-    recipe = load(recipe_file(folder), overrides)
+    recipe = load(recipe_file(folder), overrides, own=False)
     here = Path(os.path.abspath(folder))
     if os.path.abspath(recipe.folder) == str(here) and not trained_elsewhere(folder):
         return recipe
@@ -143,7 +143,7 @@ def digest_rows(rows: Iterable[object]) -> str:
 FREE = (
     "name", "output_dir", "checkpoint_every", "trainer", "evaluation", "data.test", "data.num_workers", "data.cache",
     "data.policy", "data.max_seconds", "data.target_max_new_tokens", "tasks.asr.metric", "tasks.asr.normalizer",
-    "published", "llm.attn_implementation",
+    "published", "llm.attn_implementation", "callbacks", "compile", "logging",
 )  # fmt: skip
 FREE_IN_STAGES = ("batch_size", "accumulate_grad_batches")  # checkpoints hold their product
 # Of tasks whose targets the run's LLM makes

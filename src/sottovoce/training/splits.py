@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
 from sottovoce.config.recipe import SPLITS, Recipe
-from sottovoce.config.sections import SourceConfig, StageConfig
+from sottovoce.config.sections import StageConfig
+from sottovoce.config.sources import SourceConfig
 from sottovoce.data.clip_reference import Recordings
-from sottovoce.data.corpora import CORPORA
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.lazy_manifest import LazyManifest
 from sottovoce.data.manifest import Root, read_manifest, refuse
 from sottovoce.data.overrides import Overrides
-from sottovoce.data.tasks import TASKS, AttributeTask, Task
+from sottovoce.data.own_attribute import build_task, choices_of
+from sottovoce.data.tasks import Task
 from sottovoce.data.utterance import Utterance
-from sottovoce.errors import ManifestError, MissingError, SottovoceError
-from sottovoce.paths import usable
+from sottovoce.errors import ManifestError, SottovoceError
+from sottovoce.training.source_manifests import source_manifests
 
 _NAMED = 5  # speakers that a note names
 _LOOKED_AT = 100  # lines of each lazy manifest
@@ -165,13 +166,7 @@ class DataSplits:
 
 def build_tasks(recipe: Recipe) -> dict[str, Task]:
     """Every task that the recipe uses, by name."""
-    return {name: TASKS.build(node) for name, node in recipe.tasks.items()}
-
-
-def choices_of(tasks: dict[str, Task]) -> dict[str, Sequence[str]]:
-    """The labels that each attribute may have, by the recipe's tasks; by a task's defaults where it is not used."""
-    unused = {name: TASKS.build({"type": name}) for name in TASKS.names() if name not in tasks}
-    return {name: task.choices for name, task in {**unused, **tasks}.items() if isinstance(task, AttributeTask)}
+    return {name: build_task(name, node) for name, node in recipe.tasks.items()}
 
 
 def read_splits(recipe: Recipe) -> DataSplits:
@@ -181,17 +176,8 @@ def read_splits(recipe: Recipe) -> DataSplits:
         MissingError: manifests are not there; says which, and what to do.
         ManifestError: lines are faulty and the recipe's policy is `error`; or utterances stand in two splits.
     """
-    sources = _sources(recipe)
-    absent = [node.manifest for nodes in sources.values() for node in nodes if not usable(node.manifest).is_file()]
-    if absent:
-        told = (
-            "Make those of a published corpus with `sottovoce prepare` (docs/corpora.md), point at your own with "
-            "data.train='[{manifest: FILE}]' (docs/manifest.md says how one is written), or run conf/quickstart.yaml, "
-            "which speaks its own data."
-        )
-        places = [f"  {name} (looked for {Path(name).absolute()})" for name in absent]
-        raise MissingError("\n".join(["manifests are missing:", *places, told]), where=absent[0])
-    data = DataSplits({name: Split() for name in SPLITS}, [])
+    sources, converted = source_manifests(recipe)
+    data = DataSplits({name: Split() for name in SPLITS}, [], converted)
     unread = sources.pop("train", []) if recipe.data.validate == "lazy" else []
     for name, nodes in sources.items():
         for node in nodes:
@@ -229,15 +215,6 @@ def _look_through(manifest: LazyManifest, policy: str) -> list[str]:
 def _place(node: SourceConfig) -> tuple[Path, list[Path]]:
     """Where the manifest's paths start, and where else they may lead to."""
     return Path(node.root) if node.root else Path(node.manifest).parent, [Path(folder) for folder in node.allow]
-
-
-def _sources(recipe: Recipe) -> dict[str, list[SourceConfig]]:
-    if recipe.data.corpus is None:
-        return {name: getattr(recipe.data, name) for name in SPLITS}
-    folder = Path(recipe.data.cache or recipe.folder) / "corpora"
-    made = CORPORA.build(recipe.data.corpus).prepare(folder)
-    # a component of our own or a plug-in has made these just now, perhaps with a link to where a corpus lies
-    return {name: [SourceConfig(manifest=str(made[name]), allow=["/"])] for name in SPLITS if name in made}
 
 
 def _own(recipe: Recipe, split: str, node: SourceConfig) -> tuple[Overrides | None, dict[str, Sequence[str]]]:

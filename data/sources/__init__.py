@@ -1,0 +1,1 @@
+"""Sources of other formats: tables, datasets, audiofolders, NeMo, Kaldi and Lhotse manifests, and chats about audio."""

@@ -1,0 +1,52 @@
+"""Losses beside the response's: CTC of transcripts in a slot's embeddings, and the auxiliary heads of PE-FT."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from sottovoce.data.examples import Batch
+from sottovoce.llms.causal_lm import TokenLoss
+from sottovoce.llms.ctc_head import CTCLoss
+from sottovoce.training import spoken_prompt
+
+if TYPE_CHECKING:
+    from sottovoce.lightning_modules.speech_llm import SpeechLLM
+
+
+def ctc_loss(module: SpeechLLM, batch: Batch, speech: dict[Hashable, Tensor]) -> CTCLoss | None:
+    """Weighted CTC of transcripts in the embeddings that learn, a row for each clip; None without `ctc`."""
+    if module.ctc_head is None or not module.node.ctc:
+        return None
+    table, losses = cast(nn.Embedding, module.llm.model.get_input_embeddings()).weight.detach(), []
+    for slot, weight in module.node.ctc.items():
+        texts = spoken_prompt.transcripts(batch.examples, slot, speech)
+        ids = [module.llm.chat.token_ids(text) for text in texts.values()]
+        found = module.ctc_head.loss([speech[key] for key in texts], ids, table)
+        losses.append(found._replace(total=weight * found.total, size=weight * found.size))
+    totals, tokens, given, sizes = zip(*losses, strict=True)
+    return CTCLoss(torch.stack(totals).sum(), sum(tokens), sum(given), torch.stack(sizes).sum())
+
+
+def head_loss(module: SpeechLLM, batch: Batch, out: TokenLoss) -> Tensor | float:
+    """Weighted loss of the heads (PE-FT, section 5): category + attribute, over all ranks' rows with one."""
+    config = module.recipe.auxiliary_head
+    if module.auxiliary_head is None or config is None or out.pooled is None:
+        return 0.0
+    rows = [i for i, example in enumerate(batch.examples) if batch.counts and example.utterance.category]
+    truth = [(str(u.category), u.labels[str(u.category)]) for u in (batch.examples[i].utterance for i in rows)]
+    here = float(len(rows) if batch.step is None else batch.step.categories)
+    count = module.trainer.strategy.reduce(torch.tensor(here, device=module.device), reduce_op="sum")
+    if not rows and not module.lockstep:
+        return 0.0
+    category, values = next(iter(config.categories.items()))  # a stand-in, where no row of this process has one
+    head = module.auxiliary_head.loss(out.pooled[rows or [0]], truth or [(category, values[0])])
+    share = module.averaged / count.clamp(min=1) if rows else 0.0
+    both: Tensor = (head.category + head.attribute) * share
+    if rows:
+        module.log("train/auxiliary_head_accuracy", head.right / head.rows, batch_size=head.rows)
+        module.log("train/auxiliary_head", both, batch_size=head.rows)
+    return config.weight * both
