@@ -162,7 +162,7 @@ def test_once_answers_what_is_piped_in_or_says_what_is_missing(
 ) -> None:
     monkeypatch.setattr("sys.stdin", Piped("hello\n"))
     assert main(["chat", str(tiny_run / "bundle"), "--once", "--task", "asr"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["answer"]
+    assert capsys.readouterr().out.startswith("answer ")
     monkeypatch.setattr("sys.stdin", Piped(""))
     with refused("missing-key", "--once", ConfigError):
         chat(str(tiny_run / "bundle"), [], None, "Reply.", True, [])

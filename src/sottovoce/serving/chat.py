@@ -109,7 +109,7 @@ def chat(
     conversation = Conversation(model, wording(model, task) if instruction is None else instruction)
     with on_device(model):
         if line:
-            _answer_line(conversation, line, Console(highlight=False))
+            Console(highlight=False).print(f"answer   {_answer_line(conversation, line)}", markup=False)
         else:
             _converse(conversation, clips, once)
 
@@ -133,7 +133,7 @@ def _converse(conversation: Conversation, clips: Sequence[Path], once: bool) -> 
     while line := _read_line():
         forgotten = conversation.forgotten
         try:
-            _answer_line(conversation, line, console)
+            answer = _answer_line(conversation, line)
         except SottovoceError as error:  # a slip of the hand does not end a dialogue
             spoken = spoken_file(line)
             place = f"{spoken}: " if isinstance(error, AudioError) and str(spoken) not in str(error) else ""
@@ -141,12 +141,12 @@ def _converse(conversation: Conversation, clips: Sequence[Path], once: bool) -> 
             continue
         if more := (conversation.forgotten - forgotten) // 2:
             console.print(f"sottovoce: the context is full; the oldest turns are forgotten ({more})", markup=False)
+        console.print(f"answer   {answer}", markup=False)
 
 
-def _answer_line(conversation: Conversation, line: str, console: Console) -> None:
+def _answer_line(conversation: Conversation, line: str) -> str:
     spoken = spoken_file(line)
-    answer = conversation.answer_audio(spoken) if spoken else conversation.answer_text(line)
-    console.print(f"answer   {answer}", markup=False)
+    return conversation.answer_audio(spoken) if spoken else conversation.answer_text(line)
 
 
 def spoken_file(line: str) -> Path | None:
