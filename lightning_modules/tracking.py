@@ -164,7 +164,8 @@ class AnswerSamples(L.Callback):
             clip = example.utterance.clip
             target = example.target or ""
             audio = load_audio(clip, rate, silent=True)
-            found.append(Sample(example.utterance.id, example.task, example.instruction, target, answer, audio, rate))
+            told = str(answer)  # W&B takes no kind of text but text itself, such as one that was cut
+            found.append(Sample(example.utterance.id, example.task, example.instruction, target, told, audio, rate))
         run.trackers.log_samples(found, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
