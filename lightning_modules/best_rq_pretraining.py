@@ -30,9 +30,8 @@ from sottovoce.encoders.log_mel import log_mel
 from sottovoce.io import atomic_write
 from sottovoce.lightning_modules.callbacks import NonFiniteGuard, ResumeCheckpoint, propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import LAST, latest, read_checkpoint
-from sottovoce.lightning_modules.stage_progress import StageProgress
 from sottovoce.lightning_modules.trackers import Trackers, check_logging, opened
-from sottovoce.lightning_modules.tracking import StepLog
+from sottovoce.lightning_modules.tracking import StageProgress, StepLog
 from sottovoce.lightning_modules.trainer import adamw, build_trainer, is_rank_zero, loader, train_to_end
 from sottovoce.lightning_modules.trainer_settings import check_trainer, seconds_of
 from sottovoce.progress import track

@@ -28,8 +28,7 @@ from sottovoce.lightning_modules.monitors import early_stopping, monitored, tell
 from sottovoce.lightning_modules.own_callbacks import own_callbacks
 from sottovoce.lightning_modules.run import Run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.lightning_modules.stage_progress import StageProgress
-from sottovoce.lightning_modules.tracking import AnswerSamples, StepLog, samples_of
+from sottovoce.lightning_modules.tracking import AnswerSamples, StageProgress, StepLog, samples_of
 from sottovoce.lightning_modules.trainer import build_trainer, loader, tell_profile, train_to_end
 from sottovoce.lightning_modules.trainer_settings import batches_of, is_sharded, seconds_of
 from sottovoce.training.llm_targets import Made, Name

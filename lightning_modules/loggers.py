@@ -112,16 +112,20 @@ class Wandb(Tracker, WandbLogger):
         own: dict[str, Any] = {"name": name, "save_dir": folder, "id": known or uuid.uuid4().hex[:8]}
         own["project"] = os.environ.get("WANDB_PROJECT", PROJECT)
         WandbLogger.__init__(self, **own | arguments)
+        self._heard: set[str] = set()
 
     def log_samples(self, samples: Sequence[Sample], step: int) -> None:
-        """A table with a player in each row."""
+        """A table each time; audio once, and not in the table: offline runs keep its files outside of their folder."""
         import wandb
 
-        def player(sample: Sample) -> Any:
-            return None if sample.audio is None else wandb.Audio(sample.audio, sample_rate=sample.sample_rate)
-
-        rows = [[s.task, s.name, player(s), s.instruction, s.target, s.answer] for s in samples]
-        self.log_table("samples", ["task", "id", "audio", "asked", "target", "answer"], rows, step=step)
+        rows = [[s.task, s.name, s.instruction, s.target, s.answer] for s in samples]
+        self.log_table("samples", ["task", "id", "asked", "target", "answer"], rows, step=step)
+        new = {s.name: s for s in samples if s.audio is not None and s.name not in self._heard}
+        self._heard |= new.keys()
+        heard: dict[str, Any] = {
+            f"samples/{name}": wandb.Audio(s.audio, sample_rate=s.sample_rate, caption=name) for name, s in new.items()
+        }
+        self.log_metrics(heard, step)
 
     def known_as(self) -> str | None:
         return str(self.experiment.id)

@@ -208,7 +208,7 @@ class SpeechLLM(L.LightningModule):
         teaching = self.distiller.teaching(batch.examples, responses) if self.distiller else None
         alone = None if self.node.response_weight or teaching else self.node.ctc  # without the LLM: its slots do
         speech, anchor = self.speech_embeddings(batch, prompts, alone)
-        ctc = ctc_loss(self, batch, speech)
+        ctc = ctc_loss(self, batch, speech) if self.ctc_head else None
         if ctc and alone:
             rows = ctc.total.new_zeros(len(prompts))
             return TokenLoss(rows.sum() + anchor, sum(map(len, responses)), rows, ctc=ctc)
@@ -248,7 +248,8 @@ class SpeechLLM(L.LightningModule):
         loss: Tensor = nll * batch.counts * self.averaged / in_step.clamp(min=1)
         # a gradient for every weight on every rank, if only 0; in lockstep the loss has an anchor of its own
         anchor = 0.0 if self.lockstep else 0.0 * sum(weight.sum() for weight in self.trainable_parameters())
-        return propagate_nonfinite(loss + head_loss(self, batch, out) + anchor)
+        heads = 0.0 if out.pooled is None else head_loss(self, batch, out)
+        return propagate_nonfinite(loss + heads + anchor)
 
     @property
     def averaged(self) -> int:

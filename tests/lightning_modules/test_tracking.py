@@ -18,7 +18,9 @@ from sottovoce.errors import ConfigError, MissingError
 from sottovoce.lightning_modules import trackers
 from sottovoce.lightning_modules.curriculum import train_stages
 from sottovoce.lightning_modules.fit import fit as fit_recipe
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trackers import check_logging, opened
+from sottovoce.llms.answer_text import Cut
 from sottovoce.signals import Terminated
 
 Tree = dict[str, Any]
@@ -121,8 +123,6 @@ def test_a_run_that_was_stopped_goes_on_in_the_same_curves(
     write_recipe: Write, stages: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it made again after its checkpoint is there once."""
-    from sottovoce.lightning_modules.speech_llm import SpeechLLM
-
     config = write_recipe(**stages, logging={"tensorboard": True, "samples": 0}, checkpoint_every=2)
     step = SpeechLLM.training_step
 
@@ -146,6 +146,7 @@ def test_wandb_offline_has_curves_config_and_players(fit: Fit, stages: Tree, mon
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr(SpeechLLM, "generate", lambda self, batch, chats, most: [Cut("I")] * len(chats))
     run = fit(**stages, logging={"wandb": {"project": "ours", "tags": ["tiny"]}, "samples": 1})
     [folder] = (run / "wandb").glob("offline-run-*")
     records = list(read_wandb(next(folder.glob("*.wandb"))))
