@@ -74,7 +74,8 @@ class Task(ABC):
         return None
 
 
-TASKS: Registry[Task] = Registry("task", {"attribute": "sottovoce.data.own_attribute"})
+OWN_ATTRIBUTE = "attribute"  # the type of attributes that a recipe defines: the one that has no choices of its own
+TASKS: Registry[Task] = Registry("task", {OWN_ATTRIBUTE: "sottovoce.data.own_attribute"})
 
 
 @TASKS.register("asr")

@@ -123,7 +123,9 @@ class Wandb(Tracker, WandbLogger):
         new = {s.name: s for s in samples if s.audio is not None and s.name not in self._heard}
         self._heard |= new.keys()
         heard: dict[str, Any] = {
-            f"samples/{name}": wandb.Audio(s.audio, sample_rate=s.sample_rate, caption=name) for name, s in new.items()
+            f"samples/{name}": wandb.Audio(s.audio, sample_rate=s.sample_rate, caption=name)
+            for name, s in new.items()
+            if s.audio is not None
         }
         self.log_metrics(heard, step)
 

@@ -206,10 +206,10 @@ class SpeechLLM(L.LightningModule):
         prompts = [chat.prompt(dialogue) for dialogue in dialogues]  # token ids and speech placeholders
         responses = [chat.response(d, e.target or "") for d, e in zip(dialogues, batch.examples, strict=True)]
         teaching = self.distiller.teaching(batch.examples, responses) if self.distiller else None
-        alone = None if self.node.response_weight or teaching else self.node.ctc  # without the LLM: its slots do
-        speech, anchor = self.speech_embeddings(batch, prompts, alone)
+        silent = self.ctc_head and not teaching and not self.node.response_weight  # the LLM is not run
+        speech, anchor = self.speech_embeddings(batch, prompts, self.node.ctc if silent else None)
         ctc = ctc_loss(self, batch, speech) if self.ctc_head else None
-        if ctc and alone:
+        if ctc and silent:
             rows = ctc.total.new_zeros(len(prompts))
             return TokenLoss(rows.sum() + anchor, sum(map(len, responses)), rows, ctc=ctc)
         inputs = [prompt + anchor for prompt in self.llm.embed_all(prompts, speech)]  # rows of (prompt_tokens, llm_dim)

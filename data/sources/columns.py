@@ -11,7 +11,7 @@ from typing import Any
 from sottovoce.data.manifest_schema import EXTRA
 from sottovoce.data.sources.kinds import AUDIO_COLUMNS
 from sottovoce.data.sources.rows import Row
-from sottovoce.data.tasks import TASKS, AttributeTask
+from sottovoce.data.tasks import OWN_ATTRIBUTE, TASKS, AttributeTask
 from sottovoce.errors import ConfigError, nearest
 from sottovoce.scripts import nfc
 
@@ -139,7 +139,7 @@ class Columns:
 @cache
 def known_labels() -> dict[str, tuple[str, ...]]:
     """The labels of each attribute that has a task."""
-    tasks = {name: TASKS.build({"type": name}) for name in TASKS.names()}
+    tasks = {name: TASKS.build({"type": name}) for name in TASKS.names() if name != OWN_ATTRIBUTE}
     return {name: tuple(task.choices) for name, task in tasks.items() if isinstance(task, AttributeTask)}
 
 

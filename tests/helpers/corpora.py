@@ -14,7 +14,7 @@ from sottovoce.data.corpora.files import Tree
 from sottovoce.data.corpora.published import Line, Published
 from sottovoce.data.corpora.report import Report
 from sottovoce.data.manifest import read_manifest
-from sottovoce.data.tasks import TASKS, AttributeTask
+from sottovoce.data.tasks import OWN_ATTRIBUTE, TASKS, AttributeTask
 from sottovoce.data.utterance import Utterance
 
 RATE = 8_000
@@ -22,7 +22,7 @@ RATE = 8_000
 
 def choices() -> dict[str, Any]:
     """The default labels of every attribute."""
-    tasks = [TASKS.build({"type": name}) for name in TASKS.names()]
+    tasks = [TASKS.build({"type": name}) for name in TASKS.names() if name != OWN_ATTRIBUTE]
     return {task.name: task.choices for task in tasks if isinstance(task, AttributeTask)}
 
 
