@@ -196,10 +196,10 @@ class SpeechLLM(L.LightningModule):
         dialogues = [dialogue_of(example, self.slots) for example in batch.examples]
         prompts = [chat.prompt(dialogue) for dialogue in dialogues]  # token ids and speech placeholders
         responses = [chat.response(d, e.target or "") for d, e in zip(dialogues, batch.examples, strict=True)]
-        alone = self.node.ctc if not self.node.response_weight else None  # CTC without the LLM: its slots are enough
-        speech, anchor = self.speech_embeddings(batch, prompts, alone)
+        silent = self.ctc_head and not self.node.response_weight  # the LLM is not run: the slots of CTC are enough
+        speech, anchor = self.speech_embeddings(batch, prompts, self.node.ctc if silent else None)
         ctc = self._ctc_loss(batch, speech)
-        if ctc and alone:
+        if ctc and silent:
             rows = ctc.total.new_zeros(len(prompts))
             return TokenLoss(rows.sum() + anchor, sum(map(len, responses)), rows, ctc=ctc)
         inputs = [prompt + anchor for prompt in self.llm.embed_all(prompts, speech)]  # rows of (prompt_tokens, llm_dim)
