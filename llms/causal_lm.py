@@ -154,15 +154,14 @@ class CausalLLM(LoadedLLM):
         x, real = pad_left(tails)
         past, before = self.prefix_cache.batch(self.model, prefixes) if any(prefixes) else (None, real[:, :0])
         longest = max(len(response) for response in responses)
-        kept = kept_logits(longest, 1, device=x.device)  # the last position predicts nothing
         logits = self.model(
             inputs_embeds=x,
             attention_mask=torch.cat([before, real], 1).long(),
             position_ids=(before.sum(1, keepdim=True) + real.cumsum(1) - 1).clamp(min=0),
             use_cache=past is not None,
-            logits_to_keep=kept,
+            logits_to_keep=longest + 1,
             **{cache_argument(self.model): past},
-        ).logits  # (rows, longest, vocabulary)
+        ).logits[:, :-1]  # (rows, longest, vocabulary): the last position predicts nothing
         padded = [[_IGNORE] * (longest - len(response)) + response for response in responses]
         targets = torch.tensor(padded, device=logits.device)
         counted = targets != _IGNORE
@@ -194,7 +193,6 @@ class CausalLLM(LoadedLLM):
         finite = FiniteLogits(f"{self.checkpoint} in {str(self.dtype).removeprefix('torch.')}")
         ids = self.model.generate(  # type: ignore[operator]  # GenerationMixin is not in PreTrainedModel's type
             inputs_embeds=x, attention_mask=real.long(), max_new_tokens=max_new_tokens,
-            logits_to_keep=kept_logits(1, device=x.device),
             logits_processor=LogitsProcessorList([finite, *(processors or [])]),
         )  # fmt: skip
         return [self._decode(row) for row in ids.tolist()]
@@ -286,12 +284,3 @@ def position_mask(rows: list[Tensor], positions: Sequence[Sequence[int]]) -> Ten
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """The mean in float32 of (batch, tokens, dim) where the mask (batch, tokens) is 1: (batch, dim), 0 for none."""
     return torch.einsum("rtd,rt->rd", x.float(), mask) / mask.sum(1, keepdim=True).clamp(min=1)
-
-
-def kept_logits(count: int, before_end: int = 0, *, device: torch.device) -> Tensor:
-    """Of a row's positions the last `count`, or those up to `before_end` positions sooner, for `logits_to_keep`.
-
-    By indices, since what a number keeps is a slice: not contiguous, so that torch multiplies row by row, in bfloat16
-    on a CPU with a copy of the whole vocabulary's weights for each row (findings/frozen_linear_of_a_slice.sh).
-    """
-    return torch.arange(-count - before_end, -before_end, device=device)

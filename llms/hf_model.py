@@ -112,7 +112,7 @@ class LoadedLLM(nn.Module):
             why = f"{self.checkpoint} has embeddings of {dim}, but was published with {self.dim}"
             raise ConfigError.at(HUB.key, "mismatch", why)
         self._check_takes_embeddings(model)
-        chat = self.chat_format(tokenizer, _stop_ids(model, tokenizer))
+        chat = self.chat_format(tokenizer, hub_checkpoints.stop_ids(model, tokenizer))
         embeddings: Any = model.get_input_embeddings()
         count = embeddings.num_embeddings
         if (largest := chat.largest_id()) >= count:
@@ -260,14 +260,13 @@ def _digest(weight: Tensor) -> str:
 def _frozen(model: "PreTrainedModel") -> "PreTrainedModel":
     model.requires_grad_(False)
     model.train(False)
+    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     return model
 
 
-def _stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """Tokens that end an answer, by any file of the checkpoint: they do not always agree, and each is right."""
-    listed = model.generation_config.eos_token_id if model.generation_config else None
-    listed = listed if isinstance(listed, list) else [listed]
-    return {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
+def _contiguous(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Sliced hidden states, of which torch multiplies each row apart (findings/frozen_linear_of_a_slice.sh)."""
+    return tuple(x.contiguous() for x in inputs)
 
 
 KeyValues: TypeAlias = list[tuple[Tensor, Tensor]]  # of each layer, both (heads, tokens, dim)
@@ -306,8 +305,8 @@ class PrefixCache:
         entry = self._entries.get(prefix)
         if entry is None or entry[0][0].device != device:
             past: Any = DynamicCache(config=model.config)
-            ids, last = (torch.tensor(each, device=device) for each in ([prefix], [-1]))
-            model(input_ids=ids, use_cache=True, logits_to_keep=last, **{cache_argument(model): past})
+            ids = torch.tensor([prefix], device=device)
+            model(input_ids=ids, use_cache=True, logits_to_keep=1, **{cache_argument(model): past})
             entry = self._entries[prefix] = [(layer.keys[0], layer.values[0]) for layer in past.layers]
         self._entries.move_to_end(prefix)
         while len(self._entries) > 1 and sum(map(len, self._entries)) > self.max_tokens:

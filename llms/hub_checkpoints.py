@@ -23,7 +23,7 @@ from sottovoce.paths import resolve
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 HUB = Hub("LLM", "config.json, *.safetensors and the tokenizer", PUBLISHED)
 SETTINGS = ("config.json", "*.txt", "*.model", "*.jinja", "*.py", "*.json")  # patterns; the tokenizer's files included
@@ -152,3 +152,10 @@ def processor_template(folder: Path) -> str | None:
     """The chat template of a checkpoint that keeps it with its processor, and not with its tokenizer."""
     file = folder / "chat_template.json"
     return cast(str, json.loads(file.read_text("utf-8"))["chat_template"]) if file.is_file() else None
+
+
+def stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Tokens that end an answer, by any file of the checkpoint: they do not always agree, and each is right."""
+    listed = model.generation_config.eos_token_id if model.generation_config else None
+    listed = listed if isinstance(listed, list) else [listed]
+    return {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
