@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -32,8 +33,12 @@ def in_processes(speak: Callable[[Item], Result], items: Iterable[Item], workers
     """`speak(item)` of every item, in their order, computed by `workers` processes at a time.
 
     Each has one chunk: eSpeak NG remembers what it has said, so that the same items in the same process sound the same.
+    They are forked from a server that has imported what they need, since imports would take longer than the speech.
     """
-    with get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
+    context, main = get_context("forkserver"), getattr(sys.modules["__main__"], "__spec__", None)
+    again = f"sottovoce.{main.name}" if main else "sottovoce"  # what `python -m` names, a child imports, too
+    context.set_forkserver_preload([__name__, "scipy.signal", again])
+    with context.Pool(workers, maxtasksperchild=1) as pool:
         yield from pool.imap(speak, items, chunksize=CHUNK)
 
 

@@ -5,7 +5,6 @@ sad: flat, breathy and trembling, angry: driven and rough); energy is the level 
 on either side of TextrolSpeech's published thresholds for energy and tempo; pitch is low or high for the voice's sex.
 """
 
-import functools
 import random
 
 import numpy as np
@@ -40,6 +39,20 @@ MEN: dict[str, dict[str, tuple[int, int, int]]] = {
     "validation": {"m4": (71, 95, 139), "quincy": (65, 86, 128)},
     "test": {"m7": (83, 107, 155), "paul": (60, 87, 130), "travis": (78, 104, 151)},
 }  # fmt: skip
+# Voice -> words a second at eSpeak rate 130 and 260 ("we cleaned the old bicycle ...", trimmed, en-us).
+WORDS_PER_SECOND: dict[str, tuple[float, float]] = {
+    "Alicia": (2.239, 4.845), "Andrea": (3.138, 5.577), "Andy": (2.574, 5.063), "Annie": (2.676, 5.243),
+    "Denis": (2.651, 5.144), "Diogo": (2.651, 5.158), "Henrique": (2.649, 5.138), "Lee": (2.515, 4.963),
+    "Marco": (1.813, 4.368), "Mike": (2.657, 5.132), "Reed": (2.705, 5.214), "anika": (3.139, 5.595),
+    "antonio": (3.109, 5.506), "aunty": (2.668, 5.194), "belinda": (2.725, 5.285), "f1": (2.604, 5.154),
+    "f2": (2.638, 5.165), "f3": (2.665, 5.225), "f4": (2.665, 5.124), "f5": (2.638, 5.166),
+    "grandma": (2.671, 5.221), "linda": (2.674, 5.215), "m1": (2.643, 5.103), "m2": (2.638, 5.124),
+    "m3": (2.699, 5.263), "m4": (2.535, 5.035), "m5": (2.65, 5.161), "m6": (2.651, 5.139), "m7": (2.649, 5.174),
+    "m8": (2.641, 5.135), "michel": (2.651, 5.158), "miguel": (2.664, 5.199), "norbert": (2.656, 5.145),
+    "paul": (2.642, 5.149), "quincy": (2.644, 5.118), "robert": (2.648, 5.128), "sandro": (2.652, 5.162),
+    "shelby": (2.673, 5.186), "steph": (2.667, 5.219), "steph3": (2.667, 5.219), "travis": (2.649, 5.154),
+    "victor": (2.657, 5.125),
+}  # fmt: skip
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-us-nyc", "en-gb-x-gbclan")
 TRACTS = (0.94, 1.0, 1.06)  # vocal tract scale: > 1 is a smaller head
 BOYS = ("f1", "f2", "f3", "grandma", "shelby", "steph", "f4", "f5")  # of WOMEN, the lower ones; girls have the others
@@ -53,7 +66,6 @@ RMS = {"weak": (0.012, 0.027), "strong": (0.065, 0.12)}  # TextrolSpeech: low be
 PITCH_RANGE = {"neutral": 45, "happy": 99, "sad": 5, "angry": 55}  # eSpeak units
 QUALITY: dict[str, Quality] = {"neutral": "plain", "happy": "bright", "sad": "breathy", "angry": "rough"}
 RANGE_RAISES_F0 = {"neutral": 1.0, "happy": 1.1, "sad": 0.85, "angry": 1.0}  # what that does to the mean F0, measured
-CALIBRATION = "we cleaned the old bicycle yesterday and they left the camera at the station on monday"
 
 
 def speakers(split: str, gender: str, child: bool = False) -> list[str]:
@@ -77,7 +89,7 @@ def say(
     f0 = (CHILD_F0 if child else F0)[style.gender][style.pitch]
     hertz = rng.uniform(*f0) / RANGE_RAISES_F0[style.emotion] / tract
     seconds_per_word = rng.uniform(*SECONDS_PER_WORD[style.tempo]) * tract
-    rate, pitch = _espeak_rate(synthesizer, voice, seconds_per_word), _espeak_pitch(voice, hertz)
+    rate, pitch = _espeak_rate(voice, seconds_per_word), _espeak_pitch(voice, hertz)
     audio, rate_hz = synthesizer.say(
         sentence, voice=f"{accent}+{voice}", rate=rate, pitch=pitch, range=PITCH_RANGE[style.emotion]
     )
@@ -92,13 +104,6 @@ def _espeak_pitch(voice: str, hertz: float) -> int:
     return int(np.clip(round(slope * np.log(hertz) + offset), 0, 99))
 
 
-@functools.cache
-def _words_per_second(synthesizer: ESpeak, voice: str, rate: int) -> float:
-    audio, rate_hz = synthesizer.say(CALIBRATION, voice=f"en-us+{voice}", rate=rate)
-    return len(CALIBRATION.split()) / (len(trim(audio)) / rate_hz)
-
-
-def _espeak_rate(synthesizer: ESpeak, voice: str, seconds_per_word: float) -> int:
-    """Voices differ in speed at the same setting, so each is measured once at two settings."""
-    slow, fast = (_words_per_second(synthesizer, voice, rate) for rate in (130, 260))
+def _espeak_rate(voice: str, seconds_per_word: float) -> int:
+    slow, fast = WORDS_PER_SECOND[voice]  # voices differ in speed at the same setting
     return int(np.clip(130 + 130 * (1 / seconds_per_word - slow) / (fast - slow), 80, 450))

@@ -182,11 +182,12 @@ def _note_features(run: Run) -> None:
 
 def _check_aligns(run: Run, stage: str) -> None:
     """`ConfigError` where CTC can align none of the first transcripts, so that the stage would not train by it."""
-    if isinstance(run.data.splits["train"], LazySplit):
-        return  # its lines are checked when they are drawn
+    weights = run.recipe.stages[stage].ctc
+    if not weights or isinstance(run.data.splits["train"], LazySplit):  # whose lines are checked when they are drawn
+        return
     spoken = (u for u in run.data.splits["train"].utterances if u.audio and u.text)
     some = [(u.clip, run.module.llm.chat.token_ids(str(u.text))) for u in islice(spoken, ALIGNED)]
-    for slot, weight in (run.recipe.stages[stage].ctc or {}).items():
+    for slot, weight in weights.items():
         fit = sum(frames_needed(text) <= run.row_lengths.speech(slot, clip) for clip, text in some)
         if weight and some and not fit:
             told = f"no transcript of {len(some)} has as few tokens as {slot} has embeddings of its clip: lower the "

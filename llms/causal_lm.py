@@ -15,12 +15,16 @@ from sottovoce.llms.answer_text import Cut as Cut
 from sottovoce.llms.answer_text import without_thoughts
 from sottovoce.llms.chat_template import Placeholder, Segment
 from sottovoce.llms.ctc_head import CTCLoss
-from sottovoce.llms.hf_model import LoadedLLM, PrefixCache, cache_argument
-from sottovoce.llms.row_batches import group_by_length, response_mask
-from sottovoce.llms.row_batches import kept_logits as kept_logits
-from sottovoce.llms.row_batches import masked_mean as masked_mean
-from sottovoce.llms.row_batches import pad_left as pad_left
-from sottovoce.llms.row_batches import position_mask as position_mask
+from sottovoce.llms.hf_model import LoadedLLM
+from sottovoce.llms.row_batches import (
+    PrefixCache,
+    cache_argument,
+    group_by_length,
+    masked_mean,
+    pad_left,
+    position_mask,
+    response_mask,
+)
 from sottovoce.llms.top_tokens import Teaching, TopTokens, summed_divergence, top_tokens
 
 
@@ -201,16 +205,15 @@ class CausalLLM(LoadedLLM):
         x, real = pad_left(tails)
         past, before = self.prefix_cache.batch(self.model, prefixes) if any(prefixes) else (None, real[:, :0])
         longest = max(len(response) for response in responses)
-        kept = kept_logits(longest, 1, device=x.device)  # the last position predicts nothing
         model = self._compiled if self.compiles and not hooked else self.model
         logits = model(
             inputs_embeds=x,
             attention_mask=torch.cat([before, real], 1).long(),
             position_ids=(before.sum(1, keepdim=True) + real.cumsum(1) - 1).clamp(min=0),
             use_cache=past is not None,
-            logits_to_keep=kept,
+            logits_to_keep=longest + 1,
             **{cache_argument(self.model): past},
-        ).logits  # (rows, longest, vocabulary)
+        ).logits[:, :-1]  # (rows, longest, vocabulary): the last position predicts nothing
         kept_of: Tensor = logits[response_mask(responses, logits.device)]
         return kept_of
 
@@ -246,7 +249,6 @@ class CausalLLM(LoadedLLM):
         finite = FiniteLogits(f"{self.checkpoint} in {str(self.dtype).removeprefix('torch.')}")
         ids: Tensor = self.model.generate(  # type: ignore[operator]  # GenerationMixin is not in PreTrainedModel's type
             inputs_embeds=x, attention_mask=real.long(), max_new_tokens=max_new_tokens,
-            logits_to_keep=kept_logits(1, device=x.device),
             logits_processor=LogitsProcessorList([finite, *(processors or [])]), **more,
         )  # fmt: skip
         return ids

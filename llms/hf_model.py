@@ -3,14 +3,12 @@
 import hashlib
 import inspect
 import json
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sottovoce.audio_llm_layouts import KIMI
@@ -25,7 +23,7 @@ from sottovoce.llms.tuning_config import Tuning
 from sottovoce.tensor_files import update_digest
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -164,6 +162,7 @@ class LoadedLLM(nn.Module):
         self.trainable_names = [f"model.{name}" for name in tuned]
         bases = {name: weight for name, weight in model.named_parameters() if name in tuned and base_name(name)}
         self._pretrained = {} if model.device.type == "meta" else {name: _digest(bases[name]) for name in bases}
+        model.get_output_embeddings().register_forward_pre_hook(_contiguous)
         return _frozen(model)
 
     @property
@@ -270,51 +269,6 @@ def _frozen(model: "PreTrainedModel") -> "PreTrainedModel":
     return model
 
 
-KeyValues: TypeAlias = list[tuple[Tensor, Tensor]]  # of each layer, both (heads, tokens, dim)
-
-
-class PrefixCache:
-    """Keys and values of the latest prefixes, at most `max_tokens` of them, least recently used first to go.
-
-    Each prefix is computed alone, so that its keys and values do not depend on what it was first batched with.
-    """
-
-    def __init__(self, max_tokens: int = 8_192) -> None:
-        self.max_tokens = max_tokens
-        self._entries: OrderedDict[tuple[int, ...], KeyValues] = OrderedDict()
-
-    def batch(self, model: "PreTrainedModel", prefixes: list[list[int]]) -> "tuple[Cache, Tensor]":
-        """A cache of (rows, heads, tokens, dim) a layer, padded on the left; and (rows, tokens), True where real."""
-        from transformers import DynamicCache
-
-        device = cast(Tensor, model.get_input_embeddings().weight).device
-        rows = [self._key_values(model, tuple(prefix), device) for prefix in prefixes]
-        longest = max(len(prefix) for prefix in prefixes)
-        lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
-        past: Any = DynamicCache(config=model.config)
-        for layer in range(max(map(len, rows))):
-            pairs = zip(*(row[layer] for row in rows), strict=True)  # keys of all rows, and values
-            past.update(
-                *(torch.stack([F.pad(x, (0, 0, longest - x.shape[1], 0)) for x in each]) for each in pairs), layer
-            )
-        return past, torch.arange(longest, device=device) >= longest - lengths[:, None]
-
-    @torch.no_grad()
-    def _key_values(self, model: "PreTrainedModel", prefix: tuple[int, ...], device: torch.device) -> KeyValues:
-        from transformers import DynamicCache
-
-        entry = self._entries.get(prefix)
-        if entry is None or entry[0][0].device != device:
-            past: Any = DynamicCache(config=model.config)
-            ids, last = (torch.tensor(each, device=device) for each in ([prefix], [-1]))
-            model(input_ids=ids, use_cache=True, logits_to_keep=last, **{cache_argument(model): past})
-            entry = self._entries[prefix] = [(layer.keys[0], layer.values[0]) for layer in past.layers]
-        self._entries.move_to_end(prefix)
-        while len(self._entries) > 1 and sum(map(len, self._entries)) > self.max_tokens:
-            self._entries.popitem(last=False)
-        return entry
-
-
-def cache_argument(model: "PreTrainedModel") -> str:
-    """The name of a model's argument for a cache of keys and values: since transformers 5.24 `cache`."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+def _contiguous(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Sliced hidden states, of which torch multiplies each row apart (findings/frozen_linear_of_a_slice.sh)."""
+    return tuple(x.contiguous() for x in inputs)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sottovoce.errors import SottovoceError
-from sottovoce.llms.causal_lm import CausalLLM, kept_logits, masked_mean, pad_left, position_mask
+from sottovoce.llms.causal_lm import CausalLLM
+from sottovoce.llms.row_batches import masked_mean, pad_left, position_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,8 +56,7 @@ def read_hidden_states(llm: CausalLLM, prompts: list[Tensor], positions: Sequenc
     norm, head = _norm_and_head(llm.model, llm.layers)
     with _states(llm.layers, position_mask(prompts, positions)) as states, _inputs(head) as inputs:
         at = (real.cumsum(1) - 1).clamp(min=0)
-        kept = kept_logits(1, device=x.device)
-        llm.model(inputs_embeds=x, attention_mask=real.long(), position_ids=at, use_cache=False, logits_to_keep=kept)
+        llm.model(inputs_embeds=x, attention_mask=real.long(), position_ids=at, use_cache=False, logits_to_keep=1)
     if not torch.allclose(norm(states[-1].last), inputs[0][:, -1], rtol=1e-2, atol=1e-4):
         why = f"the logit lens does not fit {type(llm.model).__name__}: something else than its norm stands between "
         raise SottovoceError(f"{why}its last layer and its output embeddings", code="mismatch")

@@ -162,14 +162,14 @@ def read_model(
     return model, sorted(report["missing_keys"])
 
 
+def processor_template(folder: Path) -> str | None:
+    """The chat template of a checkpoint that keeps it with its processor, and not with its tokenizer."""
+    file = folder / "chat_template.json"
+    return cast(str, json.loads(file.read_text("utf-8"))["chat_template"]) if file.is_file() else None
+
+
 def stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """Tokens that end an answer, by any file of the checkpoint: they do not always agree, and each is right."""
     listed = model.generation_config.eos_token_id if model.generation_config else None
     listed = listed if isinstance(listed, list) else [listed]
     return {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
-
-
-def processor_template(folder: Path) -> str | None:
-    """The chat template of a checkpoint that keeps it with its processor, and not with its tokenizer."""
-    file = folder / "chat_template.json"
-    return cast(str, json.loads(file.read_text("utf-8"))["chat_template"]) if file.is_file() else None

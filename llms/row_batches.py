@@ -1,10 +1,16 @@
-"""Rows of different length as batches of an LLM: padding on the left, masks, groups of like length."""
+"""Rows of different length as batches of an LLM: padding on the left, masks, like lengths, prefixes computed once."""
 
+import inspect
+from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
 
 
 def response_mask(responses: list[list[int]], device: torch.device) -> Tensor:
@@ -47,10 +53,51 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return torch.einsum("rtd,rt->rd", x.float(), mask) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def kept_logits(count: int, before_end: int = 0, *, device: torch.device) -> Tensor:
-    """Of a row's positions the last `count`, or those up to `before_end` positions sooner, for `logits_to_keep`.
+KeyValues: TypeAlias = list[tuple[Tensor, Tensor]]  # of each layer, both (heads, tokens, dim)
 
-    By indices, since what a number keeps is a slice: not contiguous, so that torch multiplies row by row, in bfloat16
-    on a CPU with a copy of the whole vocabulary's weights for each row (findings/frozen_linear_of_a_slice.sh).
+
+class PrefixCache:
+    """Keys and values of the latest prefixes, at most `max_tokens` of them, least recently used first to go.
+
+    Each prefix is computed alone, so that its keys and values do not depend on what it was first batched with.
     """
-    return torch.arange(-count - before_end, -before_end, device=device)
+
+    def __init__(self, max_tokens: int = 8_192) -> None:
+        self.max_tokens = max_tokens
+        self._entries: OrderedDict[tuple[int, ...], KeyValues] = OrderedDict()
+
+    def batch(self, model: "PreTrainedModel", prefixes: list[list[int]]) -> "tuple[Cache, Tensor]":
+        """A cache of (rows, heads, tokens, dim) a layer, padded on the left; and (rows, tokens), True where real."""
+        from transformers import DynamicCache
+
+        device = cast(Tensor, model.get_input_embeddings().weight).device
+        rows = [self._key_values(model, tuple(prefix), device) for prefix in prefixes]
+        longest = max(len(prefix) for prefix in prefixes)
+        lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
+        past: Any = DynamicCache(config=model.config)
+        for layer in range(max(map(len, rows))):
+            pairs = zip(*(row[layer] for row in rows), strict=True)  # keys of all rows, and values
+            past.update(
+                *(torch.stack([F.pad(x, (0, 0, longest - x.shape[1], 0)) for x in each]) for each in pairs), layer
+            )
+        return past, torch.arange(longest, device=device) >= longest - lengths[:, None]
+
+    @torch.no_grad()
+    def _key_values(self, model: "PreTrainedModel", prefix: tuple[int, ...], device: torch.device) -> KeyValues:
+        from transformers import DynamicCache
+
+        entry = self._entries.get(prefix)
+        if entry is None or entry[0][0].device != device:
+            past: Any = DynamicCache(config=model.config)
+            ids = torch.tensor([prefix], device=device)
+            model(input_ids=ids, use_cache=True, logits_to_keep=1, **{cache_argument(model): past})
+            entry = self._entries[prefix] = [(layer.keys[0], layer.values[0]) for layer in past.layers]
+        self._entries.move_to_end(prefix)
+        while len(self._entries) > 1 and sum(map(len, self._entries)) > self.max_tokens:
+            self._entries.popitem(last=False)
+        return entry
+
+
+def cache_argument(model: "PreTrainedModel") -> str:
+    """The name of a model's argument for a cache of keys and values: since transformers 5.24 `cache`."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

@@ -16,8 +16,8 @@ from sottovoce.config.recipe import parse
 from sottovoce.data.examples import Batch
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
-from sottovoce.llms.causal_lm import pad_left
 from sottovoce.llms.chat_template import ChatTurn, Placeholder
+from sottovoce.llms.row_batches import pad_left
 from sottovoce.training.spoken_prompt import SpeechPlaceholder
 
 SPECIALS = ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]

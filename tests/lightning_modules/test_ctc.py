@@ -122,6 +122,14 @@ def test_without_a_response_the_llm_is_not_run(tree: dict[str, Any], monkeypatch
     assert gradients(run, batch_of(run), monkeypatch)
 
 
+def test_alone_it_runs_no_adapter_but_its_own(tree: dict[str, Any]) -> None:
+    run, ran = started(tree), list[str]()
+    for slot, adapter in run.module.adapters.items():
+        adapter.register_forward_hook(lambda *_, slot=slot: ran.append(slot))
+    run.module.loss(batch_of(run))
+    assert ran == ["linguistic"]
+
+
 def test_a_stage_of_it_begins_the_curriculum_and_leaves_no_head(write_recipe: Write, tmp_path: Path) -> None:
     """The best checkpoint of such a stage is that of the lowest CTC; the next stage has none."""
     joint = {"tasks": {"asr": 1}, "lr": 1e-3, "epochs": 1, "batch_size": 4}

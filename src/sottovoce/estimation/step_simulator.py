@@ -25,8 +25,8 @@ from sottovoce.estimation.placeholders import PlaceholderChat
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.chat_template import ChatFormat
-from sottovoce.llms.hf_model import KeyValues, PrefixCache
 from sottovoce.llms.hub_checkpoints import HUB, SETTINGS
+from sottovoce.llms.row_batches import KeyValues, PrefixCache
 from sottovoce.training.audio_reader import BATCH
 from sottovoce.training.llm_targets import BATCH as PROMPTS
 from sottovoce.training.llm_targets import teacher_dialogue
