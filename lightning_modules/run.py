@@ -102,8 +102,8 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
         check_folder(recipe.folder, recipe.plain())
         L.seed_everything(recipe.seed, workers=True, verbose=False)
         data, tasks = read_splits(recipe), build_tasks(recipe)
-        check_sides(recipe, data, tasks, _ahead(recipe, trains=trains))
         check_head_labels(recipe, data)
+        check_sides(recipe, data, tasks, _ahead(recipe, trains=trains))
         module = SpeechLLM(recipe)
         module.configure_model()
         if not is_trial(recipe):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tests.helpers.errors import refused
 
 from sottovoce.data.examples import Example
@@ -27,7 +28,7 @@ def llm(tiny_llm: str) -> CausalLLM:
 
 def make(folder: Path, llm: CausalLLM, names: str, max_new_tokens: int = 12) -> tuple[Targets, Made]:
     targets = Targets(folder, llm.fingerprint(), {"linguistic": "transcript"}, max_new_tokens)
-    return targets, targets.make(llm, map(example, names), Progress(disable=True))
+    return targets, targets.make(llm, map(example, names), Progress(Console(quiet=True)))
 
 
 def test_a_prompt_is_answered_once_and_a_killed_run_goes_on(llm: CausalLLM, tmp_path: Path) -> None:

@@ -1,13 +1,13 @@
 """What a stage draws: counted by task and part, refused where nobody serves one, and each task of each utterance."""
 
 import json
+import logging
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from tests.conftest import write_lines
 from tests.helpers.errors import refused
 from tests.helpers.runs import Fit, Write, quiet_run
@@ -19,7 +19,7 @@ from sottovoce.data.batch_sampler import BatchSampler
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.errors import ConfigError, ManifestError
 from sottovoce.evaluation import read_results
-from sottovoce.lightning_modules.run import example_sampler_of, prepare_run
+from sottovoce.lightning_modules.run import example_sampler_of
 from sottovoce.training import stage_rows as module
 from sottovoce.training.splits import LazySplit, build_tasks, read_splits
 from sottovoce.training.stage_rows import Draws, StageRows, count_draws, stage_rows
@@ -124,21 +124,16 @@ def test_of_lines_that_are_not_read_their_manifest_tells_the_tasks(tree: dict[st
         quiet_run({**tree, "name": "lazy"})
 
 
-def told(recipe: recipes.Recipe) -> str:
-    console = Console(width=300)
-    with console.capture() as shown:
-        prepare_run(recipe, console)
-    return shown.get()
-
-
 LINE = "stage joint, draws in 2 epochs (utterances): asr 12 (12), gender 6 (12), emotion 6 (12)"
 
 
 def test_draws_are_printed_before_training_and_by_a_dry_run(
-    tree: dict[str, Any], write_recipe: Write, capsys: Any, tmp_path: Path
+    tree: dict[str, Any], write_recipe: Write, capsys: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     tree["stages"] = {"joint": JOINT}
-    assert LINE in told(recipes.parse(tree)).splitlines()
+    caplog.set_level(logging.INFO, "sottovoce")
+    quiet_run(tree)
+    assert LINE in caplog.messages
     config = write_recipe(stages={"joint": JOINT})
     assert main(["fit", "--config", config, "--dry-run"]) == 0
     assert LINE in capsys.readouterr().out.splitlines()
