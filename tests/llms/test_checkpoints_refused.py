@@ -56,7 +56,7 @@ def test_a_gguf_is_called_by_its_name(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", [{"quant_method": "awq", "bits": 4}, {"quant_method": "gptq", "bits": 4}])
 def test_a_quantised_checkpoint_whose_package_is_absent(method: dict[str, Any], folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {**method, "load_in_8bit": True}}))
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": method}))
     with refused("unavailable", "llm.checkpoint", ConfigError) as caught:
         CausalLLM(str(folder), "float32").load()
     assert "\n" not in str(caught.value)
