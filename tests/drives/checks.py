@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sottovoce.config import recipe as recipes
 from sottovoce.config.recipe import Recipe
-from tests.drives.overlay import LIMIT
 from tests.drives.world import Broken, Check, Done, World, inside
 
 REPLIES = {"dialogue": ["rouge_l"], "response": ["rouge_1", "rouge_2", "rouge_l"]}
@@ -170,7 +169,7 @@ def promised(recipe: Recipe, world: World) -> dict[tuple[str, str, str], int]:
                 continue
             serving[task, node.name or ""] += sum(_serves(row, task) for row in rows)
     return {
-        (f"{task} ({part})" if part else task, metric, mode): min(LIMIT, count)
+        (f"{task} ({part})" if part else task, metric, mode): min(recipe.evaluation.limit or count, count)
         for (task, part), count in serving.items() if count for metric in _metrics(task) for mode in recipe.modes
     }  # fmt: skip
 

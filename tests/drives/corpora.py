@@ -85,10 +85,19 @@ def texts(file: Path) -> None:
     corpora.text(file, "We left the old umbrella.", "He bought a book.")
 
 
+def wavs(source: Path) -> None:
+    """What docs/data_formats.md calls `wavs`: clips of 15 speakers and a table of them."""
+    lines = ["file_name,text,speaker,age_group"]
+    for number in range(1, 31):
+        corpora.tone(source / f"a{number}.wav")
+        lines.append(f"a{number}.wav,we call it bear,s{number // 2},{('child', 'adult')[number // 2 % 2]}")
+    (source / "metadata.csv").write_text("\n".join(lines))
+
+
 CORPORA: dict[str, Callable[[Path], None]] = {
     "LibriSpeech": librispeech, "TextrolSpeech": textrolspeech, "MELD.Raw": meld, "StyleTalk": styletalk,
     "dailytalk": dailytalk, "expresso": expresso, "voicebench": voicebench, "speechocean762": speechocean762,
-    "crema_d": crema_d, "emodb": corpora.emodb, "texts.txt": texts,
+    "wavs": wavs, "crema_d": crema_d, "emodb": corpora.emodb, "texts.txt": texts,
 }  # fmt: skip
 
 

@@ -36,6 +36,8 @@ def drive(world: World, plan: Plan, *, short: bool = False) -> Result:
         world.corpus(*plan.corpora)
         if plan.recordings:
             world.recordings()
+        if plan.own_data:
+            world.own_data()
         for step in plan.steps:
             if short and not in_short(step):
                 continue

@@ -14,8 +14,7 @@ ADAPTERS = {  # type -> its widths
     "frame_stacking_mlp": {"hidden": 32},
 }
 STAGE = {"epochs": 1, "batch_size": 4, "warmup_steps": 1, "val_checks_per_epoch": 1}
-LIMIT = 3  # utterances a task and part of the test side
-EVALUATION = {"batch_size": 24, "max_new_tokens": 16, "limit": LIMIT}
+EVALUATION = {"batch_size": 24, "max_new_tokens": 16, "limit": 3}  # utterances a task and part of the test side
 CORPORA = {"train": 32, "validation": 8, "test": 12}  # of the demo's own, which speak themselves
 PAIRED_TEXTS = {"train": 4, "validation": 1, "test": 2}
 

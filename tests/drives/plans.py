@@ -57,6 +57,7 @@ class Plan:
     parts: tuple[str, ...] = ()
     corpora: tuple[str, ...] = ()
     recordings: bool = False
+    own_data: bool = False
 
     def drives(self, recipe: str) -> bool:
         return any(fnmatch(recipe, pattern) for pattern in self.recipes)
@@ -445,6 +446,27 @@ REAL_AGE = Plan(
     recordings=True,
 )
 
+OWN_DATA = Plan(  # docs/data_formats.md, "From a folder to scores"
+    "own_data",
+    (),
+    [
+        Step(
+            "sottovoce manifest wavs --out mine --label age=age_group --split-by speaker --validation 0.2 --test 0.2",
+            (
+                every_line("mine/train.jsonl", "speaker", "labels.age"),
+                files("mine/validation.jsonl", "mine/test.jsonl"),
+            ),
+        ),
+        Step(
+            "sottovoce fit --config age.yaml", (fitted("age.yaml"), scored("age.yaml"), files("runs/age/report.html"))
+        ),
+        Step("sottovoce show runs/age --wrong", (says("of 6 answers"),)),
+        Step("sottovoce predict runs/age/bundle wavs --task age --out ages.csv", (files("ages.csv"),)),
+        Step("sottovoce chat runs/age/bundle --audio wavs/a1.wav --task age --once", (answers(),)),
+    ],
+    own_data=True,
+)
+
 STARTER = Plan("starter", ("conf/starter/*.yaml",), starter.STEPS, ("corpora",), starter.PARTS, starter.CORPORA)
 
 PLANS = {
@@ -452,7 +474,7 @@ PLANS = {
     for plan in (
         CORPORA, DUAL_ADAPTER, OTHER_LLMS, STYLETALK, TABLE_IV, PAIRED, VOICEBENCH, _audio_llm("qwen2_5_omni", OMNI),
         _audio_llm("kimi_audio", KIMI, "THUDM/glm-4-voice-tokenizer"), _audio_llm("qwen2_audio", QWEN2_AUDIO),
-        PRETRAINING, EXPRESSIVE, TABLE_8B, QUICKSTART, PE_FT_DEMO, PAIRED_DEMO, TABLE_DEMO, REAL_AGE, STARTER,
+        PRETRAINING, EXPRESSIVE, TABLE_8B, QUICKSTART, PE_FT_DEMO, PAIRED_DEMO, TABLE_DEMO, REAL_AGE, OWN_DATA, STARTER,
     )
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from tests.drives.plans import PLANS, in_order, unknown
 from tests.drives.report import write
 from tests.drives.world import ROOT, World, recipes_in
 
-SHORT = ("dual_adapter", "best_rq", "qwen2_5_omni")
+SHORT = ("dual_adapter", "best_rq", "qwen2_5_omni", "own_data")
 SIZES = re.compile(  # all that the overlay may lay over a recipe
     r"trainer\.(accelerator|devices|num_nodes|strategy|enable_progress_bar)"
     r"|data\.(num_workers|corpus\.(train|validation|test))"
@@ -65,7 +65,7 @@ def _keys(node: Any, before: str = "") -> list[str]:
 def test_what_documents_tell_to_type_is_driven() -> None:
     pages = [
         ROOT / "README.md",
-        *(ROOT / "docs" / f"{n}.md" for n in ("corpora", "pe_ft", "speech_emotion_llama", "analysis")),
+        *(ROOT / "docs" / f"{n}.md" for n in ("corpora", "pe_ft", "speech_emotion_llama", "analysis", "data_formats")),
     ]
     told = {key for page in [*pages, *(ROOT / "conf").rglob("*.yaml")] for key in _commands(page.read_text("utf-8"))}
     driven = {key for plan in PLANS.values() for step in plan.steps for key in _commands(step.words)}

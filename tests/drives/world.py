@@ -91,6 +91,15 @@ class World:
 
             real_age(self.folder)
 
+    def own_data(self) -> None:
+        """The folder of clips and the recipe of docs/data_formats.md, as they are there."""
+        from tests.drives.corpora import save_corpus
+
+        save_corpus("wavs", self.folder)
+        page = (ROOT / "docs/data_formats.md").read_text("utf-8")
+        recipe = page.partition("`age.yaml`:")[2].partition("```yaml\n")[2].partition("```")[0]
+        (self.folder / "age.yaml").write_text(recipe)
+
     def lay(self, name: str) -> None:
         """Write a recipe anew, and those of a table's systems: the published one, and the overlay on top."""
         published, laid = self.conf.parent / name, self.folder / name
