@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# mlflow-skinny 3.17.2 and lightning 2.6.6: MLFlowLogger() without arguments raises. Lightning's default store is a folder
-# of files, ./mlruns, which mlflow refuses since it is in maintenance mode, unless MLFLOW_ALLOW_FILE_STORE=true is set;
-# and mlflow-skinny has no SQLAlchemy, so that the way out which the message names, sqlite:///mlflow.db, is an
-# ImportError or the like with it. With the variable set all is as before.
+# mlflow-skinny 3.17.2 and lightning 2.6.6: MLFlowLogger() without arguments raises. Lightning's default store is a
+# folder of files, ./mlruns, which mlflow refuses, since that is in maintenance mode, unless MLFLOW_ALLOW_FILE_STORE=true
+# is set. The store which its message names instead, sqlite:///mlflow.db, raises too: mlflow-skinny has no SQL store
+# (UnsupportedModelRegistryStoreURIException). With the variable set all is as before.
 # Exit 0: seen again; 1: it has changed.
 set -eu
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
