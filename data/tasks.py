@@ -41,7 +41,10 @@ class Task(ABC):
     teacher: str | None = None  # a system prompt that the run's own LLM is given when it makes targets, and only then
 
     def __init__(self, *, prompts: str | None = None, **fields: str) -> None:
-        self._wordings = read_wordings(resolve(prompts) if prompts else PROMPTS / f"{self.name}.txt", fields)
+        self._wordings = self._read_wordings(prompts, fields)
+
+    def _read_wordings(self, prompts: str | None, fields: Mapping[str, str]) -> list[str]:
+        return read_wordings(resolve(prompts) if prompts else PROMPTS / f"{self.name}.txt", fields)
 
     @abstractmethod
     def available(self, utterance: Utterance) -> bool:
