@@ -22,8 +22,7 @@ TEXTS = ("caption", "transcript")  # equivalent to speech in the slots, where no
 class Task(ABC):
     """A question about an utterance, in several wordings, with the answer to learn.
 
-    A subclass sets `name` and `relies_on`, and takes its knobs as keyword-only parameters. `name` is what the recipe
-    calls it, where that is another one.
+    A subclass sets `name`, as recipes call it, and `relies_on`; its knobs are keyword-only parameters.
 
     Args:
         prompts: a file of wordings, one a line, `#` for comments; the project's own `prompts/<name>.txt` if absent.
