@@ -17,7 +17,14 @@ from sottovoce.hub import WEIGHTS
 from sottovoce.llms import hub_checkpoints
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.llms.hub_checkpoints import HUB, SETTINGS
-from sottovoce.llms.quantization import Quantization, check_fits_tuning, loading_arguments, source_of, stand_in
+from sottovoce.llms.quantization import (
+    Quantization,
+    check_fits_tuning,
+    keep_gradients,
+    loading_arguments,
+    source_of,
+    stand_in,
+)
 from sottovoce.llms.tuning import base_name, decoder_layers, layer_numbers, lora_layers, passed_over, tune
 from sottovoce.llms.tuning_config import Tuning
 from sottovoce.tensor_files import update_digest
@@ -254,6 +261,7 @@ class LoadedLLM(nn.Module):
                 model, absent = hub_checkpoints.read_text(folder, self.dtype, HUB)
         if absent:  # transformers would go on with random numbers
             raise HUB.missing(self.checkpoint, f"its files lack {len(absent)} weights, such as {absent[0]}")
+        keep_gradients(model)
         return model
 
 

@@ -52,6 +52,16 @@ def loading_arguments(quantization: Quantization, dtype: torch.dtype) -> dict[st
     return {"quantization_config": chosen, "device_map": {"": "cpu"}}
 
 
+def keep_gradients(model: nn.Module) -> None:
+    """Let no 4-bit weights be repacked when they are first used without a gradient, since then none is left.
+
+    bitsandbytes does that on CPUs with AVX512-BF16 (findings/bitsandbytes_4bit_loses_gradients.sh).
+    """
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
+
+
 def source_of(quantization: Quantization | None, folder: Path) -> dict[str, Any]:
     """What tells quantised weights from others: the files that they are made of, since 4 bits are not always the same.
 

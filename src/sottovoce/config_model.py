@@ -254,6 +254,7 @@ def _faults(schema: type[Any], error: dict[str, Any]) -> Iterator[ConfigError]:
         yield fault("unknown-key", where, _hint(str(key), [f.name for f in _fields(schema, above)], error["input"]))
     else:
         text = str(error["msg"]).replace("Input should be ", "must be ").replace("a valid ", "a ", 1)
+        text = text.replace("a integer", "an integer", 1)
         text = "must be a mapping" if error["type"] == "dataclass_type" else text
         yield fault("bad-value", where, f"{text}, found {_shown(error['input'])}")
 

@@ -39,7 +39,7 @@ def read_tree(path: Path, overrides: Iterable[str] = (), *, own: bool | None = N
         ConfigError: a file is missing, is not a mapping, is no recipe by its size, or extends itself; an override is
             not `key=value`; or a file asks for trust that no override gives.
     """
-    overrides = list(overrides)
+    overrides = _types_first(overrides)
     changes = [located_in(_change(override), Path.cwd()) for override in overrides]
     if own is not None:
         name_by_user(changes)
@@ -60,6 +60,19 @@ def read_tree(path: Path, overrides: Iterable[str] = (), *, own: bool | None = N
             where=granted[0],
         )
     return tree
+
+
+def _types_first(overrides: Iterable[str]) -> list[str]:
+    """As given, but `node.type=` stands before other keys of its node, which it would have start afresh."""
+    ordered = list[str]()
+    for override in overrides:
+        key, _ = _key(override)
+        node, _, last = key.rpartition(".")
+        keys = [_key(other)[0] for other in ordered]
+        above = [at for at, other in enumerate(keys) if other == key or f"{node}.".startswith(f"{other}.")]
+        beside = [at for at, other in enumerate(keys) if at > max(above, default=-1) and other.startswith(f"{node}.")]
+        ordered.insert(beside[0] if last == "type" and node and beside else len(ordered), override)
+    return ordered
 
 
 def read_overrides(overrides: Iterable[str]) -> Tree:

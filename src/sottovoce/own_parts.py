@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sottovoce.errors import Code, ConfigError, brief, first_line
+from sottovoce.errors import Code, ConfigError, brief, first_line, nearest
 
 CONSENT = "SOTTOVOCE_ALLOW_CODE"  # environment variable; the commands' --allow-code sets it
 BUNDLE_MARK = "fingerprints.json"  # a recipe beside such a file is a bundle's
@@ -99,10 +99,14 @@ def load_part(name: str, kind: str) -> type:
     place, _, attribute = name.rpartition(":")
     is_file = place.endswith(".py")
     try:
-        found = getattr(_module_of(Path(place).expanduser()) if is_file else _imported(place), attribute)
+        module = _module_of(Path(place).expanduser()) if is_file else _imported(place)
     except Exception as error:  # somebody's code may raise anything
         code: Code = "not-found" if isinstance(error, (FileNotFoundError, ModuleNotFoundError)) else "damaged"
         raise ConfigError(f"the {kind} {name} cannot be loaded: {told(error)}", code=code, where="type") from error
+    if (found := getattr(module, attribute, None)) is None:
+        known = [name for name, value in vars(module).items() if isclass(value) and value.__module__ == module.__name__]
+        told_names = f"the {kind} {name} cannot be loaded: there is no {attribute!r} in it.{nearest(attribute, known)}"
+        raise ConfigError(told_names, code="unknown-name", where="type")
     if not isclass(found):
         raise ConfigError(f"{name} is no class, which a {kind} must be", code="bad-value", where="type")
     return found

@@ -71,6 +71,13 @@ def test_what_is_near_chance() -> None:
     assert is_near_chance(share(0.9, None), "asr") and not is_near_chance(share(0.8, None), "asr")
 
 
+def test_a_test_side_of_one_label_tells_nothing() -> None:
+    found = attribute(1.0, 0.95, 0.95, 0.95)
+    found.answers = found.topline = share(1.0, chance=1.0)
+    found.judge()
+    assert found.verdict == "unknown" and "same label" in found.sentence
+
+
 def test_a_topline_counts_only_where_the_text_tells_the_label() -> None:
     assert verdict_of(attribute(0.5, 0.95, 0.95, 0.95, topline=0.55, told=0.2)) == "tokens"
 

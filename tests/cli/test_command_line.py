@@ -44,6 +44,7 @@ def test_one_kind_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     [(kind, found)] = json.loads(capsys.readouterr().out).items()
     pooled = next(one for one in found if one["type"] == "pooled_soft_prompt")
     assert kind == "adapter" and {"name": "tokens", "type": "int", "default": 10} in pooled["knobs"]
+    assert not [knob for one in found for knob in one["knobs"] if "Annotated" in knob["type"]]
     assert main(["list", "metric", "--json"]) == 0
     assert "wer" in {one["type"] for one in json.loads(capsys.readouterr().out)["metric"]}
 

@@ -111,7 +111,7 @@ def test_an_import_path_names_a_component_of_any_kind(tmp_path: Path, monkeypatc
     [
         (MODULE, "./absent.py:Prosody", "not-found", "absent.py"),
         (MODULE, "no_such_lab.prosody:Prosody", "not-found", "no_such_lab"),
-        (MODULE, "FILE:Prosdy", "damaged", "Prosdy"),
+        (MODULE, "FILE:Prosdy", "unknown-name", "no 'Prosdy' in it. Did you mean 'Prosody'?"),
         ("width = 3", "FILE:width", "bad-value", "no class"),
         ("import torch\nraise RuntimeError('mine')", "FILE:Prosody", "damaged", "mine (broken.py:2)"),
         ("def f(:", "FILE:Prosody", "damaged", "SyntaxError"),

@@ -294,6 +294,22 @@ def test_a_chat_template_is_text_or_a_file_of_it(tree: dict[str, Any], tmp_path:
         recipes.parse({**tree, "llm": {**tree["llm"], "chat_template": "absent.jinja"}})
 
 
+@pytest.mark.parametrize(
+    ("overrides", "found"),
+    [
+        (["encoder.checkpoint=b", "encoder.type=hf"], {"type": "hf", "checkpoint": "b"}),
+        (["encoder.type=hf", "encoder.checkpoint=b", "encoder.type=own"], {"type": "own", "checkpoint": "b"}),
+        (["encoder.layers=2", "encoder={type: hf, checkpoint: c}", "encoder.type=own"], {"type": "own"}),
+    ],
+)
+def test_a_type_may_follow_the_keys_that_belong_to_it(
+    overrides: list[str], found: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("encoder: {type: whisper, checkpoint: a}")
+    assert read_tree(file, overrides)["encoder"] == found
+
+
 def test_an_override_needs_a_value() -> None:
     with refused("bad-value", "stages.joint.lr", ConfigError):
         read_tree(QUICKSTART, ["stages.joint.lr"])

@@ -62,6 +62,18 @@ def test_a_quantised_llm_answers_and_is_another_by_its_fingerprint(bits: Quantiz
 
 
 @BITS
+def test_an_answer_before_a_step_changes_neither_loss_nor_gradient(bits: Quantization, most: float) -> None:
+    """On some CPUs bitsandbytes repacks 4-bit weights when they are first used without a gradient."""
+    llm = opened(TRAINED, bits).eval()
+    loss, gradient = loss_and_gradient(llm)
+    with torch.no_grad():
+        llm.generate([llm.embed(llm.chat.prompt([ChatTurn("user", ("say it",))]), {})], 4)
+    again, felt = loss_and_gradient(llm)
+    torch.testing.assert_close(again, loss)
+    torch.testing.assert_close(felt, gradient)
+
+
+@BITS
 def test_lora_trains_on_quantised_weights(bits: Quantization, most: float, folder: Path) -> None:
     llm = opened(folder, bits, tuning=Tuning(method="lora", rank=2))
     llm.set_trainable(True)

@@ -183,6 +183,8 @@ def test_what_was_never_learned_is_told(model: sv.Model, clips: list[Path]) -> N
         (np.ones(16_000, np.float32), 0, "bad-value", "audio"),
         ({"array": [0.1] * 9_000}, None, "missing-key", "audio"),
         (".", None, "bad-value", "."),
+        (b"RIFF", None, "bad-value", "audio"),
+        ((16_000, np.ones(16_000, np.float32)), None, "bad-value", "audio"),
     ],
 )
 def test_audio_that_is_none_is_refused(audio: object, rate: int | None, code: str, where: str) -> None:

@@ -12,7 +12,7 @@ from tests.helpers.errors import refused
 
 import sottovoce as sv
 from sottovoce.cli.main import main
-from sottovoce.errors import AudioError, ConfigError, MissingError
+from sottovoce.errors import AudioError, ConfigError, ManifestError, MissingError
 from sottovoce.serving import predict as module
 from sottovoce.serving.predict import predict
 
@@ -128,6 +128,9 @@ def test_what_cannot_be_is_refused_before_a_clip_is_read(folder: Path, tmp_path:
         predict("b", [clip], ["asr"], ask="Who?")
     with refused("conflict", "--probabilities", ConfigError):
         predict("b", [clip], ["asr"], probabilities=True)
+    (tmp_path / "table.csv").write_text("file_name,sentence\na.wav,sit\n")
+    with refused("mismatch", "table.csv", ManifestError):
+        predict("b", [str(tmp_path / "table.csv")], ["asr"])
     (tmp_path / "empty").mkdir()
     with refused("not-found", "empty", MissingError):
         predict("b", [str(tmp_path / "empty")], ["asr"])

@@ -61,6 +61,8 @@ class TaskDiagnosis:
 
     def judge(self) -> None:
         """Fill in the verdict and its sentence."""
+        if _has_one_label(self):
+            self.left_out["scores"] = "all test utterances have the same label"
         self.verdict = verdict_of(self)
         self.sentence = f"{MEANING[self.verdict]}{_figures(self)}"
 
@@ -70,7 +72,7 @@ def skill(score: Score, kind: Kind = "attribute") -> float:
     if kind == "asr":
         return max(0.0, 1.0 - score.value)
     chance = score.baseline or 0.0
-    return (score.value - chance) / (1.0 - chance)
+    return (score.value - chance) / (1.0 - chance) if chance < 1.0 else 0.0
 
 
 def is_near_chance(score: Score, kind: Kind = "attribute") -> bool:
@@ -87,7 +89,7 @@ def verdict_of(d: TaskDiagnosis) -> Code:
     """
     if d.kind == "generated":
         return _by_loss(d)
-    if d.answers is None:
+    if d.answers is None or _has_one_label(d):
         return "unknown"
     if is_learned(d):
         return "learned"
@@ -107,6 +109,11 @@ def verdict_of(d: TaskDiagnosis) -> Code:
     if tokens and not is_near_chance(tokens):
         return "tokens"
     return "unknown" if is_near_chance(d.answers, d.kind) else "partly"
+
+
+def _has_one_label(d: TaskDiagnosis) -> bool:
+    """Whether a guess that hears nothing is always right."""
+    return d.kind == "attribute" and d.answers is not None and d.answers.baseline == 1.0
 
 
 def is_learned(d: TaskDiagnosis) -> bool:

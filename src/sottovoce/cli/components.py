@@ -4,7 +4,8 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, NamedTuple, get_origin
+from types import GenericAlias, UnionType
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from rich.console import Console
 from rich.markup import escape
@@ -72,9 +73,21 @@ def components(registry: Registry[Any]) -> Iterator[Component]:
 
 
 def _parts(knob: inspect.Parameter) -> dict[str, Any]:
-    annotation = knob.annotation.__origin__ if get_origin(knob.annotation) is Annotated else knob.annotation
+    annotation = _without_limits(knob.annotation)
     needed: dict[str, Any] = {"required": True} if knob.default is knob.empty else {"default": knob.default}
     return {"name": knob.name, "type": inspect.formatannotation(annotation), **needed}
+
+
+def _without_limits(hint: Any) -> Any:
+    """A type without what pydantic reads of it, also inside a union or a list."""
+    if get_origin(hint) is Annotated:
+        return _without_limits(get_args(hint)[0])
+    inner = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return Union[tuple(map(_without_limits, inner))]  # noqa: UP007
+    if inner and isinstance(hint, GenericAlias):
+        return GenericAlias(hint.__origin__, tuple(map(_without_limits, inner)))
+    return hint
 
 
 def _plain(one: Component) -> dict[str, Any]:

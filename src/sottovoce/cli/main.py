@@ -3,6 +3,7 @@
 import argparse
 import errno
 import inspect
+import logging
 import os
 import re
 import signal
@@ -81,6 +82,7 @@ def silence_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if transformers := sys.modules.get("transformers"):  # it has read that when it was imported
         transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # of kernels that are optional
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a part that cannot be loaded is an error of our own
     advice = (
         r"does not have many workers|enable_nested_tensor|exists and is not empty|tensorboardX|`isinstance\(treespec|"

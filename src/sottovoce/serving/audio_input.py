@@ -44,6 +44,9 @@ def waveform(audio: Audio, sample_rate: int, given: int | None = None, *, max_se
             raise AudioError.at("audio", "missing-key", why)
         clip: Mapping[str, Any] = audio
         audio, given = clip["array"], int(clip["sampling_rate"])
+    if not hasattr(audio, "__array__") and not isinstance(audio, list):
+        why = f"a clip is a file's name, an array or a mapping with `array` and `sampling_rate`, found {_kind(audio)}"
+        raise AudioError.at("audio", "bad-value", why)
     if given is None:
         raise AudioError.at("sample_rate", "missing-key", "an array does not know its sample rate: sample_rate=16000")
     samples = checked_samples(_mono(audio), given, sample_rate)
@@ -70,6 +73,12 @@ def audio_file(name: str | Path, max_seconds: float | None = None) -> Path:
 
 def _too_long(where: object, seconds: float, most: float) -> AudioError:
     return AudioError.at(where, "bad-value", f"{seconds:.1f} s is longer than data.max_seconds={most:g}")
+
+
+def _kind(audio: object) -> str:
+    return f"a {type(audio).__name__}" + (
+        "; of (rate, samples), give sample_rate=rate" if isinstance(audio, tuple) else ""
+    )
 
 
 def _mono(audio: Any) -> NDArray[np.float32]:

@@ -18,6 +18,7 @@ from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.corpora.files import AUDIO, Tree
 from sottovoce.data.manifest import read_manifest
 from sottovoce.data.own_attribute import choices_of
+from sottovoce.data.sources.kinds import foreign_kind, told_kind
 from sottovoce.data.tasks import AttributeTask
 from sottovoce.errors import AudioError, ConfigError, ManifestError, MissingError, SottovoceError, brief
 from sottovoce.io import atomic_write
@@ -28,6 +29,7 @@ from sottovoce.training.splits import build_tasks
 
 SUFFIXES = (*AUDIO, ".aac", ".aif", ".aiff", ".amr", ".ape", ".au", ".caf", ".mka", ".oga", ".webm", ".wma", ".wv")
 FORMATS = (".csv", ".jsonl", ".json")
+TABULAR = (".csv", ".tsv", ".json", ".jsonl", ".gz", ".parquet")  # of inputs, where no audio is meant
 
 
 @dataclass
@@ -64,6 +66,9 @@ def predict(
     absent = [name for name in inputs if not Path(name).expanduser().exists() and not _is_part(name)]
     if absent:
         raise MissingError(f"{absent[0]}: there is no such file or folder", where=absent[0])
+    for name in inputs:
+        if Path(name).suffix.lower() in TABULAR and (kind := foreign_kind(Path(name).expanduser())):
+            raise ManifestError.at(name, "mismatch", told_kind(Path(name), kind))
     model = load(bundle, overrides=overrides)
     chosen = chosen_slots([name for name in slots.split(",") if name], model.slots, "--slots")
     asked: list[tuple[str | None, str | None]] = [(name, None) for name in task] or [(None, ask)]
@@ -74,7 +79,7 @@ def predict(
         if probabilities and not isinstance(known, AttributeTask):
             raise ConfigError.at("--probabilities", "conflict", f"{name or own or 'a reply'} is no choice among labels")
     rows = [row for name in inputs for row in _rows(Path(name).expanduser(), model)]
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         answer_rows(model, rows, asked, chosen, probabilities, batch_size, max_new_tokens, progress)
     text = TABLES[Path(out).suffix.lower() if out else ".csv"](list(_flat(rows)))
     if out:
