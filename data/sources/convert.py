@@ -253,8 +253,9 @@ def _write(lines: Sequence[_Line], out: Path, report: Report) -> None:
         texts[line.split].append(json.dumps(record, ensure_ascii=False) + "\n")
         speakers[line.split] |= {record["speaker"]} if "speaker" in record else set()
         report.split(line.split).hours += record.get("seconds", 0.0) / 3600
-    for stale in _earlier(out) - texts.keys():
+    for stale in sorted(_earlier(out) - texts.keys()):
         (out / f"{stale}.jsonl").unlink(missing_ok=True)
+        report.notes[f"deleted: {stale}.jsonl of an earlier call, which this one does not make"] += 1
     for split, text in texts.items():
         written = report.split(split)
         written.lines, written.speakers = len(text), len(speakers[split])

@@ -48,7 +48,7 @@ def foreign_kind(path: Path) -> str | None:
 def told_kind(path: Path, kind: str) -> str:
     """What a file is, and the command that makes manifests of it."""
     command = f"sottovoce manifest {shlex.quote(str(path))} --out FOLDER"
-    return f"this is {KINDS[kind]}, no manifest: `{brief(command, 500)}` writes manifests of it (docs/data_formats.md)"
+    return f"this is {KINDS[kind]}: `{brief(command, 500)}` writes manifests of ours from it (docs/data_formats.md)"
 
 
 def _is_table(first: dict[str, Any]) -> bool:

@@ -141,7 +141,11 @@ def test_splits_of_a_column_are_kept_and_stale_ones_go(here: Path) -> None:
     assert {name: len(lines(report, name)) for name in report.splits} == {"train": 1, "validation": 1}
     assert report.problems == {"split is no name": ["t.csv:4: ../up"]} and not (here / "up.jsonl").exists()
     (here / "mine/own.jsonl").touch()
-    assert list(run(source, split_column="fold").splits) == ["x", "y"]
+    again = run(source, split_column="fold")
+    assert list(again.splits) == ["x", "y"]
+    assert {name for name in ("train", "validation", "own") if any(f"{name}.jsonl" in n for n in again.notes)} == {
+        "train", "validation"
+    }  # fmt: skip
     assert {file.name for file in (here / "mine").glob("*.jsonl")} == {"x.jsonl", "y.jsonl", "own.jsonl"}
 
 
