@@ -57,9 +57,9 @@ def keep_gradients(model: nn.Module) -> None:
 
     bitsandbytes does that on CPUs with AVX512-BF16 (findings/bitsandbytes_4bit_loses_gradients.sh).
     """
-    for part in model.modules():
-        if hasattr(part, "support_avx512bf16_for_cpu"):
-            part.support_avx512bf16_for_cpu = False
+    parts: list[Any] = [part for part in model.modules() if hasattr(part, "support_avx512bf16_for_cpu")]
+    for part in parts:
+        part.support_avx512bf16_for_cpu = False
 
 
 def source_of(quantization: Quantization | None, folder: Path) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _without_limits(hint: Any) -> Any:
     if get_origin(hint) in (Union, UnionType):
         return Union[tuple(map(_without_limits, inner))]  # noqa: UP007
     if inner and isinstance(hint, GenericAlias):
-        return GenericAlias(hint.__origin__, tuple(map(_without_limits, inner)))
+        return hint.__origin__[tuple(map(_without_limits, inner))]  # type: ignore[index]
     return hint
 
 

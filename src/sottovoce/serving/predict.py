@@ -66,9 +66,9 @@ def predict(
     absent = [name for name in inputs if not Path(name).expanduser().exists() and not _is_part(name)]
     if absent:
         raise MissingError(f"{absent[0]}: there is no such file or folder", where=absent[0])
-    for name in inputs:
-        if Path(name).suffix.lower() in TABULAR and (kind := foreign_kind(Path(name).expanduser())):
-            raise ManifestError.at(name, "mismatch", told_kind(Path(name), kind))
+    for table in inputs:
+        if Path(table).suffix.lower() in TABULAR and (kind := foreign_kind(Path(table).expanduser())):
+            raise ManifestError.at(table, "mismatch", told_kind(Path(table), kind))
     model = load(bundle, overrides=overrides)
     chosen = chosen_slots([name for name in slots.split(",") if name], model.slots, "--slots")
     asked: list[tuple[str | None, str | None]] = [(name, None) for name in task] or [(None, ask)]
