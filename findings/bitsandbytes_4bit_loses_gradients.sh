@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # bitsandbytes 0.50.2, on a CPU with AVX512-BF16: a Linear4bit in eval mode repacks its weights when it is first given an
 # input that needs no gradient, for a kernel without backward pass. From then on an input that needs a gradient gets
-# none, with no more than a warning; with a bias there is a RuntimeError about an in-place operation. A frozen LLM under adapters or
-# LoRA is in eval mode, and answers before it is trained on. `layer.support_avx512bf16_for_cpu = False` prevents it.
+# none, with no more than a warning; with a bias there is a RuntimeError about an in-place operation. A frozen LLM under
+# adapters or LoRA is in eval mode, and answers before it is trained on. `layer.support_avx512bf16_for_cpu = False`
+# prevents it.
 # Exit 0: seen again; 1: it has changed, or this CPU has no AVX512-BF16.
 set -eu
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
