@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 
-from torch import nn
+from torch import Tensor, nn
 
 from sottovoce.frames import Frames
 
@@ -28,6 +28,13 @@ class Adapter(nn.Module, ABC):
 
         Padding must not change a real frame: a row's output is the same alone and in any batch.
         """
+
+
+def stack_frames(x: Tensor, stack: int) -> Tensor:
+    """Concatenate every `stack` adjacent frames: (batch, frames, dim) to (batch, frames // stack, dim * stack)."""
+    batch, count, dim = x.shape
+    tokens = count // stack
+    return x[:, : tokens * stack].reshape(batch, tokens, dim * stack)
 
 
 def init_small(last: nn.Linear, std: float = 0.03) -> nn.Linear:

@@ -1,8 +1,9 @@
 """Linear projection of stacked frames, for comparison."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from sottovoce.adapters import ADAPTERS, Adapter, init_small
+from sottovoce.adapters.base import stack_frames
 from sottovoce.config_model import Count
 from sottovoce.frames import Frames
 
@@ -28,7 +29,4 @@ class LinearProjection(Adapter):
 
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, frames // stack, d_llm)."""
-        batch, count, dim = frames.x.shape
-        tokens = count // self.stack
-        stacked: Tensor = frames.x[:, : tokens * self.stack].reshape(batch, tokens, dim * self.stack)
-        return Frames(self.project(stacked), frames.lengths // self.stack)
+        return Frames(self.project(stack_frames(frames.x, self.stack)), frames.lengths // self.stack)

@@ -241,6 +241,8 @@ def _write(lines: Sequence[_Line], out: Path, report: Report) -> None:
     if common is not None:
         link(out / LINK, common)
         report.clips = common
+    for split in sorted({line.split for line in lines}, key=_rank):
+        report.split(split)
     texts: defaultdict[str, list[str]] = defaultdict(list)
     speakers: defaultdict[str, set[str]] = defaultdict(set)
     for line in lines:
@@ -260,6 +262,12 @@ def _write(lines: Sequence[_Line], out: Path, report: Report) -> None:
         written = report.split(split)
         written.lines, written.speakers = len(text), len(speakers[split])
         atomic_write(out / f"{split}.jsonl", "".join(text))
+
+
+def _rank(split: str) -> tuple[int, str]:
+    """Splits in their usual order, others behind them."""
+    usual = ("train", "validation", "test")
+    return (usual.index(split) if split in usual else len(usual)), split
 
 
 def _relative(clip: Path, home: Path, common: Path | None) -> str:
