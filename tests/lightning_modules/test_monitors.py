@@ -225,7 +225,7 @@ def test_callbacks_come_by_module_or_file(tree: Tree, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("code", "node"),
     [
-        ("not-found", "no_such_lab.cb:Mine"), ("not-found", "./none.py:Mine"), ("damaged", "./cb.py:Theirs"),
+        ("not-found", "no_such_lab.cb:Mine"), ("not-found", "./none.py:Mine"), ("unknown-name", "./cb.py:Theirs"),
         ("bad-value", "./cb.py:Other"), ("bad-value", {"type": "./cb.py:Mine", "colour": 1}),
         ("damaged", "./broken.py:Mine"), ("bad-value", "json:dumps"),
     ],
