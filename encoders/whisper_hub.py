@@ -47,6 +47,12 @@ def read_sizes(checkpoint: str) -> list[int]:
             raise ConfigError.at(
                 HUB.key, "mismatch", f"{checkpoint} is a {config['model_type']!r}; try encoder.type=hf"
             )
+        feedforward, width = config.get("encoder_ffn_dim"), config["d_model"]
+        if feedforward not in (None, 4 * width):
+            told = (
+                f"{checkpoint} has a feedforward of {feedforward}, where Whisper has 4 x {width}; try encoder.type=hf"
+            )
+            raise ConfigError.at(HUB.key, "mismatch", told)
         return [int(config[name]) for name in _SIZES]
     except (OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, ConfigError):

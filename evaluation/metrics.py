@@ -46,6 +46,7 @@ class Prediction:
     metric: str | None = None  # asr: its error rate, such as `cer/basic`; None: `wer`, by the English normalizer
     audio: str | None = None  # its clip: an absolute path, or relative to the run's folder where it lies in that
     text: str | None = None  # its transcript, where that is known
+    values: dict[str, float] | None = None  # by the recipe's own metrics
 
     @property
     def title(self) -> str:

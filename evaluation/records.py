@@ -19,6 +19,7 @@ from sottovoce.evaluation.metrics import (
     is_silent,
 )
 from sottovoce.evaluation.normalizers import NORMALIZERS, rate_of
+from sottovoce.evaluation.own_metrics import own_metrics
 from sottovoce.evaluation.reports.results import in_order, results_markdown
 from sottovoce.evaluation.text_similarity import ROUGE, rouge_l
 from sottovoce.io import atomic_write
@@ -59,6 +60,7 @@ OPTIONAL = (
     "metric",
     "audio",
     "text",
+    "values",
 )  # keys of a prediction that older runs lack
 
 
@@ -66,9 +68,10 @@ def score_all(system: str, predictions: Sequence[Prediction]) -> list[Record]:
     """Every metric of every task, for each choice of slots apart, in the order of the report.
 
     `asr` gets the error rate that its predictions name, and the rate of hallucinations where clips have no speech;
-    `dialogue` ROUGE-L, `response` and `caption` ROUGE-1, -2 and -L, and all three the
-    emotion's fit where rows have rivals; every other task is an attribute and gets both accuracies. Replies with a
-    category also get PA-score and PA-rate, as a task of the category's name (see `awareness.groups`).
+    `dialogue` ROUGE-L, `response` and `caption` ROUGE-1, -2 and -L, and all three the emotion's fit where rows have
+    rivals; every other task is an attribute and gets both accuracies. What has values by metrics of one's own gets
+    their means. Replies with a category also get PA-score and PA-rate, as a task of the category's name (see
+    `awareness.groups`).
 
     Raises:
         SottovoceError: there are no predictions; a row lacks what its metric needs.
@@ -99,6 +102,7 @@ def scores_due(predictions: Sequence[Prediction]) -> list[Due]:
     due = []
     for (title, slots, _), rows in parts.items():
         due += [Due(title, name, slots, metric, rows) for name, metric in _metrics(rows).items()]
+        due += [Due(title, name, slots, metric, rows) for name, metric in own_metrics(rows).items()]
         felt = [row for row in rows if row.category is None]  # the rivals of others are no replies to emotions
         if rows[0].task in GENERATED and any(map(can_fit, felt)):
             due.append(Due(title, "emotion_fit", slots, emotion_fit, felt))

@@ -52,7 +52,8 @@ def _with_code(recipe: Recipe, draft: Path) -> tuple[Tree, list[dict[str, str]]]
 
     That is of each a file's or module's SHA-256, or a plug-in's package and version.
     """
-    plain: Tree = {**recipe.plain(), "callbacks": []}  # those were for training
+    plain: Tree = {**recipe.plain(), "callbacks": []}  # those were for training, and metrics for its scores
+    plain["evaluation"] = {**plain["evaluation"], "metrics": {}}
     copied: dict[str, str] = {}
     for name in dict.fromkeys(names_in(plain)):
         place, _, attribute = name.rpartition(":")

@@ -20,6 +20,7 @@ from sottovoce.data.skipped import LineFault
 from sottovoce.data.tasks import Task
 from sottovoce.device import on_device
 from sottovoce.errors import ConfigError, MissingError
+from sottovoce.evaluation import OWN_METRICS
 from sottovoce.io import file_lock
 from sottovoce.lightning_modules.bundle import bundle_weights
 from sottovoce.lightning_modules.own_callbacks import own_callbacks
@@ -93,6 +94,8 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
     check_trainer(recipe)
     check_devices(recipe.trainer)
     own_callbacks(recipe)
+    for name, node in recipe.evaluation.metrics.items():
+        OWN_METRICS.check(node.metric, f"evaluation.metrics.{name}.metric")
     begins = bool(recipe.init_from) and Path(recipe.init_from or "").is_dir()
     if recipe.init_from and not begins and (trains or recipe.evaluation.voicebench):
         why = f"there is no bundle {recipe.init_from}: train the recipe that leaves it first"

@@ -95,6 +95,9 @@ class Columns:
                 if column not in self._seen:
                     told = f"no row has a column {column!r}.{nearest(column, self._seen)}"
                     raise ConfigError.at(f"{where}.{key}", "unknown-name", told)
+        for attribute in self.labels.keys() - known_labels().keys():
+            told = nearest(attribute, known_labels())
+            self.notes[f"{attribute} is an attribute of your own: a recipe says what it is under `tasks`.{told}"] += 1
         if self._kept:
             names = sorted(self._kept)
             more = f" and {len(names) - 20} more" if len(names) > 20 else ""

@@ -230,7 +230,23 @@ def _split(lines: Sequence[_Line], request: Request, report: Report) -> list[_Li
     validation = held_out(rest, share, request.seed)
     for line, key in zip(kept, keys, strict=True):
         line.split = "test" if key in test else "validation" if key in validation else "train"
+    _note_absent_labels(kept, report)
     return kept
+
+
+def _note_absent_labels(lines: Sequence[_Line], report: Report) -> None:
+    """Labels that training has and a side that is scored lacks: few speakers do not show all."""
+    found: defaultdict[str, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for line in lines:
+        for attribute, label in line.record.get("labels", {}).items():
+            found[attribute][line.split].add(label)
+    for attribute, sides in found.items():
+        for split in ("validation", "test"):
+            if (missing := sides["train"] - sides[split]) and any(line.split == split for line in lines):
+                told = (
+                    f"{split} has nobody whose {attribute} is {', '.join(sorted(missing))}: try another --seed or share"
+                )
+                report.notes[told] += 1
 
 
 def _write(lines: Sequence[_Line], out: Path, report: Report) -> None:

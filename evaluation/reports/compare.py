@@ -10,9 +10,8 @@ from statistics import mean
 from sottovoce.errors import SottovoceError, nearest
 from sottovoce.evaluation.metrics import DECIMALS
 from sottovoce.evaluation.paired_bootstrap import Estimate, Key, Seeds, estimate
-from sottovoce.evaluation.reports.results import METRICS, order_of, speakers_note
+from sottovoce.evaluation.reports.results import label_of, order_of, speakers_note
 
-_LOWER_IS_BETTER = tuple(name for name, title in METRICS.items() if title.endswith("↓"))
 COSTS = {  # of a stage, as its done.json has them -> title, format
     "trainable": ("trainable parameters", "{:,.0f}"),
     "steps": ("steps", "{:,.0f}"),
@@ -155,7 +154,7 @@ def is_better(metric: str, difference: Estimate) -> bool | None:
     """Whether a difference is significantly for the better or the worse; None where its interval holds 0."""
     if not difference.is_significant:
         return None
-    return (difference.value < 0) == (metric.partition("/")[0] in _LOWER_IS_BETTER)
+    return (difference.value < 0) == (label_of(metric).endswith("↓"))
 
 
 def comparison_csv(comparison: Comparison) -> str:

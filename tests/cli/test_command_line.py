@@ -10,7 +10,9 @@ import pytest
 from tests.helpers.errors import refused
 
 from sottovoce import __version__
-from sottovoce.cli.main import main
+from sottovoce.cli.main import OF_OTHERS, main
+from sottovoce.config.recipe import load
+from sottovoce.errors import ConfigError
 from sottovoce.logs import set_up_logging
 
 
@@ -83,3 +85,32 @@ def test_an_import_sets_up_nothing() -> None:
         "import logging, sottovoce.cli.main; assert not logging.getLogger('sottovoce').handlers + logging.root.handlers"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+
+
+def test_a_recipe_may_stand_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(__file__).parents[2]
+    recipe = str(root / "conf/quickstart.yaml")
+    for words in ([recipe, "seed=7"], ["seed=7", recipe], ["--config", recipe, "seed=7"]):
+        assert main(["fit", *words, "--print-config"]) == 0 and "\nseed: 7\n" in capsys.readouterr().out
+    for words in ([recipe, recipe], ["seed=7"], [f"name={recipe}"]):  # which of them, or none
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", *words])
+        assert ended.value.code == 2
+
+
+def test_options_of_other_trainers_are_told_as_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "conf/quickstart.yaml", "--learning_rate", "1e-3", "--num-train-epochs=3"])
+    told = capsys.readouterr().err
+    assert "stages.STAGE.lr" in told and "stages.STAGE.epochs" in told
+
+
+def test_every_key_that_is_told_for_an_option_is_one() -> None:
+    keys = {key.replace("stages.STAGE", "stages.joint") for key in OF_OTHERS.values()}
+    values = {"llm.checkpoint": "x", "data.train": "x.jsonl", "data.validation": "x.jsonl", "trainer.strategy": "ddp",
+              "trainer.precision": "bf16-mixed", "logging": "{samples: 1}", "output_dir": "x"}  # fmt: skip
+    with_each = [f"{key}={values.get(key, 1)}" for key in sorted(keys)]
+    try:
+        load("conf/quickstart.yaml", with_each)
+    except ConfigError as error:
+        assert not [fault for fault in (error, *error.faults) if fault.code == "unknown-key"]

@@ -10,7 +10,7 @@ from tests.helpers.runs import Write
 
 from sottovoce.cli.main import main
 from sottovoce.comparison import sweep as sweeps
-from sottovoce.comparison.sweep import Range, axes_of, best_of, grid_name, sweep
+from sottovoce.comparison.sweep import Range, axes_of, best_of, dry_run, grid_name, sweep
 from sottovoce.config import recipe as recipes
 
 Tree = dict[str, Any]
@@ -130,3 +130,16 @@ def test_a_sweep_is_checked_before_a_run_begins(
     monkeypatch.setattr(sweeps, "train_run", lambda *_: pytest.fail("a run has begun"))
     with refused(code, where):
         sweep(config, words, trials)
+    with refused(code, where):
+        dry_run(config, words, trials)
+
+
+def test_a_dry_run_tells_runs_and_trains_none(
+    config: str, tree: Tree, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweeps, "train_run", lambda *_: pytest.fail("a run has begun"))
+    assert main(["sweep", config, "--dry-run", "seed=1,2", "stages.joint.lr=1e-3,1e-4"]) == 0
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert len(told) == 4 and {state for state, _ in told} == {"new"}
+    assert len({folder for _, folder in told}) == 4 and not (Path(tree["output_dir"]) / "grid").exists()
+    assert main(["sweep", config, "--dry-run", "seed=1,2", "stages.joint.lr=1e-3,-1"]) == 2

@@ -422,3 +422,20 @@ def test_clips_of_a_hostile_source_stay_below_its_manifests(here: Path) -> None:
     Dataset.from_list([{"audio": {"bytes": data, "path": "../../up.wav"}, "id": "../../x"}]).to_parquet("t.parquet")
     report = run("t.parquet")
     assert lines(report)[0]["audio"] == "clips/train/0000000.wav" and not list(here.parent.glob("*.wav"))
+
+
+def test_labels_that_a_side_lacks_or_nobody_asks_about_are_told(here: Path) -> None:
+    rows = [f"a{1 + n % 4}.wav,s{n},{'us' if n else 'uk'},{'child' if n % 2 else 'adult'}" for n in range(20)]
+    source = table(here / "t.csv", "path,speaker,accent,who", *rows)
+    options: dict[str, Any] = {"split_by": "speaker", "validation": 0.2, "test": 0.3}
+    seed = next(seed for seed in range(1, 9) if _in_training(source, seed))
+    own = run(source, seed=seed, labels={"accent": "accent"}, **options)
+    assert any("accent" in note and "tasks" in note for note in own.notes)
+    assert {note.partition(" ")[0] for note in own.notes if "uk" in note} == {"validation", "test"}
+    known = run(source, seed=1, labels={"age": "who"}, **options)
+    assert not any("tasks" in note or "nobody" in note for note in known.notes)
+
+
+def _in_training(source: Path, seed: int) -> bool:
+    report = run(source, seed=seed, split_by="speaker", validation=0.2, test=0.3)
+    return "s0" in {line["speaker"] for line in lines(report)}

@@ -23,6 +23,7 @@ from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper, d
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.base import fingerprint
 from sottovoce.encoders.whisper import PUBLISHED, WhisperEncoder
+from sottovoce.encoders.whisper_hub import read_sizes
 from sottovoce.errors import MissingError
 from sottovoce.frames import Frames
 
@@ -388,3 +389,16 @@ def test_a_name_is_found_where_openai_whisper_keeps_it(checkpoint: str, tmp_path
 def test_silence_and_full_scale_are_heard_as_numbers(checkpoint: str) -> None:
     out = encode(loaded(checkpoint), torch.zeros(8_000), torch.ones(8_000))
     assert out.x.isfinite().all()
+
+
+@pytest.mark.parametrize("changes", [{"encoder_ffn_dim": 96}, {"model_type": "hubert"}])
+def test_a_model_of_another_shape_is_told(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Its weights would not fit, after they were downloaded."""
+    names = ("num_mel_bins", "max_source_positions", "d_model", "encoder_attention_heads", "encoder_layers")
+    sizes = dict(zip(names, (80, 50, 32, 2, 3), strict=True))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": "whisper", "encoder_ffn_dim": 128, **sizes}))
+    assert read_sizes(str(tmp_path)) == list(sizes.values())
+    file.write_text(json.dumps({"model_type": "whisper", "encoder_ffn_dim": 128, **sizes, **changes}))
+    with refused("mismatch"):
+        read_sizes(str(tmp_path))

@@ -117,3 +117,8 @@ def test_gap_8_each_attribute_of_each_utterance_is_asked_three_times(
         **{("textrolspeech", task): 3 * 12 for task in ("gender", "pitch", "tempo", "energy", "emotion")},
     }  # fmt: skip
     assert sum(found.draws for found in count_draws(train, node, drawing)[0].values()) == len(drawn)
+
+
+def test_a_format_is_no_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "csv", "--source", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "sottovoce manifest" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
-from sottovoce.config.sections import RESERVED
+from sottovoce.config.trainer_arguments import RESERVED
 from sottovoce.errors import Code
 from sottovoce.lightning_modules.curriculum import read_trained, train_stages
 from sottovoce.lightning_modules.speech_llm import SpeechLLM

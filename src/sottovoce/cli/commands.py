@@ -83,6 +83,7 @@ COMMANDS = (
     Command(
         "sweep", "comparison.sweep:sweep", "train a recipe with each of several values, and compare the runs",
         arg("config", help="the recipe, such as conf/quickstart.yaml"),
+        arg("--dry-run", action="store_true", help="check each recipe, and print what would be trained"),
         arg("--trials", type=int, help="as many runs, whose values Optuna proposes; a grid if absent"),
         _overrides("stages.joint.lr=1e-3,3e-4 seed=1,2, or 'stages.joint.lr=1e-4..1e-2 log'"), trust=TRUST,
     ),

@@ -23,6 +23,23 @@ from sottovoce.logs import LEVELS, VARIABLE, set_up_logging
 from sottovoce.own_parts import allow_code
 from sottovoce.signals import EXIT, Terminated, handle_sigterm
 
+OF_OTHERS = {  # options of other trainers -> the key of a recipe
+    **dict.fromkeys(("learning_rate", "lr"), "stages.STAGE.lr"),
+    **dict.fromkeys(("num_train_epochs", "num_epochs", "epochs", "max_epochs"), "stages.STAGE.epochs"),
+    **dict.fromkeys(("per_device_train_batch_size", "train_batch_size", "batch_size"), "stages.STAGE.batch_size"),
+    "gradient_accumulation_steps": "stages.STAGE.accumulate_grad_batches",
+    "max_grad_norm": "stages.STAGE.grad_clip",
+    "warmup_steps": "stages.STAGE.warmup_steps",
+    "weight_decay": "stages.STAGE.weight_decay",
+    **dict.fromkeys(("model", "model_name_or_path"), "llm.checkpoint"),
+    **dict.fromkeys(("dataset", "train_dataset", "train_file"), "data.train"),
+    **dict.fromkeys(("val_dataset", "validation_file"), "data.validation"),
+    "output_dir": "output_dir",
+    "seed": "seed",
+    "deepspeed": "trainer.strategy",
+    **dict.fromkeys(("bf16", "fp16"), "trainer.precision"),
+    "report_to": "logging",
+}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk says that takes no more
 
 
@@ -65,15 +82,31 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         import argcomplete
 
         argcomplete.autocomplete(known)
-    arguments, rest = known.parse_known_args(argv)
+    arguments, rest = known.parse_known_args(_with_config(sys.argv[1:] if argv is None else argv))
     overrides = [word for word in rest if re.match(r"[\w.\[\]]+=", word)]
     if strays := [word for word in rest if word not in overrides]:
         keys = [word.lstrip("-") for word in strays if re.match(r"--\w+[.\[][\w.\[\]]*=", word)]
-        hint = f". Keys of the recipe have no dashes: {' '.join(keys)}" if keys else ""
+        hint = f". Keys of the recipe have no dashes: {' '.join(keys)}" if keys else _of_others(strays)
         known.error(f"unrecognized arguments: {' '.join(strays)}{hint}")
     trust = [f"{arguments.trusted}=true"] if arguments.trusted else []
     arguments.overrides = [*arguments.overrides, *overrides, *trust]
     return arguments
+
+
+def _with_config(argv: Sequence[str]) -> list[str]:
+    """Words of a command line; a recipe that stands by itself, as in `fit age.yaml`, is what --config names."""
+    words = list(argv)
+    command = next((c for c in COMMANDS if words and c.name == words[0]), None)
+    takes = command is not None and command.loader and not any(word.startswith("--config") for word in words)
+    bare = [i for i, word in enumerate(words) if takes and re.fullmatch(r"[^-=][^=]*\.ya?ml", word)]
+    return [*words[: bare[0]], "--config", *words[bare[0] :]] if len(bare) == 1 else words
+
+
+def _of_others(strays: Sequence[str]) -> str:
+    """How the options that trainers of others have, such as --learning_rate, are called here."""
+    named = [word.lstrip("-").partition("=")[0].replace("-", "_") for word in strays if word.startswith("--")]
+    known = [f"--{name} is {OF_OTHERS[name]}" for name in named if name in OF_OTHERS]
+    return f". {'; '.join(known)} (key=value, no dashes)" if known else ""
 
 
 def silence_libraries() -> None:

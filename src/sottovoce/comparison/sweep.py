@@ -37,6 +37,7 @@ class Range(NamedTuple):
 
 
 Runs: TypeAlias = list[tuple[Recipe, Mapping[str, Any]]]  # with the values of each
+_Made: TypeAlias = tuple[Recipe, str, list[str]]  # the recipe of a run, and the words that make it
 Axes = dict[str, list[str] | Range]  # key -> what it may be
 
 
@@ -49,17 +50,10 @@ def sweep(config: str, overrides: Sequence[str] = (), trials: int | None = None)
         ConfigError: no key has several values; a value does not fit the recipe; a range without `trials`.
         MissingError: `trials` needs Optuna.
     """
-    axes, fixed = axes_of(overrides)
-    if not axes:
-        why = "no key has several values: write key=a,b or key=low..high, such as stages.joint.lr=1e-3,3e-4"
-        raise ConfigError(why, code="empty", where="overrides")
+    axes, fixed = _axes(overrides, trials)
     base, console = load(config, fixed), Console(quiet=not is_rank_zero())
     if trials is None:
-        if ranges := [key for key, axis in axes.items() if isinstance(axis, Range)]:
-            raise ConfigError.at(ranges[0], "conflict", "a range needs --trials N; a grid needs values: key=a,b")
-        grid = product(*(axis for axis in axes.values() if not isinstance(axis, Range)))
-        texts: list[dict[str, str]] = [dict(zip(axes, values, strict=True)) for values in grid]
-        made = [_trial(config, fixed, base, values, grid_name(values)) for values in texts]
+        made, texts = _grid(config, fixed, base, axes)
         runs: Runs = [(_finished(*one, console), values) for one, values in zip(made, texts, strict=True)]
     else:
         runs = _by_optuna(config, fixed, base, axes, trials, console)
@@ -68,6 +62,36 @@ def sweep(config: str, overrides: Sequence[str] = (), trials: int | None = None)
     console.print(_told(runs))
     if len(runs) > 1:
         write_comparison(compare_runs([read_run(run.folder) for run, _ in runs]), base.folder / "comparison", console)
+
+
+def dry_run(config: str, overrides: Sequence[str] = (), trials: int | None = None) -> None:
+    """Check the recipe of each run, and print what would be trained; see `sweep`."""
+    axes, fixed = _axes(overrides, trials)
+    base, console = load(config, fixed), Console(highlight=False)
+    if trials is not None:
+        console.print(f"{trials} trials in {base.folder}, whose values Optuna proposes: {', '.join(axes)}")
+        return
+    for recipe, *_ in _grid(config, fixed, base, axes)[0]:
+        state = "finished" if is_finished(recipe) else "begun" if recipe.folder.is_dir() else "new"
+        console.print(f"{state:9} {recipe.folder}", soft_wrap=True)
+
+
+def _axes(overrides: Sequence[str], trials: int | None) -> tuple[Axes, list[str]]:
+    """See `axes_of`; refused where they are none, or do not go with `trials`."""
+    axes, fixed = axes_of(overrides)
+    if not axes:
+        why = "no key has several values: write key=a,b or key=low..high, such as stages.joint.lr=1e-3,3e-4"
+        raise ConfigError(why, code="empty", where="overrides")
+    if trials is None and (ranges := [key for key, axis in axes.items() if isinstance(axis, Range)]):
+        raise ConfigError.at(ranges[0], "conflict", "a range needs --trials N; a grid needs values: key=a,b")
+    return axes, fixed
+
+
+def _grid(config: str, fixed: Sequence[str], base: Recipe, axes: Axes) -> tuple[list[_Made], list[dict[str, str]]]:
+    """Every run of a grid, and its values."""
+    values = product(*(axis for axis in axes.values() if not isinstance(axis, Range)))
+    texts = [dict(zip(axes, one, strict=True)) for one in values]
+    return [_trial(config, fixed, base, one, grid_name(one)) for one in texts], texts
 
 
 def axes_of(overrides: Sequence[str]) -> tuple[Axes, list[str]]:
@@ -123,9 +147,7 @@ def grid_name(values: Mapping[str, str]) -> str:
     return "/".join([*seeds, *([rest] if rest else [])])
 
 
-def _trial(
-    config: str, fixed: Sequence[str], base: Recipe, values: Mapping[str, Any], name: str
-) -> tuple[Recipe, str, list[str]]:
+def _trial(config: str, fixed: Sequence[str], base: Recipe, values: Mapping[str, Any], name: str) -> _Made:
     """The recipe of a run, which is checked, and what makes it."""
     words = [*fixed, *(f"{key}={value}" for key, value in values.items()), f"name={base.name}/{name}"]
     return load(config, words), config, words

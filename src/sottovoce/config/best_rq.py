@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from sottovoce.config.logging_config import LoggingConfig
-from sottovoce.config.sections import TrainerArguments
+from sottovoce.config.trainer_arguments import TrainerArguments
 from sottovoce.config_model import (
     BaseRecipe,
     Betas,

@@ -13,6 +13,7 @@ from sottovoce.config.sources import SourceConfig
 from sottovoce.config.stage_conflicts import ENCODER as ENCODER
 from sottovoce.config.stage_conflicts import LLM as LLM
 from sottovoce.config.stage_conflicts import stage_conflicts
+from sottovoce.config.trainer_arguments import Callbacks, TrainerArguments
 from sottovoce.config_model import BaseRecipe, Count, Node, Seed, config_class, fault, located, unknown
 from sottovoce.data.overrides import Overrides
 from sottovoce.data.own_attribute import build_task
@@ -32,7 +33,7 @@ SPLITS = ("train", "validation", "test")
 class Recipe(BaseRecipe):
     """Everything a run needs. `name` is the folder under `output_dir` that it leaves behind."""
 
-    groups = ("stages", "slots", "evaluation.judges")
+    groups = ("stages", "slots", "evaluation.judges", "evaluation.metrics")
 
     name: str
     seed: Seed = 0
@@ -49,10 +50,10 @@ class Recipe(BaseRecipe):
     auxiliary_head: sections.HeadConfig | None = None
     cascade: sections.CascadeConfig | None = None
     evaluation: sections.EvaluationConfig = Field(default_factory=sections.EvaluationConfig)
-    trainer: sections.TrainerArguments = Field(
+    trainer: TrainerArguments = Field(
         default={}, description="keyword arguments of lightning.Trainer, to which a stage is one epoch"
     )
-    callbacks: sections.Callbacks = Field(
+    callbacks: Callbacks = Field(
         default=[], description="of your own: module:Class, ./file.py:Class, or `type` and arguments"
     )
     compile: bool = Field(default=False, description="torch.compile of the LLM, as stages run it")
@@ -201,6 +202,11 @@ class Recipe(BaseRecipe):
                 yield from unknown(f"data.{split}[{i}].tasks", node.tasks or [], known, "task")
         own = [*self.tasks, *used_tasks(self)]
         yield from unknown("evaluation.task_overrides", evaluation.task_overrides, own, "task of this recipe")
+        for name, node in evaluation.metrics.items():
+            yield from unknown(f"evaluation.metrics.{name}.tasks", node.tasks, own, "task of this recipe")
+            if not name.isidentifier() or name in METRICS:
+                told = "a metric of one's own has a name of its own: letters, digits and _"
+                yield fault("conflict", f"evaluation.metrics.{name}", told)
         yield from unknown("evaluation.text", evaluation.text, self.slots, "slot")
         yield from unknown("published", self.published, ["both", "text", *self.slots], "choice of slots")
         for slots, tasks in self.published.items():

@@ -21,8 +21,8 @@ from sottovoce.config_model import (
 )
 from sottovoce.data.corpora import CORPORA
 from sottovoce.encoders.layer_choice import LAST, readable
-from sottovoce.errors import ConfigError, brief
-from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES
+from sottovoce.errors import brief
+from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES, OWN_METRICS
 from sottovoce.llms import ENGINES
 from sottovoce.llms.tuning_config import Tuning
 from sottovoce.paths import read_text, resolve
@@ -231,6 +231,15 @@ class JudgeConfig:
     slots: list[str] = Field(default=["both"], description="heard how")
 
 
+@config_class
+class OwnMetricConfig:
+    """A metric of one's own: a class whose instances give an answer its value, and the tasks whose answers."""
+
+    metric: Annotated[Node, OWN_METRICS] = Field(description="./file.py:Class or module:Class, and its arguments")
+    tasks: list[str] = Field(default=[], description="whose answers; empty: all")
+    better: Literal["higher", "lower"] = Field(default="higher", description="which values are better")
+
+
 Slots: TypeAlias = Annotated[dict[str, SlotConfig], without_nulls(SlotConfig)]
 Numbers: TypeAlias = Annotated[list[Float], Field(min_length=1, max_length=2)]
 Scores: TypeAlias = Annotated[dict[str, Numbers], without_nulls(Numbers)]
@@ -239,6 +248,7 @@ Published: TypeAlias = Annotated[
     BeforeValidator(lambda value: {} if value is None else value, json_schema_input_type=dict[str, Any] | None),
 ]
 Stages: TypeAlias = Annotated[dict[str, StageConfig], without_nulls(StageConfig)]
+OwnMetrics: TypeAlias = Annotated[dict[str, OwnMetricConfig], without_nulls(OwnMetricConfig)]
 Judges: TypeAlias = Annotated[dict[str, JudgeConfig], without_nulls(JudgeConfig)]
 
 
@@ -276,40 +286,7 @@ class EvaluationConfig:
     text: dict[str, SlotText] = Field(default={}, description="slot -> the text that targets are made of, if another")
     task_overrides: dict[str, dict[str, Any]] = Field(default={}, description="task -> knobs that it is scored with")
     judges: Judges = Field(default={}, description="name -> who judges replies")
+    metrics: OwnMetrics = Field(default={}, description="name -> a metric of one's own, beside those of the tasks")
     awareness: AwarenessConfig | None = Field(default=None, description="labels replies to paired data; null: the rule")
     retention: str | None = Field(default=None, description="JSONL of text prompts, asked before and after training")
     voicebench: VoiceBenchConfig | None = Field(default=None, description="spoken prompts, before and after training")
-
-
-RESERVED = {  # argument of lightning.Trainer -> what decides about it
-    "max_epochs": "epochs or steps", "max_steps": "epochs or steps",
-    "accumulate_grad_batches": "accumulate_grad_batches of a stage", "gradient_clip_val": "grad_clip",
-    "val_check_interval": "val_checks_per_epoch or validate_every", "num_sanity_val_steps": "no key",
-    "enable_checkpointing": "checkpoint_every", "default_root_dir": "output_dir and name",
-    "callbacks": "the recipe's own `callbacks`",
-    "logger": "`logging` of the recipe", "use_distributed_sampler": "no key",
-    "enable_model_summary": "no key: see `fit --dry-run`",
-}  # fmt: skip
-
-
-def _free_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
-    faults = [
-        fault("conflict", key, f"Sottovoce decides about it, by {RESERVED[key]}; leave that out")
-        for key in sorted(set(trainer) & set(RESERVED))
-    ]
-    if faults:
-        raise ConfigError.of(faults)
-    return trainer
-
-
-def _callback(value: object) -> object:
-    node = {"type": value} if isinstance(value, str) else value
-    path = node.get("type") if isinstance(node, dict) else None
-    if not isinstance(path, str) or not all(path.rpartition(":")[::2]):
-        told = "must be the import path of a Lightning callback, module:Class or ./file.py:Class, or a mapping with "
-        raise fault("bad-value", "", f"{told}such a `type` and its arguments, found {brief(repr(value), 100)}")
-    return node
-
-
-Callbacks: TypeAlias = list[Annotated[Node, BeforeValidator(_callback, json_schema_input_type=str | dict[str, Any])]]
-TrainerArguments: TypeAlias = Annotated[dict[str, Any], AfterValidator(_free_arguments)]

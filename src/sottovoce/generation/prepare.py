@@ -7,6 +7,7 @@ from sottovoce.config_tree import read_overrides
 from sottovoce.data.corpora import CORPORA
 from sottovoce.data.corpora.download import patience
 from sottovoce.data.corpora.published import Published
+from sottovoce.data.sources.kinds import KINDS
 from sottovoce.errors import ConfigError
 
 HOLD_OUT = "hold_out"  # of every published corpus, beside its own knobs
@@ -17,6 +18,9 @@ def prepare(arguments: argparse.Namespace) -> None:
     name, out, source = arguments.corpus, Path(arguments.out), arguments.source
     knobs = read_overrides(arguments.overrides)
     speakers = knobs.pop(HOLD_OUT, None)
+    if name in KINDS and name not in CORPORA:
+        told = f"it is no corpus but a format: sottovoce manifest SOURCE --format {name} --out {arguments.out}"
+        raise ConfigError.at("corpus", "unknown-name", told)
     takes_source = "source" in CORPORA.knobs(name)
     if takes_source and not source:
         told = "say where it was unpacked: --source FOLDER, which --download fills (docs/corpora.md has its layout)"

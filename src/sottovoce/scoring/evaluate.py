@@ -16,7 +16,9 @@ from sottovoce.config_model import unknown
 from sottovoce.data.skipped import listed, summary
 from sottovoce.device import on_device
 from sottovoce.errors import ConfigError, MissingError
+from sottovoce.evaluation import OWN_METRICS
 from sottovoce.evaluation.metrics import Prediction
+from sottovoce.evaluation.own_metrics import titled, with_values
 from sottovoce.evaluation.records import Record, read_predictions, read_results, score_all, write_results
 from sottovoce.evaluation.reports.plots import layer_weights_picture
 from sottovoce.evaluation.reports.results import results_table
@@ -66,7 +68,7 @@ def score(
         return records
     with on_device(run.module):
         test = run.data.splits["test"].utterances
-        answers = predict(run, unlabelled=unlabelled)
+        answers = _with_own_metrics(run, predict(run, unlabelled=unlabelled))
         predictions = awaiting_labels(answers) if node.awareness else answers
         records = _scored(system, predictions)
         if node.retention and (folder / BEFORE).is_file():
@@ -86,6 +88,17 @@ def score(
         records += judged(system, run.recipe, predictions, test, folder, run.console)
         write_results(folder, records, predictions)
     return records
+
+
+def _with_own_metrics(run: Run, answers: list[Prediction]) -> list[Prediction]:
+    """Answers with their values by the recipe's own metrics; one that fails costs its own score, and is told."""
+    for name, node in run.recipe.evaluation.metrics.items():
+        try:
+            metric = OWN_METRICS.build(node.metric)
+            answers = with_values(answers, titled(name, node.better), metric, node.tasks)
+        except ConfigError as error:
+            _log.warning(str(error))
+    return answers
 
 
 def _draw_layers(run: Run, folder: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.config.recipe import Recipe
+from sottovoce.evaluation import OWN_METRICS
 from sottovoce.io import atomic_write
+from sottovoce.own_parts import origin
 from sottovoce.training.run_folder import digest_rows
 from sottovoce.training.splits import Split
 
@@ -63,6 +65,9 @@ def _evaluation(recipe: Recipe) -> dict[str, Any]:
     node = {key: value for key, value in recipe.plain()["evaluation"].items() if key not in FREE}
     if bench := node.pop("voicebench"):  # recipes of older runs have no such key
         node["voicebench"] = {key: value for key, value in bench.items() if key not in FREE_OF_VOICEBENCH}
+    if metrics := node.pop("metrics"):  # with a digest of their code
+        own = {name: origin(one["metric"]["type"], OWN_METRICS.group) for name, one in metrics.items()}
+        node["metrics"] = {name: {**one, "code": own[name]} for name, one in metrics.items()}
     if any(source.task_overrides or source.captions for source in recipe.data.test):
         node["sources"] = [[source.place, source.task_overrides, source.captions] for source in recipe.data.test]
     whole: dict[str, Any] = json.loads(json.dumps(node))
