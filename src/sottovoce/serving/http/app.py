@@ -8,11 +8,11 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -25,6 +25,8 @@ from sottovoce.serving.http.errors import Refusal, refusal_of, timed_out
 from sottovoce.serving.http.jobs import Answerer, Done, Job
 from sottovoce.serving.http.metrics import Metrics
 
+T, U = TypeVar("T"), TypeVar("U")
+READERS = 4  # threads that read requests; more of them would only take memory and turns from the one that answers
 GONE = 499  # nobody reads the answer: the client has closed the connection
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class Endpoint:
     def __init__(self, name: str, reader: Reader, answerer: Answerer, metrics: Metrics, limits: Limits) -> None:
         self.name, self.reader, self.answerer, self.metrics, self.limits = name, reader, answerer, metrics, limits
         self.created = int(time.time())
+        self._workers = ThreadPoolExecutor(READERS, "reader")
 
     def app(self) -> FastAPI:
         """The ASGI application."""
@@ -64,6 +67,7 @@ class Endpoint:
         async def lifespan(_: FastAPI) -> AsyncIterator[None]:
             yield
             await asyncio.to_thread(self.answerer.close)
+            self._workers.shutdown()
 
         # no pages of documentation: they load scripts from elsewhere
         app = FastAPI(title="Sottovoce", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
@@ -141,14 +145,17 @@ class Endpoint:
 
     async def _asked(self, request: Request, deadline: float) -> ChatRequest:
         body = await self._in_time(self._body(request), deadline)
-        asked = await run_in_threadpool(read_request, body)
+        asked: ChatRequest = await self._in_time(self._worked(read_request, body), deadline)
         self._check_model(asked.model)
         return asked
 
     async def _job(self, asked: ChatRequest, deadline: float) -> Job:
-        made = await self._in_time(run_in_threadpool(self.reader.prepare, asked), deadline)
+        made = await self._in_time(self._worked(self.reader.prepare, asked), deadline)
         self.metrics.heard.inc(made.seconds)
         return Job(made.prompt, made.clips, asked.limit, asked.stream)
+
+    def _worked(self, call: Callable[[T], U], given: T) -> "asyncio.Future[U]":
+        return asyncio.get_running_loop().run_in_executor(self._workers, call, given)
 
     async def _body(self, request: Request) -> bytes:
         """The body; a `Refusal` (413) as soon as it is too long."""

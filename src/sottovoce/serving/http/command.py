@@ -39,6 +39,8 @@ def serve(
     for option, value in limits.items():
         if not (value >= 0 if option == "--queue" else value > 0):
             raise ConfigError.at(option, "bad-value", f"it must be above 0, got {value:g}")
+    if not 0 <= port < 1 << 16:
+        raise ConfigError.at("--port", "bad-value", f"it is 0 to 65535, got {port}")
     if task is not None and instruction is not None:
         raise ConfigError.at("--instruction", "conflict", "a task has its own wording: give --task, or --instruction")
     key = _key(api_key)
@@ -70,6 +72,7 @@ def serve(
         config = uvicorn.Config(
             endpoint.app(), log_config=None, access_log=False, server_header=False, ws="none", lifespan="on",
             timeout_graceful_shutdown=int(timeout) + 5,
+            timeout_keep_alive=75,  # longer than clients keep an idle connection, or both close and use it at once
         )  # fmt: skip
         place = f"[{host}]" if ":" in host else host
         url = f"http://{place}:{listening.getsockname()[1]}/v1"
