@@ -285,7 +285,8 @@ class CausalLLM(LoadedLLM):
     @property
     def context_length(self) -> int | None:
         """How many tokens the LLM reads, prompt and answer together; None where its configuration does not say."""
-        most = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        here = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        most = here if self.remote is None else self.remote.context or here
         return None if most is None else int(most)
 
     def check_lengths(self, prompts: list[Tensor], extra: list[int]) -> None:

@@ -14,7 +14,13 @@ Take: TypeAlias = Callable[[int, int], bool]  # row, token -> whether the row wa
 
 
 class RowGenerator(Protocol):
-    """Another process that runs the LLM; see `vllm_server`."""
+    """Another process that runs the LLM; see `vllm_server`.
+
+    Attributes:
+        context: how many tokens it reads, prompt and answer together; None where it does not say.
+    """
+
+    context: int | None
 
     def generated_ids(self, prompts: Sequence[Tensor], max_new_tokens: int) -> Tensor:
         """As `CausalLLM.generated_ids`."""

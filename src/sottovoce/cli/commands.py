@@ -132,6 +132,10 @@ COMMANDS = (
         arg("--timeout", type=float, default=120.0, help="seconds from a request to the end of its answer; 120"),
         arg("--api-key", action="store_true",
             help="ask clients for a key: that in SOTTOVOCE_API_KEY, or one that is asked for here"),
+        arg("--engine", choices=["local", "vllm"], default="local", help="where the LLM runs: here, or in --url"),
+        arg("--url", help="of a vLLM server with that LLM and --enable-prompt-embeds: http://localhost:8000/v1"),
+        arg("--served-model", help="as the vLLM server calls it, where it has several"),
+        arg("--url-key-env", metavar="VARIABLE", help="environment variable with the key of the vLLM server"),
         _overrides("llm.checkpoint=/path"), trust=TRUST, device=True,
     ),
     Command(

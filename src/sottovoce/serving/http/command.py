@@ -15,6 +15,8 @@ from sottovoce.signals import Terminated
 if TYPE_CHECKING:
     import uvicorn
 
+    from sottovoce.serving.model import Engine
+
 KEY = "SOTTOVOCE_API_KEY"
 INSTALL = "the endpoint needs the packages of `pip install 'sottovoce[serve]'`"
 
@@ -23,6 +25,7 @@ def serve(
     bundle: str, host: str = "127.0.0.1", port: int = 8000, name: str | None = None, task: str | None = None,
     instruction: str | None = None, batch_size: int = 8, queue: int = 64, max_seconds: float = 120.0,
     max_request_mb: float = 25.0, max_new_tokens: int = 200, timeout: float = 120.0, api_key: bool = False,
+    engine: "Engine" = "local", url: str | None = None, served_model: str | None = None, url_key_env: str | None = None,
     overrides: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """The command: answer chat requests until SIGTERM or Ctrl-C; what is in flight then still gets its answer.
@@ -55,7 +58,9 @@ def serve(
 
     listening = _listen(host, port)
     with listening:
-        model = load(bundle, overrides=overrides)
+        model = load(
+            bundle, overrides=overrides, engine=engine, url=url, served_model=served_model, key_env=url_key_env
+        )
         measures = metrics.Metrics()
         capacity = queue + batch_size
         answerer = jobs.Answerer(
