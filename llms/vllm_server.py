@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from sottovoce.errors import ConfigError, SottovoceError, brief
+from sottovoce.errors import Code, ConfigError, SottovoceError, brief
 from sottovoce.llms.chat_template import ChatTurn
 from sottovoce.llms.row_generation import RowState, Take
 from sottovoce.openai_client import checked_url, read_key
@@ -139,7 +139,7 @@ class VLLMServer:
         except openai.APIStatusError as error:
             said = f"HTTP {error.status_code} from {self.url}: {brief(' '.join(error.message.split()), 300)}"
             hint = "; it needs --enable-prompt-embeds" if "embed" in said and error.status_code == 400 else ""
-            code = "mismatch" if error.status_code in (400, 422) else "unavailable"
+            code: Code = "mismatch" if error.status_code in (400, 422) else "unavailable"
             raise SottovoceError(said + hint, code=code, where="url") from None
         except Exception as error:
             if not isinstance(error, (openai.APIError, ValueError)) and not _of_http(error):

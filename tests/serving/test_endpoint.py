@@ -130,6 +130,9 @@ def test_requests_at_once_are_answered_together_and_as_alone(app: App, model: sv
         assert said(other) == one["choices"][0]["message"]["content"] and other.json()["usage"] == one["usage"]
     pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in events(streamed)]
     assert "".join(pieces) == said(together[3])
+    tokens = [one["usage"]["completion_tokens"] for one in [*alone, *alone, alone[3]]]
+    written = app.endpoint.metrics.registry.get_sample_value("sottovoce_generated_tokens_total")
+    assert written == sum(tokens)  # and no row goes on behind its end
 
 
 def test_a_fault_of_one_is_not_the_others(app: App, clips: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

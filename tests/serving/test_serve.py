@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -54,7 +56,7 @@ class Process:
 
 @pytest.fixture(scope="module")
 def served(tiny_run: Path) -> Iterator[Process]:
-    made = Process(tiny_run / "bundle", "--name", "ear", **{KEY: "right"})
+    made = Process(tiny_run / "bundle", "--name", "quickstart", **{KEY: "right"})
     yield made
     made.close()
 
@@ -79,15 +81,15 @@ def test_the_openai_client_hears_the_words_of_chat(
     expected = [
         line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("answer ")
     ]
-    assert served.ready.startswith("ear answers at http://127.0.0.1:")
-    assert [model.id for model in client.models.list()] == ["ear"]
+    assert served.ready.startswith("quickstart answers at http://127.0.0.1:")
+    assert [model.id for model in client.models.list()] == ["quickstart"]
     turns: list[Any] = [{"role": "system", "content": ASK}]
     for file, words_of_chat in zip(files, expected, strict=True):
         turns.append(user(clip(file)))
-        answer = client.chat.completions.create(model="ear", messages=turns)
+        answer = client.chat.completions.create(model="quickstart", messages=turns)
         assert answer.choices[0].message.content == words_of_chat
         pieces = client.chat.completions.create(
-            model="ear", messages=turns, stream=True, stream_options={"include_usage": True}
+            model="quickstart", messages=turns, stream=True, stream_options={"include_usage": True}
         )
         chunks = list(pieces)
         joined = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
@@ -98,7 +100,7 @@ def test_the_openai_client_hears_the_words_of_chat(
 def test_the_openai_client_knows_the_refusals(client: openai.OpenAI, served: Process) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         part: Any = {"type": "input_audio", "input_audio": {"data": "bm8gc291bmQ=", "format": "wav"}}
-        client.chat.completions.create(model="ear", messages=[user(part)])  # type: ignore[list-item]
+        client.chat.completions.create(model="quickstart", messages=[user(part)])  # type: ignore[list-item]
     assert (bad.value.code, bad.value.param) == ("invalid_audio", "messages[0].content[0].input_audio")
     with pytest.raises(openai.NotFoundError) as unknown:
         client.chat.completions.create(model="gpt-4o-audio-preview", messages=[{"role": "user", "content": "x"}])
@@ -107,9 +109,26 @@ def test_the_openai_client_knows_the_refusals(client: openai.OpenAI, served: Pro
         openai.OpenAI(base_url=served.url, api_key="wrong").models.list()
 
 
+def test_the_page_runs(
+    served: Process, manifests: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """What docs/serving.md shows, as it stands there."""
+    shutil.copy(manifests["test"].parent / "test-1.wav", tmp_path / "question.wav")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text("utf-8")
+    [block] = re.findall(r"(?s)```python\n(.*?)```", page)
+    there: dict[str, Any] = {}
+    exec(block.replace("http://127.0.0.1:8000/v1", served.url).replace('"none"', '"right"'), there)  # our own page
+    assert capsys.readouterr().out.strip() == there["answer"].choices[0].message.content
+    again = there["client"].chat.completions.create(model="quickstart", messages=there["turns"])
+    assert again.choices[0].message.role == "assistant"
+
+
 def test_sigterm_answers_what_is_in_flight_and_ends(served: Process, manifests: dict[str, Path]) -> None:
     """A request whose head has come when the signal does gets its answer; nobody else is let in."""
-    raw = json.dumps(body(user(clip(manifests["test"].parent / "test-0.wav"))) | {"model": "ear"}).encode()
+    raw = json.dumps(body(user(clip(manifests["test"].parent / "test-0.wav"))) | {"model": "quickstart"}).encode()
     head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer right\r\nContent-Length: {len(raw)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", served.port)) as connection:
         connection.settimeout(60)

@@ -25,7 +25,8 @@ from sottovoce.serving.http.errors import Refusal, refusal_of, timed_out
 from sottovoce.serving.http.jobs import Answerer, Done, Job
 from sottovoce.serving.http.metrics import Metrics
 
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 READERS = 4  # threads that read requests; more of them would only take memory and turns from the one that answers
 GONE = 499  # nobody reads the answer: the client has closed the connection
 log = logging.getLogger(__name__)

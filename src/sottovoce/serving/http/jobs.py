@@ -196,6 +196,8 @@ class Answerer:
         return self.llm.embed_all([job.prompt for job in jobs], heard) if jobs else []
 
     def _generate_alone(self, row: tuple[Job, Tensor, int]) -> None:
+        if row[0].left:
+            return
         try:
             self._generate([row])
         except Exception as error:
