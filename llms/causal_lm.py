@@ -25,6 +25,7 @@ from sottovoce.llms.row_batches import (
     position_mask,
     response_mask,
 )
+from sottovoce.llms.row_generation import RowGenerator
 from sottovoce.llms.top_tokens import Teaching, TopTokens, summed_divergence, top_tokens
 
 
@@ -64,10 +65,7 @@ class TokenLoss(NamedTuple):
 
 
 class PooledLayer(NamedTuple):
-    """Which hidden states to average: of layer `layer`, counted from 0, over some positions of each prompt.
-
-    A row without positions has a mean of zeros; none may lie past its prompt's end.
-    """
+    """Which hidden states to average: of layer `layer`, from 0, at positions of each prompt; none: a mean of zeros."""
 
     layer: int
     positions: Sequence[Sequence[int]]
@@ -80,6 +78,7 @@ class CausalLLM(LoadedLLM):
     """
 
     compiles = False
+    remote: RowGenerator | None = None  # generates in place of `model`
 
     @cached_property
     def _compiled(self) -> Any:
@@ -245,6 +244,8 @@ class CausalLLM(LoadedLLM):
         self, prompts: list[Tensor], max_new_tokens: int, processors: LogitsProcessorList | None = None, **more: Any
     ) -> Tensor:
         """The token ids of each answer, (rows, tokens); `more` are arguments of transformers' own `generate`."""
+        if self.remote is not None:
+            return self.remote.generated_ids(prompts, max_new_tokens)
         x, real = pad_left(prompts)
         finite = FiniteLogits(f"{self.checkpoint} in {str(self.dtype).removeprefix('torch.')}")
         ids: Tensor = self.model.generate(  # type: ignore[operator]  # GenerationMixin is not in PreTrainedModel's type
@@ -284,7 +285,8 @@ class CausalLLM(LoadedLLM):
     @property
     def context_length(self) -> int | None:
         """How many tokens the LLM reads, prompt and answer together; None where its configuration does not say."""
-        most = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        here = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        most = here if self.remote is None else self.remote.context or here
         return None if most is None else int(most)
 
     def check_lengths(self, prompts: list[Tensor], extra: list[int]) -> None:

@@ -20,11 +20,11 @@ def response_mask(responses: list[list[int]], device: torch.device) -> Tensor:
     return torch.arange(longest, device=device) >= longest - lengths[:, None]
 
 
-def group_by_length(lengths: list[int]) -> list[list[int]]:
-    """Row numbers in groups within which the shortest row is at least 3/4 as long as the longest."""
+def group_by_length(lengths: list[int], share: float = 0.75) -> list[list[int]]:
+    """Row numbers in groups within which the shortest row is at least this share as long as the longest."""
     groups: list[list[int]] = []
     for row in reversed(sorted(range(len(lengths)), key=lambda row: lengths[row])):
-        if groups and lengths[row] >= 0.75 * lengths[groups[-1][0]]:
+        if groups and lengths[row] >= share * lengths[groups[-1][0]]:
             groups[-1].append(row)
         else:
             groups.append([row])

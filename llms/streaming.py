@@ -5,15 +5,36 @@ from collections.abc import Iterator
 from queue import SimpleQueue
 from threading import Event, Thread
 
-import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
 from sottovoce.errors import SottovoceError
 from sottovoce.llms.causal_lm import CausalLLM
+from sottovoce.llms.row_generation import generate_rows
 
 _UNSURE = re.compile(r"(?:[<\[◁][^>\]▷]{0,30}|\ufffd+)$")  # may become a mark of thoughts; half a character
+
+
+class TextPieces:
+    """Text of an answer, piece by piece as its token ids come; joined they are `CausalLLM.text_of` of all ids."""
+
+    def __init__(self, llm: CausalLLM) -> None:
+        self.llm, self.told = llm, ""
+        self.ids: list[int] = []
+
+    def add(self, token: int) -> str:
+        """What is certain after one more token, and was not told before; mostly a word."""
+        self.ids.append(token)
+        return self._more(_UNSURE.sub("", str(self.llm.text_of(self.ids))).rstrip())
+
+    def rest(self) -> str:
+        """What is left when the answer has ended."""
+        return self._more(str(self.llm.text_of(self.ids)))
+
+    def _more(self, text: str) -> str:
+        if not text.startswith(self.told):
+            return ""
+        piece, self.told = text[len(self.told) :], text
+        return piece
 
 
 def stream(llm: CausalLLM, prompt: Tensor, max_new_tokens: int) -> Iterator[str]:
@@ -27,25 +48,19 @@ def stream(llm: CausalLLM, prompt: Tensor, max_new_tokens: int) -> Iterator[str]
     if max_new_tokens < 1:
         raise SottovoceError(f"max_new_tokens must be at least 1, got {max_new_tokens}", code="bad-value")
     llm.check_lengths([prompt], [max_new_tokens])
-    worker = _Generation(llm, prompt, max_new_tokens)
+    worker, pieces = _Generation(llm, prompt, max_new_tokens), TextPieces(llm)
     worker.start()
-    ids: list[int] = []
-    told = ""
     try:
         while (token := worker.tokens.get()) is not None:
-            ids.append(token)
-            text = _UNSURE.sub("", str(llm.text_of(ids))).rstrip()
-            if text.startswith(told) and len(text) > len(told):
-                yield text[len(told) :]
-                told = text
+            if piece := pieces.add(token):
+                yield piece
     finally:
         worker.left.set()
         worker.join()
     if worker.error is not None:
         raise worker.error
-    whole = str(llm.text_of(ids))
-    if len(whole) > len(told) and whole.startswith(told):
-        yield whole[len(told) :]
+    if piece := pieces.rest():
+        yield piece
 
 
 class _Generation(Thread):
@@ -60,34 +75,12 @@ class _Generation(Thread):
 
     def run(self) -> None:
         try:
-            self.llm.generated_ids(
-                [self.prompt], self.max_new_tokens, streamer=_Queue(self.tokens),
-                stopping_criteria=StoppingCriteriaList([_Left(self.left)]),
-            )  # fmt: skip
+            generate_rows(self.llm, [self.prompt], [self.max_new_tokens], self._take)
         except BaseException as error:  # told where the pieces are read
             self.error = error
         finally:
             self.tokens.put(None)
 
-
-class _Queue(BaseStreamer):  # type: ignore[misc, unused-ignore]
-    def __init__(self, tokens: "SimpleQueue[int | None]") -> None:
-        self.tokens, self.begun = tokens, False
-
-    def put(self, value: Tensor) -> None:
-        """The ids of the prompt first, which is none, then each token."""
-        if self.begun:
-            for token in value.flatten().tolist():
-                self.tokens.put(token)
-        self.begun = True
-
-    def end(self) -> None:
-        """`_Generation` says so."""
-
-
-class _Left(StoppingCriteria):
-    def __init__(self, left: Event) -> None:
-        self.left = left
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:  # type: ignore[override]
-        return torch.full((len(input_ids),), self.left.is_set(), device=input_ids.device)
+    def _take(self, _: int, token: int) -> bool:
+        self.tokens.put(token)
+        return not self.left.is_set()

@@ -79,9 +79,9 @@ class OpenAIClient:
             message = f"{component}: retries must be at least 0, and timeout above 0; got {retries} and {timeout}"
             raise ConfigError(message, code="bad-value", where="retries" if retries < 0 else "timeout")
         self.component, self.model, self.timeout, self.retries = component, model, timeout, retries
-        self.base_url = _checked_url(component, base_url)
+        self.base_url = checked_url(component, base_url)
         self.remedies = remedies or {}
-        self.api_key_env, self._key = api_key_env, _read_key(component, api_key_env)
+        self.api_key_env, self._key = api_key_env, read_key(component, api_key_env)
         sdk = openai.OpenAI(
             api_key=self._key or "none",  # absent, the SDK would send OPENAI_API_KEY to whatever server this is
             base_url=self.base_url,
@@ -165,7 +165,8 @@ class OpenAIClient:
         return Failure("; ".join([f"HTTP {status}: {said[:200]}", *told]))
 
 
-def _checked_url(component: str, base_url: str) -> str:
+def checked_url(component: str, base_url: str) -> str:
+    """A server's address without a slash at its end; a ConfigError where it is none, or holds a key."""
     try:
         parts = urlsplit(base_url)
         whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
@@ -178,7 +179,8 @@ def _checked_url(component: str, base_url: str) -> str:
     return base_url.rstrip("/")
 
 
-def _read_key(component: str, variable: str | None) -> str | None:
+def read_key(component: str, variable: str | None) -> str | None:
+    """The key in an environment variable, or the errors that `OpenAIClient` tells of."""
     key = os.environ.get(variable, "").strip() if variable else None
     if key == "":
         message = f"{component}: the environment variable {variable} is not set; put the key there"

@@ -1,8 +1,9 @@
 """A bundle in Python: `load` gives a `Model`, which answers audio, streams, and returns tokens and probabilities."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -16,17 +17,21 @@ from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.chat_template import ChatTurn
 from sottovoce.llms.streaming import stream
+from sottovoce.llms.vllm_server import VLLMServer, hand_over
 from sottovoce.serving.audio_input import Audio, is_batch, waveform
 from sottovoce.serving.chat import Conversation, spoken_turn
 from sottovoce.serving.questions import chosen_slots, learned_tasks, question
 
+log = logging.getLogger(__name__)
+Engine = Literal["local", "vllm"]
 Slots = str | Sequence[str]
 MAX_NEW_TOKENS, BATCH_SIZE = 200, 8
 
 
 def load(
     bundle: str | Path, device: str | torch.device | None = None, overrides: Sequence[str] = (), *,
-    trust_remote_code: bool = False,
+    trust_remote_code: bool = False, engine: Engine = "local", url: str | None = None, served_model: str | None = None,
+    key_env: str | None = None,
 ) -> "Model":  # fmt: skip
     """Load a bundle, or the bundle of a run's folder, with the frozen parts that it was trained with.
 
@@ -35,6 +40,10 @@ def load(
         device: such as `cpu`, `cuda` or `cuda:1`; the first GPU if there is one.
         overrides: of its recipe, such as `llm.checkpoint=/path` where a frozen part lies elsewhere now.
         trust_remote_code: run Python code that comes with the LLM's checkpoint.
+        engine: `local`, or `vllm`: the LLM runs in a vLLM server, see `llms.vllm_server`.
+        url: of that server, such as `http://localhost:8000/v1`.
+        served_model: as that server calls it, where it has several.
+        key_env: the environment variable of that server's key.
 
     Raises:
         BundleError: a file is missing or damaged, or a frozen part is another one than in training.
@@ -44,8 +53,14 @@ def load(
     target = device_of(device)  # before the weights are read
     folder = Path(bundle).expanduser()
     inner = folder / "bundle"
+    if engine not in get_args(Engine) or (engine == "vllm") != (url is not None):
+        raise ConfigError.at("url", "conflict", "the engine vllm needs a server's url, and local has none")
     trusted = ["llm.trust_remote_code=true"] if trust_remote_code else []
     module = read_bundle(inner if inner.is_dir() else folder, [*overrides, *trusted])
+    if url is not None:
+        server = VLLMServer(url, module.llm.chat.stop_ids, model=served_model, key_env=key_env)
+        for notice in hand_over(module.llm, server):
+            log.warning("%s", notice)
     return Model(module.to(target))
 
 
@@ -205,6 +220,8 @@ class Model:
         waves = self._waves(audio, sample_rate)
         (instruction, known), chosen = question(self.recipe, task, ask), chosen_slots(slots, self.slots)
         answers = _choices(known, choices)
+        if self.module.llm.remote is not None:
+            raise ConfigError.at("engine", "unavailable", "probabilities need the LLM here: engine='local'")
         found: list[dict[str, float]] = [{} for _ in waves]
         for rows in _batches(waves, batch_size):
             batch, chats = self._spoken([waves[row] for row in rows], instruction, chosen)

@@ -1,0 +1,1 @@
+"""A trained bundle behind an OpenAI-compatible chat endpoint."""
