@@ -26,6 +26,7 @@ from sottovoce.llms.auxiliary_head import AuxiliaryHead
 from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
 from sottovoce.llms.ctc_head import CTCHead
+from sottovoce.llms.row_batches import known_prefixes
 from sottovoce.training import spoken_prompt
 from sottovoce.training.distillation import Distiller
 from sottovoce.training.slot_layers import MIX, layers_of_slots, slot_adapters
@@ -192,7 +193,9 @@ class SpeechLLM(L.LightningModule):
     def generate(self, batch: Batch, dialogues: list[list[ChatTurn]], max_new_tokens: int) -> list[str]:
         """The model's answer to each dialogue; the batch has their clips."""
         self.eval()
-        return self.llm.generate(self.embed(batch, dialogues), max_new_tokens)
+        prompts = [self.llm.chat.prompt(dialogue) for dialogue in dialogues]
+        inputs = self.llm.embed_all(prompts, self.speech_embeddings(batch, prompts)[0])
+        return self.llm.generate(inputs, max_new_tokens, known_prefixes(prompts))
 
     def embed(self, batch: Batch, dialogues: list[list[ChatTurn]]) -> list[Tensor]:
         """Each dialogue's prompt as the LLM reads it, (tokens, llm_dim): text and the batch's speech."""

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
-from sottovoce.errors import SottovoceError, TrainingError
+from sottovoce.errors import SottovoceError
 from sottovoce.llms.answer_text import Cut as Cut
 from sottovoce.llms.answer_text import without_thoughts
 from sottovoce.llms.chat_template import Placeholder, Segment
 from sottovoce.llms.ctc_head import CTCLoss
+from sottovoce.llms.greedy_search import FiniteLogits
 from sottovoce.llms.hf_model import LoadedLLM
 from sottovoce.llms.row_batches import (
     PrefixCache,
@@ -25,25 +26,8 @@ from sottovoce.llms.row_batches import (
     position_mask,
     response_mask,
 )
-from sottovoce.llms.row_generation import RowGenerator
+from sottovoce.llms.row_generation import RowGenerator, generate_rows
 from sottovoce.llms.top_tokens import Teaching, TopTokens, summed_divergence, top_tokens
-
-
-class FiniteLogits(LogitsProcessor):
-    """Raises TrainingError where no token is the likeliest: greedy search would answer with the first of all tokens.
-
-    Activations of some LLMs overflow in float16. `what` is the LLM, for the message.
-    """
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
-        """Logits (rows, vocabulary), as they are."""
-        if not scores.amax(1).isfinite().all():
-            why = f"the logits of {self.what} are not finite: set llm.dtype=bfloat16 or float32; if they are not "
-            raise TrainingError.at("llm.dtype", "nonfinite", f"{why}then, what was trained is broken")
-        return scores
 
 
 class TokenLoss(NamedTuple):
@@ -133,8 +117,7 @@ class CausalLLM(LoadedLLM):
             raise SottovoceError(why, code="empty")
         self.check_lengths(prompts, [len(response) for response in responses])
         sharded = self.sharded  # then every process must make the same calls: one, whatever its rows are
-        cached = prefixes is not None and all(prefixes) and not self.trainable_names and pool is None and not sharded
-        known = prefixes if cached and prefixes and self._attends_to_all() else [[]] * len(prompts)
+        known = [[]] * len(prompts) if pool else self.cacheable(prefixes or (), len(prompts))
         tails = [
             torch.cat([prompt[len(prefix) :], reply])
             for prompt, prefix, reply in zip(prompts, known, self._embed_text(responses), strict=True)
@@ -216,41 +199,59 @@ class CausalLLM(LoadedLLM):
         kept_of: Tensor = logits[response_mask(responses, logits.device)]
         return kept_of
 
-    def _attends_to_all(self) -> bool:
+    def cacheable(self, prefixes: Sequence[Sequence[int]], rows: int) -> list[list[int]]:
+        """Prefixes whose keys and values can be kept: all of them under a frozen LLM of full attention, or none."""
+        if len(prefixes) == rows and self.attends_to_all and not (self.trainable_names or self.sharded):
+            return [list(prefix) for prefix in prefixes]
+        return [[]] * rows
+
+    @property
+    def attends_to_all(self) -> bool:
         """Whether every layer attends to the whole past, so that padding inside the cache does no harm."""
         config = self.config.get_text_config()
         kinds = getattr(config, "layer_types", None)
         return getattr(config, "sliding_window", None) is None if kinds is None else set(kinds) <= {"full_attention"}
 
-    @torch.no_grad()
     def generate(
-        self, prompts: list[Tensor], max_new_tokens: int, processors: LogitsProcessorList | None = None
-    ) -> list[str]:
+        self, prompts: list[Tensor], max_new_tokens: int, prefixes: Sequence[Sequence[int]] = (),
+        processors: LogitsProcessorList | None = None,
+    ) -> list[str]:  # fmt: skip
         """Greedy search until the turn ends: a text per prompt of (tokens, dim); errors as in `check_lengths`.
 
         Texts come without thoughts, special tokens and white space around them, and do not depend on the batch; one
-        that did not end is a `Cut`. `processors` change the logits of each step. Logits that are not finite are a
-        `TrainingError`.
+        that did not end is a `Cut`. Logits that are not finite are a `TrainingError`.
+
+        Args:
+            prefixes: as in `loss`: nothing changes by them but the time that it takes.
+            processors: they change the logits of each step.
         """
         if max_new_tokens < 1:
             raise SottovoceError(f"max_new_tokens must be at least 1, got {max_new_tokens}", code="bad-value")
         if not prompts:
             return []
         self.check_lengths(prompts, [max_new_tokens] * len(prompts))
-        return [self.text_of(row) for row in self.generated_ids(prompts, max_new_tokens, processors).tolist()]
+        if processors:
+            return [self.text_of(row) for row in self.generated_ids(prompts, max_new_tokens, processors).tolist()]
+        ids: list[list[int]] = [[] for _ in prompts]
+
+        def take(row: int, token: int) -> bool:
+            ids[row].append(token)
+            return True
+
+        generate_rows(self, prompts, [max_new_tokens] * len(prompts), take, prefixes)
+        return [self.text_of(row) for row in ids]
 
     @torch.no_grad()
     def generated_ids(
         self, prompts: list[Tensor], max_new_tokens: int, processors: LogitsProcessorList | None = None, **more: Any
     ) -> Tensor:
-        """The token ids of each answer, (rows, tokens); `more` are arguments of transformers' own `generate`."""
+        """The token ids of each answer, (rows, tokens), by transformers' own `generate`, which takes `more`."""
         if self.remote is not None:
             return self.remote.generated_ids(prompts, max_new_tokens)
         x, real = pad_left(prompts)
-        finite = FiniteLogits(f"{self.checkpoint} in {str(self.dtype).removeprefix('torch.')}")
         ids: Tensor = self.model.generate(  # type: ignore[operator]  # GenerationMixin is not in PreTrainedModel's type
             inputs_embeds=x, attention_mask=real.long(), max_new_tokens=max_new_tokens,
-            logits_processor=LogitsProcessorList([finite, *(processors or [])]), **more,
+            logits_processor=LogitsProcessorList([FiniteLogits(self), *(processors or [])]), **more,
         )  # fmt: skip
         return ids
 

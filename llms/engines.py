@@ -16,8 +16,9 @@ from sottovoce.llms import ENGINES
 from sottovoce.llms.answer_text import Cut as Cut
 from sottovoce.llms.answer_text import without_thoughts
 from sottovoce.llms.causal_lm import CausalLLM
-from sottovoce.llms.chat_template import ChatTurn
+from sottovoce.llms.chat_template import ChatTurn, Segment
 from sottovoce.llms.hf_model import Dtype
+from sottovoce.llms.row_batches import known_prefixes
 from sottovoce.openai_client import Failure as Failure
 
 Chat = list[dict[str, str]]  # messages with `role` and `content`, as OpenAI and Hugging Face write them
@@ -97,8 +98,9 @@ class LocalEngine(Engine):
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             noise = [Sampling(temperature, [_seed(seed, chats[at]) for at in rows])] if temperature else []
-            embedded = self.llm.embed_all([[usable[at]] for at in rows], {})
-            texts = self.llm.generate(embedded, max_new_tokens, LogitsProcessorList(noise))
+            together: list[list[Segment]] = [[usable[at]] for at in rows]
+            embedded, known = self.llm.embed_all(together, {}), known_prefixes(together)
+            texts = self.llm.generate(embedded, max_new_tokens, known, LogitsProcessorList(noise))
             for at, text in zip(rows, texts, strict=True):
                 answers[at] = answered(text)
         return answers

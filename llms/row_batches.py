@@ -1,6 +1,7 @@
 """Rows of different length as batches of an LLM: padding on the left, masks, like lengths, prefixes computed once."""
 
 import inspect
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -53,6 +54,21 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return torch.einsum("rtd,rt->rd", x.float(), mask) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
+def known_prefixes(chats: Sequence[Sequence[Any]]) -> list[list[int]]:
+    """Of prompts in segments, the tokens whose keys and values are worth keeping while they are answered together.
+
+    That is the text before the first speech; of prompts that are text alone, what all of these begin with. The last
+    token of a prompt stays, to be answered from.
+    """
+    written = [chat[0] for chat in chats if len(chat) == 1 and isinstance(chat[0], list)]
+    alike = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*written, strict=False))
+    common = [tokens[0] for tokens in alike] if len(written) > 1 else []
+    begins = [chat[0] if chat and isinstance(chat[0], list) else [] for chat in chats]
+    return [
+        common[: len(begin) - 1] if len(chat) == 1 else begin[:-1] for chat, begin in zip(chats, begins, strict=True)
+    ]
+
+
 KeyValues: TypeAlias = list[tuple[Tensor, Tensor]]  # of each layer, both (heads, tokens, dim)
 
 
@@ -67,11 +83,16 @@ class PrefixCache:
         self._entries: OrderedDict[tuple[int, ...], KeyValues] = OrderedDict()
 
     def batch(self, model: "PreTrainedModel", prefixes: list[list[int]]) -> "tuple[Cache, Tensor]":
-        """A cache of (rows, heads, tokens, dim) a layer, padded on the left; and (rows, tokens), True where real."""
+        """A cache of (rows, heads, tokens, dim) a layer, padded on the left; and (rows, tokens), True where real.
+
+        Some prefixes may be empty, but not all.
+        """
         from transformers import DynamicCache
 
         device = cast(Tensor, model.get_input_embeddings().weight).device
-        rows = [self._key_values(model, tuple(prefix), device) for prefix in prefixes]
+        found = [self._key_values(model, tuple(prefix), device) if prefix else None for prefix in prefixes]
+        nothing = [(keys[:, :0], values[:, :0]) for keys, values in next(filter(None, found))]
+        rows = [row or nothing for row in found]
         longest = max(len(prefix) for prefix in prefixes)
         lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
         past: Any = DynamicCache(config=model.config)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from sottovoce.llms.greedy_search import greedy_search
+
 if TYPE_CHECKING:
     from sottovoce.llms.causal_lm import CausalLLM
 
@@ -29,17 +31,24 @@ class RowGenerator(Protocol):
         """As the function of this module; `take` may be called from several threads, for different rows."""
 
 
-def generate_rows(llm: "CausalLLM", prompts: Sequence[Tensor], limits: Sequence[int], take: Take) -> None:
+def generate_rows(
+    llm: "CausalLLM", prompts: Sequence[Tensor], limits: Sequence[int], take: Take,
+    prefixes: Sequence[Sequence[int]] = (),
+) -> None:  # fmt: skip
     """Greedy search for several prompts (tokens, dim) together, until each row has ended.
 
     A row ends with its stop token, which is told, after `limits[row]` tokens, or where `take` says so. Lengths are not
-    checked, see `CausalLLM.check_lengths`.
+    checked, see `CausalLLM.check_lengths`; `prefixes` as in `CausalLLM.generate`.
     """
     if llm.remote is not None:
         llm.remote.generate_rows(prompts, limits, take)
         return
-    watch: Any = StoppingCriteriaList([_Rows(limits, llm.chat.stop_ids, take)])
-    llm.generated_ids(list(prompts), max(limits), stopping_criteria=watch)
+    state = RowState(limits, llm.chat.stop_ids, take)
+    if llm.attends_to_all and not llm.sharded:
+        greedy_search(llm, prompts, llm.cacheable(prefixes, len(prompts)), state)
+    else:  # caches of other kinds, and processes that must make the same calls
+        watch: Any = StoppingCriteriaList([_Rows(state)])
+        llm.generated_ids(list(prompts), max(limits), stopping_criteria=watch)
 
 
 class RowState:
@@ -59,8 +68,8 @@ class RowState:
 
 
 class _Rows(StoppingCriteria):
-    def __init__(self, limits: Sequence[int], stop_ids: frozenset[int], take: Take) -> None:
-        self.state = RowState(limits, stop_ids, take)
+    def __init__(self, state: RowState) -> None:
+        self.state = state
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:  # type: ignore[override]
         for row, token in enumerate(input_ids[:, -1].tolist()):

@@ -431,4 +431,4 @@ def test_a_prefix_is_really_used(llm: CausalLLM) -> None:
     assert isinstance(ids, list)
     prompt = torch.cat([llm.embed([ids], {}), torch.randn(3, llm.dim)])
     right, wrong = (llm.loss([prompt], [[5, 6]], [prefix]).total for prefix in (ids, ids[::-1]))
-    assert torch.isclose(right, wrong) != llm._attends_to_all()
+    assert torch.isclose(right, wrong) != llm.attends_to_all

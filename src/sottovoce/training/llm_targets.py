@@ -17,6 +17,7 @@ from sottovoce.llms.answer_cache import AnswerCache, digest_key
 from sottovoce.llms.answer_text import no_target, without_thoughts
 from sottovoce.llms.causal_lm import CausalLLM
 from sottovoce.llms.chat_template import ChatTurn
+from sottovoce.llms.row_batches import known_prefixes
 from sottovoce.progress import Progress
 from sottovoce.training.spoken_prompt import dialogue_of
 
@@ -99,12 +100,14 @@ class Targets:
         return Made(len(missing), {name for each in names.values() for name in each}, rejected)
 
     def _make(self, llm: CausalLLM, missing: Mapping[str, Example], progress: Progress) -> None:
-        keys = list(missing)
+        """Answers of prompts of like length together, for which the LLM reads once what all of them begin with."""
+        prompts = {key: llm.chat.prompt(teacher_dialogue(one, self.slots)) for key, one in missing.items()}
+        keys = sorted(prompts, key=lambda key: sum(len(part) for part in prompts[key] if isinstance(part, list)))
         for start in progress.track(range(0, len(keys), BATCH), description="generating targets", unit="batch"):
             part = keys[start : start + BATCH]
-            chats = [teacher_dialogue(missing[key], self.slots) for key in part]
-            prompts = [llm.embed(llm.chat.prompt(chat), {}) for chat in chats]
-            self.cache.add(dict(zip(part, llm.generate(prompts, self.max_new_tokens), strict=True)))
+            chats = [prompts[key] for key in part]
+            said = llm.generate(llm.embed_all(chats, {}), self.max_new_tokens, known_prefixes(chats))
+            self.cache.add(dict(zip(part, said, strict=True)))
 
     def _key(self, example: Example) -> str:
         prompt = [(turn.role, turn.pieces) for turn in teacher_dialogue(example, self.slots)]
