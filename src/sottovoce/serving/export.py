@@ -36,7 +36,7 @@ _OTHER_WEIGHTS = (".safetensors", ".bin", ".pth", ".h5", ".msgpack", ".gguf", ".
 def command(bundle: str, out: str, overrides: Sequence[str], dtype: str | None = None, lora: bool = False) -> None:
     """The command; see `export` and `export_lora`."""
     _check_free(Path(out))  # before the model is loaded
-    module = read_bundle(Path(bundle), overrides)
+    module = read_bundle(bundle, overrides)
     for line in [export_lora(module, Path(out))] if lora else export(module, Path(out), dtype):
         print(line)
 
