@@ -197,7 +197,9 @@ def _packages(code: Sequence[dict[str, str]]) -> str:
 def _source(part: dict[str, str]) -> str:
     if "package" in part:
         return f"the package `{part['package']}` {part['version']}, which must be installed"
-    return "code that runs with `--allow-code` alone" + (f" (SHA-256 {part['sha256'][:16]})" if "sha256" in part else "")
+    return "code that runs with `--allow-code` alone" + (
+        f" (SHA-256 {part['sha256'][:16]})" if "sha256" in part else ""
+    )
 
 
 def _first_task(recipe: Recipe) -> str:

@@ -31,6 +31,7 @@ NO_DRIVE = {  # documented, and driven by no plan
     ("prepare", ""), ("prepare", "NAME"), ("prepare", "mine"),  # stand for corpora by name, and of one's own
     ("fit", ""),  # of each system in a shell's loop
     ("list", ""),
+    ("push", ""),  # to a hub of one's own: tests/serving/test_push.py
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """A hub of Hugging Face on localhost: the part of its protocol that `huggingface_hub` speaks to push and load models.
 
-Files have one address each, without redirects: the client loses the headers of an answer that redirects to its own host.
+Files have one address each: the client loses the headers of an answer that redirects to its own host.
 """
 
 import base64
@@ -11,10 +11,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
+from huggingface_hub import constants
 
 TOKEN = "hf_of_the_tests"
 LARGE = (".safetensors",)  # files that go the way of LFS
@@ -230,3 +233,16 @@ def fake_hub() -> Iterator[FakeHub]:
     finally:
         hub.shutdown()
         hub.server_close()
+
+
+def be_known(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process take a hub for the hub: the client has read its environment when it was imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # another protocol for large files, of another server
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")

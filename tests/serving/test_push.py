@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
@@ -16,7 +15,7 @@ import yaml
 from huggingface_hub import constants
 from tests.conftest import write_tone
 from tests.helpers.errors import refused
-from tests.helpers.hub import TOKEN, FakeHub, fake_hub
+from tests.helpers.hub import FakeHub
 from tests.helpers.runs import quiet_run
 
 import sottovoce as sv
@@ -62,22 +61,6 @@ def clips(tmp_path: Path) -> list[str]:
     for number, file in enumerate(files):
         write_tone(file, 0.6 + number, 150 + 70 * number)
     return [str(file) for file in files]
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub that this process knows, has a token of, and has fetched nothing from."""
-    with fake_hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # another protocol for large files, of another server
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.chdir(tmp_path)
-        yield server
 
 
 def elsewhere(home: Path, name: str, clips: list[str], **variables: str) -> str:
@@ -163,7 +146,9 @@ def test_every_command_takes_a_bundle_by_name(
     ):
         assert main(words) == 0, capsys.readouterr().err
     home = tmp_path / "runs" / "lab--quick"
-    assert (home / "evaluation" / "mine" / "predictions.jsonl").is_file() and bundle_home(NAME) == Path("runs/lab--quick")
+    assert (home / "evaluation" / "mine" / "predictions.jsonl").is_file() and bundle_home(NAME) == Path(
+        "runs/lab--quick"
+    )
     assert main(["evaluate", NAME]) == main(["diagnose", NAME, "--stage", "joint"]) == 2  # it is a bundle, and no run
     config = str(ROOT / "conf/analysis.yaml")
     assert main(["analyze", NAME, "--config", config, *analysis]) == 0 and (home / "analysis" / "layers.json").is_file()
@@ -234,7 +219,9 @@ def test_code_goes_along_and_needs_consent_where_it_arrives(
     made = write_bundle(tmp_path / "made" / "bundle", module, [])
     push(str(made), NAME)
     assert hub.files(NAME)["code/prosody.py"] == PROSODY.encode()
-    assert b"./code/prosody.py:Prosody" in hub.files(NAME)["recipe.yaml"] and b"prosody.py" in hub.files(NAME)["README.md"]
+    assert (
+        b"./code/prosody.py:Prosody" in hub.files(NAME)["recipe.yaml"] and b"prosody.py" in hub.files(NAME)["README.md"]
+    )
     with refused("unsafe", "recipe.yaml"):
         read_bundle(NAME)
     monkeypatch.setenv(own_parts.CONSENT, "1")

@@ -138,7 +138,7 @@ COMMANDS = (
         arg("--html", action="store_true", help="write report.html: scores, confusions, curves, answers with audio"),
     ),
     Command(
-        "export", "serving.export:command", "write what a run has trained for other programs, such as plain transformers",
+        "export", "serving.export:command", "write what a run has trained for other programs, such as transformers",
         _BUNDLE, arg("--out", "--to", required=True, help="the folder to write, which plain transformers then opens"),
         arg("--dtype", choices=["float32", "bfloat16", "float16"], help="of all weights; the checkpoint's if absent"),
         arg("--lora", action="store_true", help="the LoRA alone, as a folder that peft opens"),

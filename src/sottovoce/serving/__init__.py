@@ -1,1 +1,1 @@
-"""A trained bundle in use: chat and export."""
+"""A trained bundle in use: chat, export and push."""

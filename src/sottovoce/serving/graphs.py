@@ -1,6 +1,7 @@
 """`sottovoce export --format pt2` and `onnx`: encoder and adapters as graphs, for any batch and number of frames."""
 
 import json
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,54 +16,19 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from sottovoce.encoders.base import Encoder
-from sottovoce.encoders.whisper import SAMPLES_PER_FRAME, WhisperEncoder, encode_mels
 from sottovoce.errors import ConfigError, MissingError, SottovoceError, brief, first_line
 from sottovoce.frames import Frames
 from sottovoce.io import atomic_folder
 from sottovoce.lightning_modules.bundle import make_readable
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.serving.encoder_graphs import encoder_graph
 from sottovoce.serving.export import check_free
 from sottovoce.training.slot_layers import MIX
 
 TOLERANCE = 1e-4  # between an output of a graph and ours, at most
 LAYOUT = "graphs.json"
 _SIZES = ((2, 53), (1, 17), (3, 200), (1, 1))  # clips and frames that an adapter's graph is tried on
-_FFT, _HOP = 400, 160  # samples: Whisper's windows of 25 ms, every 10 ms
 _LARGE = 1 << 30  # bytes of weights, from which ONNX keeps them in a file beside the graph, which holds 2 GiB at most
-
-
-class WhisperGraph(nn.Module):
-    """Whisper from samples to frames in traceable operations.
-
-    `x` is (clips, samples) at 16 kHz, at most a window, `lengths` (clips,) in samples; y is (clips, frames of a window,
-    layers * dim), y_lengths (clips,). The spectrum is a product with sines in float64, which every runtime has and
-    which is nearer to the truth than a Fourier transform in float32.
-    """
-
-    basis: Tensor
-    mels: Tensor
-
-    def __init__(self, encoder: WhisperEncoder, layers: Sequence[int]) -> None:
-        from whisper.audio import mel_filters
-
-        super().__init__()
-        self.network, self.layers = encoder.loaded_network(), tuple(layers)
-        self.samples, self.masked = encoder.samples, encoder.window == "longest"
-        angle = 2 * math.pi / _FFT * torch.outer(torch.arange(_FFT), torch.arange(_FFT // 2 + 1)).double()
-        window = torch.hann_window(_FFT).double()[:, None]
-        self.register_buffer("basis", torch.cat([angle.cos() * window, angle.sin() * window], 1), persistent=False)
-        self.register_buffer("mels", mel_filters("cpu", encoder.dims.n_mels), persistent=False)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        x = F.pad(Frames(x, lengths).zero_padding().x, (0, self.samples - x.shape[1]))
-        x = F.pad(x[:, None], (_FFT // 2, _FFT // 2), mode="reflect")[:, 0].double()
-        parts = (x.unfold(1, _FFT, _HOP)[:, :-1] @ self.basis).square()  # (clips, mel frames, 2 * bins)
-        power = parts[..., : _FFT // 2 + 1] + parts[..., _FFT // 2 + 1 :]
-        mel = (power.float() @ self.mels.T).clamp(min=1e-10).log10().transpose(1, 2)
-        mel = (torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
-        counts = (lengths + SAMPLES_PER_FRAME - 1) // SAMPLES_PER_FRAME
-        real = torch.arange(self.samples // SAMPLES_PER_FRAME, device=x.device) < counts[:, None]
-        return encode_mels(self.network, mel, real if self.masked else None, self.layers), counts
 
 
 class AdapterGraph(nn.Module):
@@ -124,8 +90,8 @@ def export_graphs(module: SpeechLLM, folder: Path, kind: str) -> list[str]:
 
 
 @torch.no_grad()
-def write_graph(part: Part, file: Path) -> float:
-    """Write a part as the file's ending says, read it again, and return how far its outputs are from ours, at most.
+def write_graph(part: Part, *files: Path) -> float:
+    """Write a part as each file's ending says, read it again, and return how far its outputs are from ours, at most.
 
     Raises:
         ConfigError: it cannot be traced.
@@ -134,12 +100,12 @@ def write_graph(part: Part, file: Path) -> float:
     graph, sizes = part.graph.eval(), ({0: Dim.AUTO, 1: Dim.AUTO}, {0: Dim.AUTO})
     try:
         program = torch.export.export(graph, part.trials[0], dynamic_shapes=sizes, strict=False)
-        run = _onnx(program, file, graph) if file.suffix == ".onnx" else _program(program, file)
+        runs = [_onnx(program, file, graph) if file.suffix == ".onnx" else _program(program, file) for file in files]
     except Exception as error:  # whatever a module does that tracing cannot follow
         why = f"it cannot be written as a graph: {brief(first_line(error), 300)}"
         raise ConfigError.at(part.where, "conflict", why) from None
     try:
-        worst = max(_difference(run(*trial), part.ours(*trial)) for trial in part.trials)
+        worst = max(_difference(run(*trial), part.ours(*trial)) for run in runs for trial in part.trials)
     except Exception as error:  # a size that the graph was made for, and no other
         raise SottovoceError.at(part.where, "mismatch", f"as a graph: {brief(first_line(error), 300)}") from None
     if not worst <= TOLERANCE:
@@ -148,25 +114,20 @@ def write_graph(part: Part, file: Path) -> float:
 
 
 def encoder_part(module: SpeechLLM) -> Part:
-    """The encoder; `ConfigError` where it is no Whisper, or not in float32."""
+    """The encoder; `ConfigError` where it is no graph, see `encoder_graph`."""
     encoder = module.encoder
-    if not isinstance(encoder, WhisperEncoder):
-        why = f"{module.recipe.encoder['type']} has steps that are no graph yet; encoders of type whisper can be written"
-        raise ConfigError.at("encoder.type", "conflict", why)
-    if encoder.dtype != torch.float32:
-        raise ConfigError.at("encoder.dtype", "conflict", "graphs are in float32: say encoder.dtype=float32")
-    rows = [wave[: encoder.samples] for wave in test_waves(encoder)]
+    graph, most = encoder_graph(encoder, str(module.recipe.encoder["type"]), module.layers)
+    rows = [wave[:most] for wave in test_waves(encoder)]
     pairs = [Frames.pad(rows), Frames.pad(rows[:1]), Frames.pad(rows[2:])]
     told = {
         "x": ["clips", "samples"], "lengths": ["clips"], "y": ["clips", "frames", len(module.layers) * encoder.dim],
-        "sample_rate": encoder.sample_rate, "most_samples": encoder.samples,
+        "sample_rate": encoder.sample_rate, "most_samples": most,
     }  # fmt: skip
-    graph = WhisperGraph(encoder, module.layers).to(module.device)
 
     def ours(x: Tensor, lengths: Tensor) -> Frames:
         return encoder.layer_frames(x, lengths, module.layers)
 
-    return Part("encoder", "encoder", graph, ours, [tuple(pair) for pair in pairs], told)
+    return Part("encoder", "encoder", graph.to(module.device), ours, [(pair.x, pair.lengths) for pair in pairs], told)
 
 
 def adapter_part(module: SpeechLLM, slot: str) -> Part:
@@ -221,6 +182,7 @@ def _program(program: ExportedProgram, file: Path) -> Callable[[Tensor, Tensor],
 def _onnx(program: ExportedProgram, file: Path, graph: nn.Module) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:
     import onnxruntime
 
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nothing here is of
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = torch.onnx.export(

@@ -36,14 +36,14 @@ from sottovoce.training.spoken_prompt import SpeechPlaceholder
 
 LAYOUT, LOADER, ADAPTER_WEIGHTS = "model.json", "loader.py", "adapters.safetensors"
 _MARK = "# Sottovoce's own classes"  # in the loader's file: what is behind it is replaced
-_HEAD = '''# Sottovoce's own classes, as they are.
+_HEAD = """# Sottovoce's own classes, as they are.
 import math  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from typing import Annotated, NamedTuple, cast  # noqa: E402
 
 import torch.nn.functional as F  # noqa: E402
 from torch.nn.utils.rnn import pad_sequence  # noqa: E402
-'''
+"""
 _USES: dict[type, tuple[Any, ...]] = {  # what else an adapter's source names
     PooledSoftPrompt: (masked_adaptive_mean,),
     QFormer: (QueryingTransformer,),
@@ -63,7 +63,7 @@ def export_plain(module: SpeechLLM, folder: Path) -> list[str]:
     native.check_free(folder)
     check_plain(module)
     with atomic_folder(folder) as draft:
-        layout = {
+        layout: dict[str, Any] = {
             "name": module.recipe.name,
             "encoder": _write_encoder(module, draft),
             "llm": _write_llm(module, draft),
@@ -77,9 +77,13 @@ def export_plain(module: SpeechLLM, folder: Path) -> list[str]:
         make_readable(draft)
         apart = difference(module, draft)
         if not apart <= TOLERANCE:
-            raise SottovoceError(f"{folder}: its embeddings differ by {apart:.2g} from ours", code="mismatch", where=LOADER)
+            raise SottovoceError(
+                f"{folder}: its embeddings differ by {apart:.2g} from ours", code="mismatch", where=LOADER
+            )
     kept = [f"{part} {layout[part]['checkpoint']}" for part in ("encoder", "llm")]
-    return [f"{folder}: {', '.join(kept)}, adapters of {', '.join(module.slots)}; {LOADER} opens it (within {apart:.1g})"]
+    return [
+        f"{folder}: {', '.join(kept)}, adapters of {', '.join(module.slots)}; {LOADER} opens it (within {apart:.1g})"
+    ]
 
 
 def check_plain(module: SpeechLLM) -> None:
@@ -94,7 +98,9 @@ def check_plain(module: SpeechLLM) -> None:
         why = "transformers' Whisper has windows of whole seconds"
         raise ConfigError.at("encoder.checkpoint", "conflict", why)
     if is_composite(HUB.snapshot(module.recipe.llm.checkpoint, SETTINGS)):
-        raise ConfigError.at("llm.checkpoint", "conflict", "it is a whole audio LLM: leave --format out, and it is written")
+        raise ConfigError.at(
+            "llm.checkpoint", "conflict", "it is a whole audio LLM: leave --format out, and it is written"
+        )
     if module.recipe.llm.quantization:
         raise ConfigError.at("llm.quantization", "conflict", "the loader has whole weights, which answer otherwise")
     for name, adapter in module.adapters.items():
@@ -124,7 +130,9 @@ def loader_source(module: SpeechLLM) -> str:
     """The loader's text: `plain_loader.py`, and the very classes of the adapters that this model has."""
     head = Path(plain_loader.__file__).read_text("utf-8").partition(_MARK)[0]
     kinds = list(dict.fromkeys(type(adapter) for adapter in module.adapters.values()))
-    needs = dict.fromkeys([Frames, stack_frames, *(part for kind in kinds for part in _USES.get(kind, ())), LayerMix, *kinds])
+    needs: dict[Any, None] = dict.fromkeys(
+        [Frames, stack_frames, *(part for kind in kinds for part in _USES.get(kind, ())), LayerMix, *kinds]
+    )
     parts = [inspect.getsource(part) for part in needs]
     names = ", ".join(f'"{kind.__name__}": {kind.__name__}' for kind in (LayerMix, *kinds))
     small = "def init_small(last: nn.Linear) -> nn.Linear:\n    return last\n"
@@ -209,4 +217,3 @@ def _write_llm(module: SpeechLLM, draft: Path) -> dict[str, Any]:
 
 def _of_hub(checkpoint: str) -> bool:
     return not is_local(checkpoint) and not checkpoint.startswith("sottovoce:") and not resolve(checkpoint).exists()
-

@@ -66,7 +66,7 @@ class SpeechModel:
         node = self.layout["encoder"]
         wave = torch.as_tensor(samples, dtype=torch.float32).reshape(-1)
         made = []
-        for piece in wave.split(node["window_frames"] * SAMPLES_PER_FRAME):
+        for piece in torch.split(wave, node["window_frames"] * SAMPLES_PER_FRAME):
             mels = self.features(piece.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
             out = self.encoder(mels.to(self.device), output_hidden_states=True)
             states = [*out.hidden_states[:-1], out.last_hidden_state]  # the last one after the final norm

@@ -33,7 +33,8 @@ def push(
 ) -> None:  # fmt: skip
     """The command: upload a bundle in one commit, to a repository that is made if it is not there.
 
-    Code of an earlier push that this bundle has not is deleted there; other files stay. The token is the hub's own: `hf auth login`, HF_TOKEN.
+    Code of an earlier push that this bundle has not is deleted there; other files stay. The token is the hub's own:
+    `hf auth login`, or HF_TOKEN.
 
     Args:
         bundle: folder of a bundle or a run, or a name on the hub.
