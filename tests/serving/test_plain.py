@@ -82,7 +82,7 @@ def test_layers_and_a_tuned_llm_go_along(tree: dict[str, Any], tmp_path: Path) -
     with torch.no_grad():
         before = loaded(tree, {"type": "linear"}).llm.model(inputs_embeds=x).logits
         ours, theirs = (llm(inputs_embeds=x).logits for llm in (module.llm.model, opened(tmp_path / "out").llm))
-    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-5)
     assert float((before - ours).abs().max()) > 0.1
     assert set(load_file(tmp_path / "out" / "adapters.safetensors")) == set(module.adapters.state_dict())
 

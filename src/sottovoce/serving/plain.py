@@ -129,12 +129,13 @@ def prompts(module: SpeechLLM) -> dict[str, list[str | list[int]]]:
 def loader_source(module: SpeechLLM) -> str:
     """The loader's text: `plain_loader.py`, and the very classes of the adapters that this model has."""
     head = Path(plain_loader.__file__).read_text("utf-8").partition(_MARK)[0]
-    kinds = list(dict.fromkeys(type(adapter) for adapter in module.adapters.values()))
+    kinds: list[type] = list(dict.fromkeys(type(adapter) for adapter in module.adapters.values()))
+    classes: list[type] = [LayerMix, *kinds]
     needs: dict[Any, None] = dict.fromkeys(
-        [Frames, stack_frames, *(part for kind in kinds for part in _USES.get(kind, ())), LayerMix, *kinds]
+        [Frames, stack_frames, *(part for kind in kinds for part in _USES.get(kind, ())), *classes]
     )
     parts = [inspect.getsource(part) for part in needs]
-    names = ", ".join(f'"{kind.__name__}": {kind.__name__}' for kind in (LayerMix, *kinds))
+    names = ", ".join(f'"{kind.__name__}": {kind.__name__}' for kind in classes)
     small = "def init_small(last: nn.Linear) -> nn.Linear:\n    return last\n"
     known = f"PACE = {PACE}\nCount, Share, Field = int, float, dict\n"
     return "\n\n".join([head + _HEAD + known + "\n\n" + small, *parts, f"CLASSES = {{{names}}}\n"])
