@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from sottovoce.frames import Frames
@@ -34,6 +35,8 @@ def stack_frames(x: Tensor, stack: int) -> Tensor:
     """Concatenate every `stack` adjacent frames: (batch, frames, dim) to (batch, frames // stack, dim * stack)."""
     batch, count, dim = x.shape
     tokens = count // stack
+    if torch.compiler.is_exporting():  # a slice is a view: its strides would say whether frames are left over, for all
+        return x.index_select(1, torch.arange(tokens * stack, device=x.device)).reshape(batch, tokens, dim * stack)
     return x[:, : tokens * stack].reshape(batch, tokens, dim * stack)
 
 

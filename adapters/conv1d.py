@@ -38,7 +38,7 @@ class Conv1dProjection(Adapter):
         self.mlp = nn.Sequential(nn.ReLU(), nn.Linear(d_audio, hidden), nn.ReLU(), init_small(nn.Linear(hidden, d_llm)))
 
     def output_length(self, frames: int) -> int:
-        return -(-frames // self.stride)
+        return (frames + self.stride - 1) // self.stride
 
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, ceil(frames / stride), d_llm)."""
@@ -46,4 +46,4 @@ class Conv1dProjection(Adapter):
         count, before = x.shape[2], (self.kernel - self.stride) // 2
         needed = (self.output_length(count) - 1) * self.stride + self.kernel
         x = self.convolve(F.pad(x, (before, needed - before - count)))
-        return Frames(self.mlp(x.transpose(1, 2)), -(-frames.lengths // self.stride))
+        return Frames(self.mlp(x.transpose(1, 2)), (frames.lengths + self.stride - 1) // self.stride)

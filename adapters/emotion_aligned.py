@@ -60,13 +60,13 @@ class EmotionAligned(Adapter):
         self.project = init_small(nn.Linear(width, d_llm))
 
     def output_length(self, frames: int) -> int:
-        return -(-frames // self.stride)
+        return (frames + self.stride - 1) // self.stride
 
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, ceil(frames / stride), d_llm)."""
         x = frames.zero_padding().x  # the convolution sees beyond a row's last frame
         x = self.convolve(x.transpose(1, 2)).transpose(1, 2)  # (batch, tokens, width)
-        tokens = Frames(x, -(-frames.lengths // self.stride))
+        tokens = Frames(x, (frames.lengths + self.stride - 1) // self.stride)
         rotary = self.rotary(x, torch.arange(x.shape[1], device=x.device)[None])
         mask = tokens.mask()[:, None, None, :]  # without a mask the layer would attend causally
         x = self.transformer(self.dropout(x), attention_mask=mask, position_embeddings=rotary)

@@ -54,7 +54,7 @@ class PooledSoftPrompt(Adapter):
         for layer in self.transformer:
             x = layer(x, src_key_padding_mask=padding)
         pooled = masked_adaptive_mean(Frames(x, frames.lengths), self.tokens)
-        return Frames(self.project(pooled), frames.lengths.new_full((len(frames.lengths),), self.tokens))
+        return Frames(self.project(pooled), torch.full_like(frames.lengths, self.tokens))
 
 
 def masked_adaptive_mean(frames: Frames, bins: int) -> Tensor:
@@ -65,7 +65,7 @@ def masked_adaptive_mean(frames: Frames, bins: int) -> Tensor:
     """
     n = frames.lengths[:, None]  # (batch, 1)
     edge = torch.arange(bins + 1, device=n.device)
-    start, stop = edge[:-1] * n // bins, -(-edge[1:] * n // bins)  # (batch, bins)
+    start, stop = edge[:-1] * n // bins, (edge[1:] * n + bins - 1) // bins  # (batch, bins)
     frame = torch.arange(frames.x.shape[1], device=n.device)
     inside = (frame >= start[..., None]) & (frame < stop[..., None])  # (batch, bins, frames)
     weight = inside.to(frames.x.dtype) / (stop - start).clamp(min=1)[..., None].to(frames.x.dtype)

@@ -52,7 +52,7 @@ class QueryingTransformer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """`mask` (batch, frames) is True for real frames; a row without any comes out as anything finite."""
         seen = mask | ~mask.any(1, keepdim=True)  # attention to nothing is not a number
-        queries = self.queries.expand(len(x), -1, -1)
+        queries = self.queries.expand(x.shape[0], -1, -1)
         heard = self.norm(x.masked_fill(~mask[..., None], 0.0))
         out = self.transformer(query_embeds=queries, encoder_hidden_states=heard, encoder_attention_mask=seen)
         return cast(Tensor, out.last_hidden_state)
@@ -93,4 +93,4 @@ class QFormer(Adapter):
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, tokens, d_llm)."""
         x = self.project(self.qformer(frames.x, frames.mask()))
-        return Frames(x, frames.lengths.new_full((len(frames.lengths),), self.tokens))
+        return Frames(x, torch.full_like(frames.lengths, self.tokens))

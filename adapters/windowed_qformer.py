@@ -43,13 +43,13 @@ class WindowedQFormer(Adapter):
         self.project = init_small(nn.Linear(width, d_llm))
 
     def output_length(self, frames: int) -> int:
-        return -(-frames // self.window) * self.tokens
+        return (frames + self.window - 1) // self.window * self.tokens
 
     def forward(self, frames: Frames) -> Frames:
         """Map (batch, frames, d_audio) to (batch, ceil(frames / window) * tokens, d_llm)."""
         batch, count, dim = frames.x.shape
-        missing = -count % self.window
+        missing = (count + self.window - 1) // self.window * self.window - count
         x = F.pad(frames.x, (0, 0, 0, missing)).reshape(-1, self.window, dim)  # (batch * windows, window, d_audio)
         mask = F.pad(frames.mask(), (0, missing)).reshape(-1, self.window)
         x = self.project(self.qformer(x, mask)).reshape(batch, -1, self.project.out_features)
-        return Frames(x, -(-frames.lengths // self.window) * self.tokens)
+        return Frames(x, (frames.lengths + self.window - 1) // self.window * self.tokens)

@@ -35,7 +35,7 @@ def log_mel(waveform: Tensor, lengths: Tensor) -> Frames:
     samples = F.pad(samples, (before, needed - before - samples.shape[1]))  # what is cut off is padding
     with torch.autocast(waveform.device.type, enabled=False):
         windows = samples.unfold(1, WINDOW, HOP) * torch.hann_window(WINDOW, device=samples.device)
-        mel = torch.fft.rfft(windows, FFT).abs().square() @ _filters().to(samples.device)
+        mel = torch.fft.rfft(windows, FFT).abs().square() @ filters().to(samples.device)
     return Frames((mel.clamp(min=FLOOR).log10() - CENTRE) / SCALE, counts).zero_padding()
 
 
@@ -63,7 +63,7 @@ def check_waveforms(waveform: Tensor, lengths: Tensor) -> None:
 
 
 @cache
-def _filters() -> Tensor:
+def filters() -> Tensor:
     """(frequencies, mels): Slaney's triangles, each with unit area."""
     import librosa
 

@@ -178,7 +178,7 @@ class WhisperEncoder(Encoder):
             mels = [self._log_mel(piece) for piece in pieces]
         with torch.autocast(waveform.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             if self.window == "full":
-                x = _encode(encoder, torch.stack(mels), None, layers)
+                x = encode_mels(encoder, torch.stack(mels), None, layers)
             else:
                 x = _encode_masked(encoder, mels, counts, layers)
         frames = iter([row[:count].float() for row, count in zip(x, counts, strict=True)])
@@ -195,7 +195,7 @@ class WhisperEncoder(Encoder):
         return cast(Tensor, log_mel_spectrogram(F.pad(piece.float(), (0, self.samples - len(piece))), self.dims.n_mels))
 
 
-def _encode(encoder: Any, mels: Tensor, real: Tensor | None, layers: Sequence[int]) -> Tensor:
+def encode_mels(encoder: Any, mels: Tensor, real: Tensor | None, layers: Sequence[int]) -> Tensor:
     """Log-mels (windows, mels, 2 * frames) to layers side by side, (windows, frames, len(layers) * dim).
 
     What `whisper.model.AudioEncoder.forward` computes, unless `real` (windows, frames) masks frames in attention.
@@ -215,7 +215,7 @@ def _encode(encoder: Any, mels: Tensor, real: Tensor | None, layers: Sequence[in
 
 
 def _encode_masked(encoder: Any, mels: list[Tensor], counts: list[int], layers: Sequence[int]) -> Tensor:
-    """As `_encode`, of log-mels (mels, 2 * window frames), each with so many real frames.
+    """As `encode_mels`, of log-mels (mels, 2 * window frames), each with so many real frames.
 
     Of each log-mel, the real frames and one frame of the silence behind them are kept (two mel frames, unless the
     window is full): that is as far as the convolutions of the last real frame see, so every real frame enters the
@@ -225,7 +225,7 @@ def _encode_masked(encoder: Any, mels: list[Tensor], counts: list[int], layers: 
     longest = max(mel.shape[1] for mel in cut)
     x = torch.stack([F.pad(mel, (0, longest - mel.shape[1])) for mel in cut])
     real = torch.arange(-(-longest // 2), device=x.device) < torch.tensor(counts, device=x.device)[:, None]
-    return _encode(encoder, x, real, layers)
+    return encode_mels(encoder, x, real, layers)
 
 
 def _attend(attention: Any, x: Tensor, real: Tensor) -> Tensor:

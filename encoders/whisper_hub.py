@@ -74,6 +74,13 @@ def read_hub_weights(checkpoint: str) -> tuple[Path, dict[str, Tensor]]:
     return folder, weights
 
 
+def hub_name(name: str) -> str:
+    """A tensor's name in transformers' encoder, of openai-whisper's."""
+    for theirs, ours in reversed(_NAMES.items()):
+        name = name.replace(ours, theirs)
+    return re.sub(r"^ln_post\.", "layer_norm.", name)
+
+
 def _renamed(name: str) -> str | None:
     ours = re.sub(r"^(model\.)?encoder\.", "", name)
     if ours == name:

@@ -12,26 +12,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sottovoce import __version__
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config.recipe import Recipe, load
 from sottovoce.config_tree import Tree
 from sottovoce.data.tasks import TASKS
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import BundleError, brief
+from sottovoce.hub import BUNDLE_FILES, OWN, bundle_folder
 from sottovoce.io import atomic_folder, atomic_write, file_sha256
+from sottovoce.lightning_modules.card import CODE, write_card
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.own_parts import names_in, origin
-from sottovoce.training.run_folder import environment
-from sottovoce.training.slot_layers import layer_weights
 
 if TYPE_CHECKING:
     from sottovoce.evaluation.records import Record
 
-WEIGHTS, RECIPE, PRINTS, CARD = "trained.safetensors", "recipe.yaml", "fingerprints.json", "README.md"
+WEIGHTS, RECIPE, PRINTS, CARD = BUNDLE_FILES
 TRAINED = "trained"  # in PRINTS, SHA-256 of WEIGHTS
-CODE = "code"  # in PRINTS, where parts come from that are not ours
-OWN = "code"  # folder of copies of files that a recipe's `type`s name
 
 
 def write_bundle(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -> Path:
@@ -44,7 +41,14 @@ def write_bundle(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -
         prints = {**fingerprints(module), TRAINED: file_sha256(draft / WEIGHTS), **({CODE: code} if code else {})}
         atomic_write(draft / PRINTS, json.dumps(prints, indent=2) + "\n")
         write_card(draft, module, records)
+        make_readable(draft)
     return folder
+
+
+def make_readable(folder: Path) -> None:
+    """Let everybody read a folder's files, whatever the library that wrote them thinks (safetensors: its owner)."""
+    for file in folder.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
 
 
 def _with_code(recipe: Recipe, draft: Path) -> tuple[Tree, list[dict[str, str]]]:
@@ -70,24 +74,37 @@ def _with_code(recipe: Recipe, draft: Path) -> tuple[Tree, list[dict[str, str]]]
     named += [(name, "") for name in names_in(plain)]
     origins = [made for name, group in named if (made := origin(name, group))]
     unique = list({made["type"]: {**made, "type": copied.get(made["type"], made["type"])} for made in origins}.values())
-    return cast(Tree, _renamed(plain, copied)), unique
+    return cast(Tree, renamed(plain, copied)), unique
 
 
-def _renamed(node: Any, names: Mapping[str, str]) -> Any:
+def renamed(node: Any, names: Mapping[str, str]) -> Any:
+    """A tree with other names for some of its `type`s."""
     if isinstance(node, list):
-        return [_renamed(value, names) for value in node]
+        return [renamed(value, names) for value in node]
     if not isinstance(node, dict):
         return node
-    tree = {key: _renamed(value, names) for key, value in node.items()}
+    tree = {key: renamed(value, names) for key, value in node.items()}
     return {**tree, "type": names.get(tree["type"], tree["type"])} if isinstance(tree.get("type"), str) else tree
 
 
-def _check_code(folder: Path, code: object) -> None:
-    """`BundleError` where a file of a bundle's own parts has changed since it was written."""
+def check_code(folder: Path) -> None:
+    """`BundleError` where a file of a bundle's own parts has changed since it was written, or nothing tells."""
+    code = read_prints(folder).get(CODE)
     for part in code if isinstance(code, list) else []:
         place = str(part.get("type")).rpartition(":")[0] if isinstance(part, dict) else ""
         if place.startswith(f"./{OWN}/") and (file := folder / place).is_file() and file_sha256(file) != part["sha256"]:
             raise _damaged(file, "it has changed since the bundle was written")
+
+
+def read_prints(folder: Path) -> dict[str, Any]:
+    """A bundle's fingerprints and where its code comes from; `BundleError` where they cannot be read."""
+    try:
+        found = json.loads((folder / PRINTS).read_text("utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise _damaged(folder / PRINTS, error) from None
+    if not isinstance(found, dict):
+        raise _damaged(folder / PRINTS, "a JSON object is needed")
+    return found
 
 
 def fingerprints(module: SpeechLLM) -> dict[str, str]:
@@ -95,8 +112,9 @@ def fingerprints(module: SpeechLLM) -> dict[str, str]:
     return {"encoder": module.encoder.fingerprint(), "llm": module.llm.fingerprint()}
 
 
-def bundle_weights(folder: Path) -> dict[str, Tensor]:
+def bundle_weights(bundle: str | Path) -> dict[str, Tensor]:
     """What a bundle's run has trained, named as in a checkpoint; `BundleError` if the file is missing or damaged."""
+    folder = bundle_folder(bundle)
     try:
         told = json.loads((folder / PRINTS).read_text("utf-8")).get(TRAINED)  # bundles of older versions have none
         if told not in (None, file_sha256(folder / WEIGHTS)):
@@ -132,31 +150,27 @@ def _check_shapes(recipe: Recipe, folder: Path) -> None:
             raise BundleError.at(folder / WEIGHTS, "mismatch", why)
 
 
-def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
+def read_bundle(bundle: str | Path, overrides: Sequence[str] = ()) -> SpeechLLM:
     """Load a bundle and the frozen parts that it was trained with.
 
     Code that it names is executed only by consent, see `own_parts`.
 
     Args:
-        folder: of the bundle.
+        bundle: folder, or `org/name[@revision]` of the hub.
         overrides: such as `llm.checkpoint=/path/to/folder`, where the frozen parts lie elsewhere.
 
     Raises:
         BundleError: a file is missing or damaged, or a frozen part is another one than in training.
         ConfigError: it names code, and nobody has consented.
-        MissingError: a frozen part cannot be reached.
+        MissingError: a frozen part cannot be reached, or no hub has the bundle.
     """
+    folder = bundle_folder(bundle)
     absent = [name for name in (WEIGHTS, RECIPE, PRINTS) if not (folder / name).is_file()]
     if absent:
-        told = f"{folder} is not a bundle: {', '.join(absent)} is not there. A run leaves one in runs/<name>/bundle"
-        raise BundleError(told, code="not-found", where=folder)
-    try:
-        expected = json.loads((folder / PRINTS).read_text("utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise _damaged(folder / PRINTS, error) from None
-    if not isinstance(expected, dict):
-        raise _damaged(folder / PRINTS, "a JSON object is needed")
-    _check_code(folder, expected.get(CODE))
+        told = f"{bundle} is not a bundle: {', '.join(absent)} is not there. A run leaves one in runs/<name>/bundle"
+        raise BundleError(told, code="not-found", where=bundle)
+    expected = read_prints(folder)
+    check_code(folder)
     recipe = load(folder / RECIPE, overrides, own=False)
     _check_shapes(recipe, folder)
     module = SpeechLLM(recipe)
@@ -170,54 +184,3 @@ def read_bundle(folder: Path, overrides: Sequence[str] = ()) -> SpeechLLM:
             told += "at the one of the training run; adapters make no sense to any other"
             raise BundleError(told, code="mismatch", where=f"{part}.checkpoint")
     return module.eval()
-
-
-def _layers(module: SpeechLLM) -> str:
-    """The table of what each slot hears of the encoder's layers; nothing where all hear the last one."""
-    if module.layers == (module.encoder.depth,):
-        return ""
-    weights = layer_weights(module.slot_layers, module.adapters)
-    cells = {name: [f"{mine[n]:.3f}" if n in mine else "" for n in module.layers] for name, mine in weights.items()}
-    rows = [f"| {name} | {' | '.join(each)} |\n" for name, each in cells.items()]
-    head = f"| weight of layer | {' | '.join(map(str, module.layers))} |\n|---|{'---:|' * len(module.layers)}\n"
-    told = f"Of the encoder's {module.encoder.depth} layers a slot hears the sum, weighted as learned:"
-    return f"\n{told}\n\n{head}{''.join(rows)}"
-
-
-def write_card(folder: Path, module: SpeechLLM, records: Sequence["Record"]) -> None:
-    """Write a bundle's model card: what it is made of, how it is used, and its scores."""
-    from sottovoce.evaluation.reports.results import results_markdown  # brings all of the metrics along
-
-    recipe, here = module.recipe, environment()
-    adapters = "\n".join(
-        f"| {name} | {slot.adapter['type']} | {sum(p.numel() for p in module.adapters[name].parameters()):,} |"
-        for name, slot in recipe.slots.items()
-    )
-    stages = "\n".join(
-        f"- `{name}`: {dict(node.tasks)}, ERR {node.err or 'none'}" for name, node in recipe.stages.items()
-    )
-    stages = stages or "none: nothing was trained, and this folder has no weights of its own"
-    card = f"""# {recipe.name}
-
-Speech adapters for a frozen LLM, trained with Sottovoce {__version__}
-(commit {here["commit"]}, seed {recipe.seed}).
-
-- speech encoder (frozen): `{recipe.encoder}`
-- LLM (frozen): `{recipe.llm.checkpoint}` in {recipe.llm.dtype}
-
-| slot | adapter | parameters |
-|---|---|---:|
-{adapters}
-{_layers(module)}
-Stages, in order:
-{stages}
-
-## Use
-
-    sottovoce chat THIS_FOLDER --audio question.wav
-
-## Results
-
-{results_markdown(records) if records else "Not scored."}
-"""
-    atomic_write(folder / CARD, card)

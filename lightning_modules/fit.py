@@ -18,7 +18,8 @@ from torch import nn
 
 from sottovoce.config.recipe import Recipe, load
 from sottovoce.errors import ConfigError, MissingError
-from sottovoce.lightning_modules.bundle import write_bundle, write_card
+from sottovoce.lightning_modules.bundle import write_bundle
+from sottovoce.lightning_modules.card import write_card
 from sottovoce.lightning_modules.curriculum import read_trained, train_stages
 from sottovoce.lightning_modules.own_callbacks import own_callbacks
 from sottovoce.lightning_modules.preflight import check_devices, check_room, check_sides, unscored

@@ -21,6 +21,7 @@ from sottovoce.data.tasks import Task
 from sottovoce.device import on_device
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation import OWN_METRICS
+from sottovoce.hub import bundle_folder
 from sottovoce.io import file_lock
 from sottovoce.lightning_modules.bundle import bundle_weights
 from sottovoce.lightning_modules.own_callbacks import own_callbacks
@@ -96,10 +97,7 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
     own_callbacks(recipe)
     for name, node in recipe.evaluation.metrics.items():
         OWN_METRICS.check(node.metric, f"evaluation.metrics.{name}.metric")
-    begins = bool(recipe.init_from) and Path(recipe.init_from or "").is_dir()
-    if recipe.init_from and not begins and (trains or recipe.evaluation.voicebench):
-        why = f"there is no bundle {recipe.init_from}: train the recipe that leaves it first"
-        raise MissingError.at("init_from", "not-found", why)
+    begins_from = _begins_from(recipe, needed=trains or recipe.evaluation.voicebench is not None)
     cache = Path(recipe.data.cache or recipe.folder / "cache")
     with file_lock(cache):  # the first process reads weights from disk, and makes what a corpus makes
         check_folder(recipe.folder, recipe.plain())
@@ -113,8 +111,8 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
             open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
     if module.llm.passed_over:
         _log.info(module.llm.passed_over)
-    if recipe.init_from and begins:
-        module.load_trained(bundle_weights(Path(recipe.init_from)), recipe.init_from, begins=True)
+    if begins_from:
+        module.load_trained(bundle_weights(begins_from), str(recipe.init_from), begins=True)
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
     reader = AudioReader(module.encoder, cache if kept else None, recipe.data.max_seconds, module.layers)
     run = Run(recipe, tasks, data, module, reader, module.slots, cache, console)
@@ -127,6 +125,21 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
     if not is_trial(recipe):
         check_data(recipe.folder, {name: run.data.splits[name].fingerprint_rows() for name in ("train", "validation")})
     return run
+
+
+def _begins_from(recipe: Recipe, *, needed: bool) -> Path | None:
+    """The bundle that a run begins from; None for none, and for one that is gone and not needed."""
+    if not recipe.init_from:
+        return None
+    why = f"there is no bundle {recipe.init_from}: train the recipe that leaves it first"
+    try:
+        if (folder := bundle_folder(recipe.init_from)).is_dir():
+            return folder
+    except MissingError as error:
+        why = str(error)
+    if needed:
+        raise MissingError.at("init_from", "not-found", why)
+    return None
 
 
 def encode_clips(run: Run, *, trains: bool = True) -> None:

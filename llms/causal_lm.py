@@ -196,14 +196,12 @@ class CausalLLM(LoadedLLM):
             logits_to_keep=longest + 1,
             **{cache_argument(self.model): past},
         ).logits[:, :-1]  # (rows, longest, vocabulary): the last position predicts nothing
-        kept_of: Tensor = logits[response_mask(responses, logits.device)]
-        return kept_of
+        return cast(Tensor, logits[response_mask(responses, logits.device)])
 
     def cacheable(self, prefixes: Sequence[Sequence[int]], rows: int) -> list[list[int]]:
         """Prefixes whose keys and values can be kept: all of them under a frozen LLM of full attention, or none."""
-        if len(prefixes) == rows and self.attends_to_all and not (self.trainable_names or self.sharded):
-            return [list(prefix) for prefix in prefixes]
-        return [[]] * rows
+        can = len(prefixes) == rows and self.attends_to_all and not (self.trainable_names or self.sharded)
+        return [list(prefix) for prefix in prefixes] if can else [[]] * rows
 
     @property
     def attends_to_all(self) -> bool:
@@ -222,6 +220,8 @@ class CausalLLM(LoadedLLM):
         that did not end is a `Cut`. Logits that are not finite are a `TrainingError`.
 
         Args:
+            prompts: see `embed`.
+            max_new_tokens: of each.
             prefixes: as in `loss`: nothing changes by them but the time that it takes.
             processors: they change the logits of each step.
         """

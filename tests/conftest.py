@@ -16,6 +16,7 @@ from sottovoce.cli.main import main, silence_libraries
 from sottovoce.config import recipe as recipes
 from sottovoce.logs import set_up_logging
 from tests.helpers.families import save_family
+from tests.helpers.hub import FakeHub, be_known, fake_hub
 from tests.helpers.servers import Serve, serving
 
 torch.set_num_threads(1)  # models this small gain nothing by a second, and the workers of the suite share the cores
@@ -70,6 +71,15 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with serving() as start:
         yield start
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub that this process knows, has a token of, and has fetched nothing from; it works in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    with fake_hub() as server:
+        be_known(server, tmp_path / "cache", monkeypatch)
+        yield server
 
 
 def write_tone(file: Path, seconds: float, hertz: float, rate: int = 16_000) -> None:

@@ -1,6 +1,7 @@
-"""Checkpoints in Hugging Face's format: from a local folder, else from the local cache, else from the hub."""
+"""Checkpoints and bundles by name: from a local folder, else from the local cache or the hub of Hugging Face."""
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +10,16 @@ from typing import Any
 
 from huggingface_hub import constants, snapshot_download
 
-from sottovoce.errors import MissingError, first_line, nearest
+from sottovoce.errors import MissingError, brief, first_line, nearest
 from sottovoce.paths import resolve
 
 WEIGHTS = ("*.safetensors",)  # in one file or in shards
 # Fields of a config.json that say nothing about the model, and change from release to release
 BOOKKEEPING = ("transformers_version", "_name_or_path", "_commit_hash", "dtype", "torch_dtype")
+BUNDLE_FILES = ("trained.safetensors", "recipe.yaml", "fingerprints.json", "README.md")  # and files of own parts
+OWN = "code"  # the bundle's folder of those
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+_BUNDLE = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -82,3 +86,33 @@ def _whole(folder: Path) -> bool:
     """Whether every shard of the weights is there: a download may have been interrupted."""
     maps = [json.loads(index.read_text())["weight_map"] for index in folder.glob("*.safetensors.index.json")]
     return all((folder / shard).is_file() for shards in maps for shard in shards.values())
+
+
+def on_hub(bundle: str | Path) -> re.Match[str] | None:
+    """The parts of `org/name[@revision]`, `id` and `revision`; None for any other name, and where a folder has it."""
+    return None if os.path.lexists(bundle) else _BUNDLE.fullmatch(str(bundle))
+
+
+def bundle_folder(bundle: str | Path, *, cached: bool = False) -> Path:
+    """The folder of a bundle: the local one of this name, else a copy of `org/name[@revision]` of the hub.
+
+    Of a repository nothing but a bundle's files is fetched. Without network it is what the local cache has of it.
+    Whether it is a bundle, and a whole one, is for who reads it to say. `cached`: without a look at the hub.
+
+    Raises:
+        MissingError: neither folder nor cache nor hub has it.
+    """
+    if not (asked := on_hub(bundle)):
+        return Path(bundle)
+    options: Any = {"allow_patterns": [*BUNDLE_FILES, f"{OWN}/*.py"], "local_files_only": cached}
+    try:
+        return Path(snapshot_download(asked["id"], revision=asked["revision"], **options))
+    except Exception as error:  # as in `Hub.snapshot`
+        why = f"there is no folder {brief(Path.cwd() / bundle, 300)}, and no bundle of this name in the cache "
+        why += f"{constants.HF_HUB_CACHE} or on {constants.ENDPOINT}: {brief(first_line(error), 300)}"
+        raise MissingError.at(bundle, "not-found", why) from None
+
+
+def bundle_home(bundle: str | Path) -> Path:
+    """Where that is written which is made of a bundle: beside it; of one on the hub, at `runs/org--name[@revision]`."""
+    return Path("runs") / str(bundle).replace("/", "--") if on_hub(bundle) else Path(bundle).parent

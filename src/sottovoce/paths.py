@@ -40,6 +40,15 @@ def usable(text: str) -> Path:
     raise MissingError(f"{brief(text, 100)!r}: no file can have this name")
 
 
+def is_local(text: str) -> bool:
+    """Whether a text of a recipe is a path of this machine, which means nothing on another: absolute, or there."""
+    if "\n" in text or len(text) > 4000 or text.startswith(_PACKAGED):
+        return False
+    path = os.path.expanduser(text)
+    absolute = os.path.isabs(path) and len(Path(path).parts) > 2  # `/no_think` is a word to an LLM
+    return absolute or (len(path) > 1 and ("/" in path or "." in path) and os.path.exists(path))
+
+
 def beside(text: str, folder: Path) -> str:
     """A path that leads nowhere from the working directory, but from `folder`, from there; any other as it is."""
     there = folder / text

@@ -32,6 +32,7 @@ NO_DRIVE = {  # documented, and driven by no plan
     ("fit", ""),  # of each system in a shell's loop
     ("list", ""),
     ("serve", ""),  # ends when it is told to: tests/serving/test_serve.py drives it
+    ("push", ""),  # to a hub of one's own: tests/serving/test_push.py
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Greedy search of our own: the tokens of transformers' own search, whoever else is in the batch, and no row too long."""
+"""Greedy search of our own: the tokens of transformers' own search, whoever else is in the batch."""
 
 import inspect
 from collections.abc import Sequence

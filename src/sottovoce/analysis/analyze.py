@@ -36,6 +36,7 @@ from sottovoce.errors import ManifestError, MissingError
 from sottovoce.evaluation.layers.html import layer_csv, layer_page
 from sottovoce.evaluation.layers.plot import layer_picture
 from sottovoce.evaluation.layers.split import LAYERS, RULE, Curve, Split, propose
+from sottovoce.hub import bundle_folder, bundle_home
 from sottovoce.io import atomic_write, file_sha256
 from sottovoce.lightning_modules.bundle import WEIGHTS, fingerprints, read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
@@ -50,15 +51,16 @@ PICTURE, PAGE, TABLE = "layers.png", "layers.html", "layers.csv"
 def analyze(bundle: str, config: str, overrides: Sequence[str] = ()) -> None:
     """The command. States are cached in the output folder; what is computed from them is made anew."""
     console, recipe = Console(), load(Path(config), overrides)
-    out = Path(recipe.out) if recipe.out else Path(bundle).parent / "analysis"
+    out = Path(recipe.out) if recipe.out else bundle_home(bundle) / "analysis"
     trusted = ["llm.trust_remote_code=true"] if recipe.trust_remote_code else []
-    module = read_bundle(Path(bundle), [*recipe.recipe, *trusted])
+    folder = bundle_folder(bundle)
+    module = read_bundle(folder, [*recipe.recipe, *trusted])
     utterances = analysed_utterances(module, recipe)
     attributes(utterances, recipe)  # names that match nothing are refused before the work
     intents(utterances, recipe)
     instruction = wording(module, recipe.task) if recipe.instruction is None else recipe.instruction
     examples = [_example(module, utterance, instruction) for utterance in utterances]
-    model = {**fingerprints(module), "trained": file_sha256(Path(bundle) / WEIGHTS)}
+    model = {**fingerprints(module), "trained": file_sha256(folder / WEIGHTS)}
     for name, slot in module.recipe.slots.items():  # which layers are heard is no weight
         if (slot.layers, slot.layer_norm) != ("last", False):
             model[f"slots.{name}"] = f"{slot.layers} {slot.layer_norm}"

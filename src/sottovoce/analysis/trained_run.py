@@ -14,6 +14,7 @@ from sottovoce.data.examples import Example
 from sottovoce.data.own_attribute import build_task
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, ManifestError, MissingError
+from sottovoce.hub import bundle_folder, bundle_home
 from sottovoce.lightning_modules.bundle import PRINTS, bundle_weights, read_bundle
 from sottovoce.lightning_modules.curriculum import read_trained, stage_folder
 from sottovoce.lightning_modules.run import Run, encode_clips
@@ -48,11 +49,11 @@ def open_trained(folder: Path, stage: str | None, overrides: Sequence[str]) -> T
         ConfigError: the run has no such stage, or a bundle is asked for one.
         MissingError: this is no run, or the stage has not been trained.
     """
-    is_bundle = (folder / PRINTS).is_file()
+    is_bundle = (bundle_folder(folder) / PRINTS).is_file()
     if is_bundle and stage:
         raise ConfigError.at("--stage", "conflict", f"{folder} is a bundle; name the run's folder")
-    home = folder.parent if is_bundle else folder
-    bundle = folder if is_bundle else folder / "bundle"
+    home = bundle_home(folder) if is_bundle else folder
+    bundle = bundle_folder(folder) if is_bundle else folder / "bundle"
     recipe = load(bundle / "recipe.yaml", overrides, own=False) if is_bundle else load_run(folder, overrides)
     if stage is not None:
         for error in unknown("--stage", [stage], list(recipe.stages), "stage of this run"):
@@ -68,7 +69,7 @@ def open_trained(folder: Path, stage: str | None, overrides: Sequence[str]) -> T
     if name is None:
         module.configure_model()
         if recipe.init_from:
-            module.load_trained(bundle_weights(Path(recipe.init_from)), recipe.init_from, begins=True)
+            module.load_trained(bundle_weights(recipe.init_from), recipe.init_from, begins=True)
         return TrainedRun(module.eval(), home, None, home / "evaluation", recipe.init_from or str(folder))
     best = stages[name] / "best.ckpt"
     if not best.is_file():

@@ -33,7 +33,7 @@ def _config(example: str) -> Argument:
     return arg("--config", required=True, help=f"the recipe, such as {example}")
 
 
-_BUNDLE = arg("bundle", help="folder, such as runs/quickstart/bundle")
+_BUNDLE = arg("bundle", help="folder, such as runs/quickstart/bundle, or org/name[@revision] of the hub")
 _MANIFEST, _OUT = arg("manifest"), arg("--out", required=True, help="the manifest to write")
 _ROOT = arg("--root", metavar="DIR", help="where its paths of clips start; its own folder if absent")
 _ALLOW = arg("--allow", action="append", default=[], metavar="DIR", help="clips may lie there, too")
@@ -63,7 +63,7 @@ COMMANDS = (
     ),
     Command(
         "evaluate", "scoring.evaluate:evaluate", "score a run again, or a bundle on data of one's own",
-        arg("folder", help="of a run or a bundle, such as runs/quickstart"),
+        arg("folder", help="of a run or a bundle, such as runs/quickstart; or org/name of the hub"),
         arg("--stage", help="of a run: whose best checkpoint; the last if absent"),
         arg("--test", action="append", default=[], metavar="FILE", help="a manifest that the bundle answers"),
         arg("--task", action="append", default=[], help="with --test: what is asked; all of its tasks if absent"),
@@ -100,7 +100,7 @@ COMMANDS = (
     ),
     Command(
         "diagnose", "analysis.diagnose:diagnose", "is it the encoder, the adapter or the LLM: a verdict on each task",
-        arg("folder", help="of a run or a bundle, such as runs/quickstart"),
+        arg("folder", help="of a run or a bundle, such as runs/quickstart; or org/name of the hub"),
         arg("--stage", help="of a run: whose best checkpoint; the last if absent"),
         arg("--tasks", "--task", action="append", default=[], metavar="TASK", help="such as asr,emotion; absent: all"),
         arg("--limit", type=int, default=600, help="test utterances a task, and four times as many to learn by; 600"),
@@ -161,11 +161,22 @@ COMMANDS = (
         arg("--html", action="store_true", help="write report.html: scores, confusions, curves, answers with audio"),
     ),
     Command(
-        "export", "serving.export:command", "write what a run has trained in its checkpoint's own format",
-        _BUNDLE, arg("--out", required=True, help="the folder to write, which plain transformers then opens"),
+        "export", "serving.export:command", "write what a run has trained for other programs, such as transformers",
+        _BUNDLE, arg("--out", "--to", required=True, help="the folder to write, which plain transformers then opens"),
         arg("--dtype", choices=["float32", "bfloat16", "float16"], help="of all weights; the checkpoint's if absent"),
         arg("--lora", action="store_true", help="the LoRA alone, as a folder that peft opens"),
+        arg("--format", choices=["native", "plain", "pt2", "onnx"], default="native",
+            help="native: the checkpoint's own; plain: a folder with adapters and a loader; pt2, onnx: graphs"),
         _overrides("llm.checkpoint=/path"), trust=TRUST,
+    ),
+    Command(
+        "push", "serving.push:push", "upload a bundle to the hub of Hugging Face, as others may have it",
+        _BUNDLE, arg("repository", metavar="org/name", help="made if it is not there"),
+        arg("--private", action="store_true", help="make it one that only its members see"),
+        arg("--revision", metavar="BRANCH", help="made if it is not there; main if absent"),
+        arg("--license", metavar="ID", help="as the hub calls it, such as apache-2.0"),
+        arg("--language", action="append", default=[], metavar="CODE", help="that it was trained on, such as en"),
+        _overrides("llm.checkpoint=org/model, where a part lies on this machine"),
     ),
     Command(
         "schema", "cli.recipe_schema:print_schema", "print the JSON Schema of a kind of recipe, for editors",

@@ -59,7 +59,7 @@ def _recognizer(run: Run, progress: Progress) -> tuple[Encoder, EmotionClassifie
     folder = Path(node.recognizer)
     other = load(recipe_file(folder))
     encoder: Encoder = ENCODERS.build(other.encoder)
-    weights = bundle_weights(Path(other.init_from)) if other.init_from else {}
+    weights = bundle_weights(other.init_from) if other.init_from else {}
     trained = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
     if trained:
         encoder.load_trained(trained)

@@ -23,6 +23,7 @@ from sottovoce.evaluation.records import Record, read_predictions, read_results,
 from sottovoce.evaluation.reports.plots import layer_weights_picture
 from sottovoce.evaluation.reports.results import results_table
 from sottovoce.evaluation.voicebench import TASK as BENCH
+from sottovoce.hub import bundle_folder, bundle_home
 from sottovoce.lightning_modules.bundle import PRINTS, read_bundle
 from sottovoce.lightning_modules.curriculum import read_trained, stage_folder
 from sottovoce.lightning_modules.run import Run, encode_clips, prepare_run
@@ -153,7 +154,7 @@ def evaluate(
     overrides: Sequence[str] = (),
 ) -> None:
     """The command: score one stage of a run on its own test side, or a bundle on manifests that it has never seen."""
-    bundle = Path(folder) if (Path(folder) / PRINTS).is_file() else Path(folder) / "bundle"
+    bundle = Path(folder) if (bundle_folder(folder) / PRINTS).is_file() else Path(folder) / "bundle"
     if test:
         console = Console()
         records = evaluate_bundle(bundle, test, task, Path(out) if out else None, overrides, console)
@@ -213,7 +214,7 @@ def evaluate_bundle(
     Lines without the label or transcript of a task are answered, too, and not scored.
 
     Args:
-        bundle: folder.
+        bundle: folder, or a name on the hub.
         manifests: JSONL files.
         tasks: what is asked; all tasks of the bundle's recipe if there are none.
         out: folder of predictions and scores; None: `evaluation/<names of the manifests>` beside the bundle.
@@ -231,7 +232,8 @@ def evaluate_bundle(
     data = replace(whole.data, corpus=None, train=[], validation=[], test=sources, validate="eager")
     evaluation = replace(whole.evaluation, tasks=list(tasks) or used_tasks(whole), retention=None, voicebench=None)
     recipe = replace(whole, data=data, stages={}, cascade=None, evaluation=evaluation)
-    out = out or scores_of(bundle.parent, manifests)
+    home = bundle_home(bundle)
+    out = out or scores_of(home, manifests)
     cache = Path(data.cache or out / "cache")
     kept = cache if data.cache and not module.owns_encoder else None
     reader = AudioReader(module.encoder, kept, data.max_seconds, module.layers)
@@ -239,6 +241,6 @@ def evaluate_bundle(
     encode_clips(run)
     records = score(run, whole.name, out, unlabelled=True)
     if records:
-        write_report(out, out / PAGE, bundle.parent if (bundle.parent / RECIPE).is_file() else None)
+        write_report(out, out / PAGE, home if (home / RECIPE).is_file() else None)
     console.print(f"answers {out / 'predictions.jsonl'}", highlight=False, soft_wrap=True)
     return records

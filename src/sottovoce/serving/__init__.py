@@ -1,1 +1,1 @@
-"""A trained bundle in use: chat, endpoint and export."""
+"""A trained bundle in use: chat, endpoint, export and push."""

@@ -105,7 +105,7 @@ def chat(
         if report.warning:
             print(f"sottovoce: {clip}: {report.warning}", file=sys.stderr)
     line = "" if clips or not once else _piped_line()
-    model = read_bundle(Path(bundle), overrides)
+    model = read_bundle(bundle, overrides)
     conversation = Conversation(model, wording(model, task) if instruction is None else instruction)
     with on_device(model):
         if line:

@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -33,11 +34,22 @@ _LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
-def command(bundle: str, out: str, overrides: Sequence[str], dtype: str | None = None, lora: bool = False) -> None:
-    """The command; see `export` and `export_lora`."""
-    _check_free(Path(out))  # before the model is loaded
-    module = read_bundle(Path(bundle), overrides)
-    for line in [export_lora(module, Path(out))] if lora else export(module, Path(out), dtype):
+def command(
+    bundle: str, out: str, overrides: Sequence[str], dtype: str | None = None, lora: bool = False,
+    format: str = "native",
+) -> None:  # fmt: skip
+    """The command; see `export` and `export_lora`, `plain.export_plain` and `graphs.export_graphs`."""
+    check_free(Path(out))  # before the model is loaded
+    if format != "native" and (lora or dtype):
+        raise ConfigError.at("--format", "conflict", f"--lora and --dtype do not go with {format}: leave them out")
+    module = read_bundle(bundle, overrides)
+    if format == "plain":
+        lines = resolve_name("sottovoce.serving.plain:export_plain")(module, Path(out))
+    elif format != "native":
+        lines = resolve_name("sottovoce.serving.graphs:export_graphs")(module, Path(out), format)
+    else:
+        lines = [export_lora(module, Path(out))] if lora else export(module, Path(out), dtype)
+    for line in lines:
         print(line)
 
 
@@ -52,7 +64,7 @@ def export(module: SpeechLLM, folder: Path, dtype: str | None = None) -> list[st
     Raises:
         SottovoceError: `folder` holds something, the run's checkpoint cannot be reached, or has no place for a weight.
     """
-    _check_free(folder)
+    check_free(folder)
     source = HUB.snapshot(module.recipe.llm.checkpoint, _FILES)
     as_told: torch.dtype | None = getattr(torch, dtype) if dtype else None
     written_in = as_told or (_dtype_of(source) if is_composite(source) else module.llm.dtype)
@@ -85,7 +97,7 @@ def export_lora(module: SpeechLLM, folder: Path) -> str:
     """
     from peft import LoraConfig
 
-    _check_free(folder)
+    check_free(folder)
     checkpoint, model = module.recipe.llm.checkpoint, module.llm.model
     configs = getattr(model, "peft_config", {})
     if not configs or is_composite(HUB.snapshot(checkpoint, SETTINGS)):
@@ -158,7 +170,7 @@ def _set_dtype(file: Path, dtype: torch.dtype) -> None:
     file.write_text(json.dumps({**config, "dtype": _name(dtype)}, indent=2) + "\n", "utf-8")
 
 
-def _check_free(folder: Path) -> None:
+def check_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         told = "there is something already; name a folder that is new or empty"
         raise ConfigError(f"--out {folder}: {told}", code="conflict", where=folder)

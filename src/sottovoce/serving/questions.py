@@ -2,14 +2,16 @@
 
 import warnings
 from collections.abc import Collection, Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import NamedTuple
 
 from sottovoce.config.recipe import Recipe
 from sottovoce.config_tree import read_tree
 from sottovoce.data.own_attribute import build_task
 from sottovoce.data.tasks import TASKS, Task
-from sottovoce.errors import ConfigError, nearest
+from sottovoce.errors import ConfigError, MissingError, nearest
+from sottovoce.hub import bundle_folder
+from sottovoce.lightning_modules.bundle import RECIPE
 
 REPLIES = ("response", "dialogue")  # tasks of which one is asked where nobody names a task
 BOTH = "both"
@@ -22,10 +24,10 @@ class UntrainedTaskWarning(UserWarning):
 def learned_tasks(recipe: Recipe) -> list[str]:
     """The tasks that the stages of a recipe train, and those of the bundle that it began from, where that is there."""
     own = [name for stage in recipe.stages.values() for name, weight in stage.tasks.items() if weight > 0]
-    before = Path(recipe.init_from or "") / "recipe.yaml"
-    if recipe.init_from and before.is_file():
-        stages = (read_tree(before).get("stages") or {}).values()
-        own += [name for stage in stages if stage for name in stage.get("tasks") or {}]
+    with suppress(MissingError):
+        if recipe.init_from and (before := bundle_folder(recipe.init_from, cached=True) / RECIPE).is_file():
+            stages = (read_tree(before).get("stages") or {}).values()
+            own += [name for stage in stages if stage for name in stage.get("tasks") or {}]
     return list(dict.fromkeys(own))
 
 
