@@ -59,6 +59,10 @@ class Encoder(nn.Module, ABC):
             ValueError: a clip is empty, or shapes do not fit; names the row.
         """
 
+    def unsaid_dtype(self, device: torch.device) -> torch.dtype | None:
+        """In what it computes on a device, where the fingerprint does not tell: it is of weights and settings."""
+        return None
+
     def output_length(self, samples: int) -> int:
         """How many frames a clip of so many samples becomes; a bound from above where an encoder has no formula."""
         return math.ceil(samples * self.frame_rate / self.sample_rate) + 1

@@ -332,7 +332,7 @@ def test_the_feature_cache_is_counted_by_its_layers(tree: dict[str, Any], capsys
         told = estimate(changed, GPUS["h100"], read_splits(changed))
         cache = quiet_run(changed).audio_reader.cache
         assert cache is not None
-        files = list(cache.folder.rglob("*.safetensors"))
+        files = list(cache.folder.rglob("*.tar"))
         sizes[layers] = told.cache
         real = sum(file.stat().st_size for file in files)
         assert told.cache == pytest.approx(real, rel=0.15)
