@@ -26,8 +26,7 @@ from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.preparation import Preparation, Start, team_size
 
 CLIPS = 256  # that each process should have to encode, or it costs more to start it than it saves
-THREADS = 4  # of a CPU that a process makes good use of
-MOST = 8  # processes on a CPU that nobody has asked for
+MOST = 8  # processes of one thread on a CPU, which encode more than one process of as many threads
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +54,7 @@ def helpers_for(asked: int | None, clips: int, devices: int) -> int:
     if team_size() > 1:
         return 0  # the run has a process for each device
     gpu = best_device().type == "cuda"
-    processes = min(torch.cuda.device_count(), devices) if gpu else min(torch.get_num_threads() // THREADS, MOST)
+    processes = min(torch.cuda.device_count(), devices) if gpu else min(torch.get_num_threads(), MOST)
     return max(0, min(processes, clips // CLIPS) - 1)
 
 
