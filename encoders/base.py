@@ -29,6 +29,7 @@ class Encoder(nn.Module, ABC):
     depth: int = 0  # of its layers, which `layer_frames` reads; 0 where it does not expose them
     hides_layers: str = "it does not expose its layers"  # why, where `depth` is 0
     loaded: bool = False  # whether it has its weights
+    reentrant: bool = False  # whether several threads may encode at once: no hooks, nothing kept from call to call
 
     @abstractmethod
     def build(self) -> None:

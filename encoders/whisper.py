@@ -116,6 +116,8 @@ class WhisperEncoder(Encoder):
         MissingError: `checkpoint` is a file that is missing, damaged, or no Whisper.
     """
 
+    reentrant = True
+
     def __init__(
         self, *, checkpoint: str, window: Literal["full", "longest"] = "full",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",

@@ -150,8 +150,10 @@ def encode_clips(run: Run, *, trains: bool = True) -> None:
     with run.progress() as progress, on_device(run.module.encoder):
         clips = [clip for split in run.data.splits.values() for clip in split.clips()]
         clips, node = list(dict.fromkeys(clips)), run.recipe.data
-        helpers = starter(reader, run.cache, run.recipe.encoder, clips, node.prepare_workers, _gpus(run.recipe))
-        faults = reader.prepare(run.module.encoder, clips, progress, helpers)
+        encoder, asked, gpus = run.module.encoder, node.prepare_workers, _gpus(run.recipe)
+        threads = encoder.reentrant
+        helpers = starter(reader, run.cache, run.recipe.encoder, clips, asked, gpus, threads=threads)
+        faults = reader.prepare(encoder, clips, progress, helpers)
     if faults and run.recipe.data.policy == "error":
         refuse(f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):", faults)
     run.data.faults += faults

@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from io import FileIO
@@ -253,10 +254,31 @@ def test_a_helper_makes_the_same_bits_and_ends_with_who_started_it(
     assert idle.returncode is not None
 
 
+def test_threads_that_encode_at_once_make_the_same_bits(
+    tiny_whisper: str, clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = WhisperEncoder(checkpoint=tiny_whisper)
+    encoder.load()
+    alone, threads = prepare(tmp_path / "one", clips[:40], encoder).reader, set[int]()
+    monkeypatch.setattr(preparation, "CPU_SECONDS", 0.1)  # a batch a clip
+    single = prepare(tmp_path / "single", clips[:40], encoder).reader
+    read, encode = torch.get_num_threads, WhisperEncoder.layer_frames
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    told = lambda self, *a: threads.add(threading.get_ident()) or encode(self, *a)  # noqa: E731
+    monkeypatch.setattr(WhisperEncoder, "layer_frames", told)
+    three = prepare(tmp_path / "three", clips[:40], encoder).reader
+    assert read() == 1 and len(threads) > 1 and alone.cache and single.cache and three.cache
+    for key in alone.keys.values():
+        assert torch.equal(single.cache.get(key), three.cache.get(key))
+        torch.testing.assert_close(single.cache.get(key), alone.cache.get(key), rtol=2e-3, atol=2e-3)
+
+
 def test_helpers_are_as_many_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
-    assert [helpers_for(None, count, 1) for count in (0, 300, 600, 10_000)] == [0, 0, 1, 7]
-    assert helpers_for(2, 10, 1) == 2 and helpers_for(2, 0, 1) == 0
+    assert [helpers_for(None, count, 1, threads=False) for count in (0, 300, 600, 10_000)] == [0, 0, 1, 7]
+    assert helpers_for(None, 10_000, 1, threads=True) == 0
+    assert helpers_for(2, 10, 1, threads=True) == 2 and helpers_for(2, 0, 1, threads=True) == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert helpers_for(None, 10_000, 1) == 0
+    assert helpers_for(None, 10_000, 1, threads=False) == 0

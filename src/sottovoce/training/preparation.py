@@ -233,17 +233,43 @@ class Preparation:
     def _encode(self, sounds: dict[str, Tensor], missing: set[str]) -> None:
         """Encode the clips that are missing, in batches that do not depend on which these are."""
         assert self.reader.cache is not None
-        device, kept = next(self.encoder.parameters()).device, list[tuple[str, Tensor]]()
+        device = next(self.encoder.parameters()).device
         seconds = CPU_SECONDS if device.type == "cpu" else PART_SECONDS
-        for batch in _runs(list(sounds), lambda key: len(sounds[key]), PART, int(seconds * self.reader.sample_rate)):
-            if missing.isdisjoint(batch):
-                continue
+        runs = _runs(list(sounds), lambda key: len(sounds[key]), PART, int(seconds * self.reader.sample_rate))
+        batches = [batch for batch in runs if not missing.isdisjoint(batch)]
+
+        def encoded(batch: tuple[str, ...]) -> list[Tensor]:
             with torch.inference_mode():
                 waves = Frames.pad([sounds[key] for key in batch]).to(device)
-                out = self.encoder.layer_frames(*waves, self.reader.layers)
-            kept += [(key, frames) for key, frames in zip(batch, out.rows(), strict=True) if key in missing]
-        self.reader.cache.put_many(kept)
-        self.encoded += len(kept)
+                return self.encoder.layer_frames(*waves, self.reader.layers).rows()
+
+        threads = torch.get_num_threads() if self.encoder.reentrant and device.type == "cpu" else 1
+        if threads > 1:  # a batch a thread: threads that share an operation wait for each other at its end
+            with (
+                limited_threads(1),
+                ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+            ):
+                done = list(pool.map(encoded, batches))
+        else:
+            done = list(map(encoded, batches))
+        made = {
+            key: frames
+            for batch, rows in zip(batches, done, strict=True)
+            for key, frames in zip(batch, rows, strict=True)
+        }
+        self.reader.cache.put_many([(key, frames) for key, frames in made.items() if key in missing])
+        self.encoded += len(missing)
+
+
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Within the block an operation of PyTorch takes so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _name(part: tuple[Path, ...]) -> str:

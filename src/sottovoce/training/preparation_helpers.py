@@ -23,7 +23,7 @@ from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.cache_formats import CacheDtype
 from sottovoce.errors import SottovoceError
 from sottovoce.training.audio_reader import AudioReader
-from sottovoce.training.preparation import Preparation, Start, team_size
+from sottovoce.training.preparation import Preparation, Start, limited_threads, team_size
 
 CLIPS = 256  # that each process should have to encode, or it costs more to start it than it saves
 MOST = 8  # processes of one thread on a CPU, which encode more than one process of as many threads
@@ -47,36 +47,42 @@ class Job:
     team: int
 
 
-def helpers_for(asked: int | None, clips: int, devices: int) -> int:
-    """How many helpers a process has: `asked`, or as many as pay; `devices` are the GPUs that the run asks for."""
+def helpers_for(asked: int | None, clips: int, devices: int, *, threads: bool) -> int:
+    """How many helpers a process has: `asked`, or as many as pay.
+
+    `devices` are the GPUs that the run asks for; `threads`: the encoder's own threads make use of all cores.
+    """
     if asked is not None:
         return asked if clips else 0
     if team_size() > 1:
         return 0  # the run has a process for each device
-    gpu = best_device().type == "cuda"
-    processes = min(torch.cuda.device_count(), devices) if gpu else min(torch.get_num_threads(), MOST)
+    if best_device().type == "cuda":
+        processes = min(torch.cuda.device_count(), devices)
+    else:
+        processes = 1 if threads else min(torch.get_num_threads(), MOST)
     return max(0, min(processes, clips // CLIPS) - 1)
 
 
 def starter(
-    reader: AudioReader, cache: Path, encoder: dict[str, Any], clips: Sequence[Path], asked: int | None, devices: int
-) -> Start:
+    reader: AudioReader, cache: Path, encoder: dict[str, Any], clips: Sequence[Path], asked: int | None, devices: int,
+    *, threads: bool,
+) -> Start:  # fmt: skip
     """Starts helpers while a block runs, when it is known how many clips are to be read."""
 
     @contextmanager
     def start(missing: int) -> Iterator[None]:
-        count, threads = helpers_for(asked, missing, devices), torch.get_num_threads()
+        count, cores = helpers_for(asked, missing, devices, threads=threads), torch.get_num_threads()
         if not count or reader.cache is None:
             yield
             return
-        device, each = best_device(), max(1, threads // (count + 1))
+        device, each = best_device(), max(1, cores // (count + 1))
         job = Job(
             encoder, list(reader.layers), str(cache.absolute()), reader.cache.dtype, reader.cache.folder.name,
             reader.max_seconds, [str(clip) for clip in reader.silent], [str(clip) for clip in clips],
             str(device), each, count + 1,
         )  # fmt: skip
         _log.info(f"{count} helper{'s' * (count > 1)} encode clips beside this process, {each} threads each")
-        with tempfile.TemporaryDirectory(prefix="sottovoce-") as folder, _limited_threads(each):
+        with tempfile.TemporaryDirectory(prefix="sottovoce-") as folder, limited_threads(each):
             running = [_launch(Path(folder), number, job) for number in range(1, count + 1)]
             try:
                 yield
@@ -89,16 +95,6 @@ def starter(
                     _log.warning(f"a helper that was to encode clips ended: {(told or ['it gave no reason'])[-1]}")
 
     return start
-
-
-@contextmanager
-def _limited_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _launch(folder: Path, number: int, job: Job) -> "subprocess.Popen[bytes]":
