@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sottovoce.encoders.feature_cache import FeatureCache
+from sottovoce.encoders.feature_shards import Shards
 from sottovoce.errors import CheckpointError
 from sottovoce.lightning_modules import fit as training
 from sottovoce.lightning_modules.checkpointing import AtomicCheckpointIO, read_checkpoint
@@ -118,7 +119,14 @@ def cut_off(file: Path, draw: random.Random) -> None:
 
 
 def flipped(file: Path, draw: random.Random) -> None:
-    """Change one bit of a file, in the second half, where its numbers or its text are."""
+    """Change one bit of a file, in the second half, where its numbers or its text are; of features, one of each."""
     content = bytearray(file.read_bytes())
+    if file.suffix == ".tar":
+        shards = Shards(file.parent)
+        shards.refresh()
+        for place in shards.places.values():
+            content[place.offset + draw.randrange(place.size)] ^= 1 << draw.randrange(8)
+        file.write_bytes(content)
+        return
     content[draw.randrange(len(content) // 2, len(content) * 9 // 10)] ^= 1 << draw.randrange(8)
     file.write_bytes(content)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -245,19 +246,12 @@ class Preparation:
 
         threads = torch.get_num_threads() if self.encoder.reentrant and device.type == "cpu" else 1
         if threads > 1:  # a batch a thread: threads that share an operation wait for each other at its end
-            with (
-                limited_threads(1),
-                ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-            ):
+            with limited_threads(1), ThreadPoolExecutor(threads, "encodes", torch.set_num_threads, (1,)) as pool:
                 done = list(pool.map(encoded, batches))
         else:
             done = list(map(encoded, batches))
-        made = {
-            key: frames
-            for batch, rows in zip(batches, done, strict=True)
-            for key, frames in zip(batch, rows, strict=True)
-        }
-        self.reader.cache.put_many([(key, frames) for key, frames in made.items() if key in missing])
+        made = zip(chain.from_iterable(batches), chain.from_iterable(done), strict=True)
+        self.reader.cache.put_many([(key, frames) for key, frames in made if key in missing])
         self.encoded += len(missing)
 
 
