@@ -29,6 +29,7 @@ class Encoder(nn.Module, ABC):
     depth: int = 0  # of its layers, which `layer_frames` reads; 0 where it does not expose them
     hides_layers: str = "it does not expose its layers"  # why, where `depth` is 0
     loaded: bool = False  # whether it has its weights
+    reentrant: bool = False  # whether several threads may encode at once: no hooks, nothing kept from call to call
 
     @abstractmethod
     def build(self) -> None:
@@ -58,6 +59,10 @@ class Encoder(nn.Module, ABC):
             RuntimeError: the weights are not loaded.
             ValueError: a clip is empty, or shapes do not fit; names the row.
         """
+
+    def unsaid_dtype(self, device: torch.device) -> torch.dtype | None:
+        """In what it computes on a device, where the fingerprint does not tell: it is of weights and settings."""
+        return None
 
     def output_length(self, samples: int) -> int:
         """How many frames a clip of so many samples becomes; a bound from above where an encoder has no formula."""

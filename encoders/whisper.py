@@ -26,6 +26,7 @@ HUB_PREFIX = "openai/whisper-"  # of the published checkpoints' hub ids
 SAMPLE_RATE = 16_000  # Hz
 SAMPLES_PER_FRAME = 320  # 20 ms: two log-mel frames of 10 ms
 _KEY = "encoder.checkpoint"
+_DTYPES = ("auto", "float32", "bfloat16")
 _PREFIX = "encoder."  # of the encoder's tensors in a checkpoint, which holds the decoder's, too
 _REMEDY = "Point at a local copy: encoder.checkpoint=/path/to/large-v3.pt. conf/quickstart.yaml runs without any"
 
@@ -107,24 +108,27 @@ class WhisperEncoder(Encoder):
             published Whisper was trained like that: frames of clips shorter than a window differ from those of `full`
             (the fingerprint, and with it the feature cache, tells them apart), and what that costs in quality has to
             be measured.
-        dtype: of what is multiplied; weights, log-mels and what is added up stay in float32.
+        dtype: of what is multiplied; weights, log-mels and what is added up stay in float32. `auto` is bfloat16 on a
+            GPU that has it, and float32 elsewhere.
 
     Raises:
         ConfigError: `checkpoint`, `window` or `dtype` is unknown.
         MissingError: `checkpoint` is a file that is missing, damaged, or no Whisper.
     """
 
+    reentrant = True
+
     def __init__(
         self, *, checkpoint: str, window: Literal["full", "longest"] = "full",
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:  # fmt: skip
         super().__init__()
-        for key, value, known in (("window", window, ("full", "longest")), ("dtype", dtype, ("float32", "bfloat16"))):
+        for key, value, known in (("window", window, ("full", "longest")), ("dtype", dtype, _DTYPES)):
             if value not in known:
                 why = f"no {key} is called {value!r}.{nearest(value, known)}"
                 raise ConfigError.at(f"encoder.{key}", "unknown-name", why)
         self.checkpoint, self.window = checkpoint, window
-        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.dtype = dtype
         self.dims = _dims(checkpoint)
         self.sample_rate, self.frame_rate = SAMPLE_RATE, SAMPLE_RATE / SAMPLES_PER_FRAME
         self.dim, self.depth = self.dims.n_audio_state, self.dims.n_audio_layer
@@ -159,7 +163,13 @@ class WhisperEncoder(Encoder):
 
     @property
     def _rounded(self) -> tuple[str, ...]:
-        return () if self.dtype == torch.float32 else (str(self.dtype),)
+        return ("torch.bfloat16",) if self.dtype == "bfloat16" else ()
+
+    def unsaid_dtype(self, device: torch.device) -> torch.dtype | None:
+        """See `Encoder.unsaid_dtype`: bfloat16 where `dtype` is `auto` and the device has it."""
+        if self.dtype != "auto" or device.type != "cuda" or (self.encoder is not None and self.encoder.training):
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
         """See `Encoder.forward`: ceil(samples / 320) frames for a clip at 16 kHz.
@@ -176,7 +186,8 @@ class WhisperEncoder(Encoder):
         counts = [-(-len(piece) // SAMPLES_PER_FRAME) for piece in pieces]
         with torch.autocast(waveform.device.type, enabled=False):
             mels = [self._log_mel(piece) for piece in pieces]
-        with torch.autocast(waveform.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        half = self.dtype == "bfloat16" or self.unsaid_dtype(waveform.device) is not None
+        with torch.autocast(waveform.device.type, torch.bfloat16, enabled=half):
             if self.window == "full":
                 x = encode_mels(encoder, torch.stack(mels), None, layers)
             else:

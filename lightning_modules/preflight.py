@@ -13,6 +13,8 @@ from sottovoce.config.recipe import Recipe, used_tasks
 from sottovoce.config.sections import ALL, LOSS, StageConfig
 from sottovoce.data.examples import ExampleSampler
 from sottovoce.data.tasks import Task
+from sottovoce.encoders.cache_formats import stored_bytes
+from sottovoce.encoders.feature_shards import count_members
 from sottovoce.errors import ConfigError, ManifestError
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer_settings import processes
@@ -126,7 +128,7 @@ def _checkpoints(recipe: Recipe, module: SpeechLLM) -> int:
 
 
 def _features(module: SpeechLLM, data: DataSplits, folder: Path) -> int:
-    """Bytes, in float16, of clips that are not in the cache yet."""
+    """Bytes, in the recipe's `data.cache_dtype`, of clips that are not in the cache yet."""
     encoder, seconds = module.encoder, dict[Path, float]()
     for split in data.splits.values():
         if not isinstance(split, LazySplit):
@@ -134,9 +136,10 @@ def _features(module: SpeechLLM, data: DataSplits, folder: Path) -> int:
     if not seconds:
         return 0
     frames = sum(encoder.output_length(int(length * encoder.sample_rate)) for length in seconds.values())
-    kept = max((sum(1 for _ in each.rglob("*.safetensors")) for each in folder.glob("*")), default=0)
+    dtype = module.recipe.data.cache_dtype
+    kept = max(map(count_members, folder.glob(f"*-{dtype}")), default=0)
     missing = max(0, len(seconds) - kept) / len(seconds)
-    return int(2 * frames * len(module.layers) * encoder.dim * missing)
+    return int(stored_bytes(dtype, len(seconds), frames, len(module.layers) * encoder.dim) * missing)
 
 
 def _existing(folder: Path) -> Path:

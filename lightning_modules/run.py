@@ -29,12 +29,13 @@ from sottovoce.lightning_modules.preflight import check_devices, check_room, che
 from sottovoce.lightning_modules.preflight import example_sampler_of as example_sampler_of
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trackers import Trackers
-from sottovoce.lightning_modules.trainer_settings import check_trainer, is_trial
+from sottovoce.lightning_modules.trainer_settings import check_trainer, is_trial, processes
 from sottovoce.llms.ctc_head import frames_needed
 from sottovoce.progress import Progress
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.category_labels import check_head_labels
 from sottovoce.training.llm_targets import Targets
+from sottovoce.training.preparation_helpers import starter
 from sottovoce.training.row_lengths import RowLengths, check_prompts, scored_readings, stage_readings
 from sottovoce.training.run_folder import begun, check_data, check_folder, open_folder
 from sottovoce.training.splits import DataSplits, LazySplit, build_tasks, check_content_apart, read_splits
@@ -114,14 +115,14 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
     if begins_from:
         module.load_trained(bundle_weights(begins_from), str(recipe.init_from), begins=True)
     kept = recipe.data.cache and not recipe.trains_encoder  # what an encoder that learns returns is soon out of date
-    reader = AudioReader(module.encoder, cache if kept else None, recipe.data.max_seconds, module.layers)
+    most, dtype = recipe.data.max_seconds, recipe.data.cache_dtype
+    reader = AudioReader(module.encoder, cache if kept else None, most, module.layers, dtype)
     run = Run(recipe, tasks, data, module, reader, module.slots, cache, console)
     if trains:
         check_room(recipe, module, data)
         if note := unscored(recipe, data, tasks):
             console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    with file_lock(cache):
-        encode_clips(run, trains=trains)
+    encode_clips(run, trains=trains)
     if not is_trial(recipe):
         check_data(recipe.folder, {name: run.data.splits[name].fingerprint_rows() for name in ("train", "validation")})
     return run
@@ -164,7 +165,11 @@ def encode_clips(run: Run, *, trains: bool = True) -> None:
     reader.silent = frozenset(path for split in run.data.splits.values() for path in split.silent())
     with run.progress() as progress, on_device(run.module.encoder):
         clips = [clip for split in run.data.splits.values() for clip in split.clips()]
-        faults = reader.prepare(run.module.encoder, list(dict.fromkeys(clips)), progress)
+        clips, node = list(dict.fromkeys(clips)), run.recipe.data
+        encoder, asked, gpus = run.module.encoder, node.prepare_workers, _gpus(run.recipe)
+        threads = encoder.reentrant
+        helpers = starter(reader, run.cache, run.recipe.encoder, clips, asked, gpus, threads=threads)
+        faults = reader.prepare(encoder, clips, progress, helpers)
     if faults and run.recipe.data.policy == "error":
         refuse(f"{len(faults)} clips cannot be used (data.policy=skip leaves them out):", faults)
     run.data.faults += faults
@@ -186,6 +191,12 @@ def encode_clips(run: Run, *, trains: bool = True) -> None:
         told = check_draws(stage, run.recipe, run.data.splits["train"], run.example_sampler(stage, cut=True))
         _log.info(told)
         _check_aligns(run, stage)
+
+
+def _gpus(recipe: Recipe) -> int:
+    """GPUs of this machine that the recipe trains on; `auto` and -1 are all."""
+    known = str(recipe.trainer.get("devices", "auto")) not in ("auto", "-1")
+    return processes(recipe.trainer) // int(recipe.trainer.get("num_nodes", 1)) if known else 256
 
 
 def _note_features(run: Run) -> None:

@@ -9,7 +9,7 @@ from filelock import FileLock
 from tests.helpers.errors import refused
 
 from sottovoce.cache_notes import note_file, note_use, read_note
-from sottovoce.cli.cache import command, entries
+from sottovoce.cli.cache import KINDS, OLD, command, entries
 from sottovoce.errors import ConfigError, MissingError
 
 DAY = 86_400
@@ -49,6 +49,14 @@ def test_what_lies_there(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert words in told
     assert f"{tmp_path / 'gone'} (gone)" in told and "…" not in told
     assert names(cache) == {"aaaa", "bbbb", "cccc.answers"}
+
+
+def test_features_of_older_versions_are_told_apart(cache: Path) -> None:
+    new = cache / "features" / "0123456789abcdef-int8"
+    new.mkdir()
+    (new / "000000.tar").write_bytes(bytes(700))
+    kinds = {entry.path.name: entry.kind for entry in entries(cache)}
+    assert kinds[new.name] == KINDS["features"] and kinds["aaaa"] == kinds["bbbb"] == OLD
 
 
 def test_what_is_old_goes_and_what_was_used_lately_stays(cache: Path) -> None:

@@ -332,10 +332,17 @@ def test_the_feature_cache_is_counted_by_its_layers(tree: dict[str, Any], capsys
         told = estimate(changed, GPUS["h100"], read_splits(changed))
         cache = quiet_run(changed).audio_reader.cache
         assert cache is not None
-        files = list(cache.folder.rglob("*.safetensors"))
         sizes[layers] = told.cache
-        real = sum(file.stat().st_size for file in files)
+        real = sum(place.size for place in cache.shards.places.values())
         assert told.cache == pytest.approx(real, rel=0.15)
     assert sizes["0-2"] == 3 * sizes["last"]
+    whole = {}
+    for dtype in ("float32", "int8"):
+        changed = recipes.parse({**tree, "data": {**tree["data"], "cache_dtype": dtype}})
+        whole[dtype] = estimate(changed, GPUS["h100"], read_splits(changed)).cache
+    assert whole["float32"] == 2 * sizes["last"] > 1.5 * whole["int8"] > 0.5 * sizes["last"]
+    shared = recipes.parse({**tree, "trainer": {**tree["trainer"], "devices": 4, "strategy": "ddp"}})
+    alone, by_four = (estimate(each, GPUS["h100"], read_splits(each)) for each in (recipes.parse(tree), shared))
+    assert by_four.encoding == pytest.approx(alone.encoding / 4)
     uncached = recipes.parse({**tree, "data": {**tree["data"], "cache": None}})
     assert estimate(uncached, GPUS["h100"], read_splits(uncached)).cache == 0

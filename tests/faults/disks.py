@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sottovoce.encoders.feature_cache import FeatureCache
+from sottovoce.encoders.feature_shards import Shards
 from sottovoce.errors import CheckpointError
 from sottovoce.lightning_modules import fit as training
 from sottovoce.lightning_modules.checkpointing import AtomicCheckpointIO, read_checkpoint
@@ -25,7 +26,7 @@ def disk_full(bench: Bench) -> Row:
     command = bench.world.recipe("full", data={"cache": str(cache)})
     few = lambda *_: 100  # noqa: E731
     parts = {
-        "features": full(FeatureCache, "put", few, 5),
+        "features": full(FeatureCache, "put_many", few, 2),
         "first checkpoint": full(AtomicCheckpointIO, "save_checkpoint", few),
         "last.ckpt": full(AtomicCheckpointIO, "save_checkpoint", few, 2),
         "best.ckpt": full(AtomicCheckpointIO, "save_checkpoint", few, 2),
@@ -76,7 +77,7 @@ def damaged(bench: Bench) -> Row:
     fit(command, at(Moment("holistic", 9), send(signal.SIGKILL)))
     stages = command.run / "stages"
     last, previous = (stages / "3-holistic" / name for name in ("last.ckpt", "previous.ckpt"))
-    features = sorted(cache.glob("features/*/*/*.safetensors"))
+    features = sorted(cache.glob("features/*/*.tar"))
     targets = next(cache.glob("targets/*.answers"))
     stops = {
         "the best checkpoint of a stage before": [stages / "2-disentangle" / "best.ckpt"],
@@ -86,8 +87,8 @@ def damaged(bench: Bench) -> Row:
     }
     for spoil in (cut_off, flipped):
         for what, spoiled in stops.items():
-            if what == "a cached target" and spoil is cut_off:
-                continue  # as after a kill in its write: asked for again, see below
+            if what.startswith("a cached") and spoil is cut_off:
+                continue  # as after a kill in its write: made again, see below
             kept = {file: file.read_bytes() for file in spoiled}
             for file in spoiled:
                 spoil(file, draw)
@@ -98,8 +99,9 @@ def damaged(bench: Bench) -> Row:
             row.times += 1
     cut_off(last, draw)
     cut_off(targets, draw)
+    cut_off(features[0], draw)
     ended = fit(command)
-    row.times += 2
+    row.times += 3
     row.demand("last.ckpt is damaged" in " ".join(ended.output.split()), f"it is not named: {ended.output[-800:]}")
     row.demand_recovery(command, bench.whole, lambda _: [ended])
     row.done = "a checkpoint, cached features or a cached target cut off, or one bit of it changed"
@@ -117,7 +119,14 @@ def cut_off(file: Path, draw: random.Random) -> None:
 
 
 def flipped(file: Path, draw: random.Random) -> None:
-    """Change one bit of a file, in the second half, where its numbers or its text are."""
+    """Change one bit of a file, in the second half, where its numbers or its text are; of features, one of each."""
     content = bytearray(file.read_bytes())
+    if file.suffix == ".tar":
+        shards = Shards(file.parent)
+        shards.refresh()
+        for place in shards.places.values():
+            content[place.offset + draw.randrange(place.size)] ^= 1 << draw.randrange(8)
+        file.write_bytes(content)
+        return
     content[draw.randrange(len(content) // 2, len(content) * 9 // 10)] ^= 1 << draw.randrange(8)
     file.write_bytes(content)

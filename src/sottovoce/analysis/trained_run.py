@@ -101,7 +101,8 @@ def prepare_sides(
     recipe = replace(whole, stages={}, cascade=None, evaluation=replace(whole.evaluation, tasks=asked, limit=None))
     cache = Path(whole.data.cache or trained.folder / "cache")
     kept = cache if whole.data.cache and not module.owns_encoder else None
-    reader = AudioReader(module.encoder, kept, whole.data.max_seconds, module.layers)
+    most, dtype = whole.data.max_seconds, whole.data.cache_dtype
+    reader = AudioReader(module.encoder, kept, most, module.layers, dtype)
     scored = whole.evaluation.task_overrides
     own = {name: build_task(name, {**whole.tasks[name], **knobs}) for name, knobs in scored.items()}
     run = Run(recipe, {**build_tasks(whole), **own}, data, module, reader, module.slots, cache, console)

@@ -13,11 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from sottovoce.byte_claims import is_worked_on
 from sottovoce.cache_notes import SUFFIX, Note, note_file, read_note
+from sottovoce.encoders.cache_formats import is_current
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.io import storage_errors
 
 DAY = 86_400.0  # seconds
+OLD = "encoder outputs as older versions kept them, which are read no more"
 KINDS = {"features": "encoder outputs", "targets": "targets", "corpora": "corpus"}  # folder -> what is in it
 
 
@@ -62,7 +65,8 @@ def entries(root: Path) -> Iterator[Entry]:
         note = read_note(path)
         stats = [file.stat() for file in _files(path)]
         used = max([stat.st_mtime for stat in stats] + list(note.runs.values()), default=path.stat().st_mtime)
-        yield Entry(path, KINDS[path.parent.name], len(stats), sum(stat.st_size for stat in stats), used, note)
+        kind = OLD if path.parent.name == "features" and not is_current(path) else KINDS[path.parent.name]
+        yield Entry(path, kind, len(stats), sum(stat.st_size for stat in stats), used, note)
 
 
 def _files(path: Path) -> Iterator["os.DirEntry[str] | Path"]:
@@ -79,11 +83,14 @@ def _files(path: Path) -> Iterator["os.DirEntry[str] | Path"]:
 
 def delete(root: Path, chosen: Sequence[Entry]) -> None:
     """Delete entries; ConfigError where a command is filling the cache at this time."""
-    lock = FileLock(root / ".lock")
+    lock, told = FileLock(root / ".lock"), "another process is filling it: wait until that is done"
+    for entry in chosen:
+        if is_worked_on(entry.path):
+            raise ConfigError.at(entry.path, "conflict", told)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigError.at(root, "conflict", "another process is filling it: wait until that is done") from None
+        raise ConfigError.at(root, "conflict", told) from None
     try:
         for entry in chosen:
             with storage_errors(entry.path):

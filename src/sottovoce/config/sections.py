@@ -20,6 +20,7 @@ from sottovoce.config_model import (
     without_nulls,
 )
 from sottovoce.data.corpora import CORPORA
+from sottovoce.encoders.cache_formats import CacheDtype
 from sottovoce.encoders.layer_choice import LAST, readable
 from sottovoce.errors import brief
 from sottovoce.evaluation import AWARENESS_JUDGES, JUDGES, OWN_METRICS
@@ -130,6 +131,10 @@ class DataConfig:
     test: Sources = Field(default=[])
     policy: Policy = Field(default="error", description="of faulty lines, rows and clips: stop, or leave out")
     cache: str | None = Field(default=".cache/sottovoce", description="for encoder outputs and LLM targets; null: none")
+    cache_dtype: CacheDtype = Field(default="float16", description="of encoder outputs; int8: a scale a channel")
+    prepare_workers: Int | None = Field(
+        default=None, ge=0, le=256, description="more processes that encode clips before training; null: as many as pay"
+    )
     validate: Literal["eager", "lazy"] = Field(
         default="eager", description="training clips: all at first, or when drawn"
     )

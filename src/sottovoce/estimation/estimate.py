@@ -26,7 +26,7 @@ from sottovoce.lightning_modules.run import example_sampler_of
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer_settings import batches_of, check_trainer, is_sharded, is_trial, processes
 from sottovoce.llms.chat_template import ChatFormat
-from sottovoce.training.audio_reader import BATCH
+from sottovoce.training.preparation import PART as BATCH
 from sottovoce.training.splits import DataSplits, build_tasks, read_splits
 from sottovoce.training.stage_rows import stage_rows
 
@@ -58,7 +58,7 @@ class StageEstimate:
 
 @dataclass
 class Estimate:
-    """A whole recipe on some hardware. `encoding` is in seconds, for all clips; 0 where features are not cached."""
+    """A whole recipe on some hardware. `encoding` is seconds, of all clips by all processes; 0 without a cache."""
 
     hardware: Hardware
     ranks: int
@@ -120,7 +120,7 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
         stages.append(StageEstimate(name, order.steps, epochs, step * together, checks * check, memory, file))
     clips = sum(len(split.clips()) for split in data.splits.values())
     own_tokenizer, cache = isinstance(module.llm.chat, ChatFormat), clips * cached
-    encoding *= clips / BATCH
+    encoding *= clips / BATCH / ranks  # every process encodes its share
     return Estimate(hardware, ranks, stages, encoding, own_tokenizer, _trained_bytes(module), cache, module.layers)
 
 
@@ -196,7 +196,8 @@ def report(estimate: Estimate, recipe: Recipe, console: Console) -> None:
         )  # fmt: skip
     console.print(table)
     hours = sum(stage.epoch * stage.epochs for stage in estimate.stages) / 3600
-    console.print(f"all stages: {hours:.3g} hours; encoding every clip once: {estimate.encoding / 3600:.3g} hours")
+    encoding = f"encoding every clip once, by all processes: {estimate.encoding / 3600:.3g} hours"
+    console.print(f"all stages: {hours:.3g} hours; {encoding}")
     if estimate.cache:
         layers = f"layer{'s' * (len(estimate.layers) > 1)} {', '.join(map(str, estimate.layers))} of the encoder"
         console.print(f"feature cache: {estimate.cache / 1e9:.3g} GB on disk, of {layers}")

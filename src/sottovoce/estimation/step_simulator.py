@@ -18,6 +18,7 @@ from sottovoce.config.recipe import Recipe
 from sottovoce.data.batch_sampler import Rows
 from sottovoce.data.examples import Batch, Example, ExampleSampler, collate
 from sottovoce.data.utterance import Utterance
+from sottovoce.encoders.cache_formats import stored_bytes
 from sottovoce.errors import MissingError
 from sottovoce.estimation.hardware import OpCounter
 from sottovoce.estimation.meta_tensor import MetaTensor, PeakMemory, observed, to_meta_tensors
@@ -27,9 +28,9 @@ from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.llms.hub_checkpoints import HUB, SETTINGS
 from sottovoce.llms.row_batches import KeyValues, PrefixCache
-from sottovoce.training.audio_reader import BATCH
 from sottovoce.training.llm_targets import BATCH as PROMPTS
 from sottovoce.training.llm_targets import teacher_dialogue
+from sottovoce.training.preparation import PART as BATCH
 from sottovoce.training.spoken_prompt import mark_speech
 
 REPLY = "I see. That must have been quite a day for you; what do you think you will do about it next?"  # of 21 words
@@ -158,11 +159,11 @@ class StepSimulator:
         self.module.encoder.layer_frames(self.clips(BATCH, samples), torch.full((BATCH,), samples), self.module.layers)
 
     def cached_bytes(self) -> int:
-        """Of a clip of mean length in the feature cache, which is float16; 0 where there is none."""
+        """Of a clip of mean length in the feature cache, by its dtype; 0 where there is none."""
         if not self.cached:
             return 0
         frames = math.ceil(fmean(u.seconds for u in self.utterances) * self.module.encoder.frame_rate)
-        return 2 * frames * len(self.module.layers) * self.module.encoder.dim
+        return stored_bytes(self.recipe.data.cache_dtype, 1, frames, len(self.module.layers) * self.module.encoder.dim)
 
     def clips(self, *shape: int) -> Tensor:
         """Features; waveforms, (clips, samples), are real tensors: some encoders take them through NumPy first."""

@@ -236,7 +236,7 @@ def evaluate_bundle(
     out = out or scores_of(home, manifests)
     cache = Path(data.cache or out / "cache")
     kept = cache if data.cache and not module.owns_encoder else None
-    reader = AudioReader(module.encoder, kept, data.max_seconds, module.layers)
+    reader = AudioReader(module.encoder, kept, data.max_seconds, module.layers, data.cache_dtype)
     run = Run(recipe, build_tasks(whole), read_splits(recipe), module, reader, module.slots, cache, console)
     encode_clips(run)
     records = score(run, whole.name, out, unlabelled=True)

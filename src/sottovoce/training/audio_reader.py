@@ -11,51 +11,47 @@ from torch import Tensor
 
 from sottovoce.data.audio import load_audio
 from sottovoce.data.audio_decoder import read_header
+from sottovoce.device import best_device
 from sottovoce.encoders import Encoder
+from sottovoce.encoders.cache_formats import CacheDtype
 from sottovoce.encoders.feature_cache import FeatureCache, audio_key, layers_fingerprint
 from sottovoce.errors import AudioError, MissingError
-from sottovoce.frames import Frames
 from sottovoce.progress import Progress
-
-BATCH = 16  # clips that go through the encoder together
+from sottovoce.training.preparation import Preparation, Start, team_size
 
 
 class AudioReader:
     """Reads clips, as encoder outputs from a cache, or where that is None as waveforms, encoded in every step.
 
     A clip that is longer than `max_seconds` is faulty. `silent` are those on which nothing is said, by their manifest,
-    and nothing needs to be heard. `layers` are those of the encoder that are kept, side by side; None: the last one.
+    and nothing needs to be heard. `layers` are those of the encoder that are kept, side by side, in `dtype`; None: the
+    last one.
     """
 
     def __init__(
-        self, encoder: Encoder, cache: Path | None, max_seconds: float, layers: Sequence[int] | None = None
-    ) -> None:
+        self, encoder: Encoder, cache: Path | None, max_seconds: float, layers: Sequence[int] | None = None,
+        dtype: CacheDtype = "float16",
+    ) -> None:  # fmt: skip
         self.sample_rate, self.max_seconds, self.layers = encoder.sample_rate, max_seconds, layers or (encoder.depth,)
-        self.cache = FeatureCache(cache / "features", layers_fingerprint(encoder, self.layers)) if cache else None
+        self.cache: FeatureCache | None = None
+        if cache:
+            of = layers_fingerprint(encoder, self.layers, best_device())
+            self.cache = FeatureCache(cache / "features", of, dtype)
         self.keys: dict[Path, str] = {}  # of the content of clips that have been heard
         self.samples: dict[Path, int] = {}  # of clips, at the encoder's sample rate
         self.apart: frozenset[str] = frozenset()  # content that no other clip may have
         self.silent: frozenset[Path] = frozenset()  # clips on which nothing is said
 
-    def prepare(self, encoder: Encoder, clips: Sequence[Path], progress: Progress) -> list[AudioError]:
-        """Check every clip and, with a cache, encode those that are not in it yet. Returns what is wrong with which."""
-        faults: list[AudioError] = []
-        waiting: list[tuple[str, Tensor]] = []
-        for path in progress.track(clips, description="encoding clips", unit="clip"):
-            try:
-                samples = torch.from_numpy(self._load(path))
-            except AudioError as error:
-                faults.append(error)
-                continue
-            self.keys[path] = key = audio_key(samples.numpy())
-            self.samples[path] = len(samples)
-            if self.cache is not None and key not in self.cache:
-                waiting.append((key, samples))
-            if len(waiting) == BATCH:
-                self._encode(encoder, waiting)
-                waiting = []
-        self._encode(encoder, waiting)
-        return faults
+    def prepare(
+        self, encoder: Encoder, clips: Sequence[Path], progress: Progress, helpers: Start | None = None
+    ) -> list[AudioError]:
+        """Check every clip and, with a cache, encode those that are not in it yet. Returns what is wrong with which.
+
+        All processes of a run may do so at once, and each encodes a share, see `Preparation`; so do `helpers`.
+        """
+        work = Preparation(self, encoder, clips, team_size())
+        work.run(progress, *([helpers] if helpers else []))
+        return [work.faults[clip] for clip in clips if clip in work.faults]
 
     def read(self, path: Path) -> Tensor:
         """(frames, layers * dim) from the cache, or (samples,) without one."""
@@ -97,12 +93,3 @@ class AudioReader:
             problem = f"{seconds:.1f} s is longer than data.max_seconds={self.max_seconds:g}"
             raise AudioError.at(path, "bad-value", problem)
         return load_audio(path, self.sample_rate, silent=path in self.silent)
-
-    def _encode(self, encoder: Encoder, waiting: list[tuple[str, Tensor]]) -> None:
-        if not waiting or self.cache is None:
-            return
-        device = next(encoder.parameters()).device
-        with torch.no_grad():
-            out = encoder.layer_frames(*Frames.pad([samples for _, samples in waiting]).to(device), self.layers)
-        for (key, _), frames in zip(waiting, out.rows(), strict=True):
-            self.cache.put(key, frames)

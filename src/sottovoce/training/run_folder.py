@@ -142,8 +142,8 @@ def digest_rows(rows: Iterable[object]) -> str:
 # Keys on which no weight depends. Of the evaluation, the results say what they were made with.
 FREE = (
     "name", "output_dir", "checkpoint_every", "trainer", "evaluation", "data.test", "data.num_workers", "data.cache",
-    "data.policy", "data.max_seconds", "data.target_max_new_tokens", "tasks.asr.metric", "tasks.asr.normalizer",
-    "published", "llm.attn_implementation", "callbacks", "compile", "logging",
+    "data.prepare_workers", "data.policy", "data.max_seconds", "data.target_max_new_tokens", "tasks.asr.metric",
+    "tasks.asr.normalizer", "published", "llm.attn_implementation", "callbacks", "compile", "logging",
 )  # fmt: skip
 FREE_IN_STAGES = ("batch_size", "accumulate_grad_batches")  # checkpoints hold their product
 # Of tasks whose targets the run's LLM makes
@@ -203,6 +203,8 @@ def _weights_depend_on(recipe: Tree, stages: Sequence[str]) -> dict[str, Any]:
     for slot, (key, meant) in product(recipe.get("slots", ()), LATER.items()):
         if found.get(name := f"slots.{slot}.{key}") == meant:
             del found[name]
+    if found.get("data.cache_dtype") == "float16":  # in which runs kept features before there was a choice
+        del found["data.cache_dtype"]
     order = [name for name in recipe.get("stages", ()) if name in stages]
     return {**found, "stages": ", ".join(order)} if order else found
 
