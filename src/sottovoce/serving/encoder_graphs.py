@@ -33,7 +33,7 @@ def encoder_graph(encoder: Encoder, kind: str, layers: Sequence[int]) -> tuple[n
     if not isinstance(encoder, WhisperEncoder):
         why = f"{kind}: its front end is a program of its own, and no graph; encoders of type whisper and conformer are"
         raise ConfigError.at("encoder.type", "conflict", why)
-    if encoder.dtype != torch.float32:
+    if encoder.dtype == "bfloat16":
         raise ConfigError.at("encoder.dtype", "conflict", "graphs are in float32: say encoder.dtype=float32")
     return WhisperGraph(encoder, layers), encoder.samples
 

@@ -92,7 +92,7 @@ def check_plain(module: SpeechLLM) -> None:
     if not isinstance(encoder, WhisperEncoder):
         why = f"{module.recipe.encoder['type']}: the loader knows Whisper alone; --format pt2 or onnx has no loader"
         raise ConfigError.at("encoder.type", "conflict", why)
-    if encoder.window != "full" or encoder.dtype != torch.float32:
+    if encoder.window != "full" or encoder.dtype == "bfloat16":
         raise ConfigError.at("encoder.window", "conflict", "transformers' Whisper reads full windows, in float32 alone")
     if encoder.samples % encoder.sample_rate:
         why = "transformers' Whisper has windows of whole seconds"
