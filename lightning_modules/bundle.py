@@ -18,7 +18,7 @@ from sottovoce.config_tree import Tree
 from sottovoce.data.tasks import TASKS
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import BundleError, brief
-from sottovoce.hub import BUNDLE_FILES, OWN, bundle_folder
+from sottovoce.hub import BUNDLE_FILES, OWN, bundle_of
 from sottovoce.io import atomic_folder, atomic_write, file_sha256
 from sottovoce.lightning_modules.card import CODE, write_card
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
@@ -114,7 +114,7 @@ def fingerprints(module: SpeechLLM) -> dict[str, str]:
 
 def bundle_weights(bundle: str | Path) -> dict[str, Tensor]:
     """What a bundle's run has trained, named as in a checkpoint; `BundleError` if the file is missing or damaged."""
-    folder = bundle_folder(bundle)
+    folder = bundle_of(bundle)
     try:
         told = json.loads((folder / PRINTS).read_text("utf-8")).get(TRAINED)  # bundles of older versions have none
         if told not in (None, file_sha256(folder / WEIGHTS)):
@@ -164,7 +164,7 @@ def read_bundle(bundle: str | Path, overrides: Sequence[str] = ()) -> SpeechLLM:
         ConfigError: it names code, and nobody has consented.
         MissingError: a frozen part cannot be reached, or no hub has the bundle.
     """
-    folder = bundle_folder(bundle)
+    folder = bundle_of(bundle)
     absent = [name for name in (WEIGHTS, RECIPE, PRINTS) if not (folder / name).is_file()]
     if absent:
         told = f"{bundle} is not a bundle: {', '.join(absent)} is not there. A run leaves one in runs/<name>/bundle"

@@ -21,7 +21,7 @@ from sottovoce.data.tasks import Task
 from sottovoce.device import on_device
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation import OWN_METRICS
-from sottovoce.hub import bundle_folder
+from sottovoce.hub import bundle_of
 from sottovoce.io import file_lock
 from sottovoce.lightning_modules.bundle import bundle_weights
 from sottovoce.lightning_modules.own_callbacks import own_callbacks
@@ -134,7 +134,7 @@ def _begins_from(recipe: Recipe, *, needed: bool) -> Path | None:
         return None
     why = f"there is no bundle {recipe.init_from}: train the recipe that leaves it first"
     try:
-        if (folder := bundle_folder(recipe.init_from)).is_dir():
+        if (folder := bundle_of(recipe.init_from)).is_dir():
             return folder
     except MissingError as error:
         why = str(error)

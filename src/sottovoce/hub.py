@@ -113,6 +113,13 @@ def bundle_folder(bundle: str | Path, *, cached: bool = False) -> Path:
         raise MissingError.at(bundle, "not-found", why) from None
 
 
+def bundle_of(name: str | Path) -> Path:
+    """The folder of a bundle, or of the one that a run has left, by the name of either; errors as `bundle_folder`."""
+    folder = bundle_folder(Path(name).expanduser() if not on_hub(name) else name)
+    inner = folder / "bundle"
+    return inner if not (folder / BUNDLE_FILES[2]).is_file() and (inner / BUNDLE_FILES[2]).is_file() else folder
+
+
 def bundle_home(bundle: str | Path) -> Path:
     """Where that is written which is made of a bundle: beside it; of one on the hub, at `runs/org--name[@revision]`."""
     return Path("runs") / str(bundle).replace("/", "--") if on_hub(bundle) else Path(bundle).parent

@@ -12,6 +12,7 @@ import torch
 from tests.helpers.errors import refused
 
 import sottovoce as sv
+from sottovoce.cli.main import main
 from sottovoce.data.examples import Batch
 from sottovoce.errors import AudioError, ConfigError
 from sottovoce.llms import ChatTurn, Placeholder
@@ -45,6 +46,15 @@ def test_a_run_opens_as_its_bundle_does(tiny_run: Path, model: sv.Model, clips: 
     whole = sv.load(tiny_run)
     assert whole.tasks == model.tasks == ("asr", "gender", "emotion")
     assert whole(clips[0], "asr", **MOST) == model(clips[0], "asr", **MOST)
+
+
+def test_chat_takes_a_run_too(tiny_run: Path, clips: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for folder in (tiny_run, tiny_run / "bundle"):
+        assert main(["chat", str(folder), "--once", "--task", "gender", "--audio", str(clips[0])]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "answer" in said[0]
+    assert main(["chat", str(tiny_run.parent), "--once", "--audio", str(clips[0])]) == 2
 
 
 def test_files_arrays_and_tensors_are_the_same_clip(model: sv.Model, clips: list[Path]) -> None:

@@ -33,7 +33,7 @@ def _config(example: str) -> Argument:
     return arg("--config", required=True, help=f"the recipe, such as {example}")
 
 
-_BUNDLE = arg("bundle", help="folder, such as runs/quickstart/bundle, or org/name[@revision] of the hub")
+_BUNDLE = arg("bundle", help="folder of a bundle or a run, such as runs/quickstart, or org/name[@revision] of the hub")
 _MANIFEST, _OUT = arg("manifest"), arg("--out", required=True, help="the manifest to write")
 _ROOT = arg("--root", metavar="DIR", help="where its paths of clips start; its own folder if absent")
 _ALLOW = arg("--allow", action="append", default=[], metavar="DIR", help="clips may lie there, too")

@@ -51,12 +51,10 @@ def load(
         ConfigError: there is no such device, or an override cannot be.
     """
     target = device_of(device)  # before the weights are read
-    folder = Path(bundle).expanduser()
-    inner = folder / "bundle"
     if engine not in get_args(Engine) or (engine == "vllm") != (url is not None):
         raise ConfigError.at("url", "conflict", "the engine vllm needs a server's url, and local has none")
     trusted = ["llm.trust_remote_code=true"] if trust_remote_code else []
-    module = read_bundle(inner if inner.is_dir() else folder, [*overrides, *trusted])
+    module = read_bundle(bundle, [*overrides, *trusted])
     if url is not None:
         server = VLLMServer(url, module.llm.chat.stop_ids, model=served_model, key_env=key_env)
         for notice in hand_over(module.llm, server):

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from sottovoce.config.recipe import load
 from sottovoce.config_tree import Tree, read_tree
 from sottovoce.errors import ConfigError, SottovoceError, brief, first_line
-from sottovoce.hub import BUNDLE_FILES, OWN, bundle_folder
+from sottovoce.hub import BUNDLE_FILES, OWN, bundle_of
 from sottovoce.lightning_modules.bundle import bundle_weights, check_code, make_readable, renamed
 from sottovoce.lightning_modules.card import CARD, HERE, UNKNOWN, base_models, metadata, parted, with_metadata
 from sottovoce.own_parts import names_in
@@ -52,8 +52,7 @@ def push(
     """
     if not _REPOSITORY.fullmatch(repository):
         raise ConfigError.at("repository", "bad-value", f"org/name is needed, got {brief(repository, 100)}")
-    folder = bundle_folder(bundle)
-    folder = folder / "bundle" if (folder / "bundle").is_dir() else folder
+    folder = bundle_of(bundle)
     with tempfile.TemporaryDirectory() as place:
         draft = Path(place)
         name = repository + (f"@{revision}" if revision else "")
