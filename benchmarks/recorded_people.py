@@ -12,13 +12,16 @@ nobody who is tested is in training. Answers of all parts are scored together, w
 `last` has the last layer of Whisper for both slots. Against them: Whisper's own greedy decoder on the same clips, and
 linear probes of mean and deviation over time of each of its layers, without the speakers tested.
 
-It leaves results.md in the folder of --runs; what was trained before is not trained again.
+It leaves results.md in the folder of --runs; what was trained before is not trained again. A run takes an hour or so
+of one core, so answers are kept beside this file, in recorded_people/SYSTEM-SEED-PART.jsonl, and runs whose answers are
+there are not trained at all: parts may be trained one after another, on several machines. `--anew` trains them.
 """
 
 import argparse
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,7 @@ EMOTIONS = {
     "happiness": "happy", "sadness": "sad", "anger": "angry", "fear": "fearful", "disgust": "disgusted",
     "boredom": "bored", "neutral": "neutral",
 }  # fmt: skip
+KEPT = Path(__file__).with_suffix("")  # folder of answers
 ASR_EVERY = 3  # of the test clips, so that words do not take all of the time
 LABELS = ("age", "gender", "emotion")
 ROWS = [("asr", "wer"), ("asr (digits)", "wer"), *((task, "balanced_accuracy") for task in LABELS)]
@@ -59,6 +63,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["err"])
+    parser.add_argument("--anew", action="store_true", help="train also what answers are kept of")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
     arguments = parser.parse_args()
     data = {name: read(arguments.data, name) for name in (*READERS, ACTORS, DIGITS)}
@@ -69,8 +74,7 @@ def main() -> None:
             base = [f"encoder.checkpoint={arguments.whisper}", f"llm.checkpoint={arguments.llm}", f"seed={seed}"]
             base += [*side.overrides(arguments, part), *arguments.overrides]
             for system in arguments.systems:
-                folder = train(arguments.runs, system, seed, part, base)
-                answers.setdefault(SYSTEMS[system], []).extend(read_predictions(folder / "evaluation"))
+                answers.setdefault(SYSTEMS[system], []).extend(answered(arguments, system, seed, part, base))
     references = [*decoded(arguments, sides), *probed(arguments, sides)]
     page = results(answers, references)
     atomic_write(arguments.runs / "results.md", page)
@@ -139,6 +143,20 @@ def _tested(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
         if not row.get("text_match"):
             labels.pop("age", None)
         yield {**line, "labels": labels, "text": line["text"] if number % ASR_EVERY == 0 else None}
+
+
+def answered(
+    arguments: argparse.Namespace, system: str, seed: int, part: int, overrides: Sequence[str]
+) -> list[Prediction]:
+    """The answers of a run, which are kept; of one whose recipe was changed by `key=value` they are not."""
+    file = KEPT / f"{system}-{seed}-{part}.jsonl"
+    if file.is_file() and not arguments.anew and not arguments.overrides:
+        return [Prediction(**json.loads(line)) for line in file.read_text("utf-8").splitlines()]
+    predictions = read_predictions(train(arguments.runs, system, seed, part, overrides) / "evaluation")
+    if not arguments.overrides:  # without paths of this machine
+        lines = [json.dumps(asdict(replace(p, audio=None)), ensure_ascii=False) for p in predictions]
+        atomic_write(file, "\n".join(lines) + "\n")
+    return predictions
 
 
 def train(runs: Path, system: str, seed: int, part: int, overrides: Sequence[str]) -> Path:
