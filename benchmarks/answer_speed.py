@@ -1,6 +1,6 @@
 """What answers take: the scoring of a finished run, and the replies of an LLM to texts, this build against another.
 
-    python benchmarks/answer_speed.py --against ../before [--run runs/quickstart] [--limit 60] [--texts 500] [--rounds 3]
+    python benchmarks/answer_speed.py --against ../before [--run runs/quickstart] [--limit 60] [--texts 500]
 
 The other build is a checkout (`git worktree add ../before COMMIT`). Each measurement is a command in a process of its
 own, on one thread; the sides take turns, and CPU seconds are told beside those of the clock:
