@@ -1,18 +1,34 @@
-"""What the tests of the page share: the tiny bundle as the page asks it."""
+"""What the tests of the page share: models with untrained adapters on the demo's backbones; they answer in words."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import sottovoce as sv
+from sottovoce.config import recipe as recipes
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.webpage.listener import Listener
 
 
-@pytest.fixture(scope="module")
-def listener(tiny_run: Path) -> Listener:
-    return Listener(sv.load(tiny_run, device="cpu"))
+def untrained(seed: int) -> Listener:
+    """A model as the quickstart builds it, with other adapters for every seed; it answers some words to anything."""
+    torch.manual_seed(seed)
+    module = SpeechLLM(recipes.load("conf/quickstart.yaml"))
+    module.configure_model()
+    return Listener(sv.Model(module))
+
+
+@pytest.fixture(scope="session")
+def listener() -> Listener:
+    return untrained(0)
+
+
+@pytest.fixture(scope="session")
+def other() -> Listener:
+    return untrained(1)
 
 
 @pytest.fixture(scope="session")

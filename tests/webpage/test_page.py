@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from html import unescape
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_an_answer_comes_bit_by_bit_and_is_that_of_the_model(listener: Listener,
         said = list(listener.stream(clip, Asked(task, own)))
         question = {"ask": own.strip()} if own else {"task": task}
         assert said[-1] == listener.model(clip, **question)  # type: ignore[arg-type]
-        assert said[0] == "" and all(after.startswith(before) for before, after in zip(said, said[1:], strict=False))
+        assert said[0] == "" and all(after.startswith(before) for before, after in pairwise(said))
     assert len(said) > 2
 
 
@@ -51,7 +52,7 @@ def test_slots_are_switched_off_one_at_a_time(listener: Listener, clip: str) -> 
     steps = list(page.slots(clip, "asr", "", list(listener.slots)))
     assert [len(answers(html)) for (html,) in steps] == [1, 2, 3]
     expected = [model(clip, "asr", slots=slots) for slots in ("both", "linguistic", "paralinguistic")]
-    assert answers(steps[-1][0]) == [answer or "(nothing)" for answer in expected] and len(set(expected)) > 1
+    assert answers(steps[-1][0]) == expected and len(set(expected)) == 3
     assert len(answers(last(page.slots(clip, "asr", "", ["linguistic"]))[0])) == 2
     shown = last(page.slots(clip, "emotion", "", ["paralinguistic"]))[0]
     for slots in ("both", "linguistic"):
@@ -59,27 +60,25 @@ def test_slots_are_switched_off_one_at_a_time(listener: Listener, clip: str) -> 
             assert f"{share:.1%}" in shown
 
 
-def test_without_its_only_slot_nothing_is_asked(
-    listener: Listener, clip: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_its_only_slot_nothing_is_asked(listener: Listener, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "slots", ("linguistic",))
     assert len(list(listener.without_each(clip, Asked("asr"), ["linguistic"]))) == 1
 
 
 def test_attributes_are_bars_of_the_models_probabilities(listener: Listener, clip: str) -> None:
-    assert listener.attributes == ("gender", "emotion")
+    assert listener.attributes == ("gender", "pitch", "tempo", "energy", "emotion")
     shares, drawn = last(Page(listener).attributes(clip))
     shown = re.findall(r'aria-valuenow="([\d.]+)" aria-label="(\w+)".*?width:([\d.]+)%', shares)
     expected = [pair for name in listener.attributes for pair in listener.model.probabilities(clip, name).items()]
     assert [label for _, label, _ in shown] == [label for label, _ in expected]
     for (value, _, width), (_, share) in zip(shown, expected, strict=True):
         assert float(value) == pytest.approx(share, abs=1e-3) and float(width) == pytest.approx(100 * share, abs=0.1)
-    assert shares.count("sv-most") == 2
+    assert shares.count("sv-most") == 5
     assert drawn.count("<img") == 1 and "last layer" in drawn  # no slot mixes layers: said in words
 
 
 def test_a_mix_of_layers_is_drawn(tiny_run: Path) -> None:
-    listener = Listener(sv.load(tiny_run, device="cpu"))
+    listener = Listener(sv.load(tiny_run, device="cpu"))  # one of its own, which is changed
     module = listener.model.module
     mix = LayerMix([0, 1], module.encoder.dim)
     module.adapters["linguistic"].add_module("layer_mix", mix)
@@ -103,21 +102,18 @@ def test_a_spectrogram_shows_a_tone_where_it_is() -> None:
     assert pictures.spectrogram(samples).startswith(PNG)
 
 
-def test_two_bundles_answer_side_by_side(listener: Listener, tiny_run: Path, clip: str) -> None:
-    other = sv.load(tiny_run, device="cpu")
-    torch.manual_seed(1)
-    for weight in other.module.adapters.parameters():
-        weight.data += torch.randn_like(weight)
-    shown = last(Page(listener, Listener(other)).compare(clip, "asr", ""))[0]
-    assert answers(shown) == [model(clip, "asr") or "(nothing)" for model in (listener.model, other)]
-    other.tasks = ("emotion",)
-    assert "has not learned asr" in last(Page(listener, Listener(other)).compare(clip, "asr", ""))[0]
+def test_two_bundles_answer_side_by_side(
+    listener: Listener, other: Listener, clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = last(Page(listener, other).compare(clip, "asr", ""))[0]
+    expected = [each.model(clip, "asr") for each in (listener, other)]
+    assert answers(shown) == expected and len(set(expected)) == 2
+    monkeypatch.setattr(other, "tasks", ("emotion",))
+    assert "has not learned asr" in last(Page(listener, other).compare(clip, "asr", ""))[0]
 
 
 @pytest.mark.parametrize("button", ["ask", "slots", "attributes", "compare"])
-def test_a_clip_that_cannot_be_used_is_told_in_words(
-    button: str, listener: Listener, unusable: dict[str, str]
-) -> None:
+def test_a_clip_that_cannot_be_used_is_told_in_words(button: str, listener: Listener, unusable: dict[str, str]) -> None:
     page, outputs = Page(listener, listener), {"ask": 2, "attributes": 2}.get(button, 1)
     safe = page.told(getattr(page, button), outputs)
     for file in (None, *unusable.values()):
@@ -166,7 +162,11 @@ def test_a_stream_that_is_left_frees_the_model(listener: Listener, clip: str) ->
 
 def test_text_of_others_is_text() -> None:
     hostile = "<img src=x onerror=alert(1)> {{this}} ${1+1} `x` \"'"
-    for shown in (fragments.note(hostile), fragments.hint(hostile), fragments.card(hostile, hostile, hostile, {hostile: 1})):
+    for shown in (
+        fragments.note(hostile),
+        fragments.hint(hostile),
+        fragments.card(hostile, hostile, hostile, {hostile: 1}),
+    ):
         assert not set("{}$`") & set(shown) and "<img" not in shown
         assert hostile in unescape(shown)
 

@@ -57,10 +57,10 @@ def bars(shares: Mapping[str, float]) -> str:
     most = max(shares, key=lambda label: shares[label], default="")
     rows = []
     for label, share in shares.items():
-        told = f"{share:.1%}"
+        name, told = escaped(label), f"{share:.1%}"
         rows.append(
             f'<div class="sv-bar{" sv-most" * (label == most)}" role="meter" aria-valuemin="0" aria-valuemax="1" '
-            f'aria-valuenow="{share:.3f}" aria-label="{escaped(label)}"><b title="{escaped(label)}">{escaped(label)}</b>'
+            f'aria-valuenow="{share:.3f}" aria-label="{name}"><b title="{name}">{name}</b>'
             f'<i><u style="width:{100 * share:.1f}%"></u></i><span>{told}</span></div>'
         )
     return "".join(rows)

@@ -16,7 +16,11 @@ from sottovoce.webpage.listener import Asked, Listener, Told, told_plainly
 TITLE = "Sottovoce"
 MAX_FILE = "100mb"
 NO_QUESTION = "empty: the task in its own words"
-_WORK = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}  # one after another
+_WORK: dict[str, Any] = {
+    "concurrency_id": "model",
+    "concurrency_limit": 1,
+    "api_visibility": "private",
+}  # one after another
 _SYSTEM = [Font(name) for name in ("system-ui", "Segoe UI", "Liberation Sans", "sans-serif")]
 _MONO = [Font(name) for name in ("ui-monospace", "Liberation Mono", "monospace")]
 Handler = Callable[..., Iterator[tuple[str, ...]]]
@@ -53,11 +57,15 @@ class Page:
         cards: list[str] = []
         for name, told in self.listener.without_each(file, Asked(task, own), off):
             left = ", ".join(slot for slot in self.listener.slots if slot != name)
-            title, about = (f"without {name}", f"speech in {left} alone") if name else ("all slots", "speech in each of them")
+            title, about = (
+                (f"without {name}", f"speech in {left} alone") if name else ("all slots", "speech in each of them")
+            )
             cards.append(card(title, about, told.answer, told.shares))
             yield (side_by_side(cards),)
 
-    def attributes(self, file: str | None, task: str | None = None, own: str | None = None) -> Iterator[tuple[str, ...]]:
+    def attributes(
+        self, file: str | None, task: str | None = None, own: str | None = None
+    ) -> Iterator[tuple[str, ...]]:
         """Bars of each attribute, and the pictures."""
         drawn = picture("What the model hears: log-mel spectrogram", pictures.spectrogram(self.listener.heard(file)))
         shown = drawn + self.layers()
@@ -116,7 +124,8 @@ def build(listener: Listener, examples: Sequence[Example] = (), against: Listene
         forget = f"() => Array({len(shown) + 1}).fill('')"  # an old answer beside a new clip would mislead
         for part in asked:
             part.change(None, None, [*shown, told], js=forget, api_visibility="private", show_progress="hidden")
-    return blocks.queue(api_open=False)
+    blocks.queue(api_open=False)
+    return blocks
 
 
 def _left(listener: Listener, examples: Sequence[Example]) -> tuple[gr.Audio, gr.Dropdown, gr.Textbox]:
@@ -145,7 +154,9 @@ def _tabs(page: Page, asked: tuple[gr.Audio, gr.Dropdown, gr.Textbox], told: gr.
             stop = gr.Button("Stop", elem_id="stop")
         answer = gr.Textbox(label="Answer", lines=5, interactive=False, elem_id="answer", buttons=["copy"])
         wording = gr.Textbox(label="Asked in these words", lines=2, interactive=False, elem_id="wording")
-        running = button.click(page.told(page.ask, 2), inputs, [answer, wording, told], show_progress="minimal", **_WORK)
+        running = button.click(
+            page.told(page.ask, 2), inputs, [answer, wording, told], show_progress="minimal", **_WORK
+        )
         stop.click(None, cancels=[running], api_visibility="private")
     with gr.Tab("Slots", id="slots"):
         if len(names) > 1:
