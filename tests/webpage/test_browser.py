@@ -157,6 +157,33 @@ def test_a_clip_that_is_uploaded_is_answered_bit_by_bit(
     expect(answer).to_have_value(str(listener.model(clip, ask="Is she tired?")))
 
 
+def test_an_answer_that_is_stopped_frees_the_model(
+    tab: Page, listener: Listener, clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, expected = listener.model.stream, str(listener.model(clip, "dialogue"))
+
+    def slowly(*words: Any, **knobs: Any) -> Iterator[str]:
+        for piece in stream(*words, **knobs):
+            yield piece
+            time.sleep(0.3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(listener.model, "stream", slowly)
+        upload(tab, clip)
+        choose(tab, "dialogue")
+        tab.locator("#do-ask").click()
+        answer = tab.locator("#answer textarea")
+        expect(answer).not_to_have_value("")
+        tab.locator("#stop").click()
+        tab.wait_for_timeout(500)
+        said = answer.input_value()
+        tab.wait_for_timeout(700)
+        assert answer.input_value() == said != expected and expected.startswith(said)
+    show(tab, "Slots")
+    tab.locator("#do-slots").click()
+    expect(tab.locator("#sides .sv-answer").first).to_have_text(expected)
+
+
 def test_a_clip_that_is_spoken_is_answered(tab: Page, listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
     clip_of = listener._clip

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from itertools import pairwise
 from pathlib import Path
@@ -158,6 +159,22 @@ def test_a_stream_that_is_left_frees_the_model(listener: Listener, clip: str) ->
     next(begun), next(begun)
     begun.close()
     assert listener.tell(clip, Asked("asr")).answer == listener.model(clip, "asr")
+
+
+def test_several_who_ask_at_once_get_what_each_alone_would(listener: Listener, manifests: dict[str, Path]) -> None:
+    clips = [str(manifests["test"].parent / f"test-{number}.wav") for number in range(4)]
+    alone = [str(listener.model(clip, "asr")) for clip in clips]
+    with ThreadPoolExecutor(8) as pool:
+        streams = [pool.submit(lambda clip: list(listener.stream(clip, Asked("asr")))[-1], clip) for clip in clips]
+        tells = [pool.submit(listener.tell, clip, Asked("asr")) for clip in clips]
+        assert [done.result() for done in streams] == alone
+        assert [str(done.result().answer) for done in tells] == alone
+
+
+def test_the_line_on_the_parts_names_no_folder_of_this_machine(tiny_run: Path, listener: Listener) -> None:
+    tiny = Listener(sv.load(tiny_run, device="cpu"), "mine")
+    assert tiny.name == "mine" and "/" not in tiny.parts and "tiny.pt" in tiny.parts and "frozen" in tiny.parts
+    assert "sottovoce:demo/backbones/llm" in listener.parts
 
 
 def test_text_of_others_is_text() -> None:

@@ -38,8 +38,11 @@ def demo(
     examples = named_examples(example) or examples_beside(Path(bundle))
     with _clips_of_the_page():
         page = _page_module()
-        listeners = [Listener(load(name, overrides=overrides)) for name in (bundle, against) if name]
-        blocks = page.build(listeners[0], examples, listeners[1] if against else None)
+        first = Listener(load(bundle, overrides=overrides))
+        second = Listener(load(against, overrides=overrides)) if against else None
+        if second and second.name == first.name:  # of one recipe, or of its seeds: told apart by their folders
+            first.name, second.name = bundle, str(against)
+        blocks = page.build(first, examples, second)
         with served(blocks, host, port, browser, **page.looks()) as address:
             print(f"page     {address}   (Ctrl+C ends it)", flush=True)
             try:

@@ -45,27 +45,33 @@ class Listener:
     absent, broken, silent, or longer than the recipe's `data.max_seconds`, and `SottovoceError` for what else the model
     refuses.
 
+    Args:
+        model: which answers.
+        name: what the page calls it; the recipe's name if absent.
+
     Attributes:
-        name: of the recipe.
+        name: see above.
         tasks: what can be asked by name.
         attributes: those of them that are choices among labels.
         slots: names, in the order of a spoken turn.
     """
 
-    def __init__(self, model: Model) -> None:
-        self.model, self.name, self.slots = model, model.recipe.name, model.slots
+    def __init__(self, model: Model, name: str | None = None) -> None:
+        self.model, self.name, self.slots = model, name or model.recipe.name, model.slots
         built = build_tasks(model.recipe)
         self.tasks = model.tasks or tuple(built) or (default_task(model.recipe),)
         self.attributes = tuple(name for name in self.tasks if isinstance(built.get(name), AttributeTask))
         self._lock = Lock()  # not an RLock: a stream may be closed by another thread than it was begun in
 
-    def __str__(self) -> str:
-        """What it is made of, in a line."""
+    @property
+    def parts(self) -> str:
+        """What it is made of, in a line, without folders of this machine."""
         recipe = self.model.recipe
         encoder = recipe.encoder.get("checkpoint") or recipe.encoder["type"]
         tuned = "frozen" if recipe.llm.tuning.method == "frozen" else f"tuned: {recipe.llm.tuning.method}"
-        parts = [Path(str(part)).name for part in (encoder, recipe.llm.checkpoint)]
-        return f"{self.name}: encoder {parts[0]}, LLM {parts[1]} ({tuned}), on {self.model.device}"
+        named = [Path(str(part)) for part in (encoder, recipe.llm.checkpoint)]
+        shown = [path.name if path.is_absolute() else str(path) for path in named]
+        return f"encoder {shown[0]}, LLM {shown[1]} ({tuned}), on {self.model.device}"
 
     def wording(self, asked: Asked) -> str:
         """The question as the LLM reads it."""

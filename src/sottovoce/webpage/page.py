@@ -67,7 +67,7 @@ class Page:
         self, file: str | None, task: str | None = None, own: str | None = None
     ) -> Iterator[tuple[str, ...]]:
         """Bars of each attribute, and the pictures."""
-        drawn = picture("What the model hears: log-mel spectrogram", pictures.spectrogram(self.listener.heard(file)))
+        drawn = picture("Log-mel spectrogram of the clip", pictures.spectrogram(self.listener.heard(file)))
         shown = drawn + self.layers()
         if not self.listener.attributes:
             yield hint("This bundle has learned no attribute that is a choice among labels."), shown
@@ -89,7 +89,8 @@ class Page:
         cards: list[str] = []
         for one in filter(None, (self.listener, self.against)):
             asked = Asked(task, own)
-            about = str(one) if asked.wanted[0] is None or task in one.tasks else f"{one}; it has not learned {task}"
+            learned = asked.wanted[0] is None or task in one.tasks
+            about = one.parts if learned else f"{one.parts}; it has not learned {task}"
             told: Told = one.tell(file, asked)
             cards.append(card(one.name, about, told.answer, told.shares))
             yield (side_by_side(cards),)
@@ -113,8 +114,9 @@ class Page:
 def build(listener: Listener, examples: Sequence[Example] = (), against: Listener | None = None) -> gr.Blocks:
     """The page of a bundle; with `against`, a tab on which two bundles answer."""
     page = Page(listener, against)
-    with gr.Blocks(title=f"{TITLE}: {listener.name}", analytics_enabled=False) as blocks:
-        _html(fragments.head(TITLE, str(listener)))
+    blocks = gr.Blocks(title=f"{TITLE}: {listener.name}", analytics_enabled=False)
+    with blocks:
+        _html(fragments.head(TITLE, f"{listener.name}: {listener.parts}"))
         with gr.Row():
             with gr.Column(scale=2, min_width=340):
                 asked = _left(listener, examples)
