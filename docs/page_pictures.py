@@ -1,6 +1,6 @@
 """Pictures of the page of `sottovoce demo` for docs/page.md, made in headless Chromium: one of each tab.
 
-python docs/page_pictures.py runs/quickstart --against OTHER/bundle --example CLIP.wav --task emotion
+python docs/page_pictures.py runs/quickstart --against OTHER/bundle --pick 4
 """
 
 import argparse
@@ -27,7 +27,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle")
     parser.add_argument("--against")
-    parser.add_argument("--example", action="append", default=[], help="the first one is asked about")
+    parser.add_argument("--example", action="append", default=[], help="a clip; absent: of the run's own")
+    parser.add_argument("--pick", type=int, default=0, help="number of the clip that is asked about")
     parser.add_argument("--task", default="emotion")
     parser.add_argument("--names", nargs=2, default=[None, None], help="of the two bundles")
     arguments = parser.parse_args()
@@ -40,7 +41,7 @@ def main() -> None:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
         page.goto(address)
-        page.locator("#examples button").first.click()
+        page.locator("#examples button").nth(arguments.pick).click()
         expect(page.locator("#clip").get_by_label("Play", exact=False).first).to_be_visible()
         for tab, task in TABS.items():
             if page.get_by_role("tab", name=tab, exact=True).count():

@@ -31,6 +31,7 @@ NO_DRIVE = {  # documented, and driven by no plan
     ("prepare", ""), ("prepare", "NAME"), ("prepare", "mine"),  # stand for corpora by name, and of one's own
     ("fit", ""),  # of each system in a shell's loop
     ("list", ""),
+    ("demo", ""),  # it ends when it is interrupted: tests/webpage
 }  # fmt: skip
 
 

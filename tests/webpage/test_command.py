@@ -3,6 +3,8 @@
 import os
 import re
 import socket
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
@@ -52,10 +54,23 @@ def test_the_page_is_served_until_it_is_interrupted(
     assert main([*words, "--host", host, "--port", str(port), "--device", "cpu"]) == 0
     assert capsys.readouterr().out.startswith("page     http://")
     page, theme, folder = seen
-    assert "Compare" in page and not re.search(r"""(?:@import|url\()\s*['"]?(?:https?:)?//""", page + theme)
+    assert "Compare" in page and f"Sottovoce: {tiny_run}" in page  # two bundles of one recipe are told apart
+    assert not re.search(r"""(?:@import|url\()\s*['"]?(?:https?:)?//""", page + theme)
     assert not Path(folder).exists() and "GRADIO_TEMP_DIR" not in os.environ
     with pytest.raises(OSError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2)
+
+
+def test_the_program_ends_without_a_traceback(tiny_run: Path) -> None:
+    words = [sys.executable, "-m", "sottovoce", "demo", str(tiny_run), "--no-browser", "--port", str(free_port())]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        address = process.stdout.readline().split()[1]
+        assert urllib.request.urlopen(address).status == 200
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Traceback" not in errors and errors.endswith("the page is closed\n")
 
 
 def test_an_address_that_cannot_be_had_is_told(tiny_run: Path, taken: int) -> None:

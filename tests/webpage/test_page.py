@@ -174,7 +174,7 @@ def test_several_who_ask_at_once_get_what_each_alone_would(listener: Listener, m
 def test_the_line_on_the_parts_names_no_folder_of_this_machine(tiny_run: Path, listener: Listener) -> None:
     tiny = Listener(sv.load(tiny_run, device="cpu"), "mine")
     assert tiny.name == "mine" and "/" not in tiny.parts and "tiny.pt" in tiny.parts and "frozen" in tiny.parts
-    assert "sottovoce:demo/backbones/llm" in listener.parts
+    assert "LLM demo/backbones/llm (frozen)" in listener.parts
 
 
 def test_text_of_others_is_text() -> None:

@@ -70,7 +70,7 @@ class Listener:
         encoder = recipe.encoder.get("checkpoint") or recipe.encoder["type"]
         tuned = "frozen" if recipe.llm.tuning.method == "frozen" else f"tuned: {recipe.llm.tuning.method}"
         named = [Path(str(part)) for part in (encoder, recipe.llm.checkpoint)]
-        shown = [path.name if path.is_absolute() else str(path) for path in named]
+        shown = [path.name if path.is_absolute() else str(path).removeprefix("sottovoce:") for path in named]
         return f"encoder {shown[0]}, LLM {shown[1]} ({tuned}), on {self.model.device}"
 
     def wording(self, asked: Asked) -> str:
