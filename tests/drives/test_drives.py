@@ -33,6 +33,7 @@ NO_DRIVE = {  # documented, and driven by no plan
     ("list", ""),
     ("serve", ""),  # ends when it is told to: tests/serving/test_serve.py drives it
     ("push", ""),  # to a hub of one's own: tests/serving/test_push.py
+    ("demo", ""),  # it ends when it is interrupted: tests/webpage
 }  # fmt: skip
 
 

@@ -18,8 +18,8 @@ PACKAGE = "sottovoce"
 ROOMS = ("adapters", "conf", "data", "demo", "encoders", "evaluation", "lightning_modules", "llms")  # at the root
 APART = ("adapters", "encoders", "llms", "data", "evaluation")  # they meet further down
 ORDER = (  # a package may use those above it; modules directly in the package are the ground
-    "", *APART, "config", "training", "lightning_modules", "scoring", "fit", "serving", "estimation", "analysis",
-    "comparison", "generation", "demo", "cli",
+    "", *APART, "config", "training", "lightning_modules", "scoring", "fit", "serving", "webpage", "estimation",
+    "analysis", "comparison", "generation", "demo", "cli",
 )  # fmt: skip
 FIT = "sottovoce.lightning_modules.fit"  # stands below `scoring`, beside whose scores it trains: a floor of its own
 

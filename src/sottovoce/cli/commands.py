@@ -140,6 +140,16 @@ COMMANDS = (
         _overrides("llm.checkpoint=/path"), trust=TRUST, device=True,
     ),
     Command(
+        "demo", "webpage.command:demo", "open a page on which a bundle is spoken to, in the browser",
+        _BUNDLE,
+        arg("--against", metavar="BUNDLE", help="a second bundle, which answers beside it: frozen and tuned"),
+        arg("--example", action="append", default=[], metavar="FILE", help="a clip to offer; absent: of the run's own"),
+        arg("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; 127.0.0.1"),
+        arg("--port", type=int, help="the first free one from 7860 on if absent"),
+        arg("--no-browser", action="store_false", dest="browser", help="print the address, and open nothing"),
+        _overrides("llm.checkpoint=/path"), trust=TRUST, device=True,
+    ),
+    Command(
         "predict", "serving.predict:predict", "answers of a bundle to files, folders and manifests, as a table",
         _BUNDLE, arg("inputs", nargs="+", metavar="FILE",
             help="audio files, folders of them, manifests (.jsonl); also key=value, such as llm.checkpoint=/path"),
