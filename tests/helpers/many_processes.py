@@ -51,7 +51,7 @@ def meet(folder: Path) -> None:
             time.sleep(0.05)
         return generate(self, batch, dialogues, most)
 
-    SpeechLLM.generate = met  # type: ignore[method-assign]
+    SpeechLLM.generate = met  # type: ignore[method-assign,assignment]
 
 
 def setup(self: Any, stage: str) -> None:
