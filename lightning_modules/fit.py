@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds that 
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -23,11 +24,11 @@ from sottovoce.lightning_modules.card import write_card
 from sottovoce.lightning_modules.curriculum import read_trained, train_stages
 from sottovoce.lightning_modules.own_callbacks import own_callbacks
 from sottovoce.lightning_modules.preflight import check_devices, check_room, check_sides, unscored
-from sottovoce.lightning_modules.run import example_sampler_of, frozen_fingerprints, prepare_run
+from sottovoce.lightning_modules.run import Run, example_sampler_of, frozen_fingerprints, prepare_run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trackers import Trackers, check_logging, opened
 from sottovoce.lightning_modules.trainer import is_rank_zero
-from sottovoce.lightning_modules.trainer_settings import check_trainer, is_trial
+from sottovoce.lightning_modules.trainer_settings import check_trainer, is_sharded, is_trial
 from sottovoce.paths import resolve
 from sottovoce.training.run_folder import only_run
 from sottovoce.training.splits import build_tasks, read_splits
@@ -69,7 +70,8 @@ def _fit(recipe: Recipe, trackers: Trackers) -> None:
         told = "trainer.fast_dev_run: every stage has been tried; nothing was kept or scored, and there is no bundle"
         _log.info(told)
         return
-    if not is_rank_zero():  # the others are done; what is left is written by one
+    if not is_rank_zero():  # what is left is written by one; the others give answers to score
+        _help(run, best)
         return
     if best is not None:
         run.module.load_trained(read_trained(best), str(best))
@@ -88,6 +90,18 @@ def _fit(recipe: Recipe, trackers: Trackers) -> None:
         write_card(bundle, run.module, records)
     trackers.log_scores(records)
     report(run, records, bundle)
+
+
+def _help(run: Run, best: Path | None) -> None:
+    """Answer a share of the test side, where the LLM is at hand and the first process asks for no more than answers."""
+    alone = run.recipe.cascade or is_sharded(run.recipe.trainer)
+    if alone or (best is not None and not best.is_file()):  # on a disk that is not shared
+        return
+    from sottovoce.scoring.evaluate import help_to_score
+
+    if best is not None:
+        run.module.load_trained(read_trained(best), str(best))
+    help_to_score(run, run.recipe.folder / "evaluation")
 
 
 def dry_run(config: str, overrides: Sequence[str]) -> None:

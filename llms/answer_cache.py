@@ -5,10 +5,13 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 
+from sottovoce.byte_claims import alone
 from sottovoce.errors import SottovoceError
 from sottovoce.io import storage_errors
+from sottovoce.json_journal import write_all
 from sottovoce.llms.engines import Chat, Cut, Engine, Failure, answered
 from sottovoce.progress import Progress
 
@@ -18,22 +21,27 @@ PART = 256  # chats after which answers are written down
 class AnswerCache:
     """Answers by key, in a JSONL file that only grows; its folder is made when the first is added.
 
-    A killed process loses at most the line that it was writing. Each line has a CRC-32, so that a changed one is not
-    learned from: a line that is no answer is a `SottovoceError`.
+    Several processes may add to it. A killed one loses at most the line that it was writing. Each line has a CRC-32, so
+    that a changed one is not learned from: a line that is no answer is a `SottovoceError`.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.answers: dict[str, str] = {}
+        self._read, self._lines = 0, 0  # bytes and lines that have been read
         self.read()
 
     def read(self) -> None:
-        """Take in what the file holds, such as answers that another process has added; cut off an unfinished line."""
-        raw = self.file.read_bytes() if self.file.is_file() else b""
-        complete = raw.rfind(b"\n") + 1
-        if complete < len(raw):
-            os.truncate(self.file, complete)
-        for number, line in enumerate(raw[:complete].split(b"\n")[:-1], 1):
+        """Take in what has been added since the last call, by whichever process, but for an unfinished line."""
+        if not self.file.is_file():
+            return
+        with self.file.open("rb") as stream:
+            if os.fstat(stream.fileno()).st_size < self._read:  # another file than before
+                self._read, self._lines = 0, 0
+            stream.seek(self._read)
+            raw = stream.read()
+        raw = raw[: raw.rfind(b"\n") + 1]
+        for number, line in enumerate(raw.split(b"\n")[:-1], self._lines + 1):
             try:
                 entry = json.loads(line)
                 key, answer, cut = entry["key"], entry["answer"], entry["cut"]
@@ -43,6 +51,7 @@ class AnswerCache:
                 why = "damaged line, or one of an older version; it is safe to take it out: its answer is asked for "
                 raise SottovoceError.at(f"{self.file}:{number}", "damaged", f"{why}again") from None
             self.answers[key] = Cut(answer) if cut else answer
+        self._read, self._lines = self._read + len(raw), self._lines + raw.count(b"\n")
 
     def add(self, answers: Mapping[str, str]) -> None:
         """Keep answers by their keys; they are on the disk when this returns, or `StorageError`."""
@@ -53,10 +62,14 @@ class AnswerCache:
             lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
         with storage_errors(self.file):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("ab") as stream:
-                stream.write("".join(lines).encode())
-                stream.flush()
-                os.fsync(stream.fileno())
+            with FileIO(self.file, "a+") as stream, alone(stream):
+                end = _cut_off_unfinished(stream)
+                try:
+                    write_all(stream, "".join(lines).encode())
+                    os.fsync(stream.fileno())
+                except OSError:
+                    os.ftruncate(stream.fileno(), end)
+                    raise
         self.answers |= answers
 
 
@@ -106,6 +119,16 @@ class CachedEngine(Engine):
 def digest_key(*parts: object) -> str:
     """The key of an answer: SHA-256 of everything that it depends on, as JSON."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _cut_off_unfinished(stream: FileIO) -> int:
+    """Cut off what a killed process has left of a line; returns where the file ends. Nobody else may be writing."""
+    stop = end = stream.seek(0, os.SEEK_END)
+    while stop and os.pread(stream.fileno(), 1, stop - 1) != b"\n":
+        stop -= 1
+    if stop < end:
+        os.ftruncate(stream.fileno(), stop)
+    return stop
 
 
 def _checksum(key: str, answer: str, cut: bool) -> str:

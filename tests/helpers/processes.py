@@ -17,7 +17,8 @@ def launch(config: str, jobs: Jobs, *, torchrun: bool) -> subprocess.CompletedPr
     """Two processes: started by torchrun, as on a cluster, or by Lightning, as on one machine."""
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if torchrun else []
     command = [sys.executable, *start, str(WORKER), config, json.dumps(jobs)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1])}
+    ours = [*filter(None, [os.environ.get("PYTHONPATH")]), str(WORKER.parents[1])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(ours)}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
 
 

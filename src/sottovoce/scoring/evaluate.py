@@ -5,6 +5,7 @@ import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from sottovoce.config.sources import SourceConfig
 from sottovoce.config_model import unknown
 from sottovoce.data.skipped import listed, summary
 from sottovoce.device import on_device
-from sottovoce.errors import ConfigError, MissingError
+from sottovoce.errors import ConfigError, MissingError, SottovoceError
 from sottovoce.evaluation import OWN_METRICS
 from sottovoce.evaluation.metrics import Prediction
 from sottovoce.evaluation.own_metrics import titled, with_values
@@ -31,8 +32,9 @@ from sottovoce.paths import resolve
 from sottovoce.scoring import provenance
 from sottovoce.scoring.ask_later import own_scores
 from sottovoce.scoring.judging import asked_again, awaiting_labels, judged, label_awareness, merged, print_results
-from sottovoce.scoring.predict import predict
+from sottovoce.scoring.predict import answer_share, predict
 from sottovoce.scoring.run_report import PAGE, write_report
+from sottovoce.scoring.shared_answers import forget_answers
 from sottovoce.scoring.text_retention import BEFORE, retention_after
 from sottovoce.scoring.voicebench import AFTER as ANSWERED
 from sottovoce.scoring.voicebench import scored as benched
@@ -69,7 +71,7 @@ def score(
         return records
     with on_device(run.module):
         test = run.data.splits["test"].utterances
-        answers = _with_own_metrics(run, predict(run, unlabelled=unlabelled))
+        answers = _with_own_metrics(run, predict(run, unlabelled=unlabelled, folder=folder))
         predictions = awaiting_labels(answers) if node.awareness else answers
         records = _scored(system, predictions)
         if node.retention and (folder / BEFORE).is_file():
@@ -78,6 +80,7 @@ def score(
     provenance.write(made_with, folder)
     _draw_layers(run, folder)
     write_results(folder, records, predictions)  # before anybody is asked who may not be there
+    forget_answers(folder)
     if node.awareness:
         predictions = label_awareness(run.recipe, answers, test, folder, run.console)
         records = merged(records, _scored(system, predictions))
@@ -89,6 +92,21 @@ def score(
         records += judged(system, run.recipe, predictions, test, folder, run.console)
         write_results(folder, records, predictions)
     return records
+
+
+def help_to_score(run: Run, folder: Path) -> None:
+    """Answer a share of what another process of the run scores into a folder, with the module as it is now.
+
+    What fails costs this share alone: the other process answers it.
+    """
+    made_with = provenance.provenance(run.recipe, run.data.splits["test"])
+    is_over = partial(provenance.are_there, made_with, folder)
+    try:
+        if not is_over():
+            with on_device(run.module):
+                answer_share(run, folder, is_over)
+    except (SottovoceError, RuntimeError) as error:  # torch's own, such as of a device, is the latter
+        _log.error(f"this process no longer helps to score: {error}")
 
 
 def _with_own_metrics(run: Run, answers: list[Prediction]) -> list[Prediction]:

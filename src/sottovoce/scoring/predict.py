@@ -2,9 +2,11 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -18,19 +20,49 @@ from sottovoce.evaluation.metrics import Prediction
 from sottovoce.lightning_modules.run import Run
 from sottovoce.progress import Progress
 from sottovoce.scoring.cascade import TASK, emotion_tags
+from sottovoce.scoring.shared_answers import Row, SharedAnswers
 from sottovoce.training.spoken_prompt import dialogue_of
 
-Row = tuple[str, Example]  # (choice of slots, example)
 Rivals = dict[tuple[str, str], dict[str, str]]  # (task, utterance) -> emotion -> reply
 _log = logging.getLogger(__name__)
 
 
-def predict(run: Run, split: str = "test", *, unlabelled: bool = False) -> list[Prediction]:
+class Asked(NamedTuple):
+    """What is asked on one side of the data, the same in every process."""
+
+    run: Run  # with the tasks and slots of the evaluation
+    tagged: list[Row]  # that a cascade's tag answers
+    rows: list[Row]  # by likeness, that the model is to answer
+    rivals: Rivals
+
+
+def predict(run: Run, split: str = "test", *, unlabelled: bool = False, folder: Path | None = None) -> list[Prediction]:
     """Every answer that is to be scored, and with `unlabelled` those that cannot be. Nothing of the run is changed.
+
+    Answers are kept in `folder`, if there is one, where other processes may give some of them, see `answer_share`.
 
     Raises:
         ManifestError: there is none to give.
     """
+    with run.progress() as progress:
+        asked = _asked(run, split, progress, unlabelled=unlabelled)
+        responses = _responses(asked, progress, SharedAnswers(asked.run, folder) if folder else None)
+    told = [(*row, row[1].tag or "") for row in asked.tagged]
+    told += [(*row, response) for row, response in zip(asked.rows, responses, strict=True)]
+    predictions = [_prediction(asked.run, *row, asked.rivals) for row in told]
+    names = run.data.splits[split].names
+    return [replace(prediction, source=names.get(prediction.id)) for prediction in predictions]
+
+
+def answer_share(run: Run, folder: Path, is_over: Callable[[], bool]) -> None:
+    """Answer rows of the test side for the process that scores them into `folder`, until all are taken."""
+    with run.progress() as progress:
+        asked = _asked(run, "test", progress)
+        _responses(asked, progress, SharedAnswers(asked.run, folder, is_over))
+
+
+def _asked(run: Run, split: str, progress: Progress, *, unlabelled: bool = False) -> Asked:
+    """All that is asked; the targets that it is held against are made first."""
     recipe, data = run.recipe, run.data.splits[split]
     overrides = recipe.evaluation.task_overrides.items()
     changed = {name: build_task(name, {**recipe.tasks[name], **knobs}) for name, knobs in overrides}
@@ -44,27 +76,25 @@ def predict(run: Run, split: str = "test", *, unlabelled: bool = False) -> list[
     unreadable = {id(example) for example in unmade if not _readable(run, example, teacher=True)}
     examples = [example for example in examples if id(example) not in unreadable]
     tags = emotion_tags(run, split) if recipe.cascade else {}
-    with run.progress() as progress:
-        rivals = _rivals(run, examples, progress)
-        made = run.targets.make(run.module.llm, examples, progress)
-        if made.rejected:
-            told = f"{split}: {made.told(recipe.target_max_new_tokens)}"
-            _log.warning(told)
-            examples = [e for e in examples if (e.task, e.utterance.id) not in made.rejected]
-        complete = [run.targets.complete(example) for example in examples]
-        rows = [
-            (mode, _with_slots(example, mode, tags))
-            for mode in recipe.modes
-            for example in complete
-            if mode == "both" or _serves(run, example)
-        ]
-        bad = {row[1].utterance.id for row in rows if not _readable(run, row[1])}  # under all choices, to compare them
-        rows = [row for row in rows if row[1].utterance.id not in bad]
-        tagged = [row for row in rows if row[1].tag and row[1].task == TASK]  # the cascade's own task: its tag answers
-        asked = [row for row in rows if not (row[1].tag and row[1].task == TASK)]
-        predictions = [_prediction(run, *row, row[1].tag or "", rivals) for row in tagged]
-        predictions += _answers(run, asked, rivals, progress)
-    return [replace(prediction, source=data.names.get(prediction.id)) for prediction in predictions]
+    rivals = _rivals(run, examples, progress)
+    made = run.targets.make(run.module.llm, examples, progress)
+    if made.rejected:
+        told = f"{split}: {made.told(recipe.target_max_new_tokens)}"
+        _log.warning(told)
+        examples = [e for e in examples if (e.task, e.utterance.id) not in made.rejected]
+    complete = [run.targets.complete(example) for example in examples]
+    rows = [
+        (mode, _with_slots(example, mode, tags))
+        for mode in recipe.modes
+        for example in complete
+        if mode == "both" or _serves(run, example)
+    ]
+    bad = {row[1].utterance.id for row in rows if not _readable(run, row[1])}  # under all choices, to compare them
+    rows = [row for row in rows if row[1].utterance.id not in bad]
+    tagged = [row for row in rows if row[1].tag and row[1].task == TASK]  # the cascade's own task: its tag answers
+    asked = [row for row in rows if not (row[1].tag and row[1].task == TASK)]
+    asked.sort(key=lambda row: (row[0], row[1].task, row[1].utterance.seconds))
+    return Asked(run, tagged, asked, rivals)
 
 
 def _serves(run: Run, example: Example) -> bool:
@@ -124,22 +154,24 @@ def _with_slots(example: Example, mode: str, tags: dict[str, str]) -> Example:
     return replace(example, sources=sources, trains=frozenset(), tag=tag)
 
 
-def _answers(run: Run, rows: list[Row], rivals: Rivals, progress: Progress) -> Iterator[Prediction]:
-    """Generate in batches of like length."""
-    rows = sorted(rows, key=lambda row: (row[0], row[1].task, row[1].utterance.seconds))
-    size = run.recipe.evaluation.batch_size
-    for start in progress.track(range(0, len(rows), size), description="generating answers", unit="batch"):
-        part = rows[start : start + size]
-        batch = collate([example for _, example in part], run.audio_reader.read).to(run.module.device)
-        chats = [dialogue_of(example, run.slots) for _, example in part]
-        try:
-            responses = run.module.generate(batch, chats, run.recipe.evaluation.max_new_tokens)
-        except torch.OutOfMemoryError as error:
-            why = f"out of memory with {len(part)} rows at once; the same command goes on with fewer, such as "
-            why += f"evaluation.batch_size={max(1, len(part) // 4)}, and trains nothing again ({brief(error, 200)})"
-            raise ConfigError.at("evaluation.batch_size", "bad-value", why) from None
-        for (mode, example), response in zip(part, responses, strict=True):
-            yield _prediction(run, mode, example, response, rivals)
+def _responses(asked: Asked, progress: Progress, shared: SharedAnswers | None) -> list[str]:
+    """The model's answer to each row, generated in batches of like length."""
+    run, rows, size = asked.run, asked.rows, asked.run.recipe.evaluation.batch_size
+    if shared is not None:
+        return shared.give(rows, size, partial(_answer, run), progress)
+    starts = progress.track(range(0, len(rows), size), description="generating answers", unit="batch")
+    return [response for start in starts for response in _answer(run, rows[start : start + size])]
+
+
+def _answer(run: Run, part: Sequence[Row]) -> list[str]:
+    batch = collate([example for _, example in part], run.audio_reader.read).to(run.module.device)
+    chats = [dialogue_of(example, run.slots) for _, example in part]
+    try:
+        return run.module.generate(batch, chats, run.recipe.evaluation.max_new_tokens)
+    except torch.OutOfMemoryError as error:
+        why = f"out of memory with {len(part)} rows at once; the same command goes on with fewer, such as "
+        why += f"evaluation.batch_size={max(1, len(part) // 4)}, and trains nothing again ({brief(error, 200)})"
+        raise ConfigError.at("evaluation.batch_size", "bad-value", why) from None
 
 
 def _prediction(run: Run, mode: str, example: Example, response: str, rivals: Rivals) -> Prediction:

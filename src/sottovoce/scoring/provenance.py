@@ -43,8 +43,7 @@ def results_are(made_with: dict[str, Any], folder: Path) -> bool:
     """Whether there are results that were made with this; others are set aside as `earlier-<number>`."""
     if not (folder / "results.json").is_file():
         return False
-    before = _read(folder)
-    if before in (None, made_with):  # results of older versions do not say
+    if _are(made_with, folder):
         return True
     aside = folder / f"earlier-{len(list(folder.glob('earlier-*'))) + 1}"
     aside.mkdir()
@@ -54,6 +53,11 @@ def results_are(made_with: dict[str, Any], folder: Path) -> bool:
     (folder / "results.json").unlink()
     _log.info(f"another evaluation or test side than before: scored again; the earlier results are in {aside}")
     return False
+
+
+def are_there(made_with: dict[str, Any], folder: Path) -> bool:
+    """Whether there are results that were made with this; others stay where they are."""
+    return (folder / "results.json").is_file() and _are(made_with, folder)
 
 
 def write(made_with: dict[str, Any], folder: Path) -> None:
@@ -72,6 +76,10 @@ def _evaluation(recipe: Recipe) -> dict[str, Any]:
         node["sources"] = [[source.place, source.task_overrides, source.captions] for source in recipe.data.test]
     whole: dict[str, Any] = json.loads(json.dumps(node))
     return whole
+
+
+def _are(made_with: dict[str, Any], folder: Path) -> bool:
+    return _read(folder) in (None, made_with)  # results of older versions do not say
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

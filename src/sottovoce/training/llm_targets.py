@@ -1,10 +1,11 @@
-"""Targets that a run's own LLM makes: its response to the text equivalent of speech, made once and kept.
+"""Targets that a run's own LLM makes, by all its processes: responses to the text equivalent of speech, made once.
 
 Style-aware behaviour alignment (Wang et al., ICME 2025, section III-B): the adapters learn to make the LLM answer
 speech as it answers the equivalent text, so its habits stay its own.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +14,14 @@ from sottovoce.data.examples import Example
 from sottovoce.device import on_device
 from sottovoce.errors import SottovoceError
 from sottovoce.io import file_lock
+from sottovoce.json_journal import Journal
 from sottovoce.llms.answer_cache import AnswerCache, digest_key
 from sottovoce.llms.answer_text import no_target, without_thoughts
 from sottovoce.llms.causal_lm import CausalLLM
-from sottovoce.llms.chat_template import ChatTurn
+from sottovoce.llms.chat_template import ChatTurn, Segment
 from sottovoce.llms.row_batches import known_prefixes
 from sottovoce.progress import Progress
+from sottovoce.shared_parts import Part, parts_to_make
 from sottovoce.training.spoken_prompt import dialogue_of
 
 BATCH = 64  # prompts that are answered together
@@ -29,7 +32,7 @@ Name = tuple[str, str]  # task and id of an example
 class Made(NamedTuple):
     """What `Targets.make` has done."""
 
-    new: int  # prompts that were answered now
+    new: int  # prompts that this process has answered now
     wanted: set[Name]  # examples whose target the LLM makes
     rejected: dict[Name, str]  # those of them whose answer is nothing to learn from, and why
 
@@ -58,8 +61,9 @@ class Targets:
 
     def __init__(self, folder: Path, fingerprint: str, slots: Mapping[str, str], max_new_tokens: int) -> None:
         self.folder, self.slots, self.max_new_tokens = folder / "targets", slots, max_new_tokens
-        with file_lock(self.folder):
-            self.cache = AnswerCache(self.folder / f"{fingerprint[:16]}.answers")
+        self.fingerprint = fingerprint
+        self.cache = AnswerCache(self.folder / f"{fingerprint[:16]}.answers")
+        self._layout = self.folder / f".{self.cache.file.stem}.parts"  # parts that are being made, a line each
 
     def complete(self, example: Example) -> Example:
         """The example with its target; one that has a target stays as it is."""
@@ -77,7 +81,7 @@ class Targets:
     def make(self, llm: CausalLLM, examples: Iterable[Example], progress: Progress) -> Made:
         """Answer every prompt that has not been answered yet.
 
-        Of processes that want the same, the first makes them and the others find them.
+        Processes that want the same at the same time share it, and each comes back when all is made.
         """
         wanted: dict[str, Example] = {}
         names: dict[str, set[Name]] = {}  # of all examples that share a prompt
@@ -86,28 +90,59 @@ class Targets:
                 key = self._key(example)
                 wanted[key] = example
                 names.setdefault(key, set()).add((example.task, example.utterance.id))
-        missing: list[str] = []
-        if not wanted.keys() <= self.cache.answers.keys():
-            with file_lock(self.folder):
-                self.cache.read()
-                missing = [key for key in wanted if key not in self.cache.answers]
-                if missing:
-                    with llm.untuned(), on_device(llm):
-                        self._make(llm, {key: wanted[key] for key in missing}, progress)
+        new = self._make(llm, wanted, progress) if not wanted.keys() <= self.cache.answers.keys() else 0
         answers = self.cache.answers
         faults = {key: why for key in wanted if (why := no_target(without_thoughts(answers[key])))}
         rejected = {name: why for key, why in faults.items() for name in names[key]}
-        return Made(len(missing), {name for each in names.values() for name in each}, rejected)
+        return Made(new, {name for each in names.values() for name in each}, rejected)
 
-    def _make(self, llm: CausalLLM, missing: Mapping[str, Example], progress: Progress) -> None:
-        """Answers of prompts of like length together, for which the LLM reads once what all of them begin with."""
-        prompts = {key: llm.chat.prompt(teacher_dialogue(one, self.slots)) for key, one in missing.items()}
-        keys = sorted(prompts, key=lambda key: sum(len(part) for part in prompts[key] if isinstance(part, list)))
-        for start in progress.track(range(0, len(keys), BATCH), description="generating targets", unit="batch"):
-            part = keys[start : start + BATCH]
-            chats = [prompts[key] for key in part]
-            said = llm.generate(llm.embed_all(chats, {}), self.max_new_tokens, known_prefixes(chats))
-            self.cache.add(dict(zip(part, said, strict=True)))
+    def _make(self, llm: CausalLLM, wanted: Mapping[str, Example], progress: Progress) -> int:
+        """Answers of prompts of like length together, for which the LLM reads once what all of them begin with.
+
+        Returns how many this process has made.
+        """
+        parts, cache, new = self._parts(llm, wanted), self.cache, 0
+        if not parts:
+            return 0
+        task = progress.start("generating targets", len(parts), "batch")
+        due = parts_to_make(
+            self.folder, parts, lambda part: all(key in cache.answers or key not in wanted for key in part), cache.read,
+            task.advance,
+        )  # fmt: skip
+        with llm.untuned(), on_device(llm), closing(due):
+            for part in due:
+                keys = [key for key in part if key in wanted]  # with those that a killed process had written down
+                chats = [self._prompt(llm, wanted[key]) for key in keys]
+                said = llm.generate(llm.embed_all(chats, {}), self.max_new_tokens, known_prefixes(chats))
+                made = {key: text for key, text in zip(keys, said, strict=True) if key not in cache.answers}
+                cache.add(made)
+                new += len(made)
+        task.end()
+        with file_lock(self.folder):
+            if {key for part in self._laid_out() for key in part} <= cache.answers.keys():
+                self._layout.unlink(missing_ok=True)
+        return new
+
+    def _parts(self, llm: CausalLLM, wanted: Mapping[str, Example]) -> list[Part]:
+        """Parts with all prompts that have no answer: the first process lays them out, and others find them."""
+        with file_lock(self.folder):
+            self.cache.read()
+            missing = {key: one for key, one in wanted.items() if key not in self.cache.answers}
+            parts = self._laid_out()
+            rest = missing.keys() - {key for part in parts for key in part}
+            prompts = {key: self._prompt(llm, one) for key, one in missing.items() if key in rest}
+            keys = sorted(prompts, key=lambda key: sum(len(part) for part in prompts[key] if isinstance(part, list)))
+            new = [tuple(keys[start : start + BATCH]) for start in range(0, len(keys), BATCH)]
+            if new:
+                Journal(self._layout).append(new)
+        return [part for part in (*parts, *new) if not missing.keys().isdisjoint(part)]
+
+    def _prompt(self, llm: CausalLLM, example: Example) -> list[Segment]:
+        return llm.chat.prompt(teacher_dialogue(example, self.slots))
+
+    def _laid_out(self) -> list[Part]:
+        lines = Journal(self._layout).news()[1]
+        return [tuple(map(str, line)) for line in lines if isinstance(line, list)]
 
     def _key(self, example: Example) -> str:
         prompt = [(turn.role, turn.pieces) for turn in teacher_dialogue(example, self.slots)]
