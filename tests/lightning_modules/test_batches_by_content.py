@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from sottovoce.training.splits import read_splits
 from sottovoce.training.spoken_prompt import dialogue_of, response_tokens
 from sottovoce.training.stage_rows import StageRows, stage_rows
 
-BUDGETS = {"batch_seconds": 4.5, "batch_tokens": 330}
+BUDGETS = {"batch_seconds": 4.5, "batch_tokens": 420}
 TRAINED = "stages/1-joint/best.ckpt"
 
 
@@ -65,11 +66,10 @@ def test_batches_of_training_and_validation_keep_to_it(
     best = train_stages(run)
     assert best is not None
     for training, count in ((True, 12), (False, 5)):
-        batches = seen[training][: len(seen[training]) // 2]  # of two epochs, or validations
-        assert sorted(i for batch in batches for i in batch.ids) == sorted(
-            u.id for u in run.data.splits["train" if training else "validation"].utterances
-        )
-        assert 1 < len(batches) < count and len({len(batch.examples) for batch in batches}) > 1
+        batches, side = seen[training], run.data.splits["train" if training else "validation"]
+        ids = Counter(name for batch in batches for name in batch.ids)
+        assert ids == Counter({u.id: 2 for u in side.utterances})  # in two epochs, and two validations
+        assert 2 < len(batches) < 2 * count
     for batch in (*seen[True], *seen[False]):
         assert len(batch.examples) == 1 or size_of(run, batch, key) <= BUDGETS[key]
     done = json.loads((best.parent / "done.json").read_text())
@@ -155,8 +155,8 @@ def test_unequal_batches_of_a_step_weigh_by_their_tokens(
         return [weight.grad.clone() for weight in module.trainable_parameters() if weight.grad is not None]
 
     whole, parts = gradient([list(range(7))]), gradient([[0], [1, 2, 3, 4], [5, 6]])
-    assert whole and all(torch.allclose(a, b, atol=1e-6, rtol=1e-3) for a, b in zip(whole, parts, strict=True))
-    assert any(weight.abs().max() > 1e-4 for weight in whole)
+    apart = [float((a - b).abs().max() / a.abs().max()) for a, b in zip(whole, parts, strict=True)]
+    assert apart and max(apart) < 1e-4
 
 
 @pytest.mark.parametrize("key", BUDGETS)
@@ -179,9 +179,9 @@ def test_rows_without_a_sound_and_short_ones_count_a_second(tree: dict[str, Any]
     node = StageConfig(tasks={"asr": 1}, lr=1, epochs=1, batch_seconds=5, tasks_per_utterance=2)
     utterances = read_splits(recipes.parse(tree)).splits["train"].utterances
     rows = StageRows(utterances, np.zeros(12, np.float32), np.ones(12), np.zeros(12, np.int64))
-    for training, most in ((True, 2), (False, 5)):
+    for training, most in ((True, {2}), (False, {4})):  # 12 rows are three batches of no more than 5
         steps = list(stage_batches(node, rows, never, 0, 1, training=training))
-        assert max(len(step.numbers) for step in steps) == most
+        assert {len(step.numbers) for step in steps} == most
 
 
 def test_tokens_are_those_of_the_longest_reading(tree: dict[str, Any]) -> None:
@@ -193,7 +193,7 @@ def test_tokens_are_those_of_the_longest_reading(tree: dict[str, Any]) -> None:
     each = [run.row_lengths.most_tokens(utterances, [reading]) for reading in readings]
     assert len(each) == 3 and counted == [max(one) for one in zip(*each, strict=True)]
     assert run.row_lengths.most_tokens([replace(utterances[0], only=("caption",))], readings) == [0]
-    longer = replace(utterances[0], text=f"{utterances[0].text} and then some more of it was said")
+    longer = replace(utterances[0], text="and then some more of it was said, " * 9)
     assert run.row_lengths.most_tokens([longer], readings)[0] > counted[0]
 
 
