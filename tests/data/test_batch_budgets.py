@@ -33,9 +33,7 @@ def padded(rows: list[int], lengths: NDArray[Any] = LENGTHS) -> float:
 @pytest.mark.parametrize("budget", [20.0, 61.5, 240.0])
 def test_every_batch_of_every_rank_keeps_to_the_budget(ranks: int, together: int, budget: float) -> None:
     """Or is one row, which may be longer; and few have room for more rows than they have."""
-    batches = [
-        rows for rank in range(ranks) for rows in sampler(budget, ranks=ranks, rank=rank, accumulate=together)
-    ]
+    batches = [rows for rank in range(ranks) for rows in sampler(budget, ranks=ranks, rank=rank, accumulate=together)]
     assert all(len(rows.numbers) == 1 or padded(rows.numbers) <= budget for rows in batches)
     assert len(batches) == ranks * len(sampler(budget, ranks=ranks, accumulate=together))
     for epoch in range(3):

@@ -60,9 +60,7 @@ def test_batches_of_training_and_validation_keep_to_it(
     run = quiet_run({**tree, "stages": with_budget(tree, key)})
     seen: dict[bool, list[Batch]] = {True: [], False: []}
     loss = SpeechLLM.loss
-    monkeypatch.setattr(
-        SpeechLLM, "loss", lambda self, batch: seen[self.training].append(batch) or loss(self, batch)
-    )
+    monkeypatch.setattr(SpeechLLM, "loss", lambda self, batch: seen[self.training].append(batch) or loss(self, batch))
     best = train_stages(run)
     assert best is not None
     for training, count in ((True, 12), (False, 5)):
