@@ -85,6 +85,7 @@ def test_each_tenth_has_its_share_of_what_is_drawn_anew(seed: int) -> None:
 def test_steps_are_the_same_in_whatever_shares_they_are_taken(groups: Any) -> None:
     """One process that adds up four batches, two that add up two, and four: the same rows in the same steps."""
     whole = [sorted(rows.numbers) for rows in sampler(30.0, accumulate=4, groups=groups).global_steps()]
+    assert len(whole) < 1.5 * 3 * LENGTHS.sum() / (4 * 30.0)  # which pays for as many
     for ranks in (1, 2, 4):
         together = 4 // ranks
         taken: list[list[int]] = [[] for _ in whole]
