@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch.utils.data import DataLoader
 
 from sottovoce.config.recipe import Recipe
+from sottovoce.config.sections import BATCH_KEYS
 from sottovoce.data.batch_sampler import BatchSampler
 from sottovoce.data.examples import Examples, ExampleSampler, LazyExamples
 from sottovoce.errors import ConfigError
@@ -31,6 +32,7 @@ from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.tracking import AnswerSamples, StageProgress, StepLog, samples_of
 from sottovoce.lightning_modules.trainer import build_trainer, loader, tell_profile, train_to_end
 from sottovoce.lightning_modules.trainer_settings import batches_of, is_sharded, seconds_of
+from sottovoce.training.batch_plan import stage_batches, step_size
 from sottovoce.training.llm_targets import Made, Name
 from sottovoce.training.row_lengths import stage_readings
 from sottovoce.training.splits import LazySplit
@@ -91,9 +93,9 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
     for split in ("train", "validation"):
         _make_targets(run, name, split, trainer, chosen)
     together = stage.accumulate_grad_batches
-    batch_size = stage.batch_size * trainer.world_size * together
+    key, size = step_size(stage, trainer.world_size * together)
     rows, validated = _rows(run, name, "train"), _rows(run, name, "validation")
-    sampler = _sampler(run, name, "train", rows, trainer, _steps_done(resume, batch_size))
+    sampler = _sampler(run, name, "train", rows, trainer, _steps_done(resume, size, key))
     whole = sampler.steps
     sampler.max_steps = steps = optimizer_steps(chosen, sampler)
     if not trial:
@@ -119,7 +121,7 @@ def train_stage(run: Run, name: str, before: Path | None) -> Path | None:
         trainable = sum(weight.numel() for weight in run.module.trainable_parameters())
         drawn, _ = count_draws(run.data.splits["train"], stage, _drawing(run, name, "train"))
         report = {
-            "steps": steps, "batch_size": batch_size, "skipped": len(guard.skipped),
+            "steps": steps, key: size, "skipped": len(guard.skipped),
             "trainable": trainable, "best": kept.best, **meter.report(), **metrics,
             "tasks": {task: {"utterances": n, "draws": round(d * steps / whole)} for task, (n, d) in drawn.items()},
         }  # fmt: skip
@@ -188,15 +190,15 @@ def read_trained(checkpoint: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _steps_done(checkpoint: Path | None, batch_size: int) -> int:
-    """Steps of a stage that a killed run has made; `ConfigError` if they had not `batch_size` utterances."""
+def _steps_done(checkpoint: Path | None, size: float, key: str) -> int:
+    """Steps of a stage that a killed run has made; `ConfigError` if they were not of this size, by this key."""
     if checkpoint is None:
         return 0
     kept = read_checkpoint(checkpoint, mapped=True)
-    if kept.get("batch_size", batch_size) != batch_size:
-        told = f"{checkpoint}: this stage was begun with {kept['batch_size']} utterances a step in all processes, and "
-        told += f"would go on with {batch_size}: the product of the stage's `batch_size`, `accumulate_grad_batches` "
-        raise ConfigError(told + "and the number of processes must stay", code="mismatch", where="batch_size")
+    if (began := kept.get("batch_size", size)) != size:
+        told = f"{checkpoint}: this stage was begun with {began:g} {BATCH_KEYS[key]} a step in all processes, and "
+        told += f"would go on with {size:g}: the product of the stage's `{key}`, `accumulate_grad_batches` and the "
+        raise ConfigError(told + "number of processes must stay", code="mismatch", where=key)
     batches = int(kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"])
     return batches // int(kept.get("accumulate_grad_batches", 1))
 
@@ -210,12 +212,9 @@ def _rows(run: Run, stage: str, split: str) -> StageRows:
 def _sampler(run: Run, stage: str, split: str, rows: StageRows, trainer: L.Trainer, start: int = 0) -> BatchSampler:
     """This process's batches of a stage, from batch `start` on."""
     node, training = run.recipe.stages[stage], split == "train"
-    order = BatchSampler(
-        seconds=rows.seconds, weights=rows.weights,
-        batch_size=node.batch_size, epochs=node.epochs if training else 1, seed=run.recipe.seed,
-        rank=trainer.global_rank, ranks=trainer.world_size, start=start, groups=rows.groups,
-        accumulate=node.accumulate_grad_batches if training else 1,
-    )  # fmt: skip
+    count = partial(run.row_lengths.most_tokens, readings=stage_readings(run.recipe, run.tasks, stage))
+    order = stage_batches(node, rows, count, run.recipe.seed, trainer.world_size, training=training)
+    order.rank, order.start = trainer.global_rank, start
     few = run.recipe.trainer.get("overfit_batches")
     return overfitted(order, few) if training and few else order
 

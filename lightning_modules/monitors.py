@@ -87,7 +87,8 @@ def validation_scores(run: Run, stage: str) -> ValidationScores | None:
         ManifestError: no utterance of the validation side has what the monitored task needs.
     """
     node, split = run.recipe.stages[stage], run.data.splits["validation"]
-    if not (count := node.answered * node.batch_size):
+    size = node.batch_size or run.recipe.evaluation.batch_size
+    if not (count := node.answered * size):
         return None
     examples: list[Example] = []
     for task in (name for name, weight in node.tasks.items() if weight > 0):
@@ -107,7 +108,7 @@ def validation_scores(run: Run, stage: str) -> ValidationScores | None:
             raise ManifestError(told, code="empty", where=f"stages.{stage}.monitor")
         examples += drawn
     most = run.recipe.evaluation.max_new_tokens
-    return ValidationScores(examples, run.tasks, run.slots, run.audio_reader.read, node.batch_size, most)
+    return ValidationScores(examples, run.tasks, run.slots, run.audio_reader.read, size, most)
 
 
 class StopEarly(EarlyStopping):

@@ -28,6 +28,7 @@ from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
 from sottovoce.llms.ctc_head import CTCHead
 from sottovoce.llms.row_batches import known_prefixes
 from sottovoce.training import spoken_prompt
+from sottovoce.training.batch_plan import step_size
 from sottovoce.training.distillation import Distiller
 from sottovoce.training.slot_layers import MIX, layers_of_slots, slot_adapters
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, speech_positions
@@ -297,7 +298,7 @@ class SpeechLLM(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds what was trained and nothing that was frozen, recipe and batch size."""
         checkpoint["recipe"], together = self.recipe.plain(), self.trainer.accumulate_grad_batches
-        checkpoint["batch_size"] = self.node.batch_size * self.trainer.world_size * together
+        _, checkpoint["batch_size"] = step_size(self.node, self.trainer.world_size * together)
         checkpoint["accumulate_grad_batches"] = together
         checkpoint["state_dict"] = with_prefixes(self.trained_prefixes, checkpoint["state_dict"])
 

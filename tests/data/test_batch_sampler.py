@@ -13,7 +13,7 @@ from sottovoce.data.batch_sampler import BatchSampler
 
 def sampler(count: int = 1003, **changes: Any) -> BatchSampler:
     seconds = np.random.default_rng(0).uniform(1, 20, count).astype(np.float32)
-    known = {"seconds": seconds, "weights": [1.0] * count, "batch_size": 4, "epochs": 2, "seed": 0}
+    known = {"lengths": seconds, "weights": [1.0] * count, "batch_size": 4, "epochs": 2, "seed": 0}
     return BatchSampler(**{**known, **changes})
 
 
@@ -74,7 +74,7 @@ def test_each_tenth_of_a_small_epoch_has_its_share_of_what_is_drawn_anew(seed: i
 @pytest.mark.parametrize(("count", "buckets"), [(40, 2), (400, 10), (4000, 100)])
 def test_batches_are_full_and_hold_like_lengths(count: int, buckets: int) -> None:
     seconds = np.arange(count) / count
-    batches = [rows.numbers for rows in sampler(count, seconds=seconds, epochs=1)]
+    batches = [rows.numbers for rows in sampler(count, lengths=seconds, epochs=1)]
     assert {len(rows) for rows in batches} == {4} and len(batches) == count // 4
     assert max(np.ptp(seconds[rows]) for rows in batches) < 1.2 / buckets
 
@@ -83,7 +83,7 @@ def test_epochs_and_seeds_differ_and_a_seed_does_not() -> None:
     orders = [[rows for e, rows, *_ in sampler(seed=seed) if e == epoch] for seed, epoch in ((0, 0), (0, 1), (1, 0))]
     assert orders[0] != orders[1] != orders[2] != orders[0]
     assert list(sampler()) == list(sampler())
-    alike = [{frozenset(rows) for e, rows, *_ in sampler(seconds=[1.0] * 1003) if e == epoch} for epoch in range(2)]
+    alike = [{frozenset(rows) for e, rows, *_ in sampler(lengths=[1.0] * 1003) if e == epoch} for epoch in range(2)]
     assert len(alike[0] & alike[1]) < 5  # rows of equal length, too, meet others in the next epoch
 
 
@@ -142,7 +142,7 @@ def test_an_epoch_may_have_one_row_or_none(ranks: int) -> None:
 
 @pytest.mark.parametrize(("ranks", "accumulate", "size"), [(1, 4, 1), (2, 2, 1), (1, 2, 2), (2, 1, 2)])
 def test_a_step_is_the_same_in_whatever_shares_it_is_taken(ranks: int, accumulate: int, size: int) -> None:
-    shared: dict[str, Any] = {"seconds": np.arange(1.0, 23.0), "weights": np.ones(22), "epochs": 2, "seed": 3}
+    shared: dict[str, Any] = {"lengths": np.arange(1.0, 23.0), "weights": np.ones(22), "epochs": 2, "seed": 3}
     whole = [sorted(rows.numbers) for rows in BatchSampler(batch_size=4, **shared)]
     steps: list[list[int]] = [[] for _ in whole]
     for rank in range(ranks):

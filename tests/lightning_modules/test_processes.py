@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.conftest import tiny_tree, write_lines
 from tests.helpers.errors import refused
 from tests.helpers.processes import difference, launch, scores
-from tests.helpers.runs import Write
+from tests.helpers.runs import Write, run_killed
 
 from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
@@ -187,13 +187,35 @@ def test_two_processes_end_with_fewer_rows_than_they_are(
     assert difference(tmp_path / "runs" / "one", tmp_path / "runs" / "two", "1-joint") < NEAR
 
 
+def test_two_processes_take_the_steps_of_one_by_a_budget(
+    tiny_llm: str, tiny_whisper: str, manifests: dict[str, Path], tmp_path: Path
+) -> None:
+    """One that adds up two batches of so many seconds goes on as two, after a kill, and ends as it would have."""
+    tree = tiny_tree(tiny_llm, tiny_whisper, manifests, tmp_path)
+    tree["slots"]["paralinguistic"]["adapter"]["dropout"] = 0.0
+    tree["stages"] = {"joint": {"tasks": {"asr": 1}, "lr": 2e-4, "eps": 1.0, "epochs": 2, "batch_seconds": 2.4}}
+    tree["evaluation"] = {"batch_size": 5, "max_new_tokens": 2, "limit": 1, "tasks": ["asr"], "slots": ["both"]}
+    tree["checkpoint_every"] = 1
+    file = tmp_path / "recipe.yaml"
+    file.write_text(OmegaConf.to_yaml(tree))
+    one = "stages.joint.accumulate_grad_batches=2"
+    assert main(["fit", "--config", str(file), "name=one", one]) == 0
+    run_killed(6, "fit", "--config", str(file), "name=two", one)
+    two = {"overrides": ["name=two", "trainer.strategy=ddp", "trainer.devices=2"], "kill": None}
+    done = launch(str(file), [two], torchrun=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert difference(tmp_path / "runs" / "one", tmp_path / "runs" / "two", "1-joint") < NEAR
+    told = [json.loads((tmp_path / f"runs/{name}/stages/1-joint/done.json").read_text()) for name in ("one", "two")]
+    assert told[0]["steps"] == told[1]["steps"] > 4 and told[0]["batch_seconds"] == told[1]["batch_seconds"] == 4.8
+
+
 def test_a_stage_does_not_go_on_with_other_batches(tmp_path: Path) -> None:
     file = tmp_path / "last.ckpt"
     loops = {"fit_loop": {"epoch_loop.batch_progress": {"current": {"processed": 3}}}}
     torch.save({"batch_size": 48, "loops": loops}, file)
-    assert _steps_done(file, 48) == 3
-    with refused("mismatch", "batch_size"):
-        _steps_done(file, 24)
+    assert _steps_done(file, 48, "batch_size") == 3
+    with refused("mismatch", "batch_tokens"):
+        _steps_done(file, 24, "batch_tokens")
 
 
 @pytest.mark.parametrize(("name", "meant"), [("deepspeed_stage_4", r"deepspeed_stage_\d"), ("dpp", "ddp")])

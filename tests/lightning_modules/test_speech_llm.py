@@ -151,5 +151,5 @@ def test_a_checkpoint_holds_the_adapters_and_nothing_else(run: Run, monkeypatch:
     checkpoint: dict[str, Any] = {"state_dict": run.module.state_dict()}
     run.module.on_save_checkpoint(checkpoint)
     assert parse(checkpoint["recipe"]) == run.recipe
-    assert checkpoint["batch_size"] == 2 * 3 * run.recipe.stages["joint"].batch_size
+    assert checkpoint["batch_size"] == 2 * 3 * 4
     assert set(checkpoint["state_dict"]) == {f"adapters.{k}" for k in run.module.adapters.state_dict()}

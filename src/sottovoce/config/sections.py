@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from typing_extensions import Self
 
 from sottovoce.adapters import ADAPTERS
 from sottovoce.config.sources import Sources
@@ -34,6 +35,7 @@ SlotText: TypeAlias = Literal["caption", "transcript", "tagged"]
 Carried: TypeAlias = Literal["linguistic", "paralinguistic"]  # what tasks rely on
 ALL: Literal["all"] = "all"  # tasks of an utterance
 LOSS = "loss"  # a stage's `monitor`
+BATCH_KEYS = {"batch_size": "utterances", "batch_seconds": "seconds", "batch_tokens": "tokens"}  # and their units
 ANSWERED = 4  # batches of a task in a validation, where a score is monitored
 Values: TypeAlias = Annotated[list[Annotated[str, AfterValidator(nfc)]], Field(min_length=1)]
 Rate: TypeAlias = Annotated[float, Field(gt=0)]  # of learning
@@ -177,7 +179,9 @@ class StageConfig:
     eps: NonNegative = 1e-8
     grad_clip: NonNegative = Field(default=1.0, description="gradient norm")
     epochs: Int = Field(default=3, ge=1, le=100_000)
-    batch_size: Int = Field(default=48, ge=1, le=10**6, description="utterances a batch and process")
+    batch_size: Count | None = Field(default=None, description="utterances a batch and process; 48, without a budget")
+    batch_seconds: Float | None = Field(default=None, gt=0, le=10**6, description="or its seconds of audio, padded")
+    batch_tokens: Count | None = Field(default=None, description="or its tokens of prompt and response, padded")
     accumulate_grad_batches: Int = Field(default=1, ge=1, le=10**6, description="batches of a process that make a step")
     tasks_per_utterance: Annotated[int | Literal["all"], BeforeValidator(_tasks_per_utterance)] = Field(
         default=1, description="drawn from each utterance; all: each of them"
@@ -190,6 +194,22 @@ class StageConfig:
         default=None, description="batches of each task answered in a validation, for scores; null: 4 if one is needed"
     )
     patience: Count | None = Field(default=None, description="validations without a better one that end the stage")
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Self:
+        """A batch has one measure: a number of utterances, if nothing is said."""
+        given = [key for key in BATCH_KEYS if getattr(self, key) is not None]
+        if len(given) > 1:
+            told = f"{' and '.join(given)} are given, and a batch has one measure: set the others to null"
+            raise fault("conflict", given[-1], told)
+        if not given:
+            self.batch_size = 48
+        return self
+
+    @property
+    def budget(self) -> float | None:
+        """Seconds or tokens of a batch and process; None where it has a number of utterances."""
+        return self.batch_seconds or self.batch_tokens
 
     @property
     def answered(self) -> int:

@@ -33,6 +33,9 @@ def stage_conflicts(stage: StageConfig, where: str, recipe: Recipe) -> Iterator[
     if not stage.response_weight and not sum((stage.ctc or {}).values()) and not distills:
         why = "0 leaves no loss: give a slot a weight in `ctc`, or `distill` one"
         yield fault("bad-value", f"{where}.response_weight", why)
+    if stage.batch_tokens and recipe.data.validate == "lazy":
+        why = "of lines that are not read yet only the seconds are known: take batch_seconds, or data.validate: eager"
+        yield fault("conflict", f"{where}.batch_tokens", why)
     yield from _rates(stage, where, recipe)
     yield from _monitor(stage, where, recipe)
     if stage.distill and recipe.llm.tuning.method == "weights":

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from functools import partial
 from statistics import mean
 from typing import cast
 
@@ -18,7 +18,7 @@ from sottovoce.data.batch_sampler import BatchSampler, Rows
 from sottovoce.device import check_fits
 from sottovoce.errors import ConfigError, MissingError
 from sottovoce.estimation.hardware import GPU, Hardware, LocalDevice, hardware_of
-from sottovoce.estimation.placeholders import placeholder_splits
+from sottovoce.estimation.placeholders import placeholder_splits, row_lengths
 from sottovoce.estimation.step_simulator import Cost, StepSimulator, StepTimer, meta_module, uninitialized_module
 from sottovoce.lightning_modules.callbacks import peak_memory
 from sottovoce.lightning_modules.curriculum import optimizer_steps, overfitted
@@ -26,7 +26,9 @@ from sottovoce.lightning_modules.run import example_sampler_of
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.lightning_modules.trainer_settings import batches_of, check_trainer, is_sharded, is_trial, processes
 from sottovoce.llms.chat_template import ChatFormat
+from sottovoce.training.batch_plan import stage_batches
 from sottovoce.training.preparation import PART as BATCH
+from sottovoce.training.row_lengths import stage_readings
 from sottovoce.training.splits import DataSplits, build_tasks, read_splits
 from sottovoce.training.stage_rows import stage_rows
 
@@ -95,29 +97,35 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
     encoding, cached = 0.0, simulator.cached_bytes()  # of all clips, not of a stage's rows
     if simulator.cached:
         encoding = timer.encoding_time() if timer else cast(GPU, hardware).seconds(simulator.encoding())
-    tasks, stages = build_tasks(recipe), []
+    tasks, stages, lengths = build_tasks(recipe), [], row_lengths(recipe, module, data)
     for name, node in recipe.stages.items():
         sampler = example_sampler_of(recipe, tasks, name, cut=True)
         rows = stage_rows(train, node, sampler, training=True)
         for one in (simulator, timer or simulator):
             one.utterances = rows.utterances
         together = node.accumulate_grad_batches
-        order = BatchSampler(rows.seconds, rows.weights, node.batch_size, 1, recipe.seed, 0, ranks, accumulate=together)
-        validated = stage_rows(validation, node, sampler, training=False).weights.sum()
+        count = partial(lengths.most_tokens, readings=stage_readings(recipe, tasks, name))
+        order = stage_batches(node, rows, count, recipe.seed, ranks, training=True)
+        order = replace(order, epochs=1, groups=None)
+        validated, checks = stage_rows(validation, node, sampler, training=False), 0
+        if validated.weights.any():
+            checks = stage_batches(node, validated, count, recipe.seed, ranks, training=False).steps
         if few := recipe.trainer.get("overfit_batches"):
             order = overfitted(order, few)
         steps = optimizer_steps(recipe.trainer, replace(order, epochs=node.epochs))
         epochs = steps / order.steps if steps < order.steps * node.epochs else node.epochs
-        checks = _validation_batches(recipe, ceil(validated / (node.batch_size * ranks)), node, steps) / epochs
-        longest, *typical = _typical(order, rows.seconds, ranks * together, TIMED if timer else SIMULATED)
-        cost = simulator.stage(name, sampler, [longest] if timer else [longest, *typical])
-        step, check = timer.times(name, sampler, typical) if timer else _by_sheet(cast(GPU, hardware), cost)
+        validations = _validation_batches(recipe, checks, node, steps) / epochs
+        largest = _largest(order, rows.seconds, ranks * together)
+        typical = _typical(order, rows.seconds, ranks * together, TIMED if timer else SIMULATED)
+        cost = simulator.stage(name, sampler, largest if timer else [*largest, *typical], len(largest))
+        by_sheet = None if timer else _by_sheet(cast(GPU, hardware), cost, len(largest))
+        step, check = timer.times(name, sampler, typical) if timer else cast(tuple[float, float], by_sheet)
         memory = {strategy: program + _memory(module, cost, strategy, ranks) for strategy in STRATEGIES}
         if on_cpu and timer:  # the timed steps took more where memory was not given back, and a run keeps still more
             timer.generate_targets(name, sampler, typical)
             memory = {strategy: int(SPARE * max(most, peak_memory())) for strategy, most in memory.items()}
         file = _trained_bytes(module) + cost.moments
-        stages.append(StageEstimate(name, order.steps, epochs, step * together, checks * check, memory, file))
+        stages.append(StageEstimate(name, order.steps, epochs, step * together, validations * check, memory, file))
     clips = sum(len(split.clips()) for split in data.splits.values())
     own_tokenizer, cache = isinstance(module.llm.chat, ChatFormat), clips * cached
     encoding *= clips / BATCH / ranks  # every process encodes its share
@@ -132,16 +140,27 @@ def _validation_batches(recipe: Recipe, most: int, node: StageConfig, steps: int
     return times * batches_of(amount, most) if most else 0
 
 
-def _by_sheet(gpu: GPU, cost: Cost) -> tuple[float, float]:
-    """Seconds of a training step of typical batches, and of a validation step."""
-    return mean(gpu.seconds(work) for work in cost.steps[1:]), gpu.seconds(cost.validation)
+def _by_sheet(gpu: GPU, cost: Cost, largest: int) -> tuple[float, float]:
+    """Seconds of a training step of typical batches, which come after so many of the largest; of a validation step."""
+    return mean(gpu.seconds(work) for work in cost.steps[largest:]), gpu.seconds(cost.validation)
+
+
+def _largest(order: BatchSampler, seconds: NDArray[np.float32], shares: int) -> list[Rows]:
+    """The batch of the most seconds, as one process has it; with a budget, which all spend, that of most rows, too."""
+    steps = [Rows(rows.epoch, rows.numbers[::shares]) for rows in order.global_steps()]
+    found = [max(steps, key=lambda rows: float(seconds[rows.numbers].sum()))]
+    if order.budget is not None:
+        lengths = np.asarray(order.lengths)
+        found.append(max(steps, key=lambda rows: len(rows.numbers) * float(lengths[rows.numbers].max())))
+        found.append(max(steps, key=lambda rows: len(rows.numbers)))
+    return [rows for at, rows in enumerate(found) if rows not in found[:at]]
 
 
 def _typical(order: BatchSampler, seconds: NDArray[np.float32], shares: int, count: int) -> list[Rows]:
-    """The batch of the most seconds, then some of an epoch from short to long, as one process has them."""
+    """Some batches of an epoch from short to long, as one process has them."""
     by_length = sorted(order.global_steps(), key=lambda rows: float(seconds[rows.numbers].sum()))
     chosen = [by_length[(2 * i + 1) * len(by_length) // (2 * count)] for i in range(count)]
-    return [Rows(rows.epoch, rows.numbers[::shares]) for rows in (by_length[-1], *chosen)]
+    return [Rows(rows.epoch, rows.numbers[::shares]) for rows in chosen]
 
 
 def _memory(module: SpeechLLM, cost: Cost, strategy: str, ranks: int) -> int:

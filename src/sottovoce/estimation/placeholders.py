@@ -3,12 +3,16 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
+from sottovoce.adapters import Adapter
 from sottovoce.config.recipe import Recipe
 from sottovoce.data.tasks import AttributeTask, caption_from
 from sottovoce.data.utterance import Utterance
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
-from sottovoce.training.splits import DataSplits, Split, build_tasks
+from sottovoce.training.row_lengths import RowLengths
+from sottovoce.training.splits import DataSplits, LazySplit, Split, build_tasks
 
 LETTERS = 4  # of a token, in English
 
@@ -28,6 +32,17 @@ class PlaceholderChat:
     def response(self, turns: Sequence[ChatTurn], text: str) -> list[int]:
         return [*self._tokens(text), 0]
 
+    def tokenizer(self, texts: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        """The tokens of texts, as a tokenizer of transformers gives them."""
+        return {"input_ids": [self._tokens(text) for text in texts]}
+
+    def check_text(self, text: str) -> None:
+        """Nothing: which tokens control the chat is not known."""
+
+    def delimiters(self, placeholder: Placeholder, tokens: int) -> tuple[str, str]:
+        """What stands around speech: nothing that is known."""
+        return "", ""
+
     def _tokens(self, text: str) -> list[int]:
         return [0] * math.ceil(len(text) / LETTERS)
 
@@ -41,6 +56,20 @@ def _merged(segments: list[Segment]) -> list[Segment]:
         else:
             out.append(part)
     return out
+
+
+def row_lengths(recipe: Recipe, module: SpeechLLM, data: DataSplits) -> RowLengths:
+    """How long rows are for the LLM of a module without weights; a clip of an earlier turn is like the first."""
+    known = {u.audio: u.seconds for split in data.splits.values() if not isinstance(split, LazySplit)
+             for u in split.utterances if u.audio}  # fmt: skip
+    usual = next(iter(known.values()), 0.0)
+
+    def speech(slot: str, clip: Path) -> int:
+        samples = int(known.get(clip, usual) * module.encoder.sample_rate)
+        return cast(Adapter, module.adapters[slot]).output_length(module.encoder.output_length(samples))
+
+    most, made = recipe.evaluation.max_new_tokens, recipe.target_max_new_tokens
+    return RowLengths(module.llm.chat, None, module.llm.checkpoint, speech, most, made, recipe.instructions)
 
 
 def placeholder_splits(recipe: Recipe, count: int, seconds: float) -> DataSplits:

@@ -97,15 +97,15 @@ class StepSimulator:
         module.llm.compiles = False  # its operations are counted one by one
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
 
-    def stage(self, name: str, sampler: ExampleSampler, order: Sequence[Rows]) -> Cost:
-        """Make a training step of each batch; the first should be the largest: it gives the peak, moments included."""
+    def stage(self, name: str, sampler: ExampleSampler, order: Sequence[Rows], largest: int = 1) -> Cost:
+        """Make a training step of each batch; so many at the beginning give the peak, moments included."""
         optimizer = self.start(name, len(order))
         batches = [self.batch(name, sampler, rows) for rows in order]
         memory, steps, validation = PeakMemory(), [], OpCounter()
         self.step(batches[0], optimizer)  # makes the moments, which stay
-        for batch in batches:
+        for number, batch in enumerate(batches):
             steps.append(OpCounter())
-            with observed(steps[-1]), observed(memory) if batch is batches[0] else nullcontext():
+            with observed(steps[-1]), observed(memory) if number < largest else nullcontext():
                 self.step(batch, optimizer)
         with observed(validation):
             self.validate(batches[len(batches) // 2])

@@ -121,13 +121,32 @@ class RowLengths:
 
     def faults(self, utterances: Iterable[Utterance], readings: Sequence[Reading]) -> list[LineFault]:
         """What is wrong with which rows, the first fault of each."""
+        rows, around = self._counted(utterances, readings)
+        found = (self._fault(utterance, read, around) for utterance, read in rows)
+        return [fault for fault in found if fault is not None]
+
+    def most_tokens(self, utterances: Iterable[Utterance], readings: Sequence[Reading]) -> list[int]:
+        """Tokens of prompt and answer of each row in its longest reading, nearly; 0 for a row that none serves."""
+        rows, around = self._counted(utterances, readings)
+        sized = ((utterance, _Row(self, utterance), read) for utterance, read in rows)
+        return [max((self._bound(u, row, each, around)[1] for each in read), default=0) for u, row, read in sized]
+
+    def _counted(
+        self, utterances: Iterable[Utterance], readings: Sequence[Reading]
+    ) -> tuple[list[tuple[Utterance, list[Reading]]], dict[int, int]]:
+        """Rows with the readings that serve them, all their texts counted; and the tokens around each reading."""
         rows = [(u, [own for reading in readings if (own := self._own(reading, u)).serves(u)]) for u in utterances]
         used = {id(reading): reading for _, read in rows for reading in read}
         self._count(text for reading in used.values() for text in _fixed_texts(reading))
         self._count(text for utterance, read in rows for text in self._texts(utterance, read))
-        around = {key: self._around(reading) for key, reading in used.items()}
-        found = (self._fault(utterance, read, around) for utterance, read in rows)
-        return [fault for fault in found if fault is not None]
+        return rows, {key: self._around(reading) for key, reading in used.items()}
+
+    def _bound(
+        self, utterance: Utterance, row: "_Row", reading: Reading, around: Mapping[int, int]
+    ) -> tuple[dict[str, str], int]:
+        """What fills each slot where a row is longest, and its tokens then, nearly."""
+        sources, size = row.longest(reading)
+        return sources, size + (around[id(reading)] if utterance.audio else self._overhead[0])
 
     def check(self, utterance: Utterance, readings: Sequence[Reading]) -> None:
         """`LineFault` where the LLM cannot read a row."""
@@ -152,8 +171,7 @@ class RowLengths:
             return None
         row = _Row(self, utterance)
         for reading in readings:
-            sources, size = row.longest(reading)
-            bound = size + (around[id(reading)] if utterance.audio else self._overhead[0])
+            sources, bound = self._bound(utterance, row, reading, around)
             if bound * _SLACK + _MARGIN <= self.context:
                 continue
             wording = max(instructions(reading.task, utterance), key=lambda text: self._tokens[text])
