@@ -146,8 +146,9 @@ class Registry(Generic[T]):
                 named = {"properties": {"type": {"const": name}}, "required": ["type"]}
                 then = {"properties": {"type": {}, **knobs}, "additionalProperties": False}
                 rules.append({"if": named, "then": then})  # which demands no knob, since `extends` may bring any
-        known = {"anyOf": [{"enum": self.names()}, {"type": "string", "pattern": ":"}]}  # or a class of one's own
-        return {"type": "object", "properties": {"type": known}, "allOf": rules}
+        ours = [{"enum": names}] if (names := self.names()) else []
+        known = {"anyOf": [*ours, {"type": "string", "pattern": ":"}]}  # or a class of one's own
+        return {"type": "object", "properties": {"type": known}} | ({"allOf": rules} if rules else {})
 
 
 def _written_knobs(module: str, name: str) -> list[Knob] | None:
