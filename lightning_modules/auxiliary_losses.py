@@ -50,3 +50,10 @@ def head_loss(module: SpeechLLM, batch: Batch, out: TokenLoss) -> Tensor | float
         module.log("train/auxiliary_head_accuracy", head.right / head.rows, batch_size=head.rows)
         module.log("train/auxiliary_head", both, batch_size=head.rows)
     return config.weight * both
+
+
+def told_loss(module: SpeechLLM, out: TokenLoss) -> tuple[Tensor, int]:
+    """What is told as the loss, a sum, (), and its tokens: of responses, or of what is learned in place of them."""
+    if not module.node.response_weight and out.divergence is not None:
+        return out.divergence, out.tokens
+    return out.ctc[:2] if not module.node.response_weight and out.ctc else out[:2]

@@ -18,7 +18,7 @@ from sottovoce.data.examples import Batch
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
-from sottovoce.lightning_modules.auxiliary_losses import ctc_loss, head_loss
+from sottovoce.lightning_modules.auxiliary_losses import ctc_loss, head_loss, told_loss
 from sottovoce.lightning_modules.callbacks import propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import frozen_may_be_absent, load_trained, part_of, with_prefixes
 from sottovoce.lightning_modules.trainer import adamw
@@ -234,9 +234,11 @@ class SpeechLLM(L.LightningModule):
         out = self.loss(batch)
         self.row_losses, self.row_tokens = out.per_row.detach(), out.row_tokens
         # sums over all ranks, of which each then divides by the tokens of all, in all batches of the step
-        here = torch.stack([out.total.detach(), out.total.new_tensor(out.tokens)]) * batch.counts
-        step = here[1] if batch.step is None else here.new_tensor(batch.step.tokens)
-        total, tokens, in_step = self.trainer.strategy.reduce(torch.stack([*here, step]), reduce_op="sum")
+        told, count = told_loss(self, out)
+        here = torch.stack([told.detach(), told.new_tensor(count), told.new_tensor(out.tokens)]) * batch.counts
+        if batch.step is not None:
+            here[2] = batch.step.tokens
+        total, tokens, in_step = self.trainer.strategy.reduce(here, reduce_op="sum")
         first = number % self.trainer.accumulate_grad_batches == 0
         self._so_far = torch.stack([total, tokens]) + (0.0 if first else self._so_far)  # of the step
         mean = self._so_far[0] / self._so_far[1].clamp(min=1)  # there are none where no process has a row that counts
@@ -280,12 +282,8 @@ class SpeechLLM(L.LightningModule):
     def validation_step(self, batch: Batch, number: int) -> None:
         out = self.loss(batch)
         self.row_losses, self.row_tokens = out.per_row, out.row_tokens
-        total, tokens = out[:2]
-        if not self.node.response_weight and out.divergence is not None:
-            total = out.divergence
-        elif not self.node.response_weight and out.ctc:
-            total, tokens = out.ctc[:2]
-        self._validation_sums += torch.tensor([total.item(), tokens], dtype=torch.float64) * batch.counts
+        total, count = told_loss(self, out)
+        self._validation_sums += torch.tensor([total.item(), count], dtype=torch.float64) * batch.counts
 
     def on_validation_epoch_end(self) -> None:
         total, tokens = self.trainer.strategy.reduce(self._validation_sums.to(self.device), reduce_op="sum").tolist()

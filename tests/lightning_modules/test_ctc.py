@@ -105,11 +105,12 @@ def test_a_step_adds_them_up_and_validation_tells_what_chooses(
     assert out.ctc is not None and out.ctc.size > 0
     whole = weight * out.total + out.ctc.total + out.ctc.size
     torch.testing.assert_close(run.module.training_step(batch, 0), whole / out.tokens)
+    total, tokens = out[:2] if weight else out.ctc[:2]
+    assert logged["train/loss"] == pytest.approx(float(total) / tokens, rel=1e-5)
     assert logged["train/ctc"] == pytest.approx(float(out.ctc.total) / out.ctc.tokens, rel=1e-5)
     run.module.on_validation_epoch_start()
     run.module.validation_step(batch, 0)
     run.module.on_validation_epoch_end()
-    total, tokens = out[:2] if weight else out.ctc[:2]
     assert logged["val/loss"] == pytest.approx(float(total) / tokens, rel=1e-5)
 
 
