@@ -113,7 +113,8 @@ def estimate(recipe: Recipe, hardware: Hardware, data: DataSplits) -> Estimate:
         if few := recipe.trainer.get("overfit_batches"):
             order = overfitted(order, few)
         steps = optimizer_steps(recipe.trainer, replace(order, epochs=node.epochs))
-        epochs = steps / order.steps if steps < order.steps * node.epochs else node.epochs
+        fewer = steps < order.steps * node.epochs
+        epochs = steps / order.steps if fewer or node.budget else node.epochs  # with a budget, epochs differ a little
         validations = _validation_batches(recipe, checks, node, steps) / epochs
         largest = _largest(order, rows.seconds, ranks * together)
         typical = _typical(order, rows.seconds, ranks * together, TIMED if timer else SIMULATED)
