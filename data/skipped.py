@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from sottovoce.errors import Code, ManifestError, SottovoceError
 
 _SHOWN = 20  # of a list
-_OF_CLIPS = ("unsafe", "not-found")  # whose problems begin with the clip, another one in each line
+_OUTSIDE = "unsafe"  # whose problem begins with the clip, another one in each line
 _EXAMPLES = 3  # further places of a fault that many lines have
 
 
@@ -28,7 +28,7 @@ def summary(faults: Sequence[SottovoceError]) -> list[str]:
     """Each fault in a line; one that several lines have is told of the first, with their number and three others."""
     alike: dict[object, list[SottovoceError]] = {}
     for number, fault in enumerate(faults):
-        problem = isinstance(fault, LineFault) and (fault.code if fault.code in _OF_CLIPS else fault.problem)
+        problem = isinstance(fault, LineFault) and (fault.code if fault.code == _OUTSIDE else fault.problem)
         same = problem and (fault.where.rpartition(":")[0], problem)
         alike.setdefault(same or number, []).append(fault)
     return [_told(first, others) for first, *others in alike.values()]

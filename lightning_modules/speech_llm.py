@@ -194,9 +194,8 @@ class SpeechLLM(L.LightningModule):
     def generate(self, batch: Batch, dialogues: list[list[ChatTurn]], max_new_tokens: int) -> list[str]:
         """The model's answer to each dialogue; the batch has their clips."""
         self.eval()
-        prompts = [self.llm.chat.prompt(dialogue) for dialogue in dialogues]
-        inputs = self.llm.embed_all(prompts, self.speech_embeddings(batch, prompts)[0])
-        return self.llm.generate(inputs, max_new_tokens, known_prefixes(prompts))
+        prefixes = known_prefixes([self.llm.chat.prompt(dialogue) for dialogue in dialogues])
+        return self.llm.generate(self.embed(batch, dialogues), max_new_tokens, prefixes)
 
     def embed(self, batch: Batch, dialogues: list[list[ChatTurn]]) -> list[Tensor]:
         """Each dialogue's prompt as the LLM reads it, (tokens, llm_dim): text and the batch's speech."""

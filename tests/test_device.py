@@ -41,6 +41,6 @@ def test_a_device_that_is_not_there_is_refused(name: str, code: str) -> None:
 
 
 def test_every_command_that_answers_takes_a_device() -> None:
-    answering = ("chat", "demo", "predict", "evaluate", "analyze", "diagnose", "judge", "targets", "paired")
+    answering = ("chat", "demo", "predict", "evaluate", "analyze", "diagnose", "judge", "targets", "paired", "serve")
     assert {command.name for command in COMMANDS if command.device} == set(answering)
     assert parser().parse_args(["chat", "b", "--device", "cuda:1"]).device == "cuda:1"

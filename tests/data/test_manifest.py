@@ -332,14 +332,13 @@ def test_one_fault_of_many_lines_is_told_once(folder: Path) -> None:
 
 
 def test_clips_that_lie_elsewhere_are_told_once(folder: Path) -> None:
-    """Each of them has another name."""
+    """Each of them has another name; those that are missing are named."""
     rows = [line(f"u{i}", audio=f"/elsewhere/{i}.wav") for i in range(30)]
-    rows += [line(f"m{i}", audio=f"{i}.wav") for i in range(9)]
-    path = write(folder, line("good"), *rows)
+    path = write(folder, line("good"), *rows, *(line(f"m{i}", audio=f"{i}.wav") for i in range(2)))
     with pytest.raises(ManifestError) as caught:
         read(path)
-    _, outside, missing = str(caught.value).splitlines()
-    assert "29 more" in outside and "/elsewhere/0.wav" in outside and "8 more" in missing
+    _, outside, *missing = str(caught.value).splitlines()
+    assert "29 more" in outside and "/elsewhere/0.wav" in outside and len(missing) == 2
 
 
 BOM = b"\xef\xbb\xbf"

@@ -15,7 +15,7 @@ import sottovoce as sv
 from sottovoce.cli.main import main
 from sottovoce.data.examples import Batch
 from sottovoce.errors import AudioError, ConfigError
-from sottovoce.llms import ChatTurn, Placeholder
+from sottovoce.llms import ChatTurn, Placeholder, streaming
 from sottovoce.serving.audio_input import waveform
 
 MOST = {"max_new_tokens": 4}
@@ -96,7 +96,7 @@ def test_an_error_of_a_stream_reaches_the_reader(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(model.module.llm, "generated_ids", fails)
+    monkeypatch.setattr(streaming, "generate_rows", fails)
     with pytest.raises(RuntimeError, match="broken"):
         list(model.stream(clips[0], "asr"))
 
