@@ -48,7 +48,8 @@ def main() -> None:
             for side, checkout in list(sides.items())[:: -1 if turn % 2 else 1]:
                 copy = Path(name) / "run"
                 shutil.copytree(arguments.run, copy)
-                shutil.rmtree(copy / "evaluation", ignore_errors=True)
+                for scores in copy.glob("evaluation*"):
+                    shutil.rmtree(scores)
                 out = Path(name) / "targets.jsonl"
                 commands = {
                     "scores": ["evaluate", str(copy), f"evaluation.limit={arguments.limit}"],
@@ -61,7 +62,7 @@ def main() -> None:
                     seconds = measured(checkout, command)
                     took.setdefault((what, side), []).append(seconds)
                     print(f"round {turn + 1}, {what}, {side} build: {seconds[0]:.1f} s", file=sys.stderr)
-                rows = [json.loads(line) for line in (copy / "evaluation/predictions.jsonl").read_text().splitlines()]
+                rows = [json.loads(line) for line in next(copy.rglob("predictions.jsonl")).read_text().splitlines()]
                 results["scores", side] = [row["response"] for row in rows]
                 results["targets", side] = out.read_text("utf-8")
                 shutil.rmtree(copy)
