@@ -194,12 +194,15 @@ class SpeechLLM(L.LightningModule):
     def generate(self, batch: Batch, dialogues: list[list[ChatTurn]], max_new_tokens: int) -> list[str]:
         """The model's answer to each dialogue; the batch has their clips."""
         self.eval()
-        prefixes = known_prefixes([self.llm.chat.prompt(dialogue) for dialogue in dialogues])
-        return self.llm.generate(self.embed(batch, dialogues), max_new_tokens, prefixes)
+        prompts = [self.llm.chat.prompt(dialogue) for dialogue in dialogues]
+        return self.llm.generate(self.embed_prompts(batch, prompts), max_new_tokens, known_prefixes(prompts))
 
     def embed(self, batch: Batch, dialogues: list[list[ChatTurn]]) -> list[Tensor]:
         """Each dialogue's prompt as the LLM reads it, (tokens, llm_dim): text and the batch's speech."""
-        prompts = [self.llm.chat.prompt(dialogue) for dialogue in dialogues]
+        return self.embed_prompts(batch, [self.llm.chat.prompt(dialogue) for dialogue in dialogues])
+
+    def embed_prompts(self, batch: Batch, prompts: list[list[Segment]]) -> list[Tensor]:
+        """The same of dialogues as token ids and placeholders."""
         return self.llm.embed_all(prompts, self.speech_embeddings(batch, prompts)[0])
 
     def loss(self, batch: Batch) -> TokenLoss:

@@ -15,7 +15,8 @@ import sottovoce as sv
 from sottovoce.cli.main import main
 from sottovoce.data.examples import Batch
 from sottovoce.errors import AudioError, ConfigError
-from sottovoce.llms import ChatTurn, Placeholder, streaming
+from sottovoce.llms import Placeholder, streaming
+from sottovoce.llms.chat_template import Segment
 from sottovoce.serving.audio_input import waveform
 
 MOST = {"max_new_tokens": 4}
@@ -141,13 +142,13 @@ def _wording(model: sv.Model, task: str) -> str:
 
 def test_slots_can_be_left_empty(model: sv.Model, clips: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[list[str]] = []
-    embed = model.module.embed
+    embed = model.module.embed_prompts
 
-    def seen(batch: Batch, chats: list[list[ChatTurn]]) -> list[torch.Tensor]:
-        heard.append([part.key.slot for part in chats[0][-1].pieces if isinstance(part, Placeholder)])  # type: ignore[attr-defined]
-        return embed(batch, chats)
+    def seen(batch: Batch, prompts: list[list[Segment]]) -> list[torch.Tensor]:
+        heard.append([part.key.slot for part in prompts[0] if isinstance(part, Placeholder)])  # type: ignore[attr-defined]
+        return embed(batch, prompts)
 
-    monkeypatch.setattr(model.module, "embed", seen)
+    monkeypatch.setattr(model.module, "embed_prompts", seen)
     for slots in ("both", "linguistic", ["linguistic", "paralinguistic"]):
         model(clips[0], "asr", slots=slots, **MOST)
         model.probabilities(clips[0], "emotion", slots=slots)

@@ -94,7 +94,7 @@ def test_clips_that_cannot_be_read_are_rows_and_the_exit_code_says_so(folder: Pa
 def test_one_clip_too_many_for_the_llm_costs_no_other(
     folder: Path, tmp_path: Path, model: sv.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed = model.module.embed
+    embed = model.module.embed_prompts
 
     def too_long(batch: Any, chats: Any) -> Any:
         prompts = embed(batch, chats)
@@ -102,7 +102,7 @@ def test_one_clip_too_many_for_the_llm_costs_no_other(
                 for prompt, samples in zip(prompts, batch.audio.rows(), strict=True)]  # fmt: skip
 
     longest = max(len(module_wave) for module_wave in map(_wave, folder.rglob("*.[wW]*")))
-    monkeypatch.setattr(model.module, "embed", too_long)
+    monkeypatch.setattr(model.module, "embed_prompts", too_long)
     with refused("damaged", kind=AudioError):
         predict("b", [str(folder)], ["asr"], out=str(tmp_path / "o.jsonl"), max_new_tokens=2)
     assert sum(row["error"] is not None for row in rows(tmp_path / "o.jsonl")) == 1
