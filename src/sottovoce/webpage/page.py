@@ -122,10 +122,13 @@ def build(listener: Listener, examples: Sequence[Example] = (), against: Listene
                 asked = _left(listener, examples)
             with gr.Column(scale=3, min_width=420):
                 told = _html(elem_id="note")
-                shown = _tabs(page, asked, told)
+                shown, buttons = _tabs(page, asked, told)
         forget = f"() => Array({len(shown) + 1}).fill('')"  # an old answer beside a new clip would mislead
         for part in asked:
             part.change(None, None, [*shown, told], js=forget, api_visibility="private", show_progress="hidden")
+        # a recording is uploaded after it has been shown: asked before that, the page would know of no clip
+        usable = f"clip => Array({len(buttons)}).fill({{__type__: 'update', interactive: Boolean(clip)}})"
+        asked[0].change(None, asked[0], buttons, js=usable, api_visibility="private", show_progress="hidden")
     blocks.queue(api_open=False)
     return blocks
 
@@ -147,15 +150,18 @@ def _left(listener: Listener, examples: Sequence[Example]) -> tuple[gr.Audio, gr
     return clip, task, own
 
 
-def _tabs(page: Page, asked: tuple[gr.Audio, gr.Dropdown, gr.Textbox], told: gr.HTML) -> list[Any]:
-    """The tabs; returns what they show."""
+def _tabs(
+    page: Page, asked: tuple[gr.Audio, gr.Dropdown, gr.Textbox], told: gr.HTML
+) -> tuple[list[Any], list[gr.Button]]:
+    """The tabs; returns what they show, and the buttons that need a clip."""
     inputs, names = list(asked), list(page.listener.slots)
     with gr.Tab("Ask", id="ask"):
         with gr.Row():
-            button = gr.Button("Ask", variant="primary", elem_id="do-ask")
+            button = _ask("Ask", "do-ask")
             stop = gr.Button("Stop", elem_id="stop")
         answer = gr.Textbox(label="Answer", lines=5, interactive=False, elem_id="answer", buttons=["copy"])
         wording = gr.Textbox(label="Asked in these words", lines=2, interactive=False, elem_id="wording")
+        buttons = [button]
         running = button.click(
             page.told(page.ask, 2), inputs, [answer, wording, told], show_progress="minimal", **_WORK
         )
@@ -167,22 +173,30 @@ def _tabs(page: Page, asked: tuple[gr.Audio, gr.Dropdown, gr.Textbox], told: gr.
         else:
             _html(hint(f"This bundle has one slot, {names[0]}: without it nothing would be heard."))
             off = gr.CheckboxGroup([], visible=False)
-        button = gr.Button("Answer with and without", variant="primary", elem_id="do-slots")
+        button = _ask("Answer with and without", "do-slots")
         sides = _html(elem_id="sides", min_height=60)
+        buttons.append(button)
         button.click(page.told(page.slots, 1), [*inputs, off], [sides, told], show_progress="minimal", **_WORK)
     with gr.Tab("Attributes", id="attributes"):
-        button = gr.Button("How does it sound?", variant="primary", elem_id="do-attributes")
+        button = _ask("How does it sound?", "do-attributes")
         shares, drawn = _html(elem_id="shares", min_height=60), _html(elem_id="drawn")
+        buttons.append(button)
         handler = page.told(page.attributes, 2)
         button.click(handler, inputs, [shares, drawn, told], show_progress="minimal", **_WORK)
     shown: list[Any] = [answer, wording, sides, shares, drawn]
     if page.against is not None:
         with gr.Tab("Compare", id="compare"):
-            button = gr.Button("Ask both", variant="primary", elem_id="do-compare")
+            button = _ask("Ask both", "do-compare")
             both = _html(elem_id="both", min_height=60)
+            buttons.append(button)
             button.click(page.told(page.compare, 1), inputs, [both, told], show_progress="minimal", **_WORK)
         shown.append(both)
-    return shown
+    return shown, buttons
+
+
+def _ask(label: str, elem_id: str) -> gr.Button:
+    """A button that can be pressed once there is a clip."""
+    return gr.Button(label, variant="primary", elem_id=elem_id, interactive=False)
 
 
 def _html(value: str = "", elem_id: str | None = None, min_height: int | None = None) -> gr.HTML:
