@@ -278,5 +278,8 @@ def _frozen(model: "PreTrainedModel") -> "PreTrainedModel":
 
 
 def _contiguous(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Sliced hidden states, of which torch multiplies each row apart (findings/frozen_linear_of_a_slice.sh)."""
-    return tuple(x.contiguous() for x in inputs)
+    """Sliced hidden states, of which torch multiplies each row apart (findings/frozen_linear_of_a_slice.sh).
+
+    By way of two dimensions: one row of a slice counts as contiguous, and keeps strides that are taken for a slice's.
+    """
+    return tuple(x.reshape(-1, x.shape[-1]).contiguous().view(x.shape) for x in inputs)
