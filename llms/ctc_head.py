@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-PIECE = 8_192  # tokens whose logits are in memory at once
+DRAWN = 4_096  # tokens whose logits are in memory at once, and of which a training step estimates all that nobody says
 SIZE = 0.1  # weight of how long embeddings are, which cosines leave open, and which grew to ten times that of words
 
 
@@ -53,15 +52,21 @@ class CTCHead(nn.Module):
         return scaled @ F.normalize(self.blank, dim=0)[:, None]
 
     def _log_p(self, speech: Tensor, table: Tensor, said: Tensor) -> Tensor:
-        """Log probabilities, among all classes, of the blank and of some tokens: (frames, 1 + some).
+        """Log probabilities of the blank, of the tokens that are said, and of all others: (frames, 1 + said + 1).
 
-        The sum over all classes is taken piece by piece, so that the logits of a whole vocabulary are never kept.
+        In training the others are estimated from `DRAWN` of them, at random: their sum, times how many more there are.
+        The whole vocabulary would take most of the time of a step.
         """
         scaled = self._scaled(speech)
-        blank = self._blank(scaled)
-        sums = [checkpoint(_log_sum, scaled, rows, use_reentrant=False) for rows in torch.split(table, PIECE)]
-        normalizer = torch.stack([blank[:, 0], *sums]).logsumexp(0)
-        return torch.cat([blank, _of_tokens(scaled, table[said])], 1) - normalizer[:, None]
+        other = torch.ones(len(table), dtype=torch.bool, device=table.device).index_fill(0, said, False).nonzero()[:, 0]
+        drawn = other
+        if self.training and len(other) > DRAWN:
+            drawn = other[torch.randperm(len(other))[:DRAWN].to(other.device)]
+        classes = [self._blank(scaled), _of_tokens(scaled, table[said])]
+        if len(drawn):
+            sums = [_of_tokens(scaled, table[some]).logsumexp(1) for some in torch.split(drawn, DRAWN)]
+            classes.append(torch.stack(sums, 1).logsumexp(1, keepdim=True) + math.log(len(other) / len(drawn)))
+        return torch.cat(classes, 1).log_softmax(1)
 
     def loss(self, speech: Sequence[Tensor], texts: Sequence[Sequence[int]], table: Tensor) -> CTCLoss:
         """Of embeddings (frames, dim) of each row, given the token ids of its text.
@@ -77,10 +82,9 @@ class CTCHead(nn.Module):
         x = torch.cat([x for x, _ in rows])  # real frames alone
         tokens = torch.tensor([token for _, text in rows for token in text])
         said, targets = torch.unique(tokens, return_inverse=True)
-        log_p = self._log_p(x, table, said.to(table.device))
-        # What no text has is one class: few columns to align, and torch's gradient needs probabilities that add up to 1
-        others = torch.log1p(-log_p.exp().sum(1, keepdim=True).clamp(max=1 - 1e-6))
-        padded = nn.utils.rnn.pad_sequence(list(torch.split(torch.cat([log_p, others], 1), frames.tolist())))
+        with torch.autocast(x.device.type, enabled=False):  # cosines times a scale need more than half precision
+            log_p = self._log_p(x, table, said.to(table.device))
+        padded = nn.utils.rnn.pad_sequence(list(torch.split(log_p, frames.tolist())))
         total = F.ctc_loss(padded, targets.to(x.device) + 1, frames, sizes, reduction="sum")
         words = table[said.to(table.device)].float().norm(dim=1).mean()
         size = SIZE * (x.float().norm(dim=1).clamp(min=1e-6) / words).log().square().sum()
@@ -94,7 +98,3 @@ def frames_needed(text: Sequence[int]) -> int:
 
 def _of_tokens(scaled: Tensor, table: Tensor) -> Tensor:
     return F.linear(scaled.to(table.dtype), F.normalize(table, dim=-1)).float()
-
-
-def _log_sum(scaled: Tensor, table: Tensor) -> Tensor:
-    return _of_tokens(scaled, table).logsumexp(1)

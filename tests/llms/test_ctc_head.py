@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sottovoce.llms import ctc_head
 from sottovoce.llms.ctc_head import CTCHead
 
 TEXTS = [[3, 3, 7], [5], [1, 2, 3, 4]]
@@ -49,6 +50,26 @@ def test_loss_and_gradients_are_those_of_the_whole_vocabulary(
     torch.testing.assert_close(loss.total, expected)
     torch.testing.assert_close(torch.autograd.grad(loss.total, learned), wanted, rtol=1e-4, atol=1e-5)
     assert loss.tokens == 8 and all(gradient.abs().max() > 1e-3 for gradient in wanted)
+
+
+def test_a_training_step_estimates_what_nobody_says(
+    head: CTCHead, speech: list[Tensor], table: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From some of the other tokens, so that the mean over steps comes near the whole vocabulary; scores use it all."""
+    expected = whole(head, speech, TEXTS, table).item()
+    monkeypatch.setattr(ctc_head, "DRAWN", 3)
+    head.log_scale.data.fill_(0.0)  # of moderate differences between tokens
+    exact = head.eval().loss(speech, TEXTS, table).total.item()
+    assert exact == pytest.approx(whole(head, speech, TEXTS, table).item(), rel=1e-5) and exact != expected
+    head.train()
+    drawn = torch.tensor([head.loss(speech, TEXTS, table).total.item() for _ in range(300)])
+    assert drawn.std() > 1e-3 * exact
+    assert drawn.mean().item() == pytest.approx(exact, rel=0.01)
+
+
+def test_a_vocabulary_that_is_all_said(head: CTCHead, speech: list[Tensor], table: Tensor) -> None:
+    loss = head.loss(speech[:1], [[1, 0, 2]], table[:3])
+    torch.testing.assert_close(loss.total, whole(head, speech[:1], [[1, 0, 2]], table[:3]))
 
 
 def test_embeddings_are_drawn_to_the_size_of_words(head: CTCHead, table: Tensor) -> None:
