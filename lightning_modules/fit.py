@@ -160,7 +160,7 @@ def _print_draws(recipe: Recipe, module: SpeechLLM, console: Console) -> None:
         except MissingError as error:
             told = [f"draws of tasks: not counted, since there is no {error.where}"]
     try:
-        check_devices(recipe.trainer)
+        check_devices(recipe.trainer, compiles=recipe.compile)
     except ConfigError as error:
         told.append(f"here `fit` would stop: {error}")
     for line in told:

@@ -34,13 +34,17 @@ def example_sampler_of(recipe: Recipe, tasks: Mapping[str, Task], stage: str | N
     )  # fmt: skip
 
 
-def check_devices(trainer: Mapping[str, Any]) -> None:
-    """`ConfigError` where a recipe's `trainer` asks for GPUs that this machine does not have."""
+def check_devices(trainer: Mapping[str, Any], *, compiles: bool = False) -> None:
+    """`ConfigError` where a recipe asks for GPUs, or to compile for CPUs, and this machine does not have it."""
     wanted = str(trainer.get("accelerator", "auto"))
     if wanted in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
         why = "there is no GPU here, or PyTorch does not see it: take accelerator=cpu, or auto"
         raise ConfigError.at("trainer.accelerator", "unavailable", why)
     here, nodes = torch.cuda.device_count(), int(trainer.get("num_nodes", 1))
+    compiler = os.environ.get("CXX", "g++")
+    if compiles and (wanted == "cpu" or not here) and not shutil.which(compiler):
+        why = f"torch.compile needs a C++ compiler on a CPU, and there is no {compiler} (CXX names another)"
+        raise ConfigError.at("compile", "unavailable", why)
     each = processes(dict(trainer)) // nodes
     if wanted in ("gpu", "cuda", "auto") and 0 < here < each:
         raise ConfigError.at("trainer.devices", "unavailable", f"it asks for {each} GPUs, and there are {here} here")

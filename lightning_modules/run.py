@@ -94,7 +94,7 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
     check_trainer(recipe)
-    check_devices(recipe.trainer)
+    check_devices(recipe.trainer, compiles=recipe.compile)
     own_callbacks(recipe)
     for name, node in recipe.evaluation.metrics.items():
         OWN_METRICS.check(node.metric, f"evaluation.metrics.{name}.metric")

@@ -14,6 +14,7 @@ from sottovoce.errors import SottovoceError
 from sottovoce.llms.answer_text import Cut as Cut
 from sottovoce.llms.answer_text import without_thoughts
 from sottovoce.llms.chat_template import Placeholder, Segment
+from sottovoce.llms.compiled_layers import compile_layers
 from sottovoce.llms.ctc_head import CTCLoss
 from sottovoce.llms.greedy_search import FiniteLogits
 from sottovoce.llms.hf_model import LoadedLLM
@@ -58,15 +59,11 @@ class PooledLayer(NamedTuple):
 class CausalLLM(LoadedLLM):
     """Loss of, and greedy generation after, prompts of text and speech embeddings.
 
-    With `compiles`, losses run through `torch.compile`; generation, whose shapes change with each token, does not.
+    With `compiles`, losses run through `compile_layers`.
     """
 
     compiles = False
     remote: RowGenerator | None = None  # generates in place of `model`
-
-    @cached_property
-    def _compiled(self) -> Any:
-        return torch.compile(self.model, dynamic=True)
 
     @cached_property
     def prefix_cache(self) -> PrefixCache:
@@ -127,7 +124,7 @@ class CausalLLM(LoadedLLM):
         for rows in groups:
             group, replies = [tails[i] for i in rows], [responses[i] for i in rows]
             with self._pooled(pool, rows, group) as pooled:
-                logits = self._response_logits(group, replies, [known[i] for i in rows], hooked=pool is not None)
+                logits = self._response_logits(group, replies, [known[i] for i in rows])
             nll.append(_response_nll(logits, replies))
             apart += (
                 [summed_divergence(logits, replies, [teaching.rows[i] for i in rows], teaching.temperature)]
@@ -177,18 +174,14 @@ class CausalLLM(LoadedLLM):
             handle.remove()
         means += [masked_mean(state, mask) for state in states]
 
-    def _response_logits(
-        self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]], *, hooked: bool = False
-    ) -> Tensor:
-        """(tokens, vocabulary), for all tokens of all responses. A tail is (tokens, dim): all after the prefix.
-
-        `hooked`: a layer has a hook of this call, which a compiled model would not see.
-        """
+    def _response_logits(self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]]) -> Tensor:
+        """(tokens, vocabulary), for all tokens of all responses. A tail is (tokens, dim): all after the prefix."""
         x, real = pad_left(tails)
         past, before = self.prefix_cache.batch(self.model, prefixes) if any(prefixes) else (None, real[:, :0])
         longest = max(len(response) for response in responses)
-        model = self._compiled if self.compiles and not hooked else self.model
-        logits = model(
+        if self.compiles:
+            compile_layers(self.layers)
+        logits = self.model(
             inputs_embeds=x,
             attention_mask=torch.cat([before, real], 1).long(),
             position_ids=(before.sum(1, keepdim=True) + real.cumsum(1) - 1).clamp(min=0),

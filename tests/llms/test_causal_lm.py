@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.helpers.errors import refused
 from tests.helpers.families import FAMILIES, save_family
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import GenerationConfig
 
 from sottovoce.errors import Code, MissingError
@@ -132,6 +133,30 @@ def test_attention_is_chosen_and_means_the_same(llm: CausalLLM) -> None:
     (loss, grads), (other, other_grads) = map(_loss_and_gradients, (llm, chosen))
     torch.testing.assert_close(loss, other, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(grads, other_grads, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_layers_mean_the_same_and_share_a_graph(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With gradients alone; generation runs as it did."""
+    llm = loaded(save_family(family, tmp_path, layers=4))
+    graphs, compile_ = CompileCounterWithBackend("eager"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **knobs: compile_(call, backend=graphs, **knobs))
+    torch._dynamo.reset()
+    compiled = loaded(Path(llm.checkpoint))
+    compiled.compiles = True
+    (loss, grads), (other, other_grads) = map(_loss_and_gradients, (llm, compiled))
+    torch.testing.assert_close(loss, other, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(grads, other_grads, rtol=1e-4, atol=1e-4)
+    seen = graphs.frame_count
+    assert 0 < seen < 4  # of four layers: those of two kinds, and batches of one row, have their own
+    with torch.no_grad():
+        torch.testing.assert_close(
+            compiled.loss(*batch(llm, speech())).per_row, llm.loss(*batch(llm, speech())).per_row
+        )
+    assert graphs.frame_count == seen
+    assert compiled.state_dict().keys() == llm.state_dict().keys()
 
 
 def test_attention_that_an_llm_lacks_is_refused(folders: dict[str, Path]) -> None:
