@@ -48,6 +48,7 @@ EMOTIONS = {
     "boredom": "bored", "neutral": "neutral",
 }  # fmt: skip
 KEPT = Path(__file__).with_suffix("")  # folder of answers
+HEARD = {"readers": 0.6, "digits": 0.6, "actors": 5}  # times an epoch, where the LLM answers: actors are few
 ASR_EVERY = 3  # of the test clips, so that words do not take all of the time
 LABELS = ("age", "gender", "emotion")
 ROWS = [("asr", "wer"), ("asr (digits)", "wer"), *((task, "balanced_accuracy") for task in LABELS)]
@@ -72,6 +73,7 @@ def main() -> None:
     for seed in arguments.seeds:
         for part, side in sides.items():
             base = [f"encoder.checkpoint={arguments.whisper}", f"llm.checkpoint={arguments.llm}", f"seed={seed}"]
+            base += [f"stages.{stage}.parts={json.dumps(HEARD)}" for stage in ("joint", "disentangle")]
             base += [*side.overrides(arguments, part), *arguments.overrides]
             for system in arguments.systems:
                 answers.setdefault(SYSTEMS[system], []).extend(answered(arguments, system, seed, part, base))
