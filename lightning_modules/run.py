@@ -89,8 +89,8 @@ class Run:
 def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run:
     """Everything that must be right before training, or `SottovoceError`: folder, data, every clip, frozen parts.
 
-    `trains`: whether stages that have not begun will; if not, nothing need serve their tasks, and the bundle that the
-    run began from may be gone: its weights are in the run's own.
+    `trains`: whether stages that have not begun will; if not, nothing need serve their tasks, the bundle that the run
+    began from may be gone (its weights are in the run's own), and the run's recipe stays as it is.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
     check_trainer(recipe)
@@ -108,7 +108,7 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
         check_sides(recipe, data, tasks, _ahead(recipe, trains=trains))
         module = SpeechLLM(recipe)
         module.configure_model()
-        if not is_trial(recipe):
+        if trains and not is_trial(recipe):
             open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
     if module.llm.passed_over:
         _log.info(module.llm.passed_over)
