@@ -23,7 +23,7 @@ from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation import OWN_METRICS
 from sottovoce.hub import bundle_of
 from sottovoce.io import file_lock
-from sottovoce.lightning_modules.bundle import bundle_weights
+from sottovoce.lightning_modules.bundle import bundle_weights, check_shapes
 from sottovoce.lightning_modules.own_callbacks import own_callbacks
 from sottovoce.lightning_modules.preflight import check_devices, check_room, check_sides, served, unscored
 from sottovoce.lightning_modules.preflight import example_sampler_of as example_sampler_of
@@ -107,6 +107,8 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
         check_head_labels(recipe, data)
         check_sides(recipe, data, tasks, _ahead(recipe, trains=trains))
         module = SpeechLLM(recipe)
+        if begins_from:
+            check_shapes(module, begins_from, begins=True)
         module.configure_model()
         if trains and not is_trial(recipe):
             open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
