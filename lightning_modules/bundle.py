@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sottovoce.adapters import ADAPTERS
+from sottovoce.adapters import ADAPTERS, Adapter
 from sottovoce.config.recipe import Recipe, load
 from sottovoce.config_tree import Tree
 from sottovoce.data.tasks import TASKS
@@ -21,6 +21,7 @@ from sottovoce.errors import BundleError, brief
 from sottovoce.hub import BUNDLE_FILES, OWN, bundle_of
 from sottovoce.io import atomic_folder, atomic_write, file_sha256
 from sottovoce.lightning_modules.card import CODE, write_card
+from sottovoce.lightning_modules.checkpointing import check_fit, shapes_of
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.own_parts import names_in, origin
 
@@ -132,22 +133,22 @@ def _damaged(file: Path, why: object) -> BundleError:
     return BundleError(f"{file} cannot be read: {brief(why, 300)}", code="damaged", where=file)
 
 
-def _check_shapes(recipe: Recipe, folder: Path) -> None:
-    """The file's adapters against the recipe's, before any memory is taken that a wrong number would fill."""
-    if recipe.untuned:  # they come with the checkpoint
+def check_shapes(module: SpeechLLM, folder: Path, *, begins: bool = False) -> None:
+    """A bundle's adapters against the module's, before any memory is taken that a wrong number would fill.
+
+    `begins`: the module begins from them; adapters whose weights come with their checkpoint need none.
+    """
+    if not begins and module.recipe.untuned:
         return
-    with torch.device("meta"):
-        asked = {f"adapters.{name}": w.shape for name, w in SpeechLLM(recipe).adapters.state_dict().items()}
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:  # type: ignore[no-untyped-call]
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            names = [name for name in file.keys() if name.startswith("adapters.")]
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except Exception as error:  # see `bundle_weights`
         raise _damaged(folder / WEIGHTS, error) from None
-    for name, shape in asked.items():
-        if found.get(name) != tuple(shape):
-            there = f"has {found[name]}" if name in found else "lacks it"
-            why = f"its trained weights do not fit this recipe: {name} is {tuple(shape)} there, and the file {there}"
-            raise BundleError.at(folder / WEIGHTS, "mismatch", why)
+    if begins and not found and all(cast(Adapter, each).pretrained for each in module.adapters.values()):
+        return
+    check_fit(shapes_of("adapters", module.adapters.state_dict()), found, folder / WEIGHTS)
 
 
 def read_bundle(bundle: str | Path, overrides: Sequence[str] = ()) -> SpeechLLM:
@@ -172,7 +173,8 @@ def read_bundle(bundle: str | Path, overrides: Sequence[str] = ()) -> SpeechLLM:
     expected = read_prints(folder)
     check_code(folder)
     recipe = load(folder / RECIPE, overrides, own=False)
-    _check_shapes(recipe, folder)
+    with torch.device("meta"):
+        check_shapes(SpeechLLM(recipe), folder)
     module = SpeechLLM(recipe)
     module.load_trained(bundle_weights(folder), str(folder / WEIGHTS))
     module.configure_model()

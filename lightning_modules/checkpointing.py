@@ -134,6 +134,23 @@ def part_of(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): value for key, value in with_prefixes([f"{name}."], weights).items()}
 
 
+def check_fit(asked: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]], source: object) -> None:
+    """Raises `BundleError` where weights, name -> shape, are not those that a recipe asks for, told by slots first."""
+    mine, theirs = (", ".join(sorted(_slots(names))) or "none" for names in (asked, found))
+    told = f"its slots are {theirs}, this recipe has {mine}" if mine != theirs else ""
+    for name in {**asked, **found} if not told else ():
+        ours, there = (str(tuple(shapes[name])) if name in shapes else "absent" for shapes in (asked, found))
+        if ours != there:
+            told = f"{name} is {there} in it and {ours} in this recipe"
+            break
+    if told:
+        raise BundleError.at(source, "mismatch", f"its trained weights do not fit this recipe: {told}")
+
+
+def _slots(names: Iterable[str]) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith("adapters.")}
+
+
 def load_trained(
     module: nn.Module, weights: Mapping[str, Tensor], parts: Sequence[str], needed: Collection[str], source: str
 ) -> None:
@@ -148,10 +165,21 @@ def load_trained(
     try:
         for name in parts:
             own, found = getattr(module, name), part_of(weights, name)
-            if own is not None and (found or name in needed):
-                (own.load_trained if hasattr(own, "load_trained") else own.load_state_dict)(found)
+            if own is None or not (found or name in needed):
+                continue
+            if hasattr(own, "load_trained"):
+                own.load_trained(found)
+            else:
+                check_fit(shapes_of(name, own.state_dict()), shapes_of(name, found), source)
+                own.load_state_dict(found)
     except RuntimeError as error:
-        raise BundleError.at(source, "mismatch", f"its weights do not fit this recipe: {brief(error)}") from None
+        told = brief(" ".join(str(error).split()))
+        raise BundleError.at(source, "mismatch", f"its weights do not fit this recipe: {told}") from None
+
+
+def shapes_of(part: str, weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Shapes of a submodule's weights, by their names in a checkpoint."""
+    return {f"{part}.{name}": value.shape for name, value in weights.items()}
 
 
 def frozen_may_be_absent(module: nn.Module, keys: Any) -> None:

@@ -19,7 +19,8 @@ from torch import nn
 
 from sottovoce.config.recipe import Recipe, load
 from sottovoce.errors import ConfigError, MissingError
-from sottovoce.lightning_modules.bundle import write_bundle
+from sottovoce.hub import bundle_of, on_hub
+from sottovoce.lightning_modules.bundle import check_shapes, write_bundle
 from sottovoce.lightning_modules.card import write_card
 from sottovoce.lightning_modules.curriculum import read_trained, train_stages
 from sottovoce.lightning_modules.own_callbacks import own_callbacks
@@ -143,7 +144,18 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     Console().print(table)
     if module.llm.passed_over:
         Console().print(module.llm.passed_over, highlight=False)
+    _print_beginning(recipe, module, Console())
     _print_draws(recipe, module, Console())
+
+
+def _print_beginning(recipe: Recipe, module: SpeechLLM, console: Console) -> None:
+    """See that the bundle that the run begins from fits, if it is here; nothing is fetched."""
+    if recipe.init_from and not on_hub(recipe.init_from):
+        if (folder := bundle_of(recipe.init_from)).is_dir():
+            check_shapes(module, folder, begins=True)
+        else:
+            told = f"init_from: there is no bundle {recipe.init_from}: `fit` would stop"
+            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_draws(recipe: Recipe, module: SpeechLLM, console: Console) -> None:

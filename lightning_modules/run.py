@@ -23,7 +23,7 @@ from sottovoce.errors import ConfigError, MissingError
 from sottovoce.evaluation import OWN_METRICS
 from sottovoce.hub import bundle_of
 from sottovoce.io import file_lock
-from sottovoce.lightning_modules.bundle import bundle_weights
+from sottovoce.lightning_modules.bundle import bundle_weights, check_shapes
 from sottovoce.lightning_modules.own_callbacks import own_callbacks
 from sottovoce.lightning_modules.preflight import check_devices, check_room, check_sides, served, unscored
 from sottovoce.lightning_modules.preflight import example_sampler_of as example_sampler_of
@@ -89,8 +89,8 @@ class Run:
 def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run:
     """Everything that must be right before training, or `SottovoceError`: folder, data, every clip, frozen parts.
 
-    `trains`: whether stages that have not begun will; if not, nothing need serve their tasks, and the bundle that the
-    run began from may be gone: its weights are in the run's own.
+    `trains`: whether stages that have not begun will; if not, nothing need serve their tasks, the bundle that the run
+    began from may be gone (its weights are in the run's own), and the run's recipe stays as it is.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices are not about the recipe
     check_trainer(recipe)
@@ -107,8 +107,10 @@ def prepare_run(recipe: Recipe, console: Console, *, trains: bool = True) -> Run
         check_head_labels(recipe, data)
         check_sides(recipe, data, tasks, _ahead(recipe, trains=trains))
         module = SpeechLLM(recipe)
+        if begins_from:
+            check_shapes(module, begins_from, begins=True)
         module.configure_model()
-        if not is_trial(recipe):
+        if trains and not is_trial(recipe):
             open_folder(recipe.folder, recipe.plain())  # now that nothing is missing: a mended recipe begins anew
     if module.llm.passed_over:
         _log.info(module.llm.passed_over)

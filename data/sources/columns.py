@@ -1,6 +1,7 @@
 """Columns of a source and the keys of a manifest that they become; what no key is stays under `extra`."""
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -11,8 +12,9 @@ from typing import Any
 from sottovoce.data.manifest_schema import EXTRA
 from sottovoce.data.sources.kinds import AUDIO_COLUMNS
 from sottovoce.data.sources.rows import Row
-from sottovoce.data.tasks import OWN_ATTRIBUTE, TASKS, AttributeTask
+from sottovoce.data.tasks import OWN_ATTRIBUTE, TASKS, AttributeTask, Task
 from sottovoce.errors import ConfigError, nearest
+from sottovoce.own_parts import told
 from sottovoce.scripts import nfc
 
 USUAL: dict[str, tuple[str, ...]] = {  # key -> columns that are taken where none is named, the first that is there
@@ -30,6 +32,7 @@ USUAL: dict[str, tuple[str, ...]] = {  # key -> columns that are taken where non
 _OBJECTS = {"context": list, "responses": dict, "answers": dict, EXTRA: dict}  # as manifests have them
 _NUMBERS = ("start", "end", "channel")
 _SPELLED = {"gender": {"f": "female", "m": "male", "female_feminine": "female", "male_masculine": "male"}}
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -141,8 +144,17 @@ class Columns:
 
 @cache
 def known_labels() -> dict[str, tuple[str, ...]]:
-    """The labels of each attribute that has a task."""
-    tasks = {name: TASKS.build({"type": name}) for name in TASKS.names() if name != OWN_ATTRIBUTE}
+    """The labels of each attribute that has a task; a plug-in that cannot be had is named in a warning."""
+    tasks, plugins = dict[str, Task](), TASKS.plugins()
+    for name in TASKS.names():
+        if name == OWN_ATTRIBUTE:
+            continue
+        try:
+            tasks[name] = TASKS.build({"type": name})
+        except Exception as error:  # a stranger's code may raise anything
+            if name not in plugins:
+                raise
+            _log.warning(f"the labels of the task {name}, which is a plug-in, are not known: {told(error)}")
     return {name: tuple(task.choices) for name, task in tasks.items() if isinstance(task, AttributeTask)}
 
 

@@ -91,6 +91,8 @@ MEANING = {  # of each metric, for `sottovoce list`
 }
 NATS = ("nats_before", "nats", "nats_change")  # a response token; no shares
 POINTS = ("cs_", "egs_", "judge_", "quality/", "emotion/", "rating")  # of a judge
+ERROR_RATES = ("wer", "cer", "mer")
+CANNOT_SAY = 0.5  # an error rate from text above this: the LLM, not what it hears, is at fault
 LEGEND = (
     "In percent (nats: as they are), with the 95 % interval. baseline: a guess that hears nothing. accuracy: the "
     "paper's WA. balanced: the mean over classes. PA: replies that suit the speaker. CS (1-5), EGS (1-10): points."
@@ -235,8 +237,21 @@ def _span(ordered: Sequence[str]) -> str:
 def _notes(records: Iterable[Record]) -> list[str]:
     records = list(records)
     lines = [f"{record.task}, {record.slots}: {record.notes}" for record in records if record.notes]
+    lines += [_topline_note(record) for record in records if _cannot_say(record)]
     lines += [note] if (note := speakers_note(record.speakers for record in records)) else []
     return list(dict.fromkeys(lines))  # both accuracies of a task say the same
+
+
+def _cannot_say(record: Record) -> bool:
+    """Whether it is the error rate of an LLM that reads the words and does not say them."""
+    rate = record.metric.partition("/")[0]
+    return record.slots == "text" and rate in ERROR_RATES and record.value > CANNOT_SAY
+
+
+def _topline_note(record: Record) -> str:
+    value = shown(record.metric, record.value)
+    told = f"{record.task}, text: {value} %: this LLM cannot say these words even when it reads them"
+    return f"{told}; `sottovoce diagnose RUN` looks into it"
 
 
 def speakers_note(speakers: Iterable[int]) -> str:

@@ -89,6 +89,12 @@ def test_a_decoder_that_reads_the_frames_speaks_for_the_encoder() -> None:
     assert verdict_of(words(0.5, 0.4, 0.9, 0.9)) == "learned"
 
 
+def test_a_share_of_next_to_nothing_is_not_learned() -> None:
+    assert verdict_of(words(0.733, None, 0.9, 0.9, topline=0.9)) == "llm"
+    assert verdict_of(words(0.733, 0.7, 0.9, 0.9, topline=0.9)) == "llm"
+    assert verdict_of(words(0.3, None, 0.9, 0.9, topline=0.9)) == "learned"  # speech says what the text does not
+
+
 def test_overfitting_needs_something_learned() -> None:
     assert overfits(LOST)
     assert not overfits({"train": {"speech": 0.88, "none": 0.9}, "test": {"speech": 0.95, "none": 0.9}})

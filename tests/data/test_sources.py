@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.conftest import write_lines, write_tone
 from tests.helpers.errors import refused
 from tests.helpers.examples import commands, shown, write_files
 
+from sottovoce import registry
 from sottovoce.cli.main import main
 from sottovoce.data.corpora.report import Report
 from sottovoce.data.manifest import read_manifest
@@ -74,6 +76,19 @@ def test_each_example_of_the_page_becomes_the_manifest_that_it_should(
     assert f"{split}: [{{manifest: mine/{split}.jsonl" in printed and ("allow" in printed) == bool(allow)
     manifest = read_manifest(file, choices=known_labels(), allow=allow)
     assert not manifest.notes and manifest.utterances[0].seconds == expected["seconds"]
+
+
+def test_a_broken_plug_in_stops_no_conversion(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = EntryPoint("accent", "no_such_lab:Accent", "sottovoce.task")
+    points = {None: [broken], "accent": [broken]}
+    monkeypatch.setattr(registry, "entry_points", lambda group, name=None: points.get(name, []))
+    known_labels.cache_clear()
+    report = run(table(here / "train.csv", "file,gender", "a1.wav,f"))
+    known_labels.cache_clear()
+    assert lines(report)[0]["labels"] == {"gender": "female"}
+    assert "accent" in caplog.text and "no_such_lab" in caplog.text
 
 
 def test_every_kind_has_an_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,14 @@ def test_the_markdown_table() -> None:
     ]
 
 
+def test_an_llm_that_cannot_say_what_it_reads_is_told() -> None:
+    read = record(2.96, slots="text", metric="cer/basic")
+    assert "- asr, text: 296.0 %: this LLM cannot say these words" in results_markdown([read])
+    assert "diagnose" in shown([read])
+    for other in (record(2.96), record(0.4, slots="text"), record(slots="text", task="pitch", metric="accuracy")):
+        assert "cannot say" not in results_markdown([other])
+
+
 @pytest.mark.parametrize("text", [results_markdown, shown])
 def test_systems_stand_apart_and_twins_are_refused(text: object) -> None:
     assert callable(text)
@@ -185,7 +193,8 @@ def test_the_terminal_table_fits_in_100_columns() -> None:
 
 
 def test_a_score_too_wide_for_its_column_is_still_whole() -> None:
-    page = shown([record(12.345, slots=slots, low=11.222, high=13.333) for slots in SLOTS])
+    rows = [record(12.345, slots=slots, low=11.222, high=13.333) for slots in SLOTS]
+    page = shown(rows).partition("In percent")[0]
     assert page.count("1234.5") == page.count("[1122.2-1333.3]") == len(SLOTS)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests.helpers.errors import refused
 from tests.helpers.runs import Write, quiet_run
 
@@ -15,9 +16,11 @@ from sottovoce.cli.main import main
 from sottovoce.config import recipe as recipes
 from sottovoce.data.examples import collate
 from sottovoce.lightning_modules import preflight
+from sottovoce.lightning_modules.bundle import PRINTS, WEIGHTS
 from sottovoce.lightning_modules.curriculum import train_stages
 from sottovoce.lightning_modules.preflight import check_devices, check_room
 from sottovoce.lightning_modules.run import prepare_run
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.splits import read_splits
 
@@ -82,6 +85,40 @@ def test_a_test_side_that_is_not_scored_is_told(tree: Tree, bare: Any, write_rec
     config = write_recipe(**joint(tree, tasks={"asr": 1, "emotion": 1}))
     assert main(["fit", "--config", config, "--dry-run"]) == 0
     assert "will be scored" not in capsys.readouterr().out
+
+
+# The bundle that it begins from
+
+
+@pytest.mark.usefixtures("unheard")
+@pytest.mark.parametrize("command", [[], ["--dry-run"]], ids=["fit", "dry"])
+def test_a_bundle_of_other_slots_or_shapes_is_told_in_a_line(
+    command: list[str], tree: Tree, write_recipe: Write, tmp_path: Path, capsys: Any
+) -> None:
+    own = {f"adapters.{name}": w for name, w in SpeechLLM(recipes.parse(tree)).adapters.state_dict().items()}
+    name = next(iter(own))
+    others = {
+        "slots are linguistic, this recipe has": {key: w for key, w in own.items() if ".linguistic." in key},
+        name: {**own, name: own[name][:1]},
+    }
+    config = write_recipe(**joint(tree), init_from=str(tmp_path))
+    (tmp_path / PRINTS).write_text("{}")
+    for told, weights in others.items():
+        save_file(weights, tmp_path / WEIGHTS)
+        assert main(["fit", "--config", config, *command]) == 2
+        message = capsys.readouterr().err
+        assert told in message and "\\n" not in message and "state_dict" not in message
+
+
+def test_a_dry_run_tells_a_bundle_that_is_not_here(tree: Tree, write_recipe: Write, tmp_path: Path, capsys: Any) -> None:
+    own = {f"adapters.{name}": w for name, w in SpeechLLM(recipes.parse(tree)).adapters.state_dict().items()}
+    config = write_recipe(**joint(tree), init_from=str(tmp_path / "bundle"))
+    assert main(["fit", "--config", config, "--dry-run"]) == 0
+    assert "init_from" in capsys.readouterr().out
+    (tmp_path / "bundle").mkdir()
+    save_file(own, tmp_path / "bundle" / WEIGHTS)
+    assert main(["fit", "--config", config, "--dry-run"]) == 0
+    assert "init_from" not in capsys.readouterr().out
 
 
 # Devices

@@ -146,6 +146,19 @@ def test_a_run_is_evaluated_where_it_lies_now(run: Path, tmp_path: Path, monkeyp
     assert {path.name for path in tmp_path.iterdir()} == before and not (tmp_path / "elsewhere/tiny").exists()
 
 
+def test_another_test_side_leaves_a_run_and_its_scores_as_they_are(
+    run: Path, manifests: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["evaluation.slots=[both]", "evaluation.limit=1", "evaluation.tasks=[gender]"]
+    assert main(["evaluate", str(run), *few]) == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(["evaluate", str(run), *few, f"data.test=[{{manifest: {manifests['validation']}}}]"]) == 0
+    scores = run / "evaluation/joint-validation"
+    assert str(scores / "results.md") in capsys.readouterr().out and read_predictions(scores)
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_relative_paths_of_a_run_lead_where_they_led_in_training(
     run: Path, manifests: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,7 +93,7 @@ def verdict_of(d: TaskDiagnosis) -> Code:
         return "unknown"
     if is_learned(d):
         return "learned"
-    if d.topline and skill(d.topline, d.kind) < THRESHOLDS["say"] and (d.told is None or d.told >= 0.5):
+    if _cannot_say(d):
         return "llm"
     best = _most(d.frames)
     if best and is_near_chance(best) and (d.decoder is None or is_near_chance(d.decoder, "asr")):
@@ -122,11 +122,19 @@ def is_learned(d: TaskDiagnosis) -> bool:
         return False
     kept, mine = THRESHOLDS["kept"], skill(d.answers, d.kind)
     if d.kind == "asr":
+        if mine < THRESHOLDS["say"] and _cannot_say(d):  # a share of next to nothing is no achievement
+            return False
         if d.decoder and d.answers.value <= THRESHOLDS["error_rate"] * d.decoder.value:
             return True
         return mine >= kept * (skill(d.topline, "asr") if d.topline else 1.0)
     known = [skill(score) for score in (*d.frames.values(), *d.tokens.values())]
     return mine >= kept * max(known, default=1.0)
+
+
+def _cannot_say(d: TaskDiagnosis) -> bool:
+    """Whether the LLM fails even on the text, where the text tells what is asked."""
+    told = d.told is None or d.told >= 0.5
+    return d.topline is not None and told and skill(d.topline, d.kind) < THRESHOLDS["say"]
 
 
 def overfits(loss: Mapping[str, Mapping[str, float]]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
-from sottovoce.config.recipe import used_tasks
+from sottovoce.config.recipe import Recipe, used_tasks
 from sottovoce.config.sources import SourceConfig
 from sottovoce.config_model import unknown
 from sottovoce.data.skipped import listed, summary
@@ -195,14 +195,23 @@ def evaluate(
     best = stage_folder(recipe, name) / "best.ckpt"
     if not best.is_file():
         raise MissingError(f"{best} is not there: stage {name!r} of this run has not been trained", where=best)
+    scores = _scores_of_stage(Path(folder), name, recipe)
     with where_trained(Path(folder), recipe):
         run = prepare_run(recipe, Console(), trains=False)
         untuned = untuned_weights(run)
         run.module.load_trained(read_trained(best), str(best))
-        scores = recipe.folder / "evaluation" / name
         records = score(run, f"{recipe.name}/{name}", scores, untuned=untuned)
     write_report(scores, scores / PAGE, recipe.folder)
     run.console.print(results_table(records))
+    run.console.print(f"scores  {scores / 'results.md'}", highlight=False, soft_wrap=True)
+
+
+def _scores_of_stage(folder: Path, stage: str, recipe: Recipe) -> Path:
+    """The folder of a stage's scores: another than its own where `recipe` has another test side than the run."""
+    own = load_run(folder)
+    if recipe.data.test == own.data.test:
+        return recipe.folder / "evaluation" / stage
+    return scores_of(recipe.folder, [stage, *(source.manifest for source in recipe.data.test)])
 
 
 def test_sources(manifests: Sequence[str]) -> list[SourceConfig]:
