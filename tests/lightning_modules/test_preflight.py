@@ -110,7 +110,9 @@ def test_a_bundle_of_other_slots_or_shapes_is_told_in_a_line(
         assert told in message and "\\n" not in message and "state_dict" not in message
 
 
-def test_a_dry_run_tells_a_bundle_that_is_not_here(tree: Tree, write_recipe: Write, tmp_path: Path, capsys: Any) -> None:
+def test_a_dry_run_tells_a_bundle_that_is_not_here(
+    tree: Tree, write_recipe: Write, tmp_path: Path, capsys: Any
+) -> None:
     own = {f"adapters.{name}": w for name, w in SpeechLLM(recipes.parse(tree)).adapters.state_dict().items()}
     config = write_recipe(**joint(tree), init_from=str(tmp_path / "bundle"))
     assert main(["fit", "--config", config, "--dry-run"]) == 0
