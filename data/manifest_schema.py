@@ -269,12 +269,17 @@ def _without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if value is not None}
 
 
+_IF_MISSING = {
+    "audio": " (a line of text alone has `text` and `response`, and nothing about a voice)",
+    "id": " (of data in another format `sottovoce manifest FILE --out DIR` makes a manifest)",
+}
+
+
 def _text(record: Mapping[str, Any], key: str, problems: Problems, *, required: bool = False) -> str | None:
     """The text under `key`; an absent key is a problem if it is required, an empty text always is."""
     if key not in record:
         if required:
-            told = " (a line of text alone has `text` and `response`, and nothing about a voice)"
-            problems.add(f"missing key {key!r}{told if key == 'audio' else ''}", "missing-key")
+            problems.add(f"missing key {key!r}{_IF_MISSING.get(key, '')}", "missing-key")
         return None
     value = record[key]
     if not isinstance(value, str):

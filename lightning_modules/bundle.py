@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sottovoce.adapters import ADAPTERS, Adapter
 from sottovoce.config.recipe import Recipe, load
-from sottovoce.config_tree import Tree
+from sottovoce.config_tree import Tree, read_tree
 from sottovoce.data.tasks import TASKS
 from sottovoce.encoders import ENCODERS
 from sottovoce.errors import BundleError, brief
@@ -106,6 +106,11 @@ def read_prints(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise _damaged(folder / PRINTS, "a JSON object is needed")
     return found
+
+
+def consent(bundle: Path) -> str:
+    """The option that whoever opens a bundle must give, after a space; empty where it has no code of its own."""
+    return " --allow-code" if any(names_in(read_tree(bundle / RECIPE))) else ""
 
 
 def fingerprints(module: SpeechLLM) -> dict[str, str]:

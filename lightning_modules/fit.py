@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds that 
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -154,29 +155,47 @@ def _print_beginning(recipe: Recipe, module: SpeechLLM, console: Console) -> Non
         if (folder := bundle_of(recipe.init_from)).is_dir():
             check_shapes(module, folder, begins=True)
         else:
-            told = f"init_from: there is no bundle {recipe.init_from}: `fit` would stop"
+            told = f"here `fit` would stop: init_from: there is no bundle {recipe.init_from}"
             console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_draws(recipe: Recipe, module: SpeechLLM, console: Console) -> None:
-    """How often each stage draws its tasks, or why that is not known yet; disk and devices."""
+    """How often each stage draws its tasks, or why that is not known yet; disk, devices, and notes on the data."""
     told = ["draws of tasks: not counted, since the recipe names no manifests"] if recipe.stages else []
+    stops: list[str] = []
     if recipe.stages and any(recipe.sources()):
         try:
             data, tasks = read_splits(recipe), build_tasks(recipe)
+            for note in data.notes:
+                _log.warning(note)
             train = data.splits["train"]
             check_sides(recipe, data, tasks, list(recipe.stages))
             drawings = {name: example_sampler_of(recipe, tasks, name, cut=True) for name in recipe.stages}
             told = [check_draws(name, recipe, train, drawing) for name, drawing in drawings.items()]
             told += [note for note in (unscored(recipe, data, tasks), check_room(recipe, module, data)) if note]
         except MissingError as error:
-            told = [f"draws of tasks: not counted, since there is no {error.where}"]
-    try:
-        check_devices(recipe.trainer, compiles=recipe.compile)
-    except ConfigError as error:
-        told.append(f"here `fit` would stop: {error}")
+            told, stops = [], [f"draws of tasks are not counted, since there is no {error.where}"]
+    for check in (
+        partial(_check_template, recipe, module),
+        partial(check_devices, recipe.trainer, compiles=recipe.compile),
+    ):
+        try:
+            check()
+        except (ConfigError, MissingError) as error:
+            stops.append(str(error))
     for line in told:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in stops:
+        text = f"here `fit` would stop: {line}"
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_template(recipe: Recipe, module: SpeechLLM) -> None:
+    """`SottovoceError` where the tokenizer of an LLM that is here has no chat template; others if it is not whole."""
+    if (folder := resolve(recipe.llm.checkpoint)).is_dir():
+        tokenizer = module.llm.read_tokenizer(folder)
+        if not tokenizer.chat_template:
+            module.llm.chat_format(tokenizer, ())  # refuses it
 
 
 def _trained(module: SpeechLLM) -> int:

@@ -67,12 +67,10 @@ def build_trainer(
 
 
 def tell_profile(trainer: L.Trainer, console: Console) -> None:
-    """Where the profiler's report lies; that of `simple`, which is a page long, is printed."""
+    """Where the profiler's report lies, which is pages long."""
     profiler: Any = trainer.profiler  # type: ignore[attr-defined]  # set by a connector
     folder = Path(str(getattr(profiler, "dirpath", None) or "."))
     for file in sorted(folder.glob("fit-profile*")) if type(profiler) in PROFILERS.values() else ():
-        if isinstance(profiler, SimpleProfiler):
-            console.print(file.read_text("utf-8"), markup=False, highlight=False, soft_wrap=True)
         console.print(f"profile  {file}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -61,6 +61,10 @@ REFUSED_IN_PRETRAINING = {
     "overfit_batches": "give `data.train` few clips instead",
 }
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", None)
+MEANT = {  # as others call precisions
+    "fp16": "16-mixed", "float16": "16-mixed", "half": "16-mixed", "bfloat16": "bf16-mixed", "fp32": "32-true",
+    "float32": "32-true",
+}  # fmt: skip
 ZERO_PRECISIONS = ("32-true", "bf16-mixed", "32", "bf16", None)  # under DeepSpeed
 AMOUNTS = {  # of batches: argument -> the least, and whether a share between 0 and 1 is one, too
     "limit_train_batches": (1, True),
@@ -157,7 +161,9 @@ def _check_names(chosen: dict[str, Any]) -> None:
             continue
         if name not in known or not isinstance(value, str | int):
             usable = sorted({one for one in known if one not in refused}, key=known.index)
-            why = f"there is no {key} {value!r}.{nearest(name, usable)}"
+            meant = f" Did you mean {MEANT[name]!r}?" if key == "precision" and name in MEANT else ""
+            tail = f"{meant} Known: {', '.join(usable)}" if meant else nearest(name, usable)
+            why = f"there is no {key} {value!r}.{tail}"
             raise ConfigError.at(f"trainer.{key}", "unknown-name", why)
         if why := refused.get(name, ""):
             raise ConfigError.at(f"trainer.{key}", "conflict", f"{name} cannot work: {why}")

@@ -53,8 +53,10 @@ def _splits(source: Path, choice: Choice) -> dict[str, Any]:
     except ConfigError:
         raise
     except Exception as error:  # of many libraries: the hub, Arrow, fsspec, and its own
-        told = f"{source}: not readable as a dataset: {first_line(error)}"
-        raise MissingError(told, code="not-found", where=str(source)) from None
+        told = "not readable as a dataset"
+        if not source.exists():
+            told = "there is no such folder here, and no dataset of this name could be had of the hub"
+        raise MissingError(f"{source}: {told}: {first_line(error)}", code="not-found", where=str(source)) from None
     if not isinstance(found, dict):
         return {choice.split or str(getattr(found, "split", None) or "train"): found}
     if choice.split:

@@ -5,6 +5,7 @@ the key, such as `data.train[0].weight`.
 """
 
 import math
+import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import Field as DataclassField
 from dataclasses import asdict, fields, is_dataclass
@@ -256,7 +257,15 @@ def _faults(schema: type[Any], error: dict[str, Any]) -> Iterator[ConfigError]:
         text = str(error["msg"]).replace("Input should be ", "must be ").replace("a valid ", "a ", 1)
         text = text.replace("a integer", "an integer", 1)
         text = "must be a mapping" if error["type"] == "dataclass_type" else text
-        yield fault("bad-value", where, f"{text}, found {_shown(error['input'])}")
+        if error["type"] == "too_short":
+            text = f"needs at least {error['ctx']['min_length']} of them"
+        yield fault("bad-value", where, f"{text}, found {_shown(error['input'])}{if_several(error['input'])}")
+
+
+def if_several(value: Any) -> str:
+    """What takes several numbers in place of one."""
+    several = isinstance(value, str) and re.fullmatch(r"[\d.eE+-]+(,[\d.eE+-]+)+", value)
+    return "; `sottovoce sweep` tries several values of a key" if several else ""
 
 
 def _hint(key: str, known: list[str], value: Any) -> str:

@@ -40,10 +40,11 @@ def with_adapter(tree: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def test_an_adapter_in_a_file_beside_the_recipe_trains_and_its_bundle_needs_consent(
-    fit: Fit, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fit: Fit, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     (tmp_path / "prosody.py").write_text(MODULE)
     bundle = fit(**with_adapter(tree, "./prosody.py:Prosody")) / "bundle"
+    assert "--allow-code" in capsys.readouterr().out.partition("sottovoce chat")[2]
     assert (bundle / "code" / "prosody.py").read_text() == MODULE
     assert "./code/prosody.py:Prosody" in (bundle / "recipe.yaml").read_text()
     assert str(tmp_path / "prosody.py") not in (bundle / "recipe.yaml").read_text()

@@ -155,3 +155,25 @@ def test_odd_values_on_the_command_line_are_one_line(write_recipe: Write, comman
     assert main([word.replace("CONFIG", write_recipe()) for word in command.split()]) == 2
     told = capsys.readouterr().err
     assert told.startswith("sottovoce: ") and "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("trainer.precision=fp16", "Did you mean '16-mixed'?"),
+        ("trainer.precision=bfloat16", "Did you mean 'bf16-mixed'?"),
+        ("stages.joint.lr=1e-3,3e-4", "sottovoce sweep"),
+        ("stages.joint.epochs=1,2", "sottovoce sweep"),
+    ],
+)
+def test_what_was_probably_meant_is_told(write_recipe: Write, override: str, told: str, capsys: Any) -> None:
+    config = write_recipe()
+    assert main(["fit", "--config", config, "--dry-run", override]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_recipe_without_a_slot_is_told_in_our_words(write_recipe: Write, tree: dict[str, Any], capsys: Any) -> None:
+    config = write_recipe(slots={"linguistic": tree["slots"]["linguistic"]})
+    assert main(["fit", "--config", config, "--dry-run", "slots.linguistic=null"]) == 2
+    message = capsys.readouterr().err
+    assert "slots: needs at least 1" in message and "Dictionary" not in message

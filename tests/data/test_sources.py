@@ -91,6 +91,17 @@ def test_a_broken_plug_in_stops_no_conversion(
     assert "accent" in caplog.text and "no_such_lab" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["mine", "lab/mine"])
+def test_a_folder_that_is_not_here_is_told_with_the_hub(here: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with refused("not-found", name) as caught:
+        run(name)
+    assert "no such folder" in str(caught.value) and "hub" in str(caught.value)
+
+
 def test_every_kind_has_an_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert commands().keys() == EXPECTED.keys()
     write_files(tmp_path, monkeypatch)

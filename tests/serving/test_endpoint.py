@@ -81,6 +81,15 @@ def test_a_task_has_its_own_wording(app: App, model: sv.Model, clips: list[Path]
     fault(app.post(body(system("x"), user(clip(clips[0])), task="asr")), 400, "conflict", "task")
 
 
+def test_a_task_that_was_not_learned_is_told_once(
+    app: App, clips: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    for task in ("asr", "age", "age"):
+        said(app.post(body(user(clip(clips[0])), task=task)))
+    (told,) = [each.getMessage() for each in caplog.records if "not trained" in each.getMessage()]
+    assert "'age'" in told
+
+
 def test_several_turns_are_those_of_a_conversation(app: App, model: sv.Model, clips: list[Path]) -> None:
     talk = model.conversation(ask=ASK, max_new_tokens=4)
     first, second, third = talk.answer_audio(clips[0]), talk.answer_text("why?"), talk.answer_audio(clips[1])

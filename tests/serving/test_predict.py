@@ -83,6 +83,16 @@ def test_a_manifest_needs_no_labels(manifests: dict[str, Path], folder: Path, tm
     assert [row for row in rows(tmp_path / "o.jsonl") if row["error"]] != []
 
 
+def test_a_line_keeps_its_own_fault_and_labels_do_not_matter(folder: Path, tmp_path: Path) -> None:
+    lines = [{"id": "x", "audio": "wavs/b.wav", "labels": {"mood": 3, "gender": "unsure"}}, {"audio": "wavs/a.wav"}]
+    file = write_lines(tmp_path / "new.jsonl", lines)
+    with refused("damaged", f"{file}:2", kind=AudioError):
+        predict("b", [str(file)], ["asr"], out=str(tmp_path / "o.jsonl"), max_new_tokens=2)
+    first, second = rows(tmp_path / "o.jsonl")
+    assert first["answer"] is not None and first["error"] is None
+    assert "'id'" in second["error"] and "sottovoce manifest" in second["error"]
+
+
 def test_clips_that_cannot_be_read_are_rows_and_the_exit_code_says_so(folder: Path, tmp_path: Path) -> None:
     (folder / "b.wav").write_bytes(b"RIFF no sound")
     out = tmp_path / "o.csv"

@@ -139,7 +139,36 @@ def test_draws_are_printed_before_training_and_by_a_dry_run(
     assert LINE in capsys.readouterr().out.splitlines()
     gone = f"data.train=[{{manifest: {tmp_path / 'gone.jsonl'}}}]"
     assert main(["fit", "--config", config, "--dry-run", gone]) == 0
-    assert f"not counted, since there is no {tmp_path / 'gone.jsonl'}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "`fit` would stop" in told and f"not counted, since there is no {tmp_path / 'gone.jsonl'}" in told
+
+
+def test_a_dry_run_tells_speakers_of_both_sides(
+    tree: dict[str, Any], write_recipe: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = dict(tree["data"])
+    for side in ("train", "test"):
+        (node,) = data[side]
+        lines = [json.loads(line) for line in Path(node["manifest"]).read_text().splitlines()]
+        file = Path(node["manifest"]).with_name(f"same-{side}.jsonl")
+        file.write_text("".join(json.dumps({**line, "speaker": "ann"}) + "\n" for line in lines))
+        data[side] = [{"manifest": str(file)}]
+    assert main(["fit", "--config", write_recipe(stages={"joint": JOINT}, data=data), "--dry-run"]) == 0
+    assert "ann" in caplog.text
+
+
+def test_a_dry_run_refuses_a_tokenizer_without_a_chat_template(
+    tree: dict[str, Any], write_recipe: Write, tmp_path: Path, capsys: Any
+) -> None:
+    llm = shutil.copytree(tree["llm"]["checkpoint"], tmp_path / "plain")
+    for file in llm.glob("chat_template*"):
+        file.unlink()
+    knobs = json.loads((llm / "tokenizer_config.json").read_text())
+    knobs.pop("chat_template", None)
+    (llm / "tokenizer_config.json").write_text(json.dumps(knobs))
+    config = write_recipe(stages={"joint": JOINT})
+    assert main(["fit", "--config", config, "--dry-run", f"llm.checkpoint={llm}"]) == 2
+    assert "chat template" in capsys.readouterr().err
 
 
 def test_a_task_that_no_utterance_serves_is_refused(tree: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from sottovoce.config_model import (
     Weight,
     config_class,
     fault,
+    if_several,
     with_defaults,
     without_nulls,
 )
@@ -100,7 +101,8 @@ def _rates(value: object) -> object:
     rates = value if isinstance(value, dict) else {"": value}
     for part, rate in rates.items():
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
-            raise fault("bad-value", str(part), f"must be a positive number, found {brief(repr(rate), 100)}")
+            told = f"must be a positive number, found {brief(repr(rate), 100)}{if_several(rate)}"
+            raise fault("bad-value", str(part), told)
     if not rates:
         raise fault("bad-value", "", "must be a positive number, or one for each part that learns")
     return value

@@ -25,7 +25,7 @@ from sottovoce.evaluation.reports.plots import layer_weights_picture
 from sottovoce.evaluation.reports.results import results_table
 from sottovoce.evaluation.voicebench import TASK as BENCH
 from sottovoce.hub import bundle_folder, bundle_home
-from sottovoce.lightning_modules.bundle import PRINTS, read_bundle
+from sottovoce.lightning_modules.bundle import PRINTS, consent, read_bundle
 from sottovoce.lightning_modules.curriculum import read_trained, stage_folder
 from sottovoce.lightning_modules.run import Run, encode_clips, prepare_run
 from sottovoce.paths import resolve
@@ -153,7 +153,8 @@ def report(run: Run, records: Sequence[Record], bundle: Path | None) -> None:
     console.print(f"bundle  {bundle} ({size:.1f} MB)", highlight=False)
     if test := run.data.splits["test"].utterances:
         clip = shlex.quote(str(test[0].audio))
-        console.print(f"try     sottovoce chat {bundle} --audio {clip}", highlight=False, soft_wrap=True)
+        told = f"try     sottovoce chat {bundle} --audio {clip}{consent(bundle)}"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def skipped_steps(run: Run) -> dict[str, int]:

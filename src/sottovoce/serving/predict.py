@@ -16,8 +16,8 @@ from rich.progress import Progress
 
 from sottovoce.data.audio_decoder import read_header
 from sottovoce.data.corpora.files import AUDIO, Tree
-from sottovoce.data.manifest import read_manifest
-from sottovoce.data.own_attribute import choices_of
+from sottovoce.data.manifest import Root, line_fault, read_lines
+from sottovoce.data.manifest_schema import PART_KEYS, LineReader, is_written
 from sottovoce.data.sources.kinds import foreign_kind, told_kind
 from sottovoce.data.tasks import AttributeTask
 from sottovoce.errors import AudioError, ConfigError, ManifestError, MissingError, SottovoceError, brief
@@ -25,7 +25,6 @@ from sottovoce.io import atomic_write
 from sottovoce.serving.audio_input import audio_file
 from sottovoce.serving.model import BATCH_SIZE, MAX_NEW_TOKENS, Model, load
 from sottovoce.serving.questions import chosen_slots, question
-from sottovoce.training.splits import build_tasks
 
 SUFFIXES = (*AUDIO, ".aac", ".aif", ".aiff", ".amr", ".ape", ".au", ".caf", ".mka", ".oga", ".webm", ".wma", ".wv")
 FORMATS = (".csv", ".jsonl", ".json")
@@ -78,7 +77,7 @@ def predict(
         known = question(model.recipe, name, own, "--task").task
         if probabilities and not isinstance(known, AttributeTask):
             raise ConfigError.at("--probabilities", "conflict", f"{name or own or 'a reply'} is no choice among labels")
-    rows = [row for name in inputs for row in _rows(Path(name).expanduser(), model)]
+    rows = [row for name in inputs for row in _rows(Path(name).expanduser())]
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         answer_rows(model, rows, asked, chosen, probabilities, batch_size, max_new_tokens, progress)
     text = TABLES[Path(out).suffix.lower() if out else ".csv"](list(_flat(rows)))
@@ -99,6 +98,8 @@ def answer_rows(
     """Fill in the answers, in batches of like length; what cannot be read or answered gets its error."""
     most = model.recipe.data.max_seconds
     for row in rows:
+        if row.error:  # of its line
+            continue
         try:
             row.seconds = read_header(audio_file(row.file, most)).seconds
         except AudioError as error:
@@ -134,7 +135,7 @@ def _answer(
             }  # fmt: skip
 
 
-def _rows(path: Path, model: Model) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[Row]:
     """The clips of an input: a manifest's, a folder's, or the file itself."""
     if path.is_dir():
         files = Tree(path, SUFFIXES).files
@@ -142,16 +143,28 @@ def _rows(path: Path, model: Model) -> Iterator[Row]:
             raise MissingError(f"{path}: no audio file is in this folder", where=path)
         yield from map(Row, files)
     elif path.suffix.lower() in (".jsonl", ".ndjson"):
-        choices = choices_of(build_tasks(model.recipe))
-        found = read_manifest(path, choices=choices, policy="skip", allow=[Path("/")])
-        spoken = [utterance for utterance in found.utterances if utterance.audio is not None]
-        if not spoken:
-            raise ManifestError(f"{path}: no line has audio", code="empty", where=path)
-        yield from (Row(utterance.clip, utterance.id) for utterance in spoken)
-        for fault in found.faults:
-            yield Row(Path(fault.where), error=str(fault))
+        yield from _lines(path)
     else:
         yield Row(path)
+
+
+def _lines(path: Path) -> list[Row]:
+    """The clips of a manifest; of its lines no more is read than what says where a clip is, and its id."""
+    reader, rows = LineReader({}, Root(path.parent, [Path("/")])), list[Row]()
+    for line, record in read_lines(path):
+        if isinstance(record, dict):
+            if is_written(record):
+                continue
+            record = {key: value for key, value in record.items() if key in ("id", "audio", *PART_KEYS)}
+        utterance, problems = reader.read(line, record)
+        if utterance:
+            rows.append(Row(utterance.clip, utterance.id))
+        else:
+            told = "; ".join(map(str, problems))
+            rows.append(Row(Path(f"{path}:{line}"), error=str(line_fault(path, line, record, ManifestError(told)))))
+    if not rows:
+        raise ManifestError(f"{path}: no line has audio", code="empty", where=path)
+    return rows
 
 
 def _is_part(name: str) -> bool:

@@ -15,7 +15,7 @@ from sottovoce.config.recipe import load
 from sottovoce.config_tree import Tree, read_tree
 from sottovoce.errors import ConfigError, SottovoceError, brief, first_line
 from sottovoce.hub import BUNDLE_FILES, OWN, bundle_of
-from sottovoce.lightning_modules.bundle import bundle_weights, check_code, make_readable, renamed
+from sottovoce.lightning_modules.bundle import bundle_weights, check_code, consent, make_readable, renamed
 from sottovoce.lightning_modules.card import CARD, HERE, UNKNOWN, base_models, metadata, parted, with_metadata
 from sottovoce.own_parts import names_in
 from sottovoce.paths import is_local
@@ -59,7 +59,8 @@ def push(
         prepare(folder, draft, name, license, language, overrides)
         url = upload(draft, repository, private, revision)
         files = sorted(file.relative_to(draft).as_posix() for file in draft.rglob("*") if file.is_file())
-    print(f"pushed   {url}\n         {', '.join(files)}\ntry      sottovoce chat {name} --audio question.wav")
+    print(f"pushed   {url}\n         {', '.join(files)}")
+    print(f"try      sottovoce chat {name} --audio question.wav{consent(folder)}")
 
 
 def prepare(

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import logging
 import re
 import tempfile
 import threading
@@ -29,6 +30,7 @@ from sottovoce.training.spoken_prompt import instructed
 SYSTEM = ("system", "developer")
 MAX_CLIPS = 64  # of a request; each costs an encoder its whole window
 BEGINNINGS = {"wav": rb"RIFF....WAVE|RF64....WAVE", "mp3": rb"ID3|\xff[\xe0-\xff]", "flac": rb"fLaC|ID3"}
+_log = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
@@ -53,6 +55,7 @@ class Reader:
     instruction: str
     max_seconds: float
     _numbers: Iterator[int] = field(default_factory=count)
+    _unlearned: set[str] = field(default_factory=set)  # tasks that were warned of
     _lock: threading.Lock = field(default_factory=threading.Lock)  # tokenizers change while they work
 
     def prepare(self, request: ChatRequest) -> Prepared:
@@ -136,11 +139,15 @@ class Reader:
 
     def _task(self, name: str) -> str:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # who names a task that was never learned is told in the docs
-                return question(self.model.recipe, name, None).instruction
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                asked = question(self.model.recipe, name, None).instruction
         except ConfigError as error:
             raise Refusal(400, str(error), code="unknown_task", param="task") from None
+        if told and name not in self._unlearned:
+            self._unlearned.add(name)
+            _log.warning(str(told[0].message))
+        return asked
 
     def _pieces(
         self, at: int, message: Message, names: dict[tuple[int, int], Path], beside: str | None
