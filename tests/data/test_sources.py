@@ -91,7 +91,7 @@ def test_a_broken_plug_in_stops_no_conversion(
     assert "accent" in caplog.text and "no_such_lab" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["mine", "lab/mine"])
+@pytest.mark.parametrize("name", ["absent", "lab/absent"])
 def test_a_folder_that_is_not_here_is_told_with_the_hub(here: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("no route")
