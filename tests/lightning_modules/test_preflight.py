@@ -205,6 +205,7 @@ def test_a_compiled_llm_has_the_same_losses(tree: Tree, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         torch, "compile", lambda model, **knobs: compiled.append(model) or compile_(model, backend="eager", **knobs)
     )
+    monkeypatch.setenv("CXX", "sh")  # is looked for, and not used by that backend
     losses = []
     for chosen in (False, True):
         run = quiet_run({**tree, "compile": chosen})
