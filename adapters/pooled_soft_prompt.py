@@ -22,7 +22,7 @@ class PooledSoftPrompt(Adapter):
     Args:
         tokens: how many embeddings describe one utterance, however long.
         heads: attention heads; must divide `d_audio`.
-        layers: Transformer layers.
+        layers: Transformer layers; 0 leaves pooling alone, which has less to overfit.
         feedforward: width of the feed-forward part.
         dropout: in the Transformer layer, in training only.
 
@@ -32,7 +32,7 @@ class PooledSoftPrompt(Adapter):
 
     def __init__(
         self, d_audio: int, d_llm: int, *, tokens: Annotated[int, Field(ge=1, le=10_000)] = 10, heads: Count = 8,
-        layers: Annotated[int, Field(ge=1, le=1000)] = 1, feedforward: Count = 2048, dropout: Share = 0.1,
+        layers: Annotated[int, Field(ge=0, le=1000)] = 1, feedforward: Count = 2048, dropout: Share = 0.1,
     ) -> None:  # fmt: skip
         super().__init__()
         if d_audio % heads:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sottovoce.data.batch_sampler import Rows
+from sottovoce.data.few_shot import few_shot_turns
 from sottovoce.data.tasks import Task, style_caption, task_of
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import AudioError, ManifestError
@@ -69,6 +70,7 @@ class ExampleSampler:
             utterance, context = cut(utterance, rng, anywhere=name == "dialogue", barred=self.barred.get(name, ()))
         sources, trains = self._slots(task, utterance, rng)
         instruction = rng.choice(instructions(task, utterance))
+        context = (*few_shot_turns(task, instruction, self.place), *context)
         return Example(
             utterance, name, instruction, context, sources, trains, task.target(utterance), self.place, task.teacher
         )
@@ -107,8 +109,7 @@ class ExampleSampler:
         carrying = carriers(task.relies_on, self.slots, self.carries)
         sources = {}
         for slot, text in self.slots.items():
-            known = bool(slot_text(utterance, text))
-            weights = {source: weight for source, weight in self.err.items() if source != "text" or known}
+            weights = {key: weight for key, weight in self.err.items() if key != "text" or slot_text(utterance, text)}
             replaced = rng.choices(list(weights), list(weights.values()))[0]
             sources[slot] = "speech" if slot in carrying else replaced
         return sources, carrying & self.trains

@@ -26,6 +26,7 @@ class Task(ABC):
 
     Args:
         prompts: a file of wordings, one a line, `#` for comments; the project's own `prompts/<name>.txt` if absent.
+        shots: few-shot examples, written turns before the one that is asked: what the user says -> the answer.
         fields: what the wordings may name in braces, and what stands there instead; no knobs.
 
     Raises:
@@ -38,9 +39,10 @@ class Task(ABC):
     rate: str | None = None  # of a transcript: its error rate, such as `cer/basic`; None: `wer`, English
     written: ClassVar[bool] = False  # whether it can be asked of a written turn, too
     teacher: str | None = None  # a system prompt that the run's own LLM is given when it makes targets, and only then
+    shots: dict[str, str] | None = None  # few-shot examples
 
-    def __init__(self, *, prompts: str | None = None, **fields: str) -> None:
-        self._wordings = self._read_wordings(prompts, fields)
+    def __init__(self, *, prompts: str | None = None, shots: dict[str, str] | None = None, **fields: str) -> None:
+        self._wordings, self.shots = self._read_wordings(prompts, fields), shots
 
     def _read_wordings(self, prompts: str | None, fields: Mapping[str, str]) -> list[str]:
         return read_wordings(resolve(prompts) if prompts else PROMPTS / f"{self.name}.txt", fields)
@@ -86,20 +88,17 @@ class ASR(Task):
             others).
         normalizer: of both texts: Whisper's for English; `basic` for any language, in which letters keep their marks;
             or `none`. If absent, the English one for words and `basic` for the others.
-        prompts: see `Task`.
+        prompts, shots: see `Task`.
     """
 
     name = "asr"
     relies_on = "linguistic"
 
     def __init__(
-        self,
-        *,
-        prompts: str | None = None,
-        metric: Literal["wer", "cer", "mer"] = "wer",
-        normalizer: Literal["english", "basic", "none"] | None = None,
-    ) -> None:
-        super().__init__(prompts=prompts)
+        self, *, prompts: str | None = None, shots: dict[str, str] | None = None,
+        metric: Literal["wer", "cer", "mer"] = "wer", normalizer: Literal["english", "basic", "none"] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(prompts=prompts, shots=shots)
         chosen = normalizer or ("english" if metric == "wer" else "basic")
         self.rate = None if (metric, chosen) == ("wer", "english") else f"{metric}/{chosen}"
 
@@ -187,7 +186,7 @@ class AttributeTask(Task):
 
     Args:
         choices: the labels to choose from, in the order in which the wordings list them.
-        prompts: see `Task`; the wordings may say {choices}.
+        prompts, shots: see `Task`; the wordings may say {choices}.
         sentence: the answer to learn, with {label} in it; what the class says if absent.
         words: label -> how wordings and sentence call it, such as a word of their language; itself if absent.
 
@@ -200,6 +199,7 @@ class AttributeTask(Task):
     says: ClassVar[str]  # with {label} where the choice goes, and {a} where its article goes
     choices: tuple[str, ...] = ()
     prompts: str | None = None
+    shots: dict[str, str] | None = None
     sentence: str | None = None
     words: dict[str, str] | None = None
 
@@ -218,7 +218,7 @@ class AttributeTask(Task):
             problem = f"task {self.name}: choices must be two or more different labels, got {list(self.choices)}"
             raise ConfigError(problem, code="bad-value", where=where)
         self._named = standing(list(self._by_name))
-        super().__init__(prompts=self.prompts, choices=", ".join(map(self.word, self.choices)))
+        super().__init__(prompts=self.prompts, shots=self.shots, choices=", ".join(map(self.word, self.choices)))
         if self.sentence is not None:
             Template(self.sentence, ("label", "a"), required=["label"], where=f"task {self.name}: sentence")
         for choice in self.choices:

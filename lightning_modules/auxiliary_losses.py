@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sottovoce.data.examples import Batch
 from sottovoce.llms.causal_lm import TokenLoss
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 def ctc_loss(module: SpeechLLM, batch: Batch, speech: dict[Hashable, Tensor]) -> CTCLoss | None:
     """Weighted CTC of transcripts in the embeddings that learn, a row for each clip; None without `ctc`."""
-    if module.ctc_head is None or not module.node.ctc:
+    if module.ctc_head is None or not module.ctc_weights:
         return None
-    table, losses = cast(nn.Embedding, module.llm.model.get_input_embeddings()).weight.detach(), []
-    for slot, weight in module.node.ctc.items():
+    table, losses = module.llm.token_table(), []
+    for slot, weight in module.ctc_weights.items():
         texts = spoken_prompt.transcripts(batch.examples, slot, speech)
         ids = [module.llm.chat.token_ids(text) for text in texts.values()]
         found = module.ctc_head.loss([speech[key] for key in texts], ids, table)

@@ -136,7 +136,8 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     if module.auxiliary_head and (head := recipe.auxiliary_head):
         rows.append(("auxiliary_head", f"at layer {head.layer}", module.auxiliary_head, "trains, then dropped"))
     if module.ctc_head:
-        rows.append(("ctc_head", "", module.ctc_head, "trains, then dropped"))
+        told = "trains" if module.compressed else "trains, then dropped"
+        rows.append(("ctc_head", "", module.ctc_head, told))
     rows.append(("all", "", module, f"{_trained(module):,} train"))
     title, parameters = f"{recipe.name}: what trains, what is frozen", Column("parameters", justify="right")
     table = Table("part", "type", parameters, "", title=title)

@@ -1,7 +1,6 @@
 """SpeechLLM, the LightningModule of every recipe: encoder -> adapters -> LLM, loss, optimizer, trained weights."""
 
 from collections.abc import Hashable, Iterable, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,17 +20,18 @@ from sottovoce.frames import Frames
 from sottovoce.lightning_modules.auxiliary_losses import ctc_loss, head_loss, told_loss
 from sottovoce.lightning_modules.callbacks import propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import frozen_may_be_absent, load_trained, part_of, with_prefixes
+from sottovoce.lightning_modules.speech_slots import adapted, compressed, read_tokens
 from sottovoce.lightning_modules.trainer import adamw
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
 from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
-from sottovoce.llms.chat_template import ChatTurn, Placeholder, Segment
+from sottovoce.llms.chat_template import ChatTurn, Segment
 from sottovoce.llms.ctc_head import CTCHead
 from sottovoce.llms.row_batches import known_prefixes
 from sottovoce.training import spoken_prompt
 from sottovoce.training.batch_plan import step_size
 from sottovoce.training.distillation import Distiller
 from sottovoce.training.slot_layers import MIX, layers_of_slots, slot_adapters
-from sottovoce.training.spoken_prompt import SpeechPlaceholder, constant, dialogue_of, speech_positions
+from sottovoce.training.spoken_prompt import constant, dialogue_of, speech_positions
 
 HEADS = ("auxiliary_head", "ctc_head")  # guide training, and are no part of the result
 PARTS = ("adapters", "encoder", "llm", *HEADS)  # what may be trained: that is saved, and insisted on when loading
@@ -66,7 +66,9 @@ class SpeechLLM(L.LightningModule):
             why = f"{head.layer} is not there; the LLM has layers 0-{self.llm.depth - 1}"
             raise ConfigError.at("auxiliary_head.layer", "bad-value", why)
         self.auxiliary_head = AuxiliaryHead(self.llm.dim, head.categories) if head else None
-        self.ctc_head = CTCHead(self.llm.dim) if any(node.ctc for node in recipe.stages.values()) else None
+        self.compressed = [name for name, slot in recipe.slots.items() if slot.ctc_compression]
+        reads = self.compressed or any(node.ctc for node in recipe.stages.values())
+        self.ctc_head = CTCHead(self.llm.dim) if reads else None
         self.encoder_learns = self.llm_learns = False
         self.owns_encoder = self.recipe.trains_encoder  # or has taken one that another run trained, which is kept, too
         self.row_losses: Tensor | None = None  # of the step at hand, (rows,)
@@ -117,7 +119,17 @@ class SpeechLLM(L.LightningModule):
         if self.auxiliary_head:
             self.auxiliary_head.requires_grad_(self.llm_learns)
         if self.ctc_head:
-            self.ctc_head.requires_grad_(bool(getattr(self, "node", None) and self.node.ctc))
+            self.ctc_head.requires_grad_(bool(self.ctc_weights))
+
+    @property
+    def ctc_weights(self) -> dict[str, float]:
+        """Slot -> weight of its CTC loss in the stage at hand; empty outside training."""
+        return (getattr(self, "node", None) and self.node.ctc) or {}
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Parts that serve training alone, and are no part of the trained model."""
+        return tuple(name for name in HEADS if name != "ctc_head" or not self.compressed)
 
     @property
     def trained_prefixes(self) -> tuple[str, ...]:
@@ -144,31 +156,11 @@ class SpeechLLM(L.LightningModule):
     def speech_embeddings(
         self, batch: Batch, prompts: Iterable[list[Segment]], slots: Iterable[str] | None = None
     ) -> tuple[dict[Hashable, Tensor], Tensor | float]:
-        """Adapter outputs (tokens, llm_dim) by placeholder, of some slots or all; a zero that ties idle adapters.
+        """Speech as the LLM reads it, (tokens, llm_dim) by placeholder, of some slots or all; and a zero, as below."""
+        speech, anchor = adapted(self, batch, prompts, slots)
+        return compressed(self, speech), anchor
 
-        An adapter runs once over the clips that it learns from and once, without gradient, over those it is frozen
-        for. In lockstep every process makes the same calls, so an adapter that nothing asks for runs on a stand-in row.
-        """
-        anchor: Tensor | float = 0.0
-        if not batch.clips and not (self.lockstep and len(batch.audio.lengths)):
-            return {}, anchor
-        frames = self._encoded(batch.audio)  # (clips, frames, layers * encoder_dim)
-        keys = {part.key for prompt in prompts for part in prompt if isinstance(part, Placeholder)}
-        placeholders = sorted((k for k in keys if isinstance(k, SpeechPlaceholder)), key=lambda k: batch.clips[k.clip])
-        embeddings: dict[Hashable, Tensor] = {}
-        for slot, learns in product(self.slots if slots is None else slots, (True, False)):
-            wanted = [key for key in placeholders if (key.slot, key.learns) == (slot, learns)]
-            if not wanted and not self.lockstep:
-                continue
-            rows = torch.tensor([batch.clips[key.clip] for key in wanted] or [0], device=frames.x.device)
-            speech = self.adapt(slot, Frames(frames.x[rows], frames.lengths[rows]), learns)  # (rows, tokens, llm_dim)
-            if wanted:
-                embeddings.update(zip(wanted, speech.rows(), strict=True))
-            if self.lockstep and learns:
-                anchor = anchor + 0.0 * speech.x.sum()
-        return embeddings, anchor
-
-    def _encoded(self, audio: Frames) -> Frames:
+    def encoded(self, audio: Frames) -> Frames:
         """Encoder output (clips, frames, layers * dim) of waveforms (clips, samples), or of the cache as it is."""
         if audio.x.dim() == 3:
             return audio
@@ -180,8 +172,13 @@ class SpeechLLM(L.LightningModule):
         mix = getattr(self.adapters[slot], MIX, None)
         return frames if mix is None else Frames(mix(frames.x), frames.lengths)
 
-    def adapt(self, slot: str, frames: Frames, learns: bool = False) -> Frames:
+    def adapt(self, slot: str, frames: Frames) -> Frames:
         """A slot's embeddings (clips, tokens, llm_dim) of encoder output (clips, frames, layers * dim)."""
+        with torch.no_grad():
+            return read_tokens(self, slot, self.adapt_frames(slot, frames))
+
+    def adapt_frames(self, slot: str, frames: Frames, learns: bool = False) -> Frames:
+        """What a slot's adapter makes of encoder output; it learns, or is frozen."""
         adapter, learns = self.adapters[slot], learns and self.training
         training = adapter.training
         adapter.train(training and learns)  # or frozen for these rows: no gradient, no dropout
@@ -212,12 +209,13 @@ class SpeechLLM(L.LightningModule):
         prompts = [chat.prompt(dialogue) for dialogue in dialogues]  # token ids and speech placeholders
         responses = [chat.response(d, e.target or "") for d, e in zip(dialogues, batch.examples, strict=True)]
         teaching = self.distiller.teaching(batch.examples, responses) if self.distiller else None
-        silent = self.ctc_head and not teaching and not self.node.response_weight  # the LLM is not run
-        speech, anchor = self.speech_embeddings(batch, prompts, self.node.ctc if silent else None)
-        ctc = ctc_loss(self, batch, speech) if self.ctc_head else None
+        silent = self.ctc_weights and not teaching and not self.node.response_weight  # the LLM is not run
+        speech, anchor = adapted(self, batch, prompts, self.ctc_weights if silent else None)
+        ctc = ctc_loss(self, batch, speech)
         if ctc and silent:
             rows = ctc.total.new_zeros(len(prompts))
             return TokenLoss(rows.sum() + anchor, sum(map(len, responses)), rows, ctc=ctc)
+        speech = compressed(self, speech)
         inputs = [prompt + anchor for prompt in self.llm.embed_all(prompts, speech)]  # rows of (prompt_tokens, llm_dim)
         prefixes = [constant(prompt) for prompt in prompts]  # text before the first speech: its keys can be cached
         pool = self._pool(batch, prompts, speech)
@@ -304,14 +302,14 @@ class SpeechLLM(L.LightningModule):
 
     def trained(self) -> dict[str, Tensor]:
         """The weights that some stage trains, named as in a checkpoint; without the heads, which are only a help."""
-        prefixes = [name for name in self.trained_prefixes if name.removesuffix(".") not in HEADS]
+        prefixes = [name for name in self.trained_prefixes if name.removesuffix(".") not in self.dropped]
         return {} if self.recipe.untuned else with_prefixes(prefixes, self.state_dict())
 
     def load_trained(self, weights: dict[str, Tensor], source: str, *, begins: bool = False) -> None:
         """Take trained weights; see `checkpointing.load_trained`."""
         self._load_llm()  # what of it trains is known then, and nothing that comes later overwrites these weights
         needed = {name for name in PARTS if any(key.startswith(f"{name}.") for key in self.trained_prefixes)}
-        needed -= {*HEADS, *((ENCODER, LLM) if begins else ())}
+        needed -= {*self.dropped, *((ENCODER, LLM) if begins else ())}
         if not weights and (begins or self.recipe.untuned):
             needed -= {"adapters"} if all(cast(Adapter, each).pretrained for each in self.adapters.values()) else set()
         load_trained(self, weights, PARTS, needed, source)

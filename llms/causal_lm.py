@@ -267,6 +267,10 @@ class CausalLLM(LoadedLLM):
         embedded: Tensor = table(ids.to(cast(Tensor, table.weight).device))
         return list(torch.split(embedded.to(self.dtype), [len(text) for text in texts]))
 
+    def token_table(self) -> Tensor:
+        """The embedding of every token, (tokens, dim), as it is."""
+        return cast(Tensor, self.model.get_input_embeddings().weight).detach()
+
     def _embedded(self, placeholder: Placeholder, embeddings: Mapping[Hashable, Tensor]) -> Tensor:
         if placeholder.key not in embeddings:
             raise KeyError(f"no embeddings for placeholder {placeholder.key!r}; there are some for {list(embeddings)}")

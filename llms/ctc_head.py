@@ -9,8 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sottovoce.frames import Frames
+
+READ_FRAMES = 256  # whose logits of all tokens are in memory at once
 DRAWN = 4_096  # tokens whose logits are in memory at once, and of which a training step estimates all that nobody says
 SIZE = 0.1  # weight of how long embeddings are, which cosines leave open, and which grew to ten times that of words
+
+
+READ = 8  # likeliest tokens of a frame that it is read as
+SHARPNESS = 3.0  # power of their probabilities there: a mixture of tokens is none that an LLM knows
 
 
 class CTCLoss(NamedTuple):
@@ -44,6 +51,40 @@ class CTCHead(nn.Module):
         """Logits (frames, 1 + tokens) of embeddings (frames, dim), by rows of the LLM's table; 0 is the blank."""
         scaled = self._scaled(speech)
         return torch.cat([self._blank(scaled), _of_tokens(scaled, table)], 1)
+
+    def read(self, speech: Frames, table: Tensor) -> Frames:
+        """Embeddings (batch, frames, dim) as the LLM's own tokens, (batch, tokens, dim): fewer, without blanks.
+
+        CTC compression (Gaido et al., EACL 2021): frames whose likeliest class is the blank are left out, neighbours
+        that are the same token become one. Each is a mean of the LLM's token embeddings by their posteriors, as in
+        LegoSLM (Ma et al., 2025), here of the `READ` likeliest, to the power of `SHARPNESS`. A row that is blank all
+        along keeps the frame that is so least. The head learns nothing from what the LLM makes of this.
+        """
+        if speech.x.is_meta or not speech.mask().any():  # of which nobody knows what is said
+            return speech
+        real = speech.mask().to(speech.x.device)
+        x, row = speech.x[real], real.nonzero()[:, 0]
+        with torch.no_grad():
+            tops = [self(some, table)[:, 1:].topk(min(READ, len(table))) for some in torch.split(x, READ_FRAMES)]
+            tokens, best = (torch.cat([top[i] for top in tops]) for i in (1, 0))  # (frames, READ)
+            over_blank = best[:, 0] - self._blank(self._scaled(x))[:, 0]
+            least = torch.full((len(real),), -math.inf, device=x.device).scatter_reduce(0, row, over_blank, "amax")
+            at = torch.arange(len(x), device=x.device)
+            first = torch.full_like(least, len(x), dtype=torch.long).scatter_reduce(
+                0, row, at.masked_fill(over_blank < least[row], len(x)), "amin"
+            )
+            kept = (over_blank > 0) | (at == first[row])
+            new = torch.ones_like(kept)  # a frame that is not the same token as the one before
+            new[1:] = (tokens[1:, 0] != tokens[:-1, 0]) | (row[1:] != row[:-1]) | ~kept[:-1]
+        tokens, run = tokens[kept], new[kept].cumsum(0) - 1
+        rows = table[tokens].float()  # (kept, READ, dim)
+        scale = SHARPNESS * self.log_scale.detach().exp()
+        logits = scale * (F.normalize(rows, dim=-1) @ F.normalize(x[kept].float(), dim=-1)[:, :, None])[..., 0]
+        read = (logits.softmax(1)[:, None] @ rows)[:, 0].to(speech.x.dtype)  # (kept, dim)
+        count = torch.bincount(run)
+        merged = read.new_zeros(len(count), read.shape[1]).index_add(0, run, read) / count[:, None]
+        lengths = torch.bincount(row[kept][new[kept]], minlength=len(real))
+        return Frames.pad(list(torch.split(merged, lengths.tolist())))
 
     def _scaled(self, speech: Tensor) -> Tensor:
         return self.log_scale.exp() * F.normalize(speech.float(), dim=-1)

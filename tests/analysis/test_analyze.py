@@ -123,8 +123,8 @@ def test_the_mean_is_over_the_speech_of_the_utterance_alone(run: Run) -> None:
         seen = batch_states(run.module, batch)
         own = run.data.splits["train"].utterances[5]
         alone = collate([Example(own, "asr", "", (), example.sources, frozenset(), None)], run.audio_reader.read)
-        frames = run.module._encoded(alone.audio)
-        made = torch.cat([run.module.adapt(slot, frames, False).rows()[0] for slot in run.module.slots])
+        frames = run.module.encoded(alone.audio)
+        made = torch.cat([run.module.adapt(slot, frames).rows()[0] for slot in run.module.slots])
     torch.testing.assert_close(seen.pooled[0, 0], made.mean(0), rtol=1e-5, atol=1e-5)
 
 

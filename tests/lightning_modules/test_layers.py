@@ -85,9 +85,9 @@ def test_a_slot_hears_its_own_layers_alone(tree: dict[str, Any]) -> None:
         states = module.encoder.hidden_states(*batch)
         norm = [torch.nn.functional.layer_norm(s.x, (module.encoder.dim,)) for s in states]
         expected = {"paralinguistic": share * norm[1] + rest * norm[2], "linguistic": states[1].x}
-        encoded = module._encoded(batch)
+        encoded = module.encoded(batch)
         for slot, x in expected.items():
-            out, by_hand = module.adapt(slot, encoded, False), module.adapters[slot](Frames(x, encoded.lengths))
+            out, by_hand = module.adapt(slot, encoded), module.adapters[slot](Frames(x, encoded.lengths))
             for row, other in zip(out.rows(), by_hand.rows(), strict=True):
                 torch.testing.assert_close(row, other, rtol=1e-4, atol=1e-5)
 

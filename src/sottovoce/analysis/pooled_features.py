@@ -61,7 +61,7 @@ def read_features(run: Run, clips: Sequence[Path], file: Path, progress: Progres
     slots: dict[str, tuple[list[Tensor], list[Tensor], list[list[int]]]] = {name: ([], [], []) for name in module.slots}
     for start in progress.track(range(0, len(clips), CLIPS), description="reading features", unit="batch"):
         part = clips[start : start + CLIPS]
-        encoded = module._encoded(Frames.pad([run.audio_reader.read(clip) for clip in part]).to(module.device))
+        encoded = module.encoded(Frames.pad([run.audio_reader.read(clip) for clip in part]).to(module.device))
         columns = [(encoded, module.layers)]
         if others and kept is None:
             columns.append((_computed(run, part, others), tuple(others)))

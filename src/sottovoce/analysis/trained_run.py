@@ -38,9 +38,6 @@ class TrainedRun:
     answers: Path  # folder of what was answered with these weights, if it was
     source: str  # what was opened
 
-    def __post_init__(self) -> None:
-        self.module.ctc_head = None  # it guides training alone, and the loss would ask the stage about it
-
 
 def open_trained(folder: Path, stage: str | None, overrides: Sequence[str]) -> TrainedRun:
     """The weights of a stage of a run; those of its last stage, or of its bundle, where none is named.

@@ -132,9 +132,18 @@ class Recipe(BaseRecipe):
                 if self.slots[slot].text == "caption":
                     told = f"the text of {slot} is a caption, which nobody says: take a slot with `text: transcript`"
                     yield fault("conflict", f"stages.{name}.ctc.{slot}", told)
+        yield from self._compression_conflicts()
         yield from self._tuning_conflicts()
         yield from self._complete_tasks()
         yield from self._kind_conflicts()
+
+    def _compression_conflicts(self) -> Iterator[ConfigError]:
+        """Slots that are compressed by a head that nothing teaches."""
+        taught = {slot for stage in self.stages.values() for slot, weight in (stage.ctc or {}).items() if weight}
+        for name in [name for name, slot in self.slots.items() if slot.ctc_compression]:
+            if name not in taught and not self.init_from:
+                told = f"nothing teaches what is a blank: give a stage `ctc: {{{name}: 1}}`"
+                yield fault("conflict", f"slots.{name}.ctc_compression", told)
 
     def _carrier_conflicts(self, stage: sections.StageConfig, where: str) -> Iterator[ConfigError]:
         """ERR in a stage of whose tasks no slot carries one: it would replace nothing."""

@@ -118,6 +118,7 @@ class SlotConfig:
         default=LAST, description="of the encoder: last, 2, 1-4, 2,5-6 or all; several are mixed by learned weights"
     )
     layer_norm: bool = Field(default=False, description="each layer has mean 0 and variance 1 before it is mixed")
+    ctc_compression: bool = Field(default=False, description="the LLM's tokens that `ctc` reads there, without blanks")
     before: str = Field(default="", description="what the LLM's format has before speech; {number} counts clips")
     after: str = Field(default="", description="and behind it")
     carries: Annotated[

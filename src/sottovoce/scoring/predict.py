@@ -12,6 +12,7 @@ import torch
 
 from sottovoce.config.recipe import used_tasks
 from sottovoce.data.examples import Example, collate
+from sottovoce.data.few_shot import few_shot_turns
 from sottovoce.data.own_attribute import build_task
 from sottovoce.data.tasks import AttributeTask, style_caption, task_of
 from sottovoce.data.utterance import Utterance
@@ -122,9 +123,9 @@ def _questions(run: Run, utterance: Utterance, unlabelled: bool) -> Iterator[Exa
         if (example := sampler(utterance, 0, 0)) is not None:
             yield example
         elif unlabelled and (utterance.only is None or task in utterance.only):
-            wording = task_of(run.tasks, task, utterance).instructions()[0]
-            sources = dict.fromkeys(run.slots, "speech")
-            place, context = run.recipe.instructions, utterance.context
+            own, place = task_of(run.tasks, task, utterance), run.recipe.instructions
+            wording, sources = own.instructions()[0], dict.fromkeys(run.slots, "speech")
+            context = (*few_shot_turns(own, wording, place), *utterance.context)
             yield Example(utterance, task, wording, context, sources, frozenset(), target="", place=place)
 
 

@@ -18,8 +18,8 @@ from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms.chat_template import ChatTurn, Piece, Placeholder
 from sottovoce.serving.audio_input import Audio, audio_file, waveform
-from sottovoce.serving.questions import UntrainedTaskWarning, question
-from sottovoce.training.spoken_prompt import SpeechPlaceholder, between, instructed
+from sottovoce.serving.questions import UntrainedTaskWarning, opening, question
+from sottovoce.training.spoken_prompt import SpeechPlaceholder, between
 
 
 class Conversation:
@@ -65,8 +65,7 @@ class Conversation:
         return [(turn.role, str(turn.audio).rpartition("#")[0] if turn.audio else turn.text) for turn in self.turns]
 
     def _prompt(self, turns: Sequence[Turn]) -> list[ChatTurn]:
-        system, before = instructed(self.instruction, self.model.recipe.instructions)
-        chat = [ChatTurn("system", (text,)) for text in system]
+        chat, before = opening(self.model.recipe, self.instruction)
         for turn in turns:
             pieces = speech(turn.audio, self.model.slots) if turn.audio else (turn.text,)
             chat.append(ChatTurn(turn.role, (*before, *pieces) if turn is turns[-1] else pieces))
@@ -86,8 +85,8 @@ def speech(clip: Path, slots: Iterable[str]) -> tuple[Piece, ...]:
 
 def spoken_turn(model: SpeechLLM, clip: Path, instruction: str, slots: Iterable[str]) -> list[ChatTurn]:
     """The prompt that asks about one clip, in these slots."""
-    system, before = instructed(instruction, model.recipe.instructions)
-    return [*(ChatTurn("system", (text,)) for text in system), ChatTurn("user", (*before, *speech(clip, slots)))]
+    turns, before = opening(model.recipe, instruction)
+    return [*turns, ChatTurn("user", (*before, *speech(clip, slots)))]
 
 
 def chat(

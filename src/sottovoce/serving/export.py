@@ -43,6 +43,9 @@ def command(
     if format != "native" and (lora or dtype):
         raise ConfigError.at("--format", "conflict", f"--lora and --dtype do not go with {format}: leave them out")
     module = read_bundle(bundle, overrides)
+    if format != "native" and module.compressed:
+        where, why = f"slots.{module.compressed[0]}.ctc_compression", "what is a blank is decided while it runs"
+        raise ConfigError.at(where, "conflict", f"{why}: --format {format} has no code for that")
     if format == "plain":
         lines = resolve_name("sottovoce.serving.plain:export_plain")(module, Path(out))
     elif format != "native":

@@ -7,11 +7,14 @@ from typing import NamedTuple
 
 from sottovoce.config.recipe import Recipe
 from sottovoce.config_tree import read_tree
+from sottovoce.data.few_shot import few_shot_turns
 from sottovoce.data.own_attribute import build_task
 from sottovoce.data.tasks import TASKS, Task
 from sottovoce.errors import ConfigError, MissingError, nearest
 from sottovoce.hub import bundle_folder
 from sottovoce.lightning_modules.bundle import RECIPE
+from sottovoce.llms.chat_template import ChatTurn
+from sottovoce.training.spoken_prompt import instructed
 
 REPLIES = ("response", "dialogue")  # tasks of which one is asked where nobody names a task
 BOTH = "both"
@@ -69,6 +72,19 @@ def question(recipe: Recipe, task: str | None, ask: str | None, where: str = "ta
         return Question(ask, None)
     found = task_called(recipe, task, where)
     return Question(found.instructions()[0], found)
+
+
+def opening(recipe: Recipe, instruction: str) -> tuple[list[ChatTurn], list[str]]:
+    """What a prompt begins with, and what stands at the beginning of the user's own turn.
+
+    The few-shot examples of a task belong to each of its wordings.
+    """
+    system, before = instructed(instruction, recipe.instructions)
+    turns = [ChatTurn("system", (said,)) for said in system]
+    tasks = [build_task(name, node) for name, node in recipe.tasks.items() if node.get("shots")]
+    if asked := next((task for task in tasks if instruction in task.instructions()), None):
+        turns += [ChatTurn(t.role, (t.text,)) for t in few_shot_turns(asked, instruction, recipe.instructions)]
+    return turns, before
 
 
 def chosen_slots(slots: str | Sequence[str], known: Collection[str], where: str = "slots") -> tuple[str, ...]:

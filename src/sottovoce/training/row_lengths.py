@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sottovoce.config.recipe import Recipe, used_tasks
 from sottovoce.data.examples import Example, InstructionRole, carriers, instructions, slot_text
+from sottovoce.data.few_shot import few_shot_turns
 from sottovoce.data.own_attribute import build_task
 from sottovoce.data.skipped import LineFault
 from sottovoce.data.tasks import AttributeTask, Task, task_of
@@ -88,7 +89,8 @@ def check_prompts(chat: ChatFormat, tasks: Mapping[str, Task]) -> None:
     faults = []
     for name, task in tasks.items():
         answers = [task.answer(choice) for choice in task.choices] if isinstance(task, AttributeTask) else []
-        for text in (*task.instructions(), task.teacher or "", *answers):
+        shots = [text for shot in (task.shots or {}).items() for text in shot]
+        for text in (*task.instructions(), task.teacher or "", *shots, *answers):
             try:
                 chat.check_text(text)
             except SottovoceError as error:
@@ -137,7 +139,7 @@ class RowLengths:
         """Rows with the readings that serve them, all their texts counted; and the tokens around each reading."""
         rows = [(u, [own for reading in readings if (own := self._own(reading, u)).serves(u)]) for u in utterances]
         used = {id(reading): reading for _, read in rows for reading in read}
-        self._count(text for reading in used.values() for text in _fixed_texts(reading))
+        self._count(text for reading in used.values() for text in self._fixed_texts(reading))
         self._count(text for utterance, read in rows for text in self._texts(utterance, read))
         return rows, {key: self._around(reading) for key, reading in used.items()}
 
@@ -176,8 +178,9 @@ class RowLengths:
                 continue
             wording = max(instructions(reading.task, utterance), key=lambda text: self._tokens[text])
             target = None if reading.generates else reading.task.target(utterance)
+            context = (*few_shot_turns(reading.task, wording, self.place), *utterance.context)
             example = Example(
-                utterance, reading.name, wording, utterance.context, sources, frozenset(), target, self.place,
+                utterance, reading.name, wording, context, sources, frozenset(), target, self.place,
                 reading.task.teacher, reading.tag,
             )  # fmt: skip
             turns = dialogue_of(example, reading.slots)
@@ -217,10 +220,22 @@ class RowLengths:
         return self._by_task[reading, task]
 
     def _around(self, reading: Reading) -> int:
-        """Tokens of a prompt in which nothing is said: template, longest wording, teacher, tag."""
-        first, system, _ = self._overhead
+        """Tokens of a prompt in which nothing is said: template, longest wording, few-shot examples, teacher, tag."""
+        first, system, further = self._overhead
         fixed = self._tokens[reading.task.teacher or ""] + self._tokens[reading.tag or ""]
-        return first + system + fixed + max(self._tokens[text] for text in reading.task.instructions())
+        wordings = [
+            [wording, *(turn.text for turn in few_shot_turns(reading.task, wording, self.place))]
+            for wording in reading.task.instructions()
+        ]
+        most = max(sum(self._tokens[text] for text in texts) for texts in wordings)
+        return first + system + fixed + most + further * (len(wordings[0]) - 1)
+
+    def _fixed_texts(self, reading: Reading) -> Iterator[str]:
+        """The texts of a prompt in which nothing is said."""
+        yield from (reading.task.teacher or "", reading.tag or "")
+        for wording in reading.task.instructions():
+            yield wording
+            yield from (turn.text for turn in few_shot_turns(reading.task, wording, self.place))
 
     def _texts(self, utterance: Utterance, readings: Sequence[Reading]) -> Iterator[str]:
         """Every text of a row that these readings may write."""
@@ -292,10 +307,6 @@ class _Row:
         if source == "speech" and turn.audio:
             return self.lengths.speech(slot, turn.audio) + self.lengths.marks(slot)
         return self.lengths._tokens[slot_text(turn, kind) or ""] + 1 if source == "text" else 0
-
-
-def _fixed_texts(reading: Reading) -> list[str]:
-    return [*reading.task.instructions(), reading.task.teacher or "", reading.tag or ""]
 
 
 def _fault(utterance: Utterance, told: str, error: SottovoceError) -> LineFault:

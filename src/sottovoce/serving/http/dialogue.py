@@ -24,8 +24,7 @@ from sottovoce.serving.chat import speech
 from sottovoce.serving.http.chat_request import AudioPart, ChatRequest, Message
 from sottovoce.serving.http.errors import Refusal
 from sottovoce.serving.model import Model
-from sottovoce.serving.questions import question
-from sottovoce.training.spoken_prompt import instructed
+from sottovoce.serving.questions import opening, question
 
 SYSTEM = ("system", "developer")
 MAX_CLIPS = 64  # of a request; each costs an encoder its whole window
@@ -129,8 +128,7 @@ class Reader:
         users = [each for _, each in reversed(turns) if each.role == "user" and each.speaks() and each.words()]
         beside = users[0].words() if users and not (asked or given) else None
         instruction = given[0].words() if given else asked or beside or self.instruction
-        system, before = instructed(instruction, self.model.recipe.instructions)
-        chat = [ChatTurn("system", (said,)) for said in system]
+        chat, before = opening(self.model.recipe, instruction)
         for at, message in turns:
             pieces = self._pieces(at, message, names, beside)
             first = before if at == len(request.messages) - 1 else []
