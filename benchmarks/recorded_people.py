@@ -48,7 +48,7 @@ EMOTIONS = {
     "boredom": "bored", "neutral": "neutral",
 }  # fmt: skip
 KEPT = Path(__file__).with_suffix("")  # folder of answers
-HEARD = {"readers": 0.6, "digits": 0.6, "actors": 5}  # times an epoch, where the LLM answers: actors are few
+HEARD = {"readers": 1, "digits": 1, "actors": 8}  # times an epoch, where the LLM answers: actors are few
 ASR_EVERY = 3  # of the test clips, so that words do not take all of the time
 LABELS = ("age", "gender", "emotion")
 ROWS = [("asr", "wer"), ("asr (digits)", "wer"), *((task, "balanced_accuracy") for task in LABELS)]
