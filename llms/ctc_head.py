@@ -16,8 +16,7 @@ DRAWN = 4_096  # tokens whose logits are in memory at once, and of which a train
 SIZE = 0.1  # weight of how long embeddings are, which cosines leave open, and which grew to ten times that of words
 
 
-READ = 8  # likeliest tokens of a frame that it is read as
-SHARPNESS = 3.0  # power of their probabilities there: a mixture of tokens is none that an LLM knows
+READ = 8  # likeliest tokens of a frame, whose posteriors say how it learns from being read
 
 
 class CTCLoss(NamedTuple):
@@ -56,9 +55,10 @@ class CTCHead(nn.Module):
         """Embeddings (batch, frames, dim) as the LLM's own tokens, (batch, tokens, dim): fewer, without blanks.
 
         CTC compression (Gaido et al., EACL 2021): frames whose likeliest class is the blank are left out, neighbours
-        that are the same token become one. Each is a mean of the LLM's token embeddings by their posteriors, as in
-        LegoSLM (Ma et al., 2025), here of the `READ` likeliest, to the power of `SHARPNESS`. A row that is blank all
-        along keeps the frame that is so least. The head learns nothing from what the LLM makes of this.
+        that are the same token become one, and the LLM gets the embedding of that token, since mixtures are none that
+        it knows. The gradient is that of the mean of embeddings by posteriors, of the `READ` likeliest tokens: a
+        straight-through estimator (Bengio et al., 2013). A row that is blank all along keeps the frame that is so
+        least. The head learns nothing from what the LLM makes of this.
         """
         if speech.x.is_meta or not speech.mask().any():  # of which nobody knows what is said
             return speech
@@ -78,9 +78,10 @@ class CTCHead(nn.Module):
             new[1:] = (tokens[1:, 0] != tokens[:-1, 0]) | (row[1:] != row[:-1]) | ~kept[:-1]
         tokens, run = tokens[kept], new[kept].cumsum(0) - 1
         rows = table[tokens].float()  # (kept, READ, dim)
-        scale = SHARPNESS * self.log_scale.detach().exp()
+        scale = self.log_scale.detach().exp()
         logits = scale * (F.normalize(rows, dim=-1) @ F.normalize(x[kept].float(), dim=-1)[:, :, None])[..., 0]
-        read = (logits.softmax(1)[:, None] @ rows)[:, 0].to(speech.x.dtype)  # (kept, dim)
+        mean = (logits.softmax(1)[:, None] @ rows)[:, 0]  # (kept, dim)
+        read = (rows[:, 0] + mean - mean.detach()).to(speech.x.dtype)
         count = torch.bincount(run)
         merged = read.new_zeros(len(count), read.shape[1]).index_add(0, run, read) / count[:, None]
         lengths = torch.bincount(row[kept][new[kept]], minlength=len(real))
