@@ -3,9 +3,9 @@
     python benchmarks/ctc_reading.py --bundle BUNDLE --manifest FILE --root DIR [--limit 100] [--slot linguistic]
 
 The bundle has a slot with `ctc_compression`; its task `asr` may have few-shot examples. Word error rates of the slot
-alone: of CTC's own greedy reading; of the LLM that is given every frame, frames without blanks and repeats, means of token
-embeddings by posteriors to some power, or the tokens themselves; and of the LLM that reads the true text, each with no
-few-shot examples, half of them, and all. Nothing is trained.
+alone: of CTC's own greedy reading; of the LLM that is given every frame, frames without blanks and repeats, means of
+token embeddings by posteriors to some power, or the tokens themselves; and of the LLM that reads the true text, each
+with no few-shot examples, half of them, and all. Nothing is trained.
 """
 
 import argparse

@@ -48,7 +48,10 @@ EMOTIONS = {
     "boredom": "bored", "neutral": "neutral",
 }  # fmt: skip
 KEPT = Path(__file__).with_suffix("")  # folder of answers
-HEARD = {"readers": 1, "digits": 1, "actors": 8}  # times an epoch, where the LLM answers: actors are few
+HEARD = {  # times an epoch, where the LLM answers: actors are few
+    "joint": {"readers": 1, "digits": 1, "actors": 8},
+    "disentangle": {"readers": 0.5, "digits": 0.5, "actors": 4},
+}
 ASR_EVERY = 3  # of the test clips, so that words do not take all of the time
 LABELS = ("age", "gender", "emotion")
 ROWS = [("asr", "wer"), ("asr (digits)", "wer"), *((task, "balanced_accuracy") for task in LABELS)]
@@ -73,7 +76,7 @@ def main() -> None:
     for seed in arguments.seeds:
         for part, side in sides.items():
             base = [f"encoder.checkpoint={arguments.whisper}", f"llm.checkpoint={arguments.llm}", f"seed={seed}"]
-            base += [f"stages.{stage}.parts={json.dumps(HEARD)}" for stage in ("joint", "disentangle")]
+            base += [f"stages.{stage}.parts={json.dumps(parts)}" for stage, parts in HEARD.items()]
             base += [*side.overrides(arguments, part), *arguments.overrides]
             for system in arguments.systems:
                 answers.setdefault(SYSTEMS[system], []).extend(answered(arguments, system, seed, part, base))

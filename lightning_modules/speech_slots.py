@@ -63,4 +63,5 @@ def read_tokens(module: SpeechLLM, slot: str, speech: Frames) -> Frames:
     """Adapter outputs (clips, frames, llm_dim) of a slot as the LLM reads them."""
     if module.ctc_head is None or slot not in module.compressed:
         return speech
-    return module.ctc_head.read(speech, module.llm.token_table())
+    with torch.autocast(speech.x.device.type, enabled=False):  # so that a frame is the same token in any precision
+        return module.ctc_head.read(speech, module.llm.token_table())

@@ -65,9 +65,11 @@ class CTCHead(nn.Module):
         real = speech.mask().to(speech.x.device)
         x, row = speech.x[real], real.nonzero()[:, 0]
         with torch.no_grad():
-            tops = [self(some, table)[:, 1:].topk(min(READ, len(table))) for some in torch.split(x, READ_FRAMES)]
+            scaled, unit = self._scaled(x), F.normalize(table, dim=-1)
+            some = torch.split(scaled.to(unit.dtype), READ_FRAMES)
+            tops = [F.linear(part, unit).float().topk(min(READ, len(table))) for part in some]
             tokens, best = (torch.cat([top[i] for top in tops]) for i in (1, 0))  # (frames, READ)
-            over_blank = best[:, 0] - self._blank(self._scaled(x))[:, 0]
+            over_blank = best[:, 0] - self._blank(scaled)[:, 0]
             least = torch.full((len(real),), -math.inf, device=x.device).scatter_reduce(0, row, over_blank, "amax")
             at = torch.arange(len(x), device=x.device)
             first = torch.full_like(least, len(x), dtype=torch.long).scatter_reduce(
