@@ -20,7 +20,6 @@ from sottovoce.frames import Frames
 from sottovoce.lightning_modules.auxiliary_losses import ctc_loss, head_loss, told_loss
 from sottovoce.lightning_modules.callbacks import propagate_nonfinite
 from sottovoce.lightning_modules.checkpointing import frozen_may_be_absent, load_trained, part_of, with_prefixes
-from sottovoce.lightning_modules.speech_slots import adapted, compressed, read_tokens
 from sottovoce.lightning_modules.trainer import adamw
 from sottovoce.llms.auxiliary_head import AuxiliaryHead
 from sottovoce.llms.causal_lm import CausalLLM, PooledLayer, TokenLoss
@@ -31,6 +30,7 @@ from sottovoce.training import spoken_prompt
 from sottovoce.training.batch_plan import step_size
 from sottovoce.training.distillation import Distiller
 from sottovoce.training.slot_layers import MIX, layers_of_slots, slot_adapters
+from sottovoce.training.speech_slots import adapted, compressed, read_tokens
 from sottovoce.training.spoken_prompt import constant, dialogue_of, speech_positions
 
 HEADS = ("auxiliary_head", "ctc_head")  # guide training, and are no part of the result

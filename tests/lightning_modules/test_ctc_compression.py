@@ -17,9 +17,9 @@ from sottovoce.data.examples import collate
 from sottovoce.errors import ConfigError
 from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import read_bundle
-from sottovoce.lightning_modules.speech_slots import adapted
 from sottovoce.llms import ctc_head
 from sottovoce.llms.ctc_head import CTCHead
+from sottovoce.training.speech_slots import adapted
 from sottovoce.training.spoken_prompt import dialogue_of
 
 ALIGN: dict[str, Any] = {
