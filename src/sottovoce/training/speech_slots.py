@@ -1,25 +1,38 @@
 """Speech in the slots of prompts: what adapters make of clips, and CTC compression of that, see `CTCHead.read`."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterable
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sottovoce.data.examples import Batch
 from sottovoce.frames import Frames
+from sottovoce.llms import CausalLLM
 from sottovoce.llms.chat_template import Placeholder, Segment
+from sottovoce.llms.ctc_head import CTCHead
 from sottovoce.training.spoken_prompt import SpeechPlaceholder
 
-if TYPE_CHECKING:
-    from sottovoce.lightning_modules.speech_llm import SpeechLLM
+
+class Model(Protocol):
+    """What is needed of a `SpeechLLM`, see there."""
+
+    slots: dict[str, str]
+    compressed: list[str]
+    ctc_head: CTCHead | None
+    llm: CausalLLM
+
+    @property
+    def lockstep(self) -> bool: ...
+
+    def encoded(self, audio: Frames) -> Frames: ...
+
+    def adapt_frames(self, slot: str, frames: Frames, learns: bool = False) -> Frames: ...
 
 
 def adapted(
-    module: SpeechLLM, batch: Batch, prompts: Iterable[list[Segment]], slots: Iterable[str] | None = None
+    module: Model, batch: Batch, prompts: Iterable[list[Segment]], slots: Iterable[str] | None = None
 ) -> tuple[dict[Hashable, Tensor], Tensor | float]:
     """Adapter outputs (tokens, llm_dim) by placeholder, of some slots or all; a zero that ties idle adapters.
 
@@ -48,7 +61,7 @@ def adapted(
     return embeddings, anchor
 
 
-def compressed(module: SpeechLLM, speech: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+def compressed(module: Model, speech: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
     """Adapter outputs (frames, llm_dim) by placeholder as the LLM reads them, those of compressed slots shorter."""
     read = dict(speech)
     for slot, learns in product(module.compressed, (True, False)):
@@ -59,7 +72,7 @@ def compressed(module: SpeechLLM, speech: dict[Hashable, Tensor]) -> dict[Hashab
     return read
 
 
-def read_tokens(module: SpeechLLM, slot: str, speech: Frames) -> Frames:
+def read_tokens(module: Model, slot: str, speech: Frames) -> Frames:
     """Adapter outputs (clips, frames, llm_dim) of a slot as the LLM reads them."""
     if module.ctc_head is None or slot not in module.compressed:
         return speech
