@@ -49,7 +49,7 @@ EMOTIONS = {
 }  # fmt: skip
 KEPT = Path(__file__).with_suffix("")  # folder of answers
 HEARD = {  # times an epoch, where the LLM answers: actors are few
-    "joint": {"readers": 1, "digits": 1, "actors": 8},
+    "joint": {"readers": 0.7, "digits": 0.5, "actors": 8},
     "disentangle": {"readers": 0.5, "digits": 0.5, "actors": 4},
 }
 ASR_EVERY = 3  # of the test clips, so that words do not take all of the time
