@@ -77,7 +77,7 @@ def test_answers_are_the_sentences_of_their_attribute() -> None:
 @pytest.mark.parametrize("name", ATTRIBUTES)
 def test_a_recipe_may_set_choices_wordings_and_sentence(name: str) -> None:
     filled = TASKS.check({"type": name})
-    assert list(filled) == ["type", "choices", "prompts", "sentence", "words"]
+    assert list(filled) == ["type", "choices", "prompts", "shots", "sentence", "words"]
     assert (filled["choices"], filled["prompts"], filled["sentence"]) == (attribute(name).choices, None, None)
     task = TASKS.build({"type": name, "choices": ["apt", "mild"], "sentence": "It is {a} {label} one."})
     assert task.target(utterance(**{name: "apt"})) == "It is an apt one."
