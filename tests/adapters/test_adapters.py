@@ -226,7 +226,7 @@ def test_dropout_is_there_in_training_only(name: str) -> None:
 BAD_KNOBS: dict[str, list[dict[str, Any]]] = {
     "frame_stacking_mlp": [{"stack": "five"}, {"stack": 0}, {"hidden": 0}],
     "pooled_soft_prompt": [
-        {"layers": 0}, {"layers": 1001}, {"tokens": 0}, {"tokens": 10_001}, {"dropout": 1.5}, {"heads": 0},
+        {"layers": -1}, {"layers": 1001}, {"tokens": 0}, {"tokens": 10_001}, {"dropout": 1.5}, {"heads": 0},
         {"heads": 3},  # does not divide 16
     ],
     "emotion_aligned": [
