@@ -310,6 +310,8 @@ class SpeechLLM(L.LightningModule):
         self._load_llm()  # what of it trains is known then, and nothing that comes later overwrites these weights
         needed = {name for name in PARTS if any(key.startswith(f"{name}.") for key in self.trained_prefixes)}
         needed -= {*self.dropped, *((ENCODER, LLM) if begins else ())}
+        if begins and {slot for node in self.recipe.stages.values() for slot in node.ctc or {}} >= {*self.compressed}:
+            needed -= {"ctc_head"}  # which a stage teaches anew
         if not weights and (begins or self.recipe.untuned):
             needed -= {"adapters"} if all(cast(Adapter, each).pretrained for each in self.adapters.values()) else set()
         load_trained(self, weights, PARTS, needed, source)

@@ -100,6 +100,11 @@ class ChatFormat:
             segments += keys[i : i + 1]
         return segments
 
+    @property
+    def control_ids(self) -> list[int]:
+        """Tokens that the template reads as borders of turns."""
+        return list(self._control.values())
+
     def largest_id(self) -> int:
         """The largest token that the template itself writes."""
         turns = [ChatTurn("system", ("x",)), ChatTurn("user", ("x",))]

@@ -51,43 +51,48 @@ class CTCHead(nn.Module):
         scaled = self._scaled(speech)
         return torch.cat([self._blank(scaled), _of_tokens(scaled, table)], 1)
 
-    def read(self, speech: Frames, table: Tensor) -> Frames:
+    def read(self, speech: Frames, table: Tensor, never: Sequence[int] = ()) -> Frames:
         """Embeddings (batch, frames, dim) as the LLM's own tokens, (batch, tokens, dim): fewer, without blanks.
 
         CTC compression (Gaido et al., EACL 2021): frames whose likeliest class is the blank are left out, neighbours
         that are the same token become one, and the LLM gets the embedding of that token, since mixtures are none that
         it knows. The gradient is that of the mean of embeddings by posteriors, of the `READ` likeliest tokens: a
         straight-through estimator (Bengio et al., 2013). A row that is blank all along keeps the frame that is so
-        least. The head learns nothing from what the LLM makes of this.
+        least. The head learns nothing from what the LLM makes of this. Tokens of `never` are not read.
         """
-        if speech.x.is_meta or not speech.mask().any():  # of which nobody knows what is said
+        if speech.x.is_meta:  # of which nobody knows what is said
             return speech
-        real = speech.mask().to(speech.x.device)
-        x, row = speech.x[real], real.nonzero()[:, 0]
+        rows, unit = speech.rows(), F.normalize(table, dim=-1)
         with torch.no_grad():
-            scaled, unit = self._scaled(x), F.normalize(table, dim=-1)
-            some = torch.split(scaled.to(unit.dtype), READ_FRAMES)
-            tops = [F.linear(part, unit).float().topk(min(READ, len(table))) for part in some]
-            tokens, best = (torch.cat([top[i] for top in tops]) for i in (1, 0))  # (frames, READ)
-            over_blank = best[:, 0] - self._blank(scaled)[:, 0]
-            least = torch.full((len(real),), -math.inf, device=x.device).scatter_reduce(0, row, over_blank, "amax")
-            at = torch.arange(len(x), device=x.device)
-            first = torch.full_like(least, len(x), dtype=torch.long).scatter_reduce(
-                0, row, at.masked_fill(over_blank < least[row], len(x)), "amin"
-            )
-            kept = (over_blank > 0) | (at == first[row])
-            new = torch.ones_like(kept)  # a frame that is not the same token as the one before
-            new[1:] = (tokens[1:, 0] != tokens[:-1, 0]) | (row[1:] != row[:-1]) | ~kept[:-1]
-        tokens, run = tokens[kept], new[kept].cumsum(0) - 1
-        rows = table[tokens].float()  # (kept, READ, dim)
-        scale = self.log_scale.detach().exp()
-        logits = scale * (F.normalize(rows, dim=-1) @ F.normalize(x[kept].float(), dim=-1)[:, :, None])[..., 0]
-        mean = (logits.softmax(1)[:, None] @ rows)[:, 0]  # (kept, dim)
-        read = (rows[:, 0] + mean - mean.detach()).to(speech.x.dtype)
+            scaled = self._scaled(torch.cat(rows))
+            tops = [self._likeliest(part, unit, never) for part in torch.split(scaled, READ_FRAMES)]
+            logits, tokens = (torch.cat([top[i] for top in tops]) for i in (0, 1))  # (frames, READ)
+            over_blank = logits[:, 0] - self._blank(scaled)[:, 0]
+        parts = [torch.split(of_all, [len(row) for row in rows]) for of_all in (tokens, over_blank)]
+        return Frames.pad([self._read_row(*row, table).to(speech.x.dtype) for row in zip(rows, *parts, strict=True)])
+
+    def _likeliest(self, scaled: Tensor, unit: Tensor, never: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Logits and numbers of the likeliest tokens of each frame: (frames, READ) each."""
+        logits = F.linear(scaled.to(unit.dtype), unit).float()
+        logits[:, list(never)] = -math.inf
+        values, tokens = logits.topk(min(READ, len(unit)))
+        return values, tokens
+
+    def _read_row(self, x: Tensor, tokens: Tensor, over_blank: Tensor, table: Tensor) -> Tensor:
+        """One row's frames (frames, dim), by their likeliest tokens (frames, READ), as (tokens, dim)."""
+        if not len(x):
+            return x
+        kept = over_blank > 0
+        kept[over_blank.argmax()] = True
+        new = torch.ones_like(kept)  # a frame that is not the same token as the one before
+        new[1:] = (tokens[1:, 0] != tokens[:-1, 0]) | ~kept[:-1]
+        run, of_each = new[kept].cumsum(0) - 1, table[tokens[kept]].float()  # (kept, READ, dim)
+        cosines = F.normalize(of_each, dim=-1) @ F.normalize(x[kept].float(), dim=-1)[:, :, None]
+        posteriors = (self.log_scale.detach().exp() * cosines).softmax(1)
+        mean = (posteriors * of_each).sum(1)  # (kept, dim)
+        read = of_each[:, 0] + (mean - mean.detach())  # exactly the token
         count = torch.bincount(run)
-        merged = read.new_zeros(len(count), read.shape[1]).index_add(0, run, read) / count[:, None]
-        lengths = torch.bincount(row[kept][new[kept]], minlength=len(real))
-        return Frames.pad(list(torch.split(merged, lengths.tolist())))
+        return read.new_zeros(len(count), read.shape[1]).index_add(0, run, read) / count[:, None]
 
     def _scaled(self, speech: Tensor) -> Tensor:
         return self.log_scale.exp() * F.normalize(speech.float(), dim=-1)

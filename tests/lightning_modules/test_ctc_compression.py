@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.helpers.errors import refused
-from tests.helpers.runs import Fit, quiet_run
+from tests.helpers.runs import Fit, Write, quiet_run
 from torch import Tensor
 
 from sottovoce.cli.main import main
@@ -19,7 +19,7 @@ from sottovoce.frames import Frames
 from sottovoce.lightning_modules.bundle import read_bundle
 from sottovoce.llms import ctc_head
 from sottovoce.llms.ctc_head import CTCHead
-from sottovoce.training.speech_slots import adapted
+from sottovoce.training.speech_slots import adapted, read_tokens
 from sottovoce.training.spoken_prompt import dialogue_of
 
 ALIGN: dict[str, Any] = {
@@ -84,6 +84,12 @@ def test_the_adapter_learns_from_what_is_read_and_the_head_does_not(head: CTCHea
     assert head.blank.grad is None and head.log_scale.grad is None
 
 
+def test_some_tokens_are_never_read(head: CTCHead, table: Tensor) -> None:
+    speech = frames_of(head, table, "3_5")
+    read = head.read(Frames.pad([speech]), table, never=[5]).rows()[0]
+    assert torch.equal(read[0], table[3]) and not (read == table[5]).all(1).any()
+
+
 @pytest.fixture
 def compressed(tree: dict[str, Any]) -> dict[str, Any]:
     """The tiny recipe with a frame for each token of its short clips, which CTC compresses."""
@@ -132,6 +138,30 @@ def test_a_bundle_keeps_the_head(compressed: dict[str, Any], fit: Fit, tmp_path:
     (again,) = folder.rglob("predictions.jsonl")
     assert again.read_text() == before
     assert main(["export", str(bundle), "--out", str(tmp_path / "graph"), "--format", "pt2"]) == 2
+
+
+def test_borders_of_turns_are_never_read(compressed: dict[str, Any]) -> None:
+    """Whatever is heard: speech must not end the turn that it is heard in."""
+    module = quiet_run(compressed).module.eval()
+    table, border = module.llm.token_table(), sorted(module.llm.chat.control_ids)
+    assert module.ctc_head is not None and module.llm.chat.stop_ids <= {*border}
+    heard = Frames.pad([table[border] + 0.0])
+    assert torch.equal(module.ctc_head.read(heard, table).x[0], table[border])
+    read = read_tokens(module, "linguistic", heard).x[0]
+    assert len(read) and not any(torch.equal(one, table[two]) for one in read for two in border)
+
+
+def test_a_run_may_begin_from_a_bundle_without_a_head(
+    compressed: dict[str, Any], fit: Fit, write_recipe: Write
+) -> None:
+    """Where it teaches one of its own; else the bundle is refused."""
+    own = compressed["slots"]["linguistic"]
+    plain = {**compressed["slots"], "linguistic": {**own, "ctc_compression": False}}
+    evaluation = {"max_new_tokens": 2, "slots": ["linguistic"], "limit": 1}
+    bundle = str(fit(slots=plain, stages={"joint": JOINT}, evaluation=evaluation) / "bundle")
+    later = {"slots": compressed["slots"], "init_from": bundle, "evaluation": evaluation}
+    fit(name="taught", stages={"align": ALIGN}, **later)
+    assert main(["fit", "--config", write_recipe(name="untaught", stages={"joint": JOINT}, **later)]) == 2
 
 
 @pytest.mark.parametrize("stages", [{"joint": JOINT}, {"align": {**ALIGN, "ctc": {"linguistic": 0}}, "joint": JOINT}])

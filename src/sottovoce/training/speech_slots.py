@@ -51,9 +51,8 @@ def adapted(
         if not wanted and not module.lockstep:
             continue
         rows = torch.tensor([batch.clips[key.clip] for key in wanted] or [0], device=frames.x.device)
-        speech = module.adapt_frames(
-            slot, Frames(frames.x[rows], frames.lengths[rows]), learns
-        )  # (rows, tokens, llm_dim)
+        heard = Frames(frames.x[rows], frames.lengths[rows])
+        speech = module.adapt_frames(slot, heard, learns)  # (rows, tokens, llm_dim)
         if wanted:
             embeddings.update(zip(wanted, speech.rows(), strict=True))
         if module.lockstep and learns:
@@ -77,4 +76,4 @@ def read_tokens(module: Model, slot: str, speech: Frames) -> Frames:
     if module.ctc_head is None or slot not in module.compressed:
         return speech
     with torch.autocast(speech.x.device.type, enabled=False):  # so that a frame is the same token in any precision
-        return module.ctc_head.read(speech, module.llm.token_table())
+        return module.ctc_head.read(speech, module.llm.token_table(), module.llm.chat.control_ids)
