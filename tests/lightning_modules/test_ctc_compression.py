@@ -84,6 +84,14 @@ def test_the_adapter_learns_from_what_is_read_and_the_head_does_not(head: CTCHea
     assert head.blank.grad is None and head.log_scale.grad is None
 
 
+def test_a_blank_parts_two_of_the_same_token(head: CTCHead) -> None:
+    """Though the blank's second choice is that token, too."""
+    table, head.blank.data = torch.eye(12, 16), torch.eye(16)[15]
+    blank = head.blank.detach() + 0.5 * table[3]
+    read = head.read(Frames.pad([torch.stack([table[3], blank, table[3]])]), table)
+    assert torch.equal(read.rows()[0], table[[3, 3]])
+
+
 def test_some_tokens_are_never_read(head: CTCHead, table: Tensor) -> None:
     speech = frames_of(head, table, "3_5")
     read = head.read(Frames.pad([speech]), table, never=[5]).rows()[0]

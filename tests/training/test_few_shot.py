@@ -1,5 +1,6 @@
 """Few-shot examples of a task: where they stand in prompts, in training, scoring and answers alike."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from tests.helpers.runs import Fit, quiet_run
 from sottovoce.data.examples import collate
 from sottovoce.data.few_shot import few_shot_turns
 from sottovoce.lightning_modules.bundle import read_bundle
+from sottovoce.lightning_modules.run import Run
 from sottovoce.llms.chat_template import ChatTurn
 from sottovoce.serving.chat import spoken_turn
 from sottovoce.serving.questions import question
-from sottovoce.training.row_lengths import Reading, stage_readings
+from sottovoce.training.row_lengths import stage_readings
 from sottovoce.training.spoken_prompt import dialogue_of
 
 SHOTS = {"look at the red car": "look at the red car", "five two nine": "five two nine"}
@@ -54,17 +56,26 @@ def test_a_written_turn_has_none(shown: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("place", ["system", "user"])
-def test_they_count_among_the_tokens_of_a_row(shown: dict[str, Any], place: str) -> None:
-    run = quiet_run({**shown, "instructions": place})
-    draw, readings = run.example_sampler("joint", cut=True), stage_readings(run.recipe, run.tasks, "joint")
-    by_task: dict[str, Reading] = {reading.name: reading for reading in readings}
-    for u in run.data.splits["train"].utterances[:4]:
-        if (example := draw(u, 0, 0)) is None:
-            continue
-        turns = dialogue_of(example, run.slots)
-        (prompt,) = run.module.embed(collate([example], run.audio_reader.read), [turns])
-        (most,) = run.row_lengths.most_tokens([u], [by_task[example.task]])
-        assert most >= len(prompt)
+def test_they_count_among_the_tokens_of_a_row(tree: dict[str, Any], shown: dict[str, Any], place: str) -> None:
+    """What is told of a row grows by as much as its prompt does."""
+    with_shots, without = (quiet_run({**recipe, "instructions": place}) for recipe in (shown, tree))
+    grown = set()
+    for row in range(4):
+        more = [a - b for a, b in zip(lengths(with_shots, row), lengths(without, row), strict=True)]
+        prompt, told = more
+        assert told >= prompt
+        grown.add(prompt)
+    assert max(grown) > 10
+
+
+def lengths(run: Run, row: int) -> tuple[int, int]:
+    """Of an example that asks for the words: its prompt, and what is told of its utterance, in tokens."""
+    u = run.data.splits["train"].utterances[row]
+    example = replace(run.example_sampler("joint", cut=True), weights={"asr": 1.0})(u, 0, 0)
+    assert example is not None
+    (prompt,) = run.module.embed(collate([example], run.audio_reader.read), [dialogue_of(example, run.slots)])
+    reading = next(r for r in stage_readings(run.recipe, run.tasks, "joint") if r.name == "asr")
+    return len(prompt), run.row_lengths.most_tokens([u], [reading])[0]
 
 
 @pytest.mark.parametrize("place", ["system", "user"])
