@@ -68,8 +68,9 @@ class CTCHead(nn.Module):
             tops = [self._likeliest(part, unit, never) for part in torch.split(scaled, READ_FRAMES)]
             logits, tokens = (torch.cat([top[i] for top in tops]) for i in (0, 1))  # (frames, READ)
             over_blank = logits[:, 0] - self._blank(scaled)[:, 0]
-        parts = [torch.split(of_all, [len(row) for row in rows]) for of_all in (tokens, over_blank)]
-        return Frames.pad([self._read_row(*row, table).to(speech.x.dtype) for row in zip(rows, *parts, strict=True)])
+        sizes = [len(row) for row in rows]
+        of_rows = zip(rows, torch.split(tokens, sizes), torch.split(over_blank, sizes), strict=True)
+        return Frames.pad([self._read_row(x, ids, over, table).to(speech.x.dtype) for x, ids, over in of_rows])
 
     def _likeliest(self, scaled: Tensor, unit: Tensor, never: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Logits and numbers of the likeliest tokens of each frame: (frames, READ) each."""
