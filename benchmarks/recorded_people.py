@@ -1,7 +1,7 @@
 """Recorded people whom nobody heard in training, by a frozen Whisper and a frozen chat LLM: docs/real_speech.md.
 
     python benchmarks/recorded_people.py --data DIR --whisper FILE --llm FOLDER [--made FILE] [--parts 1 2 3 4 5]
-        [--seeds 1 2 3] [--systems err plain last] [--runs DIR] [key=value ...]
+        [--seeds 1 2 3] [--systems err plain last] [--runs DIR] [--answers DIR] [key=value ...]
 
 DIR holds the folders speechocean762, speechocean762_more, emodb_2s and fsdd, each with a `manifest.jsonl`; FILE of
 --made is a manifest of `sottovoce speak`, more words for training. Every reader of speechocean762 is tested in one of
@@ -13,24 +13,27 @@ nobody who is tested is in training. Answers of all parts are scored together, w
 linear probes of mean and deviation over time of each of its layers, without the speakers tested.
 
 It leaves results.md in the folder of --runs; what was trained before is not trained again. A run takes an hour or so
-of one core, so answers are kept beside this file, in recorded_people/SYSTEM-SEED-PART.jsonl, and runs whose answers are
-there are not trained at all: parts may be trained one after another, on several machines. `--anew` trains them.
+of one core, so answers are kept in the folder of --answers, recorded_people beside this file unless said otherwise:
+SYSTEM-SEED-PART.jsonl, decoder-PART.jsonl, probe_best-PART.jsonl. What is there is not made again: parts may be
+trained one after another, on several machines; --anew trains. Another encoder or LLM needs --answers and --runs.
 """
 
 import argparse
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from real_speech import DIGITS, DIGITS_EVERY, PAIRS, PARTS, Row, _every, read
+from recorded_scores import results, shown
 from rich.progress import track
-from shared import sottovoce, table
+from shared import sottovoce
 
 from sottovoce.data.audio import load_audio
 from sottovoce.encoders import ENCODERS
@@ -47,15 +50,12 @@ EMOTIONS = {
     "happiness": "happy", "sadness": "sad", "anger": "angry", "fear": "fearful", "disgust": "disgusted",
     "boredom": "bored", "neutral": "neutral",
 }  # fmt: skip
-KEPT = Path(__file__).with_suffix("")  # folder of answers
 HEARD = {  # times an epoch, where the LLM answers: actors are few
     "joint": {"readers": 0.7, "digits": 0.5, "actors": 8},
     "disentangle": {"readers": 0.5, "digits": 0.5, "actors": 4},
 }
 ASR_EVERY = 3  # of the test clips, so that words do not take all of the time
 LABELS = ("age", "gender", "emotion")
-ROWS = [("asr", "wer"), ("asr (digits)", "wer"), *((task, "balanced_accuracy") for task in LABELS)]
-SLOTS = ("both", "paralinguistic", "linguistic")
 
 
 def main() -> None:
@@ -64,6 +64,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--made", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/recorded"))
+    parser.add_argument("--answers", type=Path, default=Path(__file__).with_suffix(""))
     parser.add_argument("--parts", type=int, nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["err"])
@@ -150,18 +151,32 @@ def _tested(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
         yield {**line, "labels": labels, "text": line["text"] if number % ASR_EVERY == 0 else None}
 
 
+def kept(file: Path, make: Callable[[], Sequence[Prediction]], anew: bool = False) -> list[Prediction]:
+    """Answers of a file, or else those that `make` gives, which are kept there then."""
+    if file.is_file() and not anew:
+        return [Prediction(**json.loads(line)) for line in file.read_text("utf-8").splitlines()]
+    answers = [replace(answer, audio=None, instruction="") for answer in make()]  # that scores need
+    lines = [
+        {key: value for key, value in asdict(answer).items() if value is not None and value is not False}
+        for answer in answers
+    ]
+    atomic_write(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return answers
+
+
 def answered(
     arguments: argparse.Namespace, system: str, seed: int, part: int, overrides: Sequence[str]
 ) -> list[Prediction]:
     """The answers of a run, which are kept; of one whose recipe was changed by `key=value` they are not."""
-    file = KEPT / f"{system}-{seed}-{part}.jsonl"
-    if file.is_file() and not arguments.anew and not arguments.overrides:
-        return [Prediction(**json.loads(line)) for line in file.read_text("utf-8").splitlines()]
-    predictions = read_predictions(train(arguments.runs, system, seed, part, overrides) / "evaluation")
-    if not arguments.overrides:  # without paths of this machine
-        lines = [json.dumps(asdict(replace(p, audio=None)), ensure_ascii=False) for p in predictions]
-        atomic_write(file, "\n".join(lines) + "\n")
-    return predictions
+
+    def make() -> list[Prediction]:
+        return read_predictions(train(arguments.runs, system, seed, part, overrides) / "evaluation")
+
+    return (
+        make()
+        if arguments.overrides
+        else kept(arguments.answers / f"{system}-{seed}-{part}.jsonl", make, arguments.anew)
+    )
 
 
 def train(runs: Path, system: str, seed: int, part: int, overrides: Sequence[str]) -> Path:
@@ -178,6 +193,13 @@ def train(runs: Path, system: str, seed: int, part: int, overrides: Sequence[str
 
 def decoded(arguments: argparse.Namespace, sides: dict[int, Sides]) -> list[tuple[str, str, str]]:
     """Error rates of Whisper's own greedy decoder, on the clips whose words are asked for."""
+    predictions = []
+    for part, side in sides.items():
+        predictions += kept(arguments.answers / f"decoder-{part}.jsonl", partial(_decode, arguments, side))
+    return [(record.task, "Whisper's own decoder", shown(record)) for record in score_all("", predictions)]
+
+
+def _decode(arguments: argparse.Namespace, side: Sides) -> list[Prediction]:
     import whisper
 
     model = whisper.load_model(str(arguments.whisper), device="cpu")
@@ -185,7 +207,7 @@ def decoded(arguments: argparse.Namespace, sides: dict[int, Sides]) -> list[tupl
     predictions = []
     clips = [
         (line, name if name == "digits" else None)
-        for side in sides.values() for name, lines in side.test.items() for line in lines if line["text"]
+        for name, lines in side.test.items() for line in lines if line["text"]
     ]  # fmt: skip
     for line, source in track(clips, "Whisper's own decoder"):
         if (audio := _audio(arguments.data / line["audio"])) is None:
@@ -195,43 +217,65 @@ def decoded(arguments: argparse.Namespace, sides: dict[int, Sides]) -> list[tupl
         predictions.append(
             Prediction(line["id"], "asr", "both", "", said, line["text"], speaker=line["speaker"], source=source)
         )
-    return [(record.task, "Whisper's own decoder", _shown(record)) for record in score_all("", predictions)]
+    return predictions
 
 
 def probed(arguments: argparse.Namespace, sides: dict[int, Sides]) -> list[tuple[str, str, str]]:
     """Balanced accuracies of linear probes: of the layer that is best on training speakers, and of the last."""
-    encoder = ENCODERS.build({"type": "whisper", "checkpoint": str(arguments.whisper), "window": "longest"})
-    encoder.load()
-    known: dict[str, NDArray[np.float32] | None] = {}
-    found: dict[tuple[str, str], list[Prediction]] = {}
-    for part, side in sides.items():
-        heard = [line for lines in (*side.train.values(), *side.validation.values()) for line in lines]
-        tested = [line for lines in side.test.values() for line in lines]
-        for task in LABELS:
-            rows = [(line, held) for held, lines in ((False, heard), (True, tested)) for line in lines]
-            rows = [(line, held) for line, held in rows if task in line["labels"]]
-            if not any(held for _, held in rows):
-                continue
-            for line, _ in track(rows, f"layers: {task}, part {part}"):
-                if line["id"] not in known:
-                    known[line["id"]] = _statistics(encoder, arguments.data / line["audio"])
-            rows = [(line, held) for line, held in rows if known[line["id"]] is not None]
-            x = np.stack([known[line["id"]] for line, _ in rows])  # type: ignore[arg-type]
-            labels, speakers = [line["labels"][task] for line, _ in rows], [line["speaker"] for line, _ in rows]
-            for name, layer in (("best", _best(x, labels, speakers, rows)), ("last", x.shape[1] - 1)):
-                held_out = np.array([held for _, held in rows])
-                told = probe(x[:, layer], labels, speakers, held_out=held_out).predictions
-                found.setdefault((task, f"linear probe, {name} layer"), []).extend(told)
-    return [(task, system, _shown(_balanced(told))) for (task, system), told in found.items()]
+    features = Features(arguments)
+    lines = []
+    for which in ("best", "last"):
+        told = [
+            p
+            for part, side in sides.items()
+            for p in kept(arguments.answers / f"probe_{which}-{part}.jsonl", partial(_probe, features, side, which))
+        ]
+        balanced = [record for record in score_all("", told) if record.metric == "balanced_accuracy"]
+        lines += [(record.task, f"linear probe, {which} layer", shown(record)) for record in balanced]
+    return lines
 
 
-def _best(x: NDArray[np.float32], labels: list[str], speakers: list[str], rows: Sequence[tuple[Any, bool]]) -> int:
-    """The layer whose probe is best by cross-validation over training speakers."""
-    seen = [i for i, (_, held) in enumerate(rows) if not held]
-    own, who = [labels[i] for i in seen], [speakers[i] for i in seen]
-    folds = min(4, len(set(who)))
-    scores = [probe(x[seen, layer], own, who, folds=folds).balanced_accuracy.value for layer in range(x.shape[1])]
-    return int(np.argmax(scores))
+def _probe(features: "Features", side: Sides, which: str) -> list[Prediction]:
+    """What the probe of each task says of who is tested; the best layer has the best cross-validation in training."""
+    heard = [line for lines in (*side.train.values(), *side.validation.values()) for line in lines]
+    tested = [line for lines in side.test.values() for line in lines]
+    predictions: list[Prediction] = []
+    for task in LABELS:
+        rows = [(line, held) for held, lines in ((False, heard), (True, tested)) for line in lines]
+        rows = [(line, held) for line, held in rows if task in line["labels"] and features.of(line) is not None]
+        if not any(held for _, held in rows):
+            continue
+        x = np.stack([features.of(line) for line, _ in rows])  # type: ignore[arg-type]  # (rows, layers, 2 * dim)
+        labels, who = [line["labels"][task] for line, _ in rows], [line["speaker"] for line, _ in rows]
+        layers = range(x.shape[1]) if which == "best" else [x.shape[1] - 1]
+        held_out = np.array([held for _, held in rows])
+        probes = [probe(x[:, layer], labels, who, held_out=held_out) for layer in track(layers, f"probes: {task}")]
+        told = max(probes, key=lambda one: one.validation[0]).predictions
+        lines = [line for line, held in rows if held]
+        predictions += [
+            replace(p, id=line["id"], task=task, speaker=line["speaker"]) for p, line in zip(told, lines, strict=True)
+        ]
+    return predictions
+
+
+class Features:
+    """Mean and deviation over time of each of Whisper's layers, (layers, 2 * dim), by clip; loaded when asked for."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.data, self.whisper = arguments.data, str(arguments.whisper)
+        self.known: dict[str, NDArray[np.float32] | None] = {}
+
+    @cached_property
+    def encoder(self) -> WhisperEncoder:
+        encoder = ENCODERS.build({"type": "whisper", "checkpoint": self.whisper, "window": "longest"})
+        encoder.load()
+        return cast(WhisperEncoder, encoder)
+
+    def of(self, line: dict[str, Any]) -> NDArray[np.float32] | None:
+        """None: the clip cannot be read."""
+        if line["id"] not in self.known:
+            self.known[line["id"]] = _statistics(self.encoder, self.data / line["audio"])
+        return self.known[line["id"]]
 
 
 def _audio(file: Path) -> torch.Tensor | None:
@@ -249,28 +293,6 @@ def _statistics(encoder: WhisperEncoder, file: Path) -> NDArray[np.float32] | No
         frames = encoder.layer_frames(audio[None], torch.tensor([len(audio)]), range(1, encoder.depth + 1)).x[0]
     layers = frames.unflatten(1, (encoder.depth, -1))  # (frames, layers, dim)
     return torch.cat([layers.mean(0), layers.std(0, correction=0)], 1).numpy()
-
-
-def _balanced(predictions: Sequence[Prediction]) -> Any:
-    return next(record for record in score_all("", predictions) if record.metric == "balanced_accuracy")
-
-
-def _shown(record: Any) -> str:
-    return f"{100 * record.value:.1f} [{100 * record.low:.1f}-{100 * record.high:.1f}]"
-
-
-def results(answers: dict[str, list[Prediction]], references: Sequence[tuple[str, str, str]]) -> str:
-    """Markdown: each task by every system and choice of slots, and what it stands against."""
-    lines = []
-    for system, predictions in answers.items():
-        records = {(r.task, r.metric, r.slots): r for r in score_all(system, predictions)}
-        for task, metric in ROWS:
-            cells = [records.get((task, metric, slots)) for slots in SLOTS]
-            if any(cells):
-                lines.append((task, system, *(_shown(record) if record else "" for record in cells)))
-    lines += [(task, system, shown, "", "") for task, system, shown in references]
-    lines.sort(key=lambda line: [task for task, _ in ROWS].index(line[0]))
-    return table(("task", "system", *SLOTS), lines, words=2) + "\n"
 
 
 if __name__ == "__main__":

@@ -114,3 +114,12 @@ def test_every_key_that_is_told_for_an_option_is_one() -> None:
         load("conf/quickstart.yaml", with_each)
     except ConfigError as error:
         assert not [fault for fault in (error, *error.faults) if fault.code == "unknown-key"]
+
+
+@pytest.mark.parametrize("words", [["nope.yaml"], ["conf/quickstart.yaml", "stages.joint.lrr=1e-4"]])
+def test_a_mistake_in_a_recipe_is_told_before_libraries_are_imported(words: list[str]) -> None:
+    program = f"import sys\nfrom sottovoce.cli.main import main\nprint(main(['fit', *{words}]), 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout.split() == ["2", "False"], done.stderr

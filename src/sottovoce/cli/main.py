@@ -153,12 +153,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(command: Command, arguments: argparse.Namespace) -> None:
-    if arguments.print_config:
-        from omegaconf import OmegaConf
-
+    if command.loader:  # before the imports of the command itself: a mistake in a recipe need not wait for those
         recipe = resolve_name(f"sottovoce.{command.loader}")(arguments.config, arguments.overrides)
-        print(OmegaConf.to_yaml(recipe.plain()), end="")
-        return
+        if arguments.print_config:
+            from omegaconf import OmegaConf
+
+            print(OmegaConf.to_yaml(recipe.plain()), end="")
+            return
     module, _, name = command.call.partition(":")
     call = resolve_name(f"sottovoce.{module}:{'dry_run' if arguments.dry_run else name}")
     names = inspect.signature(call).parameters
