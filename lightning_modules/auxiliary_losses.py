@@ -24,7 +24,7 @@ def ctc_loss(module: SpeechLLM, batch: Batch, speech: dict[Hashable, Tensor]) ->
     table, losses = module.llm.token_table(), []
     for slot, weight in module.ctc_weights.items():
         texts = spoken_prompt.transcripts(batch.examples, slot, speech)
-        ids = [module.llm.chat.token_ids(text) for text in texts.values()]
+        ids = [module.llm.chat.ids_after_words(text) for text in texts.values()]
         found = module.ctc_head.loss([speech[key] for key in texts], ids, table)
         losses.append(found._replace(total=weight * found.total, size=weight * found.size))
     totals, tokens, given, sizes = zip(*losses, strict=True)

@@ -215,7 +215,7 @@ def _check_aligns(run: Run, stage: str) -> None:
     if not weights or isinstance(run.data.splits["train"], LazySplit):  # whose lines are checked when they are drawn
         return
     spoken = (u for u in run.data.splits["train"].utterances if u.audio and u.text)
-    some = [(u.clip, run.module.llm.chat.token_ids(str(u.text))) for u in islice(spoken, ALIGNED)]
+    some = [(u.clip, run.module.llm.chat.ids_after_words(str(u.text))) for u in islice(spoken, ALIGNED)]
     for slot, weight in weights.items():
         fit = sum(frames_needed(text) <= run.row_lengths.speech(slot, clip) for clip, text in some)
         if weight and some and not fit:

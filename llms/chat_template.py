@@ -155,6 +155,15 @@ class ChatFormat:
         known, whole = self.token_ids(before[since:]), self.token_ids(after[since:])
         return whole[len(known) :] if whole[: len(known)] == known else self.token_ids(after[len(before) :])
 
+    def ids_after_words(self, text: str) -> list[int]:
+        """Token ids of a text as it is in the middle of a sentence, so that its first word has that word's usual token.
+
+        Most tokenizers have other, rarer tokens for a word that no space comes before.
+        """
+        ids = self._ids_within(f" {text.lstrip()}")
+        alone = len(ids) > 1 and not self.tokenizer.decode(ids[:1]).strip()  # scripts without spaces
+        return ids[1:] if alone else ids
+
     def _ids_within(self, text: str) -> list[int]:
         """Tokens of a text that speech comes before: SentencePiece marks the start of a text, which this is not."""
         if not self._marks_starts:

@@ -51,7 +51,7 @@ def test_it_is_that_of_the_transcripts_in_the_slots_embeddings(tree: dict[str, A
         if key.slot == "linguistic"  # type: ignore[attr-defined]
     }  # fmt: skip
     texts = {e.utterance.audio: str(e.utterance.text) for e in batch.examples}
-    ids = [module.llm.chat.token_ids(texts[clip]) for clip in heard]
+    ids = [module.llm.chat.ids_after_words(texts[clip]) for clip in heard]
     table = module.llm.model.get_input_embeddings().weight
     assert module.ctc_head is not None
     by_hand = module.ctc_head.loss(list(heard.values()), ids, table)

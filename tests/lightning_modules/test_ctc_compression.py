@@ -124,7 +124,7 @@ def test_the_llm_reads_what_the_head_read(compressed: dict[str, Any]) -> None:
     table = module.llm.token_table()
     heard = {key.clip: x for key, x in raw_of.items() if key.slot == "linguistic"}  # type: ignore[attr-defined]
     texts = {e.utterance.audio: str(e.utterance.text) for e in batch.examples}
-    ids = [module.llm.chat.token_ids(texts[clip]) for clip in heard]
+    ids = [module.llm.chat.ids_after_words(texts[clip]) for clip in heard]
     found = module.loss(batch).ctc
     assert found is not None
     torch.testing.assert_close(found.total, module.ctc_head.loss(list(heard.values()), ids, table).total)

@@ -197,6 +197,26 @@ def test_no_space_is_added_behind_speech(scheme: str) -> None:
     assert list(chain(*tokens)) == chat.tokenizer.convert_ids_to_tokens(text)
 
 
+def assert_as_after_words(chat: ChatFormat) -> None:
+    ids = chat.ids_after_words("is it")
+    assert chat.token_ids("it is it")[-len(ids) :] == ids == chat.ids_after_words(" is it")
+    assert chat.ids_after_words("it is") != chat.ids_after_words("is it")
+    assert "".join(chat.tokenizer.decode(ids).replace("▁", " ").split()) == "isit"
+
+
+def test_the_first_word_of_a_transcript_has_the_token_that_it_has_after_others(chat: ChatFormat) -> None:
+    assert_as_after_words(chat)
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "legacy"])
+def test_it_has_so_where_a_tokenizer_marks_the_start_of_a_text(scheme: str) -> None:
+    assert_as_after_words(ChatFormat(sentencepiece(scheme), [1]))
+
+
+def test_a_script_without_spaces_has_none_in_front(chat: ChatFormat) -> None:
+    assert chat.tokenizer.decode(chat.ids_after_words("你好")[:1]).strip()
+
+
 @pytest.mark.parametrize(
     "template",
     [
