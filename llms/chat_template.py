@@ -161,7 +161,7 @@ class ChatFormat:
         Most tokenizers have other, rarer tokens for a word that no space comes before.
         """
         ids = self._ids_within(f" {text.lstrip()}")
-        alone = len(ids) > 1 and not self.tokenizer.decode(ids[:1]).strip()  # scripts without spaces
+        alone = len(ids) > 1 and not str(self.tokenizer.decode(ids[:1])).strip()  # scripts without spaces
         return ids[1:] if alone else ids
 
     def _ids_within(self, text: str) -> list[int]:
