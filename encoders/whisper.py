@@ -91,6 +91,13 @@ def _damage_reported(path: Path) -> Iterator[None]:
         raise MissingError.at(path, "damaged", why) from error
 
 
+def _multiplies_bfloat16(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.11
+    return device == "cpu" and bool(capabilities.get("amx_bf16"))
+
+
 @ENCODERS.register("whisper")
 class WhisperEncoder(Encoder):
     """Frozen: 50 frames per second, each (dim,).
@@ -109,7 +116,7 @@ class WhisperEncoder(Encoder):
             (the fingerprint, and with it the feature cache, tells them apart), and what that costs in quality has to
             be measured.
         dtype: of what is multiplied; weights, log-mels and what is added up stay in float32. `auto` is bfloat16 on a
-            GPU that has it, and float32 elsewhere.
+            GPU or a CPU that multiplies matrices in it (AMX), and float32 elsewhere.
 
     Raises:
         ConfigError: `checkpoint`, `window` or `dtype` is unknown.
@@ -167,9 +174,9 @@ class WhisperEncoder(Encoder):
 
     def unsaid_dtype(self, device: torch.device) -> torch.dtype | None:
         """See `Encoder.unsaid_dtype`: bfloat16 where `dtype` is `auto` and the device has it."""
-        if self.dtype != "auto" or device.type != "cuda" or (self.encoder is not None and self.encoder.training):
+        if self.dtype != "auto" or (self.encoder is not None and self.encoder.training):
             return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+        return torch.bfloat16 if _multiplies_bfloat16(device.type) else None
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
         """See `Encoder.forward`: ceil(samples / 320) frames for a clip at 16 kHz.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # espeak_PARAMETER in speak_lib.h
-_RETRIEVAL, _CHARS_UTF8 = 1, 1  # AUDIO_OUTPUT_RETRIEVAL, espeakCHARS_UTF8
+_SYNCHRONOUS, _CHARS_UTF8 = 2, 1  # AUDIO_OUTPUT_SYNCHRONOUS, in the calling thread: the other one waits; espeakCHARS_UTF8
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
@@ -27,7 +27,7 @@ def _started() -> tuple[ctypes.CDLL, int, list[NDArray[np.int16]], Any]:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("speech synthesis needs eSpeak NG: pip install espeakng-loader (GPL-3)") from error
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    rate_hz = library.espeak_Initialize(_RETRIEVAL, 0, espeakng_loader.get_data_path().encode(), 0)
+    rate_hz = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
     library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else by the time; the first is as good as any
     chunks: list[NDArray[np.int16]] = []
 

@@ -173,7 +173,7 @@ def test_an_encoder_that_reads_waveforms_hears_each_clip_as_if_alone(kind: str, 
 def test_whisper_in_the_format_of_transformers_is_the_same_by_either_type(tmp_path: Path) -> None:
     save_hf_whisper(tmp_path)
     batch = Frames.pad(clips(5_555, 16_000, 20_000))  # the last one takes two windows
-    whisper = ENCODERS.build({"type": "whisper", "checkpoint": str(tmp_path)})
+    whisper = ENCODERS.build({"type": "whisper", "checkpoint": str(tmp_path), "dtype": "float32"})
     whisper.load()
     close(whisper(*batch).x, public(tmp_path, "hf")(*batch).x)
     save_waveform_encoder("wavlm")(tmp_path / "wavlm")

@@ -22,6 +22,7 @@ from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper, d
 
 from sottovoce.encoders import ENCODERS
 from sottovoce.encoders.base import fingerprint
+from sottovoce.encoders.feature_cache import layers_fingerprint
 from sottovoce.encoders.whisper import PUBLISHED, WhisperEncoder
 from sottovoce.encoders.whisper_hub import read_sizes
 from sottovoce.errors import MissingError
@@ -62,7 +63,7 @@ BOTH_FORMATS = pytest.mark.parametrize(("save", "name"), [(save_pt, "w.pt"), (sa
 
 
 def loaded(
-    checkpoint: str, window: Window = "full", dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpoint: str, window: Window = "full", dtype: Literal["auto", "float32", "bfloat16"] = "float32"
 ) -> WhisperEncoder:
     encoder = WhisperEncoder(checkpoint=checkpoint, window=window, dtype=dtype)
     encoder.load()
@@ -241,6 +242,21 @@ def test_half_precision_rounds_what_is_multiplied(checkpoint: str, window: Windo
     assert near.dtype == torch.float32 and not torch.equal(exact, near)
     assert (exact - near).norm() < 0.02 * exact.norm()
     assert encoder.fingerprint() != rounded.fingerprint()
+
+
+@pytest.mark.parametrize("capable", [True, False])
+def test_auto_rounds_where_the_cpu_multiplies_bfloat16(
+    capable: bool, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the cache of such frames is another one, though weights and settings are the same."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": capable}, raising=False)
+    clip, cpu = clips(16_000), torch.device("cpu")
+    auto, named = loaded(checkpoint, dtype="auto"), loaded(checkpoint, dtype="bfloat16" if capable else "float32")
+    assert torch.equal(encode(auto, *clip).x, encode(named, *clip).x)
+    exact = loaded(checkpoint)
+    assert auto.fingerprint() == exact.fingerprint()
+    told = [layers_fingerprint(encoder, (encoder.depth,), cpu) for encoder in (auto, exact)]
+    assert (told[0] != told[1]) is capable
 
 
 def test_large_v3_is_described_without_weights() -> None:
