@@ -95,7 +95,10 @@ def manifests(arguments: argparse.Namespace, side: Sides, runs: Path) -> list[st
     overrides = []
     for name in ("train", "validation", "test"):
         lines = [
-            {**line, "audio": str(arguments.data.resolve() / line["id"]), "text": texts[line["id"]], "labels": {"age": line["labels"]["age"]}}
+            {
+                **line, "audio": str(arguments.data.resolve() / line["id"]), "text": texts[line["id"]],
+                "labels": {"age": line["labels"]["age"]},
+            }
             for line in getattr(side, name)["readers"] if "age" in line["labels"]
         ]  # fmt: skip
         file, paired = runs / f"{name}.jsonl", runs / f"{name}-paired.jsonl"

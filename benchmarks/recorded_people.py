@@ -188,7 +188,8 @@ def train(runs: Path, system: str, seed: int, part: int, overrides: Sequence[str
     if system == "plain" and not stages.is_dir():  # the same stages before, so that only ERR differs
         for stage in ("1-align", "2-joint"):
             shutil.copytree(began / stage, stages / stage)
-    sottovoce("fit", "--config", "sottovoce:conf/starter/recorded.yaml", f"output_dir={runs}", f"name={name}", *overrides, *own)
+    recipe = "sottovoce:conf/starter/recorded.yaml"
+    sottovoce("fit", "--config", recipe, f"output_dir={runs}", f"name={name}", *overrides, *own)
     return runs / name
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # espeak_PARAMETER in speak_lib.h
-_SYNCHRONOUS, _CHARS_UTF8 = 2, 1  # AUDIO_OUTPUT_SYNCHRONOUS, in the calling thread: the other one waits; espeakCHARS_UTF8
+_SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS: the calling thread speaks; in the other modes it sleeps until one has
+_CHARS_UTF8 = 1  # espeakCHARS_UTF8
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 

@@ -33,7 +33,8 @@ def _saved(save: Callable[[Path], Any]) -> Callable[[Path], dict[str, Any]]:
 MAKE: dict[str, tuple[str, Callable[[Path], dict[str, Any]]]] = {
     "whisper": ("whisper", lambda folder: {"checkpoint": save_tiny_whisper(folder), "dtype": "float32"}),
     "whisper, longest": (
-        "whisper", lambda folder: {"checkpoint": save_tiny_whisper(folder), "dtype": "float32", "window": "longest"},
+        "whisper",
+        lambda folder: {"checkpoint": save_tiny_whisper(folder), "dtype": "float32", "window": "longest"},
     ),
     "conformer": ("conformer", lambda folder: {k: v for k, v in CONFORMER.items() if k != "type"}),
     "w2v-bert": ("hf_conformer", _saved(save_w2v_bert)),
