@@ -263,13 +263,13 @@ def _probe(features: "Features", side: Sides, which: str) -> list[Prediction]:
 class Features:
     """Mean and deviation over time of each of Whisper's layers, (layers, 2 * dim), by clip; loaded when asked for."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.data, self.whisper = arguments.data, str(arguments.whisper)
+    def __init__(self, arguments: argparse.Namespace, dtype: str = "float32") -> None:
+        self.data, self.node = arguments.data, {"checkpoint": str(arguments.whisper), "dtype": dtype}
         self.known: dict[str, NDArray[np.float32] | None] = {}
 
     @cached_property
     def encoder(self) -> WhisperEncoder:
-        encoder = ENCODERS.build({"type": "whisper", "checkpoint": self.whisper, "window": "longest"})
+        encoder = ENCODERS.build({"type": "whisper", "window": "longest", **self.node})
         encoder.load()
         return cast(WhisperEncoder, encoder)
 

@@ -93,7 +93,7 @@ def _damage_reported(path: Path) -> Iterator[None]:
 
 def _multiplies_bfloat16(device: str) -> bool:
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.11
     return device == "cpu" and bool(capabilities.get("amx_bf16"))
 
