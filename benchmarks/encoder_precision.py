@@ -1,9 +1,8 @@
-"""Whisper in bfloat16 against float32 on recorded people: CPU time, frames, and what linear probes tell by them.
+"""Whisper in bfloat16 against float32 on recorded people: its frames, and what linear probes tell by them.
 
     python benchmarks/encoder_precision.py --data DIR --whisper FILE [--every 3] [--layers 1 2 3 4 5 6]
 
-DIR as in recorded_people.py; of the readers' clips every third is taken, of the actors' all. Both encode a clip alone,
-in turns, on one thread (`window: longest`). A probe is of mean and deviation over time of one layer, in the five parts
+DIR as in recorded_people.py; of the readers' clips every third is taken, of the actors' all. A probe is of mean and deviation over time of one layer, in the five parts
 of recorded_people.py, so that everybody is tested once, unheard.
 """
 
@@ -36,12 +35,9 @@ def main() -> None:
     lines = [(name, row) for name in (*READERS, ACTORS) for row in data[name]]
     clips = [row["audio"] for i, (name, row) in enumerate(lines) if name == ACTORS or i % arguments.every == 0]
     features = {dtype: Features(arguments, dtype) for dtype in DTYPES}
-    took = dict.fromkeys(DTYPES, 0.0)
     for clip in track(clips, "encoding clips"):
         for dtype in DTYPES:
-            start = time.process_time()
             features[dtype].of({"id": clip, "audio": clip})
-            took[dtype] += time.process_time() - start
     exact, rounded = (
         {clip: statistics for clip, statistics in features[dtype].known.items() if statistics is not None}
         for dtype in DTYPES
@@ -57,8 +53,7 @@ def main() -> None:
             scores = [f"{100 * balanced_accuracy(each).value:.1f}" for each in (one, other)]
             cells += [", ".join(scores), f"{differ} of {len(one)}"]
         rows.append((layer, f"{100 * np.mean(off):.2f}", *cells))
-    ratio = took["bfloat16"] / took["float32"]
-    print(f"{len(exact)} clips, {time.strftime('%Y-%m-%d')}: bfloat16 takes {ratio:.2f} of float32's CPU time")
+    print(f"{len(exact)} clips, {time.strftime('%Y-%m-%d')}")
     head = [word for task in LABELS for word in (f"{task}, float32, bfloat16", "answers that differ")]
     print(table(("layer", "statistics, % off", *head), rows))
 
