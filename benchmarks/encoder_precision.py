@@ -2,8 +2,8 @@
 
     python benchmarks/encoder_precision.py --data DIR --whisper FILE [--every 3] [--layers 1 2 3 4 5 6]
 
-DIR as in recorded_people.py; of the readers' clips every third is taken, of the actors' all. A probe is of mean and deviation over time of one layer, in the five parts
-of recorded_people.py, so that everybody is tested once, unheard.
+DIR as in recorded_people.py; of the readers' clips every third is taken, of the actors' all. A probe is of mean and
+deviation over time of one layer, in the five parts of recorded_people.py, so that everybody is tested once, unheard.
 """
 
 import argparse
