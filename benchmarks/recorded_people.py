@@ -263,20 +263,19 @@ def _probe(features: "Features", side: Sides, which: str) -> list[Prediction]:
 class Features:
     """Mean and deviation over time of each of Whisper's layers, (layers, 2 * dim), by clip; loaded when asked for."""
 
-    def __init__(self, arguments: argparse.Namespace, dtype: str = "float32") -> None:
-        self.data, self.node = arguments.data, {"checkpoint": str(arguments.whisper), "dtype": dtype}
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.data, self.whisper = arguments.data, str(arguments.whisper)
         self.known: dict[str, NDArray[np.float32] | None] = {}
 
     @cached_property
     def encoder(self) -> WhisperEncoder:
-        encoder = ENCODERS.build({"type": "whisper", "window": "longest", **self.node})
-        encoder.load()
-        return cast(WhisperEncoder, encoder)
+        return whisper_encoder(self.whisper, "float32")
 
     def of(self, line: dict[str, Any]) -> NDArray[np.float32] | None:
         """None: the clip cannot be read."""
         if line["id"] not in self.known:
-            self.known[line["id"]] = _statistics(self.encoder, self.data / line["audio"])
+            frames = layer_frames(self.encoder, self.data / line["audio"])
+            self.known[line["id"]] = None if frames is None else statistics(frames, self.encoder.depth)
         return self.known[line["id"]]
 
 
@@ -287,13 +286,24 @@ def _audio(file: Path) -> torch.Tensor | None:
         return None
 
 
-def _statistics(encoder: WhisperEncoder, file: Path) -> NDArray[np.float32] | None:
-    """(layers, 2 * dim): mean and deviation over time of each layer."""
+def whisper_encoder(checkpoint: str, dtype: str) -> WhisperEncoder:
+    node = {"type": "whisper", "checkpoint": checkpoint, "window": "longest", "dtype": dtype}
+    encoder = cast(WhisperEncoder, ENCODERS.build(node))
+    encoder.load()
+    return encoder
+
+
+@torch.no_grad()
+def layer_frames(encoder: WhisperEncoder, file: Path) -> torch.Tensor | None:
+    """All layers of a clip, side by side: (frames, layers * dim); None: it cannot be read."""
     if (audio := _audio(file)) is None:
         return None
-    with torch.no_grad():
-        frames = encoder.layer_frames(audio[None], torch.tensor([len(audio)]), range(1, encoder.depth + 1)).x[0]
-    layers = frames.unflatten(1, (encoder.depth, -1))  # (frames, layers, dim)
+    return encoder.layer_frames(audio[None], torch.tensor([len(audio)]), range(1, encoder.depth + 1)).x[0]
+
+
+def statistics(frames: torch.Tensor, depth: int) -> NDArray[np.float32]:
+    """(layers, 2 * dim): mean and deviation over time of each layer."""
+    layers = frames.unflatten(1, (depth, -1))  # (frames, layers, dim)
     return torch.cat([layers.mean(0), layers.std(0, correction=0)], 1).numpy()
 
 
