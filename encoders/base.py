@@ -64,6 +64,10 @@ class Encoder(nn.Module, ABC):
         """In what it computes on a device, where the fingerprint does not tell: it is of weights and settings."""
         return None
 
+    def in_float32(self) -> AbstractContextManager[None]:
+        """A context in which it computes in float32 where its own settings leave that to the device."""
+        return nullcontext()
+
     def output_length(self, samples: int) -> int:
         """How many frames a clip of so many samples becomes; a bound from above where an encoder has no formula."""
         return math.ceil(samples * self.frame_rate / self.sample_rate) + 1

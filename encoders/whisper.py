@@ -178,6 +178,16 @@ class WhisperEncoder(Encoder):
             return None
         return torch.bfloat16 if _multiplies_bfloat16(device.type) else None
 
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """See `Encoder.in_float32`."""
+        said = self.dtype
+        self.dtype = "float32" if said == "auto" else said
+        try:
+            yield
+        finally:
+            self.dtype = said
+
     def forward(self, waveform: Tensor, lengths: Tensor) -> Frames:
         """See `Encoder.forward`: ceil(samples / 320) frames for a clip at 16 kHz.
 

@@ -255,6 +255,8 @@ def test_auto_rounds_where_the_cpu_multiplies_bfloat16(
     assert torch.equal(encode(auto, *clip).x, encode(named, *clip).x)
     exact = loaded(checkpoint)
     assert auto.fingerprint() == exact.fingerprint()
+    with auto.in_float32():
+        assert torch.equal(encode(auto, *clip).x, encode(exact, *clip).x)
     told = [layers_fingerprint(encoder, (encoder.depth,), cpu) for encoder in (auto, exact)]
     assert (told[0] != told[1]) is capable
 

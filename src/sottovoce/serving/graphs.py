@@ -125,7 +125,8 @@ def encoder_part(module: SpeechLLM) -> Part:
     }  # fmt: skip
 
     def ours(x: Tensor, lengths: Tensor) -> Frames:
-        return encoder.layer_frames(x, lengths, module.layers)
+        with encoder.in_float32():
+            return encoder.layer_frames(x, lengths, module.layers)
 
     return Part("encoder", "encoder", graph.to(module.device), ours, [(pair.x, pair.lengths) for pair in pairs], told)
 

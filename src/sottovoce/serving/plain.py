@@ -154,7 +154,8 @@ def difference(module: SpeechLLM, folder: Path) -> float:
 @torch.no_grad()
 def _apart(module: SpeechLLM, wave: Tensor, theirs: dict[str, Tensor]) -> float:
     batch = Frames.pad([wave]).to(module.device)
-    frames = module.encoder.layer_frames(batch.x, batch.lengths, module.layers)
+    with module.encoder.in_float32():  # as the loader is
+        frames = module.encoder.layer_frames(batch.x, batch.lengths, module.layers)
     ours = {name: module.adapt(name, frames).rows()[0].cpu() for name in module.slots}
     if any(ours[name].shape != theirs[name].shape for name in ours):
         return float("inf")
