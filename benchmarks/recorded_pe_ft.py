@@ -29,7 +29,7 @@ from sottovoce.io import atomic_write
 
 SYSTEMS = ("frozen", "selective", "full")
 METRICS = {"pa_score": "PA-score", "pa_rate": "PA-rate"}
-OWN = {  # of each row, so that a part takes half an hour of one core
+OWN = {  # of each row; a part of all three took 50 minutes of a shared core
     "frozen": ["stages.joint.tasks={asr: 1, age: 1, gender: 0, emotion: 0}", "stages.joint.epochs=4"],
     "selective": ["stages.pe_ft.epochs=2"],
     "full": ["stages.pe_ft.epochs=2"],
