@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sottovoce.frames import Frames
 
-READ_FRAMES = 256  # whose logits of all tokens are in memory at once
+READ_FRAMES, READ_TOKENS = 1024, 8192  # whose logits are in memory at once: they stay in a CPU's cache
 DRAWN = 4_096  # tokens whose logits are in memory at once, and of which a training step estimates all that nobody says
 SIZE = 0.1  # weight of how long embeddings are, which cosines leave open, and which grew to ten times that of words
 
@@ -62,22 +62,15 @@ class CTCHead(nn.Module):
         """
         if speech.x.is_meta:  # of which nobody knows what is said
             return speech
-        rows, unit = speech.rows(), F.normalize(table, dim=-1)
+        rows = speech.rows()
         with torch.no_grad():
             scaled = self._scaled(torch.cat(rows))
-            tops = [self._likeliest(part, unit, never) for part in torch.split(scaled, READ_FRAMES)]
+            tops = [_likeliest(part, table, never) for part in torch.split(scaled, READ_FRAMES)]
             logits, tokens = (torch.cat([top[i] for top in tops]) for i in (0, 1))  # (frames, READ)
             over_blank = logits[:, 0] - self._blank(scaled)[:, 0]
         sizes = [len(row) for row in rows]
         of_rows = zip(rows, torch.split(tokens, sizes), torch.split(over_blank, sizes), strict=True)
         return Frames.pad([self._read_row(x, ids, over, table).to(speech.x.dtype) for x, ids, over in of_rows])
-
-    def _likeliest(self, scaled: Tensor, unit: Tensor, never: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Logits and numbers of the likeliest tokens of each frame: (frames, READ) each."""
-        logits = F.linear(scaled.to(unit.dtype), unit).float()
-        logits[:, list(never)] = -math.inf
-        values, tokens = logits.topk(min(READ, len(unit)))
-        return values, tokens
 
     def _read_row(self, x: Tensor, tokens: Tensor, over_blank: Tensor, table: Tensor) -> Tensor:
         """One row's frames (frames, dim), by their likeliest tokens (frames, READ), as (tokens, dim)."""
@@ -148,3 +141,17 @@ def frames_needed(text: Sequence[int]) -> int:
 
 def _of_tokens(scaled: Tensor, table: Tensor) -> Tensor:
     return F.linear(scaled.to(table.dtype), F.normalize(table, dim=-1)).float()
+
+
+def _likeliest(scaled: Tensor, table: Tensor, never: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Logits and numbers of the likeliest tokens of each frame: (frames, READ) each."""
+    lengths = torch.linalg.vector_norm(table, dim=-1).clamp_min(1e-12)
+    tops = []
+    for first, part in zip(itertools.count(0, READ_TOKENS), torch.split(table, READ_TOKENS)):
+        logits = F.linear(scaled.to(table.dtype), part).div_(lengths[first : first + len(part)])
+        logits[:, [token - first for token in never if first <= token < first + len(part)]] = -math.inf
+        values, tokens = logits.topk(min(READ, len(part)))
+        tops.append((values, tokens + first))
+    values, tokens = (torch.cat(found, 1) for found in zip(*tops, strict=True))
+    values, places = values.topk(min(READ, values.shape[1]))
+    return values.float(), tokens.gather(1, places)

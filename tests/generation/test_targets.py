@@ -122,6 +122,21 @@ def test_plain_knows_no_emotion(tmp_path: Path) -> None:
     assert not any("emotion" in turn["content"] or "sad" in turn["content"] for chat in engine.asked for turn in chat)
 
 
+def test_a_prompt_of_ones_own_stands_in_place_of_the_papers(tmp_path: Path) -> None:
+    engine = Scripted()
+    lines, _ = made(tmp_path, engine=engine, prompt=PROMPTS / "spoken_feeling.txt")
+    assert [line["response"] for line in lines] == [f"Answer to: I am {e}. it rains" for e in ("sad", "happy", "sad")]
+    lines, _ = made(tmp_path, "plain", engine, prompt=PROMPTS / "spoken_plain.txt")
+    assert [line["id"] for line in lines] == ["a", "b", "d", "e"]  # no feeling is needed
+    assert not any("sad" in turn["content"] for turn in engine.asked[-1])
+
+
+def test_right_answers_know_no_prompt(tmp_path: Path) -> None:
+    words = ["--kind", "answers", "--prompt", "p.txt", "--out", str(tmp_path / "out.jsonl")]
+    assert main(["targets", str(write(tmp_path)), *words]) == 2
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_captions_have_a_key_of_their_own(tmp_path: Path) -> None:
     engine = Scripted()
     more = {**LINES[0], "responses": {"other": "stays", "caption": "goes"}}
@@ -248,8 +263,9 @@ def test_the_command_writes_a_manifest_that_trains(manifests: dict[str, Path], t
     out, llm = source.with_name("with_responses.jsonl"), save_family("llama3", tmp_path)
     overrides = [f"checkpoint={llm}", "dtype=float32", "batch_size=4", "device=cpu"]
     arguments = argparse.Namespace(
-        manifest=str(source), out=str(out), kind="response", engine="local", max_new_tokens=4, overrides=overrides
-    )
+        manifest=str(source), out=str(out), kind="response", prompt=None, engine="local", max_new_tokens=4,
+        overrides=overrides,
+    )  # fmt: skip
     with refused("empty", source, ManifestError) as caught:  # a random LLM never comes to an end
         targets(arguments)
     assert "6 left out: cut at max_new_tokens" in str(caught.value)

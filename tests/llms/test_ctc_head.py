@@ -108,3 +108,18 @@ def test_what_is_learned_is_read_from_the_frames(head: CTCHead, table: Tensor) -
         optimizer.step()
     best = torch.unique_consecutive(head(x, table).argmax(1))
     assert [int(token) - 1 for token in best if token] == [3, 3, 7]
+
+
+@pytest.mark.parametrize("at_once", [3, 4, 1000])
+def test_the_likeliest_tokens_are_those_of_the_whole_vocabulary(
+    head: CTCHead, table: Tensor, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Whatever is in memory at once, in their order, without tokens that may not be read."""
+    monkeypatch.setattr(ctc_head, "READ_TOKENS", at_once)
+    monkeypatch.setattr(ctc_head, "READ", 5)
+    x = torch.randn(20, 8, generator=torch.Generator().manual_seed(4))
+    logits = head(x, table)[:, 1:].detach()
+    logits[:, [0, 3, 10]] = -torch.inf
+    expected = logits.topk(5)
+    found = ctc_head._likeliest(head._scaled(x).detach(), table, (0, 3, 10))
+    torch.testing.assert_close(found, tuple(expected))

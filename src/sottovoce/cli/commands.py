@@ -252,6 +252,7 @@ COMMANDS = (
         "targets", "generation.targets:targets", "let an LLM write the targets of a manifest, or take them of a table",
         _MANIFEST, _OUT,
         arg("--kind", choices=["response", "plain", "caption", "answers"], default="response"),
+        arg("--prompt", help="a file in place of the paper's prompt; {transcript} and {emotion} are filled in"),
         arg("--engine", default="local", help="who answers; `sottovoce list` shows engines and their knobs"),
         arg("--max-new-tokens", type=int, default=256),
         _overrides("checkpoint=/path, a knob of the engine"), trust="trust_remote_code", device=True,

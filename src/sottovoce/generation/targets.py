@@ -70,7 +70,14 @@ class _Line:
 
 
 def write_targets(
-    source: Path, out: Path, kind: Kind, engine: Engine, *, max_new_tokens: int = 256, progress: Progress | None = None
+    source: Path,
+    out: Path,
+    kind: Kind,
+    engine: Engine,
+    *,
+    prompt: Path | None = None,
+    max_new_tokens: int = 256,
+    progress: Progress | None = None,
 ) -> Report:
     """Copy the lines of a manifest for which the engine has a target, each with its target.
 
@@ -81,7 +88,7 @@ def write_targets(
     `max_new_tokens`, and what the engine could not answer. Thoughts before an answer are dropped. All are counted and
     named in the report. The copy appears under its name only when it is complete, in the same folder, since audio paths
     are relative to it; a killed run goes on from the answers beside it. In the paper the engine is the LLM that stays
-    frozen in training.
+    frozen in training. `prompt` is a file in place of the paper's, with {transcript} and perhaps {emotion}.
 
     Raises:
         ManifestError: the manifest cannot be read or has a broken line, the copy would lie in another folder or
@@ -92,15 +99,15 @@ def write_targets(
         message = f"no kind of targets is called {kind!r}.{nearest(kind, KINDS)}"
         raise ConfigError(message, code="unknown-name", where="kind")
     check_copy(source, out, None)
-    prompt = ChatPrompt(_PROMPTS / f"targets_{kind}.txt", FIELDS, "transcript")
+    asks = ChatPrompt(prompt or _PROMPTS / f"targets_{kind}.txt", FIELDS, "transcript")
     report, lines = Report(out), []
     for line in _read(source):
-        if lacking := line.lacks(prompt):
+        if lacking := line.lacks(asks):
             report.skipped.add(f"no {lacking}", line.where)
         else:
             lines.append(line)
     cached = CachedEngine(engine, out.with_name(f"{out.name}.answers"), progress, "generating targets")
-    chats = [prompt.chat(line.values, line.context() if kind != "caption" else ()) for line in lines]
+    chats = [asks.chat(line.values, line.context() if kind != "caption" else ()) for line in lines]
     answers = cached.answer(chats, max_new_tokens=max_new_tokens)
     report.asked = cached.asked
     records = []
@@ -119,12 +126,17 @@ def write_targets(
 def targets(arguments: argparse.Namespace) -> None:
     """The command: build the engine that `--engine` and its knobs (key=value) describe, and write the manifest."""
     if arguments.kind == "answers":
+        if arguments.prompt:
+            raise ConfigError("--prompt: right answers come from a table", code="conflict", where="--prompt")
         answers(Path(arguments.manifest), Path(arguments.out), read_overrides(arguments.overrides))
         return
     engine = ENGINES.build({"type": arguments.engine, **read_overrides(arguments.overrides)})
     source, out, limit = Path(arguments.manifest), Path(arguments.out), arguments.max_new_tokens
+    prompt = resolve(arguments.prompt) if arguments.prompt else None
     with Progress() as progress:
-        report = write_targets(source, out, arguments.kind, engine, max_new_tokens=limit, progress=progress)
+        report = write_targets(
+            source, out, arguments.kind, engine, prompt=prompt, max_new_tokens=limit, progress=progress
+        )
     print(report)
 
 
