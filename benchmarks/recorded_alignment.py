@@ -8,8 +8,8 @@ Words are learned of recorded readers (speechocean762 of DIR). eSpeak NG says 30
 actors is tested, and sentences and voices of eSpeak NG that nobody heard in training. The frozen LLM itself writes the
 targets, after "I am sad." and the like; captions are made by rule, since it cannot write them.
 
-Baseline 1 answers readers as the LLM answers their words. All others start from it and have the same two passes over
-made and acted speech for each task: baseline 2 learns answers that know no feeling, v1 those that do, v2 captions, too,
+Baseline 1 answers readers as the LLM answers their words. All others start from it and go twice through made and acted
+speech, with as many rows for a task as those that share it: baseline 2 learns answers that know no feeling, v1 those that do, v2 captions, too,
 v3 the emotion's name, too (conf/starter/speech_emotion_llama.yaml). `fit` is the share of replies nearest to the LLM's
 own reply to that feeling; `targets` are these replies themselves, of which some are alike for two feelings.
 
@@ -48,10 +48,13 @@ RECIPE = "sottovoce:conf/starter/speech_emotion_llama.yaml"
 PROMPTS = "sottovoce:data/prompts/speech_emotion_llama"
 FELT = ("neutral", "happy", "sad", "angry")
 SENTENCES = {"train": 240, "validation": 20, "test": 40}  # each in every emotion
-TASKS = {  # of a system, beside the words
-    "baseline_1": ("response",), "baseline_2": ("response",), "v1": ("response",), "v2": ("response", "caption"),
-    "v3": ("response", "caption", "emotion"),
-}  # fmt: skip
+TASKS: dict[str, dict[str, float]] = {  # how often each utterance is asked for it, in each of two epochs
+    "baseline_1": {"asr": 1, "response": 1},
+    "baseline_2": {"asr": 0.3, "response": 1},
+    "v1": {"asr": 0.3, "response": 1},
+    "v2": {"asr": 0.3, "response": 1, "caption": 0.5},
+    "v3": {"asr": 0.3, "response": 1, "caption": 0.5, "emotion": 1},
+}
 SYSTEMS = tuple(TASKS)
 WHISPERS = {"quincy"}  # whose pitch cannot be measured
 PLAIN = ("baseline_1", "baseline_2")
@@ -141,7 +144,9 @@ def _probed(
     tokens = pooled_tokens(read_bundle(recipe.folder / "bundle"), both).numpy()
     labels, who = [u.labels["emotion"] for u in both], [str(u.speaker) for u in both]
     found = probe(tokens, labels, who, held_out=[row >= len(sides[0]) for row in range(len(both))]).predictions
-    return [replace(p, id=u.id, slots="both", source=u.source) for p, u in zip(found, sides[1], strict=True)]
+    acted_ids = {line["id"] for line in _read(files["test"]["acted"])}
+    named = [(u.id, "acted" if u.id in acted_ids else "made") for u in sides[1]]
+    return [replace(p, id=name, slots="both", source=source) for p, (name, source) in zip(found, named, strict=True)]
 
 
 def folder(arguments: argparse.Namespace, system: str, seed: int, part: int) -> Path:
@@ -166,7 +171,7 @@ def overrides(
         words.append(f"data.{side}={json.dumps(nodes)}")
     words.append('stages.words.parts={"readers": 1, "answered": 0, "made": 1, "acted": 0}')
     heard = {**HEARD, "answered": 1, "made": 0, "acted": 0} if system == "baseline_1" else HEARD
-    tasks = {"asr": 1, "caption": 0, "emotion": 0, **dict.fromkeys(TASKS[system], 1)}
+    tasks = {"caption": 0, "emotion": 0, **TASKS[system]}
     words += [f"stages.respond.parts={json.dumps(heard)}", f"stages.respond.tasks={json.dumps(tasks)}"]
     words.append("stages.respond.epochs=2")
     if system in PLAIN:

@@ -220,7 +220,7 @@ def _check_aligns(run: Run, stage: str) -> None:
         fit = sum(frames_needed(text) <= run.row_lengths.speech(slot, clip) for clip, text in some)
         if weight and some and not fit:
             told = f"no transcript of {len(some)} has as few tokens as {slot} has embeddings of its clip: lower the "
-            raise ConfigError.at(f"stages.{stage}.ctc.{slot}", "conflict", f"{told}adapter's `stack`")
+            raise ConfigError.at(f"stages.{stage}.ctc.{slot}", "conflict", f"{told}adapter's `stack` or `stride`")
 
 
 def _leave_out_unreadable(run: Run, clips: set[Path] | None = None) -> None:

@@ -63,7 +63,7 @@ def test_systems_differ_by_their_tasks_alone(benchmark: Any) -> None:
     assert list(first.stages) == ["words", "respond"] and first.init_from is None
     for system, recipe in recipes.items():
         asked = {task for task, weight in recipe.stages["respond"].tasks.items() if weight}
-        assert asked == {"asr", *benchmark.TASKS[system]}
+        assert asked == set(benchmark.TASKS[system])
         if system != "baseline_1":
             assert list(recipe.stages) == ["respond"] and "baseline_1-1-1" in str(recipe.init_from)
     plain, felt = recipes["baseline_2"].plain(), recipes["v1"].plain()

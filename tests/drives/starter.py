@@ -8,6 +8,7 @@ from tests.drives.world import Step
 FIT = "python -m lightning_modules.fit --config"
 CORPORA = ("speechocean762", "crema_d", "emodb", "texts.txt")
 PARTS = ("base.pt", "HuggingFaceTB/SmolLM2-135M-Instruct")
+PROMPT = "sottovoce:data/prompts/speech_emotion_llama/spoken_feeling.txt"
 ROWS = ("frozen", "selective", "full")
 
 
@@ -25,6 +26,15 @@ def _paired(corpus: str, category: str) -> list[Step]:
 def _recorded(side: str) -> str:
     nodes = (f"{{manifest: manifests/{corpus}/{side}.jsonl, allow: [/]}}" for corpus in ("speechocean762", "emodb"))
     return f"'data.{side}=[{', '.join(nodes)}]'"
+
+
+def _felt(split: str) -> Step:
+    file = f"manifests/crema_d/{split}-responses.jsonl"
+    return Step(
+        f"sottovoce targets manifests/crema_d/{split}.jsonl --prompt {PROMPT} --out {file}"
+        " --engine openai base_url=http://server:8000/v1 model=NAME",  # a random LLM would never come to an end
+        (every_line(file, "response", "labels.emotion"),),
+    )
 
 
 RECORDED = tuple(_recorded(side) for side in ("train", "validation", "test"))
@@ -62,6 +72,11 @@ STEPS: Sequence[Step] = [
     Step(
         "sottovoce table conf/starter/table.yaml seeds=[1]",
         (tabled("conf/starter/table.yaml"), compared("runs/starter/pe_ft", *ROWS)),
+    ),
+    *map(_felt, ("train", "validation", "test")),
+    Step(
+        f"{FIT} conf/starter/speech_emotion_llama.yaml",
+        (fitted("conf/starter/speech_emotion_llama.yaml"), scored("conf/starter/speech_emotion_llama.yaml")),
     ),
     Step(
         "sottovoce speak /data/texts.txt --out made --voice female=en-us+f2 --voice male=en-us+m1",
