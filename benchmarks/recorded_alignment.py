@@ -180,7 +180,9 @@ def overrides(
             "evaluation.task_overrides={response: {kind: response}}",
             "evaluation.text={speech: tagged}",
         ]  # as all
-    if system != "baseline_1":
+    if system == "baseline_1":
+        words.append("stages.respond.lr=5e-4")
+    else:
         began = folder(arguments, "baseline_1", seed, part) / "bundle"
         words = [word for word in words if not word.startswith("stages.words.")]
         words += ["stages.words=null", f"init_from={began}"]
