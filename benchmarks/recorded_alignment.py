@@ -9,7 +9,7 @@ actors is tested, and sentences and voices of eSpeak NG that nobody heard in tra
 targets, after "I am sad." and the like; captions are made by rule, since it cannot write them.
 
 Baseline 1 answers readers as the LLM answers their words. All others start from it and go twice through made and acted
-speech, with as many rows for a task as those that share it: baseline 2 learns answers that know no feeling, v1 those
+speech, with equally many rows for a task that they share: baseline 2 learns answers that know no feeling, v1 those
 that do, v2 captions, too, v3 the emotion's name, too (conf/starter/speech_emotion_llama.yaml). `fit` is the share of
 replies nearest to the LLM's own reply to that feeling; `targets` are these replies themselves, of which some are alike
 for two feelings.
