@@ -1,6 +1,7 @@
 """A small world for the tests: a random Whisper and a random Qwen2 on disk, and a few tones as speech."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import soundfile
 import torch
 import whisper
+from absl import logging as absl_logging
 from whisper.model import ModelDimensions
 
 from sottovoce.cli.main import main, silence_libraries
@@ -22,6 +24,9 @@ from tests.helpers.servers import Serve, serving
 torch.set_num_threads(1)  # models this small gain nothing by a second, and the workers of the suite share the cores
 silence_libraries()
 set_up_logging()
+# absl, which TensorBoard and rouge-score import, logs to the `sys.stderr` of that time: one of pytest's own files. A server
+# that sets up logging (uvicorn) closes the streams of all handlers, that file too, and every later test of the process fails.
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 CONFORMER = {"type": "conformer", "layers": 2, "width": 16, "feedforward": 32, "heads": 2, "kernel": 3}
 EMOTIONS = ("neutral", "happy", "sad", "angry")
