@@ -18,6 +18,7 @@ from sottovoce.llms.compiled_layers import compile_layers
 from sottovoce.llms.ctc_head import CTCLoss
 from sottovoce.llms.greedy_search import FiniteLogits
 from sottovoce.llms.hf_model import LoadedLLM
+from sottovoce.llms.packed_rows import can_pack, packed_logits
 from sottovoce.llms.row_batches import (
     PrefixCache,
     cache_argument,
@@ -93,8 +94,9 @@ class CausalLLM(LoadedLLM):
     ) -> TokenLoss:  # fmt: skip
         """Negative log-likelihood of the responses, given their prompts.
 
-        Rows are padded on the left, so that responses end together and logits are made for the last positions only;
-        rows of very different length go through the model in separate batches.
+        Rows are packed into one sequence where the model can be (`packs`). Else they are padded on the left, so that
+        responses end together, and rows of very different length go through the model in separate batches. Logits are
+        made for the responses alone.
 
         Args:
             prompts: each (tokens, dim), from `embed`.
@@ -119,12 +121,14 @@ class CausalLLM(LoadedLLM):
             torch.cat([prompt[len(prefix) :], reply])
             for prompt, prefix, reply in zip(prompts, known, self._embed_text(responses), strict=True)
         ]
-        groups = [list(range(len(tails)))] if sharded else group_by_length([len(tail) for tail in tails])
+        whole = sharded or (pool is None and self.packs)
+        groups = [list(range(len(tails)))] if whole else group_by_length([len(tail) for tail in tails])
         nll, means, apart = [], [], []
         for rows in groups:
             group, replies = [tails[i] for i in rows], [responses[i] for i in rows]
             with self._pooled(pool, rows, group) as pooled:
-                logits = self._response_logits(group, replies, [known[i] for i in rows])
+                before = [known[i] for i in rows]
+                logits = self._response_logits(group, replies, before, packed=whole and not sharded)
             nll.append(_response_nll(logits, replies))
             apart += (
                 [summed_divergence(logits, replies, [teaching.rows[i] for i in rows], teaching.temperature)]
@@ -137,8 +141,8 @@ class CausalLLM(LoadedLLM):
         tokens = sum(len(response) for response in responses)
         read = [(len(reply), len(prompt) + len(reply)) for prompt, reply in zip(prompts, responses, strict=True)]
         pooled_rows = torch.cat(means)[order] if means else None
-        whole = torch.stack(apart).sum() if apart else None
-        return TokenLoss(per_row.sum(), tokens, per_row, pooled_rows, divergence=whole, row_tokens=read)
+        kl = torch.stack(apart).sum() if apart else None
+        return TokenLoss(per_row.sum(), tokens, per_row, pooled_rows, divergence=kl, row_tokens=read)
 
     @torch.no_grad()
     def top_tokens(
@@ -148,9 +152,10 @@ class CausalLLM(LoadedLLM):
         self.check_lengths(prompts, [len(response) for response in responses])
         tails = [torch.cat(pair) for pair in zip(prompts, self._embed_text(responses), strict=True)]
         found: dict[int, TopTokens] = {}
-        for rows in group_by_length([len(tail) for tail in tails]):
+        for rows in [list(range(len(tails)))] if self.packs else group_by_length([len(tail) for tail in tails]):
             replies = [responses[i] for i in rows]
-            logits = self._response_logits([tails[i] for i in rows], replies, [[]] * len(rows))
+            nothing: list[list[int]] = [[]] * len(rows)
+            logits = self._response_logits([tails[i] for i in rows], replies, nothing, packed=self.packs)
             parts = torch.split(logits, [len(reply) for reply in replies])
             found |= {i: top_tokens(part, top_k, temperature) for i, part in zip(rows, parts, strict=True)}
         return [found[i] for i in range(len(prompts))]
@@ -174,8 +179,41 @@ class CausalLLM(LoadedLLM):
             handle.remove()
         means += [masked_mean(state, mask) for state in states]
 
-    def _response_logits(self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]]) -> Tensor:
+    @property
+    def packs(self) -> bool:
+        """Whether rows go through the model as one sequence; tried when it is first asked for."""
+        if self.compiles or self.sharded or self.tuning.recompute or not self.attends_to_all:
+            return False
+        key = (id(self.model), self.model.device.type)
+        if key not in self._packing:
+            self._packing[key] = self._try_packing()
+        return self._packing[key]
+
+    @cached_property
+    def _packing(self) -> dict[tuple[int, str], bool]:
+        return {}
+
+    @torch.no_grad()
+    def _try_packing(self) -> bool:
+        training = self.model.training
+        self.model.train(False)  # dropout would tell two readings apart
+        try:
+            prefix, ends = [0, 1], [[2, 3, 4, 5, 6], [7, 8, 9]]
+            tails, replies = self._embed_text(ends), [end[-2:] for end in ends]
+            rows = self._embed_text([prefix + end for end in ends])
+            alone = [self._response_logits([row], [reply], [[]]) for row, reply in zip(rows, replies, strict=True)]
+            packed = {"tails": tails, "counts": [2, 2], "prefixes": [prefix] * 2, "cache": PrefixCache()}
+            return can_pack(self.model, self.depth, {**packed, "logits": torch.cat(alone)})
+        finally:
+            self.model.train(training)
+
+    def _response_logits(
+        self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]], *, packed: bool = False
+    ) -> Tensor:
         """(tokens, vocabulary), for all tokens of all responses. A tail is (tokens, dim): all after the prefix."""
+        if packed:
+            counts = [len(response) for response in responses]
+            return packed_logits(self.model, tails, counts, prefixes, self.prefix_cache)
         x, real = pad_left(tails)
         past, before = self.prefix_cache.batch(self.model, prefixes) if any(prefixes) else (None, real[:, :0])
         longest = max(len(response) for response in responses)

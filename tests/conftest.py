@@ -24,8 +24,8 @@ from tests.helpers.servers import Serve, serving
 torch.set_num_threads(1)  # models this small gain nothing by a second, and the workers of the suite share the cores
 silence_libraries()
 set_up_logging()
-# absl, which TensorBoard and rouge-score import, logs to the `sys.stderr` of that time: one of pytest's own files. A server
-# that sets up logging (uvicorn) closes the streams of all handlers, that file too, and every later test of the process fails.
+# absl, which TensorBoard and rouge-score import, logs to the `sys.stderr` of that time: one of pytest's own files. A
+# server that sets up logging (uvicorn) closes the streams of all handlers, that file too, and every later test fails.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 CONFORMER = {"type": "conformer", "layers": 2, "width": 16, "feedforward": 32, "heads": 2, "kernel": 3}

@@ -171,13 +171,19 @@ def _loss_and_gradients(llm: CausalLLM) -> tuple[Tensor, list[Tensor]]:
     return losses.per_row.detach(), [fill.grad for fill in filled.values() if fill.grad is not None]
 
 
-def test_logits_are_made_for_the_response_only(qwen: CausalLLM) -> None:
+@pytest.mark.parametrize("family", ["qwen2", "mistral"])
+def test_logits_are_made_for_the_response_only(folders: dict[str, Path], family: str) -> None:
+    llm = loaded(folders[family])
+    prompts, answers = batch(llm, speech())
+    assert llm.packs == (family == "qwen2")
     seen: list[tuple[int, ...]] = []
-    qwen.model.get_output_embeddings().register_forward_hook(lambda *args: seen.append(tuple(args[2].shape)))
-    prompts, answers = batch(qwen, speech())
-    qwen.loss(prompts, answers)
-    longest = max(map(len, answers))  # rows of other lengths go through the model apart
-    assert sum(rows for rows, _, _ in seen) == 3 and max(width for _, width, _ in seen) == longest + 1
+    llm.model.get_output_embeddings().register_forward_hook(lambda *args: seen.append(tuple(args[2].shape)))
+    llm.loss(prompts, answers)
+    if llm.packs:
+        assert [shape[:2] for shape in seen] == [(1, sum(map(len, answers)))]
+    else:  # rows of other lengths go through the model apart
+        assert sum(rows for rows, _, _ in seen) == 3
+        assert max(width for _, width, _ in seen) == max(map(len, answers)) + 1
 
 
 def test_generation_is_that_of_hugging_face_on_ids(llm: CausalLLM) -> None:

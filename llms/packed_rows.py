@@ -1,0 +1,199 @@
+"""Rows of different length packed into one sequence for a causal LM: padding is in attention alone.
+
+Linear maps, norms and logits then see real tokens only, and go once through the weights for all rows. Attention is
+computed in batches of rows of like length, by the implementation that the LLM has (eager, or PyTorch's SDPA).
+"""
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sottovoce.llms.row_batches import PrefixCache, group_by_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "sottovoce_packed"  # of the attention implementation, among those of transformers
+TOLERANCE = {torch.float32: 1e-3}  # of logits, as a share of them
+COARSE = 0.1  # in other dtypes
+
+_log = logging.getLogger("sottovoce.llms")
+_rows: "ContextVar[PackedRows]" = ContextVar("_rows")
+
+
+class Batch:
+    """Rows of like length, as attention sees them: (rows, heads, longest, dim), padded on the right.
+
+    Args:
+        start: of its first token in the packed sequence.
+        lengths: tokens of each row.
+        past: keys and values of a layer, (rows, heads, tokens, dim), padded on the left; None without prefixes.
+        before: (rows, tokens), True where a prefix has a token.
+    """
+
+    def __init__(self, start: int, lengths: Sequence[int], past: Any, before: Tensor) -> None:
+        self.rows, self.longest = len(lengths), max(lengths)
+        self.span = slice(start, start + sum(lengths))
+        self.past, self.before = past, before
+        self.place = torch.cat(
+            [torch.arange(n, device=before.device) + row * self.longest for row, n in enumerate(lengths)]
+        )
+
+    def padded(self, x: Tensor) -> Tensor:
+        """(1, heads, tokens, dim) of the packed sequence as (rows, heads, longest, dim)."""
+        flat = x[0].transpose(0, 1)[self.span]
+        whole = flat.new_zeros(self.rows * self.longest, *flat.shape[1:]).index_copy(0, self.place, flat)
+        return whole.view(self.rows, self.longest, *flat.shape[1:]).transpose(1, 2)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(rows, 1, longest, prefix + longest), True where a token may look: at the prefix, and up to itself."""
+        causal = torch.ones(self.longest, self.longest, dtype=torch.bool, device=self.before.device).tril()
+        shape = (self.rows, 1, self.longest, -1)
+        return torch.cat([self.before[:, None, None].expand(shape), causal.expand(shape)], 3)
+
+    @cached_property
+    def added_mask(self) -> Tensor:
+        """The same in float32, to be added to scores."""
+        return torch.zeros(self.mask.shape, device=self.mask.device).masked_fill(~self.mask, torch.finfo().min)
+
+
+class PackedRows:
+    """Rows of (tokens, dim), one behind the other, each after its prefix, whose keys and values are cached.
+
+    Attributes:
+        x: (1, tokens, dim).
+        positions: (1, tokens), of each token in its own row.
+        starts: of each row in the sequence.
+    """
+
+    def __init__(
+        self, model: "PreTrainedModel", tails: Sequence[Tensor], prefixes: list[list[int]], cache: PrefixCache
+    ) -> None:
+        lengths = [len(tail) for tail in tails]
+        device = tails[0].device
+        self.base = str(model.config._attn_implementation)
+        self.layers_seen: list[int] = []
+        self.batches: list[Batch] = []
+        self.starts = [0] * len(tails)
+        order = []
+        at = 0
+        for group in group_by_length(lengths):
+            known = [prefixes[row] for row in group]
+            past, before = cache.batch(model, known) if any(known) else (None, torch.ones(len(group), 0, device=device))
+            self.batches.append(Batch(at, [lengths[row] for row in group], past, before.bool()))
+            for row in group:
+                self.starts[row] = at
+                at += lengths[row]
+            order += group
+        self.x = torch.cat([tails[row] for row in order])[None]
+        places = [torch.arange(lengths[row], device=device) + len(prefixes[row]) for row in order]
+        self.positions = torch.cat(places)[None]
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
+        """Attention of one layer, (1, tokens, heads, dim), from (1, heads, tokens, dim)."""
+        layer = int(cast(Any, module).layer_idx)
+        self.layers_seen.append(layer)
+        attention = _implementation(self.base, module)
+        found = []
+        for batch in self.batches:
+            q, k, v = (batch.padded(x) for x in (query, key, value))
+            if batch.past is not None:
+                past = batch.past.layers[layer]
+                k, v = torch.cat([past.keys.to(k), k], 2), torch.cat([past.values.to(v), v], 2)
+            mask = batch.mask if self.base == "sdpa" else batch.added_mask.to(q.dtype)
+            out = attention(module, q, k, v, mask, **arguments)[0]
+            found.append(out.flatten(0, 1)[batch.place])
+        return torch.cat(found)[None]
+
+
+def packed_logits(
+    model: "PreTrainedModel", tails: Sequence[Tensor], counts: Sequence[int], prefixes: list[list[int]],
+    cache: PrefixCache, seen: list[int] | None = None,
+) -> Tensor:  # fmt: skip
+    """(tokens, vocabulary): logits for the last `counts` tokens of each tail, of (tokens, dim), after its prefix.
+
+    `seen` is given the numbers of the layers that attended.
+    """
+    rows = PackedRows(model, tails, prefixes, cache)
+    ends = [start + len(tail) - 1 for start, tail in zip(rows.starts, tails, strict=True)]
+    # The one before a token predicts it.
+    keep = [torch.arange(end - n, end, device=rows.x.device) for end, n in zip(ends, counts, strict=True)]
+    with _attending(model, rows):
+        logits = model(
+            inputs_embeds=rows.x, position_ids=rows.positions, use_cache=False, logits_to_keep=torch.cat(keep)
+        ).logits[0]
+    if seen is not None:
+        seen += rows.layers_seen
+    return cast(Tensor, logits)
+
+
+def can_pack(model: "PreTrainedModel", depth: int, padded: Mapping[str, Any]) -> bool:
+    """Whether all mixing of tokens is by attention that can be packed, tried on two rows.
+
+    `padded` are the arguments of `packed_logits` and, as `logits`, what it must come to.
+    """
+    if model.config._attn_implementation not in ("eager", "sdpa"):
+        return False
+    arguments = dict(padded)
+    right = arguments.pop("logits").float()
+    seen: list[int] = []
+    try:
+        with torch.no_grad():
+            found = packed_logits(model, **arguments, seen=seen).float()
+    except Exception as error:  # of code that is not ours, and was not made for it
+        _log.debug(f"rows are not packed: {error}")
+        return False
+    if sorted(seen) != list(range(depth)):
+        _log.debug(f"rows are not packed: attention of layers {sorted(seen)} of {depth} was seen")
+        return False
+    off = (found - right).norm() / (right - right.mean(-1, keepdim=True)).norm().clamp(min=1e-9)
+    try:
+        share = float(off)
+    except RuntimeError:  # tensors without values, by which a step is estimated
+        return True
+    if share > TOLERANCE.get(model.dtype, COARSE):
+        _log.debug(f"rows are not packed: logits would be {100 * share:.1f} % off")
+        return False
+    return True
+
+
+def _implementation(name: str, module: nn.Module) -> Any:
+    """Attention by the name that transformers has for it; eager is each model's own."""
+    from transformers import AttentionInterface
+
+    if name == "eager":
+        return cast(Any, sys.modules[type(module).__module__]).eager_attention_forward
+    return AttentionInterface()[name]
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **arguments: Any
+) -> tuple[Tensor, None]:
+    return _rows.get().attend(module, query, key, value, **arguments), None
+
+
+@contextmanager
+def _attending(model: "PreTrainedModel", rows: PackedRows) -> Iterator[None]:
+    """While the block runs, `model` attends by `rows`."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _attention)
+    configs = {id(c): c for c in (getattr(part, "config", None) for part in model.modules()) if c is not None}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    token = _rows.set(rows)
+    try:
+        for config in configs.values():
+            config._attn_implementation = NAME
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+        _rows.reset(token)

@@ -1,0 +1,110 @@
+"""Rows packed into one sequence: what each row would give alone, no padding but in attention, and who is not packed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.helpers.families import save_family
+from torch import Tensor
+
+from sottovoce.llms import CausalLLM
+from sottovoce.llms.packed_rows import NAME
+
+LENGTHS, PREFIXES, ANSWERS = [9, 31, 8, 15, 30], [4, 0, 4, 7, 2], [3, 1, 5, 2, 4]  # tokens; a prompt has its prefix
+
+
+def texts(counts: list[int], seed: int) -> list[list[int]]:
+    drawn = torch.Generator().manual_seed(seed)
+    return [torch.randint(20, 300, (n,), generator=drawn).tolist() for n in counts]
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama3", "gemma"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_family(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def loaded(folder: Path, **options: Any) -> CausalLLM:
+    llm = CausalLLM(str(folder), options.pop("dtype", "float32"), **options)
+    llm.load()
+    return llm
+
+
+def rows_of(llm: CausalLLM) -> tuple[list[Tensor], list[list[int]], list[list[int]]]:
+    """Prompts, answers and prefixes; what follows a prefix is speech, which has a gradient."""
+    prefixes = texts(PREFIXES, 1)
+    torch.manual_seed(2)
+    speech = [torch.randn(n - len(prefix), llm.dim).to(llm.dtype) for n, prefix in zip(LENGTHS, prefixes, strict=True)]
+    prompts = [torch.cat([llm.embed([p], {}), s]) for p, s in zip(prefixes, speech, strict=True)]
+    return [prompt.detach().requires_grad_() for prompt in prompts], texts(ANSWERS, 3), prefixes
+
+
+def packs(llm: CausalLLM) -> bool:
+    """A property, by a name that a type checker forgets: it changes when the LLM does."""
+    return llm.packs
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_each_row_is_read_as_if_alone(folder: Path, attention: str) -> None:
+    llm = loaded(folder, attn_implementation=attention)
+    assert packs(llm)
+    prompts, answers, prefixes = rows_of(llm)
+    together = llm.loss(prompts, answers, prefixes)
+    together.total.backward()
+    for prompt, answer, prefix, nll in zip(prompts, answers, prefixes, together.per_row, strict=True):
+        alone = prompt.detach().requires_grad_()
+        whole = torch.cat([alone, llm.embed([answer], {})])[None]
+        logits = llm.model(inputs_embeds=whole).logits[0, len(alone) - 1 : -1]
+        right = -logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum()
+        right.backward()
+        torch.testing.assert_close(nll, right, rtol=1e-5, atol=1e-4)
+        after = len(prefix)  # which is a constant
+        assert prompt.grad is not None and alone.grad is not None
+        torch.testing.assert_close(prompt.grad[after:], alone.grad[after:], rtol=1e-4, atol=1e-4)
+    assert llm.model.config._attn_implementation == attention
+
+
+def test_all_rows_go_through_at_once_without_padding(folder: Path) -> None:
+    llm = loaded(folder)
+    assert packs(llm)
+    prompts, answers, prefixes = rows_of(llm)
+    llm.loss(prompts, answers, prefixes)  # prefixes are known from here on
+    seen: dict[str, list[int]] = {"layer": [], "head": []}
+    llm.layers[0].register_forward_hook(lambda *args: seen["layer"].append(args[1][0][..., 0].numel()))
+    llm.model.get_output_embeddings().register_forward_hook(lambda *args: seen["head"].append(args[2][..., 0].numel()))
+    llm.loss(prompts, answers, prefixes)
+    assert seen == {"layer": [sum(LENGTHS) - sum(PREFIXES) + sum(ANSWERS)], "head": [sum(ANSWERS)]}
+
+
+def test_a_model_that_mixes_tokens_beside_attention_is_not_packed(folder: Path) -> None:
+    llm = loaded(folder)
+
+    def leaky(_: Any, __: Any, output: Tensor) -> Tensor:  # as a state of Mamba would be
+        return output + output.cumsum(-2).roll(1, -2)
+
+    for layer in llm.layers:
+        layer.mlp.register_forward_hook(leaky)
+    assert not packs(llm)
+
+
+def test_a_model_with_attention_of_its_own_is_not_packed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = loaded(folder)
+    last: Any = llm.layers[-1].self_attn
+    monkeypatch.setattr(last, "forward", lambda hidden_states, **_: (hidden_states, None))
+    assert not packs(llm)
+    assert llm.model.config._attn_implementation != NAME
+
+
+def test_windows_and_compiled_layers_are_not_packed(folder: Path, tmp_path: Path) -> None:
+    llm = loaded(folder)
+    llm.compiles = True
+    assert not packs(llm)
+    assert not packs(loaded(save_family("mistral", tmp_path)))  # a sliding window
+
+
+def test_bfloat16_is_packed_too(folder: Path) -> None:
+    llm = loaded(folder, dtype="bfloat16")
+    assert packs(llm)
+    prompts, answers, prefixes = rows_of(llm)
+    alone = [llm.loss([p], [a], [x]).total for p, a, x in zip(prompts, answers, prefixes, strict=True)]
+    torch.testing.assert_close(llm.loss(prompts, answers, prefixes).per_row, torch.stack(alone), rtol=0.03, atol=0.1)
