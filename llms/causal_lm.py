@@ -16,9 +16,10 @@ from sottovoce.llms.answer_text import without_thoughts
 from sottovoce.llms.chat_template import Placeholder, Segment
 from sottovoce.llms.compiled_layers import compile_layers
 from sottovoce.llms.ctc_head import CTCLoss
+from sottovoce.llms.frozen_head_loss import FrozenHeadLoss
 from sottovoce.llms.greedy_search import FiniteLogits
 from sottovoce.llms.hf_model import LoadedLLM
-from sottovoce.llms.packed_rows import can_pack, packed_logits
+from sottovoce.llms.packed_rows import can_pack, has_plain_head, packed_logits, packed_states
 from sottovoce.llms.row_batches import (
     PrefixCache,
     cache_argument,
@@ -55,6 +56,13 @@ class PooledLayer(NamedTuple):
 
     layer: int
     positions: Sequence[Sequence[int]]
+
+
+class Reading(NamedTuple):
+    """What rows may go through the model as: `packs`, as one sequence; `plain_head`, with logits made in chunks."""
+
+    packs: bool = False
+    plain_head: bool = False
 
 
 class CausalLLM(LoadedLLM):
@@ -128,6 +136,9 @@ class CausalLLM(LoadedLLM):
             group, replies = [tails[i] for i in rows], [responses[i] for i in rows]
             with self._pooled(pool, rows, group) as pooled:
                 before = [known[i] for i in rows]
+                if whole and not (sharded or teaching) and self._reading.plain_head:
+                    nll.append(self._nll_in_chunks(group, replies, before))
+                    continue
                 logits = self._response_logits(group, replies, before, packed=whole and not sharded)
             nll.append(_response_nll(logits, replies))
             apart += (
@@ -182,19 +193,23 @@ class CausalLLM(LoadedLLM):
     @property
     def packs(self) -> bool:
         """Whether rows go through the model as one sequence; tried when it is first asked for."""
+        return self._reading.packs
+
+    @property
+    def _reading(self) -> "Reading":
         if self.compiles or self.sharded or self.tuning.recompute or not self.attends_to_all:
-            return False
+            return Reading()
         key = (id(self.model), self.model.device.type)
-        if key not in self._packing:
-            self._packing[key] = self._try_packing()
-        return self._packing[key]
+        if key not in self._readings:
+            self._readings[key] = self._try_reading()
+        return self._readings[key]
 
     @cached_property
-    def _packing(self) -> dict[tuple[int, str], bool]:
+    def _readings(self) -> "dict[tuple[int, str], Reading]":
         return {}
 
     @torch.no_grad()
-    def _try_packing(self) -> bool:
+    def _try_reading(self) -> "Reading":
         training = self.model.training
         self.model.train(False)  # dropout would tell two readings apart
         try:
@@ -203,9 +218,20 @@ class CausalLLM(LoadedLLM):
             rows = self._embed_text([prefix + end for end in ends])
             alone = [self._response_logits([row], [reply], [[]]) for row, reply in zip(rows, replies, strict=True)]
             packed = {"tails": tails, "counts": [2, 2], "prefixes": [prefix] * 2, "cache": PrefixCache()}
-            return can_pack(self.model, self.depth, {**packed, "logits": torch.cat(alone)})
+            if not can_pack(self.model, self.depth, packed, torch.cat(alone)):
+                return Reading()
+            plain = not self.trainable_names and has_plain_head(self.model, packed, torch.cat(alone))
+            return Reading(packs=True, plain_head=plain)
         finally:
             self.model.train(training)
+
+    def _nll_in_chunks(self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]]) -> Tensor:
+        """(rows,), as `_response_nll` of `_response_logits`, which are not all in memory at once."""
+        counts = [len(response) for response in responses]
+        states = packed_states(self.model, tails, counts, prefixes, self.prefix_cache)
+        head: Any = self.model.get_output_embeddings()
+        nll: Tensor = FrozenHeadLoss.apply(states, head.weight, head.bias, _tokens(responses, states.device))  # type: ignore[no-untyped-call]
+        return _row_sums(nll, responses)
 
     def _response_logits(
         self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]], *, packed: bool = False
@@ -336,11 +362,18 @@ class CausalLLM(LoadedLLM):
                 raise SottovoceError(why, code="bad-value")
 
 
+def _tokens(responses: list[list[int]], device: torch.device) -> Tensor:
+    return torch.tensor([token for response in responses for token in response], device=device)
+
+
 def _response_nll(logits: Tensor, responses: list[list[int]]) -> Tensor:
     """Negative log-likelihood of each response, (rows,), by logits (tokens, vocabulary)."""
-    counted = response_mask(responses, logits.device)
-    targets = torch.tensor([token for response in responses for token in response], device=logits.device)
-    nll = F.cross_entropy(logits.float(), targets, reduction="none")
+    return _row_sums(F.cross_entropy(logits.float(), _tokens(responses, logits.device), reduction="none"), responses)
+
+
+def _row_sums(nll: Tensor, responses: list[list[int]]) -> Tensor:
+    """(rows,): the sum over each response's tokens, of which `nll` (tokens,) has all."""
+    counted = response_mask(responses, nll.device)
     return nll.new_zeros(counted.shape).masked_scatter(counted, nll).sum(1)
 
 

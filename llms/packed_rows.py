@@ -77,7 +77,7 @@ class PackedRows:
     def __init__(
         self, model: "PreTrainedModel", tails: Sequence[Tensor], prefixes: list[list[int]], cache: PrefixCache
     ) -> None:
-        lengths = [len(tail) for tail in tails]
+        self.lengths = lengths = [len(tail) for tail in tails]
         device = tails[0].device
         self.base = str(model.config._attn_implementation)
         self.layers_seen: list[int] = []
@@ -96,6 +96,16 @@ class PackedRows:
         self.x = torch.cat([tails[row] for row in order])[None]
         places = [torch.arange(lengths[row], device=device) + len(prefixes[row]) for row in order]
         self.positions = torch.cat(places)[None]
+
+    def inputs(self) -> dict[str, Any]:
+        """Arguments of the model."""
+        return {"inputs_embeds": self.x, "position_ids": self.positions, "use_cache": False}
+
+    def before_last(self, counts: Sequence[int]) -> Tensor:
+        """(tokens,): where the last `counts` tokens of each row are predicted, each at the one before it."""
+        ends = [start + length - 1 for start, length in zip(self.starts, self.lengths, strict=True)]
+        places = [torch.arange(end - n, end, device=self.x.device) for end, n in zip(ends, counts, strict=True)]
+        return torch.cat(places)
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
         """Attention of one layer, (1, tokens, heads, dim), from (1, heads, tokens, dim)."""
@@ -123,46 +133,66 @@ def packed_logits(
     `seen` is given the numbers of the layers that attended.
     """
     rows = PackedRows(model, tails, prefixes, cache)
-    ends = [start + len(tail) - 1 for start, tail in zip(rows.starts, tails, strict=True)]
-    # The one before a token predicts it.
-    keep = [torch.arange(end - n, end, device=rows.x.device) for end, n in zip(ends, counts, strict=True)]
     with _attending(model, rows):
-        logits = model(
-            inputs_embeds=rows.x, position_ids=rows.positions, use_cache=False, logits_to_keep=torch.cat(keep)
-        ).logits[0]
+        logits = model(**rows.inputs(), logits_to_keep=rows.before_last(counts)).logits[0]
     if seen is not None:
         seen += rows.layers_seen
     return cast(Tensor, logits)
 
 
-def can_pack(model: "PreTrainedModel", depth: int, padded: Mapping[str, Any]) -> bool:
-    """Whether all mixing of tokens is by attention that can be packed, tried on two rows.
+def packed_states(
+    model: "PreTrainedModel", tails: Sequence[Tensor], counts: Sequence[int], prefixes: list[list[int]],
+    cache: PrefixCache,
+) -> Tensor:  # fmt: skip
+    """(tokens, dim): the hidden states of which the output layer makes these logits."""
+    rows = PackedRows(model, tails, prefixes, cache)
+    with _attending(model, rows):
+        states = model.get_decoder()(**rows.inputs()).last_hidden_state[0]
+    return cast(Tensor, states[rows.before_last(counts)])
 
-    `padded` are the arguments of `packed_logits` and, as `logits`, what it must come to.
+
+def can_pack(model: "PreTrainedModel", depth: int, arguments: Mapping[str, Any], logits: Tensor) -> bool:
+    """Whether all mixing of tokens is by attention that can be packed.
+
+    It is tried: `arguments` of `packed_logits` must come to `logits`, through attention of `depth` layers.
     """
     if model.config._attn_implementation not in ("eager", "sdpa"):
         return False
-    arguments = dict(padded)
-    right = arguments.pop("logits").float()
     seen: list[int] = []
     try:
-        with torch.no_grad():
-            found = packed_logits(model, **arguments, seen=seen).float()
+        found = packed_logits(model, **arguments, seen=seen)
     except Exception as error:  # of code that is not ours, and was not made for it
         _log.debug(f"rows are not packed: {error}")
         return False
     if sorted(seen) != list(range(depth)):
         _log.debug(f"rows are not packed: attention of layers {sorted(seen)} of {depth} was seen")
         return False
-    off = (found - right).norm() / (right - right.mean(-1, keepdim=True)).norm().clamp(min=1e-9)
+    return _alike(found, logits, "rows are not packed")
+
+
+def has_plain_head(model: "PreTrainedModel", arguments: Mapping[str, Any], logits: Tensor) -> bool:
+    """Whether logits are nothing but a frozen linear map of the hidden states; tried, as in `can_pack`."""
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or any(weight.requires_grad for weight in head.parameters()):
+        return False
     try:
-        share = float(off)
+        found = head(packed_states(model, **arguments))
+    except Exception as error:
+        _log.debug(f"logits are made at once: {error}")
+        return False
+    return _alike(found, logits, "logits are made at once")
+
+
+def _alike(found: Tensor, logits: Tensor, told: str) -> bool:
+    right = logits.float()
+    distance = (found.float() - right).norm() / (right - right.mean(-1, keepdim=True)).norm().clamp(min=1e-9)
+    try:
+        off = float(distance)
     except RuntimeError:  # tensors without values, by which a step is estimated
         return True
-    if share > TOLERANCE.get(model.dtype, COARSE):
-        _log.debug(f"rows are not packed: logits would be {100 * share:.1f} % off")
-        return False
-    return True
+    if off > TOLERANCE.get(logits.dtype, COARSE):
+        _log.debug(f"{told}: they would be {100 * off:.1f} % off")
+    return off <= TOLERANCE.get(logits.dtype, COARSE)
 
 
 def _implementation(name: str, module: nn.Module) -> Any:

@@ -175,12 +175,12 @@ def _loss_and_gradients(llm: CausalLLM) -> tuple[Tensor, list[Tensor]]:
 def test_logits_are_made_for_the_response_only(folders: dict[str, Path], family: str) -> None:
     llm = loaded(folders[family])
     prompts, answers = batch(llm, speech())
-    assert llm.packs == (family == "qwen2")
+    assert llm.packs == (family == "qwen2")  # mistral has a sliding window
     seen: list[tuple[int, ...]] = []
     llm.model.get_output_embeddings().register_forward_hook(lambda *args: seen.append(tuple(args[2].shape)))
     llm.loss(prompts, answers)
-    if llm.packs:
-        assert [shape[:2] for shape in seen] == [(1, sum(map(len, answers)))]
+    if llm.packs:  # and in chunks, see frozen_head_loss
+        assert seen == []
     else:  # rows of other lengths go through the model apart
         assert sum(rows for rows, _, _ in seen) == 3
         assert max(width for _, width, _ in seen) == max(map(len, answers)) + 1

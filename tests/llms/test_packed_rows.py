@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sottovoce.llms import CausalLLM
 from sottovoce.llms.packed_rows import NAME
+from sottovoce.llms.top_tokens import Teaching
 
 LENGTHS, PREFIXES, ANSWERS = [9, 31, 8, 15, 30], [4, 0, 4, 7, 2], [3, 1, 5, 2, 4]  # tokens; a prompt has its prefix
 
@@ -64,16 +65,43 @@ def test_each_row_is_read_as_if_alone(folder: Path, attention: str) -> None:
     assert llm.model.config._attn_implementation == attention
 
 
+def test_teaching_needs_all_logits_and_gives_the_same_loss(folder: Path) -> None:
+    llm = loaded(folder)
+    prompts, answers, prefixes = rows_of(llm)
+    teaching = Teaching(llm.top_tokens(prompts, answers, 20, 1.0), 1.0)
+    taught = llm.loss(prompts, answers, prefixes, teaching=teaching)
+    torch.testing.assert_close(taught.per_row, llm.loss(prompts, answers, prefixes).per_row, rtol=1e-5, atol=1e-4)
+    assert taught.divergence is not None and taught.divergence.abs() < 1e-3  # of itself
+
+
+def test_logits_that_are_changed_behind_the_head_are_not_made_in_chunks(folder: Path) -> None:
+    llm = loaded(folder)
+    prompts, answers, prefixes = rows_of(llm)
+    plain = llm.loss(prompts, answers, prefixes).total
+    other = loaded(folder)
+    forward = other.model.forward
+
+    def capped(*args: Any, **kwargs: Any) -> Any:  # as Granite does
+        output = forward(*args, **kwargs)
+        output.logits = 3 * output.logits
+        return output
+
+    other.model.forward = capped  # type: ignore[method-assign]
+    assert packs(other)
+    right = sum(other.loss([p], [a]).total for p, a in zip(prompts, answers, strict=True))
+    torch.testing.assert_close(other.loss(prompts, answers, prefixes).total, right, rtol=1e-5, atol=1e-4)
+    assert abs(right - plain) > 1
+
+
 def test_all_rows_go_through_at_once_without_padding(folder: Path) -> None:
     llm = loaded(folder)
     assert packs(llm)
     prompts, answers, prefixes = rows_of(llm)
     llm.loss(prompts, answers, prefixes)  # prefixes are known from here on
-    seen: dict[str, list[int]] = {"layer": [], "head": []}
-    llm.layers[0].register_forward_hook(lambda *args: seen["layer"].append(args[1][0][..., 0].numel()))
-    llm.model.get_output_embeddings().register_forward_hook(lambda *args: seen["head"].append(args[2][..., 0].numel()))
+    seen: list[int] = []
+    llm.layers[0].register_forward_hook(lambda *args: seen.append(args[1][0][..., 0].numel()))
     llm.loss(prompts, answers, prefixes)
-    assert seen == {"layer": [sum(LENGTHS) - sum(PREFIXES) + sum(ANSWERS)], "head": [sum(ANSWERS)]}
+    assert seen == [sum(LENGTHS) - sum(PREFIXES) + sum(ANSWERS)]
 
 
 def test_a_model_that_mixes_tokens_beside_attention_is_not_packed(folder: Path) -> None:
