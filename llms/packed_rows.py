@@ -4,6 +4,7 @@ Linear maps, norms and logits then see real tokens only, and go once through the
 computed in batches of rows of like length, by the implementation that the LLM has (eager, or PyTorch's SDPA).
 """
 
+import itertools
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,16 +41,19 @@ class Batch:
 
     def __init__(self, start: int, lengths: Sequence[int], past: Any, before: Tensor) -> None:
         self.rows, self.longest = len(lengths), max(lengths)
-        self.span = slice(start, start + sum(lengths))
         self.past, self.before = past, before
-        self.place = torch.cat(
-            [torch.arange(n, device=before.device) + row * self.longest for row, n in enumerate(lengths)]
-        )
+        device = before.device
+        slots = torch.arange(self.longest, device=device)
+        self.place = torch.cat([row * self.longest + slots[:n] for row, n in enumerate(lengths)])
+        # What pads a row is its last token again: nobody looks at it, and what it sees is dropped.
+        starts = itertools.accumulate(lengths[:-1], initial=start)
+        self.taken = torch.cat([at + slots.clamp(max=n - 1) for at, n in zip(starts, lengths, strict=True)])
 
     def padded(self, x: Tensor) -> Tensor:
         """(1, heads, tokens, dim) of the packed sequence as (rows, heads, longest, dim)."""
-        flat = x[0].transpose(0, 1)[self.span]
-        whole = flat.new_zeros(self.rows * self.longest, *flat.shape[1:]).index_copy(0, self.place, flat)
+        flat = x[0].transpose(0, 1)
+        # Not `index_copy` into zeros, which keeps `x` for the backward pass.
+        whole = flat.index_select(0, self.taken)
         return whole.view(self.rows, self.longest, *flat.shape[1:]).transpose(1, 2)
 
     @cached_property
@@ -120,7 +124,7 @@ class PackedRows:
                 k, v = torch.cat([past.keys.to(k), k], 2), torch.cat([past.values.to(v), v], 2)
             mask = batch.mask if self.base == "sdpa" else batch.added_mask.to(q.dtype)
             out = attention(module, q, k, v, mask, **arguments)[0]
-            found.append(out.flatten(0, 1)[batch.place])
+            found.append(out.flatten(0, 1).index_select(0, batch.place))
         return torch.cat(found)[None]
 
 
