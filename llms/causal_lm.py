@@ -19,7 +19,7 @@ from sottovoce.llms.ctc_head import CTCLoss
 from sottovoce.llms.frozen_head_loss import FrozenHeadLoss
 from sottovoce.llms.greedy_search import FiniteLogits
 from sottovoce.llms.hf_model import LoadedLLM
-from sottovoce.llms.packed_rows import can_pack, has_plain_head, packed_logits, packed_states
+from sottovoce.llms.packed_rows import attention_kinds, can_pack, has_plain_head, packed_logits, packed_states
 from sottovoce.llms.row_batches import (
     PrefixCache,
     cache_argument,
@@ -197,7 +197,9 @@ class CausalLLM(LoadedLLM):
 
     @property
     def _reading(self) -> "Reading":
-        if self.compiles or self.sharded or self.tuning.recompute or not self.attends_to_all:
+        if self.compiles or self.sharded or self.tuning.recompute:
+            return Reading()
+        if not set(attention_kinds(self.config.get_text_config())) <= {"full_attention", "sliding_attention"}:
             return Reading()
         key = (id(self.model), self.model.device.type)
         if key not in self._readings:
@@ -213,14 +215,15 @@ class CausalLLM(LoadedLLM):
         training = self.model.training
         self.model.train(False)  # dropout would tell two readings apart
         try:
-            prefix, ends = [0, 1], [[2, 3, 4, 5, 6], [7, 8, 9]]
+            prefix = [0, 1] if self.attends_to_all else []
+            ends = [[2, 3, 4, 5, 6], [7, 8, 9]]
             tails, replies = self._embed_text(ends), [end[-2:] for end in ends]
             rows = self._embed_text([prefix + end for end in ends])
             alone = [self._response_logits([row], [reply], [[]]) for row, reply in zip(rows, replies, strict=True)]
             packed = {"tails": tails, "counts": [2, 2], "prefixes": [prefix] * 2, "cache": PrefixCache()}
             if not can_pack(self.model, self.depth, packed, torch.cat(alone)):
                 return Reading()
-            plain = not self.trainable_names and has_plain_head(self.model, packed, torch.cat(alone))
+            plain = not self.trainable_names and has_plain_head(self.model, packed)
             return Reading(packs=True, plain_head=plain)
         finally:
             self.model.train(training)
@@ -263,9 +266,7 @@ class CausalLLM(LoadedLLM):
     @property
     def attends_to_all(self) -> bool:
         """Whether every layer attends to the whole past, so that padding inside the cache does no harm."""
-        config = self.config.get_text_config()
-        kinds = getattr(config, "layer_types", None)
-        return getattr(config, "sliding_window", None) is None if kinds is None else set(kinds) <= {"full_attention"}
+        return set(attention_kinds(self.config.get_text_config())) <= {"full_attention"}
 
     def generate(
         self, prompts: list[Tensor], max_new_tokens: int, prefixes: Sequence[Sequence[int]] = (),

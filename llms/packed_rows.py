@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cached_property
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -56,17 +56,23 @@ class Batch:
         whole = flat.index_select(0, self.taken)
         return whole.view(self.rows, self.longest, *flat.shape[1:]).transpose(1, 2)
 
-    @cached_property
-    def mask(self) -> Tensor:
-        """(rows, 1, longest, prefix + longest), True where a token may look: at the prefix, and up to itself."""
+    @cache  # noqa: B019  # a batch lives for one step
+    def mask(self, window: int | None) -> Tensor:
+        """(rows, 1, longest, prefix + longest), True where a token may look: at the prefix, and up to itself.
+
+        With a window, at so many tokens, itself included; there are no prefixes then.
+        """
         causal = torch.ones(self.longest, self.longest, dtype=torch.bool, device=self.before.device).tril()
+        if window is not None:
+            causal = causal.triu(1 - window)
         shape = (self.rows, 1, self.longest, -1)
         return torch.cat([self.before[:, None, None].expand(shape), causal.expand(shape)], 3)
 
-    @cached_property
-    def added_mask(self) -> Tensor:
-        """The same in float32, to be added to scores."""
-        return torch.zeros(self.mask.shape, device=self.mask.device).masked_fill(~self.mask, torch.finfo().min)
+    @cache  # noqa: B019
+    def added_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """The same as numbers to be added to scores."""
+        seen = self.mask(window)
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 class PackedRows:
@@ -84,6 +90,7 @@ class PackedRows:
         self.lengths = lengths = [len(tail) for tail in tails]
         device = tails[0].device
         self.base = str(model.config._attn_implementation)
+        self.kinds = attention_kinds(model.config.get_text_config())
         self.layers_seen: list[int] = []
         self.batches: list[Batch] = []
         self.starts = [0] * len(tails)
@@ -116,16 +123,26 @@ class PackedRows:
         layer = int(cast(Any, module).layer_idx)
         self.layers_seen.append(layer)
         attention = _implementation(self.base, module)
+        window = arguments.get("sliding_window")
+        if window is None and self.kinds[layer] != "full_attention":
+            raise NotImplementedError(f"layer {layer} does not tell its window")
         found = []
         for batch in self.batches:
             q, k, v = (batch.padded(x) for x in (query, key, value))
             if batch.past is not None:
                 past = batch.past.layers[layer]
                 k, v = torch.cat([past.keys.to(k), k], 2), torch.cat([past.values.to(v), v], 2)
-            mask = batch.mask if self.base == "sdpa" else batch.added_mask.to(q.dtype)
+            near = window if window is not None and window < batch.longest else None
+            mask = batch.mask(near) if self.base == "sdpa" else batch.added_mask(near, q.dtype)
             out = attention(module, q, k, v, mask, **arguments)[0]
             found.append(out.flatten(0, 1).index_select(0, batch.place))
         return torch.cat(found)[None]
+
+
+def attention_kinds(config: Any) -> list[str]:
+    """What transformers calls each layer's attention, by the configuration of a text model."""
+    usual = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+    return list(getattr(config, "layer_types", None) or [usual] * config.num_hidden_layers)
 
 
 def packed_logits(
@@ -174,29 +191,42 @@ def can_pack(model: "PreTrainedModel", depth: int, arguments: Mapping[str, Any],
     return _alike(found, logits, "rows are not packed")
 
 
-def has_plain_head(model: "PreTrainedModel", arguments: Mapping[str, Any], logits: Tensor) -> bool:
-    """Whether logits are nothing but a frozen linear map of the hidden states; tried, as in `can_pack`."""
+def has_plain_head(model: "PreTrainedModel", arguments: Mapping[str, Any]) -> bool:
+    """Whether logits are nothing but a frozen linear map of `packed_states`; tried with `arguments` of these."""
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or any(weight.requires_grad for weight in head.parameters()):
         return False
+    taken: list[Tensor] = []
+    given: list[Tensor] = []
+
+    def louder(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        taken.append(inputs[0][0])
+        given.append(1_000 * output)  # so that a cap behind the head is seen
+        return given[0]
+
+    handle = head.register_forward_hook(louder)
     try:
-        found = head(packed_states(model, **arguments))
+        logits = packed_logits(model, **arguments)
+        states = packed_states(model, **arguments)
     except Exception as error:
         _log.debug(f"logits are made at once: {error}")
         return False
-    return _alike(found, logits, "logits are made at once")
+    finally:
+        handle.remove()
+    told = "logits are made at once"
+    return _alike(logits, given[0][0], told) and _alike(states, taken[0], told)
 
 
-def _alike(found: Tensor, logits: Tensor, told: str) -> bool:
-    right = logits.float()
+def _alike(found: Tensor, expected: Tensor, told: str) -> bool:
+    right = expected.float()
     distance = (found.float() - right).norm() / (right - right.mean(-1, keepdim=True)).norm().clamp(min=1e-9)
     try:
         off = float(distance)
     except RuntimeError:  # tensors without values, by which a step is estimated
         return True
-    if off > TOLERANCE.get(logits.dtype, COARSE):
+    if off > TOLERANCE.get(expected.dtype, COARSE):
         _log.debug(f"{told}: they would be {100 * off:.1f} % off")
-    return off <= TOLERANCE.get(logits.dtype, COARSE)
+    return off <= TOLERANCE.get(expected.dtype, COARSE)
 
 
 def _implementation(name: str, module: nn.Module) -> Any:
