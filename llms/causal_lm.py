@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import LogitsProcessorList
 
@@ -14,22 +13,13 @@ from sottovoce.errors import SottovoceError
 from sottovoce.llms.answer_text import Cut as Cut
 from sottovoce.llms.answer_text import without_thoughts
 from sottovoce.llms.chat_template import Placeholder, Segment
-from sottovoce.llms.compiled_layers import compile_layers
 from sottovoce.llms.ctc_head import CTCLoss
-from sottovoce.llms.frozen_head_loss import FrozenHeadLoss
 from sottovoce.llms.greedy_search import FiniteLogits
 from sottovoce.llms.hf_model import LoadedLLM
-from sottovoce.llms.packed_rows import attention_kinds, can_pack, has_plain_head, packed_logits, packed_states
-from sottovoce.llms.row_batches import (
-    PrefixCache,
-    cache_argument,
-    group_by_length,
-    masked_mean,
-    pad_left,
-    position_mask,
-    response_mask,
-)
+from sottovoce.llms.packed_rows import attention_kinds
+from sottovoce.llms.row_batches import PrefixCache, masked_mean, pad_left, position_mask
 from sottovoce.llms.row_generation import RowGenerator, generate_rows
+from sottovoce.llms.row_reader import RowReader
 from sottovoce.llms.top_tokens import Teaching, TopTokens, summed_divergence, top_tokens
 
 
@@ -56,13 +46,6 @@ class PooledLayer(NamedTuple):
 
     layer: int
     positions: Sequence[Sequence[int]]
-
-
-class Reading(NamedTuple):
-    """What rows may go through the model as: `packs`, as one sequence; `plain_head`, with logits made in chunks."""
-
-    packs: bool = False
-    plain_head: bool = False
 
 
 class CausalLLM(LoadedLLM):
@@ -123,29 +106,23 @@ class CausalLLM(LoadedLLM):
             why = f"a loss needs as many responses as prompts, and a token in each: got {counts}"
             raise SottovoceError(why, code="empty")
         self.check_lengths(prompts, [len(response) for response in responses])
-        sharded = self.sharded  # then every process must make the same calls: one, whatever its rows are
         known = [[]] * len(prompts) if pool else self.cacheable(prefixes or (), len(prompts))
         tails = [
             torch.cat([prompt[len(prefix) :], reply])
             for prompt, prefix, reply in zip(prompts, known, self._embed_text(responses), strict=True)
         ]
-        whole = sharded or (pool is None and self.packs)
-        groups = [list(range(len(tails)))] if whole else group_by_length([len(tail) for tail in tails])
+        groups = self._reader.groups([len(tail) for tail in tails], pooled=pool is not None)
         nll, means, apart = [], [], []
         for rows in groups:
-            group, replies = [tails[i] for i in rows], [responses[i] for i in rows]
+            group, replies, before = [tails[i] for i in rows], [responses[i] for i in rows], [known[i] for i in rows]
             with self._pooled(pool, rows, group) as pooled:
-                before = [known[i] for i in rows]
-                if whole and not (sharded or teaching) and self._reading.plain_head:
-                    nll.append(self._nll_in_chunks(group, replies, before))
-                    continue
-                logits = self._response_logits(group, replies, before, packed=whole and not sharded)
-            nll.append(_response_nll(logits, replies))
-            apart += (
-                [summed_divergence(logits, replies, [teaching.rows[i] for i in rows], teaching.temperature)]
-                if teaching
-                else []
-            )
+                of_rows, logits = self._reader.read(
+                    group, replies, before, pooled=pool is not None, all_logits=teaching is not None
+                )
+            nll.append(of_rows)
+            if teaching and logits is not None:
+                taught = [teaching.rows[i] for i in rows]
+                apart.append(summed_divergence(logits, replies, taught, teaching.temperature))
             means += pooled
         order = torch.tensor([i for rows in groups for i in rows]).argsort().to(nll[0].device)
         per_row = torch.cat(nll)[order]
@@ -163,10 +140,9 @@ class CausalLLM(LoadedLLM):
         self.check_lengths(prompts, [len(response) for response in responses])
         tails = [torch.cat(pair) for pair in zip(prompts, self._embed_text(responses), strict=True)]
         found: dict[int, TopTokens] = {}
-        for rows in [list(range(len(tails)))] if self.packs else group_by_length([len(tail) for tail in tails]):
+        for rows in self._reader.groups([len(tail) for tail in tails]):
             replies = [responses[i] for i in rows]
-            nothing: list[list[int]] = [[]] * len(rows)
-            logits = self._response_logits([tails[i] for i in rows], replies, nothing, packed=self.packs)
+            logits = self._reader.logits([tails[i] for i in rows], replies, [[]] * len(rows))
             parts = torch.split(logits, [len(reply) for reply in replies])
             found |= {i: top_tokens(part, top_k, temperature) for i, part in zip(rows, parts, strict=True)}
         return [found[i] for i in range(len(prompts))]
@@ -193,70 +169,11 @@ class CausalLLM(LoadedLLM):
     @property
     def packs(self) -> bool:
         """Whether rows go through the model as one sequence; tried when it is first asked for."""
-        return self._reading.packs
-
-    @property
-    def _reading(self) -> "Reading":
-        if self.compiles or self.sharded or self.tuning.recompute:
-            return Reading()
-        if not set(attention_kinds(self.config.get_text_config())) <= {"full_attention", "sliding_attention"}:
-            return Reading()
-        key = (id(self.model), self.model.device.type)
-        if key not in self._readings:
-            self._readings[key] = self._try_reading()
-        return self._readings[key]
+        return self._reader.packing.rows
 
     @cached_property
-    def _readings(self) -> "dict[tuple[int, str], Reading]":
-        return {}
-
-    @torch.no_grad()
-    def _try_reading(self) -> "Reading":
-        training = self.model.training
-        self.model.train(False)  # dropout would tell two readings apart
-        try:
-            prefix = [0, 1] if self.attends_to_all else []
-            ends = [[2, 3, 4, 5, 6], [7, 8, 9]]
-            tails, replies = self._embed_text(ends), [end[-2:] for end in ends]
-            rows = self._embed_text([prefix + end for end in ends])
-            alone = [self._response_logits([row], [reply], [[]]) for row, reply in zip(rows, replies, strict=True)]
-            packed = {"tails": tails, "counts": [2, 2], "prefixes": [prefix] * 2, "cache": PrefixCache()}
-            if not can_pack(self.model, self.depth, packed, torch.cat(alone)):
-                return Reading()
-            plain = not self.trainable_names and has_plain_head(self.model, packed)
-            return Reading(packs=True, plain_head=plain)
-        finally:
-            self.model.train(training)
-
-    def _nll_in_chunks(self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]]) -> Tensor:
-        """(rows,), as `_response_nll` of `_response_logits`, which are not all in memory at once."""
-        counts = [len(response) for response in responses]
-        states = packed_states(self.model, tails, counts, prefixes, self.prefix_cache)
-        head: Any = self.model.get_output_embeddings()
-        nll: Tensor = FrozenHeadLoss.apply(states, head.weight, head.bias, _tokens(responses, states.device))  # type: ignore[no-untyped-call]
-        return _row_sums(nll, responses)
-
-    def _response_logits(
-        self, tails: list[Tensor], responses: list[list[int]], prefixes: list[list[int]], *, packed: bool = False
-    ) -> Tensor:
-        """(tokens, vocabulary), for all tokens of all responses. A tail is (tokens, dim): all after the prefix."""
-        if packed:
-            counts = [len(response) for response in responses]
-            return packed_logits(self.model, tails, counts, prefixes, self.prefix_cache)
-        x, real = pad_left(tails)
-        past, before = self.prefix_cache.batch(self.model, prefixes) if any(prefixes) else (None, real[:, :0])
-        longest = max(len(response) for response in responses)
-        if self.compiles:
-            compile_layers(self.layers)
-        logits = self.model(
-            inputs_embeds=x,
-            attention_mask=torch.cat([before, real], 1).long(),
-            position_ids=(before.sum(1, keepdim=True) + real.cumsum(1) - 1).clamp(min=0),
-            use_cache=past is not None,
-            logits_to_keep=longest + 1,
-            **{cache_argument(self.model): past},
-        ).logits[:, :-1]  # (rows, longest, vocabulary): the last position predicts nothing
-        return cast(Tensor, logits[response_mask(responses, logits.device)])
+    def _reader(self) -> RowReader:
+        return RowReader(self)
 
     def cacheable(self, prefixes: Sequence[Sequence[int]], rows: int) -> list[list[int]]:
         """Prefixes whose keys and values can be kept: all of them under a frozen LLM of full attention, or none."""
@@ -361,21 +278,6 @@ class CausalLLM(LoadedLLM):
             if most is not None and len(prompt) + more > most:
                 why = f"prompt {i} has {len(prompt)} tokens, and {more} may follow: {self.checkpoint} reads {most}"
                 raise SottovoceError(why, code="bad-value")
-
-
-def _tokens(responses: list[list[int]], device: torch.device) -> Tensor:
-    return torch.tensor([token for response in responses for token in response], device=device)
-
-
-def _response_nll(logits: Tensor, responses: list[list[int]]) -> Tensor:
-    """Negative log-likelihood of each response, (rows,), by logits (tokens, vocabulary)."""
-    return _row_sums(F.cross_entropy(logits.float(), _tokens(responses, logits.device), reduction="none"), responses)
-
-
-def _row_sums(nll: Tensor, responses: list[list[int]]) -> Tensor:
-    """(rows,): the sum over each response's tokens, of which `nll` (tokens,) has all."""
-    counted = response_mask(responses, nll.device)
-    return nll.new_zeros(counted.shape).masked_scatter(counted, nll).sum(1)
 
 
 def placeholder_spans(segments: list[Segment], embeddings: Mapping[Hashable, Tensor]) -> dict[Hashable, range]:

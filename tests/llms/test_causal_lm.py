@@ -17,9 +17,9 @@ from transformers import GenerationConfig
 
 from sottovoce.errors import Code, MissingError
 from sottovoce.llms import CausalLLM, ChatTurn, Placeholder
-from sottovoce.llms.causal_lm import Reading
 from sottovoce.llms.known_models import PUBLISHED
 from sottovoce.llms.row_batches import PrefixCache
+from sottovoce.llms.row_reader import Packing, RowReader
 
 WORDS = "The speaker sounds happy and talks fast. Repeat what you hear, please."
 HOW, WHAT = Placeholder("how"), Placeholder("what")
@@ -176,7 +176,7 @@ def _loss_and_gradients(llm: CausalLLM) -> tuple[Tensor, list[Tensor]]:
 def test_logits_are_made_for_the_response_only(qwen: CausalLLM, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = qwen
     if not packed:
-        monkeypatch.setattr(llm, "_try_reading", Reading)
+        monkeypatch.setattr(RowReader, "_tried", lambda _: Packing())
     prompts, answers = batch(llm, speech())
     assert llm.packs == packed
     seen: list[tuple[int, ...]] = []
