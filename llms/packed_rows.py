@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -42,6 +41,7 @@ class Batch:
     def __init__(self, start: int, lengths: Sequence[int], past: Any, before: Tensor) -> None:
         self.rows, self.longest = len(lengths), max(lengths)
         self.past, self.before = past, before
+        self._masks: dict[tuple[int | None, torch.dtype | None], Tensor] = {}
         device = before.device
         slots = torch.arange(self.longest, device=device)
         self.place = torch.cat([row * self.longest + slots[:n] for row, n in enumerate(lengths)])
@@ -56,23 +56,23 @@ class Batch:
         whole = flat.index_select(0, self.taken)
         return whole.view(self.rows, self.longest, *flat.shape[1:]).transpose(1, 2)
 
-    @cache  # noqa: B019  # a batch lives for one step
-    def mask(self, window: int | None) -> Tensor:
+    def mask(self, window: int | None, dtype: torch.dtype | None) -> Tensor:
         """(rows, 1, longest, prefix + longest), True where a token may look: at the prefix, and up to itself.
 
-        With a window, at so many tokens, itself included; there are no prefixes then.
+        With a window, at so many tokens, itself included; there are no prefixes then. With a dtype: numbers to be added
+        to scores.
         """
-        causal = torch.ones(self.longest, self.longest, dtype=torch.bool, device=self.before.device).tril()
-        if window is not None:
-            causal = causal.triu(1 - window)
-        shape = (self.rows, 1, self.longest, -1)
-        return torch.cat([self.before[:, None, None].expand(shape), causal.expand(shape)], 3)
-
-    @cache  # noqa: B019
-    def added_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """The same as numbers to be added to scores."""
-        seen = self.mask(window)
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+        if (window, dtype) not in self._masks:
+            causal = torch.ones(self.longest, self.longest, dtype=torch.bool, device=self.before.device).tril()
+            if window is not None:
+                causal = causal.triu(1 - window)
+            shape = (self.rows, 1, self.longest, -1)
+            seen = torch.cat([self.before[:, None, None].expand(shape), causal.expand(shape)], 3)
+            if dtype is not None:
+                zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+                seen = zeros.masked_fill(~seen, torch.finfo(dtype).min)
+            self._masks[window, dtype] = seen
+        return self._masks[window, dtype]
 
 
 class PackedRows:
@@ -133,7 +133,7 @@ class PackedRows:
                 past = batch.past.layers[layer]
                 k, v = torch.cat([past.keys.to(k), k], 2), torch.cat([past.values.to(v), v], 2)
             near = window if window is not None and window < batch.longest else None
-            mask = batch.mask(near) if self.base == "sdpa" else batch.added_mask(near, q.dtype)
+            mask = batch.mask(near, None if self.base == "sdpa" else q.dtype)
             out = attention(module, q, k, v, mask, **arguments)[0]
             found.append(out.flatten(0, 1).index_select(0, batch.place))
         return torch.cat(found)[None]

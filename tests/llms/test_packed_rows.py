@@ -1,5 +1,6 @@
 """Rows packed into one sequence: what each row would give alone, no padding but in attention, and who is not packed."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from sottovoce.errors import ConfigError
 from sottovoce.llms import CausalLLM
-from sottovoce.llms.packed_rows import NAME
+from sottovoce.llms.packed_rows import NAME, Batch
 from sottovoce.llms.top_tokens import Teaching
 
 # Some rows are longer than the window of 16 that three families have.
@@ -68,6 +69,15 @@ def test_each_row_is_read_as_if_alone(folder: Path, attention: str) -> None:
         assert prompt.grad is not None and alone.grad is not None
         torch.testing.assert_close(prompt.grad[after:], alone.grad[after:], rtol=1e-4, atol=1e-4)
     assert llm.model.config._attn_implementation == attention
+
+
+def test_nothing_of_a_step_stays(folder: Path) -> None:
+    llm = loaded(folder)
+    prompts, answers, prefixes = rows_of(llm)
+    for _ in range(2):
+        llm.loss(prompts, answers, prefixes).total.backward()
+    gc.collect()
+    assert packs(llm) and not [one for one in gc.get_objects() if isinstance(one, Batch)]
 
 
 def test_teaching_needs_all_logits_and_gives_the_same_loss(folder: Path) -> None:
