@@ -52,6 +52,15 @@ def qwen(folders: dict[str, Path]) -> CausalLLM:
     return loaded(folders["qwen2"])
 
 
+@pytest.fixture(params=["packed", "padded"])
+def reading(request: pytest.FixtureRequest, llm: CausalLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows as one sequence, or padded in groups of like length."""
+    assert llm.packs
+    if request.param == "padded":
+        monkeypatch.setattr(RowReader, "packing", Packing())
+        assert not llm.packs
+
+
 def speech() -> dict[object, Tensor]:
     torch.manual_seed(1)
     return {"how": torch.randn(3, 32, requires_grad=True), "what": torch.randn(8, 32, requires_grad=True)}
@@ -101,6 +110,7 @@ def test_a_fill_stands_where_the_same_words_would(llm: CausalLLM) -> None:
     assert llm.embed([], {}).shape == (0, 32)
 
 
+@pytest.mark.usefixtures("reading")
 def test_a_loss_does_not_depend_on_batch_mates(llm: CausalLLM) -> None:
     prompts, answers = batch(llm, speech())
     assert len(prompts[1]) > 2 * 16  # the sliding window of those that have one
@@ -113,6 +123,7 @@ def test_a_loss_does_not_depend_on_batch_mates(llm: CausalLLM) -> None:
     torch.testing.assert_close(backwards.per_row.flip(0), together.per_row, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.usefixtures("reading")
 def test_gradients_reach_the_fills_alone_and_do_not_depend_on_batch_mates(llm: CausalLLM) -> None:
     before = {name: weight.clone() for name, weight in llm.model.state_dict().items()}
     apart, together = speech(), speech()
