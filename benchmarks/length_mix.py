@@ -71,6 +71,7 @@ def train(arguments: argparse.Namespace) -> None:
 
     llm = CausalLLM(str(arguments.llm), arguments.dtype, attn_implementation=arguments.attention)
     llm.load()
+    llm.may_pack = True  # as in training
     drawn = np.random.default_rng(0)
     most = llm.model.get_input_embeddings().num_embeddings  # type: ignore[no-untyped-call]
 

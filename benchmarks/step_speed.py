@@ -41,6 +41,7 @@ class Side:
         self.llm = CausalLLM(str(folder), dtype, attn_implementation=attention)
         self.llm.compiles = compiles
         self.llm.load()
+        self.llm.may_pack = True  # as in training
         drawn = torch.Generator().manual_seed(0)
         most = self.llm.model.get_input_embeddings().num_embeddings  # type: ignore[no-untyped-call]
 

@@ -85,6 +85,7 @@ class SpeechLLM(L.LightningModule):
         taught = self.node.distill if self.node.distill and self.node.distill.weight else None
         self.distiller = Distiller(self.llm, cache, self.slots, taught) if taught else None
         self.llm_learns = LLM in (self.node.train or ())
+        self.llm.may_pack = True
         for name, adapter in self.adapters.items():
             adapter.requires_grad_(name in (self.node.train or self.slots))
         self.encoder_learns = ENCODER in (self.node.train or ())

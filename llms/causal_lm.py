@@ -51,10 +51,12 @@ class PooledLayer(NamedTuple):
 class CausalLLM(LoadedLLM):
     """Loss of, and greedy generation after, prompts of text and speech embeddings.
 
-    With `compiles`, losses run through `compile_layers`.
+    With `compiles`, losses run through `compile_layers`. With `may_pack`, their rows are packed where they can be: not
+    for a model that several threads use, since a packed call changes its attention for as long as it takes.
     """
 
     compiles = False
+    may_pack = False
     remote: RowGenerator | None = None  # generates in place of `model`
 
     @cached_property

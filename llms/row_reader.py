@@ -37,7 +37,7 @@ class RowReader:
         """What the model can do, tried when it is first asked for."""
         llm = self.llm
         kinds = set(attention_kinds(llm.config.get_text_config()))
-        if llm.compiles or llm.sharded or llm.tuning.recompute or not kinds <= PACKABLE:
+        if not llm.may_pack or llm.compiles or llm.sharded or llm.tuning.recompute or not kinds <= PACKABLE:
             return Packing()
         key = (id(llm.model), llm.model.device.type)
         if key not in self._known:

@@ -39,6 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def loaded(folder: Path) -> CausalLLM:
     llm = CausalLLM(str(folder), "float32")
     llm.load()
+    llm.may_pack = True
     return llm
 
 

@@ -9,7 +9,9 @@ import torch
 from tests.helpers.families import FAMILIES, save_family
 from torch import Tensor
 
+from sottovoce.config import recipe as recipes
 from sottovoce.errors import ConfigError
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms import CausalLLM
 from sottovoce.llms.packed_rows import NAME, Batch
 from sottovoce.llms.top_tokens import Teaching
@@ -31,6 +33,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def loaded(folder: Path, **options: Any) -> CausalLLM:
     llm = CausalLLM(str(folder), options.pop("dtype", "float32"), **options)
     llm.load()
+    llm.may_pack = True
     return llm
 
 
@@ -69,6 +72,15 @@ def test_each_row_is_read_as_if_alone(folder: Path, attention: str) -> None:
         assert prompt.grad is not None and alone.grad is not None
         torch.testing.assert_close(prompt.grad[after:], alone.grad[after:], rtol=1e-4, atol=1e-4)
     assert llm.model.config._attn_implementation == attention
+
+
+def test_rows_are_packed_in_training_alone() -> None:
+    """Elsewhere several threads may use a model at once, and a packed call changes its attention."""
+    module = SpeechLLM(recipes.load("conf/quickstart.yaml"))
+    module.configure_model()
+    assert not packs(module.llm)
+    module.start_stage("joint", 1)
+    assert packs(module.llm)
 
 
 def test_nothing_of_a_step_stays(folder: Path) -> None:
