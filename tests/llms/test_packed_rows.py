@@ -13,6 +13,7 @@ from sottovoce.config import recipe as recipes
 from sottovoce.errors import ConfigError
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.llms import CausalLLM
+from sottovoce.llms.causal_lm import PooledLayer
 from sottovoce.llms.packed_rows import NAME, Batch
 from sottovoce.llms.top_tokens import Teaching
 
@@ -72,6 +73,19 @@ def test_each_row_is_read_as_if_alone(folder: Path, attention: str) -> None:
         assert prompt.grad is not None and alone.grad is not None
         torch.testing.assert_close(prompt.grad[after:], alone.grad[after:], rtol=1e-4, atol=1e-4)
     assert llm.model.config._attn_implementation == attention
+
+
+def test_hidden_states_are_pooled_of_rows_that_are_not_packed(folder: Path) -> None:
+    llm = loaded(folder)
+    prompts, answers, prefixes = rows_of(llm)
+    pool = PooledLayer(1, [range(1, n - 2) for n in LENGTHS])
+    assert packs(llm)
+    got = llm.loss(prompts, answers, prefixes, pool)
+    llm.may_pack = False
+    right = llm.loss(prompts, answers, prefixes, pool)
+    assert got.pooled is not None and right.pooled is not None
+    torch.testing.assert_close(got.pooled, right.pooled)
+    torch.testing.assert_close(got.per_row, right.per_row)
 
 
 def test_rows_are_packed_in_training_alone() -> None:
