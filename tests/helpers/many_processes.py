@@ -57,7 +57,7 @@ def meet(folder: Path) -> None:
 def setup(self: Any, stage: str) -> None:
     """Under ZeRO's stage 3, no LLM of the run that is not sharded has weights in this process while it trains."""
     if self.recipe.trainer["strategy"] == "deepspeed_stage_3":
-        modules = [one for one in gc.get_objects() if isinstance(one, SpeechLLM) and one is not self]
+        modules = [one for one in gc.get_objects() if issubclass(type(one), SpeechLLM) and one is not self]
         weights = [w for one in modules if one.recipe.name == self.recipe.name for w in one.llm.parameters()]
         assert weights and all(weight.is_meta or hasattr(weight, "ds_id") for weight in weights)
 
