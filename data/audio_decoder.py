@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from sottovoce.data.audio_file import open_streams
-from sottovoce.data.clip_reference import MAX_RECORDING, Part, TarMember, read_bytes, split_part, tar_member
+from sottovoce.data.clip_reference import MAX_RECORDING, Part, TarMember, file_of, read_bytes, split_part, tar_member
 from sottovoce.errors import AudioError
 
 __all__ = ["AudioStream", "Header", "TarMember", "open_audio", "read_bytes", "read_header", "tar_member"]
@@ -51,14 +52,28 @@ def read_header(path: Path, *, max_seconds: float = MAX_SECONDS, tail: bool = Fa
         AudioError: it is one of those, or cannot be read at all; the message is the problem, without the path.
     """
     try:
-        with open_audio(Path(path), max_seconds) as stream:
-            if not stream.length_known:
-                return stream.header._replace(frames=sum(map(len, stream.blocks())))
-            if tail:
-                stream.check_tail()
-            return stream.header
+        return _header(Path(path), _state(Path(path)), max_seconds, tail)
     except AudioError as error:
         raise AudioError(str(error), code=error.code, where=path) from None
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Size and time of a clip's file; None without one."""
+    try:
+        found = file_of(path).stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=1 << 16)  # a run asks for a clip's header twice before the clip is decoded
+def _header(path: Path, _file: tuple[int, int] | None, max_seconds: float, tail: bool) -> Header:
+    with open_audio(path, max_seconds) as stream:
+        if not stream.length_known:
+            return stream.header._replace(frames=sum(map(len, stream.blocks())))
+        if tail:
+            stream.check_tail()
+        return stream.header
 
 
 @contextmanager

@@ -5,7 +5,7 @@ or read by several workers, draws the same examples.
 """
 
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -196,6 +196,7 @@ class Batch:
     skipped: list[str] = field(default_factory=list)  # what of its utterances cannot be used
     counts: bool = True  # one that does not keeps its process in step with the others, which have rows left
     step: StepTotals | None = None  # where a step adds up several batches
+    speech: Mapping[Hashable, Tensor] | None = None  # in place of `audio`: (tokens, llm_dim) by placeholder
 
     @property
     def ids(self) -> list[str]:
@@ -207,14 +208,19 @@ class Batch:
         return replace(self, audio=self.audio.to(device))
 
 
+def spoken_clips(examples: Iterable[Example]) -> Iterator[Path]:
+    """The clips of examples of which some slot wants the speech."""
+    for example in examples:
+        if "speech" in example.sources.values():
+            turns: tuple[Utterance | Turn, ...] = (example.utterance, *example.context)
+            yield from (turn.audio for turn in turns if turn.audio)
+
+
 def collate(examples: list[Example], read: Read) -> Batch:
     """Read every clip that some slot of some row wants as speech."""
     clips: dict[Path, int] = {}
-    for example in examples:
-        if "speech" in example.sources.values():
-            for path in [example.utterance.audio, *(turn.audio for turn in example.context)]:
-                if path:
-                    clips.setdefault(path, len(clips))
+    for path in spoken_clips(examples):
+        clips.setdefault(path, len(clips))
     rows = [read(path) for path in clips]
     return Batch(examples, clips, Frames.pad(rows) if rows else NOTHING)
 

@@ -34,7 +34,7 @@ from sottovoce.lightning_modules.trainer import build_trainer, loader, tell_prof
 from sottovoce.lightning_modules.trainer_settings import batches_of, is_sharded, seconds_of
 from sottovoce.training.batch_plan import stage_batches, step_size
 from sottovoce.training.llm_targets import Made, Name
-from sottovoce.training.row_lengths import stage_readings
+from sottovoce.training.readings import stage_readings
 from sottovoce.training.splits import LazySplit
 from sottovoce.training.spoken_prompt import response_tokens
 from sottovoce.training.stage_rows import StageRows, count_draws, stage_rows

@@ -36,7 +36,8 @@ from sottovoce.training.audio_reader import AudioReader
 from sottovoce.training.category_labels import check_head_labels
 from sottovoce.training.llm_targets import Targets
 from sottovoce.training.preparation_helpers import starter
-from sottovoce.training.row_lengths import RowLengths, check_prompts, scored_readings, stage_readings
+from sottovoce.training.readings import scored_readings, stage_readings
+from sottovoce.training.row_lengths import RowLengths, check_prompts
 from sottovoce.training.run_folder import begun, check_data, check_folder, open_folder
 from sottovoce.training.splits import DataSplits, LazySplit, build_tasks, check_content_apart, read_splits
 from sottovoce.training.stage_rows import check_draws

@@ -158,6 +158,8 @@ class SpeechLLM(L.LightningModule):
         self, batch: Batch, prompts: Iterable[list[Segment]], slots: Iterable[str] | None = None
     ) -> tuple[dict[Hashable, Tensor], Tensor | float]:
         """Speech as the LLM reads it, (tokens, llm_dim) by placeholder, of some slots or all; and a zero, as below."""
+        if batch.speech is not None:
+            return dict(batch.speech), 0.0
         speech, anchor = adapted(self, batch, prompts, slots)
         return compressed(self, speech), anchor
 

@@ -1,9 +1,11 @@
 """The one Lightning Trainer, for stages and for pre-training: arguments of a recipe, callbacks, checkpoints, errors."""
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,6 @@ from torch.distributed import DistError
 from torch.utils.data import DataLoader
 
 from sottovoce.config.best_rq import PretrainRecipe
-from sottovoce.config.recipe import SCHEDULES
 from sottovoce.config.sections import StageConfig
 from sottovoce.errors import ConfigError, MissingError, SottovoceError, TrainingError
 from sottovoce.lightning_modules.callbacks import ResumeCheckpoint, ignore_signals
@@ -101,16 +102,28 @@ def adamw(
 
     `parts` are those weights by part, in the same order, for a stage that has a learning rate for each.
     """
-    from transformers import get_scheduler  # late: it takes seconds
-
     groups: Any = weights
     highest = max(node.lr.values()) if isinstance(node.lr, dict) else node.lr
     if isinstance(node.lr, dict) and parts is not None:
         rates = {part: node.lr.get(part, highest) for part in parts}
         groups = [{"params": parts[part], "lr": rate, "name": part} for part, rate in rates.items()]
     optimizer = torch.optim.AdamW(groups, highest, (node.betas[0], node.betas[1]), eps, node.weight_decay)
-    scheduler = get_scheduler(SCHEDULES[node.lr_schedule], optimizer, node.warmup_steps, steps)
+    factor = partial(lr_factor, schedule=node.lr_schedule, warmup_steps=node.warmup_steps, steps=steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def lr_factor(step: int, *, schedule: str, warmup_steps: int, steps: int) -> float:
+    """Share of the learning rate at a step: up from 0 in the warm-up, then `constant`, or down to 0 at `steps`.
+
+    As transformers' `get_scheduler`, whose import takes seconds: it reads PEFT and bitsandbytes.
+    """
+    if step < warmup_steps:
+        return step / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    left = max(0, steps - step) / max(1, steps - warmup_steps)
+    return left if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
 
 
 def loader(data: Any, sampler: Any, num_workers: int) -> DataLoader[Any]:

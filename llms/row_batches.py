@@ -90,17 +90,18 @@ class PrefixCache:
         from transformers import DynamicCache
 
         device = cast(Tensor, model.get_input_embeddings().weight).device
-        found = [self._key_values(model, tuple(prefix), device) if prefix else None for prefix in prefixes]
+        number = {prefix: at for at, prefix in enumerate(dict.fromkeys(map(tuple, prefixes)))}
+        found = [self._key_values(model, prefix, device) if prefix else None for prefix in number]
         nothing = [(keys[:, :0], values[:, :0]) for keys, values in next(filter(None, found))]
-        rows = [row or nothing for row in found]
+        known = [each or nothing for each in found]
+        rows = torch.tensor([number[tuple(prefix)] for prefix in prefixes], device=device)
         longest = max(len(prefix) for prefix in prefixes)
         lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
         past: Any = DynamicCache(config=model.config)
-        for layer in range(max(map(len, rows))):
-            pairs = zip(*(row[layer] for row in rows), strict=True)  # keys of all rows, and values
-            past.update(
-                *(torch.stack([F.pad(x, (0, 0, longest - x.shape[1], 0)) for x in each]) for each in pairs), layer
-            )
+        for layer in range(max(map(len, known))):
+            pairs = zip(*(each[layer] for each in known), strict=True)  # keys of all prefixes, and values
+            padded = (torch.stack([F.pad(x, (0, 0, longest - x.shape[1], 0)) for x in each]) for each in pairs)
+            past.update(*(x[rows] for x in padded), layer)
         return past, torch.arange(longest, device=device) >= longest - lengths[:, None]
 
     @torch.no_grad()

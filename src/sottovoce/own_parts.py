@@ -10,13 +10,13 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-from importlib import import_module
-from importlib.metadata import entry_points
+from functools import cache
+from importlib import import_module, metadata
 from importlib.util import module_from_spec, spec_from_file_location
 from inspect import isclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from sottovoce.errors import Code, ConfigError, brief, first_line, nearest
 
@@ -79,6 +79,35 @@ def check_consent(tree: Any, source: Path) -> None:
         if _identity(name) not in _named:
             why = f"it names code, {brief(name, 200)}, which would run. If you trust it, say --allow-code, or set "
             raise ConfigError.at(source, "unsafe", f"{why}{CONSENT}=1")
+
+
+def entry_points(group: str, name: str | None = None) -> list[metadata.EntryPoint]:
+    """Plug-ins that installed packages declare, all of a group or those of a name, as `importlib.metadata` has them.
+
+    That reads a file of every package, for each question: here once, until something is installed.
+    """
+    folders = tuple(_Folder(place, _changed(place)) for place in sys.path)
+    return [point for point in _declared(folders).get(group, ()) if name in (None, point.name)]
+
+
+class _Folder(NamedTuple):
+    """A folder in which Python looks for packages, and when it was last changed."""
+
+    path: str
+    changed: int
+
+
+def _changed(path: str) -> int:
+    try:
+        return os.stat(path or ".").st_mtime_ns
+    except OSError:
+        return 0
+
+
+@cache
+def _declared(_folders: tuple[_Folder, ...]) -> dict[str, list[metadata.EntryPoint]]:
+    points = metadata.entry_points()
+    return {group: list(points.select(group=group)) for group in points.groups if group.startswith("sottovoce.")}
 
 
 def origin(name: str, group: str) -> dict[str, str] | None:

@@ -5,7 +5,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, make_dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar, cast, get_type_hints
@@ -15,7 +14,7 @@ from pydantic_core.core_schema import CoreSchema, no_info_after_validator_functi
 
 from sottovoce.config_model import Count, Float, Int, Node, Share, config_class, fault, located, validated
 from sottovoce.errors import ConfigError, nearest
-from sottovoce.own_parts import is_own, load_part, told
+from sottovoce.own_parts import entry_points, is_own, load_part, told
 
 T = TypeVar("T")
 Knob: TypeAlias = tuple[str, Any, Any]  # name, type and default
@@ -63,7 +62,7 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         ours = name in self._classes or name in self._modules
-        return ours or bool(entry_points(group=self.group, name=str(name)))  # which reads a file of every package
+        return ours or bool(entry_points(group=self.group, name=str(name)))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())

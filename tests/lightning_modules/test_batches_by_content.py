@@ -28,7 +28,7 @@ from sottovoce.lightning_modules.curriculum import read_trained, train_stages
 from sottovoce.lightning_modules.run import Run
 from sottovoce.lightning_modules.speech_llm import SpeechLLM
 from sottovoce.training.batch_plan import SHORTEST, stage_batches
-from sottovoce.training.row_lengths import stage_readings
+from sottovoce.training.readings import stage_readings
 from sottovoce.training.splits import read_splits
 from sottovoce.training.spoken_prompt import dialogue_of, response_tokens
 from sottovoce.training.stage_rows import StageRows, stage_rows

@@ -13,7 +13,7 @@ from sottovoce.config.recipe import Recipe
 from sottovoce.data.examples import Example
 from sottovoce.errors import ConfigError
 from sottovoce.lightning_modules.run import example_sampler_of
-from sottovoce.training.row_lengths import stage_readings
+from sottovoce.training.readings import stage_readings
 from sottovoce.training.splits import build_tasks, read_splits
 
 

@@ -1,15 +1,25 @@
 """Predictions on the test side: which questions are asked, in which slots, and against what they are held."""
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
 from tests.helpers.errors import refused
 from tests.helpers.runs import quiet_run
 
+from sottovoce.data.examples import collate
+from sottovoce.data.utterance import Turn
 from sottovoce.errors import ManifestError
+from sottovoce.frames import Frames
 from sottovoce.lightning_modules.run import Run
+from sottovoce.lightning_modules.speech_llm import SpeechLLM
+from sottovoce.progress import Progress
 from sottovoce.scoring import predict as module
 from sottovoce.scoring.predict import predict
+from sottovoce.training.spoken_prompt import dialogue_of
 
 
 def prepared(tree: dict[str, Any], **evaluation: Any) -> Run:
@@ -72,6 +82,53 @@ def test_a_prediction_is_held_against_its_own_utterance(tree: dict[str, Any]) ->
         assert set(p.rivals or ()) == (emotions if p.task == "dialogue" else set())
         if p.rivals and p.label:  # the LLM's own reply to the words in the true emotion is what it was to learn
             assert p.target == p.rivals[p.label] and len(set(p.rivals.values())) > 1
+
+
+def test_rows_are_answered_beside_others_of_their_length(tree: dict[str, Any]) -> None:
+    """A long dialogue would make all rows of its batch as long."""
+    run = prepared(tree, batch_size=3, tasks=["asr", "gender"], slots=["both", "text"])
+    talk = tuple(Turn(role, "and then i said that it was late") for role in ("user", "assistant") * 3)
+    test = run.data.splits["test"]
+    test.utterances = [replace(u, context=talk if at % 2 else ()) for at, u in enumerate(test.utterances)]
+    asked = module._asked(run, "test", Progress(Console(quiet=True))).rows
+    parts = [asked[start : start + 3] for start in range(0, len(asked), 3)]
+    assert [len({bool(example.context) for _, example in part}) for part in parts] == [1] * 8
+    assert [len({(mode, example.task) for mode, example in part}) for part in parts] == [1] * 8
+
+
+def test_a_clip_is_heard_once_for_all_tasks_and_choices_of_slots(
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepared(tree, batch_size=4, tasks=["asr", "gender"])
+    heard, adapt = Counter[str](), SpeechLLM.adapt
+
+    def counted(self: SpeechLLM, slot: str, frames: Frames) -> Frames:
+        heard[slot] += len(frames.lengths)
+        return adapt(self, slot, frames)
+
+    monkeypatch.setattr(SpeechLLM, "adapt", counted)
+    predict(run)
+    clips = {clip for u in run.data.splits["test"].utterances for clip in u.clips}
+    assert heard == {"paralinguistic": len(clips), "linguistic": len(clips)}
+
+
+def test_speech_does_not_depend_on_who_asks_first(tree: dict[str, Any]) -> None:
+    """Processes that share the rows give the same answers, to the bit."""
+    run = prepared(tree, batch_size=3)
+    examples = [example for _, example in module._asked(run, "test", Progress(Console(quiet=True))).rows]
+    orders = (examples, examples[::-1], examples[1::2] + examples[::2])
+    tables = [module.ClipSpeech(run, examples, 3) for _ in orders]
+    found = [
+        {key: rows for example in order for key, rows in (table.batch([example]).speech or {}).items()}
+        for order, table in zip(orders, tables, strict=True)
+    ]
+    assert found[0] and all(one.keys() == found[0].keys() for one in found)
+    assert all(torch.equal(one[key], rows) for one in found for key, rows in found[0].items())
+    together = run.module.speech_embeddings(
+        collate(examples[:1], run.audio_reader.read), [run.module.llm.chat.prompt(dialogue_of(examples[0], run.slots))]
+    )[0]  # as training has it
+    for key, rows in together.items():
+        torch.testing.assert_close(found[0][key], rows)
 
 
 def test_nothing_to_score_is_an_error(tree: dict[str, Any]) -> None:

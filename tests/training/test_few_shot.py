@@ -14,7 +14,7 @@ from sottovoce.lightning_modules.run import Run
 from sottovoce.llms.chat_template import ChatTurn
 from sottovoce.serving.chat import spoken_turn
 from sottovoce.serving.questions import question
-from sottovoce.training.row_lengths import stage_readings
+from sottovoce.training.readings import stage_readings
 from sottovoce.training.spoken_prompt import dialogue_of
 
 SHOTS = {"look at the red car": "look at the red car", "five two nine": "five two nine"}

@@ -24,7 +24,8 @@ from sottovoce.frames import Frames
 from sottovoce.lightning_modules.curriculum import train_stages
 from sottovoce.lightning_modules.run import Run
 from sottovoce.scoring.predict import predict
-from sottovoce.training.row_lengths import Reading, _Row, scored_readings, stage_readings
+from sottovoce.training.readings import Reading, scored_readings, stage_readings
+from sottovoce.training.row_lengths import _Row
 from sottovoce.training.spoken_prompt import dialogue_of
 
 CONTEXT = 512  # of the tests' LLM

@@ -24,7 +24,6 @@ from sottovoce.evaluation.reports.results import METRICS
 from sottovoce.llms.tuning_config import AUTO
 
 Source = Literal["speech", "text", "none"]  # what fills a slot
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}  # as transformers call them
 SOURCES: tuple[Source, ...] = ("speech", "text", "none")
 SPLITS = ("train", "validation", "test")
 

@@ -28,7 +28,7 @@ from sottovoce.lightning_modules.trainer_settings import batches_of, check_train
 from sottovoce.llms.chat_template import ChatFormat
 from sottovoce.training.batch_plan import stage_batches
 from sottovoce.training.preparation import PART as BATCH
-from sottovoce.training.row_lengths import stage_readings
+from sottovoce.training.readings import stage_readings
 from sottovoce.training.splits import DataSplits, build_tasks, read_splits
 from sottovoce.training.stage_rows import stage_rows
 

@@ -2,28 +2,31 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from sottovoce.config.recipe import used_tasks
-from sottovoce.data.examples import Example, collate
+from sottovoce.data.examples import NOTHING, Batch, Example, spoken_clips
 from sottovoce.data.few_shot import few_shot_turns
 from sottovoce.data.own_attribute import build_task
 from sottovoce.data.tasks import AttributeTask, style_caption, task_of
 from sottovoce.data.utterance import Utterance
 from sottovoce.errors import ConfigError, ManifestError, brief
 from sottovoce.evaluation.metrics import Prediction
+from sottovoce.frames import Frames
 from sottovoce.lightning_modules.run import Run
 from sottovoce.progress import Progress
 from sottovoce.scoring.cascade import TASK, emotion_tags
 from sottovoce.scoring.shared_answers import Row, SharedAnswers
-from sottovoce.training.spoken_prompt import dialogue_of
+from sottovoce.training.spoken_prompt import SpeechPlaceholder, dialogue_of
 
+GROUPS = 4  # of clips whose speech is kept
 Rivals = dict[tuple[str, str], dict[str, str]]  # (task, utterance) -> emotion -> reply
 _log = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ def predict(run: Run, split: str = "test", *, unlabelled: bool = False, folder: 
         responses = _responses(asked, progress, SharedAnswers(asked.run, folder) if folder else None)
     told = [(*row, row[1].tag or "") for row in asked.tagged]
     told += [(*row, response) for row, response in zip(asked.rows, responses, strict=True)]
+    told.sort(key=lambda row: (row[0], row[1].task, row[1].utterance.seconds))
     predictions = [_prediction(asked.run, *row, asked.rivals) for row in told]
     names = run.data.splits[split].names
     return [replace(prediction, source=names.get(prediction.id)) for prediction in predictions]
@@ -74,7 +78,7 @@ def _asked(run: Run, split: str, progress: Progress, *, unlabelled: bool = False
         raise ManifestError(told, code="empty", where=f"data.{split}")
     examples = _limited(examples, recipe.evaluation.limit, data.names)
     unmade = [example for example in examples if example.target is None]
-    unreadable = {id(example) for example in unmade if not _readable(run, example, teacher=True)}
+    unreadable = {id(example) for example in unmade if _tokens(run, example, teacher=True) is None}
     examples = [example for example in examples if id(example) not in unreadable]
     tags = emotion_tags(run, split) if recipe.cascade else {}
     rivals = _rivals(run, examples, progress)
@@ -90,11 +94,17 @@ def _asked(run: Run, split: str, progress: Progress, *, unlabelled: bool = False
         for example in complete
         if mode == "both" or _serves(run, example)
     ]
-    bad = {row[1].utterance.id for row in rows if not _readable(run, row[1])}  # under all choices, to compare them
+    sizes = [(row[1].utterance.id, _tokens(run, row[1])) for row in rows]
+    bad = {name for name, tokens in sizes if tokens is None}  # under all choices of slots, to compare them
     rows = [row for row in rows if row[1].utterance.id not in bad]
     tagged = [row for row in rows if row[1].tag and row[1].task == TASK]  # the cascade's own task: its tag answers
     asked = [row for row in rows if not (row[1].tag and row[1].task == TASK)]
-    asked.sort(key=lambda row: (row[0], row[1].task, row[1].utterance.seconds))
+    longest: dict[str, int] = {}
+    for name, tokens in sizes:
+        longest[name] = max(longest.get(name, 0), tokens or 0)
+    by_length = sorted(longest, key=lambda name: longest[name])
+    chunk = {name: place // recipe.evaluation.batch_size for place, name in enumerate(by_length)}
+    asked.sort(key=lambda row: (chunk[row[1].utterance.id], row[0], row[1].task, longest[row[1].utterance.id]))
     return Asked(run, tagged, asked, rivals)
 
 
@@ -104,16 +114,15 @@ def _serves(run: Run, example: Example) -> bool:
     return task.serves(example.utterance, run.slots.values())
 
 
-def _readable(run: Run, example: Example, *, teacher: bool = False) -> bool:
-    """Whether the LLM can read an example; else it is named, and counts as left out."""
+def _tokens(run: Run, example: Example, *, teacher: bool = False) -> int | None:
+    """Tokens of an example's prompt; None where the LLM cannot read it, which is then named, and counts as left out."""
     try:
-        run.row_lengths.check_example(example, run.slots, teacher=teacher)
+        return run.row_lengths.check_example(example, run.slots, teacher=teacher)
     except ManifestError as fault:
         if str(fault) not in map(str, run.data.faults):
             run.data.faults.append(fault)
             _log.warning(f"left out  {fault}")
-        return False
-    return True
+        return None
 
 
 def _questions(run: Run, utterance: Utterance, unlabelled: bool) -> Iterator[Example]:
@@ -158,16 +167,53 @@ def _with_slots(example: Example, mode: str, tags: dict[str, str]) -> Example:
 def _responses(asked: Asked, progress: Progress, shared: SharedAnswers | None) -> list[str]:
     """The model's answer to each row, generated in batches of like length."""
     run, rows, size = asked.run, asked.rows, asked.run.recipe.evaluation.batch_size
+    answer = partial(_answer, run, ClipSpeech(run, [example for _, example in rows], size))
     if shared is not None:
-        return shared.give(rows, size, partial(_answer, run), progress)
+        return shared.give(rows, size, answer, progress)
     starts = progress.track(range(0, len(rows), size), description="generating answers", unit="batch")
-    return [response for start in starts for response in _answer(run, rows[start : start + size])]
+    return [response for start in starts for response in answer(rows[start : start + size])]
 
 
-def _answer(run: Run, part: Sequence[Row]) -> list[str]:
-    batch = collate([example for _, example in part], run.audio_reader.read).to(run.module.device)
+class ClipSpeech:
+    """Clips as the LLM reads them: each goes through the encoder and the adapters once, not once a task.
+
+    Groups of clips go through them together, the same ones whoever answers, so that answers do not depend on that.
+
+    Args:
+        run: whose module hears.
+        examples: all that are asked, those of like clips beside each other.
+        size: clips of a group.
+    """
+
+    def __init__(self, run: Run, examples: Sequence[Example], size: int) -> None:
+        self._run = run
+        clips = list(dict.fromkeys(spoken_clips(examples)))
+        groups = [tuple(clips[start : start + size]) for start in range(0, len(clips), size)]
+        self._group_of = {clip: group for group in groups for clip in group}
+        self._slots = sorted({slot for e in examples for slot, source in e.sources.items() if source == "speech"})
+        self._heard = lru_cache(maxsize=GROUPS)(self._hear)
+
+    def batch(self, examples: list[Example]) -> Batch:
+        """Examples with their speech."""
+        clips = list(dict.fromkeys(spoken_clips(examples)))
+        speech: dict[Hashable, Tensor] = {}
+        for group in dict.fromkeys(self._group_of[clip] for clip in clips):
+            speech |= self._heard(group)
+        return Batch(examples, {clip: row for row, clip in enumerate(clips)}, NOTHING, speech=speech)
+
+    def _hear(self, group: Sequence[Path]) -> dict[Hashable, Tensor]:
+        module = self._run.module.eval()
+        audio = Frames.pad([self._run.audio_reader.read(clip) for clip in group]).to(module.device)
+        with torch.no_grad():
+            frames = module.encoded(audio)
+        read = {slot: module.adapt(slot, frames).rows() for slot in self._slots}
+        return {SpeechPlaceholder(s, c, False): rows[at] for s, rows in read.items() for at, c in enumerate(group)}
+
+
+def _answer(run: Run, speech: ClipSpeech, part: Sequence[Row]) -> list[str]:
     chats = [dialogue_of(example, run.slots) for _, example in part]
     try:
+        batch = speech.batch([example for _, example in part])
         return run.module.generate(batch, chats, run.recipe.evaluation.max_new_tokens)
     except torch.OutOfMemoryError as error:
         why = f"out of memory with {len(part)} rows at once; the same command goes on with fewer, such as "
@@ -219,7 +265,7 @@ def _rivals(run: Run, examples: list[Example], progress: Progress) -> Rivals:
             continue
         if run.tasks[example.task].generated:
             replies = {name: _in_emotion(example, name) for name in emotion.choices}
-            if all(_readable(run, reply, teacher=True) for reply in replies.values()):
+            if all(_tokens(run, reply, teacher=True) is not None for reply in replies.values()):
                 asked[example.task, u.id] = replies
     run.targets.make(run.module.llm, [e for each in asked.values() for e in each.values()], progress)
     return {

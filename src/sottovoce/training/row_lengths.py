@@ -4,84 +4,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
-from sottovoce.config.recipe import Recipe, used_tasks
-from sottovoce.data.examples import Example, InstructionRole, carriers, instructions, slot_text
+from sottovoce.data.examples import Example, InstructionRole, instructions, slot_text
 from sottovoce.data.few_shot import few_shot_turns
-from sottovoce.data.own_attribute import build_task
 from sottovoce.data.skipped import LineFault
 from sottovoce.data.tasks import AttributeTask, Task, task_of
 from sottovoce.data.utterance import Turn, Utterance
 from sottovoce.errors import ConfigError, SottovoceError
 from sottovoce.llms.chat_template import ChatFormat, ChatTurn, Placeholder
 from sottovoce.training.llm_targets import teacher_dialogue
+from sottovoce.training.readings import Reading
 from sottovoce.training.spoken_prompt import SpeechPlaceholder, dialogue_of
 
 BATCH = 10_000  # texts that are tokenised together
 _SLACK = 1.05  # tokens of texts alone are nearly those of a prompt; what comes nearer to the limit is counted exactly
 _MARGIN = 16
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """One way in which rows are given to the LLM: a task, and what may fill each slot.
-
-    The answer is the row's target, or up to `target_max_new_tokens` where the LLM makes it; where `generates`, up to
-    `max_new_tokens` in scoring.
-    A `teacher` reading is the one that makes targets: text in all slots, for rows without one.
-    """
-
-    where: str  # what of the recipe reads so
-    name: str  # of the task
-    task: Task
-    slots: Mapping[str, str]  # slot -> the text equivalent to its speech
-    sources: Mapping[str, Sequence[str]]  # slot -> speech, text, none
-    generates: bool = False
-    teacher: bool = False
-    tag: str | None = None
-
-    def serves(self, utterance: Utterance) -> bool:
-        """Whether a row is ever read so."""
-        named = utterance.only is None or self.name in utterance.only
-        served = named and self.task.serves(utterance, self.slots.values())
-        return served and not (self.teacher and self.task.target(utterance) is not None)
-
-
-def stage_readings(recipe: Recipe, tasks: Mapping[str, Task], stage: str) -> list[Reading]:
-    """How a stage reads the rows that it trains and validates on, and how their targets are made."""
-    node, slots = recipe.stages[stage], {name: slot.text for name, slot in recipe.slots.items()}
-    read = []
-    for name, weight in node.tasks.items():
-        task = tasks[name]
-        carrying = carriers(task.relies_on, slots, recipe.carries)
-        drawn = tuple(source for source, share in (node.err or {"speech": 1.0}).items() if share > 0)
-        sources = {slot: ("speech",) if slot in carrying else drawn for slot in slots}
-        if weight > 0:
-            read += [Reading(f"stages.{stage}", name, task, slots, sources), *_teacher(name, task, slots)]
-    return read
-
-
-def scored_readings(recipe: Recipe, tasks: Mapping[str, Task]) -> list[Reading]:
-    """How the scoring reads the test side: every task under every choice of slots."""
-    slots = {name: slot.text for name, slot in recipe.slots.items()} | recipe.evaluation.text
-    emotion = tasks.get("emotion") if recipe.cascade else None
-    tag = max(emotion.choices, key=len) if isinstance(emotion, AttributeTask) else None
-    read = []
-    for name in recipe.evaluation.tasks or used_tasks(recipe):
-        knobs = recipe.evaluation.task_overrides.get(name)
-        task = tasks[name] if knobs is None else build_task(name, {**recipe.tasks[name], **knobs})
-        for mode in recipe.modes:
-            fills = {slot: {"both": "speech", "text": "text"}.get(mode, "speech" if slot == mode else "none")
-                     for slot in slots}  # fmt: skip
-            sources = {slot: (source,) for slot, source in fills.items()}
-            read.append(Reading("evaluation", name, task, slots, sources, True, tag=None if mode == "text" else tag))
-        read += _teacher(name, task, slots)
-    return read
-
-
-def _teacher(name: str, task: Task, slots: Mapping[str, str]) -> list[Reading]:
-    texts = dict.fromkeys(slots, ("text",))
-    return [Reading("targets", name, task, slots, texts, generates=True, teacher=True)] if task.generated else []
 
 
 def check_prompts(chat: ChatFormat, tasks: Mapping[str, Task]) -> None:
@@ -124,23 +62,24 @@ class RowLengths:
     def faults(self, utterances: Iterable[Utterance], readings: Sequence[Reading]) -> list[LineFault]:
         """What is wrong with which rows, the first fault of each."""
         rows, around = self._counted(utterances, readings)
-        found = (self._fault(utterance, read, around) for utterance, read in rows)
+        found = (self._fault(utterance, read, texts, around) for utterance, read, texts in rows)
         return [fault for fault in found if fault is not None]
 
     def most_tokens(self, utterances: Iterable[Utterance], readings: Sequence[Reading]) -> list[int]:
         """Tokens of prompt and answer of each row in its longest reading, nearly; 0 for a row that none serves."""
         rows, around = self._counted(utterances, readings)
-        sized = ((utterance, _Row(self, utterance), read) for utterance, read in rows)
+        sized = ((utterance, _Row(self, utterance), read) for utterance, read, _ in rows)
         return [max((self._bound(u, row, each, around)[1] for each in read), default=0) for u, row, read in sized]
 
     def _counted(
         self, utterances: Iterable[Utterance], readings: Sequence[Reading]
-    ) -> tuple[list[tuple[Utterance, list[Reading]]], dict[int, int]]:
-        """Rows with the readings that serve them, all their texts counted; and the tokens around each reading."""
-        rows = [(u, [own for reading in readings if (own := self._own(reading, u)).serves(u)]) for u in utterances]
-        used = {id(reading): reading for _, read in rows for reading in read}
+    ) -> tuple[list[tuple[Utterance, list[Reading], list[str]]], dict[int, int]]:
+        """Rows, the readings that serve them, and all their texts, counted; and the tokens around each reading."""
+        served = ((u, [own for reading in readings if (own := self._own(reading, u)).serves(u)]) for u in utterances)
+        rows = [(utterance, read, list(self._texts(utterance, read))) for utterance, read in served]
+        used = {id(reading): reading for _, read, _ in rows for reading in read}
         self._count(text for reading in used.values() for text in self._fixed_texts(reading))
-        self._count(text for utterance, read in rows for text in self._texts(utterance, read))
+        self._count(text for _, _, texts in rows for text in texts)
         return rows, {key: self._around(reading) for key, reading in used.items()}
 
     def _bound(
@@ -155,8 +94,8 @@ class RowLengths:
         for fault in self.faults([utterance], readings):
             raise fault
 
-    def check_example(self, example: Example, slots: Mapping[str, str], *, teacher: bool = False) -> None:
-        """`LineFault` where the LLM cannot read this example and generate `max_new_tokens` after it."""
+    def check_example(self, example: Example, slots: Mapping[str, str], *, teacher: bool = False) -> int:
+        """Tokens of its prompt; `LineFault` where the LLM cannot read it and generate `max_new_tokens` after it."""
         try:
             speech, text = self._prompt(teacher_dialogue(example, slots) if teacher else dialogue_of(example, slots))
         except SottovoceError as error:
@@ -164,14 +103,27 @@ class RowLengths:
         answer = self.target_max_new_tokens if teacher else self.max_new_tokens
         if self.context is not None and speech + text + answer > self.context:
             raise self._too_long(example.utterance, example.task, "evaluation", speech, text, answer)
+        return speech + text
 
-    def _fault(self, utterance: Utterance, readings: Sequence[Reading], around: Mapping[int, int]) -> LineFault | None:
-        for text in self._texts(utterance, readings) if self._refused else ():
+    def _surely_read(self, row: "_Row", readings: Sequence[Reading], texts: Sequence[str], most_around: int) -> bool:
+        """Whether all texts of a row together, and the speech of all slots, fit: true of nearly every row."""
+        slots = {slot for reading in readings for slot in reading.slots}
+        words = sum(self._tokens[text] + 1 for text in texts) * max(1, len(slots)) + row.written
+        speech = sum(row.size(slot, "", "speech") for slot in slots)
+        answer = max(self.room(reading) for reading in readings) + row.turn
+        return (words + speech + answer + most_around) * _SLACK + _MARGIN <= cast(int, self.context)
+
+    def _fault(
+        self, utterance: Utterance, readings: Sequence[Reading], texts: Sequence[str], around: Mapping[int, int]
+    ) -> LineFault | None:
+        for text in texts if self._refused else ():
             if text in self._refused:
                 return _fault(utterance, str(self._refused[text]), self._refused[text])
         if self.context is None or not readings:
             return None
         row = _Row(self, utterance)
+        if self._surely_read(row, readings, texts, max(around.values())):
+            return None
         for reading in readings:
             sources, bound = self._bound(utterance, row, reading, around)
             if bound * _SLACK + _MARGIN <= self.context:
@@ -290,14 +242,15 @@ class _Row:
         """What fills each slot where the prompt is longest; and the tokens of its turns and its answer, nearly."""
         sources, total = {}, self.written
         for slot, kind in reading.slots.items():
-            sizes = {source: self._size(slot, kind, source) for source in reading.sources[slot]}
+            sizes = {source: self.size(slot, kind, source) for source in reading.sources[slot]}
             sources[slot] = max(sizes, key=lambda source: sizes[source])
             total += sizes[sources[slot]]
         target = None if reading.generates else reading.task.target(self.utterance)
         answer = self.lengths.room(reading) if target is None else self.lengths._tokens[target] + self.turn
         return sources, total + answer
 
-    def _size(self, slot: str, kind: str, source: str) -> int:
+    def size(self, slot: str, kind: str, source: str) -> int:
+        """Tokens of all spoken turns in a slot."""
         key = slot, kind, source
         if key not in self._known:
             self._known[key] = sum(self._of(turn, *key) for turn in self.spoken)

@@ -37,6 +37,9 @@ class Split:
     utterances: list[Utterance] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)  # how often an epoch sees each
     names: dict[str, str] = field(default_factory=dict)  # utterance id -> part of the data; absent: none of its own
+    _served: dict[tuple[str, bool], tuple[ExampleSampler, list[list[str]]]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def clips(self) -> list[Path]:
         """Every audio file that these utterances and their contexts name, once."""
@@ -53,13 +56,17 @@ class Split:
 
     def groups(self, drawing: ExampleSampler) -> NDArray[np.int64]:
         """(utterances,) number of each one's part of the data and tasks of a stage: batches mix these evenly."""
-        keys = [(self.names.get(u.id), *drawing.possible(u)) for u in self.utterances]
+        keys = [(self.names.get(u.id), *tasks) for u, tasks in zip(self.utterances, self.served(drawing), strict=True)]
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         return np.array([numbers[key] for key in keys], np.int64)
 
-    def served(self, drawing: ExampleSampler) -> Iterator[list[str]]:
-        """The tasks of a stage that each utterance serves."""
-        return map(drawing.possible, self.utterances)
+    def served(self, drawing: ExampleSampler) -> Iterable[list[str]]:
+        """The tasks of a stage that each utterance serves; it is asked again and again before a stage begins."""
+        key = drawing.stage, drawing.cut
+        known = self._served.get(key)
+        if known is None or known[0] != drawing or len(known[1]) != len(self.utterances):
+            known = self._served[key] = drawing, list(map(drawing.possible, self.utterances))
+        return known[1]
 
     def parts(self) -> Iterator[str | None]:
         """Each utterance's part of the data."""
@@ -74,8 +81,7 @@ class Split:
         parts = stage.parts or {}
         usual = self.weights if training else [1.0] * len(self.weights)
         weights = [parts.get(self.names.get(u.id, ""), w) for u, w in zip(self.utterances, usual, strict=True)]
-        served = [bool(drawing.possible(u)) for u in self.utterances]
-        return np.array(weights, np.float64) * served
+        return np.array(weights, np.float64) * [bool(tasks) for tasks in self.served(drawing)]
 
     def without(self, clips: set[Path]) -> "Split":
         """The split without the utterances that need one of these clips."""
