@@ -70,7 +70,7 @@ class LocalEngine(Engine):
     """
 
     def __init__(
-        self, *, checkpoint: str, dtype: Dtype = "bfloat16", trust_remote_code: bool = False, batch_size: int = 16,
+        self, *, checkpoint: str, dtype: Dtype = "bfloat16", trust_remote_code: bool = False, batch_size: int = 48,
         device: str | None = None, chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         if batch_size < 1:
