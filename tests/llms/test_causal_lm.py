@@ -465,12 +465,12 @@ def test_a_prefix_is_read_once(qwen: CausalLLM, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(model, "forward", counted)
     memory = PrefixCache(max_tokens=9)
-    (first, _), (both, real) = memory.batch(model, [[5, 6]]), memory.batch(model, [[7, 8, 9], [5, 6], [7, 8, 9]])
+    (first, _), (both, real) = memory.batch(model, [[5, 6]]), memory.batch(model, [[5, 6], [7, 8, 9], [7, 8, 9]])
     assert read == [[5, 6], [7, 8, 9]]
-    assert real.tolist() == [[True] * 3, [False, True, True], [True] * 3]
+    assert real.tolist() == [[False, True, True], [True] * 3, [True] * 3]
     for one, three in zip(first.layers, both.layers, strict=True):
-        assert torch.equal(one.keys[0], three.keys[1, :, 1:]) and torch.equal(one.values[0], three.values[1, :, 1:])
-        assert torch.equal(three.keys[0], three.keys[2]) and not three.keys[1, :, 0].any()
+        assert torch.equal(one.keys[0], three.keys[0, :, 1:]) and torch.equal(one.values[0], three.values[0, :, 1:])
+        assert torch.equal(three.keys[1], three.keys[2]) and not three.keys[0, :, 0].any()
     memory.batch(model, [[1] * 5])
     memory.batch(model, [[7, 8, 9]])
     memory.batch(model, [[5, 6]])
