@@ -96,20 +96,23 @@ def test_rows_are_answered_beside_others_of_their_length(tree: dict[str, Any]) -
     assert [len({(mode, example.task) for mode, example in part}) for part in parts] == [1] * 8
 
 
+@pytest.mark.parametrize("size", [1, 4])
 def test_a_clip_is_heard_once_for_all_tasks_and_choices_of_slots(
-    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    run = prepared(tree, batch_size=4, tasks=["asr", "gender"])
-    heard, adapt = Counter[str](), SpeechLLM.adapt
+    run = prepared(tree, batch_size=size, tasks=["asr", "gender"])
+    heard, calls, adapt = Counter[str](), Counter[str](), SpeechLLM.adapt
 
     def counted(self: SpeechLLM, slot: str, frames: Frames) -> Frames:
         heard[slot] += len(frames.lengths)
+        calls[slot] += 1
         return adapt(self, slot, frames)
 
     monkeypatch.setattr(SpeechLLM, "adapt", counted)
     predict(run)
     clips = {clip for u in run.data.splits["test"].utterances for clip in u.clips}
     assert heard == {"paralinguistic": len(clips), "linguistic": len(clips)}
+    assert set(calls.values()) == {-(-len(clips) // size)}
 
 
 def test_speech_does_not_depend_on_who_asks_first(tree: dict[str, Any]) -> None:
