@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.helpers.errors import refused
 
 from sottovoce.config import recipe as recipes
@@ -96,6 +97,17 @@ def test_a_run_goes_on_after_an_update_that_brings_options(tmp_path: Path, plain
         check_folder(
             tmp_path, changed(plain, "data.train", [{**older[0], "task_overrides": {"asr": {"prompts": "x"}}}])
         )
+
+
+def test_a_run_of_an_older_build_goes_on(tmp_path: Path) -> None:
+    """Its recipe as commit 6e4c775 wrote it, and as it reads now that there are more keys."""
+    older = yaml.safe_load(Path(__file__).with_name("older_quickstart.yaml").read_text("utf-8"))
+    begin(tmp_path, older, *older["stages"])
+    now = recipes.parse(older).plain()
+    assert now.keys() == older.keys() and now != older
+    check_folder(tmp_path, now)
+    with refused("mismatch", "slots.linguistic.ctc_compression"):
+        check_folder(tmp_path, changed(now, "slots.linguistic.ctc_compression", True))
 
 
 def test_the_evaluations_limit_is_that_of_targets_where_these_have_none(tmp_path: Path, plain: dict[str, Any]) -> None:

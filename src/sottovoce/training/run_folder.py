@@ -23,7 +23,8 @@ from sottovoce.errors import ConfigError, MissingError, brief
 from sottovoce.io import atomic_write
 
 RECIPE, DATA = "recipe.yaml", "data.json"
-LATER = {"layers": "last", "layer_norm": False}  # keys of slots that recipes of older runs lack, and what they meant
+OFF = (None, False)  # what an update brings is absent in older runs
+LATER = {"layers": "last"}  # keys of slots that recipes of older runs lack, and what they meant
 
 
 def open_folder(folder: Path, recipe: Tree) -> None:
@@ -172,7 +173,8 @@ def check_folder(folder: Path, recipe: Tree) -> None:
     if not file.is_file() or not (stages or (folder / "ser.safetensors").is_file()):
         return
     before, now = (_weights_depend_on(tree, stages) for tree in (read_tree(file), _as_read(recipe)))
-    differ = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    either = ((key, before.get(key), now.get(key)) for key in {**before, **now})
+    differ = [key for key, old, new in either if old != new and not (old in OFF and new in OFF)]
     if not differ:
         return
     lines = [f"  {key}: {_shown(before.get(key))} in the run, {_shown(now.get(key))} now" for key in differ[:SHOWN]]
