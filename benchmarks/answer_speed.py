@@ -7,7 +7,9 @@ own, on one thread; the sides take turns, and CPU seconds are told beside those 
 
 scores   `sottovoce evaluate` on a copy of the run without its results: `--limit` rows of each task under every choice
          of slots
-targets  `sottovoce targets` of as many texts of the run's training side, by the run's LLM
+targets  `sottovoce targets` of as many texts of the run's training side, by the run's LLM; and of one, for its start
+
+Both builds must be able to read the run: take one that the older has trained. A first round may encode the test side.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from shared import table
@@ -40,10 +42,11 @@ def main() -> None:
     arguments = parser.parse_args()
     sides = {"this": HERE, "other": arguments.against.resolve()}
     recipe = yaml.safe_load((arguments.run / "recipe.yaml").read_text("utf-8"))
-    took: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    took: dict[tuple[str, str], list[Took]] = {}
     results: dict[tuple[str, str], Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        texts = dialogues(recipe, Path(name), arguments.texts)
+        texts, one = dialogues(recipe, Path(name), arguments.texts), Path(name) / "one.jsonl"
+        one.write_text(texts.read_text("utf-8").partition("\n")[0] + "\n", "utf-8")
         for turn in range(arguments.rounds):
             for side, checkout in list(sides.items())[:: -1 if turn % 2 else 1]:
                 copy = Path(name) / "run"
@@ -51,23 +54,22 @@ def main() -> None:
                 for scores in copy.glob("evaluation*"):
                     shutil.rmtree(scores)
                 out = Path(name) / "targets.jsonl"
+                llm = [f"checkpoint={recipe['llm']['checkpoint']}", f"dtype={recipe['llm']['dtype']}"]
+                replies = ["--out", str(out), "--max-new-tokens", "40", *llm]
                 commands = {
                     "scores": ["evaluate", str(copy), f"evaluation.limit={arguments.limit}"],
-                    "targets": [
-                        "targets", str(texts), "--out", str(out), "--max-new-tokens", "40",
-                        f"checkpoint={recipe['llm']['checkpoint']}", f"dtype={recipe['llm']['dtype']}",
-                    ],
-                }  # fmt: skip
+                    "one target": ["targets", str(one), *replies],
+                    "targets": ["targets", str(texts), *replies],
+                }
                 for what, command in commands.items():
+                    forget(out)
                     seconds = measured(checkout, command)
                     took.setdefault((what, side), []).append(seconds)
-                    print(f"round {turn + 1}, {what}, {side} build: {seconds[0]:.1f} s", file=sys.stderr)
+                    print(f"round {turn + 1}, {what}, {side} build: {seconds.cpu:.1f} CPU s", file=sys.stderr)
                 rows = [json.loads(line) for line in next(copy.rglob("predictions.jsonl")).read_text().splitlines()]
-                results["scores", side] = [row["response"] for row in rows]
+                results["scores", side] = {(r["task"], r["slots"], r["id"]): r["response"] for r in rows}
                 results["targets", side] = out.read_text("utf-8")
                 shutil.rmtree(copy)
-                for file in Path(name).glob("targets.jsonl*"):
-                    shutil.rmtree(file) if file.is_dir() else file.unlink()
     rows = []
     for (what, side), each in took.items():
         clock, cpu = (statistics.median(values) for values in zip(*each, strict=True))
@@ -78,6 +80,19 @@ def main() -> None:
         this, other = (statistics.median(cpu for _, cpu in took[what, side]) for side in sides)
         same = results[what, "this"] == results[what, "other"]
         print(f"{what}: {this / other:.2f} of the other build's CPU time, {'the same' if same else 'other'} answers")
+    this, other = (
+        statistics.median(
+            whole.cpu - start.cpu for whole, start in zip(took["targets", s], took["one target", s], strict=True)
+        )
+        for s in sides
+    )
+    print(f"targets beyond the first: {this / other:.2f}")
+
+
+def forget(out: Path) -> None:
+    """Delete targets that were written before, with what was kept beside them."""
+    for file in out.parent.glob(f"{out.name}*"):
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
 
 
 def dialogues(recipe: dict[str, Any], folder: Path, count: int) -> Path:
@@ -97,8 +112,15 @@ def dialogues(recipe: dict[str, Any], folder: Path, count: int) -> Path:
     return out
 
 
-def measured(checkout: Path, arguments: list[str]) -> tuple[float, float]:
-    """Seconds of the clock and of the CPU that a command takes, imports included."""
+class Took(NamedTuple):
+    """Seconds that a command took, imports included."""
+
+    clock: float
+    cpu: float
+
+
+def measured(checkout: Path, arguments: list[str]) -> Took:
+    """What a command of a checkout takes."""
     place = os.pathsep.join(map(str, (checkout / "src", checkout)))
     environment = {**os.environ, "PYTHONPATH": place, "OMP_NUM_THREADS": "1"}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -107,7 +129,7 @@ def measured(checkout: Path, arguments: list[str]) -> tuple[float, float]:
         sys.exit(done.stderr)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return time.perf_counter() - start, cpu
+    return Took(time.perf_counter() - start, cpu)
 
 
 if __name__ == "__main__":

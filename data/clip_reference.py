@@ -52,7 +52,7 @@ class Part(NamedTuple):
 
 def split_part(path: Path) -> tuple[Path, Part]:
     """The recording that a path leads to, and what of it."""
-    match = _PART.fullmatch(str(path))
+    match = _PART.fullmatch(name) if "#" in (name := str(path)) else None
     if not match:
         return path, Part()
     channel, start, end = match[2], match[3], match[4]
@@ -78,7 +78,7 @@ class Recordings:
 
 def tar_member(path: Path) -> TarMember | None:
     """Where a path such as `recording.000000.tar:512+45044` (offset and size in bytes) leads; None for a plain file."""
-    match = _MEMBER.fullmatch(str(split_part(path)[0]))
+    match = _MEMBER.fullmatch(str(split_part(path)[0])) if ".tar:" in str(path) else None
     return TarMember(Path(match[1]), int(match[2]), int(match[3])) if match else None
 
 
