@@ -94,8 +94,7 @@ class ExampleSampler:
         """Whether one of an utterance's examples of a task is not barred."""
         if not (barred := self.barred.get(task)):
             return True
-        anywhere = self.cut and task == "dialogue"
-        ends = ends_of(utterance) if anywhere else [len(utterance.context)]
+        ends = ends_of(utterance) if self.cut and task == "dialogue" else [len(utterance.context)]
         return any(id_at(utterance, end) not in barred for end in ends)
 
     def _slots(self, task: Task, utterance: Utterance, rng: random.Random) -> tuple[dict[str, str], frozenset[str]]:
@@ -210,17 +209,13 @@ class Batch:
 
 def spoken_clips(examples: Iterable[Example]) -> Iterator[Path]:
     """The clips of examples of which some slot wants the speech."""
-    for example in examples:
-        if "speech" in example.sources.values():
-            turns: tuple[Utterance | Turn, ...] = (example.utterance, *example.context)
-            yield from (turn.audio for turn in turns if turn.audio)
+    for example in (each for each in examples if "speech" in each.sources.values()):
+        yield from filter(None, (example.utterance.audio, *(turn.audio for turn in example.context)))
 
 
 def collate(examples: list[Example], read: Read) -> Batch:
     """Read every clip that some slot of some row wants as speech."""
-    clips: dict[Path, int] = {}
-    for path in spoken_clips(examples):
-        clips.setdefault(path, len(clips))
+    clips = {path: row for row, path in enumerate(dict.fromkeys(spoken_clips(examples)))}
     rows = [read(path) for path in clips]
     return Batch(examples, clips, Frames.pad(rows) if rows else NOTHING)
 
@@ -316,8 +311,7 @@ class LazyExamples(Examples):
         first = rows.numbers[-1] + 1
         for number in range(first, first + STAND_INS):
             try:
-                one = self.examples(Rows(rows.epoch, [number % len(self.utterances)]))
-                if drawn := self.complete(one):
+                if drawn := self.complete(self.examples(Rows(rows.epoch, [number % len(self.utterances)]))):
                     return replace(self.batch(drawn, self.read), counts=False)
             except (ManifestError, AudioError):
                 pass  # it is named when its own batch comes

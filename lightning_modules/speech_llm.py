@@ -84,8 +84,7 @@ class SpeechLLM(L.LightningModule):
         cache = Path(self.recipe.data.cache or self.recipe.folder / "cache")
         taught = self.node.distill if self.node.distill and self.node.distill.weight else None
         self.distiller = Distiller(self.llm, cache, self.slots, taught) if taught else None
-        self.llm_learns = LLM in (self.node.train or ())
-        self.llm.may_pack = True
+        self.llm_learns, self.llm.may_pack = LLM in (self.node.train or ()), True
         for name, adapter in self.adapters.items():
             adapter.requires_grad_(name in (self.node.train or self.slots))
         self.encoder_learns = ENCODER in (self.node.train or ())
