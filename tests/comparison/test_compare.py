@@ -302,7 +302,7 @@ def test_a_seed_in_a_path_is_no_difference_and_others_are() -> None:
 def test_keys_of_slots_that_older_runs_lack_are_no_difference(make: Make) -> None:
     slot = {"text": "caption"}
     old = read_run(make("lora", recipe={"slots": {"paralinguistic": slot}}))
-    new = {**slot, "layers": "last", "layer_norm": False, "carries": None}
+    new = {**slot, "layers": "last", "layer_norm": False, "ctc_compression": False, "carries": None}
     for said, same in ((new, True), ({**new, "layers": "2"}, False), ({**new, "carries": "linguistic"}, False)):
         other = replace(old, recipe={**old.recipe, "slots": {"paralinguistic": said}})
         assert (settings(other) == settings(old)) is same

@@ -108,6 +108,12 @@ def test_a_run_of_an_older_build_goes_on(tmp_path: Path) -> None:
     check_folder(tmp_path, now)
     with refused("mismatch", "slots.linguistic.ctc_compression"):
         check_folder(tmp_path, changed(now, "slots.linguistic.ctc_compression", True))
+    with refused("mismatch", "stages.joint.warmup_steps"):  # a number is no option that is off
+        check_folder(tmp_path, changed(now, "stages.joint.warmup_steps", 0))
+    without = changed(now, "stages.joint.warmup_steps", None)
+    begin(tmp_path / "other", changed(now, "stages.joint.warmup_steps", 0), *now["stages"])
+    with refused("mismatch", "stages.joint.warmup_steps"):
+        check_folder(tmp_path / "other", without)
 
 
 def test_the_evaluations_limit_is_that_of_targets_where_these_have_none(tmp_path: Path, plain: dict[str, Any]) -> None:

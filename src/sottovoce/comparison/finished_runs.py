@@ -16,7 +16,7 @@ from sottovoce.evaluation.records import Record, read_predictions, read_results
 from sottovoce.evaluation.retention import RetentionScore, read_scores
 from sottovoce.io import file_sha256
 from sottovoce.scoring.text_retention import AFTER, BEFORE
-from sottovoce.training.run_folder import LATER, recipe_file
+from sottovoce.training.run_folder import LATER, is_off, recipe_file
 
 # Keys of a recipe that say which run of a system it is, or how it is run, and not what is run.
 OF_THE_RUN = (
@@ -127,10 +127,9 @@ def settings(run: FinishedRun) -> dict[str, Any]:
 
 
 def _means_nothing_new(key: str, value: Any) -> bool:
-    """Whether a slot's key says what recipes of older runs, which lack it, meant."""
-    meant = {"carries": None, **LATER}
+    """Whether a key says what recipes of older runs, which lack it, meant: nothing, or a slot's usual."""
     first, _, last = key.rpartition(".")
-    return bool(re.fullmatch(r"slots\.[^.]+", first)) and last in meant and value == meant[last]
+    return is_off(value) or (bool(re.fullmatch(r"slots\.[^.]+", first)) and last in LATER and value == LATER[last])
 
 
 def without_seed(value: Any, seed: int) -> Any:

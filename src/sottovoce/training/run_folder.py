@@ -23,7 +23,6 @@ from sottovoce.errors import ConfigError, MissingError, brief
 from sottovoce.io import atomic_write
 
 RECIPE, DATA = "recipe.yaml", "data.json"
-OFF = (None, False)  # what an update brings is absent in older runs
 LATER = {"layers": "last"}  # keys of slots that recipes of older runs lack, and what they meant
 
 
@@ -174,7 +173,7 @@ def check_folder(folder: Path, recipe: Tree) -> None:
         return
     before, now = (_weights_depend_on(tree, stages) for tree in (read_tree(file), _as_read(recipe)))
     either = ((key, before.get(key), now.get(key)) for key in {**before, **now})
-    differ = [key for key, old, new in either if old != new and not (old in OFF and new in OFF)]
+    differ = [key for key, old, new in either if old != new and not (is_off(old) and is_off(new))]
     if not differ:
         return
     lines = [f"  {key}: {_shown(before.get(key))} in the run, {_shown(now.get(key))} now" for key in differ[:SHOWN]]
@@ -209,6 +208,11 @@ def _weights_depend_on(recipe: Tree, stages: Sequence[str]) -> dict[str, Any]:
         del found["data.cache_dtype"]
     order = [name for name in recipe.get("stages", ()) if name in stages]
     return {**found, "stages": ", ".join(order)} if order else found
+
+
+def is_off(value: Any) -> bool:
+    """Whether an option says no more than recipes of older runs, which lack it."""
+    return value is None or value is False
 
 
 def _is_under(key: str, keys: Iterable[str]) -> bool:
