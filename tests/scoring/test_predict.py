@@ -109,7 +109,9 @@ def test_a_clip_is_heard_once_for_all_tasks_and_choices_of_slots(
         return adapt(self, slot, frames)
 
     monkeypatch.setattr(SpeechLLM, "adapt", counted)
-    predict(run)
+    seconds = {u.id: u.seconds for u in run.data.splits["test"].utterances}
+    places = [(p.slots, p.task, seconds[p.id]) for p in predict(run)]
+    assert places == sorted(places)  # however they were answered
     clips = {clip for u in run.data.splits["test"].utterances for clip in u.clips}
     assert heard == {"paralinguistic": len(clips), "linguistic": len(clips)}
     assert set(calls.values()) == {-(-len(clips) // size)}
