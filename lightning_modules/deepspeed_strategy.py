@@ -137,7 +137,8 @@ class ZeRO(DeepSpeedStrategy):
         """After `setup`: each process takes its share."""
         zero: Any = self.optimizers[0]
         inner, saved = _inner(zero), checkpoint["optimizer_states"][0]
-        inner.param_groups[0] |= {key: value for key, value in saved["param_groups"][0].items() if key != "params"}
+        here = ("params", "fused", "foreach")  # how steps are computed is no matter of what is computed
+        inner.param_groups[0] |= {key: value for key, value in saved["param_groups"][0].items() if key not in here}
         for flat in _flat(zero):
             moments = {key: torch.zeros_like(flat) for key in MOMENTS}
             inner.state[flat] = {"step": saved["state"][0]["step"].clone(), **moments}

@@ -95,19 +95,21 @@ def train_to_end(
 
 
 def adamw(
-    weights: list[nn.Parameter], node: StageConfig | PretrainRecipe, steps: int, eps: float = 1e-8,
+    trainer: L.Trainer, weights: list[nn.Parameter], node: StageConfig | PretrainRecipe, steps: int, eps: float = 1e-8,
     parts: Mapping[str, list[nn.Parameter]] | None = None,
 ) -> OptimizerLRSchedulerConfig:  # fmt: skip
     """AdamW over weights, with the schedule that a recipe or stage of so many steps asks for.
 
-    `parts` are those weights by part, in the same order, for a stage that has a learning rate for each.
+    `parts` are those weights by part, in the same order, for a stage that has a learning rate for each. One call
+    moves all weights (`fused`), but in mixed precision, where Lightning refuses to clip gradients of such an optimizer.
     """
     groups: Any = weights
     highest = max(node.lr.values()) if isinstance(node.lr, dict) else node.lr
     if isinstance(node.lr, dict) and parts is not None:
         rates = {part: node.lr.get(part, highest) for part in parts}
         groups = [{"params": parts[part], "lr": rate, "name": part} for part, rate in rates.items()]
-    optimizer = torch.optim.AdamW(groups, highest, (node.betas[0], node.betas[1]), eps, node.weight_decay)
+    betas, fused = (node.betas[0], node.betas[1]), trainer.precision == "32-true"
+    optimizer = torch.optim.AdamW(groups, highest, betas, eps, node.weight_decay, fused=fused)
     factor = partial(lr_factor, schedule=node.lr_schedule, warmup_steps=node.warmup_steps, steps=steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

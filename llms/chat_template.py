@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, get_args
 
 from sottovoce.errors import Code, SottovoceError, brief, first_line, nearest
 from sottovoce.llms.answer_text import opens_thought
@@ -19,6 +19,9 @@ Role = Literal["system", "user", "assistant"]
 _OPEN, _CLOSE = "\U000f5e00", "\U000f5e01"
 _MARK = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 TODAY = datetime(2024, 7, 26)  # of templates that write the date; by default that of Llama 3.2's
+
+
+_Key, _Value = TypeVar("_Key", bound=Hashable), TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class ChatFormat:
         written = str(tokenizer.chat_template)
         self.arguments = {**{name: value for name, value in known.items() if name in written}, **(arguments or {})}
         self.delimiters: Delimiters = _no_delimiters
+        self._rendered: dict[Hashable, str] = {}  # texts and tokens known so far: an epoch asks for the same ones again
+        self._tokens: dict[str, tuple[int, ...]] = {}
         self.stop_ids = frozenset(stop_ids) | self._end_of_turn()
         if not self.stop_ids:
             raise _unfit(tokenizer, "unavailable", "no token that ends a turn")
@@ -200,6 +205,11 @@ class ChatFormat:
         return messages, keys
 
     def _render(self, messages: list[dict[str, str]], answer: str | None) -> str:
+        key = (answer, *((message["role"], message["content"]) for message in messages))
+        known = self._rendered.get(key)
+        return _remember(self._rendered, key, self._by_template(messages, answer)) if known is None else known
+
+    def _by_template(self, messages: list[dict[str, str]], answer: str | None) -> str:
         if answer is not None:
             messages = [*messages, _message("assistant", answer)]
         try:
@@ -216,7 +226,10 @@ class ChatFormat:
         return cast(str, text)
 
     def token_ids(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        known = self._tokens.get(text)
+        if known is None:
+            known = _remember(self._tokens, text, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+        return list(known)
 
     def _end_of_turn(self) -> frozenset[int]:
         """The special token that the template writes right after an assistant's words; empty where it writes none."""
@@ -232,6 +245,13 @@ class ChatFormat:
             return mark in self._render([_message(role, mark), _message("user", "x")], answer=None)
         except SottovoceError:
             return False
+
+
+def _remember(known: dict[_Key, _Value], key: _Key, value: _Value, most: int = 8_192) -> _Value:
+    if len(known) >= most:
+        known.clear()
+    known[key] = value
+    return value
 
 
 def _unfit(tokenizer: "PreTrainedTokenizerBase", code: Code, why: str) -> SottovoceError:
