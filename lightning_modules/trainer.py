@@ -108,7 +108,7 @@ def adamw(
     if isinstance(node.lr, dict) and parts is not None:
         rates = {part: node.lr.get(part, highest) for part in parts}
         groups = [{"params": parts[part], "lr": rate, "name": part} for part, rate in rates.items()]
-    betas, fused = (node.betas[0], node.betas[1]), trainer.precision == "32-true"
+    betas, fused = (node.betas[0], node.betas[1]), "mixed" not in str(trainer.precision)
     optimizer = torch.optim.AdamW(groups, highest, betas, eps, node.weight_decay, fused=fused)
     factor = partial(lr_factor, schedule=node.lr_schedule, warmup_steps=node.warmup_steps, steps=steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -340,3 +340,28 @@ def test_a_turn_without_an_end_is_refused() -> None:
 def test_all_families_differ() -> None:
     prompts = [spelled(chat, chat.prompt(SPOKEN)) for chat in (ChatFormat(tokenizer_of(f), [1]) for f in FAMILIES)]
     assert len(set(chain(prompts))) == len(FAMILIES) - 1  # the two Gemmas share theirs
+
+
+def test_a_prompt_that_was_changed_is_the_same_when_asked_for_again(chat: ChatFormat) -> None:
+    first, said = chat.prompt(SPOKEN), chat.response(SPOKEN, "Hello.")
+    kept = [list(part) if isinstance(part, list) else part for part in first], list(said)
+    for part in first:
+        if isinstance(part, list):
+            part.clear()
+    said.clear()
+    assert (chat.prompt(SPOKEN), chat.response(SPOKEN, "Hello.")) == kept
+
+
+def test_texts_that_are_known_are_not_tokenised_again(chat: ChatFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt, said = chat.prompt(SPOKEN), chat.response(SPOKEN, "Hello.")
+    other = chat.response(SPOKEN, "Bye."), chat.response(SPOKEN[3:], "Hello.")
+    monkeypatch.setattr(chat, "tokenizer", None)
+    assert (chat.prompt(SPOKEN), chat.response(SPOKEN, "Hello.")) == (prompt, said)
+    assert (chat.response(SPOKEN, "Bye."), chat.response(SPOKEN[3:], "Hello.")) == other
+
+
+def test_not_all_texts_of_a_long_training_are_remembered(chat: ChatFormat) -> None:
+    for number in range(8_200):
+        chat.token_ids(f"{number}")
+    assert len(chat._tokens) <= 8_192
+    assert chat.token_ids("17") == chat.tokenizer("17", add_special_tokens=False)["input_ids"]
