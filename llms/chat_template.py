@@ -21,7 +21,8 @@ _MARK = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 TODAY = datetime(2024, 7, 26)  # of templates that write the date; by default that of Llama 3.2's
 
 
-_Key, _Value = TypeVar("_Key", bound=Hashable), TypeVar("_Value")
+_Key = TypeVar("_Key", bound=Hashable)
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
