@@ -99,7 +99,7 @@ class Pretraining(L.LightningModule):
         torch.manual_seed(hash((self.recipe.seed, step, self.global_rank)))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return adamw(self.trainer, self.trainable_parameters(), self.recipe, self.recipe.steps)
+        return adamw(self.recipe.trainer, self.trainable_parameters(), self.recipe, self.recipe.steps)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Encoder and heads."""

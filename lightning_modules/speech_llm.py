@@ -293,7 +293,7 @@ class SpeechLLM(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what this stage trains, with its schedule (section IV-C)."""
-        return adamw(self.trainer, self.trainable_parameters(), self.node, self.steps, self.node.eps, self._parts())
+        return adamw(self.recipe.trainer, self.trainable_parameters(), self.node, self.steps, self._parts())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds what was trained and nothing that was frozen, recipe and batch size."""

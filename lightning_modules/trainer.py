@@ -95,20 +95,22 @@ def train_to_end(
 
 
 def adamw(
-    trainer: L.Trainer, weights: list[nn.Parameter], node: StageConfig | PretrainRecipe, steps: int, eps: float = 1e-8,
+    trainer: Mapping[str, Any], weights: list[nn.Parameter], node: StageConfig | PretrainRecipe, steps: int,
     parts: Mapping[str, list[nn.Parameter]] | None = None,
 ) -> OptimizerLRSchedulerConfig:  # fmt: skip
     """AdamW over weights, with the schedule that a recipe or stage of so many steps asks for.
 
-    `parts` are those weights by part, in the same order, for a stage that has a learning rate for each. One call
-    moves all weights (`fused`), but in mixed precision, where Lightning refuses to clip gradients of such an optimizer.
+    `trainer` are the recipe's settings; `parts` those weights by part, in the same order, for a stage that has a
+    learning rate for each. One call moves all weights (`fused`), but in mixed precision, where Lightning refuses to
+    clip gradients of such an optimizer.
     """
     groups: Any = weights
     highest = max(node.lr.values()) if isinstance(node.lr, dict) else node.lr
     if isinstance(node.lr, dict) and parts is not None:
         rates = {part: node.lr.get(part, highest) for part in parts}
         groups = [{"params": parts[part], "lr": rate, "name": part} for part, rate in rates.items()]
-    betas, fused = (node.betas[0], node.betas[1]), "mixed" not in str(trainer.precision)
+    betas, fused = (node.betas[0], node.betas[1]), str(trainer.get("precision") or 32).startswith("32")
+    eps = node.eps if isinstance(node, StageConfig) else 1e-8
     optimizer = torch.optim.AdamW(groups, highest, betas, eps, node.weight_decay, fused=fused)
     factor = partial(lr_factor, schedule=node.lr_schedule, warmup_steps=node.warmup_steps, steps=steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -92,10 +92,7 @@ class StepSimulator:
         self.cached = bool(recipe.data.cache) and not recipe.trains_encoder
         self._seconds = {u.audio: u.seconds for u in utterances if u.audio}
         alone = SimpleNamespace(reduce=lambda x, reduce_op: x, handles_gradient_accumulation=False)
-        trainer = SimpleNamespace(
-            world_size=ranks, global_rank=0, accumulate_grad_batches=1, strategy=alone,
-            precision=recipe.trainer.get("precision"),
-        )  # fmt: skip
+        trainer = SimpleNamespace(world_size=ranks, global_rank=0, accumulate_grad_batches=1, strategy=alone)
         module._trainer = cast(Any, trainer)
         module.llm.compiles = False  # its operations are counted one by one
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
