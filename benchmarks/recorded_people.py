@@ -185,7 +185,7 @@ def train(runs: Path, system: str, seed: int, part: int, overrides: Sequence[str
     name, began = f"{system}-{seed}-{part}", runs / f"err-{seed}-{part}" / "stages"
     own = {"err": [], "plain": ["stages.disentangle.err=null"], "last": ["slots.paralinguistic.layers=last"]}[system]
     stages = runs / name / "stages"
-    if system == "plain" and not stages.is_dir():  # the same stages before, so that only ERR differs
+    if system == "plain" and began.is_dir() and not stages.is_dir():  # the same stages before: only ERR differs
         for stage in ("1-align", "2-joint"):
             shutil.copytree(began / stage, stages / stage)
     recipe = "sottovoce:conf/starter/recorded.yaml"

@@ -41,7 +41,7 @@ class Batch:
     def __init__(self, start: int, lengths: Sequence[int], past: Any, before: Tensor) -> None:
         self.rows, self.longest = len(lengths), max(lengths)
         self.past, self.before = past, before
-        self._masks: dict[tuple[int | None, torch.dtype | None], Tensor] = {}
+        self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
         device = before.device
         slots = torch.arange(self.longest, device=device)
         self.place = torch.cat([row * self.longest + slots[:n] for row, n in enumerate(lengths)])
@@ -56,11 +56,11 @@ class Batch:
         whole = flat.index_select(0, self.taken)
         return whole.view(self.rows, self.longest, *flat.shape[1:]).transpose(1, 2)
 
-    def mask(self, window: int | None, dtype: torch.dtype | None) -> Tensor:
-        """(rows, 1, longest, prefix + longest), True where a token may look: at the prefix, and up to itself.
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """(rows, 1, longest, prefix + longest), to be added to scores: 0 where a token may look, at the prefix and up
+        to itself.
 
-        With a window, at so many tokens, itself included; there are no prefixes then. With a dtype: numbers to be added
-        to scores.
+        With a window, at so many tokens, itself included; there are no prefixes then.
         """
         if (window, dtype) not in self._masks:
             causal = torch.ones(self.longest, self.longest, dtype=torch.bool, device=self.before.device).tril()
@@ -68,10 +68,9 @@ class Batch:
                 causal = causal.triu(1 - window)
             shape = (self.rows, 1, self.longest, -1)
             seen = torch.cat([self.before[:, None, None].expand(shape), causal.expand(shape)], 3)
-            if dtype is not None:
-                zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-                seen = zeros.masked_fill(~seen, torch.finfo(dtype).min)
-            self._masks[window, dtype] = seen
+            zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            # Numbers for SDPA, too: of True and False it would make, and keep, numbers in each layer.
+            self._masks[window, dtype] = zeros.masked_fill(~seen, torch.finfo(dtype).min)
         return self._masks[window, dtype]
 
 
@@ -133,7 +132,7 @@ class PackedRows:
                 past = batch.past.layers[layer]
                 k, v = torch.cat([past.keys.to(k), k], 2), torch.cat([past.values.to(v), v], 2)
             near = window if window is not None and window < batch.longest else None
-            mask = batch.mask(near, None if self.base == "sdpa" else q.dtype)
+            mask = batch.mask(near, q.dtype)
             out = attention(module, q, k, v, mask, **arguments)[0]
             found.append(out.flatten(0, 1).index_select(0, batch.place))
         return torch.cat(found)[None]
