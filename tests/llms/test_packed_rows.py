@@ -180,3 +180,20 @@ def test_bfloat16_is_packed_too(folder: Path) -> None:
     prompts, answers, prefixes = rows_of(llm)
     alone = [llm.loss([p], [a], [x]).total for p, a, x in zip(prompts, answers, prefixes, strict=True)]
     torch.testing.assert_close(llm.loss(prompts, answers, prefixes).per_row, torch.stack(alone), rtol=0.03, atol=0.1)
+
+
+def test_a_mask_is_kept_once_for_all_layers(tmp_path: Path) -> None:
+    """SDPA makes numbers of True and False in each layer, and keeps all of them for the backward pass."""
+    llm = loaded(save_family("llama3", tmp_path), attn_implementation="sdpa")
+    kept: dict[tuple[int, ...], set[int]] = {}  # storages by shape
+
+    def saved(x: Tensor) -> Tensor:
+        if x.dim() == 4 and x.shape[1] == 1 and x.shape[-1] >= x.shape[-2] == max(LENGTHS):
+            kept.setdefault(tuple(x.shape), set()).add(x.untyped_storage().data_ptr())
+        return x
+
+    prompts = [torch.randn(max(LENGTHS) - 2, llm.dim).requires_grad_() for _ in range(3)]
+    assert packs(llm)
+    with torch.autograd.graph.saved_tensors_hooks(saved, lambda x: x):
+        llm.loss(prompts, [[5, 6]] * 3, [[]] * 3)
+    assert llm.depth > 1 and [len(storages) for storages in kept.values()] == [1], kept
